@@ -1,0 +1,48 @@
+# Two commands do everything, set-up included: `make compare` and `make test`.
+.DEFAULT_GOAL := help
+.PHONY: help compare test format bench clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /: /'
+
+# torch first and by its exact version, then the package against that torch.
+$(VENV)/torch.stamp: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing torch into $(VENV) ..."
+	@$(PIP) torch==2.13.0 setuptools wheel
+	@touch $@
+
+$(VENV)/compare.stamp: $(VENV)/torch.stamp $(SOURCES)
+	@echo "Building normkit's kernels and installing what the comparison needs ..."
+	@$(PIP) --no-build-isolation --editable '.[compare]'
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/compare.stamp
+	@echo "Installing the checkers ..."
+	@$(PIP) pytest pytest-xdist hypothesis ruff mypy pre-commit
+	@touch $@
+
+compare: $(VENV)/compare.stamp ## compare the normalizations on the embedded data and write report/index.html
+	$(BIN)/normkit compare --out report
+
+test: $(VENV)/test.stamp ## lint, types and tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2
+
+format: $(VENV)/test.stamp ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/compare.stamp ## time the kernels against torch; numbers go to benchmarks/results/
+	$(BIN)/python -m benchmarks.run
+
+clean: ## remove everything that the other commands made
+	rm -rf $(VENV) build report src/*.egg-info src/normkit/_native*

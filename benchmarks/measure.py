@@ -1,0 +1,54 @@
+"""Timing: contestants interleaved in one process, medians, and the facts of the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from benchmarks.contestants import Call
+
+# glibc returns large blocks to the system when they are freed, and the page faults of fresh ones cost several
+# times the kernels, for every contestant alike.
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": str(1 << 28)}
+
+
+def keep_memory() -> None:
+    """Start this process again with an allocator that keeps what is freed."""
+    if any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **KEEP_MEMORY})
+
+
+def interleaved(calls: Mapping[str, Call], seconds: float) -> dict[str, float]:
+    """Median milliseconds of each call; they take turns for about `seconds` in all, at least 7 times each."""
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[next(iter(times))]) < 7:
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) * 1e3 for name, values in times.items()}
+
+
+def machine() -> dict[str, object]:
+    """What the numbers were measured on."""
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "allocator": KEEP_MEMORY,
+    }

@@ -1,0 +1,89 @@
+// Weight and bias laid along memory: constant over a run of elements, or one for each element of a vector.
+#pragma once
+#include "kernel.h"
+#include "lanes.h"
+
+namespace {
+
+using normkit::View;
+
+// Runs shorter than this are written out, so that the loops below see vectors.
+constexpr int64_t SHORT_RUN = 64;
+constexpr int64_t VECTOR = 256;
+
+template <class A> struct Affine {
+  const A* weight;
+  const A* bias;
+  int64_t period, inner;
+  bool vector, whole_row;
+  Array<A> written_out;
+
+  Affine(const View& v, const void* w, const void* b)
+      : weight(static_cast<const A*>(w)), bias(static_cast<const A*>(b)), period(v.period), inner(v.inner) {
+    vector = !v.columns && inner < v.r1 && inner < SHORT_RUN;
+    whole_row = vector && inner == 1 && period == v.r1;
+    if (!vector || (inner == 1 && (period >= VECTOR || period == v.r1))) return;
+    const int64_t once = period * inner, times = once >= VECTOR ? 1 : (VECTOR + once - 1) / once;
+    written_out.resize(2 * once * times);
+    for (int64_t i = 0; i < once * times; ++i) {
+      if (weight) written_out[i] = weight[i / inner % period];
+      if (bias) written_out[once * times + i] = bias[i / inner % period];
+    }
+    if (weight) weight = written_out.data();
+    if (bias) bias = written_out.data() + once * times;
+    period = once * times;
+    inner = 1;
+  }
+  Affine(const Affine&) = delete;
+  Affine& operator=(const Affine&) = delete;
+
+  A w(int64_t index) const { return weight ? weight[index] : A(1); }
+  A b(int64_t index) const { return bias ? bias[index] : A(0); }
+
+  // Cuts n elements, the first of them `at` in memory and `j` in its row, where the weight jumps:
+  // body(start within the piece, length, index of its first weight).
+  template <class Body> void pieces(int64_t at, int64_t j, int64_t n, Body&& body) const {
+    if (whole_row) return body(int64_t(0), n, j);
+    for (int64_t done = 0; done < n;) {
+      const int64_t run = (at + done) / inner, index = run % period;
+      const int64_t room = vector ? period - index : (run + 1) * inner - at - done;
+      const int64_t length = room < n - done ? room : n - done;
+      body(done, length, index);
+      done += length;
+    }
+  }
+};
+
+// Sums of dy * x_hat and dy in slots that one task alone writes, added up at the end in a fixed order.
+template <class A> struct AffineGrads {
+  A* dweight;
+  A* dbias;
+  Array<A> w, b;
+
+  AffineGrads(void* dw, void* db, int64_t slots) : dweight(static_cast<A*>(dw)), dbias(static_cast<A*>(db)) {
+    if (wanted()) w.resize(slots), b.resize(slots);
+  }
+  bool wanted() const { return dweight || dbias; }
+
+  // Slots in vectors of `width`; slot j of each adds to weight `index(j)` of `period`.
+  template <class Index> void reduce(int64_t width, int64_t period, Index&& index) const {
+    Array<double> sw(width), sb(width), tw(period), tb(period);
+    for (int64_t from = 0; from < w.size(); from += width) {
+      const A *pw = w.data() + from, *pb = b.data() + from;
+      double *qw = sw.data(), *qb = sb.data();
+#pragma omp simd
+      for (int64_t j = 0; j < width; ++j) qw[j] += double(pw[j]), qb[j] += double(pb[j]);
+    }
+    for (int64_t j = 0; j < width; ++j) {
+      const int64_t i = index(j);
+      tw[i] += sw[j];
+      tb[i] += sb[j];
+    }
+    for (int64_t i = 0; i < period; ++i) {
+      if (dweight) dweight[i] = A(tw[i]);
+      if (dbias) dbias[i] = A(tb[i]);
+    }
+  }
+};
+
+}  // namespace

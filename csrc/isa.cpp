@@ -1,0 +1,43 @@
+// The kernels for one instruction set: compiled several times, with NORMKIT_ISA naming the function that hands them out.
+#include "columns.h"
+
+namespace normkit {
+namespace {
+
+template <class S> void forward_in(const View& v, const Forward& f, const Pool& pool) {
+  v.columns ? forward_columns<S>(v, f, pool) : forward_rows<S>(v, f, pool);
+}
+template <class S> void backward_in(const View& v, const Backward& f, const Pool& pool) {
+  v.columns ? backward_columns<S>(v, f, pool) : backward_rows<S>(v, f, pool);
+}
+
+void forward(Storage s, const View& v, const Forward& f, const Pool& pool) {
+  switch (s) {
+    case Storage::f64: return forward_in<double>(v, f, pool);
+    case Storage::f32: return forward_in<float>(v, f, pool);
+    case Storage::bf16: return forward_in<bf16>(v, f, pool);
+    case Storage::f16: return forward_in<f16>(v, f, pool);
+  }
+}
+void backward(Storage s, const View& v, const Backward& f, const Pool& pool) {
+  switch (s) {
+    case Storage::f64: return backward_in<double>(v, f, pool);
+    case Storage::f32: return backward_in<float>(v, f, pool);
+    case Storage::bf16: return backward_in<bf16>(v, f, pool);
+    case Storage::f16: return backward_in<f16>(v, f, pool);
+  }
+}
+
+}  // namespace
+
+#define NORMKIT_JOIN(a, b) a##b
+#define NORMKIT_NAME(isa) NORMKIT_JOIN(kernels_, isa)
+#define NORMKIT_TEXT(isa) #isa
+#define NORMKIT_STRING(isa) NORMKIT_TEXT(isa)
+
+const Kernels* NORMKIT_NAME(NORMKIT_ISA)() {
+  static const Kernels kernels = {NORMKIT_STRING(NORMKIT_ISA), forward, backward};
+  return &kernels;
+}
+
+}  // namespace normkit

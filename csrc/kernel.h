@@ -1,0 +1,67 @@
+// What a kernel is asked to do, in plain C++: no torch, so that each instruction set can be compiled apart.
+#pragma once
+#include <cstdint>
+
+namespace normkit {
+
+enum class Storage : int { f64 = 0, f32 = 1, bf16 = 2, f16 = 3 };
+
+// The memory as four levels, outermost first: kept, reduced, kept, reduced. The weight of the element at
+// `offset` is `offset / inner % period`.
+struct View {
+  int64_t k0, r0, k1, r1, period, inner;
+  bool columns;
+
+  int64_t width() const { return k1 * r1; }
+  int64_t numel() const { return k0 * r0 * k1 * r1; }
+  int64_t cells() const { return k0 * k1; }
+  int64_t count() const { return r0 * r1; }
+};
+
+// x, y: the storage type. weight, bias, mean, std: its arithmetic type (double for double, else float).
+// Null where absent. With `fixed` the moments are given; else they are written. The standard deviation, not the
+// variance, because its range in fp32 is that of the data.
+struct Forward {
+  const void* x;
+  void* y;
+  const void* weight;
+  const void* bias;
+  void* mean;
+  void* std;
+  double eps;
+  bool center;
+  bool fixed;
+};
+
+// dx, dweight, dbias: null where not wanted.
+struct Backward {
+  const void* dy;
+  const void* x;
+  const void* weight;
+  const void* mean;
+  const void* std;
+  void* dx;
+  void* dweight;
+  void* dbias;
+  double eps;
+  bool center;
+  bool fixed;
+};
+
+// Runs body(context, task) for every task below n, on torch's threads.
+struct Pool {
+  void (*run)(int64_t n, void (*body)(void*, int64_t), void* context);
+  int threads;
+};
+
+struct Kernels {
+  const char* isa;
+  void (*forward)(Storage, const View&, const Forward&, const Pool&);
+  void (*backward)(Storage, const View&, const Backward&, const Pool&);
+};
+
+const Kernels* kernels_baseline();
+const Kernels* kernels_avx2();
+const Kernels* kernels_avx512();
+
+}  // namespace normkit

@@ -1,0 +1,167 @@
+// Storage types to arithmetic and back, and sums over lanes. Everything here has internal linkage: it is
+// compiled once for each instruction set, and the linker must not mix them.
+#pragma once
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+struct bf16 { uint16_t bits; };
+struct f16 { uint16_t bits; };
+
+template <class S> struct arithmetic_of { using type = float; };
+template <> struct arithmetic_of<double> { using type = double; };
+template <class S> using arithmetic = typename arithmetic_of<S>::type;
+
+// Elements handled at a time: small enough for the first-level cache, and every fp32 lane adds at most
+// BLOCK / LANES of them before it is merged in double.
+constexpr int64_t BLOCK = 2048;
+constexpr int LANES = 64;
+
+// std::vector would be emitted as a weak symbol in every instruction set, and the linker would keep one of them.
+template <class T> class Array {
+  T* data_ = nullptr;
+  size_t size_ = 0;
+
+ public:
+  Array() = default;
+  explicit Array(int64_t n) { resize(n); }
+  ~Array() { delete[] data_; }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+  void resize(int64_t n) {
+    delete[] data_;
+    data_ = nullptr;
+    size_ = size_t(n);
+    if (n > 0) data_ = new T[size_]();
+  }
+  int64_t size() const { return int64_t(size_); }
+  T* data() { return data_; }
+  const T* data() const { return data_; }
+  T& operator[](int64_t i) { return data_[i]; }
+  const T& operator[](int64_t i) const { return data_[i]; }
+};
+
+inline float from_bits(uint32_t u) { float f; std::memcpy(&f, &u, 4); return f; }
+inline uint32_t to_bits(float f) { uint32_t u; std::memcpy(&u, &f, 4); return u; }
+
+inline float widen(bf16 h) { return from_bits(uint32_t(h.bits) << 16); }
+inline float widen(f16 h) {
+  // Exponent and mantissa moved into place, then the bias corrected by one multiplication: subnormals come out right.
+  const uint32_t sign = uint32_t(h.bits & 0x8000u) << 16;
+  const uint32_t rest = uint32_t(h.bits & 0x7fffu) << 13;
+  const float scaled = from_bits(rest) * 0x1p112f;
+  const uint32_t special = (rest | 0x7f800000u);
+  return from_bits((rest >= 0x0f800000u ? special : to_bits(scaled)) | sign);
+}
+inline bf16 narrow(float f, bf16) {
+  const uint32_t u = to_bits(f);
+  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  return {uint16_t(f != f ? (u >> 16) | 0x0040u : rounded)};
+}
+inline f16 narrow(float f, f16) {
+  const uint32_t u = to_bits(f), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return {uint16_t(sign | 0x7e00u)};
+  if (magnitude >= 0x477ff000u) return {uint16_t(sign | 0x7c00u)};
+  if (magnitude < 0x38800000u) {  // subnormal: the addition rounds to the last bit that half precision has
+    const uint32_t bits = to_bits(from_bits(magnitude) + 0.5f) - to_bits(0.5f);
+    return {uint16_t(sign | bits)};
+  }
+  const uint32_t rounded = magnitude + 0xc8000fffu + ((magnitude >> 13) & 1u);
+  return {uint16_t(sign | (rounded >> 13))};
+}
+
+template <class S> void widen(const S* x, float* out, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) out[i] = widen(x[i]);
+}
+template <class S> void narrow(const float* x, S* out, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) out[i] = narrow(x[i], S{});
+}
+#if defined(__F16C__)
+inline void widen(const f16* x, float* out, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i))));
+  for (; i < n; ++i) out[i] = widen(x[i]);
+}
+inline void narrow(const float* x, f16* out, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), 0));
+  for (; i < n; ++i) out[i] = narrow(x[i], f16{});
+}
+#endif
+
+// At most BLOCK elements for arithmetic: the memory itself where the type is already right, else a copy in `buffer`.
+inline const float* load(const float* x, float*, int64_t) { return x; }
+inline const double* load(const double* x, double*, int64_t) { return x; }
+template <class S> const float* load(const S* x, float* buffer, int64_t n) {
+  widen(x, buffer, n);
+  return buffer;
+}
+// Where to write at most BLOCK results, and the way from there into memory.
+inline float* target(float* y, float*) { return y; }
+inline double* target(double* y, double*) { return y; }
+template <class S> float* target(S*, float* buffer) { return buffer; }
+inline void store(const float*, float*, int64_t) {}
+inline void store(const double*, double*, int64_t) {}
+template <class S> void store(const float* result, S* y, int64_t n) { narrow(result, y, n); }
+
+// Two sums over n elements, `term(i, a, b)` giving what element i adds to each. Many independent sums keep the adders
+// busy and the error small. How an element is summed depends on its place and on n alone.
+template <class A> struct Two { double a, b; };
+
+template <int N, class A> inline double total(const A* lanes) {
+  A t = 0;
+#pragma omp simd reduction(+ : t)
+  for (int j = 0; j < N; ++j) t += lanes[j];
+  return double(t);
+}
+template <int N, class A, class Term> inline Two<A> sum_two_in(int64_t n, Term&& term) {
+  A sa[N] = {}, sb[N] = {};
+  int64_t i = 0;
+  for (; i + N <= n; i += N) {
+#pragma omp simd
+    for (int j = 0; j < N; ++j) {
+      A a, b;
+      term(i + j, a, b);
+      sa[j] += a;
+      sb[j] += b;
+    }
+  }
+#pragma omp simd
+  for (int j = 0; j < int(n - i); ++j) {
+    A a, b;
+    term(i + j, a, b);
+    sa[j] += a;
+    sb[j] += b;
+  }
+  return {total<N>(sa), total<N>(sb)};
+}
+template <class A, class Term> inline Two<A> sum_two(int64_t n, Term&& term) {
+  return n < 2 * LANES ? sum_two_in<LANES / 4, A>(n, term) : sum_two_in<LANES, A>(n, term);
+}
+template <int N, class A> inline double sum_one_in(const A* x, int64_t n) {
+  A s[N] = {};
+  int64_t i = 0;
+  for (; i + N <= n; i += N) {
+#pragma omp simd
+    for (int j = 0; j < N; ++j) s[j] += x[i + j];
+  }
+#pragma omp simd
+  for (int j = 0; j < int(n - i); ++j) s[j] += x[i + j];
+  return total<N>(s);
+}
+template <class A> inline double sum_one(const A* x, int64_t n) {
+  return n < 2 * LANES ? sum_one_in<LANES / 4>(x, n) : sum_one_in<LANES>(x, n);
+}
+
+}  // namespace

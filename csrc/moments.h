@@ -1,0 +1,63 @@
+// Mean and sum of squared deviations, merged by Chan's formula (Chan, Golub & LeVeque 1983).
+#pragma once
+#include "lanes.h"
+
+namespace {
+
+struct Moments {
+  double count = 0, mean = 0, m2 = 0;
+
+  void merge(const Moments& other) {
+    if (other.count == 0) return;
+    const double total = count + other.count, delta = other.mean - mean;
+    const double share = other.count / total;
+    mean += delta * share;
+    m2 += other.m2 + delta * delta * count * share;
+    count = total;
+  }
+};
+
+// fp32 squares of such sums overflow, or underflow where eps cannot hide it: the block is then redone in double.
+inline bool out_of_range(double squares, double eps) {
+  return !(squares < 1e37) || (squares < 1e-28 && eps < 1e-28);
+}
+
+// Two passes over a block that is in the cache: a mean, then the deviations from it, whose own sum corrects the mean.
+template <class A> Moments moments_of(const A* x, int64_t n, bool center, double eps) {
+  Moments m;
+  m.count = double(n);
+  const A guess = center ? A(sum_one(x, n) / double(n)) : A(0);
+  const Two<A> sums = sum_two<A>(n, [&](int64_t i, A& d, A& d2) {
+    d = x[i] - guess;
+    d2 = d * d;
+  });
+  const double shift = center ? sums.a / double(n) : 0;
+  m.mean = double(guess) + shift;
+  m.m2 = sums.b - shift * sums.a;
+  if (std::is_same<A, float>::value && out_of_range(sums.b, eps)) {
+    double s = 0, q = 0;
+    for (int64_t i = 0; center && i < n; ++i) s += double(x[i]);
+    m.mean = s / double(n);
+    for (int64_t i = 0; i < n; ++i) q += (double(x[i]) - m.mean) * (double(x[i]) - m.mean);
+    m.m2 = q;
+  }
+  if (m.m2 < 0) m.m2 = 0;
+  return m;
+}
+
+inline double square(double s) { return s * s; }
+
+// How moments are applied: y = (x - mean) * rstd + shift, the mean in the arithmetic type and `shift` its rest.
+template <class A> struct Scale {
+  A mean, rstd, shift;
+
+  Scale() = default;
+  Scale(double m, double var, double eps) {
+    const double r = 1.0 / std::sqrt(var + eps);
+    mean = A(m);
+    rstd = A(r);
+    shift = A((double(mean) - m) * r);
+  }
+};
+
+}  // namespace

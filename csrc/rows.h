@@ -1,0 +1,358 @@
+// Walking along rows: a cell is R0 rows of R1 contiguous elements, each with one mean and one variance.
+#pragma once
+#include "affine.h"
+#include "moments.h"
+
+namespace {
+
+using normkit::Backward;
+using normkit::Forward;
+using normkit::Pool;
+
+// Elements after which a cell's moments are summed up apart, so that one huge cell can occupy every thread.
+constexpr int64_t CHUNK = 32768;
+// Vectors of weight gradients: their number depends on the shape alone, so the bits do not depend on the threads.
+constexpr int64_t VECTORS = 32;
+// Short rows handled together in the backward pass.
+constexpr int64_t GROUP = 4;
+// Below this many elements in a task, threads cost more than they bring.
+constexpr int64_t GRAIN = 16384;
+
+template <class Body> void parallel(const Pool& pool, int64_t n, Body&& body) {
+  using Plain = typename std::remove_reference<Body>::type;
+  if (n <= 1) {
+    if (n == 1) body(int64_t(0));
+    return;
+  }
+  pool.run(n, [](void* context, int64_t i) { (*static_cast<Plain*>(context))(i); }, &body);
+}
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// A cell's rows cut into spans of at most CHUNK elements: `rows` whole rows, or a part of one row.
+struct Spans {
+  int64_t rows, parts, per_cell;
+  const View& v;
+
+  explicit Spans(const View& view) : v(view) {
+    rows = v.r1 >= CHUNK ? 1 : least(v.r0, CHUNK / v.r1);
+    parts = v.r1 > CHUNK ? ceil_div(v.r1, CHUNK) : 1;
+    per_cell = ceil_div(v.r0, rows) * parts;
+  }
+  // body(offset, offset in its row, n) for every contiguous piece of span `s` of `cell`, at most BLOCK elements each.
+  template <class Body> void blocks(int64_t cell, int64_t s, Body&& body) const {
+    const int64_t from = s / parts * rows, to = least(from + rows, v.r0);
+    const int64_t left = s % parts * CHUNK, right = parts == 1 ? v.r1 : least(left + CHUNK, v.r1);
+    for (int64_t r = from; r < to; ++r) {
+      const int64_t base = ((cell / v.k1 * v.r0 + r) * v.k1 + cell % v.k1) * v.r1;
+      for (int64_t j = left; j < right; j += BLOCK) body(base + j, j, least(BLOCK, right - j));
+    }
+  }
+};
+
+// Cells go to threads whole where there are enough of them, several to a task where they are small. Else every
+// span is a task and the cells are finished between two phases. Either way the same sums in the same order.
+struct Share {
+  int64_t cells_per_task, tasks;
+  bool split;
+
+  Share(const View& v, const Spans& spans, const Pool& pool) {
+    cells_per_task = v.count() >= GRAIN ? 1 : ceil_div(GRAIN, v.count());
+    tasks = ceil_div(v.cells(), cells_per_task);
+    split = pool.threads > 1 && spans.per_cell > 1 && v.cells() % pool.threads && v.cells() < 4 * pool.threads;
+  }
+};
+
+template <class S> void forward_rows(const View& v, const Forward& f, const Pool& pool) {
+  using A = arithmetic<S>;
+  const S* x = static_cast<const S*>(f.x);
+  S* y = static_cast<S*>(f.y);
+  A* mean = static_cast<A*>(f.mean);
+  A* dev = static_cast<A*>(f.std);
+  const Affine<A> affine(v, f.weight, f.bias);
+  const Spans spans(v);
+
+  const auto moments_of_span = [&](int64_t cell, int64_t s) {
+    Moments m;
+    A buffer[BLOCK];
+    spans.blocks(cell, s, [&](int64_t at, int64_t, int64_t n) {
+      m.merge(moments_of(load(x + at, buffer, n), n, f.center, f.eps));
+    });
+    return m;
+  };
+  const auto finish = [&](int64_t cell, const Moments& m) {
+    const double v2 = m.m2 / m.count;
+    if (f.center) mean[cell] = A(m.mean);
+    dev[cell] = A(std::sqrt(v2));
+    return Scale<A>(m.mean, v2, f.eps);
+  };
+  const auto given = [&](int64_t cell) { return Scale<A>(double(mean[cell]), square(dev[cell]), f.eps); };
+  const auto apply_block = [&](const A* in, S* out, int64_t at, int64_t j, int64_t n, const Scale<A>& scale) {
+    A result[BLOCK];
+    A* r = target(out, result);
+    affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
+      const A* p = in + start;
+      A* q = r + start;
+      const A m = scale.mean;
+      if (affine.vector && (affine.weight || affine.bias)) {
+        const A rstd = scale.rstd, shift = scale.shift;
+        const A *w = affine.weight + index, *b = affine.bias + index;
+        if (!affine.bias) {
+#pragma omp simd
+          for (int64_t i = 0; i < length; ++i) q[i] = ((p[i] - m) * rstd + shift) * w[i];
+        } else if (!affine.weight) {
+#pragma omp simd
+          for (int64_t i = 0; i < length; ++i) q[i] = ((p[i] - m) * rstd + shift) + b[i];
+        } else {
+#pragma omp simd
+          for (int64_t i = 0; i < length; ++i) q[i] = ((p[i] - m) * rstd + shift) * w[i] + b[i];
+        }
+      } else {
+        const bool plain = affine.vector;
+        const A w = plain ? A(1) : affine.w(index), b = plain ? A(0) : affine.b(index);
+        const A a = scale.rstd * w, c = scale.shift * w + b;
+#pragma omp simd
+        for (int64_t i = 0; i < length; ++i) q[i] = (p[i] - m) * a + c;
+      }
+    });
+    store(r, out, n);
+  };
+  const auto apply_span = [&](int64_t cell, int64_t s, const Scale<A>& scale) {
+    A buffer[BLOCK];
+    spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n) {
+      apply_block(load(x + at, buffer, n), y + at, at, j, n, scale);
+    });
+  };
+
+  const Share share(v, spans, pool);
+  if (share.split) {
+    const int64_t tasks = v.cells() * spans.per_cell;
+    Array<Moments> partial(f.fixed ? 0 : tasks);
+    Array<Scale<A>> scales(v.cells());
+    if (!f.fixed)
+      parallel(pool, tasks, [&](int64_t t) {
+        partial[t] = moments_of_span(t / spans.per_cell, t % spans.per_cell);
+      });
+    for (int64_t cell = 0; cell < v.cells(); ++cell) {
+      Moments m;
+      for (int64_t s = 0; s < spans.per_cell && !f.fixed; ++s) m.merge(partial[cell * spans.per_cell + s]);
+      scales[cell] = f.fixed ? given(cell) : finish(cell, m);
+    }
+    parallel(pool, tasks, [&](int64_t t) {
+      apply_span(t / spans.per_cell, t % spans.per_cell, scales[t / spans.per_cell]);
+    });
+    return;
+  }
+  parallel(pool, share.tasks, [&](int64_t task) {
+    const int64_t end = least((task + 1) * share.cells_per_task, v.cells());
+    for (int64_t cell = task * share.cells_per_task; cell < end; ++cell) {
+      if (!f.fixed && v.r0 == 1 && v.r1 <= BLOCK) {  // converted once, normalized from the same buffer
+        A buffer[BLOCK];
+        const A* in = load(x + cell * v.r1, buffer, v.r1);
+        apply_block(in, y + cell * v.r1, cell * v.r1, 0, v.r1, finish(cell, moments_of(in, v.r1, f.center, f.eps)));
+        continue;
+      }
+      Moments m;
+      for (int64_t s = 0; s < spans.per_cell && !f.fixed; ++s) m.merge(moments_of_span(cell, s));
+      const Scale<A> scale = f.fixed ? given(cell) : finish(cell, m);
+      for (int64_t s = 0; s < spans.per_cell; ++s) apply_span(cell, s, scale);
+    }
+  });
+}
+
+// The two sums that a cell's dx needs: of g = dy * weight, and of g * x_hat.
+struct CellSums {
+  double g = 0, gx = 0;
+};
+
+template <class S> void backward_rows(const View& v, const Backward& f, const Pool& pool) {
+  using A = arithmetic<S>;
+  const S *dy = static_cast<const S*>(f.dy), *x = static_cast<const S*>(f.x);
+  const A *mean = static_cast<const A*>(f.mean), *dev = static_cast<const A*>(f.std);
+  S* dx = static_cast<S*>(f.dx);
+  const Affine<A> affine(v, f.weight, nullptr);
+  const Spans spans(v);
+  const Share share(v, spans, pool);
+
+  // Weight gradients: a vector of slots for each of a fixed number of cells, or in every row a slot for each run of
+  // constant weight in each span; the sum of both numbers names the pair, as both only grow along the row.
+  const int64_t grain = least(affine.inner, v.r1);
+  const int64_t per_row = (v.r1 - 1) / grain + (v.r1 - 1) / CHUNK + 1;
+  const int64_t per_vector = ceil_div(v.cells(), least(v.cells(), VECTORS));
+  const int64_t vectors = ceil_div(v.cells(), per_vector);
+  AffineGrads<A> grads(f.dweight, f.dbias, affine.vector ? vectors * affine.period : v.numel() / v.r1 * per_row);
+
+  const auto scale_of = [&](int64_t cell) {
+    return Scale<A>(f.center || f.fixed ? double(mean[cell]) : 0.0, square(dev[cell]), f.eps);
+  };
+  const auto sums_of_span = [&](int64_t cell, int64_t s, const Scale<A>& scale) {
+    CellSums sums;
+    A bx[BLOCK], bg[BLOCK];
+    const A m = scale.mean, rstd = scale.rstd;
+    spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n) {
+      const A *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
+      affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
+        const A *p = px + start, *g = pg + start;
+        if (affine.vector && affine.weight) {
+          const A* w = affine.weight + index;
+          const Two<A> two = sum_two<A>(length, [&](int64_t i, A& a, A& b) {
+            a = g[i] * w[i];
+            b = a * ((p[i] - m) * rstd);
+          });
+          sums.g += two.a;
+          sums.gx += two.b;
+        } else {
+          const Two<A> two = sum_two<A>(length, [&](int64_t i, A& a, A& b) {
+            a = g[i];
+            b = g[i] * ((p[i] - m) * rstd);
+          });
+          const double w = affine.vector ? 1.0 : double(affine.w(index));
+          sums.g += two.a * w;
+          sums.gx += two.b * w;
+          if (!affine.vector && grads.wanted()) {
+            const int64_t row = (at - j) / v.r1, place = j + start;
+            const int64_t slot = row * per_row + place / grain + place / CHUNK;
+            grads.w[slot] += A(two.b);
+            grads.b[slot] += A(two.a);
+          }
+        }
+        if (affine.vector && grads.wanted()) {
+          A* tw = grads.w.data() + cell / per_vector * affine.period + index;
+          A* tb = grads.b.data() + cell / per_vector * affine.period + index;
+#pragma omp simd
+          for (int64_t i = 0; i < length; ++i) {
+            tw[i] += g[i] * ((p[i] - m) * rstd);
+            tb[i] += g[i];
+          }
+        }
+      });
+    });
+    return sums;
+  };
+  const auto apply_span = [&](int64_t cell, int64_t s, const Scale<A>& scale, const CellSums& sums) {
+    A bx[BLOCK], bg[BLOCK], br[BLOCK];
+    const double count = double(v.count());
+    const A m = scale.mean, rstd = scale.rstd;
+    const A c1 = f.fixed || !f.center ? A(0) : A(sums.g / count), c2 = f.fixed ? A(0) : A(sums.gx / count);
+    spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n) {
+      const A *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
+      A* out = target(dx + at, br);
+      affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
+        const A *p = px + start, *g = pg + start;
+        A* q = out + start;
+        if (affine.vector && affine.weight) {
+          const A* w = affine.weight + index;
+#pragma omp simd
+          for (int64_t i = 0; i < length; ++i) q[i] = rstd * (g[i] * w[i] - c1 - (p[i] - m) * rstd * c2);
+        } else {
+          const A w = affine.vector ? A(1) : affine.w(index);
+#pragma omp simd
+          for (int64_t i = 0; i < length; ++i) q[i] = rstd * (g[i] * w - c1 - (p[i] - m) * rstd * c2);
+        }
+      });
+      store(out, dx + at, n);
+    });
+  };
+
+  // Short rows with a weight for each element, several at a time: one trip to the sums of weight gradients for all.
+  const auto short_rows = [&](int64_t first, int64_t rows) {
+    A bx[GROUP * BLOCK], bg[GROUP * BLOCK];
+    const A *p[GROUP], *g[GROUP];
+    A mu[GROUP], rs[GROUP];
+    const A* w = affine.weight;
+    const int64_t n = v.r1;
+    for (int64_t k = 0; k < rows; ++k) {
+      p[k] = load(x + (first + k) * n, bx + k * BLOCK, n);
+      g[k] = load(dy + (first + k) * n, bg + k * BLOCK, n);
+      const Scale<A> scale = scale_of(first + k);
+      const A m = mu[k] = scale.mean, rstd = rs[k] = scale.rstd;
+      if (!dx) continue;
+      A c1 = 0, c2 = 0, result[BLOCK];
+      if (!f.fixed) {
+        const A *px = p[k], *pg = g[k];
+        const Two<A> sums = sum_two<A>(n, [=](int64_t i, A& a, A& b) {
+          a = w ? pg[i] * w[i] : pg[i];
+          b = a * ((px[i] - m) * rstd);
+        });
+        c1 = f.center ? A(sums.a / double(n)) : A(0);
+        c2 = A(sums.b / double(n));
+      }
+      S* out = dx + (first + k) * n;
+      A* q = target(out, result);
+      const A *px = p[k], *pg = g[k];
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) q[i] = rstd * ((w ? pg[i] * w[i] : pg[i]) - c1 - (px[i] - m) * rstd * c2);
+      store(q, out, n);
+    }
+    if (!grads.wanted()) return;
+    A* tw = grads.w.data() + first / per_vector * n;
+    A* tb = grads.b.data() + first / per_vector * n;
+    if (rows == GROUP) {
+      const A *p0 = p[0], *p1 = p[1], *p2 = p[2], *p3 = p[3], *g0 = g[0], *g1 = g[1], *g2 = g[2], *g3 = g[3];
+      const A m0 = mu[0], m1 = mu[1], m2 = mu[2], m3 = mu[3], r0 = rs[0], r1 = rs[1], r2 = rs[2], r3 = rs[3];
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) {
+        tw[i] += (g0[i] * ((p0[i] - m0) * r0) + g1[i] * ((p1[i] - m1) * r1)) +
+                 (g2[i] * ((p2[i] - m2) * r2) + g3[i] * ((p3[i] - m3) * r3));
+        tb[i] += (g0[i] + g1[i]) + (g2[i] + g3[i]);
+      }
+    } else {
+      for (int64_t k = 0; k < rows; ++k) {
+        const A *px = p[k], *pg = g[k];
+        const A m = mu[k], rstd = rs[k];
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i) tw[i] += pg[i] * ((px[i] - m) * rstd), tb[i] += pg[i];
+      }
+    }
+  };
+
+  const bool sums_needed = grads.wanted() || !f.fixed;
+  if (share.split && !(affine.vector && grads.wanted())) {
+    const int64_t tasks = v.cells() * spans.per_cell;
+    Array<CellSums> partial(sums_needed ? tasks : 0), total(v.cells());
+    if (sums_needed)
+      parallel(pool, tasks, [&](int64_t t) {
+        const int64_t cell = t / spans.per_cell;
+        partial[t] = sums_of_span(cell, t % spans.per_cell, scale_of(cell));
+      });
+    for (int64_t t = 0; t < partial.size(); ++t) {
+      total[t / spans.per_cell].g += partial[t].g;
+      total[t / spans.per_cell].gx += partial[t].gx;
+    }
+    if (dx)
+      parallel(pool, tasks, [&](int64_t t) {
+        const int64_t cell = t / spans.per_cell;
+        apply_span(cell, t % spans.per_cell, scale_of(cell), total[cell]);
+      });
+  } else {
+    const int64_t per_task = affine.vector && grads.wanted() ? per_vector : share.cells_per_task;
+    parallel(pool, ceil_div(v.cells(), per_task), [&](int64_t task) {
+      const int64_t end = least((task + 1) * per_task, v.cells());
+      if (affine.whole_row && v.r1 <= BLOCK) {
+        for (int64_t cell = task * per_task; cell < end; cell += GROUP) short_rows(cell, least(GROUP, end - cell));
+        return;
+      }
+      for (int64_t cell = task * per_task; cell < end; ++cell) {
+        const Scale<A> scale = scale_of(cell);
+        CellSums sums;
+        for (int64_t s = 0; s < spans.per_cell && sums_needed; ++s) {
+          const CellSums part = sums_of_span(cell, s, scale);
+          sums.g += part.g;
+          sums.gx += part.gx;
+        }
+        for (int64_t s = 0; s < spans.per_cell && dx; ++s) apply_span(cell, s, scale, sums);
+      }
+    });
+  }
+  if (!grads.wanted()) return;
+  if (affine.vector) return grads.reduce(affine.period, v.period, [&](int64_t j) { return j / v.inner % v.period; });
+  const int64_t cycle = v.period * v.inner > v.r1 ? v.period * v.inner : v.r1;
+  Array<int64_t> index(cycle / v.r1 * per_row);
+  for (int64_t row = 0; row < cycle / v.r1; ++row)
+    for (int64_t j = 0; j < v.r1; j += grain)
+      for (int64_t part = j / CHUNK; part <= (j + grain - 1) / CHUNK; ++part)
+        index[row * per_row + j / grain + part] = (row * v.r1 + j) / v.inner % v.period;
+  grads.reduce(index.size(), v.period, [&](int64_t slot) { return index[slot]; });
+}
+
+}  // namespace

@@ -1,0 +1,67 @@
+"""One engine for every normalization, and the tools to choose, check and change the normalization of a model.
+
+The front door: explicit names, each loaded from its home when it is first asked for, so that ``import normkit``
+costs nothing and the command line does not wait for torch.
+"""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+from typing import Any as _Any
+
+if TYPE_CHECKING:
+    from normkit import functional as functional
+    from normkit.backends import show_backends as show_backends
+    from normkit.layers import BatchNorm1d as BatchNorm1d
+    from normkit.layers import BatchNorm2d as BatchNorm2d
+    from normkit.layers import BatchNorm3d as BatchNorm3d
+    from normkit.layers import GroupNorm as GroupNorm
+    from normkit.layers import InstanceNorm1d as InstanceNorm1d
+    from normkit.layers import InstanceNorm2d as InstanceNorm2d
+    from normkit.layers import InstanceNorm3d as InstanceNorm3d
+    from normkit.layers import LayerNorm as LayerNorm
+    from normkit.layers import LayerNorm2d as LayerNorm2d
+    from normkit.layers import LazyBatchNorm1d as LazyBatchNorm1d
+    from normkit.layers import LazyBatchNorm2d as LazyBatchNorm2d
+    from normkit.layers import LazyBatchNorm3d as LazyBatchNorm3d
+    from normkit.layers import LazyInstanceNorm1d as LazyInstanceNorm1d
+    from normkit.layers import LazyInstanceNorm2d as LazyInstanceNorm2d
+    from normkit.layers import LazyInstanceNorm3d as LazyInstanceNorm3d
+    from normkit.layers import LocalResponseNorm as LocalResponseNorm
+    from normkit.layers import Norm as Norm
+    from normkit.layers import RMSNorm as RMSNorm
+    from normkit.parametrize import init_weight_norm as init_weight_norm
+    from normkit.parametrize import remove_weight_norm as remove_weight_norm
+    from normkit.parametrize import weight_norm as weight_norm
+    from normkit.study import compare as compare
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "normkit.backends": "show_backends",
+    "normkit.layers": "BatchNorm1d BatchNorm2d BatchNorm3d GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d "
+    "LayerNorm LayerNorm2d LazyBatchNorm1d LazyBatchNorm2d LazyBatchNorm3d LazyInstanceNorm1d LazyInstanceNorm2d "
+    "LazyInstanceNorm3d LocalResponseNorm Norm RMSNorm",
+    "normkit.parametrize": "init_weight_norm remove_weight_norm weight_norm",
+    "normkit.study": "compare",
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = ["functional", *_HOME]
+
+
+def __getattr__(name: str) -> _Any:
+    if name == "functional":
+        return _import_module("normkit.functional")
+    if name in _HOME:
+        value = getattr(_import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_"):
+        from normkit.errors import nearest
+
+        raise AttributeError(f"normkit has no {name!r}: {nearest(name, __all__)}")
+    raise AttributeError(name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

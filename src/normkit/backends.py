@@ -1,0 +1,62 @@
+"""Which kernels are in use, and why."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from normkit.kernels.native import native
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to carry out a plan."""
+
+    device: str
+    name: str
+    in_use: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Backends:
+    """All of them; printed as a table."""
+
+    rows: tuple[Backend, ...]
+
+    def to_dict(self) -> dict[str, list[dict[str, object]]]:
+        """The same as plain data."""
+        return {"backends": [asdict(row) for row in self.rows]}
+
+    def __str__(self) -> str:
+        width = max(len(row.name) for row in self.rows)
+        lines = [
+            f"{row.device:<5} {row.name:<{width}}  {'in use' if row.in_use else 'not in use':<10}  {row.reason}"
+            for row in self.rows
+        ]
+        return "\n".join(lines)
+
+
+def show_backends() -> Backends:
+    """Say which kernels are in use on each kind of device, and why.
+
+    Returns:
+        The backends, as data; ``print`` shows a table.
+
+    Example:
+        >>> import normkit
+        >>> [row.name for row in normkit.show_backends().rows]
+        ['C++ kernels', 'plain torch', 'plain torch']
+    """
+    cpu = native()
+    return Backends(
+        (
+            Backend("cpu", "C++ kernels", cpu.loaded, cpu.reason),
+            Backend("cpu", "plain torch", not cpu.loaded, "the reference, where there are no kernels"),
+            Backend(
+                "other",
+                "plain torch",
+                True,
+                "normkit has no GPU kernels yet",
+            ),
+        )
+    )

@@ -1,0 +1,60 @@
+"""The few kinds of error normkit raises; each message gives the rule, the value received and the remedy.
+
+>>> from normkit.errors import PatternError, ShapeError
+>>> issubclass(PatternError, ValueError) and issubclass(ShapeError, ValueError)
+True
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class NormkitError(Exception):
+    """Everything normkit raises on purpose."""
+
+
+class PatternError(NormkitError, ValueError):
+    """A region pattern that cannot be read; a caret stands under the place.
+
+    >>> print(PatternError.at("b [c", 2, "'[' is never closed", "add ']'"))
+    '[' is never closed
+        b [c
+          ^
+    add ']'
+    """
+
+    @classmethod
+    def at(cls, pattern: str, position: int, rule: str, remedy: str) -> PatternError:
+        """The error for one character of a pattern."""
+        return cls(f"{rule}\n    {pattern}\n    {' ' * position}^\n{remedy}")
+
+
+class ShapeError(NormkitError, ValueError):
+    """A tensor whose sizes do not fit the region, the parameters or the statistics."""
+
+
+class ArgumentError(NormkitError, ValueError):
+    """A value no tensor is needed to reject: a negative eps, a group count that does not divide."""
+
+
+class DtypeError(NormkitError, TypeError):
+    """A dtype or type that normalization is not defined for."""
+
+
+class StateError(NormkitError, RuntimeError):
+    """An operation the object's present state does not allow."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The remedy for an unknown name: the nearest known one, else all of them.
+
+    >>> nearest("group_nrom", ["batch_norm", "group_norm"])
+    "did you mean 'group_norm'?"
+    >>> nearest("xyz", ["batch_norm", "group_norm"])
+    'known: batch_norm, group_norm'
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"

@@ -1,0 +1,20 @@
+"""Every normalization as a function: arithmetic, no state; signatures as in `torch.nn.functional`."""
+
+from normkit.functional.batch import batch_norm
+from normkit.functional.general import normalize
+from normkit.functional.group import group_norm
+from normkit.functional.instance import instance_norm
+from normkit.functional.layer import layer_norm, layer_norm2d
+from normkit.functional.local_response import local_response_norm
+from normkit.functional.rms import rms_norm
+
+__all__ = [
+    "batch_norm",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "layer_norm2d",
+    "local_response_norm",
+    "normalize",
+    "rms_norm",
+]

@@ -1,0 +1,47 @@
+"""The checks that every functional shares: rule, value received, remedy."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from normkit.errors import ArgumentError, DtypeError, ShapeError
+
+
+def check_call(name: str, x: Tensor, eps: float) -> None:
+    """The input is real floating point, and eps is not negative."""
+    if not isinstance(x, Tensor):
+        raise DtypeError(f"{name} needs a tensor as input, got {type(x).__name__}")
+    if not x.is_floating_point() or x.element_size() < 2:
+        raise DtypeError(
+            f"{name} is defined for float64, float32, bfloat16 and float16, got {x.dtype}: convert the input first"
+        )
+    if eps < 0:
+        raise ArgumentError(f"eps must not be negative, got {eps} in {name}: use 1e-5")
+
+
+def check_dimensions(name: str, x: Tensor, least: int, layout: str) -> None:
+    """The input has at least so many dimensions."""
+    if x.dim() < least:
+        raise ShapeError(
+            f"{name} needs at least {least} dimensions, {layout}; got shape {tuple(x.shape)}: add the missing one"
+        )
+
+
+def check_parameter(name: str, what: str, t: Tensor | None, shape: tuple[int, ...], x: Tensor) -> None:
+    """A weight, a bias or a statistic fits the input in shape, dtype and device."""
+    if t is None:
+        return
+    if tuple(t.shape) != shape:
+        raise ShapeError(
+            f"{what} of {name} must have shape {shape} for an input of shape {tuple(x.shape)}, "
+            f"got {tuple(t.shape)}: make the layer for this number of features"
+        )
+    if not t.is_floating_point() or (t.element_size() > x.element_size() and t.element_size() > 4):
+        raise DtypeError(
+            f"{what} of {name} must have the input's dtype {x.dtype}, or float32 beside a half-precision input, "
+            f"got {t.dtype}: convert one of the two"
+        )
+    if t.device != x.device:
+        raise ArgumentError(
+            f"{what} of {name} is on {t.device}, the input on {x.device}: move the layer with .to({str(x.device)!r})"
+        )

@@ -1,0 +1,93 @@
+"""Batch normalization: one channel over the whole batch, with running statistics for inference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from normkit.errors import ArgumentError, ShapeError
+from normkit.functional._checks import check_call, check_dimensions, check_parameter
+from normkit.kernels.ops import normalized, standardized
+
+PATTERN = "[b] c [...]"
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalize each channel over batch and positions; the region is ``[b] c [...]``.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``. In training mean and (biased) variance are the batch's,
+    and ``running = (1 - momentum) * running + momentum * batch`` with the unbiased variance; a step that
+    activation checkpointing computes again updates nothing. Otherwise the running statistics are used.
+
+    Args:
+        input: (N, C) or (N, C, ...), any strides.
+        running_mean, running_var: (C,), updated in place in training; both may be None in training.
+        weight, bias: (C,) or None.
+        training: use the batch's statistics.
+        momentum: share of the new batch in the running statistics.
+        eps: added to the variance, in units of the input squared.
+
+    Returns:
+        A tensor with the input's shape, dtype and memory layout.
+
+    Raises:
+        ShapeError: one value per channel in training, or parameters of another size; nothing is updated then.
+        ArgumentError: no running statistics where they are needed.
+
+    Example:
+        >>> import torch
+        >>> from normkit import functional
+        >>> mean, var = torch.zeros(1), torch.ones(1)
+        >>> x = torch.tensor([[1.0], [3.0]])
+        >>> functional.batch_norm(x, mean, var, training=True, eps=0.0).flatten(), mean, var
+        (tensor([-1.,  1.]), tensor([0.2000]), tensor([1.1000]))
+
+    Source: Ioffe & Szegedy 2015, arXiv:1502.03167.
+    """
+    check_call("batch_norm", input, eps)
+    check_dimensions("batch_norm", input, 2, "(N, C, ...)")
+    channels = (input.shape[1],)
+    for what, t in (("running_mean", running_mean), ("running_var", running_var)):
+        check_parameter("batch_norm", what, t, channels, input)
+    check_parameter("batch_norm", "weight", weight, channels, input)
+    check_parameter("batch_norm", "bias", bias, channels, input)
+    if not training:
+        if running_mean is None or running_var is None:
+            raise ArgumentError(
+                "batch_norm needs running_mean and running_var outside training, got None: "
+                "pass both, or training=True to use the batch's statistics"
+            )
+        return standardized(input, running_mean, running_var.sqrt(), weight, bias, PATTERN, eps)
+    count = input.numel() // max(input.shape[1], 1)
+    if count == 1:
+        raise ShapeError(
+            "batch_norm in training needs more than one value per channel, for their variance to exist; got one "
+            f"from shape {tuple(input.shape)}: use a larger batch, group_norm, or eval() to use running statistics"
+        )
+    y, mean, std = normalized(input, weight, bias, PATTERN, eps, True)
+    if running_mean is not None and running_var is not None and input.numel() and not is_recomputing():
+        update_running(running_mean, running_var, mean, std.square(), count, momentum)
+    return y
+
+
+def update_running(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, momentum: float
+) -> None:
+    """Move running statistics towards those of a batch, whose biased variance comes from `count` values."""
+    with torch.no_grad():
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
+
+
+def is_recomputing() -> bool:
+    """Whether this forward runs inside a backward pass, as activation checkpointing makes it run again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -1,0 +1,84 @@
+"""Any region, written as a pattern."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from normkit.errors import PatternError
+from normkit.functional._checks import check_call, check_parameter
+from normkit.kernels.ops import normalized
+from normkit.pattern import Region, parse
+
+
+@lru_cache(maxsize=1024)
+def bound_pattern(pattern: str, num_groups: int | None = None) -> str:
+    """The pattern as the operators want it: the number of groups written into it."""
+    region = parse(pattern)
+    return str(region if num_groups is None else region.bind(g=num_groups))
+
+
+def feature_shape(region: Region, shape: torch.Size, name: str) -> tuple[int, ...]:
+    """The shape of weight and bias: the sizes of the dimensions that hold a channel axis."""
+    if not region.has_features:
+        raise PatternError(
+            f"a weight varies over the axes whose name starts with c; {str(region)!r} in {name} has none: "
+            "rename the channel axis, as in 'b [c] ...'"
+        )
+    levels = region.levels(shape)
+    dims = sorted({level.dim for level in levels if level.feature})
+    return tuple(math.prod(level.size for level in levels if level.dim == dim) for dim in dims)
+
+
+def normalize(
+    x: Tensor,
+    pattern: str,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    center: bool = True,
+    num_groups: int | None = None,
+) -> Tensor:
+    """Normalize over the region that a pattern puts in brackets.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, mean and (biased) variance over the bracketed axes;
+    with ``center=False`` the mean is taken as 0, so that var is the mean square.
+
+    Args:
+        x: any shape the pattern fits, any strides; float64, float32, bfloat16 or float16.
+        pattern: for instance ``"b (g [c]) [...]"``; see `normkit.pattern`.
+        weight: one value for each channel (the axes whose name starts with ``c``), or None.
+        bias: the same.
+        eps: added to the variance, in units of x squared.
+        center: subtract the mean.
+        num_groups: the size of the axis ``g``, where the pattern has one.
+
+    Returns:
+        A tensor with x's shape, dtype and memory layout.
+
+    Raises:
+        PatternError: the pattern cannot be read.
+        ShapeError: the input does not fit the pattern, or weight and bias do not fit the input.
+        DtypeError, ArgumentError: a dtype that is not floating point, a negative eps, another device.
+
+    Example:
+        >>> import torch
+        >>> from normkit import functional
+        >>> x = torch.arange(8.0).reshape(1, 4, 2)
+        >>> functional.normalize(x, "b (g [c]) [...]", num_groups=2, eps=0.0)[0, :2]
+        tensor([[-1.3416, -0.4472],
+                [ 0.4472,  1.3416]])
+    """
+    check_call("normalize", x, eps)
+    text = bound_pattern(pattern, num_groups)
+    region = parse(text)
+    if weight is not None or bias is not None:
+        shape = feature_shape(region, x.shape, "normalize")
+        check_parameter("normalize", "weight", weight, shape, x)
+        check_parameter("normalize", "bias", bias, shape, x)
+    else:
+        region.levels(x.shape)
+    return normalized(x, weight, bias, text, eps, center)[0]

@@ -1,0 +1,80 @@
+"""Instance normalization: each channel of each sample alone."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from normkit.errors import ArgumentError, ShapeError
+from normkit.functional import batch
+from normkit.functional._checks import check_call, check_dimensions, check_parameter
+from normkit.kernels.ops import normalized, standardized
+
+PATTERN = "b c [...]"
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalize each channel of each sample over its positions; the region is ``b c [...]``.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``. Running statistics, where given, move towards the
+    average over the batch of the samples' means and unbiased variances; a step that activation checkpointing
+    computes again updates nothing.
+
+    Args:
+        input: (N, C, ...) with at least one dimension of positions, any strides.
+        running_mean, running_var: (C,) or None, updated in place where `use_input_stats`.
+        weight, bias: (C,) or None.
+        use_input_stats: use each sample's own statistics, else the running ones.
+        momentum: share of the new batch in the running statistics.
+        eps: added to the variance, in units of the input squared.
+
+    Returns:
+        A tensor with the input's shape, dtype and memory layout.
+
+    Raises:
+        ShapeError: a single position, whatever the batch, or parameters of another size.
+        ArgumentError: no running statistics where they are needed.
+
+    Example:
+        >>> import torch
+        >>> from normkit import functional
+        >>> functional.instance_norm(torch.tensor([[[1.0, 3.0], [10.0, 30.0]]]), eps=0.0)
+        tensor([[[-1.,  1.],
+                 [-1.,  1.]]])
+
+    Source: Ulyanov, Vedaldi & Lempitsky 2016, arXiv:1607.08022.
+    """
+    check_call("instance_norm", input, eps)
+    check_dimensions("instance_norm", input, 3, "(N, C, positions ...)")
+    channels = (input.shape[1],)
+    for what, t in (("running_mean", running_mean), ("running_var", running_var)):
+        check_parameter("instance_norm", what, t, channels, input)
+    check_parameter("instance_norm", "weight", weight, channels, input)
+    check_parameter("instance_norm", "bias", bias, channels, input)
+    if not use_input_stats:
+        if running_mean is None or running_var is None:
+            raise ArgumentError(
+                "instance_norm needs running_mean and running_var with use_input_stats=False, got None: "
+                "pass both, or use_input_stats=True"
+            )
+        return standardized(input, running_mean, running_var.sqrt(), weight, bias, batch.PATTERN, eps)
+    positions = input.shape[2:].numel()
+    if positions == 1:
+        raise ShapeError(
+            "instance_norm needs more than one position, for their variance to exist; got one from shape "
+            f"{tuple(input.shape)}: its output would be the bias alone; use layer_norm or no norm there"
+        )
+    y, mean, std = normalized(input, weight, bias, PATTERN, eps, True)
+    if running_mean is not None and running_var is not None and input.numel() and not batch.is_recomputing():
+        samples = (input.shape[0], input.shape[1])
+        means, variances = mean.view(samples), std.view(samples).square()
+        batch.update_running(running_mean, running_var, means.mean(0), variances.mean(0), positions, momentum)
+    return y

@@ -1,0 +1,102 @@
+"""Layer normalization: all features of one sample or token; and of one pixel, channels first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from torch import Tensor
+
+from normkit.errors import ArgumentError, ShapeError
+from normkit.functional._checks import check_call, check_dimensions, check_parameter
+from normkit.kernels.ops import normalized
+
+PATTERN_2D = "b [c] ..."
+
+
+@lru_cache(maxsize=64)
+def last_dims_pattern(n: int) -> str:
+    """The region of the last n dimensions, each with its own weights: ``... [c1 c2]``."""
+    return f"... [{' '.join(f'c{i}' for i in range(1, n + 1))}]" if n > 1 else "... [c]"
+
+
+def check_normalized_shape(name: str, input: Tensor, normalized_shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape as a tuple, if the input ends with it."""
+    shape = tuple(normalized_shape)
+    if not shape:
+        raise ArgumentError(f"normalized_shape of {name} must have at least one dimension, got (): give the last sizes")
+    if tuple(input.shape[-len(shape) :]) != shape:
+        raise ShapeError(
+            f"the input of {name} must end with normalized_shape {shape}, got shape {tuple(input.shape)}: "
+            "make the layer for the input's last sizes, or permute the input"
+        )
+    return shape
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalize the last dimensions; the region is ``... [c]``.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, mean and variance over `normalized_shape`.
+
+    Args:
+        input: (..., *normalized_shape), any strides.
+        normalized_shape: the sizes of the last dimensions.
+        weight, bias: of shape `normalized_shape`, or None.
+        eps: added to the variance, in units of the input squared.
+
+    Returns:
+        A tensor with the input's shape, dtype and memory layout.
+
+    Raises:
+        ShapeError: the input does not end with `normalized_shape`, or parameters have another shape.
+
+    Example:
+        >>> import torch
+        >>> from normkit import functional
+        >>> functional.layer_norm(torch.tensor([[40000.0, 40001.0, 40002.0, 40003.0]]), (4,))
+        tensor([[-1.3416, -0.4472,  0.4472,  1.3416]])
+
+    Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
+    """
+    check_call("layer_norm", input, eps)
+    shape = check_normalized_shape("layer_norm", input, normalized_shape)
+    check_parameter("layer_norm", "weight", weight, shape, input)
+    check_parameter("layer_norm", "bias", bias, shape, input)
+    return normalized(input, weight, bias, last_dims_pattern(len(shape)), eps, True)[0]
+
+
+def layer_norm2d(input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """Normalize each pixel over its channels, channels first and without a permute; the region is ``b [c] ...``.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, mean and variance over the channels of one position.
+
+    Args:
+        input: (N, C, ...), any strides.
+        weight, bias: (C,) or None.
+        eps: added to the variance, in units of the input squared.
+
+    Returns:
+        A tensor with the input's shape, dtype and memory layout.
+
+    Raises:
+        ShapeError: fewer than two dimensions, or parameters of another size.
+
+    Example:
+        >>> import torch
+        >>> from normkit import functional
+        >>> functional.layer_norm2d(torch.tensor([1.0, 3.0]).view(1, 2, 1, 1), eps=0.0).flatten()
+        tensor([-1.,  1.])
+
+    Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450; per pixel as in ConvNeXt, Liu et al. 2022, arXiv:2201.03545.
+    """
+    check_call("layer_norm2d", input, eps)
+    check_dimensions("layer_norm2d", input, 2, "(N, C, ...)")
+    check_parameter("layer_norm2d", "weight", weight, (input.shape[1],), input)
+    check_parameter("layer_norm2d", "bias", bias, (input.shape[1],), input)
+    return normalized(input, weight, bias, PATTERN_2D, eps, True)[0]

@@ -1,0 +1,48 @@
+"""The compiled CPU kernels: loads them once, or says why it cannot."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+_FOLDER = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Native:
+    """Whether the compiled kernels are in use, and why."""
+
+    loaded: bool
+    reason: str
+
+
+@cache
+def native() -> Native:
+    """Load the compiled kernels; the first call that cannot gives one warning.
+
+    ``NORMKIT_NATIVE=0`` in the environment turns them off without a warning.
+    """
+    if os.environ.get("NORMKIT_NATIVE") == "0":
+        return Native(False, "turned off by NORMKIT_NATIVE=0")
+    found = sorted(_FOLDER.glob("_native*"))
+    if not found:
+        reason = f"no compiled kernels in {_FOLDER}: the package was installed without a C++ compiler"
+    else:
+        try:
+            torch.ops.load_library(str(found[0]))
+        except OSError as error:
+            reason = f"{found[0].name} cannot be loaded into torch {torch.__version__}: {error}"
+        else:
+            return Native(True, f"{torch.ops.normkit_native.isa()} kernels from {found[0].name}")
+    warnings.warn(
+        f"normkit runs on plain torch, which is right but slower ({reason}). "
+        "Remedy: install g++ and reinstall normkit; normkit.show_backends() tells more.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return Native(False, reason)

@@ -1,0 +1,44 @@
+"""Every normalization as a layer: parameters and state, nothing else; names and signatures as in `torch.nn`."""
+
+from normkit.layers.batch import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
+    LazyBatchNorm3d,
+)
+from normkit.layers.general import Norm
+from normkit.layers.group import GroupNorm
+from normkit.layers.instance import (
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
+)
+from normkit.layers.layer import LayerNorm, LayerNorm2d
+from normkit.layers.local_response import LocalResponseNorm
+from normkit.layers.rms import RMSNorm
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "LayerNorm2d",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
+    "LocalResponseNorm",
+    "Norm",
+    "RMSNorm",
+]

@@ -1,0 +1,102 @@
+"""What every layer asks of its arguments and its input, and how it names itself in errors."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+from torch import Tensor, nn
+
+from normkit.errors import ArgumentError, NormkitError, ShapeError
+
+L = TypeVar("L", bound=type[nn.Module])
+P = ParamSpec("P")
+T = TypeVar("T")
+
+COUNTS = ("num_features", "num_channels", "num_groups", "size")
+"""Arguments that count something, in whichever layer they occur."""
+
+
+def checked(layer: L) -> L:
+    """Let a layer refuse a wrong argument when it is made, and name itself in every error of its forward.
+
+    Signatures stay as they are, so that nothing of torch's long argument lists is written again here.
+
+    Raises:
+        ArgumentError: by the layer, for a count below 1 or an eps below 0.
+
+    Example:
+        >>> import normkit
+        >>> normkit.BatchNorm2d(0)
+        Traceback (most recent call last):
+            ...
+        normkit.errors.ArgumentError: num_features of BatchNorm2d must be at least 1, got 0: give the input's
+    """
+    make: Callable[..., None] = layer.__init__
+    signature = inspect.signature(make)
+
+    @functools.wraps(make)
+    def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        _check_arguments(type(self).__name__, signature.bind(self, *args, **kwargs).arguments)
+        make(self, *args, **kwargs)
+
+    # Set by name, because a type checker refuses to see a method replaced.
+    for name, method in {"__init__": init, "forward": named(layer.forward)}.items():
+        setattr(layer, name, method)
+    return layer
+
+
+def named(method: Callable[P, T]) -> Callable[P, T]:
+    """Let a method of a layer say in every error which layer it is."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except NormkitError as error:
+            layer: Any = args[0]
+            raise type(error)(f"{error}\n    in {layer._get_name()}({layer.extra_repr()})") from error
+
+    return call
+
+
+def _check_arguments(layer: str, arguments: Mapping[str, Any]) -> None:
+    for name in COUNTS:
+        value = arguments.get(name)
+        if isinstance(value, int) and value < 1:
+            raise ArgumentError(f"{name} of {layer} must be at least 1, got {value}: give the input's")
+    eps = arguments.get("eps")
+    if eps is not None and not eps >= 0:
+        raise ArgumentError(f"eps of {layer} must not be negative, got {eps}: use 1e-5")
+    groups, channels = arguments.get("num_groups"), arguments.get("num_channels")
+    if groups and channels and channels % groups:
+        near = min((d for d in range(1, channels + 1) if channels % d == 0), key=lambda d: abs(d - groups))
+        raise ArgumentError(
+            f"num_groups of {layer} must divide num_channels, got {groups} groups for {channels} channels: "
+            f"the nearest that does is {near}"
+        )
+    shape = arguments.get("normalized_shape")
+    if shape is not None and any(size < 1 for size in (shape if isinstance(shape, Sequence) else [shape])):
+        raise ArgumentError(f"sizes of {layer} must be at least 1, got {shape}: give the input's last sizes")
+
+
+def check_rank(input: Tensor, layouts: Mapping[int, str]) -> None:
+    """The input has one of the allowed numbers of dimensions."""
+    if input.dim() not in layouts:
+        allowed = " or ".join(layouts.values())
+        raise ShapeError(
+            f"the input must be {allowed}, got shape {tuple(input.shape)}: "
+            "reshape it, or use the layer for its number of dimensions"
+        )
+
+
+def check_channels(input: Tensor, dim: int, expected: int) -> None:
+    """The input has as many channels as the layer was made for."""
+    if input.shape[dim] != expected:
+        raise ShapeError(
+            f"dimension {dim} of the input must be the layer's {expected} channels, "
+            f"got {input.shape[dim]} in shape {tuple(input.shape)}: make the layer for that many, "
+            "or permute the input"
+        )

@@ -1,0 +1,131 @@
+"""Batch normalization: one channel over the whole batch, with running statistics for evaluation."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn.modules import batchnorm
+
+from normkit import functional
+from normkit.functional.batch import is_recomputing
+from normkit.layers._checks import check_channels, check_rank, checked, named
+
+
+class _BatchNorm(batchnorm._BatchNorm):
+    """Abstract: state and signature are torch's, so that ``isinstance`` and state dicts agree; forward is ours."""
+
+    layouts: ClassVar[dict[int, str]]
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        check_rank(input, self.layouts)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize, and update the running statistics if training."""
+        self._check_input_dim(input)
+        check_channels(input, 1, self.num_features)
+        counter = self.num_batches_tracked if self.training and self.track_running_stats else None
+        momentum = self.momentum
+        if momentum is None:
+            momentum = 0.0 if counter is None else 1.0 / (float(counter) + 1.0)
+        own = self.training or (self.running_mean is None and self.running_var is None)
+        keep = self.track_running_stats or not self.training
+        y = functional.batch_norm(
+            input,
+            self.running_mean if keep else None,
+            self.running_var if keep else None,
+            self.weight,
+            self.bias,
+            own,
+            momentum,
+            self.eps,
+        )
+        # Counted after the call: a refused input, an empty batch and a recomputed one change no state.
+        if counter is not None and input.numel() and not is_recomputing():
+            counter.add_(1)
+        return y
+
+
+@named
+def _initialise(layer: batchnorm._LazyNormBase, input: Tensor) -> None:
+    """Check before the channels are counted: a wrong input must not decide the layer's size."""
+    layer._check_input_dim(input)
+    batchnorm._LazyNormBase.initialize_parameters(layer, input)
+
+
+@checked
+class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
+    """Normalize each feature of (N, C), or each channel of (N, C, L), over the batch.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``. In training mean and variance are the batch's and
+    move the running statistics: ``running = (1 - momentum) * running + momentum * batch``, with the unbiased
+    variance. In evaluation the running statistics take their place.
+
+    Args:
+        num_features: number of channels C.
+        eps: added to the variance, in units of the input squared.
+        momentum: share of the new batch in the running statistics; None for the average over all batches.
+        affine: whether there are weight and bias.
+        track_running_stats: whether there are running statistics; without them the batch's are always used.
+        device, dtype: of parameters and statistics.
+        bias: whether there is a bias beside the weight.
+
+    Returns:
+        From ``forward``: a tensor with the input's shape, dtype and memory layout.
+
+    Raises:
+        ArgumentError: num_features below 1, eps below 0.
+        ShapeError: from ``forward``, naming the layer: a wrong number of dimensions or channels, or a single
+            value per channel in training. The statistics are unchanged then.
+
+    Example:
+        >>> import torch, normkit
+        >>> layer = normkit.BatchNorm1d(3)
+        >>> layer(torch.randn(8, 3)).shape, layer.num_batches_tracked
+        (torch.Size([8, 3]), tensor(1))
+
+    Source: Ioffe & Szegedy 2015, arXiv:1502.03167.
+    """
+
+    layouts: ClassVar = {2: "(N, C)", 3: "(N, C, L)"}
+
+
+@checked
+class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+    """Normalize each channel of (N, C, H, W) over batch and positions; otherwise as `BatchNorm1d`."""
+
+    layouts: ClassVar = {4: "(N, C, H, W)"}
+
+
+@checked
+class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
+    """Normalize each channel of (N, C, D, H, W) over batch and positions; otherwise as `BatchNorm1d`."""
+
+    layouts: ClassVar = {5: "(N, C, D, H, W)"}
+
+
+@checked
+class LazyBatchNorm1d(_BatchNorm, nn.LazyBatchNorm1d):
+    """A `BatchNorm1d` that takes the number of channels from its first input."""
+
+    layouts: ClassVar = BatchNorm1d.layouts
+    cls_to_become = BatchNorm1d
+    initialize_parameters = _initialise
+
+
+@checked
+class LazyBatchNorm2d(_BatchNorm, nn.LazyBatchNorm2d):
+    """A `BatchNorm2d` that takes the number of channels from its first input."""
+
+    layouts: ClassVar = BatchNorm2d.layouts
+    cls_to_become = BatchNorm2d
+    initialize_parameters = _initialise
+
+
+@checked
+class LazyBatchNorm3d(_BatchNorm, nn.LazyBatchNorm3d):
+    """A `BatchNorm3d` that takes the number of channels from its first input."""
+
+    layouts: ClassVar = BatchNorm3d.layouts
+    cls_to_become = BatchNorm3d
+    initialize_parameters = _initialise

@@ -1,0 +1,130 @@
+"""Instance normalization: each channel of each sample alone."""
+
+from __future__ import annotations
+
+import warnings
+from typing import ClassVar, cast
+
+from torch import Tensor, nn
+from torch.nn.modules import batchnorm, instancenorm
+
+from normkit import functional
+from normkit.layers._checks import check_channels, check_rank, checked, named
+
+
+class _InstanceNorm(instancenorm._InstanceNorm):
+    """Abstract: state and signature are torch's, so that ``isinstance`` and state dicts agree; forward is ours."""
+
+    layouts: ClassVar[dict[int, str]]
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        check_rank(input, self.layouts)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize, and update the running statistics if there are any and the layer trains."""
+        self._check_input_dim(input)
+        dim = input.dim() - min(self.layouts)
+        if self.affine or self.track_running_stats:
+            check_channels(input, dim, self.num_features)
+        elif input.shape[dim] != self.num_features:
+            warnings.warn(
+                f"{self} got {input.shape[dim]} channels; without parameters and statistics that changes nothing, "
+                f"but num_features={self.num_features} is untrue",
+                stacklevel=2,
+            )
+        y = functional.instance_norm(
+            input if dim else input.unsqueeze(0),
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training or not self.track_running_stats,
+            self.momentum if self.momentum is not None else 0.0,
+            self.eps,
+        )
+        return y if dim else y.squeeze(0)
+
+
+@named
+def _initialise(layer: batchnorm._LazyNormBase, input: Tensor) -> None:
+    """Check before the channels are counted, and count them where they are: first if there is no batch."""
+    layer._check_input_dim(input)
+    batched = input if input.dim() > min(cast(_InstanceNorm, layer).layouts) else input.unsqueeze(0)
+    batchnorm._LazyNormBase.initialize_parameters(layer, batched)
+
+
+@checked
+class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
+    """Normalize each channel of each sample of (N, C, L) or (C, L) over its positions.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``. Running statistics are kept only on request and
+    used in evaluation then: the average over the batch of the samples' means and unbiased variances.
+
+    Args:
+        num_features: number of channels C.
+        eps: added to the variance, in units of the input squared.
+        momentum: share of the new batch in the running statistics; None leaves them as they are.
+        affine: whether there are weight and bias.
+        track_running_stats: whether there are running statistics, used in evaluation.
+        device, dtype: of parameters and statistics.
+        bias: whether there is a bias beside the weight.
+
+    Returns:
+        From ``forward``: a tensor with the input's shape, dtype and memory layout.
+
+    Raises:
+        ArgumentError: num_features below 1, eps below 0.
+        ShapeError: from ``forward``, naming the layer: a wrong number of dimensions or channels, or a single
+            position, however large the batch.
+
+    Example:
+        >>> import torch, normkit
+        >>> y = normkit.InstanceNorm1d(3)(torch.randn(8, 3, 10) * 5 + 7)
+        >>> bool(y.mean(-1).abs().max() < 1e-5)
+        True
+
+    Source: Ulyanov, Vedaldi & Lempitsky 2016, arXiv:1607.08022.
+    """
+
+    layouts: ClassVar = {2: "(C, L)", 3: "(N, C, L)"}
+
+
+@checked
+class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
+    """Normalize each channel of each sample of (N, C, H, W) or (C, H, W); otherwise as `InstanceNorm1d`."""
+
+    layouts: ClassVar = {3: "(C, H, W)", 4: "(N, C, H, W)"}
+
+
+@checked
+class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
+    """Normalize each channel of each sample of (N, C, D, H, W) or (C, D, H, W); otherwise as `InstanceNorm1d`."""
+
+    layouts: ClassVar = {4: "(C, D, H, W)", 5: "(N, C, D, H, W)"}
+
+
+@checked
+class LazyInstanceNorm1d(_InstanceNorm, nn.LazyInstanceNorm1d):
+    """An `InstanceNorm1d` that takes the number of channels from its first input."""
+
+    layouts: ClassVar = InstanceNorm1d.layouts
+    cls_to_become = InstanceNorm1d
+    initialize_parameters = _initialise
+
+
+@checked
+class LazyInstanceNorm2d(_InstanceNorm, nn.LazyInstanceNorm2d):
+    """An `InstanceNorm2d` that takes the number of channels from its first input."""
+
+    layouts: ClassVar = InstanceNorm2d.layouts
+    cls_to_become = InstanceNorm2d
+    initialize_parameters = _initialise
+
+
+@checked
+class LazyInstanceNorm3d(_InstanceNorm, nn.LazyInstanceNorm3d):
+    """An `InstanceNorm3d` that takes the number of channels from its first input."""
+
+    layouts: ClassVar = InstanceNorm3d.layouts
+    cls_to_become = InstanceNorm3d
+    initialize_parameters = _initialise

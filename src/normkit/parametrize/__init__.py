@@ -1,0 +1,13 @@
+"""Norms of weights: what is normalized is a parameter, not an activation."""
+
+from normkit.parametrize.weight import WeightNorm, remove_weight_norm, weight_norm
+from normkit.parametrize.weight_init import InitReport, InitRow, init_weight_norm
+
+__all__ = [
+    "InitReport",
+    "InitRow",
+    "WeightNorm",
+    "init_weight_norm",
+    "remove_weight_norm",
+    "weight_norm",
+]

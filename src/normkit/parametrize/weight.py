@@ -1,0 +1,252 @@
+"""Weight normalization: a weight is learned as a length and a direction, ``w = g * v / ||v||``.
+
+It is a parametrization of `torch.nn.utils.parametrize`: the module keeps ``g`` and ``v`` as
+``parametrizations.weight.original0`` and ``original1``, and computes ``weight`` whenever it is read.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from normkit.errors import ArgumentError, DtypeError, ShapeError, StateError, nearest
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class WeightNorm(nn.Module):
+    """Computes a weight from its lengths and directions; made by `weight_norm`.
+
+    Args:
+        dim: the dimension whose every index has a length of its own; None for one length in all.
+    """
+
+    def __init__(self, dim: int | None = 0) -> None:
+        super().__init__()
+        self.dim = dim
+        # The names behind ours among the module's parameters: removal puts the weight back before them,
+        # because an optimizer's state knows parameters by their place.
+        self.followers: tuple[str, ...] = ()
+
+    def forward(self, g: Tensor, v: Tensor) -> Tensor:
+        """The weight, in the dtype of `v`; 0 where `v` is 0, with finite gradients."""
+        length = _length(v, self.dim)
+        # g / length first: it is 1 until g is trained (but for g's rounding to half precision), so the
+        # weight starts as it was, bit for bit.
+        return (v * (g.to(length.dtype) / torch.where(length > 0, length, 1))).to(v.dtype)
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """``(g, v)`` for a weight: its lengths and a copy of itself."""
+        # A copy, or training v would write into a parameter that another module shares.
+        return _length(weight, self.dim).to(weight.dtype), weight.detach().clone()
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+
+def _length(v: Tensor, dim: int | None) -> Tensor:
+    """The Euclidean length of `v` over all dimensions but `dim`, in fp32 or better.
+
+    Divided by its largest value first, so that no square overflows; that value may count as a constant in
+    backward, for the result does not depend on it. The sum of squares is then at least 1 unless `v` is 0,
+    and the clamp keeps the gradient at 0 finite.
+    """
+    wide = v.to(torch.promote_types(v.dtype, torch.float32)).unsqueeze(-1)
+    axes = [axis for axis in range(wide.ndim) if axis != dim]
+    largest = wide.detach().abs().amax(axes, keepdim=True)
+    scaled = wide / torch.where(largest > 0, largest, 1)
+    length = largest * scaled.square().sum(axes, keepdim=True).clamp(min=1).sqrt()
+    return length.reshape(()) if dim is None else length.squeeze(-1)
+
+
+def weight_norm(module: M, name: str = "weight", dim: int | None = 0) -> M:
+    """Learn a weight as a length and a direction.
+
+    ``w = g * v / ||v||``, the norm taken over every dimension but `dim`, in fp32 or better. The weight itself
+    does not change at this moment (in half precision by one rounding at most). Make the optimizer afterwards: the parameters are new ones.
+
+    Args:
+        module: holds the parameter; changed in place.
+        name: of the parameter, any shape with at least one element.
+        dim: the dimension whose every index has its own length: 0 is one length for each output of a Linear
+            or Conv layer, 1 for each output channel of a ConvTranspose. Negative values count from the
+            end (torch's own function reads -1 as None). None gives one length for the whole tensor.
+
+    Returns:
+        The module. The keys of its ``state_dict`` are those of `torch.nn.utils.parametrizations.weight_norm`,
+        ``parametrizations.weight.original0`` (g) and ``original1`` (v); it also loads the older ``weight_g``
+        and ``weight_v``.
+        A vector ``v = 0`` has no direction: its weight is 0, and trains only where ``g`` is not 0.
+
+    Raises:
+        ArgumentError: no such parameter, or no such dimension.
+        ShapeError: a parameter without elements.
+        DtypeError: a parameter that is not floating point.
+        StateError: the parameter is normalized already, or not initialised yet.
+
+    >>> import torch, normkit
+    >>> layer = normkit.weight_norm(torch.nn.Linear(3, 2))
+    >>> [(key, tuple(value.shape)) for key, value in layer.state_dict().items()][1:]
+    [('parametrizations.weight.original0', (2, 1)), ('parametrizations.weight.original1', (2, 3))]
+
+    Paper: Salimans & Kingma 2016, Weight Normalization, arXiv:1602.07868.
+    """
+    parameter = _plain_parameter(module, name)
+    norm = WeightNorm(_dimension(dim, name, parameter))
+    names = list(module._parameters)
+    norm.followers = tuple(names[names.index(name) + 1 :])
+    parametrize.register_parametrization(module, name, norm)
+    _adopt(module)
+    return module
+
+
+def remove_weight_norm(module: M, name: str = "weight") -> M:
+    """Make the weight a plain parameter again, exactly the one the last forward used.
+
+    ``w = g * v / ||v||``, computed once more and kept. It requires a gradient if ``g`` or ``v`` did, and
+    takes its former place among the parameters; nothing of the parametrization stays behind.
+
+    Args:
+        module: as given to `weight_norm`; changed in place.
+        name: of the parameter.
+
+    Returns:
+        The module.
+
+    Raises:
+        StateError: the parameter carries no weight norm.
+
+    >>> import torch, normkit
+    >>> layer = normkit.remove_weight_norm(normkit.weight_norm(torch.nn.Linear(3, 2)))
+    >>> type(layer).__name__, list(layer.state_dict())
+    ('Linear', ['weight', 'bias'])
+    """
+    norm = weight_norm_of(module, name)
+    if norm is None:
+        known = [other for other in _parametrized(module) if weight_norm_of(module, other)]
+        remedy = nearest(name, known) if known else "there is nothing to remove; call weight_norm first"
+        raise StateError(
+            f"remove_weight_norm needs a parameter that weight_norm was called on; "
+            f"{name!r} of {_kind(module)} is not one: {remedy}"
+        )
+    trainable = any(p.requires_grad for p in _parametrized(module)[name].parameters())
+    weight = nn.Parameter(getattr(module, name).detach().clone(), trainable)
+    parametrize.remove_parametrizations(module, name)
+    # torch leaves a buffer where neither g nor v was trainable, or where gradients are off just now.
+    delattr(module, name)
+    module.register_parameter(name, weight)
+    for follower in norm.followers:
+        if follower in module._parameters:
+            module._parameters[follower] = module._parameters.pop(follower)
+    return module
+
+
+def weight_norm_of(module: nn.Module, name: str = "weight") -> WeightNorm | None:
+    """The weight norm on a parameter, or None."""
+    norms = _parametrized(module).get(name)
+    return norms[0] if norms is not None and isinstance(norms[0], WeightNorm) else None
+
+
+def _parametrized(module: nn.Module) -> dict[str, nn.ModuleList]:
+    if not parametrize.is_parametrized(module):
+        return {}
+    return cast("dict[str, nn.ModuleList]", dict(cast(nn.ModuleDict, module.parametrizations)))
+
+
+def _plain_parameter(module: nn.Module, name: str) -> nn.Parameter:
+    """The parameter, if it is one that can be normalized."""
+    if name in _parametrized(module):
+        norms = " and ".join(type(norm).__name__ for norm in _parametrized(module)[name])
+        raise StateError(
+            f"a weight is normalized once; {name!r} of {_kind(module)} already carries {norms}: "
+            "remove that first (remove_weight_norm, or torch.nn.utils.parametrize.remove_parametrizations)"
+        )
+    if f"{name}_g" in module._parameters and f"{name}_v" in module._parameters:
+        raise StateError(
+            f"a weight is normalized once; {name!r} of {_kind(module)} carries the old hook of "
+            f"torch.nn.utils.weight_norm: call torch.nn.utils.remove_weight_norm(module, {name!r}) first"
+        )
+    parameter = module._parameters.get(name)
+    if parameter is None:
+        known = [key for key, value in module._parameters.items() if value is not None]
+        remedy = nearest(name, known) if known else "it has no parameters of its own; pass the layer that has"
+        raise ArgumentError(f"weight_norm needs a parameter of {_kind(module)}; {name!r} is none: {remedy}")
+    if isinstance(parameter, nn.UninitializedParameter):
+        raise StateError(
+            f"weight_norm needs a weight with values; {name!r} of {_kind(module)} is not initialised: "
+            "run one batch through the lazy module first"
+        )
+    if not parameter.is_floating_point():
+        raise DtypeError(
+            f"weight norm is defined for real floating point weights; {name!r} is {parameter.dtype}: "
+            "convert it with module.float()"
+        )
+    if parameter.numel() == 0:
+        raise ShapeError(
+            f"a weight needs elements to have a length; {name!r} has shape {tuple(parameter.shape)}: "
+            "leave this layer as it is"
+        )
+    return parameter
+
+
+def _dimension(dim: int | None, name: str, parameter: Tensor) -> int | None:
+    if dim is None or 0 <= dim < parameter.ndim:
+        return dim
+    if -parameter.ndim <= dim < 0:
+        return dim + parameter.ndim
+    raise ArgumentError(
+        f"dim must name a dimension of {name!r}, which has {parameter.ndim}; got {dim}: "
+        "use 0 for one length for each output, None for one length in all"
+    )
+
+
+def _kind(module: nn.Module) -> str:
+    return parametrize.type_before_parametrizations(module).__name__
+
+
+def _adopt(module: nn.Module) -> None:
+    """Give the class that torch made for this module what it lacks: pickle, private copies, old keys.
+
+    torch refuses to pickle a parametrized module, because its class exists nowhere by name. A deep copy gets
+    the same class as its original, so that removing the norm from one breaks the other. Both are cured by
+    saying how to make the class anew. As methods of that class, they go when it goes.
+    """
+    made = type(module)
+    base: Any = made.__bases__[0]
+
+    def reduce_ex(self: nn.Module, protocol: int) -> tuple[Any, ...]:
+        state = base.__getstate__(self)
+        if isinstance(self, nn.RNNBase):
+            # It remembers the weights it last used, which can be copied only without their graph; it looks
+            # for newer ones at each forward.
+            last = [w if w is None or w.is_leaf else w.detach() for w in state["_flat_weights"]]
+            state["_flat_weights"] = last
+        return _rebuild, (base, tuple(_parametrized(self))), state
+
+    def load(self: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name in _parametrized(self):
+            old = f"{prefix}{name}_g", f"{prefix}{name}_v"
+            if weight_norm_of(self, name) and all(key in state_dict for key in old):
+                for index, key in enumerate(old):
+                    state_dict[f"{prefix}parametrizations.{name}.original{index}"] = state_dict.pop(key)
+        base._load_from_state_dict(self, state_dict, prefix, *rest)
+
+    extra: dict[str, Any] = {"__reduce_ex__": reduce_ex, "_load_from_state_dict": load}
+    for key, method in extra.items():
+        setattr(made, key, method)
+    if "__deepcopy__" in vars(made):
+        delattr(made, "__deepcopy__")
+
+
+def _rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    """An empty module of the class torch makes for `base`; pickle or deepcopy fills in the state."""
+    module = base.__new__(base)
+    nn.Module.__init__(module)
+    for name in names:
+        module.register_parameter(name, nn.Parameter(torch.empty(0)))
+        parametrize.register_parametrization(module, name, nn.Identity())
+    _adopt(module)
+    return module

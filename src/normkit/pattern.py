@@ -1,0 +1,252 @@
+"""A region written as text: what stands in brackets shares one mean and variance.
+
+``"b (g [c]) [...]"`` reads: the first dimension is kept, the second is ``g`` groups of ``c``
+channels of which the channels are reduced, and all further dimensions are reduced: group norm.
+This module knows text only; sizes come in `Region.levels`, memory in `normkit.plan`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from normkit.errors import ArgumentError, PatternError, ShapeError
+
+ELLIPSIS = "..."
+_TOKEN = re.compile(r"\.\.\.|[A-Za-z_]\w*(?:=\w*)?|[()\[\]]|\S")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One name of a pattern: reduced if it stands in brackets; `size` where the text or `bind` gives it."""
+
+    name: str
+    reduced: bool
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Level:
+    """An axis on a tensor of known shape: dimension `dim` of it, or a part of that dimension."""
+
+    name: str
+    dim: int
+    size: int
+    reduced: bool
+    feature: bool
+
+
+@dataclass(frozen=True)
+class Region:
+    """A parsed pattern: one tuple of axes for each dimension; ``...`` stands for any number of dimensions.
+
+    Weight and bias vary over the *features*: every dimension that holds an axis whose name starts with ``c``.
+
+    >>> parse("b (g [c]) [...]").bind(g=2)
+    Region('b (g=2 [c]) [...]')
+    """
+
+    dims: tuple[tuple[Axis, ...], ...]
+
+    def __str__(self) -> str:
+        words: list[str] = []
+        for dim in self.dims:
+            inside = " ".join(_bracketed(axis) for axis in dim)
+            words.append(f"({inside})" if len(dim) > 1 else inside)
+        return " ".join(words).replace("] [", " ")
+
+    def __repr__(self) -> str:
+        return f"Region({str(self)!r})"
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """All axes in the order of the text."""
+        return tuple(axis for dim in self.dims for axis in dim)
+
+    @property
+    def has_features(self) -> bool:
+        """Whether some axis is a channel axis, so that there can be a weight."""
+        return any(_is_feature(dim) for dim in self.dims)
+
+    def bind(self, **sizes: int) -> Region:
+        """The same region with the size of some axes fixed; an unknown axis or a size below 1 is an error."""
+        for name, size in sizes.items():
+            if name not in {axis.name for axis in self.axes if axis.name != ELLIPSIS}:
+                raise ArgumentError(
+                    f"a size can be given only to an axis of the pattern; {str(self)!r} "
+                    f"has no axis {name!r}: name it there, as in 'b ({name} [c]) [...]'"
+                )
+            if size < 1:
+                raise ArgumentError(f"axis {name!r} needs a size of at least 1, got {size}")
+        dims = tuple(tuple(replace(axis, size=sizes.get(axis.name, axis.size)) for axis in dim) for dim in self.dims)
+        return Region(dims)
+
+    def levels(self, shape: Sequence[int]) -> tuple[Level, ...]:
+        """The axes on a tensor of this shape, outermost first, with every size known."""
+        spread = self._spread(shape)
+        out: list[Level] = []
+        for index, (dim, size) in enumerate(zip(spread, shape, strict=True)):
+            feature = _is_feature(dim)
+            for axis, part in zip(dim, self._sizes(dim, size, shape), strict=True):
+                out.append(Level(axis.name, index, part, axis.reduced, feature))
+        return tuple(out)
+
+    def _spread(self, shape: Sequence[int]) -> list[tuple[Axis, ...]]:
+        """One entry for each dimension of `shape`, the ellipsis repeated as often as needed."""
+        named = [dim for dim in self.dims if dim[0].name != ELLIPSIS]
+        extra = len(shape) - len(named)
+        if extra < 0 or (extra > 0 and len(named) == len(self.dims)):
+            more = "at least " if len(named) < len(self.dims) else ""
+            raise ShapeError(
+                f"pattern {str(self)!r} needs {more}{len(named)} dimensions, "
+                f"got {len(shape)} with shape {tuple(shape)}: reshape the input or change the pattern"
+            )
+        out: list[tuple[Axis, ...]] = []
+        for dim in self.dims:
+            out.extend([dim] * extra if dim[0].name == ELLIPSIS else [dim])
+        return out
+
+    def _sizes(self, dim: tuple[Axis, ...], size: int, shape: Sequence[int]) -> list[int]:
+        known = math.prod(axis.size for axis in dim if axis.size is not None)
+        free = [axis for axis in dim if axis.size is None]
+        if len(free) > 1:
+            raise ArgumentError(
+                f"pattern {str(self)!r} splits one dimension into {len(dim)} axes, "
+                f"so all but one need a size; {' and '.join(a.name for a in free)} have none: "
+                f"write '{free[0].name}=8', or give num_groups for an axis g"
+            )
+        if (size % known if free else size != known) or known == 0:
+            given = " * ".join(f"{axis.name}={axis.size}" for axis in dim if axis.size is not None)
+            rule = "be divisible by" if free else "equal"
+            raise ShapeError(
+                f"the dimension ({' '.join(a.name for a in dim)}) of pattern {str(self)!r} must {rule} {given}, "
+                f"got {size} in shape {tuple(shape)}: change that size or the number of channels"
+            )
+        return [axis.size if axis.size is not None else size // known for axis in dim]
+
+
+def _is_feature(dim: tuple[Axis, ...]) -> bool:
+    return any(axis.name.startswith("c") for axis in dim)
+
+
+def _bracketed(axis: Axis) -> str:
+    text = axis.name if axis.size is None else f"{axis.name}={axis.size}"
+    return f"[{text}]" if axis.reduced else text
+
+
+@lru_cache(maxsize=1024)
+def parse(pattern: str) -> Region:
+    """Read a pattern; a wrong one raises `PatternError` with a caret under the place.
+
+    Args:
+        pattern: names, ``...`` (at most once), ``(a b)`` for one dimension made of several axes,
+            ``[ ]`` round what is reduced, ``name=8`` for an axis of known size.
+
+    Returns:
+        The region.
+
+    Raises:
+        PatternError: with the rule, the place and the remedy.
+
+    >>> [axis.name for axis in parse("b [c ...]").axes if axis.reduced]
+    ['c', '...']
+    """
+    return _Reader(pattern).read()
+
+
+def bound(pattern: str | Region, sizes: Mapping[str, int]) -> Region:
+    """`parse`, then `Region.bind`."""
+    region = parse(pattern) if isinstance(pattern, str) else pattern
+    return region.bind(**sizes) if sizes else region
+
+
+class _Reader:
+    """Reads one pattern from left to right; remembers where each bracket was opened."""
+
+    def __init__(self, pattern: str) -> None:
+        if not isinstance(pattern, str):
+            raise PatternError(f"a pattern is text, got {type(pattern).__name__}: write for instance 'b c [...]'")
+        self.pattern = pattern
+        self.dims: list[tuple[Axis, ...]] = []
+        self.group: list[Axis] | None = None
+        self.seen: set[str] = set()
+        self.open: list[tuple[str, int]] = []
+
+    def fail(self, position: int, rule: str, remedy: str) -> PatternError:
+        return PatternError.at(self.pattern, position, rule, remedy)
+
+    def read(self) -> Region:
+        for match in _TOKEN.finditer(self.pattern):
+            word, at = match.group(), match.start()
+            if word in "([":
+                self.enter(word, at)
+            elif word in ")]":
+                self.leave(word, at)
+            else:
+                self.axis(word, at)
+        if self.open:
+            mark, at = self.open[-1]
+            raise self.fail(at, f"'{mark}' is never closed", f"add '{_CLOSER[mark]}' behind the last axis it holds")
+        if not self.dims:
+            raise self.fail(0, "a pattern names at least one axis", "write for instance 'b c [...]'")
+        if not any(axis.reduced for dim in self.dims for axis in dim):
+            raise self.fail(
+                0,
+                "nothing stands in brackets, so nothing shares a mean",
+                "bracket what is reduced: 'b c [...]'",
+            )
+        return Region(tuple(self.dims))
+
+    def enter(self, mark: str, at: int) -> None:
+        if any(mark == other for other, _ in self.open):
+            raise self.fail(at, f"'{mark}' cannot stand inside another '{mark}'", f"remove this '{mark}'")
+        self.open.append((mark, at))
+        if mark == "(":
+            self.group = []
+
+    def leave(self, mark: str, at: int) -> None:
+        if not self.open:
+            raise self.fail(at, f"'{mark}' closes nothing", f"remove it, or open it with '{_OPENER[mark]}'")
+        opened, opened_at = self.open.pop()
+        if opened != _OPENER[mark]:
+            raise self.fail(
+                at,
+                f"'{mark}' cannot close the '{opened}' at character {opened_at + 1}",
+                f"close that first: '{_CLOSER[opened]}'",
+            )
+        if self.pattern[opened_at + 1 : at].strip() == "":
+            raise self.fail(opened_at, f"'{opened}{mark}' is empty", "put an axis into it, or remove it")
+        if mark == ")":
+            assert self.group is not None
+            self.dims.append(tuple(self.group))
+            self.group = None
+
+    def axis(self, word: str, at: int) -> None:
+        name, _, size = word.partition("=")
+        reduced = any(mark == "[" for mark, _ in self.open)
+        if name == ELLIPSIS:
+            if self.group is not None:
+                raise self.fail(at, "'...' stands for whole dimensions, so not inside '( )'", "name the axis")
+        elif not name.isidentifier():
+            raise self.fail(at, f"{word!r} is no axis", "an axis is a name such as b, c or h, perhaps with a size: g=8")
+        if name in self.seen:
+            raise self.fail(at, f"axis {name!r} stands there twice", "give the second one another name")
+        self.seen.add(name)
+        if "=" in word and (not size.isdecimal() or int(size) < 1):
+            raise self.fail(
+                at,
+                f"the size of axis {name!r} must be a whole number of at least 1, got {size!r}",
+                f"write for instance {name}=8",
+            )
+        axis = Axis(name, reduced, int(size) if size else None)
+        if self.group is not None:
+            self.group.append(axis)
+        else:
+            self.dims.append((axis,))
+
+
+_CLOSER = {"(": ")", "[": "]"}
+_OPENER = {")": "(", "]": "["}

@@ -1,0 +1,135 @@
+"""The experiment behind `normkit compare`: which normalization should I use?
+
+The parts, in the order data passes them: `task` (what is trained), `design` (what is measured and how
+it will be judged, fixed before any result), `run` (training, over processes), `store` (every finished run
+on disk), `conduct` (carries the design out), `stats` and `verdict` (what follows), `comparison` (all of it
+as data), `report` (results.json and a page).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from normkit.errors import ArgumentError, StateError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from normkit.study.comparison import Comparison
+    from normkit.study.design import Design
+
+Progress = Callable[[int, int, str], None]
+
+__all__ = ["compare", "table"]
+
+METHODS = ("none", "batch_norm", "layer_norm", "instance_norm", "group_norm", "weight_norm")
+
+
+def compare(
+    *,
+    methods: Sequence[str] = METHODS,
+    batch_sizes: Sequence[int] = (4, 64),
+    seeds: int = 8,
+    trials: int = 8,
+    steps: int = 200,
+    workers: int | None = None,
+    out: str | Path = "report",
+    seed: int = 0,
+    progress: bool | Progress = True,
+) -> Comparison:
+    """Train one small network under every normalization at an equal tuning budget, and write the report.
+
+    Args:
+        methods: names or aliases from the catalog ("batch_norm", "BN"), and "none" for no normalization,
+            which is always trained too because steps and times are given relative to it.
+        batch_sizes: images per training step; everything is measured at each.
+        seeds: evaluation runs of every method at every batch size.
+        trials: learning rates tried for every method at every batch size, on seeds of their own.
+        steps: training steps of one run.
+        workers: processes, one torch thread each; None is one per core, at most 8.
+        out: folder for `index.html`, `results.json` and the store `study.sqlite3`. A store that is
+            already there is resumed: no finished run is run again.
+        seed: the one number all randomness comes from.
+        progress: True shows bars, False nothing; a function is called with (runs finished, runs in all,
+            what is running).
+
+    Returns:
+        The `Comparison`: data with `to_dict()`, a table as `str`, `answer`, and `path` of the page.
+
+    Raises:
+        ArgumentError: an unknown method, or a number that leaves nothing to measure.
+        StateError: a package of the extra is missing (`pip install "normkit[compare]"`).
+    """
+    _require_extra()
+    from normkit.study import design as plan
+    from normkit.study import machine, report, task
+    from normkit.study.conduct import conduct
+
+    design = plan.design(tuple(methods), tuple(batch_sizes), seeds, trials, steps, seed)
+    crew = workers if workers is not None else min(machine.cores(), 8)
+    if crew < 1:
+        raise ArgumentError(f"workers must be at least 1, got {workers}")
+    folder = Path(out)
+    with _shown(progress) as tell:
+        comparison = conduct(
+            task.digits(seed), design, folder, workers=crew, progress=tell, command=_command(design)
+        )
+    return replace(comparison, path=report.write(comparison, folder))
+
+
+def table(comparison: Comparison) -> Table:
+    """The comparison as a table for the terminal (rich); lowest error first within each batch size."""
+    from rich.table import Table
+
+    from normkit.study.comparison import HEADINGS
+
+    shown = Table(title=comparison.answer, title_justify="left")
+    for heading in HEADINGS:
+        shown.add_column(heading, justify="left" if heading in ("method", "standing") else "right")
+    before = ""
+    for row in comparison.rows():
+        if before and row[0] != before:
+            shown.add_section()
+        shown.add_row(row[0] if row[0] != before else "", *row[1:], style="bold" if row[4] == "fewest errors" else "")
+        before = row[0]
+    return shown
+
+
+def _require_extra() -> None:
+    needed = ("numpy", "scipy", "sklearn", "optuna", "matplotlib", "jinja2", "rich")
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        raise StateError(
+            f"compare needs packages that the core of normkit does not; missing: {', '.join(missing)}. "
+            'Install them with: pip install "normkit[compare]"'
+        )
+
+
+def _command(design: Design) -> str:
+    """What repeats the study on the command line."""
+    sizes = ",".join(map(str, design.batch_sizes))
+    return (
+        f"normkit compare --methods {','.join(design.methods)} --batch-sizes {sizes} --seeds {design.seeds} "
+        f"--trials {design.trials} --steps {design.steps} --seed {design.seed}"
+    )
+
+
+@contextmanager
+def _shown(progress: bool | Progress) -> Iterator[Progress]:
+    """A bar for True, nothing for False, else the function itself."""
+    if callable(progress):
+        yield progress
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description:<23}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not progress) as bar:
+        line = bar.add_task("starting", total=None)
+        yield lambda done, total, what: bar.update(line, completed=done, total=total, description=what)

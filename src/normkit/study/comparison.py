@@ -1,0 +1,235 @@
+"""The result of `compare`: everything measured and everything concluded, as data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from normkit import catalog
+from normkit.study import verdict, words
+from normkit.study.design import Design
+from normkit.study.run import Job, Run
+from normkit.study.stats import Interval
+from normkit.study.task import Task
+from normkit.study.verdict import Cell, ClaimVerdict, Pair, Standing
+
+HEADINGS = (
+    "images per step",
+    "method",
+    "test error",
+    "95 % interval",
+    "standing",
+    "steps to target",
+    "time per step",
+    "train/eval gap",
+    "not trained",
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        design, rules: the experiment, as data and in words.
+        task: name of what was trained.
+        cells: what was measured, one for each method and batch size.
+        pairs, standings, claims: what follows, by the rules.
+        failures: runs that raised, with their messages.
+        complete: False if the study was interrupted; then everything rests on the runs that were finished.
+        machine: processor, versions, kernels.
+        command: repeats the study.
+        seconds: wall time of this call.
+        path: the page, once it is written.
+    """
+
+    design: Design
+    rules: tuple[tuple[str, str], ...]
+    task: str
+    cells: tuple[Cell, ...]
+    pairs: tuple[Pair, ...]
+    standings: tuple[Standing, ...]
+    claims: tuple[ClaimVerdict, ...]
+    failures: tuple[Run, ...]
+    complete: bool
+    machine: Mapping[str, Any]
+    command: str
+    seconds: float = 0.0
+    path: Path | None = None
+
+    def cell(self, method: str, batch_size: int) -> Cell:
+        """What was measured of one method at one batch size."""
+        return next(c for c in self.cells if (c.method, c.batch_size) == (method, batch_size))
+
+    def standing(self, batch_size: int) -> Standing:
+        """The order at one batch size."""
+        return next(s for s in self.standings if s.batch_size == batch_size)
+
+    @property
+    def answer(self) -> str:
+        """Which normalization to use here, in one sentence, by the rule of the design."""
+        clauses = [self._clause(standing) for standing in self.standings]
+        return f"On {self.task}, {'; '.join(clauses)}."
+
+    @property
+    def safe(self) -> tuple[str, ...]:
+        """The methods that no measured difference speaks against, at any of several batch sizes."""
+        fronts = [set(standing.front) for standing in self.standings]
+        if len(fronts) < 2 or not all(fronts):
+            return ()
+        return tuple(method for method in self.design.methods if all(method in front for front in fronts))
+
+    @property
+    def not_measured(self) -> tuple[tuple[str, str], ...]:
+        """Claims of the catalog that these runs say nothing about: (id, text)."""
+        measured = {claim.contrast.claim for claim in self.claims}
+        return tuple((claim, text) for claim, text in catalog.CLAIMS.items() if claim not in measured)
+
+    @property
+    def on_edge(self) -> tuple[Cell, ...]:
+        """Where the best learning rate was the first or last one tried, so that a better one may lie outside."""
+        return tuple(cell for cell in self.cells if cell.rate_on_edge)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table under `HEADINGS`, as text; within a batch size the lowest error first."""
+        found = []
+        for standing in self.standings:
+            size = standing.batch_size
+            row = [cell for cell in self.cells if cell.batch_size == size]
+            for cell in sorted(row, key=lambda cell: cell.error.value if cell.error else math.inf):
+                value, interval = words.error(cell.error)
+                place = place_of(cell.method, standing) if cell.error else "not measured"
+                found.append(
+                    (
+                        str(size),
+                        words.title(cell.method),
+                        value,
+                        interval,
+                        place,
+                        words.steps(cell.median_steps),
+                        words.times(cell.time_ratio)[0],
+                        words.signed(cell.gap)[0],
+                        f"{cell.untrained} of {len(cell.runs)}",
+                    )
+                )
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data; a number that is not finite becomes None."""
+        data = {
+            "answer": self.answer,
+            "safe": self.safe,
+            "complete": self.complete,
+            "task": self.task,
+            "design": self.design.to_dict(),
+            "rules": dict(self.rules),
+            "cells": [_cell_dict(cell) for cell in self.cells],
+            "pairs": [asdict(pair) for pair in self.pairs],
+            "standings": [asdict(s) | {"front": s.front} for s in self.standings],
+            "claims": [asdict(claim) for claim in self.claims],
+            "not_measured": dict(self.not_measured),
+            "failures": [{"job": asdict(run.job), "message": run.message} for run in self.failures],
+            "machine": dict(self.machine),
+            "command": self.command,
+            "seconds": round(self.seconds, 1),
+        }
+        plain: dict[str, Any] = _plain(data)
+        return plain
+
+    def __str__(self) -> str:
+        lines = [HEADINGS, *self.rows()]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS))]
+        text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        return "\n".join([self.answer, "", *text])
+
+    def _clause(self, standing: Standing) -> str:
+        size = standing.batch_size
+        where = f"with {size} image{'s' * (size > 1)} per step"
+        if standing.leader is None:
+            measured = any(cell.error for cell in self.cells if cell.batch_size == size)
+            return f"{where} {'no method trained' if measured else 'nothing has been measured yet'}"
+        leader = self.cell(standing.leader, size)
+        assert leader.error is not None
+        text = f"{where} {words.inline(leader.method)} makes the fewest errors ({words.percent(leader.error.value)})"
+        equal, unresolved = ([words.inline(m) for m in group] for group in (standing.equal_to, standing.unresolved))
+        if equal:
+            text += f", {words.listing(equal)} being equal to it"
+        if unresolved:
+            verb = "cannot be told apart from it"
+            text += f", but {words.listing(unresolved)} {verb} by {leader.error.n} seeds"
+        return text if equal or unresolved else f"{text}, fewer than every other method"
+
+
+def conclude(
+    task: Task,
+    design: Design,
+    runs: Mapping[Job, Run],
+    times: Mapping[int, Mapping[str, Sequence[float]]],
+    *,
+    complete: bool,
+    machine: Mapping[str, Any],
+    command: str,
+    seconds: float,
+) -> Comparison:
+    """Apply the rules of the design to the runs that are there."""
+    table = verdict.cells(design, runs, times)
+    judged = verdict.pairs(design, table)
+    shown = [run for cell in table.values() for run in (*cell.tuning, *cell.runs)]
+    return Comparison(
+        design=design,
+        rules=design.rules(task),
+        task=task.name,
+        cells=tuple(table.values()),
+        pairs=judged,
+        standings=tuple(verdict.standing(size, table, judged) for size in design.batch_sizes),
+        claims=verdict.claims(design, table),
+        failures=tuple(run for run in shown if run.state == "failed"),
+        complete=complete,
+        machine=machine,
+        command=command,
+        seconds=seconds,
+    )
+
+
+def place_of(method: str, standing: Standing) -> str:
+    """What the leader of a batch size is to a method, in a word or two."""
+    if method == standing.leader:
+        return "fewest errors"
+    if method in standing.better_than:
+        return "worse"
+    return "equal" if method in standing.equal_to else "not told apart"
+
+
+def _cell_dict(cell: Cell) -> dict[str, Any]:
+    return {
+        "method": cell.method,
+        "batch_size": cell.batch_size,
+        "rate": cell.rate,
+        "rate_on_edge": cell.rate_on_edge,
+        "error": _interval(cell.error),
+        "train_error": _interval(cell.train_error),
+        "recalibrated_error": _interval(cell.recalibrated_error),
+        "gap": _interval(cell.gap),
+        "median_steps": cell.median_steps,
+        "steps": cell.steps,
+        "time_ratio": _interval(cell.time_ratio),
+        "seconds": cell.seconds,
+        "untrained": cell.untrained,
+        "tuning": [asdict(replace(run, losses=())) for run in cell.tuning],
+        "runs": [asdict(run) for run in cell.runs],
+    }
+
+
+def _interval(interval: Interval | None) -> dict[str, Any] | None:
+    return asdict(interval) if interval else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

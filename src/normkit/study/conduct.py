@@ -1,0 +1,112 @@
+"""Carries a design out: tune, measure, time; each result is stored before it is counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from normkit.study import machine, verdict
+from normkit.study.comparison import Comparison, conclude
+from normkit.study.design import Design
+from normkit.study.run import Crew, Job, execute, time_steps
+from normkit.study.store import Store, Times
+from normkit.study.task import Task
+
+Progress = Callable[[int, int, str], None]
+
+
+def conduct(
+    task: Task, design: Design, folder: Path, *, workers: int, progress: Progress, command: str = ""
+) -> Comparison:
+    """Do the runs of a design that are not in the store yet, and conclude from all of them.
+
+    An interrupt (Ctrl-C) ends the study early: what is stored is concluded from, with `complete` False; with
+    nothing stored the interrupt is passed on.
+
+    Args:
+        task: what to train.
+        design: how, and how often.
+        folder: holds the store.
+        workers: processes; 1 works in this one.
+        progress: called with (runs finished, runs in all, what is running).
+        command: for the report, what repeats the study.
+    """
+    start = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    complete = True
+    with Store(folder / "study.sqlite3", task, design) as store:
+        study = _Study(design, store, progress)
+        try:
+            with Crew(task, design, workers) as crew:
+                study.train(crew, study.tuning(), "choosing learning rates")
+                study.train(crew, study.measuring(), "measuring")
+                study.time(crew)
+        except KeyboardInterrupt:
+            if not study.runs:
+                raise
+            complete = False
+    return conclude(
+        task,
+        design,
+        study.runs,
+        study.times,
+        complete=complete,
+        machine=machine.facts() | {"workers": workers},
+        command=command,
+        seconds=time.perf_counter() - start,
+    )
+
+
+class _Study:
+    """The runs of one design so far, and what is left to do."""
+
+    def __init__(self, design: Design, store: Store, progress: Progress) -> None:
+        self.design, self.store, self.progress = design, store, progress
+        self.runs = store.runs()
+        self.times: dict[int, Times] = {}
+        cells = len(design.methods) * len(design.batch_sizes)
+        self.total = cells * (design.trials + design.seeds) + len(design.batch_sizes)
+        self.done = 0
+
+    def tuning(self) -> list[Job]:
+        # The longest runs first, so that no process is left alone with one at the end.
+        return [
+            Job("tune", method, batch_size, rate, self.design.tuning_seed)
+            for batch_size in reversed(self.design.batch_sizes)
+            for rate in self.design.rates
+            for method in self.design.methods
+        ]
+
+    def measuring(self) -> list[Job]:
+        table = verdict.cells(self.design, self.runs, {})
+        return [
+            Job("measure", method, batch_size, rate, seed)
+            for batch_size in reversed(self.design.batch_sizes)
+            for seed in self.design.evaluation_seeds
+            for method in self.design.methods
+            if (rate := table[method, batch_size].rate) is not None
+        ]
+
+    def train(self, crew: Crew, jobs: Sequence[Job], what: str) -> None:
+        """Run the jobs without a result; one that raised last time gets another chance."""
+        left = [job for job in jobs if job not in self.runs or self.runs[job].state == "failed"]
+        self._count(len(jobs) - len(left), what)
+        for run in crew.work(execute, left):
+            self.store.add(run)
+            self.runs[run.job] = run
+            self._count(1, what)
+
+    def time(self, crew: Crew) -> None:
+        """One batch size after the other: two timings at once would disturb each other."""
+        for batch_size in self.design.batch_sizes:
+            known = self.store.times(batch_size)
+            if known is None:
+                (known,) = crew.work(time_steps, [batch_size])
+                self.store.add_times(batch_size, known)
+            self.times[batch_size] = known
+            self._count(1, "timing")
+
+    def _count(self, finished: int, what: str) -> None:
+        self.done += finished
+        self.progress(self.done, self.total, what)

@@ -1,0 +1,199 @@
+"""What is measured and how it will be judged: all of it fixed before the first result is seen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from normkit.errors import ArgumentError
+from normkit.study.task import Task, method_name
+
+Measure = Literal["error", "steps", "time", "gap"]
+
+LOWEST_RATE, HIGHEST_RATE = 1e-3, 10**0.5
+SMALLEST: dict[Measure, float] = {"error": 0.01, "steps": math.log2(1.1), "time": math.log2(1.1), "gap": 0.05}
+"""The smallest effect that matters: a point of error, a tenth more steps or time (log2 ratio), 0.05 nats of loss."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A claim as a difference that these runs measure: `more` minus `less` is positive if the claim holds.
+
+    `less` is None for the gap, which is a difference already; its claim names no direction, so its size counts.
+    `batch` is the batch size it is looked at.
+    """
+
+    claim: str
+    measure: Measure
+    more: str
+    less: str | None
+    batch: Literal["smallest", "largest"]
+
+
+CONTRASTS = (
+    Contrast("BN-1", "steps", "none", "batch_norm", "largest"),
+    Contrast("BN-4", "error", "batch_norm", "group_norm", "smallest"),
+    Contrast("BN-6", "gap", "batch_norm", None, "smallest"),
+    Contrast("LN-2", "time", "layer_norm", "batch_norm", "largest"),
+    Contrast("LN-2", "steps", "layer_norm", "batch_norm", "largest"),
+    Contrast("IN-2", "error", "instance_norm", "group_norm", "largest"),
+    Contrast("GN-1", "error", "batch_norm", "group_norm", "smallest"),
+    Contrast("WN-1", "steps", "none", "weight_norm", "largest"),
+    Contrast("WN-2", "steps", "weight_norm", "batch_norm", "largest"),
+)
+
+
+@dataclass(frozen=True)
+class Design:
+    """The experiment on paper.
+
+    Attributes:
+        methods: "none" first; all of them share weights and batch order seed by seed.
+        batch_sizes: ascending.
+        seeds, trials, steps, seed: as in `compare`.
+        target_loss: training loss, averaged over the last `window` steps, that counts as arrived.
+        window: steps over which a training loss is averaged.
+        momentum: of SGD; the rate falls to 0 along a half cosine.
+        alpha: chance of one wrong *better* or *supported* in a whole family of comparisons.
+        gap_images: training images on which the loss in training mode is set against evaluation mode.
+        time_rounds: rounds of the timing; in each, every method takes one step.
+    """
+
+    methods: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    seeds: int
+    trials: int
+    steps: int
+    seed: int = 0
+    target_loss: float = 0.5
+    window: int = 20
+    momentum: float = 0.9
+    alpha: float = 0.05
+    gap_images: int = 256
+    time_rounds: int = 60
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Learning rates tried, evenly spaced in log; eight of them are half decades.
+
+        >>> design(("none",), (8,), 2, 8, 50, 0).rates[:4]
+        (0.001, 0.003162, 0.01, 0.03162)
+        """
+        ratio = (HIGHEST_RATE / LOWEST_RATE) ** (1 / (self.trials - 1))
+        return tuple(float(f"{LOWEST_RATE * ratio**i:.4g}") for i in range(self.trials))
+
+    @property
+    def evaluation_seeds(self) -> tuple[int, ...]:
+        """Seeds of weights and batch order behind every result."""
+        return tuple(1000 * self.seed + i + 1 for i in range(self.seeds))
+
+    @property
+    def tuning_seed(self) -> int:
+        """The seed the learning rate is chosen on; no result uses it."""
+        return 1000 * self.seed
+
+    def contrast_batch(self, contrast: Contrast) -> int:
+        """The batch size at which a claim is looked at."""
+        return self.batch_sizes[0 if contrast.batch == "smallest" else -1]
+
+    def contrasts(self) -> tuple[Contrast, ...]:
+        """The claims that the chosen methods can speak to."""
+        return tuple(c for c in CONTRASTS if c.more in self.methods and c.less in (None, *self.methods))
+
+    def rules(self, task: Task) -> tuple[tuple[str, str], ...]:
+        """The design in words, for the report: (heading, text)."""
+        point = 100 * SMALLEST["error"]
+        return (
+            ("Task", task.description),
+            (
+                "Pairing",
+                "For each seed all methods start from the same convolution and linear weights and see the same "
+                "batches in the same order; so differences are taken seed by seed.",
+            ),
+            (
+                "Tuning",
+                f"SGD, momentum {self.momentum:g}, {self.steps} steps, rate falling to 0 along a half cosine. "
+                f"{self.trials} learning rates from {self.rates[0]:g} to {self.rates[-1]:g} for every method at "
+                "every batch size; the lowest validation error wins, validation loss breaks ties. One seed, not "
+                "used again.",
+            ),
+            (
+                "Measurement",
+                f"{self.seeds} further seeds at the chosen rate. The test images are looked at once, at the end of "
+                "these runs. Every batch size takes the same number of steps, so small batches see fewer images: "
+                "compare methods at one batch size, not batch sizes of one method.",
+            ),
+            (
+                "Runs that fail",
+                f"A run whose loss is not finite, or at the end no better than guessing, counts as not trained; it "
+                f"stays in every mean. One that breaks off is charged with the error of guessing, "
+                f"{100 * task.chance:g} %.",
+            ),
+            (
+                "Steps to target",
+                f"First step at which the training loss, averaged over {self.window} steps, is at most "
+                f"{self.target_loss:g}. A run that does not arrive gives a bound, never a number.",
+            ),
+            (
+                "Train/eval gap",
+                f"Loss in evaluation mode minus loss in training mode: same weights, same {self.gap_images} training "
+                "images, batches of the training size. The same pass recomputes running statistics for the "
+                "recalibrated error.",
+            ),
+            (
+                "Time per step",
+                f"Forward, backward and update, one thread, {self.time_rounds} rounds in one process; each round "
+                "times every method once. Median of the ratios to no norm.",
+            ),
+            (
+                "Intervals",
+                "95 % t intervals over seeds (order statistics for times). They cover weights and batch order; the "
+                "images are the same throughout, so other images would add to them.",
+            ),
+            (
+                "The answer",
+                f"At each batch size the method with the lowest mean test error leads. It is *better* than another if "
+                f"the paired t test, Holm-corrected over all pairs at all batch sizes, gives p < {self.alpha:g} and the "
+                f"mean difference is at least {point:g} point; *equal* if the simultaneous interval lies within "
+                f"±{point:g} point; everything else is *not resolved*, and is said to be.",
+            ),
+            (
+                "Verdicts on claims",
+                "*Supported*: corrected p below the same level, and an effect that matters, in the claimed direction. "
+                "*Contradicted*: the simultaneous interval excludes any such effect. Otherwise *not resolved*. What "
+                f"matters: {point:g} point of error, 10 % of steps or time, {SMALLEST['gap']:g} of loss.",
+            ),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and what follows from them."""
+        derived = {
+            "rates": self.rates,
+            "evaluation_seeds": self.evaluation_seeds,
+            "tuning_seed": self.tuning_seed,
+        }
+        return asdict(self) | derived
+
+
+def design(
+    methods: tuple[str, ...], batch_sizes: tuple[int, ...], seeds: int, trials: int, steps: int, seed: int
+) -> Design:
+    """A checked design: names resolved, "none" first, batch sizes ascending, nothing twice.
+
+    >>> design(("BN", "none", "batch_norm"), (64, 4), 2, 3, 50, 0).methods
+    ('none', 'batch_norm')
+    """
+    names = dict.fromkeys(["none", *(method_name(name) for name in methods)])
+    lowest = {"seeds": 2, "trials": 3, "steps": 40, "seed": 0}
+    given = {"seeds": seeds, "trials": trials, "steps": steps, "seed": seed}
+    for name, bound in lowest.items():
+        if given[name] < bound:
+            raise ArgumentError(f"{name} must be at least {bound}, got {given[name]}")
+    if seeds > 999:
+        raise ArgumentError(
+            f"seeds must be below 1000, so that two values of seed= share no run, got {seeds}"
+        )
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise ArgumentError(f"batch sizes must be at least 1, and there must be one, got {batch_sizes}")
+    return Design(tuple(names), tuple(sorted(set(batch_sizes))), seeds, trials, steps, seed)

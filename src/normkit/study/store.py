@@ -1,0 +1,134 @@
+"""Every finished run on disk before it is shown: an optuna storage in one SQLite file, read back to resume.
+
+Runs that can differ in their result never meet: the studies are named after a fingerprint of the data, the
+training and the code. Any optuna tool can open the file, for instance `optuna-dashboard sqlite:///study.sqlite3`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+import normkit
+from normkit.study.design import Design
+from normkit.study.machine import cpu_name
+from normkit.study.run import Job, Run
+from normkit.study.task import Task
+
+Times = dict[str, list[float]]
+
+
+class Store:
+    """The runs of one task and one way of training it, kept in a file that many such pairs may share."""
+
+    def __init__(self, path: Path, task: Task, design: Design) -> None:
+        self.design = design
+        self.prefix = fingerprint(task, design)
+        with _quiet():
+            self._storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        self._studies: dict[str, optuna.Study] = {}
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
+    def runs(self) -> dict[Job, Run]:
+        """All runs of this fingerprint; of a job that was run again, the last."""
+        found: dict[Job, Run] = {}
+        for study in self._storage.get_all_studies():
+            if study.study_name.startswith(f"{self.prefix}/"):
+                for trial in self._storage.get_all_trials(study._study_id, deepcopy=False):
+                    if "run" in trial.user_attrs:
+                        run = Run.from_dict(trial.user_attrs["run"])
+                        found[run.job] = run
+        return found
+
+    def add(self, run: Run) -> None:
+        """Write one run; it is on disk when this returns."""
+        job = run.job
+        distributions: dict[str, BaseDistribution] = {
+            "rate": FloatDistribution(1e-6, 1e3, log=True),
+            "seed": IntDistribution(0, 10**9),
+        }
+        error = run.validation_error if job.kind == "tune" else run.test_error
+        trial = create_trial(
+            state=TrialState.FAIL if run.state == "failed" else TrialState.COMPLETE,
+            value=error,
+            params={"rate": job.rate, "seed": job.seed},
+            distributions=distributions,
+            user_attrs={"run": asdict(run)},
+        )
+        self._add(f"{job.kind}/{job.method}/batch {job.batch_size}", trial)
+
+    def times(self, batch_size: int) -> Times | None:
+        """Step times of the design's methods on this machine, if they were taken."""
+        name = f"{self.prefix}/{self._times_name(batch_size)}"
+        for study in self._storage.get_all_studies():
+            if study.study_name == name:
+                for trial in self._storage.get_all_trials(study._study_id, deepcopy=False):
+                    return dict(trial.user_attrs["seconds"])
+        return None
+
+    def add_times(self, batch_size: int, seconds: Times) -> None:
+        """Write the step times taken at one batch size."""
+        trial = create_trial(state=TrialState.COMPLETE, value=0.0, user_attrs={"seconds": seconds})
+        self._add(self._times_name(batch_size), trial)
+
+    def _times_name(self, batch_size: int) -> str:
+        return f"time/batch {batch_size}/{' '.join(self.design.methods)}/{cpu_name()}"
+
+    def _add(self, name: str, trial: FrozenTrial) -> None:
+        full = f"{self.prefix}/{name}"
+        if full not in self._studies:
+            with _quiet():
+                self._studies[full] = optuna.create_study(
+                    storage=self._storage, study_name=full, load_if_exists=True
+                )
+        self._studies[full].add_trial(trial)
+
+
+def fingerprint(task: Task, design: Design) -> str:
+    """Equal only where the same job gives the same run: data, training, torch and normkit's own code agree."""
+    facts: dict[str, Any] = {
+        "task": task.fingerprint(),
+        "training": (design.steps, design.window, design.momentum, design.gap_images),
+        "torch": torch.__version__,
+        "code": code_digest(),
+    }
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """Of all of normkit's code that a run can pass through; what only shows results is left out."""
+    root = Path(normkit.__file__).parent
+    shows = {root / "cli.py", root / "draw.py", root / "study" / "verdict.py", root / "study" / "stats.py"}
+    digest = hashlib.sha256()
+    for path in sorted((*root.rglob("*.py"), *root.rglob("*.so"))):
+        if path not in shows and root / "study" / "report" not in path.parents:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna announces every new study; that is a detail of this file."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -1,0 +1,304 @@
+"""From runs to statements: what each method reached, which of two is better, what became of each claim.
+
+Nothing here is chosen in the light of results; the rules stand in `design` and their numbers with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import Literal
+
+from normkit.study import stats
+from normkit.study.design import SMALLEST, Contrast, Design, Measure
+from normkit.study.run import Job, Run, smooth
+from normkit.study.stats import Bound, Interval
+
+Relation = Literal["better", "worse", "equal", "not resolved"]
+Finding = Literal["supported", "contradicted", "not resolved"]
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Everything measured of one method at one batch size.
+
+    `tuning` holds the runs over learning rates, `runs` those behind the results in the order of the seeds;
+    `seconds` and `plain_seconds` are step times, round by round, of the method and of no norm.
+    """
+
+    method: str
+    batch_size: int
+    design: Design
+    tuning: tuple[Run, ...]
+    runs: tuple[Run, ...]
+    seconds: tuple[float, ...] = ()
+    plain_seconds: tuple[float, ...] = ()
+
+    @cached_property
+    def rate(self) -> float | None:
+        """The chosen learning rate; None before tuning."""
+        return best_rate(self.tuning)
+
+    @property
+    def rate_on_edge(self) -> bool:
+        """Whether the best rate may lie outside the range that was tried."""
+        return self.rate in (self.design.rates[0], self.design.rates[-1])
+
+    @property
+    def error(self) -> Interval | None:
+        """Test error."""
+        return self._mean(lambda run: run.test_error)
+
+    @property
+    def train_error(self) -> Interval | None:
+        """Error on the training images, in evaluation mode."""
+        return self._mean(lambda run: run.train_error)
+
+    @property
+    def recalibrated_error(self) -> Interval | None:
+        """Test error with running statistics computed anew; None where there are none."""
+        return self._mean(lambda run: run.recalibrated_error)
+
+    @property
+    def gap(self) -> Interval | None:
+        """Loss in evaluation mode minus loss in training mode."""
+        return self._mean(lambda run: run.gap)
+
+    @property
+    def steps(self) -> tuple[int | None, ...]:
+        """Steps to the target loss of each run; None did not arrive."""
+        design = self.design
+        return tuple(
+            stats.arrival(smooth(run.losses, design.window), design.window, design.target_loss)
+            if run.state == "trained"
+            else None
+            for run in self.runs
+        )
+
+    @property
+    def median_steps(self) -> tuple[float, bool] | None:
+        """Median of `steps`, and whether it is a lower bound."""
+        return stats.median_steps(self.steps, self.design.steps)
+
+    @property
+    def time_ratio(self) -> Interval | None:
+        """Time of a step relative to no norm, median over rounds."""
+        if not self.seconds:
+            return None
+        return stats.median_interval([a / b for a, b in zip(self.seconds, self.plain_seconds, strict=True)])
+
+    @property
+    def untrained(self) -> int:
+        """Runs that did not train; they are part of every mean."""
+        return sum(run.state == "untrained" for run in self.runs)
+
+    def _mean(self, value: Callable[[Run], float | None]) -> Interval | None:
+        values = [v for v in map(value, self.runs) if v is not None]
+        return stats.t_interval(values) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Test error of `second` minus that of `first`, seed by seed, at one batch size.
+
+    `relation` says what `first` is to `second`. `wide` is the interval that holds for all pairs at once.
+    """
+
+    batch_size: int
+    first: str
+    second: str
+    difference: Interval
+    wide: Interval
+    p_corrected: float
+    relation: Relation
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The order at one batch size: who leads on average, and what the leader is to everyone else."""
+
+    batch_size: int
+    leader: str | None
+    better_than: tuple[str, ...] = ()
+    equal_to: tuple[str, ...] = ()
+    unresolved: tuple[str, ...] = ()
+
+    @property
+    def front(self) -> tuple[str, ...]:
+        """The methods that the leader is not better than, itself among them."""
+        return (self.leader, *self.equal_to, *self.unresolved) if self.leader else ()
+
+
+@dataclass(frozen=True)
+class ClaimVerdict:
+    """What became of a claim. The effect is positive if the claim holds, in the units of its measure.
+
+    For steps and time it is a log2 ratio, and `bound` says whether the estimate is one-sided because some
+    runs never arrived.
+    """
+
+    contrast: Contrast
+    batch_size: int
+    effect: Interval
+    wide: Interval
+    bound: Bound
+    p_corrected: float
+    finding: Finding
+
+
+def best_rate(tuning: Sequence[Run]) -> float | None:
+    """The rate with the lowest validation error; validation loss, then the lower rate, break ties."""
+    able = [run for run in tuning if run.validation_error is not None]
+
+    def order(run: Run) -> tuple[float, float, float]:
+        loss = run.validation_loss if run.validation_loss is not None else float("inf")
+        return run.validation_error or 0.0, loss, run.job.rate
+
+    return min(able, key=order).job.rate if able else None
+
+
+def cells(design: Design, runs: Mapping[Job, Run], times: Mapping[int, Mapping[str, Sequence[float]]]) -> dict[Key, Cell]:
+    """Sort runs and times by method and batch size; what the design does not ask for stays out."""
+    found: dict[Key, Cell] = {}
+    for batch_size in design.batch_sizes:
+        seconds = times.get(batch_size, {})
+        for method in design.methods:
+            tuning = pick(runs, [Job("tune", method, batch_size, r, design.tuning_seed) for r in design.rates])
+            rate = best_rate(tuning)
+            asked = design.evaluation_seeds if rate is not None else ()
+            found[method, batch_size] = Cell(
+                method,
+                batch_size,
+                design,
+                tuning,
+                pick(runs, [Job("measure", method, batch_size, rate or 0.0, seed) for seed in asked]),
+                tuple(seconds.get(method, ())),
+                tuple(seconds.get("none", ())),
+            )
+    return found
+
+
+def pick(runs: Mapping[Job, Run], jobs: Sequence[Job]) -> tuple[Run, ...]:
+    """The runs of these jobs that are there."""
+    return tuple(runs[job] for job in jobs if job in runs)
+
+
+def pairs(design: Design, table: Mapping[Key, Cell]) -> tuple[Pair, ...]:
+    """Every two methods at every batch size, judged as one family."""
+    raw: list[tuple[int, str, str, list[float]]] = []
+    for batch_size in design.batch_sizes:
+        for first, second in combinations(design.methods, 2):
+            values = paired(table[second, batch_size], table[first, batch_size], lambda run: run.test_error)
+            if len(values) > 1:
+                raw.append((batch_size, first, second, values))
+    corrected = stats.holm([stats.t_test(values) for *_, values in raw])
+    level = stats.family_level(design.alpha, len(raw))
+    found = []
+    for (batch_size, first, second, values), p in zip(raw, corrected, strict=True):
+        difference, wide = stats.t_interval(values), stats.t_interval(values, level)
+        found.append(Pair(batch_size, first, second, difference, wide, p, relation(design, difference, wide, p)))
+    return tuple(found)
+
+
+def relation(design: Design, difference: Interval, wide: Interval, p_corrected: float) -> Relation:
+    """The rule of the answer; a positive difference speaks for the first of the two."""
+    smallest = SMALLEST["error"]
+    if p_corrected < design.alpha and abs(difference.value) >= smallest:
+        return "better" if difference.value > 0 else "worse"
+    return "equal" if -smallest <= wide.low and wide.high <= smallest else "not resolved"
+
+
+def standing(batch_size: int, table: Mapping[Key, Cell], judged: Sequence[Pair]) -> Standing:
+    """Who leads at one batch size; no one, if no run of any method trained."""
+    row = [cell for (_, size), cell in table.items() if size == batch_size and cell.error is not None]
+    if all(cell.untrained == len(cell.runs) for cell in row):
+        return Standing(batch_size, None)
+    ranked = sorted(row, key=lambda cell: cell.error.value if cell.error else 1.0)
+    leader = ranked[0].method
+    groups: dict[Relation, list[str]] = {"better": [], "worse": [], "equal": [], "not resolved": []}
+    for cell in ranked[1:]:
+        groups[_relation_to(leader, cell.method, batch_size, judged)].append(cell.method)
+    unresolved = (*groups["not resolved"], *groups["worse"])
+    return Standing(batch_size, leader, tuple(groups["better"]), tuple(groups["equal"]), unresolved)
+
+
+def _relation_to(leader: str, other: str, batch_size: int, judged: Sequence[Pair]) -> Relation:
+    turned: dict[Relation, Relation] = {"better": "worse", "worse": "better"}
+    for pair in judged:
+        if pair.batch_size == batch_size and {pair.first, pair.second} == {leader, other}:
+            return pair.relation if pair.first == leader else turned.get(pair.relation, pair.relation)
+    return "not resolved"
+
+
+def claims(design: Design, table: Mapping[Key, Cell]) -> tuple[ClaimVerdict, ...]:
+    """Every claim that the runs can speak to, judged as one family."""
+    raw: list[tuple[Contrast, list[float], Bound]] = []
+    for contrast in design.contrasts():
+        evidence = _evidence(contrast, design, table)
+        if evidence is not None and len(evidence[0]) > 1:
+            raw.append((contrast, *evidence))
+    corrected = stats.holm([_test(contrast.measure)(values) for contrast, values, _ in raw])
+    level = stats.family_level(design.alpha, len(raw))
+    found = []
+    for (contrast, values, bound), p in zip(raw, corrected, strict=True):
+        interval = stats.median_interval if contrast.measure == "time" else stats.t_interval
+        effect, wide = interval(values), interval(values, level)
+        finding = judge(effect, wide, bound, p, SMALLEST[contrast.measure], design.alpha)
+        batch_size = design.contrast_batch(contrast)
+        found.append(ClaimVerdict(contrast, batch_size, effect, wide, bound, p, finding))
+    return tuple(found)
+
+
+def judge(
+    effect: Interval, wide: Interval, bound: Bound, p_corrected: float, smallest: float, alpha: float
+) -> Finding:
+    """The rule for claims. A one-sided estimate can only speak for the side it is sure of."""
+    if bound != "at most" and p_corrected < alpha and effect.value >= smallest:
+        return "supported"
+    if bound != "at least" and wide.high < smallest:
+        return "contradicted"
+    return "not resolved"
+
+
+def _test(measure: Measure) -> Callable[[Sequence[float]], float]:
+    return stats.sign_test if measure == "time" else stats.t_test
+
+
+def _evidence(contrast: Contrast, design: Design, table: Mapping[Key, Cell]) -> tuple[list[float], Bound] | None:
+    """The effect of a contrast, seed by seed (for times, round by round)."""
+    batch_size = design.contrast_batch(contrast)
+    more = table[contrast.more, batch_size]
+    if contrast.less is None:
+        gaps = [run.gap for run in more.runs if run.gap is not None]
+        return [math.copysign(1.0, math.fsum(gaps)) * gap for gap in gaps], "exact"
+    less = table[contrast.less, batch_size]
+    if contrast.measure == "error":
+        return paired(more, less, lambda run: run.test_error), "exact"
+    if contrast.measure == "time":
+        return [math.log2(a / b) for a, b in zip(more.seconds, less.seconds, strict=True)], "exact"
+    shared = _shared_seeds(more, less)
+    return stats.log2_ratios(
+        [s for s, run in zip(more.steps, more.runs, strict=True) if run.job.seed in shared],
+        [s for s, run in zip(less.steps, less.runs, strict=True) if run.job.seed in shared],
+        design.steps,
+    )
+
+
+def _shared_seeds(a: Cell, b: Cell) -> set[int]:
+    seeds = [{run.job.seed for run in cell.runs if run.state != "failed"} for cell in (a, b)]
+    return seeds[0] & seeds[1]
+
+
+def paired(a: Cell, b: Cell, value: Callable[[Run], float | None]) -> list[float]:
+    """`value(a) - value(b)` for every seed that both have."""
+    other = {run.job.seed: value(run) for run in b.runs}
+    found = []
+    for run in a.runs:
+        mine, theirs = value(run), other.get(run.job.seed)
+        if mine is not None and theirs is not None:
+            found.append(mine - theirs)
+    return found

@@ -1,0 +1,310 @@
+"""What the contract is run on: one case or more for each method, with oracles, layouts, dtypes and bad inputs.
+
+The oracles are written here from the definitions, in plain float64 torch, and call nothing of normkit. All
+methods with a region share one formula and differ only in `average`, the mean over a region, repeated over it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import normkit
+
+Average = Callable[[Tensor], Tensor]
+Parameters = dict[str, Tensor]
+
+
+# The oracle -----------------------------------------------------------------------------------------------
+
+
+def over(*dims: int) -> Average:
+    """The mean over these dimensions."""
+    return lambda x: x.mean(dims, keepdim=True)
+
+
+def per_channel(x: Tensor) -> Tensor:
+    return x.mean([d for d in range(x.dim()) if d != 1], keepdim=True)
+
+
+def per_sample_and_channel(x: Tensor) -> Tensor:
+    return x.mean(list(range(2, x.dim())), keepdim=True)
+
+
+def per_group(groups: int) -> Average:
+    def average(x: Tensor) -> Tensor:
+        rows = x.reshape(x.shape[0], groups, -1)
+        return rows.mean(2, keepdim=True).expand(rows.shape).reshape(x.shape)
+
+    return average
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """``y = (x - mean) / sqrt(var + eps) * weight + bias`` with `average` as the only thing that varies."""
+
+    average: Average
+    eps: float
+    channels_first: bool
+    center: bool = True
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.double()
+        mean = self.average(x) if self.center else torch.zeros((), dtype=torch.float64)
+        return mean, self.average((x - mean).square())
+
+    def spread(self, t: Tensor, x: Tensor) -> Tensor:
+        """A parameter in the shape that broadcasts against x."""
+        return t.double().reshape(-1, *[1] * (x.dim() - 2)) if self.channels_first else t.double()
+
+    def __call__(self, x: Tensor, p: Parameters, moments: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        mean, var = self.moments(x) if moments is None else moments
+        y = (x.double() - mean) / (var + self.eps).sqrt()
+        if "weight" in p:
+            y = y * self.spread(p["weight"], x)
+        return y + self.spread(p["bias"], x) if "bias" in p else y
+
+    def given(self, x: Tensor, state: Parameters) -> Tensor:
+        """The same with running statistics."""
+        moments = self.spread(state["running_mean"], x), self.spread(state["running_var"], x)
+        return self(x, state, moments)
+
+    def condition(self, x: Tensor) -> Tensor:
+        """``1 + |mean| / std``: what rounding x to its dtype already does to the result, in units of eps."""
+        mean, var = self.moments(x)
+        return 1 + mean.abs() / (var + self.eps).sqrt()
+
+
+def local_response(size: int, alpha: float, beta: float, k: float) -> Callable[[Tensor, Parameters], Tensor]:
+    def oracle(x: Tensor, p: Parameters) -> Tensor:
+        x = x.double()
+        channels = x.shape[1]
+        out = []
+        for c in range(channels):
+            window = x[:, max(0, c - size // 2) : min(channels, c + (size - 1) // 2 + 1)]
+            out.append(x[:, c] / (k + alpha / size * window.square().sum(1)) ** beta)
+        return torch.stack(out, 1)
+
+    return oracle
+
+
+def weight_normed_linear(x: Tensor, p: Parameters) -> Tensor:
+    g, v = p["parametrizations.weight.original0"].double(), p["parametrizations.weight.original1"].double()
+    return x.double() @ (g * v / v.square().sum(1, keepdim=True).sqrt()).T + p["bias"].double()
+
+
+# The rows -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bad:
+    """An input that must be refused, and what the message must say besides the layer's name."""
+
+    shape: tuple[int, ...]
+    says: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to use one method of the catalog.
+
+    Attributes:
+        row: the method's name in the catalog.
+        ours, torch: make the layer with ``device`` and ``dtype``; torch is None where it has no such layer.
+        shape: of a small input with at least two values in each region, and sizes that differ.
+        oracle: of the layer with its parameters (and of the batch's statistics).
+        bad: inputs to refuse.
+        elementwise: the output has the input's shape and layout.
+        per_sample: a sample's output does not depend on the others.
+    """
+
+    row: str
+    name: str
+    ours: Callable[..., nn.Module]
+    torch: Callable[..., nn.Module] | None
+    shape: tuple[int, ...]
+    oracle: Callable[..., Tensor]
+    bad: tuple[Bad, ...] = ()
+    elementwise: bool = True
+    per_sample: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _both(name: str, *args: object, **kwargs: object) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
+    """A layer of ours, and torch's of the same name and arguments."""
+
+    def make(library: object) -> Callable[..., nn.Module]:
+        return lambda **where: getattr(library, name)(*args, **kwargs, **where)
+
+    return make(normkit), make(nn)
+
+
+def _linear(weight_norm: Callable[[nn.Module], nn.Module]) -> Callable[..., nn.Module]:
+    return lambda **where: weight_norm(nn.Linear(5, 4, **where))
+
+
+def _norm(*args: object, **kwargs: object) -> Callable[..., nn.Module]:
+    return lambda **where: normkit.Norm(*args, **kwargs, **where)
+
+
+BATCH = Oracle(per_channel, 1e-5, channels_first=True)
+INSTANCE = Oracle(per_sample_and_channel, 1e-5, channels_first=True)
+PIXEL = Oracle(over(1), 1e-6, channels_first=True)
+GROUPS = Oracle(per_group(3), 1e-5, channels_first=True)
+
+
+def layer_oracle(*dims: int, eps: float = 1e-5, center: bool = True) -> Oracle:
+    return Oracle(over(*dims), eps, channels_first=False, center=center)
+
+
+def _wrong_channels(*shape: int) -> Bad:
+    return Bad(shape, rf"{shape[1]} in shape {re.escape(str(shape))}: make the layer for that many")
+
+
+def _wrong_rank(*shape: int) -> Bad:
+    return Bad(shape, rf"must be \(N, C.*got shape {re.escape(str(shape))}: reshape it")
+
+
+CASES = (
+    Case("batch_norm", "batch_norm rows", *_both("BatchNorm1d", 5), (6, 5), BATCH,
+         (_wrong_channels(6, 4), _wrong_rank(5), Bad((1, 5), "more than one value per channel.*larger batch")),
+         per_sample=False),
+    Case("batch_norm", "batch_norm 1d", *_both("BatchNorm1d", 5, bias=False), (3, 5, 4), BATCH,
+         (_wrong_channels(3, 4, 5), _wrong_rank(1, 1, 5, 1)), per_sample=False),
+    Case("batch_norm", "batch_norm 2d", *_both("BatchNorm2d", 4, momentum=None), (3, 4, 2, 3), BATCH,
+         (_wrong_channels(3, 2, 4, 3), _wrong_rank(3, 4), Bad((1, 4, 1, 1), "more than one value per channel")),
+         per_sample=False),
+    Case("batch_norm", "batch_norm 3d", *_both("BatchNorm3d", 3, affine=False), (2, 3, 2, 1, 3), BATCH,
+         (_wrong_channels(2, 4, 2, 1, 3), _wrong_rank(2, 3, 2, 1)), per_sample=False),
+    Case("batch_norm", "batch_norm without statistics", *_both("BatchNorm2d", 4, track_running_stats=False),
+         (3, 4, 2, 3), BATCH, (Bad((1, 4, 1, 1), "more than one value per channel"),), per_sample=False),
+    Case("layer_norm", "layer_norm", *_both("LayerNorm", 7), (3, 2, 7), layer_oracle(-1),
+         (Bad((3, 2, 6), r"end with normalized_shape \(7,\), got shape \(3, 2, 6\)"),
+          Bad((), r"end with normalized_shape \(7,\), got shape \(\)"))),
+    Case("layer_norm", "layer_norm of two dimensions", *_both("LayerNorm", (3, 4), bias=False), (3, 2, 3, 4),
+         layer_oracle(-2, -1), (Bad((3, 2, 4, 3), r"end with normalized_shape \(3, 4\)"),)),
+    Case("layer_norm2d", "layer_norm2d", lambda **where: normkit.LayerNorm2d(6, **where), None, (2, 6, 2, 3), PIXEL,
+         (_wrong_channels(2, 5, 2, 3), Bad((6,), r"at least 2 dimensions.*got shape \(6,\)"))),
+    Case("rms_norm", "rms_norm", *_both("RMSNorm", 7, eps=1e-5), (3, 2, 7), layer_oracle(-1, center=False),
+         (Bad((3, 2, 6), r"end with normalized_shape \(7,\), got shape \(3, 2, 6\)"),)),
+    Case("rms_norm", "rms_norm of two dimensions", *_both("RMSNorm", (3, 4), eps=1e-3, elementwise_affine=False),
+         (3, 2, 3, 4), layer_oracle(-2, -1, eps=1e-3, center=False), (Bad((4, 3), r"end with normalized_shape"),)),
+    Case("instance_norm", "instance_norm 1d", *_both("InstanceNorm1d", 3), (2, 3, 5), INSTANCE,
+         (_wrong_rank(3, 1, 1, 1), Bad((2, 3, 1), "more than one position.*layer_norm"))),
+    Case("instance_norm", "instance_norm 2d", *_both("InstanceNorm2d", 3, affine=True), (2, 3, 2, 4), INSTANCE,
+         (_wrong_channels(2, 4, 3, 3), Bad((2, 3, 1, 1), "more than one position"), Bad((2, 3), "got shape"))),
+    Case("instance_norm", "instance_norm 3d with statistics",
+         *_both("InstanceNorm3d", 3, affine=True, track_running_stats=True), (2, 3, 2, 1, 3), INSTANCE,
+         (_wrong_channels(2, 4, 2, 1, 3), Bad((2, 3, 1, 1, 1), "more than one position"))),
+    Case("group_norm", "group_norm 1d", *_both("GroupNorm", 3, 6), (2, 6, 5), GROUPS,
+         (_wrong_channels(2, 5, 6), Bad((6,), r"at least 2 dimensions.*got shape \(6,\)"))),
+    Case("group_norm", "group_norm 2d", *_both("GroupNorm", 3, 6), (2, 6, 2, 3), GROUPS, (_wrong_channels(2, 9, 2, 3),)),
+    Case("group_norm", "Norm of groups", _norm("b (g [c]) [...]", num_features=6, num_groups=3), None, (2, 6, 2, 3),
+         GROUPS, (Bad((2, 9, 2, 3), r"must equal g=3 \* c=2, got 9 in shape \(2, 9, 2, 3\)"),
+                  Bad((6,), "at least 2 dimensions"))),
+    Case("rms_norm", "Norm of pixels, not centred", _norm("b [c] ...", num_features=6, center=False, bias=False), None,
+         (2, 6, 2, 3), Oracle(over(1), 1e-5, channels_first=True, center=False), (Bad((2, 5, 3), "must equal c=6"),)),
+    Case("local_response_norm", "local_response_norm", *_both("LocalResponseNorm", 3, alpha=0.5, beta=0.6, k=1.5),
+         (2, 5, 2, 3), local_response(3, 0.5, 0.6, 1.5), (Bad((2, 5), r"at least 3 dimensions.*got shape \(2, 5\)"),)),
+    Case("local_response_norm", "local_response_norm, even window", *_both("LocalResponseNorm", 4, alpha=0.5),
+         (2, 5, 3), local_response(4, 0.5, 0.75, 1.0)),
+    Case("weight_norm", "weight_norm", _linear(normkit.weight_norm),
+         _linear(nn.utils.parametrizations.weight_norm), (3, 5), weight_normed_linear, elementwise=False),
+)  # fmt: skip
+"""At least one for each row of the catalog."""
+
+
+# Layouts and dtypes ---------------------------------------------------------------------------------------
+
+
+def _permuted(x: Tensor) -> Tensor:
+    """Dense, with the dimensions in reverse order of memory."""
+    order = list(range(x.dim()))[::-1]
+    return x.permute(order).contiguous().permute(order)
+
+
+def _strided(x: Tensor) -> Tensor:
+    """Every second element of a wider tensor; the others are huge, and must not be seen."""
+    wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), 1e4, dtype=x.dtype)
+    wide[..., ::2] = x
+    return wide[..., ::2]
+
+
+def _inside(x: Tensor) -> Tensor:
+    """The middle of a tensor with more rows in dimension 1."""
+    wide = torch.full((x.shape[0], x.shape[1] + 3, *x.shape[2:]), 1e4, dtype=x.dtype)
+    wide[:, 2:-1] = x
+    return wide[:, 2:-1]
+
+
+def _offset(x: Tensor) -> Tensor:
+    """Contiguous, but starting where no vector register is aligned."""
+    return torch.cat([torch.full((1,), 1e4, dtype=x.dtype), x.flatten()])[1:].view(x.shape)
+
+
+def _expanded(x: Tensor) -> Tensor:
+    """The first index of dimension 0 shown again and again."""
+    return x[:1].expand(x.shape)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": Tensor.contiguous,
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "channels_last_3d": lambda x: x.contiguous(memory_format=torch.channels_last_3d),
+    "permuted": _permuted,
+    "strided": _strided,
+    "inside": _inside,
+    "offset": _offset,
+    "expanded": _expanded,
+}
+"""All but the last give a tensor with the same values."""
+
+RANKS = {"channels_last": 4, "channels_last_3d": 5}
+DTYPES = {
+    "float64": (torch.float64, torch.float64),
+    "float32": (torch.float32, torch.float32),
+    "bfloat16": (torch.bfloat16, torch.bfloat16),
+    "float16": (torch.float16, torch.float16),
+    "bfloat16 beside float32": (torch.bfloat16, torch.float32),
+    "float16 beside float32": (torch.float16, torch.float32),
+}
+"""Of the input, and of the parameters."""
+
+
+def layouts(case: Case) -> Sequence[str]:
+    """The layouts that exist for the case's number of dimensions."""
+    rank = len(case.shape)
+    return [name for name in LAYOUTS if RANKS.get(name, rank) == rank]
+
+
+def make_input(case: Case, dtype: torch.dtype = torch.float32, layout: str = "contiguous", seed: int = 0) -> Tensor:
+    """Values of about 1 +- 2, laid out as asked."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(case.shape, generator=generator, dtype=torch.float64) * 2 + 1
+    return LAYOUTS[layout](x.to(dtype))
+
+
+def make_layer(case: Case, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    """The layer with weights near 1, biases near 0 and running statistics that are not the initial ones."""
+    torch.manual_seed(seed)
+    layer = case.ours(dtype=dtype) if "LocalResponseNorm" not in case.ours().__class__.__name__ else case.ours()
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.add_(torch.randn(p.shape) * 0.3)
+        for name, buffer in layer.named_buffers():
+            if name == "running_mean":
+                buffer.add_(torch.randn(buffer.shape))
+            elif name == "running_var":
+                buffer.mul_(torch.rand(buffer.shape) + 0.5)
+    return layer
+
+
+def state_of(layer: nn.Module) -> Parameters:
+    """Parameters and buffers in float64, detached."""
+    return {name: t.detach().double() for name, t in layer.state_dict().items()}

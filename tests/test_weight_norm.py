@@ -1,0 +1,562 @@
+"""Weight normalization against its definition in float64, and through the whole life of a module."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+from normkit.errors import ArgumentError, DtypeError, ShapeError, StateError
+from normkit.parametrize import WeightNorm, init_weight_norm, remove_weight_norm, weight_norm
+
+SHAPES = [((4, 3), 0), ((4, 3), 1), ((4, 3), -1), ((4, 3), None), ((5,), 0), ((5,), None), ((2, 3, 2, 2), -3)]
+
+
+def oracle(g: Tensor, v: Tensor, dim: int | None) -> Tensor:
+    """The definition, in float64, for lengths that are not 0."""
+    g, v = g.double(), v.double()
+    if dim is None:
+        return g * v / v.flatten().norm()
+    axis = dim % v.ndim
+    axes = [i for i in range(v.ndim) if i != axis]
+    return g * v / ((v * v).sum(axes, keepdim=True) if axes else v * v).sqrt()
+
+
+def linear(seed: int = 0, **kwargs: object) -> nn.Linear:
+    torch.manual_seed(seed)
+    return nn.Linear(5, 4, **kwargs)
+
+
+def parts(module: nn.Module, name: str = "weight") -> tuple[Tensor, Tensor]:
+    norms = module.parametrizations[name]
+    return norms.original0, norms.original1
+
+
+@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+def test_values_and_gradients_equal_the_definition(shape, dim):
+    torch.manual_seed(0)
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.randn(shape))
+    before = module.weight.detach().clone()
+    weight_norm(module, dim=dim)
+    assert torch.equal(module.weight, before)
+    g, v = parts(module)
+    with torch.no_grad():
+        g.mul_(torch.randn_like(g))
+        v.mul_(3)
+    upstream = torch.randn(shape)
+    ours = torch.autograd.grad(module.weight, (g, v), upstream)
+    wide = [p.detach().double().requires_grad_() for p in (g, v)]
+    expected = oracle(*wide, dim)
+    # The norm, the quotient and the product each round once or twice: 4 units in the last place in all.
+    torch.testing.assert_close(module.weight.double(), expected, rtol=4 * torch.finfo().eps, atol=0)
+    for mine, theirs in zip(ours, torch.autograd.grad(expected, wide, upstream.double()), strict=True):
+        # A gradient subtracts the radial part, so its error is relative to the largest entry.
+        bound = 16 * torch.finfo().eps * max(1.0, theirs.abs().max().item())
+        assert (mine.double() - theirs).abs().max().item() <= bound
+
+
+@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+def test_second_derivatives(shape, dim):
+    norm = WeightNorm(None if dim is None else dim % len(shape))
+    torch.manual_seed(0)
+    v = torch.randn(shape, dtype=torch.float64)
+    g = norm.right_inverse(v)[0].requires_grad_()
+    v.requires_grad_()
+    assert torch.autograd.gradcheck(norm, (g, v))
+    assert torch.autograd.gradgradcheck(norm, (g, v))
+
+
+def test_a_vector_with_a_single_element_has_its_sum_of_squares_on_the_clamp():
+    v = torch.tensor([[2.0, 0.0], [0.0, -3.0]], dtype=torch.float64, requires_grad=True)
+    g = torch.tensor([[1.5], [2.5]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(WeightNorm(0), (g, v))
+
+
+def test_a_zero_vector_gives_zero_and_finite_gradients_where_torch_gives_nan():
+    module = linear(bias=False)
+    with torch.no_grad():
+        module.weight[1] = 0
+    theirs = parametrizations.weight_norm(copy.deepcopy(module))
+    assert theirs.weight.isnan().any(), "torch has mended this: say so in the docs"
+    weight_norm(module)
+    g, v = parts(module)
+    assert torch.equal(module.weight[1], torch.zeros(5))
+    with torch.no_grad():
+        g[1] = 2.0
+    first = torch.autograd.grad(module.weight.square().sum() + module.weight.sum(), (g, v), create_graph=True)
+    second = torch.autograd.grad(sum(grad.square().sum() for grad in first), (g, v))
+    assert all(grad.isfinite().all() for grad in (*first, *second))
+    assert torch.equal(first[1][1], torch.full((5,), 2.0)), "with a length, the row must be able to leave 0"
+
+
+@pytest.mark.parametrize("magnitude", [1e-30, 1e18, 1e30])
+def test_squares_neither_overflow_nor_vanish(magnitude):
+    module = linear(bias=False)
+    with torch.no_grad():
+        module.weight.mul_(magnitude)
+    weight_norm(module)
+    g, v = parts(module)
+    torch.testing.assert_close(g.double(), v.double().norm(dim=1, keepdim=True), rtol=1e-6, atol=0)
+    with torch.no_grad():
+        g.fill_(1.0)
+    torch.testing.assert_close(module.weight.double(), oracle(g, v, 0), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_lengths_are_computed_in_single(dtype):
+    torch.manual_seed(0)
+    module = nn.Linear(4096, 3, bias=False, dtype=dtype)
+    with torch.no_grad():
+        module.weight.copy_(torch.randn(3, 4096) * 8)
+    weight_norm(module)
+    g, v = parts(module)
+    # 4096 squares near 64 sum to 262144: beyond fp16, and bf16 would stop counting at 256 of them. The
+    # only rounding left is that of the result.
+    torch.testing.assert_close(
+        g.double(), v.double().norm(dim=1, keepdim=True), rtol=torch.finfo(dtype).eps, atol=0
+    )
+    assert module.weight.dtype == dtype
+    torch.testing.assert_close(
+        module.weight.double(), oracle(g, v, 0), rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).tiny
+    )
+
+
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_state_is_that_of_torch_and_loads_both_ways(dim):
+    ours, theirs = weight_norm(linear(), dim=dim), parametrizations.weight_norm(linear(), dim=dim)
+    mine, other = ours.state_dict(), theirs.state_dict()
+    assert list(mine) == list(other)
+    for key in mine:
+        assert mine[key].shape == other[key].shape
+        torch.testing.assert_close(mine[key], other[key], rtol=2 * torch.finfo().eps, atol=0)
+    x = torch.randn(3, 5)
+    trained = parametrizations.weight_norm(linear(1), dim=dim)
+    ours.load_state_dict(trained.state_dict())
+    torch.testing.assert_close(ours(x), trained(x))
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(theirs(x), trained(x))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_old_keys_load(nested):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls its old function deprecated; its files live on
+        old = torch.nn.utils.weight_norm(linear(1))
+    assert {"weight_g", "weight_v"} <= set(old.state_dict())
+    ours = weight_norm(linear())
+    if nested:
+        nn.Sequential(ours).load_state_dict(nn.Sequential(old).state_dict())
+    else:
+        ours.load_state_dict(old.state_dict())
+    x = torch.randn(3, 5)
+    torch.testing.assert_close(ours(x), old(x))
+
+
+def test_a_missing_key_is_still_reported():
+    state = weight_norm(linear()).state_dict()
+    state["weight_g"] = state.pop("parametrizations.weight.original0")
+    with pytest.raises(RuntimeError, match=r"original0.*\n.*weight_g"):
+        weight_norm(linear()).load_state_dict(state)
+
+
+def roundtrips() -> dict[str, object]:
+    def save(module: nn.Module) -> nn.Module:
+        file = io.BytesIO()
+        torch.save(module, file)
+        file.seek(0)
+        return torch.load(file, weights_only=False)
+
+    return {"deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps(m)), "torch.save": save}
+
+
+@pytest.mark.parametrize("way", list(roundtrips()))
+def test_copies_live_their_own_lives(way):
+    model = nn.Sequential(weight_norm(linear()), nn.ReLU(), weight_norm(nn.LSTM(4, 3), "weight_hh_l0"))
+    x = torch.randn(2, 7, 5)
+    expected = model(x)[0]
+    model[0].train(False)
+    twin = roundtrips()[way](model)
+    assert torch.equal(twin(x)[0], expected)
+    assert not twin[0].training
+    assert repr(twin) == repr(model)
+    assert list(twin.state_dict()) == list(model.state_dict())
+    with torch.no_grad():
+        parts(twin[0])[0].mul_(2)
+        parts(twin[2], "weight_hh_l0")[0].mul_(2)
+    assert torch.equal(model(x)[0], expected)
+    assert not torch.equal(twin(x)[0], expected)
+    remove_weight_norm(twin[0])
+    assert torch.equal(model(x)[0], expected), "a copy shares its original's class"
+    assert torch.equal(roundtrips()[way](model)(x)[0], expected)
+    twin[0].load_state_dict(linear().state_dict())
+
+
+def test_cached_weights_of_copies_are_kept_apart():
+    model = weight_norm(linear())
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        parts(twin)[0].mul_(2)
+    with parametrize.cached():
+        assert model.weight is model.weight
+        assert not torch.equal(model.weight, twin.weight)
+
+
+def test_several_parametrizations_on_one_module():
+    module = nn.Bilinear(3, 4, 5)
+    weight_norm(module, dim=None)
+    parametrize.register_parametrization(module, "bias", nn.Softplus())
+    twin = pickle.loads(pickle.dumps(module))
+    assert torch.equal(twin.bias, module.bias)
+    assert torch.equal(twin.weight, module.weight)
+    remove_weight_norm(twin)
+    assert parametrize.is_parametrized(twin, "bias")
+    assert torch.equal(twin.bias, module.bias)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_removal_is_exact(frozen, dim):
+    plain = linear()
+    module = weight_norm(linear(), dim=dim)
+    with torch.no_grad():
+        parts(module)[0].mul_(1.7)
+    for part in parts(module):
+        part.requires_grad_(not frozen)
+    x = torch.randn(3, 5)
+    used, y = module.weight.detach().clone(), module(x)
+    with torch.no_grad():
+        assert remove_weight_norm(module) is module
+    assert type(module) is nn.Linear
+    assert vars(module).keys() == vars(plain).keys()
+    assert isinstance(module.weight, nn.Parameter)
+    assert module.weight.is_leaf
+    assert module.weight.requires_grad is not frozen
+    assert torch.equal(module.weight, used)
+    assert torch.equal(module(x), y)
+    assert [name for name, _ in module.named_parameters()] == ["weight", "bias"]
+    assert not dict(module.named_buffers())
+    for hooks in (module._load_state_dict_pre_hooks, module._forward_pre_hooks, module._forward_hooks):
+        assert not hooks
+    weight_norm(module, dim=dim)
+    assert torch.equal(module.weight, used)
+
+
+def test_the_direction_does_not_share_memory_with_a_tied_parameter():
+    embedding, head = nn.Embedding(4, 5), linear(bias=False)
+    head.weight = embedding.weight
+    weight_norm(head)
+    before = embedding.weight.detach().clone()
+    with torch.no_grad():
+        parts(head)[1].add_(1)
+    assert torch.equal(embedding.weight, before)
+
+
+def test_assigning_a_weight_sets_length_and_direction():
+    module = weight_norm(linear())
+    module.weight = linear(1).weight.detach()
+    assert torch.equal(module.weight, linear(1).weight)
+    torch.testing.assert_close(parts(module)[0], linear(1).weight.norm(dim=1, keepdim=True))
+
+
+def test_compile_without_a_graph_break():
+    module = weight_norm(linear())
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    x = torch.randn(3, 5)
+    compiled(x).square().sum().backward()
+    ours = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    module(x).square().sum().backward()
+    for mine, eager in zip(ours, module.parameters(), strict=True):
+        torch.testing.assert_close(mine, eager.grad)
+
+
+def test_errors_give_rule_value_and_remedy():
+    with pytest.raises(ArgumentError, match=r"'wieght' is none: did you mean 'weight'\?"):
+        weight_norm(linear(), "wieght")
+    with pytest.raises(ArgumentError, match="no parameters of its own"):
+        weight_norm(nn.Sequential(linear()))
+    with pytest.raises(ArgumentError, match="has 2; got 2: use 0"):
+        weight_norm(linear(), dim=2)
+    with pytest.raises(ArgumentError, match="got -3"):
+        weight_norm(linear(), dim=-3)
+    with pytest.raises(
+        StateError, match=r"'weight' of Linear already carries WeightNorm.*remove_weight_norm"
+    ):
+        weight_norm(weight_norm(linear()))
+    with pytest.raises(StateError, match="already carries _Orthogonal"):
+        weight_norm(parametrizations.orthogonal(linear()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        old = torch.nn.utils.weight_norm(linear())
+    with pytest.raises(StateError, match=r"old hook .*call torch.nn.utils.remove_weight_norm"):
+        weight_norm(old)
+    with pytest.raises(StateError, match="'weight' of Linear is not one: there is nothing to remove"):
+        remove_weight_norm(linear())
+    with pytest.raises(StateError, match=r"did you mean 'weight'\?"):
+        remove_weight_norm(weight_norm(linear()), "weihgt")
+    with pytest.raises(StateError, match="not initialised: run one batch"):
+        weight_norm(nn.LazyLinear(3))
+    empty, whole = nn.Module(), nn.Module()
+    empty.weight = nn.Parameter(torch.empty(0, 3))
+    whole.weight = nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ShapeError, match=r"shape \(0, 3\)"):
+        weight_norm(empty)
+    with pytest.raises(DtypeError, match=r"int8.*module.float"):
+        weight_norm(whole)
+
+
+def test_a_refused_module_is_unchanged():
+    module = linear()
+    with pytest.raises(ArgumentError):
+        weight_norm(module, dim=7)
+    assert type(module) is nn.Linear
+    assert list(module.state_dict()) == ["weight", "bias"]
+
+
+INITIALISED = {
+    "linear": (lambda: nn.Linear(6, 5), 0, (64, 6)),
+    "linear on sequences": (lambda: nn.Linear(6, 5), 0, (16, 4, 6)),
+    "conv1d": (lambda: nn.Conv1d(6, 5, 3), 0, (16, 6, 9)),
+    "conv2d grouped": (lambda: nn.Conv2d(6, 4, 3, groups=2), 0, (16, 6, 7, 7)),
+    "conv3d": (lambda: nn.Conv3d(2, 3, 2), 0, (8, 2, 4, 4, 4)),
+    "conv2d unbatched": (lambda: nn.Conv2d(6, 4, 3), 0, (6, 12, 12)),
+    "conv_transpose1d": (lambda: nn.ConvTranspose1d(6, 5, 3), 1, (16, 6, 9)),
+    "conv_transpose2d": (lambda: nn.ConvTranspose2d(6, 5, 3), 1, (8, 6, 5, 5)),
+    "conv_transpose3d": (lambda: nn.ConvTranspose3d(2, 3, 2), 1, (8, 2, 4, 4, 4)),
+}
+
+
+def spread(y: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    values = y.detach().double().movedim(axis, 0).flatten(1)
+    return values.mean(1), values.std(1, correction=0)
+
+
+@pytest.mark.parametrize("case", list(INITIALISED))
+def test_init_gives_every_channel_mean_0_and_deviation_1(case):
+    make, dim, shape = INITIALISED[case]
+    torch.manual_seed(0)
+    layer = weight_norm(make(), dim=dim)
+    with torch.no_grad():
+        parts(layer)[0].mul_(-5)
+    x = torch.randn(shape) + 1
+    direction = parts(layer)[1].clone()
+    report = init_weight_norm(layer, x)
+    y = layer(x)
+    axis = -1 if isinstance(layer, nn.Linear) else x.ndim - len(layer.kernel_size) - 1
+    mean, std = spread(y, axis)
+    # Sums of a few hundred fp32 products: far better than 1e-5, far worse results mean a wrong formula.
+    torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-5)
+    torch.testing.assert_close(std, torch.ones_like(std), rtol=0, atol=1e-5)
+    assert torch.equal(parts(layer)[1], direction)
+    assert (parts(layer)[0] > 0).all()
+    (row,) = report.rows
+    assert (row.channels, row.constant, row.bias, row.skipped) == (len(std), 0, True, "")
+
+
+def deep() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        weight_norm(nn.Conv2d(3, 8, 3, padding=1)),
+        nn.ReLU(inplace=True),
+        weight_norm(nn.Conv2d(8, 4, 3, bias=False)),
+        nn.BatchNorm2d(4),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        weight_norm(nn.Linear(4 * 36, 5)),
+    )
+
+
+def test_init_sets_all_layers_in_one_pass_and_nothing_else():
+    model = deep().train()
+    model[4].eval()
+    modes = [module.training for module in model.modules()]
+    batch = torch.randn(64, 3, 8, 8)
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    seen: list[Tensor] = []
+    handle = model[0].register_forward_hook(lambda module, inputs, y: seen.append(y.clone()))
+    random = torch.get_rng_state()
+    report = init_weight_norm(model, batch)
+    handle.remove()
+    assert torch.equal(torch.get_rng_state(), random)
+    assert [module.training for module in model.modules()] == modes
+    assert len(seen) == 1
+    assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+    model.eval()
+    y = batch
+    for index, layer in enumerate(model):
+        y = layer(y.clone())
+        if index == 0:
+            # A hook of the user's sees what the layer will give from now on.
+            torch.testing.assert_close(y, seen[0], rtol=0, atol=1e-5)
+        if index in (0, 2, 6):
+            mean, std = spread(y, 1)
+            torch.testing.assert_close(std, torch.ones_like(std), rtol=0, atol=1e-5)
+            if index != 2:
+                torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-5)
+    assert [(row.name, row.channels, row.bias) for row in report.rows] == [
+        ("0", 8, True),
+        ("2", 4, False),
+        ("6", 5, True),
+    ]
+    assert "2: 4 channels; no bias, so the mean stays" in str(report)
+    assert report.to_dict()["rows"][0] == {
+        "name": "0",
+        "channels": 8,
+        "constant": 0,
+        "bias": True,
+        "skipped": "",
+    }
+
+
+def test_init_starts_from_the_direction_alone():
+    """The paper's g and b do not depend on what they were; a length of 0 must not hide a layer."""
+    batch = torch.randn(64, 5)
+    one, other = weight_norm(linear()), weight_norm(linear())
+    with torch.no_grad():
+        parts(other)[0].zero_()
+        other.bias.fill_(3)
+    init_weight_norm(one, batch)
+    init_weight_norm(other, batch)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_init_sets_a_shared_layer_by_its_first_use():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = weight_norm(nn.Linear(5, 5))
+            self.alias = self.layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.alias(torch.relu(self.layer(x)))
+
+    model, batch = Twice(), torch.randn(64, 5)
+    report = init_weight_norm(model, batch)
+    assert len(report.rows) == 1
+    mean, std = spread(model.layer(batch), 1)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-5)
+    torch.testing.assert_close(std, torch.ones_like(std), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.1])
+def test_init_leaves_constant_channels_alone(offset):
+    torch.manual_seed(0)
+    layer = weight_norm(linear())
+    with torch.no_grad():
+        parts(layer)[1][2] = torch.tensor([0.3, 0.7, 0.0, 0.0, 0.0])
+    batch = torch.randn(64, 5)
+    batch[:, :2] = offset
+    g, bias = parts(layer)[0].clone(), layer.bias.detach().clone()
+    report = init_weight_norm(layer, batch)
+    assert (report.rows[0].channels, report.rows[0].constant) == (3, 1)
+    assert "1 constant ones left alone" in str(report)
+    assert torch.equal(parts(layer)[0][2], g[2])
+    assert layer.bias[2] == bias[2]
+    assert layer(batch).isfinite().all()
+
+
+def test_init_of_a_single_sample_changes_nothing():
+    layer = weight_norm(linear())
+    before = copy.deepcopy(layer.state_dict())
+    assert init_weight_norm(layer, torch.randn(1, 5)).rows[0].constant == 4
+    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+
+
+def test_init_skips_with_a_reason():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.input_wise = weight_norm(nn.ConvTranspose1d(3, 4, 2))
+            self.whole = weight_norm(nn.Conv1d(4, 4, 1), dim=None)
+            self.grouped = weight_norm(nn.ConvTranspose1d(4, 4, 1, groups=2), dim=1)
+            self.recurrent = weight_norm(nn.GRU(4, 4), "weight_hh_l0")
+            self.unused = weight_norm(nn.Linear(2, 2))
+
+        def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+            return self.recurrent(self.grouped(self.whole(self.input_wise(x * scale))).transpose(1, 2))[0]
+
+    model = Model()
+    before = copy.deepcopy(model.state_dict())
+    for batch in ((torch.randn(2, 3, 5), 2.0), {"x": torch.randn(2, 3, 5)}):
+        reasons = {row.name: row.skipped for row in init_weight_norm(model, batch).rows}
+        assert "dim 0 of the weight" in reasons["input_wise"]
+        assert "dim=1" in reasons["input_wise"]
+        assert "dim None" in reasons["whole"]
+        assert "share one length" in reasons["grouped"]
+        assert "only the weights of Linear" in reasons["recurrent"]
+        assert "never reached" in reasons["unused"]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("batch", ["raises", "empty"])
+def test_init_leaves_the_model_as_it_was_when_the_forward_raises(batch):
+    model = deep().train()
+    model[3].eval()
+    modes = [module.training for module in model.modules()]
+    before = copy.deepcopy(model.state_dict())
+    if batch == "raises":
+        with pytest.raises(RuntimeError, match="shapes"):
+            init_weight_norm(model, torch.randn(4, 3, 9, 9))
+    else:
+        with pytest.raises(ShapeError, match="at least one sample"):
+            init_weight_norm(model, torch.randn(0, 3, 8, 8))
+    assert [module.training for module in model.modules()] == modes
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_init_without_a_weight_norm_is_an_error():
+    with pytest.raises(StateError, match="Linear has none: call weight_norm"):
+        init_weight_norm(linear(), torch.randn(2, 5))
+
+
+def step_distributed(rank: int, world: int, file: str) -> list[Tensor]:
+    """One step under DistributedDataParallel; every rank has its share of 4 samples."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    try:
+        model = nn.parallel.DistributedDataParallel(weight_norm(linear(rank)))
+        torch.manual_seed(7)
+        x = torch.randn(4, 5).chunk(world)[rank]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(x).square().mean().backward()
+        optimizer.step()
+        return [p.detach().clone() for p in model.parameters()]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def step_alone() -> list[Tensor]:
+    model = weight_norm(linear(0))
+    torch.manual_seed(7)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.randn(4, 5)).square().mean().backward()
+    optimizer.step()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def worker(rank: int, world: int, file: str, out: str) -> None:
+    torch.save(step_distributed(rank, world, file), f"{out}.{rank}")
+
+
+def test_distributed_step_in_a_world_of_one(tmp_path):
+    for mine, expected in zip(step_distributed(0, 1, str(tmp_path / "store")), step_alone(), strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.slow
+def test_distributed_step_of_two_processes_equals_one(tmp_path):
+    out = os.fspath(tmp_path / "out")
+    torch.multiprocessing.spawn(worker, args=(2, os.fspath(tmp_path / "store"), out), nprocs=2)
+    for rank in range(2):
+        for mine, expected in zip(torch.load(f"{out}.{rank}"), step_alone(), strict=True):
+            torch.testing.assert_close(mine, expected)
