@@ -8,7 +8,10 @@ struct Moments {
   double count = 0, mean = 0, m2 = 0;
 
   void merge(const Moments& other) {
-    if (other.count == 0) return;
+    if (count == 0 || other.count == 0) {
+      if (count == 0) *this = other;
+      return;
+    }
     const double total = count + other.count, delta = other.mean - mean;
     const double share = other.count / total;
     mean += delta * share;
@@ -26,12 +29,13 @@ inline bool out_of_range(double squares, double eps) {
 template <class A> Moments moments_of(const A* x, int64_t n, bool center, double eps) {
   Moments m;
   m.count = double(n);
-  const A guess = center ? A(sum_one(x, n) / double(n)) : A(0);
+  const double per = 1.0 / double(n);
+  const A guess = center ? A(sum_one(x, n) * per) : A(0);
   const Two<A> sums = sum_two<A>(n, [&](int64_t i, A& d, A& d2) {
     d = x[i] - guess;
     d2 = d * d;
   });
-  const double shift = center ? sums.a / double(n) : 0;
+  const double shift = center ? sums.a * per : 0;
   m.mean = double(guess) + shift;
   m.m2 = sums.b - shift * sums.a;
   if (std::is_same<A, float>::value && out_of_range(sums.b, eps)) {

@@ -124,19 +124,33 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     });
   };
 
+  if (f.fixed) {  // nothing to wait for: the rows in the order of memory
+    const int64_t step = ceil_div(GRAIN, v.r1);
+    parallel(pool, ceil_div(v.rows(), step), [&](int64_t task) {
+      A buffer[BLOCK];
+      const int64_t end = least((task + 1) * step, v.rows());
+      for (int64_t row = task * step; row < end; ++row) {
+        const Scale<A> scale = given(v.cell_of_row(row));
+        for (int64_t j = 0; j < v.r1; j += BLOCK) {
+          const int64_t n = least(BLOCK, v.r1 - j), at = row * v.r1 + j;
+          apply_block(load(x + at, buffer, n), y + at, at, j, n, scale);
+        }
+      }
+    });
+    return;
+  }
   const Share share(v, spans, pool);
   if (share.split) {
     const int64_t tasks = v.cells() * spans.per_cell;
-    Array<Moments> partial(f.fixed ? 0 : tasks);
+    Array<Moments> partial(tasks);
     Array<Scale<A>> scales(v.cells());
-    if (!f.fixed)
-      parallel(pool, tasks, [&](int64_t t) {
-        partial[t] = moments_of_span(t / spans.per_cell, t % spans.per_cell);
-      });
+    parallel(pool, tasks, [&](int64_t t) {
+      partial[t] = moments_of_span(t / spans.per_cell, t % spans.per_cell);
+    });
     for (int64_t cell = 0; cell < v.cells(); ++cell) {
       Moments m;
-      for (int64_t s = 0; s < spans.per_cell && !f.fixed; ++s) m.merge(partial[cell * spans.per_cell + s]);
-      scales[cell] = f.fixed ? given(cell) : finish(cell, m);
+      for (int64_t s = 0; s < spans.per_cell; ++s) m.merge(partial[cell * spans.per_cell + s]);
+      scales[cell] = finish(cell, m);
     }
     parallel(pool, tasks, [&](int64_t t) {
       apply_span(t / spans.per_cell, t % spans.per_cell, scales[t / spans.per_cell]);
@@ -146,15 +160,15 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
   parallel(pool, share.tasks, [&](int64_t task) {
     const int64_t end = least((task + 1) * share.cells_per_task, v.cells());
     for (int64_t cell = task * share.cells_per_task; cell < end; ++cell) {
-      if (!f.fixed && v.r0 == 1 && v.r1 <= BLOCK) {  // converted once, normalized from the same buffer
+      if (v.r0 == 1 && v.r1 <= BLOCK) {  // converted once, normalized from the same buffer
         A buffer[BLOCK];
         const A* in = load(x + cell * v.r1, buffer, v.r1);
         apply_block(in, y + cell * v.r1, cell * v.r1, 0, v.r1, finish(cell, moments_of(in, v.r1, f.center, f.eps)));
         continue;
       }
       Moments m;
-      for (int64_t s = 0; s < spans.per_cell && !f.fixed; ++s) m.merge(moments_of_span(cell, s));
-      const Scale<A> scale = f.fixed ? given(cell) : finish(cell, m);
+      for (int64_t s = 0; s < spans.per_cell; ++s) m.merge(moments_of_span(cell, s));
+      const Scale<A> scale = finish(cell, m);
       for (int64_t s = 0; s < spans.per_cell; ++s) apply_span(cell, s, scale);
     }
   });
@@ -254,6 +268,35 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     });
   };
 
+  // Moments given and one weight for each run: nothing to wait for, so the rows in the order of memory.
+  const auto rows_in_order = [&](int64_t from, int64_t to) {
+    A bx[BLOCK], bg[BLOCK], br[BLOCK];
+    for (int64_t row = from; row < to; ++row) {
+      const Scale<A> scale = scale_of(v.cell_of_row(row));
+      const A m = scale.mean, rstd = scale.rstd;
+      for (int64_t left = 0; left < v.r1; left += BLOCK) {
+        const int64_t n = least(BLOCK, v.r1 - left), at = row * v.r1 + left;
+        const A *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
+        A* out = dx ? target(dx + at, br) : nullptr;
+        affine.pieces(at, left, n, [&](int64_t start, int64_t length, int64_t index) {
+          const A *p = px + start, *g = pg + start;
+          if (grads.wanted()) {
+            const Two<A> two = sum_two<A>(length, [=](int64_t i, A& a, A& b) {
+              a = g[i];
+              b = g[i] * ((p[i] - m) * rstd);
+            });
+            const int64_t place = left + start, slot = row * per_row + place / grain + place / CHUNK;
+            grads.w[slot] += A(two.b);
+            grads.b[slot] += A(two.a);
+          }
+          const A a = rstd * affine.w(index);
+#pragma omp simd
+          for (int64_t i = 0; i < (dx ? length : 0); ++i) out[start + i] = g[i] * a;
+        });
+        if (dx) store(out, dx + at, n);
+      }
+    }
+  };
   // Short rows with a weight for each element, several at a time: one trip to the sums of weight gradients for all.
   const auto short_rows = [&](int64_t first, int64_t rows) {
     A bx[GROUP * BLOCK], bg[GROUP * BLOCK];
@@ -307,7 +350,10 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
   };
 
   const bool sums_needed = grads.wanted() || !f.fixed;
-  if (share.split && !(affine.vector && grads.wanted())) {
+  if (f.fixed && !affine.vector) {
+    const int64_t step = ceil_div(GRAIN, v.r1);
+    parallel(pool, ceil_div(v.rows(), step), [&](int64_t t) { rows_in_order(t * step, least(t * step + step, v.rows())); });
+  } else if (share.split && !(affine.vector && grads.wanted())) {
     const int64_t tasks = v.cells() * spans.per_cell;
     Array<CellSums> partial(sums_needed ? tasks : 0), total(v.cells());
     if (sums_needed)

@@ -136,13 +136,22 @@ class Case:
         return self.name
 
 
-def _both(name: str, *args: object, **kwargs: object) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
+Makers = tuple[Callable[..., nn.Module], Callable[..., nn.Module]]
+
+
+def _both(name: str, *args: object, **kwargs: object) -> Makers:
     """A layer of ours, and torch's of the same name and arguments."""
 
     def make(library: object) -> Callable[..., nn.Module]:
         return lambda **where: getattr(library, name)(*args, **kwargs, **where)
 
     return make(normkit), make(nn)
+
+
+def _window(*args: object, **kwargs: object) -> Makers:
+    """The one layer without state, and so without a dtype."""
+    ours, theirs = _both("LocalResponseNorm", *args, **kwargs)
+    return lambda **where: ours(), lambda **where: theirs()
 
 
 def _linear(weight_norm: Callable[[nn.Module], nn.Module]) -> Callable[..., nn.Module]:
@@ -168,7 +177,7 @@ def _wrong_channels(*shape: int) -> Bad:
 
 
 def _wrong_rank(*shape: int) -> Bad:
-    return Bad(shape, rf"must be \(N, C.*got shape {re.escape(str(shape))}: reshape it")
+    return Bad(shape, rf"the input must be \(.*got shape {re.escape(str(shape))}: reshape it")
 
 
 CASES = (
@@ -189,8 +198,8 @@ CASES = (
           Bad((), r"end with normalized_shape \(7,\), got shape \(\)"))),
     Case("layer_norm", "layer_norm of two dimensions", *_both("LayerNorm", (3, 4), bias=False), (3, 2, 3, 4),
          layer_oracle(-2, -1), (Bad((3, 2, 4, 3), r"end with normalized_shape \(3, 4\)"),)),
-    Case("layer_norm2d", "layer_norm2d", lambda **where: normkit.LayerNorm2d(6, **where), None, (2, 6, 2, 3), PIXEL,
-         (_wrong_channels(2, 5, 2, 3), Bad((6,), r"at least 2 dimensions.*got shape \(6,\)"))),
+    Case("layer_norm2d", "layer_norm2d", lambda **where: normkit.LayerNorm2d(6, **where), None, (2, 6, 2, 3),
+         PIXEL, (_wrong_channels(2, 5, 2, 3), Bad((6,), r"at least 2 dimensions.*got shape \(6,\)"))),
     Case("rms_norm", "rms_norm", *_both("RMSNorm", 7, eps=1e-5), (3, 2, 7), layer_oracle(-1, center=False),
          (Bad((3, 2, 6), r"end with normalized_shape \(7,\), got shape \(3, 2, 6\)"),)),
     Case("rms_norm", "rms_norm of two dimensions", *_both("RMSNorm", (3, 4), eps=1e-3, elementwise_affine=False),
@@ -204,16 +213,18 @@ CASES = (
          (_wrong_channels(2, 4, 2, 1, 3), Bad((2, 3, 1, 1, 1), "more than one position"))),
     Case("group_norm", "group_norm 1d", *_both("GroupNorm", 3, 6), (2, 6, 5), GROUPS,
          (_wrong_channels(2, 5, 6), Bad((6,), r"at least 2 dimensions.*got shape \(6,\)"))),
-    Case("group_norm", "group_norm 2d", *_both("GroupNorm", 3, 6), (2, 6, 2, 3), GROUPS, (_wrong_channels(2, 9, 2, 3),)),
-    Case("group_norm", "Norm of groups", _norm("b (g [c]) [...]", num_features=6, num_groups=3), None, (2, 6, 2, 3),
-         GROUPS, (Bad((2, 9, 2, 3), r"must equal g=3 \* c=2, got 9 in shape \(2, 9, 2, 3\)"),
-                  Bad((6,), "at least 2 dimensions"))),
-    Case("rms_norm", "Norm of pixels, not centred", _norm("b [c] ...", num_features=6, center=False, bias=False), None,
-         (2, 6, 2, 3), Oracle(over(1), 1e-5, channels_first=True, center=False), (Bad((2, 5, 3), "must equal c=6"),)),
-    Case("local_response_norm", "local_response_norm", *_both("LocalResponseNorm", 3, alpha=0.5, beta=0.6, k=1.5),
-         (2, 5, 2, 3), local_response(3, 0.5, 0.6, 1.5), (Bad((2, 5), r"at least 3 dimensions.*got shape \(2, 5\)"),)),
-    Case("local_response_norm", "local_response_norm, even window", *_both("LocalResponseNorm", 4, alpha=0.5),
-         (2, 5, 3), local_response(4, 0.5, 0.75, 1.0)),
+    Case("group_norm", "group_norm 2d", *_both("GroupNorm", 3, 6), (2, 6, 2, 3), GROUPS,
+         (_wrong_channels(2, 9, 2, 3),)),
+    Case("group_norm", "Norm of groups", _norm("b (g [c]) [...]", num_features=6, num_groups=3), None,
+         (2, 6, 2, 3), GROUPS, (Bad((2, 9, 2, 3), r"must equal g=3 \* c=2, got 9 in shape \(2, 9, 2, 3\)"),
+                                Bad((6,), "at least 2 dimensions"))),
+    Case("rms_norm", "Norm of pixels, not centred",
+         _norm("b [c] ...", num_features=6, center=False, bias=False), None, (2, 6, 2, 3),
+         Oracle(over(1), 1e-5, channels_first=True, center=False), (Bad((2, 5, 3), "must equal c=6"),)),
+    Case("local_response_norm", "local_response_norm", *_window(3, alpha=0.5, beta=0.6, k=1.5), (2, 5, 2, 3),
+         local_response(3, 0.5, 0.6, 1.5), (Bad((2, 5), r"at least 3 dimensions.*got shape \(2, 5\)"),)),
+    Case("local_response_norm", "local_response_norm, even window", *_window(4, alpha=0.5), (2, 5, 3),
+         local_response(4, 0.5, 0.75, 1.0)),
     Case("weight_norm", "weight_norm", _linear(normkit.weight_norm),
          _linear(nn.utils.parametrizations.weight_norm), (3, 5), weight_normed_linear, elementwise=False),
 )  # fmt: skip
@@ -293,7 +304,7 @@ def make_input(case: Case, dtype: torch.dtype = torch.float32, layout: str = "co
 def make_layer(case: Case, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
     """The layer with weights near 1, biases near 0 and running statistics that are not the initial ones."""
     torch.manual_seed(seed)
-    layer = case.ours(dtype=dtype) if "LocalResponseNorm" not in case.ours().__class__.__name__ else case.ours()
+    layer = case.ours(dtype=dtype)
     with torch.no_grad():
         for p in layer.parameters():
             p.add_(torch.randn(p.shape) * 0.3)

@@ -50,8 +50,8 @@ def show_backends() -> Backends:
     cpu = native()
     return Backends(
         (
-            Backend("cpu", "C++ kernels", cpu.loaded, cpu.reason),
-            Backend("cpu", "plain torch", not cpu.loaded, "the reference, where there are no kernels"),
+            Backend("cpu", "C++ kernels", cpu.kernels is not None, cpu.reason),
+            Backend("cpu", "plain torch", cpu.kernels is None, "the reference, where there are no kernels"),
             Backend(
                 "other",
                 "plain torch",

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from normkit.pattern import Level, Region
 
@@ -62,6 +62,11 @@ class Plan:
         return (*self.view, self.period, self.inner, self.columns)
 
     @cached_property
+    def direct(self) -> bool:
+        """Whether tensor, weights and statistics go to the kernel and come back as they are."""
+        return self.prepare is Prepare.AS_IS and self.kept_in_order and self.features_in_order
+
+    @cached_property
     def kept_in_order(self) -> bool:
         """Whether statistics lie in memory in their logical order."""
         return list(self.kept) == sorted(self.kept)
@@ -88,9 +93,8 @@ class Plan:
         return f"K R K R = {view}, {walk}, weight index = {index} % {self.period}; {self.prepare}"
 
 
-@lru_cache(maxsize=4096)
 def plan(region: Region, shape: Sequence[int], strides: Sequence[int]) -> Plan:
-    """Plan one call; equal arguments give the same object.
+    """Plan one call.
 
     Args:
         region: what shares a mean.

@@ -29,7 +29,7 @@ def check_dimensions(name: str, x: Tensor, least: int, layout: str) -> None:
 
 def check_parameter(name: str, what: str, t: Tensor | None, shape: tuple[int, ...], x: Tensor) -> None:
     """A weight, a bias or a statistic fits the input in shape, dtype and device."""
-    if t is None:
+    if t is None or (t.dtype is x.dtype and t.shape == shape and t.device == x.device):
         return
     if tuple(t.shape) != shape:
         raise ShapeError(

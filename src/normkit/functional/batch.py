@@ -7,7 +7,7 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional._checks import check_call, check_dimensions, check_parameter
-from normkit.kernels.ops import normalized, standardized
+from normkit.kernels.autograd import normalized, standardized
 
 PATTERN = "[b] c [...]"
 
@@ -75,15 +75,18 @@ def batch_norm(
         )
     y, mean, std = normalized(input, weight, bias, PATTERN, eps, True)
     if running_mean is not None and running_var is not None and input.numel() and not is_recomputing():
-        update_running(running_mean, running_var, mean, std.square(), count, momentum)
+        update_running(running_mean, running_var, mean, std, count, momentum)
     return y
 
 
 def update_running(
-    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, momentum: float
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, std: Tensor, count: int, momentum: float
 ) -> None:
-    """Move running statistics towards those of a batch, whose biased variance comes from `count` values."""
+    """Move running statistics towards those of a batch: (C,), or (N, C) to average; from `count` values each."""
     with torch.no_grad():
+        var = std.square()
+        if mean.dim() > 1:
+            mean, var = mean.mean(0), var.mean(0)
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)
         running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from normkit.errors import PatternError
 from normkit.functional._checks import check_call, check_parameter
-from normkit.kernels.ops import normalized
+from normkit.kernels.autograd import normalized
 from normkit.pattern import Region, parse
 
 

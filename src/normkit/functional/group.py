@@ -7,7 +7,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional._checks import check_call, check_dimensions, check_parameter
 from normkit.functional.general import bound_pattern
-from normkit.kernels.ops import normalized
+from normkit.kernels.autograd import normalized
 
 PATTERN = "b (g [c]) [...]"
 

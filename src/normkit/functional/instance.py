@@ -7,7 +7,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import batch
 from normkit.functional._checks import check_call, check_dimensions, check_parameter
-from normkit.kernels.ops import normalized, standardized
+from normkit.kernels.autograd import normalized, standardized
 
 PATTERN = "b c [...]"
 
@@ -75,6 +75,5 @@ def instance_norm(
     y, mean, std = normalized(input, weight, bias, PATTERN, eps, True)
     if running_mean is not None and running_var is not None and input.numel() and not batch.is_recomputing():
         samples = (input.shape[0], input.shape[1])
-        means, variances = mean.view(samples), std.view(samples).square()
-        batch.update_running(running_mean, running_var, means.mean(0), variances.mean(0), positions, momentum)
+        batch.update_running(running_mean, running_var, mean.view(samples), std.view(samples), positions, momentum)
     return y

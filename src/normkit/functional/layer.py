@@ -9,7 +9,7 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional._checks import check_call, check_dimensions, check_parameter
-from normkit.kernels.ops import normalized
+from normkit.kernels.autograd import normalized
 
 PATTERN_2D = "b [c] ..."
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from normkit.functional._checks import check_call, check_parameter
 from normkit.functional.layer import check_normalized_shape, last_dims_pattern
-from normkit.kernels.ops import normalized
+from normkit.kernels.autograd import normalized
 from normkit.kernels.reference import arithmetic_dtype
 
 

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 _FOLDER = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
-class Native:
-    """Whether the compiled kernels are in use, and why."""
+class Kernels:
+    """The compiled operators; their schemas are in csrc/ops.cpp."""
 
-    loaded: bool
+    normalize: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    standardize: Callable[..., Tensor]
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Native:
+    """The compiled kernels if they are in use, and why or why not."""
+
+    kernels: Kernels | None
     reason: str
 
 
@@ -28,7 +39,7 @@ def native() -> Native:
     ``NORMKIT_NATIVE=0`` in the environment turns them off without a warning.
     """
     if os.environ.get("NORMKIT_NATIVE") == "0":
-        return Native(False, "turned off by NORMKIT_NATIVE=0")
+        return Native(None, "turned off by NORMKIT_NATIVE=0")
     found = sorted(_FOLDER.glob("_native*"))
     if not found:
         reason = f"no compiled kernels in {_FOLDER}: the package was installed without a C++ compiler"
@@ -38,11 +49,13 @@ def native() -> Native:
         except OSError as error:
             reason = f"{found[0].name} cannot be loaded into torch {torch.__version__}: {error}"
         else:
-            return Native(True, f"{torch.ops.normkit_native.isa()} kernels from {found[0].name}")
+            ops = torch.ops.normkit_native
+            kernels = Kernels(ops.normalize.default, ops.standardize.default, ops.backward.default)
+            return Native(kernels, f"{ops.isa()} kernels from {found[0].name}")
     warnings.warn(
         f"normkit runs on plain torch, which is right but slower ({reason}). "
         "Remedy: install g++ and reinstall normkit; normkit.show_backends() tells more.",
         RuntimeWarning,
         stacklevel=3,
     )
-    return Native(False, reason)
+    return Native(None, reason)

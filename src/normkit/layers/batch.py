@@ -59,7 +59,8 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``. In training mean and variance are the batch's and
     move the running statistics: ``running = (1 - momentum) * running + momentum * batch``, with the unbiased
-    variance. In evaluation the running statistics take their place.
+    variance. In evaluation the running statistics take their place. An empty batch, and a step that activation
+    checkpointing computes again, move and count nothing.
 
     Args:
         num_features: number of channels C.

@@ -65,8 +65,9 @@ def _length(v: Tensor, dim: int | None) -> Tensor:
 def weight_norm(module: M, name: str = "weight", dim: int | None = 0) -> M:
     """Learn a weight as a length and a direction.
 
-    ``w = g * v / ||v||``, the norm taken over every dimension but `dim`, in fp32 or better. The weight itself
-    does not change at this moment (in half precision by one rounding at most). Make the optimizer afterwards: the parameters are new ones.
+    ``w = g * v / ||v||``, the norm taken over every dimension but `dim`, in fp32 or better. The weight
+    itself does not change at this moment (in half precision by one rounding at most). Make the optimizer
+    afterwards: the parameters are new ones.
 
     Args:
         module: holds the parameter; changed in place.
@@ -87,12 +88,13 @@ def weight_norm(module: M, name: str = "weight", dim: int | None = 0) -> M:
         DtypeError: a parameter that is not floating point.
         StateError: the parameter is normalized already, or not initialised yet.
 
-    >>> import torch, normkit
-    >>> layer = normkit.weight_norm(torch.nn.Linear(3, 2))
-    >>> [(key, tuple(value.shape)) for key, value in layer.state_dict().items()][1:]
-    [('parametrizations.weight.original0', (2, 1)), ('parametrizations.weight.original1', (2, 3))]
+    Example:
+        >>> import torch, normkit
+        >>> layer = normkit.weight_norm(torch.nn.Linear(3, 2))
+        >>> [(key, tuple(value.shape)) for key, value in layer.state_dict().items()][1:]
+        [('parametrizations.weight.original0', (2, 1)), ('parametrizations.weight.original1', (2, 3))]
 
-    Paper: Salimans & Kingma 2016, Weight Normalization, arXiv:1602.07868.
+    Source: Salimans & Kingma 2016, Weight Normalization, arXiv:1602.07868.
     """
     parameter = _plain_parameter(module, name)
     norm = WeightNorm(_dimension(dim, name, parameter))
@@ -119,10 +121,11 @@ def remove_weight_norm(module: M, name: str = "weight") -> M:
     Raises:
         StateError: the parameter carries no weight norm.
 
-    >>> import torch, normkit
-    >>> layer = normkit.remove_weight_norm(normkit.weight_norm(torch.nn.Linear(3, 2)))
-    >>> type(layer).__name__, list(layer.state_dict())
-    ('Linear', ['weight', 'bias'])
+    Example:
+        >>> import torch, normkit
+        >>> layer = normkit.remove_weight_norm(normkit.weight_norm(torch.nn.Linear(3, 2)))
+        >>> type(layer).__name__, list(layer.state_dict())
+        ('Linear', ['weight', 'bias'])
     """
     norm = weight_norm_of(module, name)
     if norm is None:

@@ -74,9 +74,7 @@ class InitReport:
 
 
 @torch.no_grad()
-def init_weight_norm(
-    model: nn.Module, batch: Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
-) -> InitReport:
+def init_weight_norm(model: nn.Module, batch: Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]) -> InitReport:
     """Set lengths and biases so that every weight-normed layer starts with outputs of mean 0 and variance 1.
 
     ``g = 1 / std(t)`` and ``b = -mean(t) / std(t)`` for each output channel, where ``t = v * x / ||v||``
@@ -98,16 +96,17 @@ def init_weight_norm(
         StateError: no layer of the model has a weight norm.
         Whatever the model's forward raises; the model is then as it was before.
 
-    >>> import torch, normkit
-    >>> model = torch.nn.Sequential(normkit.weight_norm(torch.nn.Linear(5, 4)), torch.nn.ReLU())
-    >>> batch = torch.rand(256, 5)
-    >>> print(normkit.init_weight_norm(model, batch))
-    0: 4 channels
-    >>> y = model[0](batch)
-    >>> bool(y.mean(0).abs().max() < 1e-5), bool((y.std(0, correction=0) - 1).abs().max() < 1e-5)
-    (True, True)
+    Example:
+        >>> import torch, normkit
+        >>> model = torch.nn.Sequential(normkit.weight_norm(torch.nn.Linear(5, 4)), torch.nn.ReLU())
+        >>> batch = torch.rand(256, 5)
+        >>> print(normkit.init_weight_norm(model, batch))
+        0: 4 channels
+        >>> y = model[0](batch)
+        >>> bool(y.mean(0).abs().max() < 1e-5), bool((y.std(0, correction=0) - 1).abs().max() < 1e-5)
+        (True, True)
 
-    Paper: Salimans & Kingma 2016, Weight Normalization, section 3, arXiv:1602.07868.
+    Source: Salimans & Kingma 2016, Weight Normalization, section 3, arXiv:1602.07868.
     """
     layers = [_Layer(name, module) for name, module in model.named_modules() if _has_weight_norm(module)]
     if not layers:
@@ -168,8 +167,7 @@ class _Layer:
             return t
         if t.numel() == 0:
             raise ShapeError(
-                f"the batch needs at least one sample; {self.name!r} gave shape {tuple(t.shape)}: "
-                "pass a larger batch"
+                f"the batch needs at least one sample; {self.name!r} gave shape {tuple(t.shape)}: pass a larger batch"
             )
         axis = t.ndim - 1 - CONVOLUTIONS.get(_kind(module), 0)
         values = t.movedim(axis, 0).unsqueeze(-1).flatten(1)

@@ -33,10 +33,10 @@ METHODS = ("none", "batch_norm", "layer_norm", "instance_norm", "group_norm", "w
 def compare(
     *,
     methods: Sequence[str] = METHODS,
-    batch_sizes: Sequence[int] = (4, 64),
+    batch_sizes: Sequence[int] = (2, 32),
     seeds: int = 8,
     trials: int = 8,
-    steps: int = 200,
+    steps: int = 400,
     workers: int | None = None,
     out: str | Path = "report",
     seed: int = 0,
@@ -76,9 +76,7 @@ def compare(
         raise ArgumentError(f"workers must be at least 1, got {workers}")
     folder = Path(out)
     with _shown(progress) as tell:
-        comparison = conduct(
-            task.digits(seed), design, folder, workers=crew, progress=tell, command=_command(design)
-        )
+        comparison = conduct(task.digits(seed), design, folder, workers=crew, progress=tell, command=_command(design))
     return replace(comparison, path=report.write(comparison, folder))
 
 

@@ -95,7 +95,7 @@ class Comparison:
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table under `HEADINGS`, as text; within a batch size the lowest error first."""
-        found = []
+        found: list[tuple[str, ...]] = []
         for standing in self.standings:
             size = standing.batch_size
             row = [cell for cell in self.cells if cell.batch_size == size]
@@ -160,7 +160,7 @@ class Comparison:
         if unresolved:
             verb = "cannot be told apart from it"
             text += f", but {words.listing(unresolved)} {verb} by {leader.error.n} seeds"
-        return text if equal or unresolved else f"{text}, fewer than every other method"
+        return text if equal or unresolved else f"{text}, and every other method is behind"
 
 
 def conclude(
@@ -198,8 +198,8 @@ def place_of(method: str, standing: Standing) -> str:
     """What the leader of a batch size is to a method, in a word or two."""
     if method == standing.leader:
         return "fewest errors"
-    if method in standing.better_than:
-        return "worse"
+    if method in standing.behind:
+        return "behind"
     return "equal" if method in standing.equal_to else "not told apart"
 
 

@@ -39,7 +39,8 @@ def conduct(
         study = _Study(design, store, progress)
         try:
             with Crew(task, design, workers) as crew:
-                study.train(crew, study.tuning(), "choosing learning rates")
+                study.train(crew, study.screening(), "trying learning rates")
+                study.train(crew, study.finals(), "choosing learning rates")
                 study.train(crew, study.measuring(), "measuring")
                 study.time(crew)
         except KeyboardInterrupt:
@@ -65,20 +66,33 @@ class _Study:
         self.design, self.store, self.progress = design, store, progress
         self.runs = store.runs()
         self.times: dict[int, Times] = {}
-        cells = len(design.methods) * len(design.batch_sizes)
-        self.total = cells * (design.trials + design.seeds) + len(design.batch_sizes)
+        self.total = design.runs + len(design.batch_sizes)
         self.done = 0
 
-    def tuning(self) -> list[Job]:
-        # The longest runs first, so that no process is left alone with one at the end.
+    def screening(self) -> list[Job]:
+        """All rates on the first tuning seed."""
+        # Large batches first here and below, so that no process is left alone with a long run at the end.
         return [
-            Job("tune", method, batch_size, rate, self.design.tuning_seed)
+            Job("tune", method, batch_size, rate, self.design.tuning_seeds[0])
             for batch_size in reversed(self.design.batch_sizes)
             for rate in self.design.rates
             for method in self.design.methods
         ]
 
+    def finals(self) -> list[Job]:
+        """The best rates on the other tuning seeds."""
+        screened = {job: self.runs[job] for job in self.screening() if job in self.runs}
+        table = verdict.cells(self.design, screened, {})
+        return [
+            Job("tune", method, batch_size, rate, seed)
+            for batch_size in reversed(self.design.batch_sizes)
+            for seed in self.design.tuning_seeds[1:]
+            for method in self.design.methods
+            for rate in verdict.ranking(table[method, batch_size].tuning)[: self.design.finalists]
+        ]
+
     def measuring(self) -> list[Job]:
+        """The chosen rate on every evaluation seed."""
         table = verdict.cells(self.design, self.runs, {})
         return [
             Job("measure", method, batch_size, rate, seed)

@@ -55,6 +55,7 @@ class Design:
         target_loss: training loss, averaged over the last `window` steps, that counts as arrived.
         window: steps over which a training loss is averaged.
         momentum: of SGD; the rate falls to 0 along a half cosine.
+        finalists, final_seeds: that many of the best rates are tried on that many further seeds.
         alpha: chance of one wrong *better* or *supported* in a whole family of comparisons.
         gap_images: training images on which the loss in training mode is set against evaluation mode.
         time_rounds: rounds of the timing; in each, every method takes one step.
@@ -69,6 +70,8 @@ class Design:
     target_loss: float = 0.5
     window: int = 20
     momentum: float = 0.9
+    finalists: int = 2
+    final_seeds: int = 2
     alpha: float = 0.05
     gap_images: int = 256
     time_rounds: int = 60
@@ -89,9 +92,15 @@ class Design:
         return tuple(1000 * self.seed + i + 1 for i in range(self.seeds))
 
     @property
-    def tuning_seed(self) -> int:
-        """The seed the learning rate is chosen on; no result uses it."""
-        return 1000 * self.seed
+    def tuning_seeds(self) -> tuple[int, ...]:
+        """Seeds the learning rate is chosen on, all rates on the first; no result uses any of them."""
+        return (1000 * self.seed, *(1000 * self.seed + 999 - i for i in range(self.final_seeds)))
+
+    @property
+    def runs(self) -> int:
+        """Training runs in all."""
+        each = self.trials + self.finalists * self.final_seeds + self.seeds
+        return each * len(self.methods) * len(self.batch_sizes)
 
     def contrast_batch(self, contrast: Contrast) -> int:
         """The batch size at which a claim is looked at."""
@@ -115,8 +124,8 @@ class Design:
                 "Tuning",
                 f"SGD, momentum {self.momentum:g}, {self.steps} steps, rate falling to 0 along a half cosine. "
                 f"{self.trials} learning rates from {self.rates[0]:g} to {self.rates[-1]:g} for every method at "
-                "every batch size; the lowest validation error wins, validation loss breaks ties. One seed, not "
-                "used again.",
+                f"every batch size, on one seed; the best {self.finalists} go to {self.final_seeds} further seeds, and "
+                "the lowest mean validation error wins (validation loss breaks ties). Results use other seeds.",
             ),
             (
                 "Measurement",
@@ -153,10 +162,11 @@ class Design:
             ),
             (
                 "The answer",
-                f"At each batch size the method with the lowest mean test error leads. It is *better* than another if "
-                f"the paired t test, Holm-corrected over all pairs at all batch sizes, gives p < {self.alpha:g} and the "
-                f"mean difference is at least {point:g} point; *equal* if the simultaneous interval lies within "
-                f"±{point:g} point; everything else is *not resolved*, and is said to be.",
+                "At each batch size the method with the lowest mean test error leads. One method is *better* than "
+                f"another if the paired t test, Holm-corrected over all pairs at all batch sizes, gives p < "
+                f"{self.alpha:g} and the mean difference is at least {point:g} point; a method that any other is "
+                "better than is *behind*. *Equal* to the leader is one whose simultaneous interval of the difference "
+                f"lies within ±{point:g} point. Everything else is *not resolved*, and is said to be.",
             ),
             (
                 "Verdicts on claims",
@@ -171,7 +181,7 @@ class Design:
         derived = {
             "rates": self.rates,
             "evaluation_seeds": self.evaluation_seeds,
-            "tuning_seed": self.tuning_seed,
+            "tuning_seeds": self.tuning_seeds,
         }
         return asdict(self) | derived
 
@@ -190,10 +200,8 @@ def design(
     for name, bound in lowest.items():
         if given[name] < bound:
             raise ArgumentError(f"{name} must be at least {bound}, got {given[name]}")
-    if seeds > 999:
-        raise ArgumentError(
-            f"seeds must be below 1000, so that two values of seed= share no run, got {seeds}"
-        )
+    if seeds > 900:
+        raise ArgumentError(f"seeds must be at most 900, since higher ones are kept for tuning, got {seeds}")
     if not batch_sizes or min(batch_sizes) < 1:
         raise ArgumentError(f"batch sizes must be at least 1, and there must be one, got {batch_sizes}")
     return Design(tuple(names), tuple(sorted(set(batch_sizes))), seeds, trials, steps, seed)

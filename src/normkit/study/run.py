@@ -115,11 +115,11 @@ def time_steps(task: Task, design: Design, batch_size: int) -> dict[str, list[fl
 
     The rate is 0: the arithmetic is that of training, and no method drifts into other numbers meanwhile.
     """
-    models = {method: task.build(method, design.tuning_seed) for method in design.methods}
+    models = {method: task.build(method, design.tuning_seeds[0]) for method in design.methods}
     optimizers = {method: _optimizer(model, design, rate=0.0) for method, model in models.items()}
     warm_up = 5
     seconds: dict[str, list[float]] = {method: [] for method in models}
-    order = batches(len(task.train), batch_size, design.time_rounds + warm_up, design.tuning_seed)
+    order = batches(len(task.train), batch_size, design.time_rounds + warm_up, design.tuning_seeds[0])
     for count, index in enumerate(order):
         inputs, labels = task.train.inputs[index], task.train.labels[index]
         for method, model in models.items():
@@ -137,7 +137,7 @@ def _optimizer(model: nn.Module, design: Design, rate: float) -> torch.optim.Opt
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor) -> float:
     optimizer.zero_grad()
     loss = F.cross_entropy(model(inputs), labels)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     return loss.item()
 

@@ -94,9 +94,7 @@ class Store:
         full = f"{self.prefix}/{name}"
         if full not in self._studies:
             with _quiet():
-                self._studies[full] = optuna.create_study(
-                    storage=self._storage, study_name=full, load_if_exists=True
-                )
+                self._studies[full] = optuna.create_study(storage=self._storage, study_name=full, load_if_exists=True)
         self._studies[full].add_trial(trial)
 
 

@@ -85,9 +85,7 @@ def digits(seed: int = 0) -> Task:
     inputs = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
     inputs = inputs + NOISE * torch.randn(inputs.shape, generator=generator)
     order = torch.randperm(len(inputs), generator=generator)
-    train, validation, test = (
-        Split(inputs[index], torch.as_tensor(labels)[index]) for index in order.split(PARTS)
-    )
+    train, validation, test = (Split(inputs[index], torch.as_tensor(labels)[index]) for index in order.split(PARTS))
     mean, std = train.inputs.mean(), train.inputs.std()
     train, validation, test = (Split((s.inputs - mean) / std, s.labels) for s in (train, validation, test))
     return Task(
@@ -97,7 +95,9 @@ def digits(seed: int = 0) -> Task:
             f"{PARTS[0]} images to train, {PARTS[1]} to choose the learning rate, {PARTS[2]} to test. "
             f"{len(CHANNELS)} convolutions 3x3 with {', '.join(str(c) for c, _ in CHANNELS)} channels "
             f"(strides {', '.join(str(s) for _, s in CHANNELS)}), each followed by the norm and a ReLU, "
-            "then the mean over the 2x2 positions left and a linear layer."
+            "then the mean over the 2x2 positions left and a linear layer. Layer norm covers all channels and "
+            f"positions of an image, group norm has {GROUPS} groups, weight norm starts from the weights all others "
+            "start from."
         ),
         train=train,
         validation=validation,

@@ -41,7 +41,7 @@ class Cell:
     @cached_property
     def rate(self) -> float | None:
         """The chosen learning rate; None before tuning."""
-        return best_rate(self.tuning)
+        return next(iter(ranking(self.tuning)), None)
 
     @property
     def rate_on_edge(self) -> bool:
@@ -119,17 +119,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class Standing:
-    """The order at one batch size: who leads on average, and what the leader is to everyone else."""
+    """The order at one batch size: who leads on average, who is behind, and what the leader is to the rest."""
 
     batch_size: int
     leader: str | None
-    better_than: tuple[str, ...] = ()
+    behind: tuple[str, ...] = ()
     equal_to: tuple[str, ...] = ()
     unresolved: tuple[str, ...] = ()
 
     @property
     def front(self) -> tuple[str, ...]:
-        """The methods that the leader is not better than, itself among them."""
+        """The methods that no other is better than."""
         return (self.leader, *self.equal_to, *self.unresolved) if self.leader else ()
 
 
@@ -150,25 +150,37 @@ class ClaimVerdict:
     finding: Finding
 
 
-def best_rate(tuning: Sequence[Run]) -> float | None:
-    """The rate with the lowest validation error; validation loss, then the lower rate, break ties."""
-    able = [run for run in tuning if run.validation_error is not None]
+def ranking(tuning: Sequence[Run]) -> list[float]:
+    """Learning rates, the best first, by mean validation error; mean validation loss, then the lower rate, break
+    ties. Rates that were tried on fewer seeds than others dropped out earlier and are left out.
+    """
+    tried: dict[float, list[Run]] = {}
+    for run in tuning:
+        if run.validation_error is not None:
+            tried.setdefault(run.job.rate, []).append(run)
+    most = max(map(len, tried.values()), default=0)
 
-    def order(run: Run) -> tuple[float, float, float]:
-        loss = run.validation_loss if run.validation_loss is not None else float("inf")
-        return run.validation_error or 0.0, loss, run.job.rate
+    def order(rate: float) -> tuple[float, float, float]:
+        errors = [run.validation_error or 0.0 for run in tried[rate]]
+        losses = [math.inf if run.validation_loss is None else run.validation_loss for run in tried[rate]]
+        return math.fsum(errors) / most, math.fsum(losses) / most, rate
 
-    return min(able, key=order).job.rate if able else None
+    return sorted((rate for rate, runs in tried.items() if len(runs) == most), key=order)
 
 
-def cells(design: Design, runs: Mapping[Job, Run], times: Mapping[int, Mapping[str, Sequence[float]]]) -> dict[Key, Cell]:
+def cells(
+    design: Design, runs: Mapping[Job, Run], times: Mapping[int, Mapping[str, Sequence[float]]]
+) -> dict[Key, Cell]:
     """Sort runs and times by method and batch size; what the design does not ask for stays out."""
     found: dict[Key, Cell] = {}
     for batch_size in design.batch_sizes:
         seconds = times.get(batch_size, {})
         for method in design.methods:
-            tuning = pick(runs, [Job("tune", method, batch_size, r, design.tuning_seed) for r in design.rates])
-            rate = best_rate(tuning)
+            tuning = pick(
+                runs,
+                [Job("tune", method, batch_size, r, s) for s in design.tuning_seeds for r in design.rates],
+            )
+            rate = next(iter(ranking(tuning)), None)
             asked = design.evaluation_seeds if rate is not None else ()
             found[method, batch_size] = Cell(
                 method,
@@ -217,21 +229,25 @@ def standing(batch_size: int, table: Mapping[Key, Cell], judged: Sequence[Pair])
     row = [cell for (_, size), cell in table.items() if size == batch_size and cell.error is not None]
     if all(cell.untrained == len(cell.runs) for cell in row):
         return Standing(batch_size, None)
-    ranked = sorted(row, key=lambda cell: cell.error.value if cell.error else 1.0)
-    leader = ranked[0].method
-    groups: dict[Relation, list[str]] = {"better": [], "worse": [], "equal": [], "not resolved": []}
-    for cell in ranked[1:]:
-        groups[_relation_to(leader, cell.method, batch_size, judged)].append(cell.method)
-    unresolved = (*groups["not resolved"], *groups["worse"])
-    return Standing(batch_size, leader, tuple(groups["better"]), tuple(groups["equal"]), unresolved)
+    leader = min(row, key=lambda cell: cell.error.value if cell.error else 1.0).method
+    groups: dict[str, list[str]] = {"behind": [], "equal": [], "not resolved": []}
+    for cell in row:
+        if cell.method != leader:
+            seen = relations(cell.method, batch_size, judged)
+            groups["behind" if "worse" in seen.values() else seen.get(leader, "not resolved")].append(cell.method)
+    return Standing(batch_size, leader, *(tuple(group) for group in groups.values()))
 
 
-def _relation_to(leader: str, other: str, batch_size: int, judged: Sequence[Pair]) -> Relation:
+def relations(method: str, batch_size: int, judged: Sequence[Pair]) -> dict[str, Relation]:
+    """What a method is to each other one at a batch size."""
     turned: dict[Relation, Relation] = {"better": "worse", "worse": "better"}
+    found: dict[str, Relation] = {}
     for pair in judged:
-        if pair.batch_size == batch_size and {pair.first, pair.second} == {leader, other}:
-            return pair.relation if pair.first == leader else turned.get(pair.relation, pair.relation)
-    return "not resolved"
+        if pair.batch_size == batch_size and pair.first == method:
+            found[pair.second] = pair.relation
+        elif pair.batch_size == batch_size and pair.second == method:
+            found[pair.first] = turned.get(pair.relation, pair.relation)
+    return found
 
 
 def claims(design: Design, table: Mapping[Key, Cell]) -> tuple[ClaimVerdict, ...]:
@@ -253,9 +269,7 @@ def claims(design: Design, table: Mapping[Key, Cell]) -> tuple[ClaimVerdict, ...
     return tuple(found)
 
 
-def judge(
-    effect: Interval, wide: Interval, bound: Bound, p_corrected: float, smallest: float, alpha: float
-) -> Finding:
+def judge(effect: Interval, wide: Interval, bound: Bound, p_corrected: float, smallest: float, alpha: float) -> Finding:
     """The rule for claims. A one-sided estimate can only speak for the side it is sure of."""
     if bound != "at most" and p_corrected < alpha and effect.value >= smallest:
         return "supported"

@@ -1,0 +1,64 @@
+"""What is known of every method: names, region, state, use, claims, paper. Text only, no torch.
+
+Strengths and weaknesses are what papers and practice say, not what normkit has measured; the sentences that a
+measurement can decide are the `CLAIMS`. Every text is English that knows its Chinese (`Text`).
+
+>>> find("GN").pattern, find("GroupNorm").title, find("GN").title.to("zh")
+('b (g [c]) [...]', 'Group norm', '组归一化')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from normkit.catalog import claims
+from normkit.catalog.methods import METHODS
+from normkit.catalog.row import LANGUAGES, Claim, Method, Paper, Text
+from normkit.errors import ArgumentError, nearest
+
+__all__ = ["CLAIMS", "EVIDENCE", "LANGUAGES", "METHODS", "Claim", "Method", "Paper", "Text", "find"]
+
+CLAIMS: Mapping[str, Text] = MappingProxyType({claim.id: claim.text for claim in claims.ALL})
+"""The claims that a measurement can decide, by id; ``"P-1"`` is about all methods, the others about one."""
+
+EVIDENCE: Mapping[str, Text] = MappingProxyType({claim.id: claim.how for claim in claims.ALL})
+"""For each claim, the measurement that decides it."""
+
+
+def find(name: str) -> Method:
+    """The method of a name: its own, an alias, a class name or the title in either language.
+
+    Case, spaces, hyphens and underscores do not count.
+
+    Args:
+        name: for instance ``"group_norm"``, ``"GN"``, ``"GroupNorm"`` or ``"组归一化"``.
+
+    Returns:
+        The row of the catalog.
+
+    Raises:
+        ArgumentError: an unknown name, answered with the nearest known one.
+
+    >>> find("batch normalization").name
+    'batch_norm'
+    >>> find("group_nrom")
+    Traceback (most recent call last):
+    normkit.errors.ArgumentError: no normalization is called 'group_nrom': did you mean 'group_norm'?
+    """
+    found = _BY_NAME.get(_key(name))
+    if found is None:
+        remedy = nearest(name, [method.name for method in METHODS])
+        raise ArgumentError(f"no normalization is called {name!r}: {remedy}")
+    return found
+
+
+def _key(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+_BY_NAME = {
+    _key(name): method
+    for method in METHODS
+    for name in (method.name, method.title, method.title.zh, *method.aliases, *method.layers)
+}

@@ -1,0 +1,242 @@
+"""The rows of the catalog: what is known of each method, and what is said for and against it."""
+
+from __future__ import annotations
+
+from normkit.catalog.row import Method, Paper, Text
+
+_STANDARDIZE = "y = (x - mean) / sqrt(var + eps) * weight + bias"
+_AFFINE = Text("weight and bias", "仿射参数 weight 与 bias")
+
+METHODS = (
+    Method(
+        name="batch_norm",
+        title=Text("Batch norm", "批归一化"),
+        aliases=("BN", "batch normalization"),
+        layers=("BatchNorm1d", "BatchNorm2d", "BatchNorm3d"),
+        patterns=("[b] c [...]",),
+        statistics=Text("channel", "每个通道"),
+        state=Text(
+            "weight, bias, running mean and variance, number of batches seen",
+            "weight、bias，均值与方差的滑动统计量，已见批次数",
+        ),
+        formula=_STANDARDIZE,
+        principle=Text(
+            "Each channel is standardized over the whole batch; evaluation uses the running statistics instead.",
+            "每个通道在整个批次上做标准化；推理时改用训练中记录的滑动统计量。",
+        ),
+        where=Text("CNNs and MLPs: classification, detection", "CNN 与 MLP：分类、检测"),
+        strengths=(
+            Text("faster convergence", "收敛更快"),
+            Text("allows a higher learning rate", "允许更大的学习率"),
+            Text("less internal covariate shift", "减轻内部协变量偏移"),
+            Text("batch noise regularizes mildly, like dropout", "批次噪声带来轻微的正则化，类似 dropout"),
+            Text("does well with large batches", "适合大批量"),
+        ),
+        weaknesses=(
+            Text("poor estimates on small batches", "小批量时统计量估计不准"),
+            Text("weaker on sequences (RNN, Transformer)", "不太适合序列模型（RNN、Transformer）"),
+            Text(
+                "training and inference differ: inference needs recorded statistics",
+                "训练与推理行为不一致：推理依赖事先记录的全局均值与方差",
+            ),
+        ),
+        claims=("BN-1", "BN-2", "BN-3", "BN-4", "BN-5", "BN-6"),
+        paper=Paper(
+            "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift",
+            "Ioffe & Szegedy",
+            2015,
+            "1502.03167",
+        ),
+    ),
+    Method(
+        name="layer_norm",
+        title=Text("Layer norm", "层归一化"),
+        aliases=("LN", "layer normalization"),
+        layers=("LayerNorm",),
+        patterns=("b [c ...]", "... [c]"),
+        statistics=Text("sample (images) or token (sequences)", "每个样本（图像）或每个词元（序列）"),
+        state=_AFFINE,
+        formula=_STANDARDIZE,
+        principle=Text(
+            "All features of one sample, or of one token, are standardized together.",
+            "把一个样本（或一个词元）的全部特征放在一起做标准化。",
+        ),
+        where=Text("RNNs, Transformers, sequences", "RNN、Transformer 等序列模型"),
+        strengths=(
+            Text("independent of the batch", "与批次无关"),
+            Text("fits small batches", "适合小批量"),
+        ),
+        weaknesses=(
+            Text("more computation", "计算量更大"),
+            Text("may converge a little slower", "收敛可能略慢"),
+        ),
+        claims=("LN-1", "LN-2"),
+        paper=Paper("Layer Normalization", "Ba, Kiros & Hinton", 2016, "1607.06450"),
+    ),
+    Method(
+        name="instance_norm",
+        title=Text("Instance norm", "实例归一化"),
+        aliases=("IN", "instance normalization"),
+        layers=("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"),
+        patterns=("b c [...]",),
+        statistics=Text("sample and channel", "每个样本的每个通道"),
+        state=Text(
+            "none by default; weight, bias and running statistics on request",
+            "默认没有；可选 weight、bias 与滑动统计量",
+        ),
+        formula=_STANDARDIZE,
+        principle=Text(
+            "Each channel of each sample is standardized over its own positions.",
+            "每个样本的每个通道只在自己的空间位置上做标准化。",
+        ),
+        where=Text("image generation, style transfer", "图像生成、风格迁移"),
+        strengths=(
+            Text("acts on each image's style (contrast, brightness)", "直接作用于单幅图像的风格（对比度、亮度）"),
+            Text("fits generation", "适合生成任务"),
+        ),
+        weaknesses=(
+            Text("not for classification", "不适合分类"),
+            Text("sees no global information", "看不到全局信息"),
+        ),
+        claims=("IN-1", "IN-2"),
+        paper=Paper(
+            "Instance Normalization: The Missing Ingredient for Fast Stylization",
+            "Ulyanov, Vedaldi & Lempitsky",
+            2016,
+            "1607.08022",
+        ),
+    ),
+    Method(
+        name="group_norm",
+        title=Text("Group norm", "组归一化"),
+        aliases=("GN", "group normalization"),
+        layers=("GroupNorm",),
+        patterns=("b (g [c]) [...]",),
+        statistics=Text("sample and group of channels", "每个样本的每组通道"),
+        state=_AFFINE,
+        formula=_STANDARDIZE,
+        principle=Text(
+            "The channels of each sample are split into groups, and each group is standardized by itself.",
+            "把每个样本的通道分成若干组，逐组做标准化。",
+        ),
+        where=Text("CNNs trained with small batches", "小批量训练的 CNN"),
+        strengths=(
+            Text("fits small batches", "适合小批量"),
+            Text("independent of the batch", "与批次无关"),
+        ),
+        weaknesses=(
+            Text(
+                "sensitive to kernel size and to the number of channels and groups",
+                "对卷积核大小、通道数与组数敏感",
+            ),
+        ),
+        claims=("GN-1", "GN-2"),
+        paper=Paper("Group Normalization", "Wu & He", 2018, "1803.08494"),
+    ),
+    Method(
+        name="rms_norm",
+        title=Text("RMS norm", "均方根归一化"),
+        aliases=("RMS", "root mean square normalization"),
+        layers=("RMSNorm",),
+        patterns=("... [c]",),
+        statistics=Text("token", "每个词元"),
+        state=Text("weight", "仿射参数 weight"),
+        formula="y = x / sqrt(mean(x²) + eps) * weight",
+        principle=Text(
+            "Layer norm without the mean: the features of one token are divided by their root mean square.",
+            "去掉均值的层归一化：一个词元的特征除以它们的均方根。",
+        ),
+        where=Text("Transformers, large language models above all", "Transformer，尤其是大语言模型"),
+        strengths=(
+            Text("one statistic less than layer norm", "比层归一化少算一个统计量"),
+            Text("independent of the batch", "与批次无关"),
+        ),
+        weaknesses=(Text("leaves a shift of the features as it is", "不消除特征的整体平移"),),
+        claims=(),
+        paper=Paper("Root Mean Square Layer Normalization", "Zhang & Sennrich", 2019, "1910.07467"),
+    ),
+    Method(
+        name="layer_norm2d",
+        title=Text("Layer norm 2d", "逐像素层归一化"),
+        aliases=("LN2d", "channels-first layer norm"),
+        layers=("LayerNorm2d",),
+        patterns=("b [c] ...",),
+        statistics=Text("pixel", "每个像素"),
+        state=_AFFINE,
+        formula=_STANDARDIZE,
+        principle=Text(
+            "Layer norm for channels-first images: the channels of one pixel are standardized together.",
+            "通道在前的图像上的层归一化：对每个像素的全部通道一起做标准化。",
+        ),
+        where=Text("CNNs in the manner of Transformers, such as ConvNeXt", "借鉴 Transformer 的 CNN，例如 ConvNeXt"),
+        strengths=(
+            Text("independent of the batch", "与批次无关"),
+            Text("independent of the image's size", "与图像大小无关"),
+        ),
+        weaknesses=(Text("slow where it is done by permuting to channels last", "若靠转置到通道在后来实现，速度较慢"),),
+        claims=(),
+        paper=Paper("A ConvNet for the 2020s", "Liu et al.", 2022, "2201.03545"),
+    ),
+    Method(
+        name="local_response_norm",
+        title=Text("Local response norm", "局部响应归一化"),
+        aliases=("LRN", "local response normalization"),
+        layers=("LocalResponseNorm",),
+        patterns=(),
+        statistics=Text(
+            "none: a sliding window of neighbouring channels, not a region",
+            "无：邻近通道上的滑动窗口，不是统计域",
+        ),
+        state=Text("none", "没有"),
+        formula="y = x / (k + alpha * mean(x² over the window)) ** beta",
+        principle=Text(
+            "Each value is divided by a power of the energy of its neighbouring channels at the same position.",
+            "每个值除以同一位置上邻近通道能量的幂。",
+        ),
+        where=Text("early CNNs such as AlexNet", "早期 CNN，例如 AlexNet"),
+        strengths=(
+            Text("strong responses suppress their neighbours (lateral inhibition)", "强响应抑制邻近通道（侧抑制）"),
+        ),
+        weaknesses=(Text("costs memory and time; batch norm has taken its place", "占用内存和时间，已被批归一化取代"),),
+        claims=(),
+        paper=Paper(
+            "ImageNet Classification with Deep Convolutional Neural Networks",
+            "Krizhevsky, Sutskever & Hinton",
+            2012,
+            None,
+        ),
+    ),
+    Method(
+        name="weight_norm",
+        title=Text("Weight norm", "权重归一化"),
+        aliases=("WN", "weight normalization"),
+        layers=(),
+        patterns=(),
+        statistics=Text("none: it acts on the weight, not on the data", "无：作用于权重，而不是数据"),
+        state=Text(
+            "the length g and the direction v, in place of the weight",
+            "长度 g 与方向 v，取代原来的权重",
+        ),
+        formula="w = g * v / ||v||",
+        principle=Text(
+            "The weight of a layer is split into a length and a direction, which are learned apart.",
+            "把层的权重拆成长度与方向两部分，分别学习。",
+        ),
+        where=Text("CNNs, dense nets, generative models", "CNN、全连接网络、生成模型"),
+        strengths=(
+            Text("faster convergence", "收敛更快"),
+            Text("more stability", "训练更稳定"),
+        ),
+        weaknesses=(
+            Text("the gain is not always significant", "提升不一定显著"),
+            Text("worse than batch norm on some tasks", "在某些任务上不如批归一化"),
+        ),
+        claims=("WN-1", "WN-2"),
+        paper=Paper(
+            "Weight Normalization: A Simple Reparameterization to Accelerate Training of Deep Neural Networks",
+            "Salimans & Kingma",
+            2016,
+            "1602.07868",
+        ),
+    ),
+)

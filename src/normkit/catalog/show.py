@@ -1,0 +1,134 @@
+"""The catalog as cards, tables and data, in either language; nothing here prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from normkit.catalog import claims
+from normkit.catalog.methods import METHODS
+from normkit.catalog.row import Method, Text
+
+NONE = "–"
+
+_METHOD = Text("Method", "方法")
+_REGION = Text("Region", "统计域")
+_STATISTICS = Text("Statistics per", "统计量的单位")
+_PRINCIPLE = Text("Principle", "原理")
+_FORMULA = Text("Formula", "公式")
+_STATE = Text("State", "状态")
+_LAYERS = Text("Layers", "层")
+_WHERE = Text("Where used", "适用场景")
+_STRENGTHS = Text("Claimed strengths", "据称的优点")
+_WEAKNESSES = Text("Claimed weaknesses", "据称的缺点")
+_CLAIMS = Text("Claims to measure", "待检验的论断")
+_PAPER = Text("Paper", "论文")
+_ALIASES = Text("Also called", "别名")
+_CLAIM = Text("Claim", "论断")
+_HOW = Text("How it can be seen", "如何检验")
+
+_INTRODUCTION = Text(
+    "What stands in brackets shares one mean and one variance. Strengths and weaknesses are what papers and "
+    "practice say, not what normkit has measured.",
+    "方括号内的元素共用一个均值和一个方差。优缺点来自论文与实践中的说法，并非 normkit 的测量结果。",
+)
+
+
+def card(method: Method, lang: str = "en") -> list[tuple[str, tuple[str, ...]]]:
+    """All that is known of one method, as labels with one or more lines each.
+
+    >>> from normkit.catalog import find
+    >>> dict(card(find("GN")))["Region"]
+    ('b (g [c]) [...]',)
+    """
+    said = [claim for claim in claims.ALL if claim.id in method.claims]
+    lines: list[tuple[Text, Iterable[str]]] = [
+        (_PRINCIPLE, [method.principle.to(lang)]),
+        (_REGION, method.patterns),
+        (_STATISTICS, [method.statistics.to(lang)]),
+        (_FORMULA, [method.formula]),
+        (_STATE, [method.state.to(lang)]),
+        (_LAYERS, [entry_points(method)]),
+        (_WHERE, [method.where.to(lang)]),
+        (_STRENGTHS, [f"+ {text.to(lang)}" for text in method.strengths]),
+        (_WEAKNESSES, [f"- {text.to(lang)}" for text in method.weaknesses]),
+        (_CLAIMS, [f"{claim.id}  {claim.text.to(lang)}" for claim in said]),
+        (_PAPER, [str(method.paper)]),
+        (_ALIASES, [", ".join(method.aliases)]),
+    ]
+    return [(label.to(lang), tuple(found)) for label, texts in lines if (found := list(texts))]
+
+
+def entry_points(method: Method) -> str:
+    """What a user writes: the classes, or the function that acts on a layer."""
+    return ", ".join(f"normkit.{name}" for name in method.layers) or f"normkit.{method.name}(module)"
+
+
+def table(lang: str = "en") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The comparison of all methods: the headings, and one row for each method; a cell may have several lines."""
+    headings = (_METHOD, _REGION, _STATISTICS, _WHERE, _STRENGTHS, _WEAKNESSES)
+    rows: list[tuple[str, ...]] = [
+        (
+            method.title.to(lang),
+            "\n".join(method.patterns) or NONE,
+            method.statistics.to(lang),
+            method.where.to(lang),
+            _list(method.strengths, lang),
+            _list(method.weaknesses, lang),
+        )
+        for method in METHODS
+    ]
+    return tuple(text.to(lang) for text in headings), rows
+
+
+def markdown(lang: str = "en") -> str:
+    """The whole catalog as a page: the comparison, how each method works, and the claims."""
+    headings, rows = table(lang)
+    regions = ["\n".join(f"`{pattern}`" for pattern in method.patterns) or NONE for method in METHODS]
+    comparison = [(row[0], region, *row[2:]) for row, region in zip(rows, regions, strict=True)]
+    works = [
+        (
+            f"{method.title.to(lang)} `{method.name}`",
+            method.principle.to(lang),
+            f"`{method.formula}`",
+            method.state.to(lang),
+            _cited(method),
+        )
+        for method in METHODS
+    ]
+    said = [(claim.id, claim.text.to(lang), claim.how.to(lang)) for claim in claims.ALL]
+    parts = [
+        f"# {Text('The methods', '各种方法').to(lang)}",
+        _INTRODUCTION.to(lang),
+        _grid(headings, comparison),
+        f"## {Text('How each works', '各自的做法').to(lang)}",
+        _grid([label.to(lang) for label in (_METHOD, _PRINCIPLE, _FORMULA, _STATE, _PAPER)], works),
+        f"## {_CLAIMS.to(lang)}",
+        _grid(["", _CLAIM.to(lang), _HOW.to(lang)], said),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def data(lang: str = "en") -> dict[str, list[dict[str, Any]]]:
+    """The whole catalog as plain data, ready for JSON."""
+    said = [{"id": claim.id, "text": claim.text.to(lang), "how": claim.how.to(lang)} for claim in claims.ALL]
+    return {"methods": [method.to_dict(lang) for method in METHODS], "claims": said}
+
+
+def _list(texts: Iterable[Text], lang: str) -> str:
+    # Chinese has no spaces to break a line at, so the one behind a dot would leave it alone on its line.
+    dot = Text("• ", "·").to(lang)
+    return "\n".join(f"{dot}{text.to(lang)}" for text in texts)
+
+
+def _cited(method: Method) -> str:
+    paper = method.paper
+    source = f"[arXiv:{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else f"*{paper.title}*"
+    return f"{paper.authors} {paper.year}, {source}"
+
+
+def _grid(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, where a cell is one line and a bar ends it."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    cells = ([cell.replace("|", r"\|").replace("\n", "<br>") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

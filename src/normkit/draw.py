@@ -1,0 +1,324 @@
+"""The picture of a region: the cube of batch, channels and positions, with one region coloured.
+
+A picture is a string of SVG that needs nothing but itself. Lines and letters take the colour of the text around
+it, so that it can stand on light and dark pages alike. No torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from normkit import catalog
+from normkit.catalog import Method, Text
+from normkit.errors import ArgumentError
+from normkit.pattern import ELLIPSIS, Axis, Region, parse
+
+Cell = tuple[int, int, int]
+"""Index of the sample, the channel and the position; (0, 0, 0) is the corner that all three visible faces share."""
+Point = tuple[float, float]
+
+_RISE = 0.5
+_RUN = math.sqrt(1 - _RISE**2)
+# Blue and orange are told apart under every kind of colour blindness. Each for the top, left and right face.
+_SHADES = {"region": ("#4fa3d9", "#0072b2", "#00507d"), "centre": ("#ffc24d", "#e69f00", "#b37b00")}
+_PLAIN = ("0.04", "0.09", "0.16")
+# A file of its own has no text around it, so it brings the colour of its lines and letters.
+_STYLE = (
+    "<style>svg{color:#1f2328;font-family:system-ui,sans-serif}"
+    "@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
+)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A drawing in a box of its own; a caption belongs below `middle`, where the cube is, not its letters."""
+
+    width: float
+    height: float
+    middle: float
+    body: str
+
+
+@dataclass(frozen=True)
+class _Cuboid:
+    """Samples x channels x positions; `colour` names the shade of a cell, or "" for none."""
+
+    sizes: Cell
+    labels: tuple[str, str, str]
+    colour: Callable[[int, int, int], str]
+    side: float = 16.0
+
+    def point(self, n: float, c: float, p: float) -> Point:
+        """Where a corner of a cell is seen: samples go to the right and back, channels to the left and back."""
+        return (n - c) * _RUN * self.side, (p - (n + c) * _RISE) * self.side
+
+    def picture(self) -> _Picture:
+        """The three visible faces and a label along an edge of each."""
+        n, c, p = self.sizes
+        left, top = self.point(0, c, 0)[0], self.point(n, c, 0)[1]
+        right, bottom = self.point(n, 0, 0)[0], self.point(0, 0, p)[1]
+        edges = (self.point(n / 2, 0, p), self.point(0, c / 2, p), self.point(0, c, p / 2))
+        texts = (
+            _text(edges[0][0] + 7, edges[0][1] + 13, self.labels[0], "start"),
+            _text(edges[1][0] - 7, edges[1][1] + 13, self.labels[1], "end"),
+            _text(edges[2][0] - 6, edges[2][1] + 4, self.labels[2], "end"),
+        )
+        before, after, above, below = 36.0, 8.0, 4.0, 8.0
+        body = "".join((*self._faces(), *texts))
+        return _Picture(
+            right - left + before + after,
+            bottom - top + above + below,
+            (right - left) / 2 + before,
+            f'<g transform="translate({_number(before - left)} {_number(above - top)})">{body}</g>',
+        )
+
+    def _faces(self) -> Iterable[str]:
+        n, c, p = self.sizes
+        faces: tuple[tuple[list[Cell], Cell, Cell], ...] = (
+            ([(i, j, 0) for i in range(n) for j in range(c)], (1, 0, 0), (0, 1, 0)),
+            ([(0, j, k) for j in range(c) for k in range(p)], (0, 1, 0), (0, 0, 1)),
+            ([(i, 0, k) for i in range(n) for k in range(p)], (1, 0, 0), (0, 0, 1)),
+        )
+        for face, (cells, along, down) in enumerate(faces):
+            quads: dict[str, list[str]] = {}
+            for cell in cells:
+                quads.setdefault(self.colour(*cell), []).append(self._quad(cell, along, down))
+            # Plain cells first, or their lines would cut into the coloured ones.
+            for colour in sorted(quads):
+                yield f'<path {_paint(colour, face)} d="{"".join(quads[colour])}"/>'
+
+    def _quad(self, cell: Cell, along: Cell, down: Cell) -> str:
+        corners = [
+            [cell[i] + a * along[i] + d * down[i] for i in range(3)] for a, d in ((0, 0), (1, 0), (1, 1), (0, 1))
+        ]
+        return "M" + "L".join(" ".join(map(_number, self.point(*corner))) for corner in corners) + "Z"
+
+
+def svg(subject: str, *, title: str | None = None, standalone: bool = False) -> str:
+    """Draw the region of a method or a pattern.
+
+    The coloured cells share one mean and one variance; there are as many such regions as it takes to fill the
+    cube. The numbers of samples, channels and positions are for the eye, and so are sizes above 4.
+
+    Args:
+        subject: a name or alias from the catalog, or a pattern such as ``"b (g [c]) [...]"``.
+        title: what a screen reader says; None makes it from the subject.
+        standalone: for a file of its own, which then follows the light or dark mode of its reader; without, the
+            picture takes the colour of the text around it.
+
+    Returns:
+        One ``<svg>`` element.
+
+    Raises:
+        PatternError: the pattern cannot be read; with a caret under the place.
+        ArgumentError: no method of that name.
+
+    >>> svg("b c [...]").startswith('<svg xmlns="http://www.w3.org/2000/svg" class="normkit-region"')
+    True
+    """
+    found = _look_up(subject)
+    return _document(found.picture, found.title if title is None else title, standalone)
+
+
+def row(subjects: Sequence[str], *, lang: str = "en", standalone: bool = False) -> str:
+    """Draw several regions side by side, each with its name and pattern below.
+
+    Args:
+        subjects: as in `svg`.
+        lang: of the names, ``"en"`` or ``"zh"``.
+        standalone: as in `svg`.
+
+    Returns:
+        One ``<svg>`` element.
+
+    Raises:
+        PatternError, ArgumentError: as in `svg`; also nothing to draw.
+
+    >>> picture = row(["batch_norm", "b [c] ..."], lang="zh")
+    >>> "批归一化" in picture, "b [c] ..." in picture
+    (True, True)
+    """
+    if not subjects:
+        raise ArgumentError("a row of pictures needs at least one name or pattern, got none: draw 'batch_norm'")
+    found = [_look_up(subject) for subject in subjects]
+    tall = max(subject.picture.height for subject in found)
+    body, x = "", 0.0
+    for subject in found:
+        picture = subject.picture
+        body += (
+            f'<g transform="translate({_number(x)} 0)">'
+            f'<g transform="translate(0 {_number(tall - picture.height)})">{picture.body}</g>'
+            f"{_text(picture.middle, tall + 20, subject.name.to(lang), 'middle', font_weight='600', font_size='14')}"
+            f"{_text(picture.middle, tall + 38, subject.note, 'middle', font_family='monospace', opacity='0.75')}</g>"
+        )
+        x += picture.width
+    return _document(_Picture(x, tall + 46, x / 2, body), "; ".join(subject.title for subject in found), standalone)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is drawn: its picture, what stands below it, and what is said of it."""
+
+    picture: _Picture
+    name: Text
+    note: str
+    title: str
+
+
+def _look_up(subject: str) -> _Subject:
+    method = _method(subject)
+    if method is None:
+        title = f"{subject}: the coloured cells share one mean and one variance"
+        return _Subject(_cube(parse(subject)).picture(), Text("", ""), subject, title)
+    if method.pattern is None:
+        note, picture = _WITHOUT_REGION[method.name]
+        return _Subject(picture(), method.title, note, f"{method.title}: {method.formula}")
+    title = f"{method.title}: one mean and one variance per {method.statistics}"
+    return _Subject(_cube(parse(method.pattern)).picture(), method.title, method.pattern, title)
+
+
+def _method(subject: str) -> Method | None:
+    """The method of that name, or None for a pattern; several words that name nothing are a pattern too."""
+    if any(bracket in subject for bracket in "[]()"):
+        return None
+    try:
+        return catalog.find(subject)
+    except ArgumentError:
+        if " " in subject:
+            return None
+        raise
+
+
+def _cube(region: Region) -> _Cuboid:
+    """Sort the dimensions of a region into samples, channels and positions."""
+    features = [dim for dim in region.dims if Region((dim,)).has_features]
+    others = [dim for dim in region.dims if dim not in features]
+    samples = others[:1] if region.dims[0] not in features else []
+    # A leading ellipsis stands for samples and positions at once.
+    positions = others[len(samples) :] or [dim for dim in samples if dim[0].name == ELLIPSIS]
+    roles = [[axis for dim in dims for axis in dim] for dims in (samples, features, positions)]
+    sizes = [_sizes(axes, total) for axes, total in zip(roles, (4, 6, 4), strict=True)]
+    labels = (_label(roles[0], "N"), "C" if features else "", _label(roles[2], "H·W"))
+
+    def colour(*cell: int) -> str:
+        inside = all(_shares(*facts) for facts in zip(roles, sizes, cell, strict=True))
+        return "region" if inside else ""
+
+    n, c, p = (math.prod(part) for part in sizes)
+    return _Cuboid((n, c, p), labels, colour)
+
+
+def _sizes(axes: Sequence[Axis], total: int) -> list[int]:
+    """How many cells to draw for each axis: a small number that was given, else about `total` altogether."""
+    parts = [0 if axis.size is None else min(axis.size, 4) for axis in axes]
+    for index, part in enumerate(parts):
+        if not part:
+            known = math.prod(part or 2 for place, part in enumerate(parts) if place != index)
+            parts[index] = max(2, total // known)
+    return parts
+
+
+def _shares(axes: Sequence[Axis], sizes: Sequence[int], index: int) -> bool:
+    """Whether a place along a role belongs to the region at its start: there every kept axis is at 0."""
+    for axis, size in zip(reversed(axes), reversed(sizes), strict=True):
+        index, place = divmod(index, size)
+        if place and not axis.reduced:
+            return False
+    return True
+
+
+def _label(axes: Sequence[Axis], usual: str) -> str:
+    names = [usual if axis.name in (ELLIPSIS, "b", "n") else axis.name.upper() for axis in axes]
+    return "·".join(names)
+
+
+def _local_response_norm() -> _Picture:
+    """The window of neighbouring channels, and the value in its middle that is divided."""
+
+    def colour(n: int, c: int, p: int) -> str:
+        if n or p or not 1 <= c <= 3:
+            return ""
+        return "centre" if c == 2 else "region"
+
+    return _Cuboid((4, 6, 4), ("N", "C", "H·W"), colour).picture()
+
+
+def _weight_norm() -> _Picture:
+    """One filter of a convolution's weight, and the same filter as an arrow: a direction and a length."""
+    weight = _Cuboid((3, 4, 3), ("out", "in", "k·k"), lambda n, c, p: "" if n else "region", side=11.0).picture()
+    radius, length, angle = 37.0, 64.0, math.radians(-62)
+    x, y = weight.width + radius + 2, length
+    turn = (math.cos(angle), math.sin(angle))
+    end = (x + length * turn[0], y + length * turn[1])
+    tip = (x + radius * turn[0], y + radius * turn[1])
+    height = y + radius + 8
+    circle = (
+        f'<circle cx="{_number(x)}" cy="{_number(y)}" r="{_number(radius)}" fill="none" stroke="currentColor" '
+        'stroke-opacity="0.5" stroke-dasharray="3 3"/>'
+    )
+    texts = (
+        _text(end[0] + 5, end[1] + 12, "g", "start", font_style="italic"),
+        _text(x, y + 18, "v / ‖v‖", "middle", font_style="italic"),
+    )
+    body = "".join(
+        (
+            f'<g transform="translate(0 {_number(height - weight.height)})">{weight.body}</g>',
+            circle,
+            _arrow((x, y), end, _SHADES["centre"][1]),
+            _arrow((x, y), tip, _SHADES["region"][1]),
+            *texts,
+        )
+    )
+    return _Picture(x + radius + 8, height, (x + radius + 8) / 2, body)
+
+
+_WITHOUT_REGION: dict[str, tuple[str, Callable[[], _Picture]]] = {
+    "local_response_norm": ("size=3", _local_response_norm),
+    "weight_norm": ("w = g * v / ‖v‖", _weight_norm),
+}
+"""What stands below the picture in place of a pattern, and the picture."""
+
+
+def _arrow(start: Point, end: Point, colour: str) -> str:
+    dx, dy = end[0] - start[0], end[1] - start[1]
+    length = math.hypot(dx, dy)
+    ux, uy = dx / length, dy / length
+    neck = (end[0] - 9 * ux, end[1] - 9 * uy)
+    head = (end, (neck[0] - 4.5 * uy, neck[1] + 4.5 * ux), (neck[0] + 4.5 * uy, neck[1] - 4.5 * ux))
+    points = " ".join(",".join(map(_number, point)) for point in head)
+    line = " ".join(f'{key}="{_number(v)}"' for key, v in zip(("x1", "y1", "x2", "y2"), (*start, *neck), strict=True))
+    return f'<line {line} stroke="{colour}" stroke-width="3"/><polygon points="{points}" fill="{colour}"/>'
+
+
+def _paint(colour: str, face: int) -> str:
+    if not colour:
+        fill = f'fill="currentColor" fill-opacity="{_PLAIN[face]}" stroke="currentColor" stroke-opacity="0.4"'
+    else:
+        fill = f'fill="{_SHADES[colour][face]}" stroke="#fff" stroke-opacity="0.75"'
+    return f'class="{colour or "plain"}" {fill} stroke-width="0.8" stroke-linejoin="round"'
+
+
+def _text(x: float, y: float, text: str, anchor: str, **style: str) -> str:
+    if not text:
+        return ""
+    attributes = {"text_anchor": anchor, "font_size": "12", "fill": "currentColor"} | style
+    words = " ".join(f'{key.replace("_", "-")}="{value}"' for key, value in attributes.items())
+    return f'<text x="{_number(x)}" y="{_number(y)}" {words}>{escape(text)}</text>'
+
+
+def _document(picture: _Picture, title: str, standalone: bool) -> str:
+    width, height = (_number(math.ceil(size)) for size in (picture.width, picture.height))
+    name = escape(title)
+    size = f' width="{width}" height="{height}"' if standalone else ""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="normkit-region" viewBox="0 0 {width} {height}"{size} '
+        f'role="img" aria-label="{name}"><title>{name}</title>{_STYLE if standalone else ""}{picture.body}</svg>\n'
+    )
+
+
+def _number(value: float) -> str:
+    """With at most one decimal; a picture is the same text on every machine."""
+    return f"{round(value, 1) + 0.0:g}"

@@ -1,0 +1,95 @@
+"""Fits tensors to a plan on the way into a kernel, and the kernel's results to the tensors on the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from normkit.kernels.reference import arithmetic_dtype
+from normkit.pattern import parse
+from normkit.plan import Plan, Prepare, plan
+
+
+def _reorder(t: Tensor, sizes: Sequence[int], axes: Sequence[int], *, to_memory: bool) -> Tensor:
+    """A flat tensor over some axes, from their logical order to their order in memory, or back."""
+    logical = sorted(axes)
+    order = [logical.index(axis) for axis in axes]
+    if to_memory:
+        return t.reshape([sizes[axis] for axis in logical]).permute(order).reshape(-1)
+    back = [order.index(i) for i in range(len(order))]
+    return t.reshape([sizes[axis] for axis in axes]).permute(back).reshape(-1)
+
+
+@lru_cache(maxsize=4096)
+def plan_of(pattern: str, shape: torch.Size, strides: tuple[int, ...]) -> Plan:
+    return plan(parse(pattern), shape, strides)
+
+
+class Call:
+    """One tensor under one plan: the copies it needs on the way in, and the way back out."""
+
+    def __init__(self, x: Tensor, pattern: str) -> None:
+        self.shape = x.shape
+        self.plan = plan_of(pattern, x.shape, x.stride())
+        if self.plan.prepare is Prepare.DENSE:
+            x = x.clone()
+            self.plan = plan_of(pattern, x.shape, x.stride())
+        self.like = x
+        self.x = x if self.plan.prepare is Prepare.AS_IS else self.into(x)
+        self.stat = arithmetic_dtype(x.dtype)
+
+    def into(self, t: Tensor) -> Tensor:
+        """Another tensor of x's shape, laid out as the kernel expects x."""
+        if t.stride() != self.like.stride():
+            t = torch.empty_like(self.like, dtype=t.dtype).copy_(t)
+        if self.plan.prepare is not Prepare.REGROUP:
+            return t
+        return t.reshape(self.plan.sizes).permute(self._order()).contiguous()
+
+    def out(self, t: Tensor) -> Tensor:
+        """A result of the kernel, laid out as x."""
+        if self.plan.prepare is not Prepare.REGROUP:
+            return t
+        order = self._order()
+        back = [order.index(i) for i in range(len(order))]
+        return torch.empty_like(self.like).copy_(t.permute(back).reshape(self.shape))
+
+    def _order(self) -> list[int]:
+        ones = [i for i, size in enumerate(self.plan.sizes) if size == 1]
+        return [*ones, *self.plan.memory]
+
+    def parameter(self, t: Tensor | None) -> Tensor | None:
+        if t is None or (self.plan.features_in_order and t.dtype == self.stat and t.is_contiguous()):
+            return t
+        if not self.plan.features_in_order:
+            t = _reorder(t, self.plan.sizes, self.plan.features, to_memory=True)
+        return t.to(self.stat).contiguous()
+
+    def parameter_back(self, t: Tensor) -> Tensor:
+        if self.plan.features_in_order or t.numel() == 0:
+            return t
+        return _reorder(t, self.plan.sizes, self.plan.features, to_memory=False)
+
+    def statistic(self, t: Tensor) -> Tensor:
+        if t.numel() and not self.plan.kept_in_order:
+            t = _reorder(t, self.plan.sizes, self.plan.kept, to_memory=True)
+        return t if t.dtype == self.stat and t.is_contiguous() else t.to(self.stat).contiguous()
+
+    def statistic_back(self, t: Tensor) -> Tensor:
+        if self.plan.kept_in_order or t.numel() == 0:
+            return t
+        return _reorder(t, self.plan.sizes, self.plan.kept, to_memory=False)
+
+
+def is_ready(t: Tensor | None, x: Tensor) -> bool:
+    """Whether a parameter can go to the kernel as it is."""
+    return t is None or (t.dtype is arithmetic_dtype(x.dtype) and t.is_contiguous())
+
+
+def dense_like(x: Tensor, y: Tensor) -> Tensor:
+    """Layout in = layout out, for results of the reference."""
+    out = torch.empty_like(x)
+    return y if y.stride() == out.stride() else out.copy_(y)

@@ -1,0 +1,284 @@
+"""The operators: registration, shapes under tracing, gradients, and what the kernels promise beyond right numbers."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from normkit.errors import ArgumentError, DtypeError, PatternError, ShapeError
+from normkit.functional import batch_norm, group_norm, layer_norm, layer_norm2d, normalize
+from normkit.kernels import reference
+from normkit.kernels.native import native
+from normkit.pattern import parse
+
+PATTERNS = ["[b] c [...]", "b [c ...]", "b [c] ...", "b c [...]", "b (g=2 [c]) [...]", "[b] c [h] w"]
+OPS = torch.ops.normkit
+
+
+def worst(got, want):
+    """The largest error, as a share of the largest value (of 1, where that is smaller)."""
+    return ((got.double() - want).abs().max() / want.abs().max().clamp(min=1)).item()
+
+
+def sample(*shape, dtype=torch.float64, grad=True, seed=0):
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)).requires_grad_(grad)
+
+
+def test_the_compiled_kernels_are_in_use():
+    assert native().kernels is not None, native().reason
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(pattern, dtype):
+    x, w, b = sample(3, 4, 5, 6, dtype=dtype), sample(4, dtype=dtype), sample(4, dtype=dtype)
+    y, mean, std = OPS.normalize.default(x.detach(), w.detach(), b.detach(), pattern, 1e-5, True)
+    torch.library.opcheck(OPS.normalize.default, (x, w, b, pattern, 1e-5, True))
+    torch.library.opcheck(OPS.normalize.default, (x, None, None, pattern, 1e-5, False))
+    torch.library.opcheck(OPS.standardize.default, (x, mean, std, w, b, pattern, 1e-5))
+    args = (y, x.detach(), mean, std, w.detach(), pattern, 1e-5, True, False, True, True, True)
+    torch.library.opcheck(OPS.backward.default, args)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("center", [True, False])
+def test_first_and_second_derivatives(pattern, center):
+    x, w, b = sample(2, 4, 3, 2), sample(4, seed=1), sample(4, seed=2)
+
+    def call(x, w, b):
+        return OPS.normalize.default(x, w, b, pattern, 1e-3, center)[0]
+
+    assert gradcheck(call, (x, w, b), fast_mode=True)
+    assert gradgradcheck(call, (x, w, b), fast_mode=True)
+
+
+def test_moments_are_differentiable_outputs():
+    x = sample(3, 4, 5)
+    assert gradcheck(lambda x: OPS.normalize.default(x, None, None, "b [c] ...", 1e-3, True), (x,))
+
+
+def test_given_moments_are_differentiable_inputs():
+    x, mean, std, w = sample(3, 4, 5), sample(4, seed=1), sample(4, seed=2).detach().abs().add(0.5), sample(4, seed=3)
+    args = (x, mean, std.requires_grad_(), w)
+    assert gradcheck(lambda x, m, s, w: OPS.standardize.default(x, m, s, w, None, "[b] c [...]", 1e-3), args)
+
+
+def test_eager_calls_and_operator_calls_are_the_same():
+    x, w = sample(3, 4, 5, dtype=torch.float32), sample(4, dtype=torch.float32)
+    fast = normalize(x, "b [c] ...", w)
+    slow = OPS.normalize.default(x, w, None, "b [c] ...", 1e-5, True)[0]
+    assert torch.equal(fast, slow)
+    for one, other in zip(
+        torch.autograd.grad(fast.sum(), (x, w)), torch.autograd.grad(slow.sum(), (x, w)), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+SHAPES = [(7, 6, 11, 13), (2, 64, 17, 9), (40, 6, 3, 1), (3, 4, 300, 120), (1, 2, 70000, 1), (2100, 70, 1, 1)]
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "reversed": lambda x: x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_kernels_agree_with_the_reference(shape, layout, pattern):
+    """Sizes that cross every block, tile, strip and chunk of the kernels, forward and backward, in fp32.
+
+    y: the published bound, 4 eps (1 + |mean| / std), relative to the largest |y|. Gradients are built from the
+    same x_hat, so its conditioning bounds them too, and sum up to 70,000 products: another factor of 4 for that.
+    """
+    gen = torch.Generator().manual_seed(0)
+    x = LAYOUTS[layout](torch.randn(shape, generator=gen) + 3)
+    w, b = torch.randn(shape[1], generator=gen), torch.randn(shape[1], generator=gen)
+    dy = torch.randn(shape, generator=gen)
+    leaves = [t.clone(memory_format=torch.preserve_format).requires_grad_() for t in (x, w, b)]
+    y = normalize(leaves[0], pattern, leaves[1], leaves[2])
+    got = torch.autograd.grad(y, leaves, dy)
+    exact = [t.double().requires_grad_() for t in (x, w, b)]
+    y64, mean, std = reference.normalize(*exact, parse(pattern), 1e-5, True)
+    want = torch.autograd.grad(y64, exact, dy.double())
+    bound = 4 * torch.finfo(torch.float32).eps * (1 + (mean.abs() / (std + 1e-5**0.5)).max().item())
+    assert y.stride() == x.stride()
+    assert worst(y, y64) <= bound
+    for one, other in zip(got, want, strict=True):
+        assert worst(one, other) <= 4 * bound
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_gives_right_numbers(isa):
+    """The others are chosen by environment variable, so each runs in a process of its own."""
+    code = """
+import torch
+from normkit.functional import normalize
+from normkit.kernels import reference
+from normkit.kernels.native import native
+from normkit.pattern import parse
+print(native().reason)
+for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+    for pattern in ("[b] c [...]", "b [c] ...", "... [c]", "b (g=2 [c]) [...]"):
+        for fmt in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(3, 6, 19, 6).to(dtype).contiguous(memory_format=fmt)
+            w = torch.randn(6).to(dtype)
+            leaves = [x.clone(memory_format=fmt).requires_grad_(), w.clone().requires_grad_()]
+            y = normalize(leaves[0], pattern, leaves[1])
+            exact = [t.double().requires_grad_() for t in (x, w)]
+            y64 = reference.normalize(*exact, None, parse(pattern), 1e-5, True)[0]
+            bound = 4 * torch.finfo(dtype).eps * max(1, y64.abs().max().item())
+            assert (y.double() - y64).abs().max() <= bound, (dtype, pattern)
+            dy = torch.randn(x.shape).to(dtype)
+            for g, h in zip(torch.autograd.grad(y, leaves, dy), torch.autograd.grad(y64, exact, dy.double())):
+                assert (g.double() - h).abs().max() <= 4 * torch.finfo(dtype).eps * max(1, h.abs().max().item())
+"""
+    env = {"NORMKIT_ISA": isa, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    best = str(native().reason).split()[0]
+    ranks = ["baseline", "avx2", "avx512"]
+    assert done.stdout.split()[0] == ranks[min(ranks.index(isa), ranks.index(best))]
+
+
+def half_values():
+    """Every half-precision number of both kinds, as bits."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    return bits.view(torch.float16), bits.view(torch.bfloat16)
+
+
+@pytest.mark.parametrize("isa", ["baseline", ""])
+def test_half_precision_conversion_is_exact_for_every_number(isa):
+    """Standardizing with mean 0 and std 1 and no eps is the identity: what went in must come out, bit for bit."""
+    code = """
+import torch
+bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+for dtype in (torch.float16, torch.bfloat16):
+    x = bits.view(dtype)
+    x = x[x.isfinite()].view(1, 1, -1)
+    y = torch.ops.normkit.standardize.default
+    import normkit.kernels.autograd
+    y = torch.ops.normkit.standardize.default(x, torch.zeros(1), torch.ones(1), None, None, "[b] c [...]", 0.0)
+    assert torch.equal(y, x)
+    # rounding on the way out, against torch's own
+    f = torch.randn(1, 1, 100_000).mul(torch.logspace(-9, 5, 100_000))
+    w = f.view(-1)
+    one = torch.ones(1, 100_000, dtype=dtype)
+    got = torch.ops.normkit.standardize.default(one, torch.zeros(1), torch.ones(1), w, None, "[b] [c]", 0.0)
+    assert torch.equal(got.view(-1), w.to(dtype))
+"""
+    code = "import normkit.kernels.autograd\n" + code.replace("    y = torch.ops.normkit.standardize.default\n", "")
+    env = {"NORMKIT_ISA": isa, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 70000, 3), (64, 6, 30, 30), (5, 64, 40, 41), (2, 8, 1, 1)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_bits_do_not_depend_on_threads_nor_on_the_run(shape, layout, pattern, threads):
+    gen = torch.Generator().manual_seed(0)
+    x = LAYOUTS[layout](torch.randn(shape, generator=gen)).requires_grad_()
+    w, dy = torch.randn(shape[1], generator=gen).requires_grad_(), torch.randn(shape, generator=gen)
+
+    def run(n):
+        threads(n)
+        y = normalize(x, pattern, w)
+        return [y, *torch.autograd.grad(y, (x, w), dy)]
+
+    first = run(1)
+    for again in (run(1), run(2), run(3), run(8)):
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("pattern", ["b [c ...]", "b [c] ...", "b c [...]", "b (g=2 [c]) [...]"])
+def test_a_sample_has_the_same_bits_in_every_batch(layout, pattern):
+    x = torch.randn(9, 6, 21, 17, generator=torch.Generator().manual_seed(0))
+    w = torch.randn(6, generator=torch.Generator().manual_seed(1))
+    whole = normalize(LAYOUTS[layout](x), pattern, w)
+    for part in (slice(0, 1), slice(4, 5), slice(3, 8)):
+        if layout == "reversed":
+            continue  # there the batch is innermost in memory, so a sample's neighbours do change the walk
+        assert torch.equal(normalize(LAYOUTS[layout](x[part]), pattern, w), whole[part])
+
+
+def test_without_kernels_everything_runs_on_the_reference_and_one_warning_is_given():
+    code = """
+import warnings
+import torch
+from normkit.kernels import native as module
+module._FOLDER = module._FOLDER / "nowhere"
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from normkit.functional import layer_norm
+    import normkit
+    x = torch.randn(4, 8, requires_grad=True)
+    layer_norm(x, (8,)).sum().backward()
+    layer_norm(x, (8,))
+assert x.grad is not None
+assert len(caught) == 1, caught
+print(caught[0].message)
+print(normkit.show_backends())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "normkit runs on plain torch, which is right but slower (no compiled kernels in" in done.stdout
+    assert "Remedy: install g++ and reinstall normkit" in done.stdout
+    assert "C++ kernels  not in use" in done.stdout
+
+
+def test_kernels_can_be_turned_off(monkeypatch):
+    code = "import normkit; print(normkit.show_backends())"
+    env = {"NORMKIT_NATIVE": "0", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "turned off by NORMKIT_NATIVE=0" in done.stdout
+
+
+def test_a_plan_that_does_not_cover_the_tensor_is_refused():
+    kernels = native().kernels
+    with pytest.raises(RuntimeError, match="the plan does not cover the tensor"):
+        kernels.normalize(torch.randn(4, 8), None, None, 4, 1, 1, 9, 9, 1, False, 1e-5, True)
+    with pytest.raises(RuntimeError, match="weight must be contiguous"):
+        kernels.normalize(torch.randn(4, 8), torch.ones(7), None, 4, 1, 1, 8, 8, 1, False, 1e-5, True)
+
+
+def test_a_checkpointed_step_updates_running_statistics_once():
+    from torch.utils.checkpoint import checkpoint
+
+    for reentrant in (True, False):
+        mean, var = torch.zeros(3), torch.ones(3)
+        x = torch.randn(8, 3, 4, generator=torch.Generator().manual_seed(0)).add(5).requires_grad_()
+        checkpoint(lambda x: batch_norm(x, mean, var, training=True), x, use_reentrant=reentrant).sum().backward()  # noqa: B023
+        torch.testing.assert_close(mean, 0.1 * x.detach().mean((0, 2)))
+
+
+def test_messages_say_rule_value_and_remedy():
+    x = torch.randn(2, 6, 4)
+    with pytest.raises(DtypeError, match=r"defined for float64.*got torch.int64: convert the input first"):
+        layer_norm(torch.ones(2, 3, dtype=torch.int64), (3,))
+    with pytest.raises(ArgumentError, match=r"eps must not be negative, got -1.0 in layer_norm2d: use 1e-5"):
+        layer_norm2d(x, eps=-1.0)
+    with pytest.raises(ShapeError, match=r"weight of layer_norm2d must have shape \(6,\).*got \(5,\)"):
+        layer_norm2d(x, torch.ones(5))
+    with pytest.raises(DtypeError, match=r"weight of group_norm must have the input's dtype torch.float32"):
+        group_norm(x, 2, torch.ones(6, dtype=torch.float64))
+    with pytest.raises(ArgumentError, match=r"4 groups for 6 channels: the nearest that does is 3"):
+        group_norm(x, 4)
+    with pytest.raises(PatternError, match=r"a weight varies over the axes whose name starts with c"):
+        normalize(x, "b x [...]", torch.ones(6))
+    mean, var = torch.zeros(6), torch.ones(6)
+    with pytest.raises(ShapeError, match=r"more than one value per channel.*got one from shape \(1, 6, 1\)"):
+        batch_norm(torch.ones(1, 6, 1), mean, var, training=True)
+    assert mean.eq(0).all()
+    assert var.eq(1).all()

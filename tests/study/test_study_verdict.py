@@ -1,0 +1,202 @@
+"""The rules on made-up runs whose truth is known: a clear winner, a tie, runs that did not train, claims."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from normkit.study import comparison, design, task, verdict
+from normkit.study.run import Job, Run
+
+Errors = Mapping[str, Sequence[float]]
+SEEDS = 8
+STEPS = 100
+
+
+def plan(methods: tuple[str, ...], sizes: tuple[int, ...] = (8,)) -> design.Design:
+    return design.design(methods, sizes, SEEDS, 3, STEPS, 0)
+
+
+def made_up(
+    plan: design.Design,
+    errors: Errors,
+    *,
+    state: str = "trained",
+    losses: Callable[[str], Sequence[float]] = lambda _: (2.0,) * STEPS,
+    gap: float | None = 0.0,
+) -> dict[Job, Run]:
+    """Runs with these test errors at every batch size; the middle rate wins the tuning."""
+    runs: dict[Job, Run] = {}
+    for size in plan.batch_sizes:
+        for method in plan.methods:
+            for seed in plan.tuning_seeds:
+                for rate in plan.rates[: 3 if seed == plan.tuning_seeds[0] else 2]:
+                    job = Job("tune", method, size, rate, seed)
+                    runs[job] = Run(job, "trained", validation_error=0.1 if rate == plan.rates[1] else 0.5)
+            for seed, error in zip(plan.evaluation_seeds, errors[method], strict=True):
+                job = Job("measure", method, size, plan.rates[1], seed)
+                runs[job] = Run(
+                    job,
+                    state,  # type: ignore[arg-type]
+                    losses=tuple(losses(method)),
+                    train_error=error,
+                    test_error=error,
+                    gap=gap,
+                )
+    return runs
+
+
+def conclude(plan: design.Design, runs: Mapping[Job, Run]) -> comparison.Comparison:
+    times = {size: {m: [0.001 * (1 + i)] * 30 for i, m in enumerate(plan.methods)} for size in plan.batch_sizes}
+    return comparison.conclude(
+        task.digits(), plan, runs, times, complete=True, machine={}, command="normkit compare", seconds=1.0
+    )
+
+
+def around(mean: float, spread: float, seed: int) -> list[float]:
+    return np.random.default_rng(seed).normal(mean, spread, SEEDS).tolist()
+
+
+def test_a_clear_winner_is_named() -> None:
+    p = plan(("BN", "GN"))
+    errors = {"none": around(0.3, 0.01, 1), "batch_norm": around(0.1, 0.01, 2), "group_norm": around(0.2, 0.01, 3)}
+    found = conclude(p, made_up(p, errors))
+    (standing,) = found.standings
+    assert standing.leader == "batch_norm"
+    assert set(standing.behind) == {"none", "group_norm"}
+    assert standing.front == ("batch_norm",)
+    assert "batch norm makes the fewest errors" in found.answer
+    assert found.answer.endswith("and every other method is behind.")
+
+
+def test_a_tie_is_called_not_told_apart() -> None:
+    p = plan(("BN", "GN"))
+    errors = {"none": around(0.4, 0.02, 1), "batch_norm": around(0.1, 0.02, 2), "group_norm": around(0.105, 0.02, 3)}
+    found = conclude(p, made_up(p, errors))
+    (standing,) = found.standings
+    assert set(standing.front) == {"batch_norm", "group_norm"}
+    assert standing.behind == ("none",)
+    assert "cannot be told apart from it by 8 seeds" in found.answer
+
+
+def test_a_difference_too_small_to_matter_is_equal() -> None:
+    p = plan(("BN",))
+    base = around(0.1, 0.02, 1)
+    # Significant beyond doubt, but a tenth of a point.
+    found = conclude(p, made_up(p, {"none": base, "batch_norm": [e - 0.001 - i * 1e-5 for i, e in enumerate(base)]}))
+    assert found.pairs[0].p_corrected < 1e-6
+    assert found.pairs[0].relation == "equal"
+    assert found.standings[0].equal_to == ("none",)
+
+
+def test_who_is_beaten_by_anyone_is_behind() -> None:
+    p = plan(("BN", "GN"))
+    second = around(0.14, 0.02, 5)
+    # The leader's seeds scatter too much to beat the third; the second goes with it seed by seed.
+    leader = [0.02, 0.25, 0.01, 0.22, 0.03, 0.2, 0.02, 0.25]
+    third = [error + 0.05 + i * 1e-3 for i, error in enumerate(second)]
+    found = conclude(p, made_up(p, {"none": third, "batch_norm": leader, "group_norm": second}))
+    assert verdict.relations("batch_norm", 8, found.pairs)["none"] == "not resolved"
+    assert found.standings[0].leader == "batch_norm"
+    assert found.standings[0].behind == ("none",)
+
+
+def test_when_nothing_trains_nobody_wins() -> None:
+    p = plan(("BN",))
+    found = conclude(p, made_up(p, dict.fromkeys(p.methods, [0.9] * SEEDS), state="untrained"))
+    assert found.standings[0].leader is None
+    assert found.answer == "On noisy 8x8 digits, with 8 images per step no method trained."
+    assert found.cell("batch_norm", 8).untrained == SEEDS
+
+
+def test_runs_that_did_not_train_stay_in_the_mean() -> None:
+    p = plan(("BN",))
+    runs = made_up(p, {"none": [0.1] * SEEDS, "batch_norm": [0.1] * SEEDS})
+    job = Job("measure", "none", 8, p.rates[1], p.evaluation_seeds[0])
+    runs[job] = Run(job, "untrained", train_error=0.9, test_error=0.9)
+    cell = conclude(p, runs).cell("none", 8)
+    assert cell.untrained == 1
+    assert cell.error is not None
+    assert cell.error.value == pytest.approx((0.1 * 7 + 0.9) / 8)
+
+
+def test_equal_methods_are_seldom_told_apart() -> None:
+    p = plan(("BN", "LN", "IN", "GN", "WN"), (2, 8))
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(150):
+        runs = made_up(p, {m: rng.normal(0.1, 0.03, SEEDS).tolist() for m in p.methods})
+        table = verdict.cells(p, runs, {})
+        wrong += any(pair.relation in ("better", "worse") for pair in verdict.pairs(p, table))
+    # 5 % of 150 is 7.5; more than 16 has a chance below 1 in 300.
+    assert wrong <= 16
+
+
+def test_safe_methods_lead_at_every_batch_size() -> None:
+    p = plan(("BN", "GN"), (2, 8))
+    low, high = around(0.1, 0.005, 1), around(0.3, 0.005, 2)
+    runs = made_up(p, {"none": high, "batch_norm": low, "group_norm": around(0.1, 0.005, 3)})
+    for seed, error in zip(p.evaluation_seeds, high, strict=True):
+        job = Job("measure", "batch_norm", 2, p.rates[1], seed)
+        runs[job] = Run(job, "trained", test_error=error, train_error=error)
+    assert conclude(p, runs).safe == ("group_norm",)
+
+
+def falling(step: int | None) -> list[float]:
+    """A loss that drops to 0 at a step, or never."""
+    return [2.0] * STEPS if step is None else [2.0] * (step - 1) + [0.0] * (STEPS - step + 1)
+
+
+@pytest.mark.parametrize(
+    ("plain", "normed", "finding", "bound"),
+    [
+        (70, 22, "supported", "exact"),
+        (30, 30, "contradicted", "exact"),
+        (22, 70, "contradicted", "exact"),
+        (None, 22, "supported", "at least"),
+        (22, None, "contradicted", "at most"),
+    ],
+)
+def test_the_claim_of_faster_convergence(plain: int | None, normed: int | None, finding: str, bound: str) -> None:
+    p = plan(("BN",))
+    drop = {"none": plain, "batch_norm": normed}
+    runs = made_up(p, dict.fromkeys(p.methods, [0.1] * SEEDS), losses=lambda method: falling(drop[method]))
+    claims = {c.contrast.claim: c for c in conclude(p, runs).claims}
+    assert (claims["BN-1"].finding, claims["BN-1"].bound) == (finding, bound)
+
+
+def test_a_claim_is_not_judged_when_neither_side_arrives() -> None:
+    p = plan(("BN",))
+    found = conclude(p, made_up(p, dict.fromkeys(p.methods, [0.1] * SEEDS)))
+    assert "BN-1" in dict(found.not_measured)
+
+
+def test_a_gap_of_either_sign_supports_that_the_modes_differ() -> None:
+    p = plan(("BN",))
+    for gap, finding in ((-0.3, "supported"), (0.3, "supported"), (0.001, "contradicted")):
+        runs = made_up(p, dict.fromkeys(p.methods, [0.1] * SEEDS), gap=gap)
+        claims = {c.contrast.claim: c for c in conclude(p, runs).claims}
+        assert claims["BN-6"].finding == finding
+
+
+def test_the_rate_is_chosen_among_the_finalists() -> None:
+    def run(rate: float, seed: int, error: float, loss: float = 1.0) -> Run:
+        return Run(Job("tune", "none", 8, rate, seed), "trained", validation_error=error, validation_loss=loss)
+
+    first = [run(0.01, 0, 0.2), run(0.1, 0, 0.1), run(1.0, 0, 0.15)]
+    assert verdict.ranking(first) == [0.1, 1.0, 0.01]
+    # 1.0 is better on the second seed; 0.01 did not get one and is out.
+    assert verdict.ranking([*first, run(0.1, 998, 0.4), run(1.0, 998, 0.1)]) == [1.0, 0.1]
+    assert verdict.ranking([run(0.01, 0, 0.2, 0.5), run(0.1, 0, 0.2, 0.4)])[0] == 0.1
+    assert verdict.ranking([]) == []
+
+
+def test_a_best_rate_on_the_edge_is_reported() -> None:
+    p = plan(("BN",))
+    runs = made_up(p, dict.fromkeys(p.methods, [0.1] * SEEDS))
+    assert not conclude(p, runs).on_edge
+    job = Job("tune", "none", 8, p.rates[0], p.tuning_seeds[0])
+    for seed in p.tuning_seeds:
+        job = Job("tune", "none", 8, p.rates[0], seed)
+        runs[job] = Run(job, "trained", validation_error=0.01)
+    assert [cell.method for cell in conclude(p, runs).on_edge] == ["none"]

@@ -1,0 +1,79 @@
+"""Imports point one way, and the front door stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import normkit
+
+SOURCE = Path(normkit.__file__).parent
+# From the foundation up: a module may import only from what stands before it.
+ORDER = ["errors", "pattern", "catalog", "plan", "kernels", "backends", "functional", "layers", "parametrize", "draw"]
+ORDER += ["study", "cli"]
+# Within the kernels.
+INSIDE = ["native", "reference", "fit", "ops", "autograd"]
+
+
+def imported(path):
+    """The normkit modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "normkit":
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "normkit" else [node.module]
+            )
+            yield from names
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "normkit")
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_point_downward(path):
+    here = path.relative_to(SOURCE).with_suffix("").parts
+    if here == ("__init__",):
+        return
+    rank = ORDER.index(here[0])
+    for name in imported(path):
+        parts = name.split(".")[1:]
+        if not parts or parts[0] not in ORDER:
+            # the front door itself: only what stands at the top may use it
+            assert here[0] in ("study", "cli"), f"{path} imports from the front door: {name}"
+            continue
+        assert ORDER.index(parts[0]) <= rank, f"{path} imports upward: {name}"
+        if here[0] == "kernels" and parts[0] == "kernels" and len(parts) > 1 and here[1] in INSIDE:
+            assert INSIDE.index(parts[1]) < INSIDE.index(here[1]), f"{path} imports upward: {name}"
+
+
+def test_every_module_has_its_place():
+    names = {p.stem if p.is_file() else p.name for p in SOURCE.iterdir()} - {
+        "__init__",
+        "__pycache__",
+        "py",
+        "_native.abi3",
+    }
+    assert names <= set(ORDER), "give the new module a place in ORDER"
+
+
+def loaded_by(statement):
+    code = f"import sys; {statement}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_front_door_loads_nothing():
+    assert not loaded_by("import normkit") & {"torch", "triton", "matplotlib", "optuna", "sklearn", "scipy", "typer"}
+
+
+def test_layers_load_torch_and_no_study():
+    loaded = loaded_by("import normkit; normkit.BatchNorm2d, normkit.functional, normkit.weight_norm")
+    assert "torch" in loaded
+    assert not loaded & {"triton", "matplotlib", "optuna", "sklearn", "scipy", "typer", "rich", "jinja2"}
+
+
+def test_the_front_door_names_what_is_there():
+    for name in normkit.__all__:
+        assert getattr(normkit, name) is not None
+    with pytest.raises(AttributeError, match="did you mean 'BatchNorm2d'"):
+        normkit.BatchNorm2D  # noqa: B018
