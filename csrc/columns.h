@@ -24,8 +24,9 @@ struct Tiles {
     if (fold < 1) fold = 1;
     rows = v.r0 / fold;
     width_all = fold * v.width();
-    width = width_all <= TILE ? width_all : TILE / v.r1 * v.r1;
-    per_block = ceil_div(width_all, width);
+    per_block = ceil_div(width_all, TILE / v.r1 * v.r1);
+    const int64_t even = ceil_div(ceil_div(width_all, per_block), 16 * v.r1) * 16 * v.r1;
+    width = even <= TILE ? least(even, width_all) : TILE / v.r1 * v.r1;
     strip = least(STRIP, rows);
     tall = strip * ceil_div(TALL, strip * width);
     talls = ceil_div(rows, tall);
@@ -64,90 +65,78 @@ struct ColumnMoments {
   }
 };
 
-// The rows of a strip for arithmetic, converted once.
-template <class S> struct Strip {
-  using A = arithmetic<S>;
-  static constexpr bool direct = std::is_same<S, A>::value;
-  Array<A> buffer;
-  const A* base = nullptr;
-  int64_t stride = 0;
-
-  explicit Strip(int64_t rows, int64_t columns) : buffer(direct ? 0 : rows * columns) {}
-  void fill(const S* x, int64_t row_stride, int64_t rows, int64_t columns) {
-    if constexpr (direct) {
-      base = x;
-      stride = row_stride;
-    } else {
-      for (int64_t r = 0; r < rows; ++r) widen(x + r * row_stride, buffer.data() + r * columns, columns);
-      base = buffer.data();
-      stride = columns;
-    }
-  }
-  const A* row(int64_t r) const { return base + r * stride; }
-};
-
-// Four rows at a time: fewer trips to the accumulators, and shorter chains of rounding.
-template <class A, class Term>
-void sum_columns(int64_t rows, int64_t columns, A* sa, A* sb, const Term& term) {
-  for (int64_t j = 0; j < columns; ++j) sa[j] = sb[j] = 0;
+// Sums down the columns, four rows at a time: fewer trips to the accumulators, and shorter chains of rounding.
+// row(r, k) makes row r ready in slot k; term(that, j, a, b) gives what its column j adds.
+template <class A, class Row, class Term>
+void sum_columns(int64_t rows, int64_t n, A* sa, A* sb, const Row& row, const Term& term) {
+  for (int64_t j = 0; j < n; ++j) sa[j] = sb[j] = 0;
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4) {
+    const auto r0 = row(r, 0), r1 = row(r + 1, 1), r2 = row(r + 2, 2), r3 = row(r + 3, 3);
 #pragma omp simd
-    for (int64_t j = 0; j < columns; ++j) {
+    for (int64_t j = 0; j < n; ++j) {
       A a0, b0, a1, b1, a2, b2, a3, b3;
-      term(r, j, a0, b0);
-      term(r + 1, j, a1, b1);
-      term(r + 2, j, a2, b2);
-      term(r + 3, j, a3, b3);
+      term(r0, j, a0, b0);
+      term(r1, j, a1, b1);
+      term(r2, j, a2, b2);
+      term(r3, j, a3, b3);
       sa[j] += (a0 + a1) + (a2 + a3);
       sb[j] += (b0 + b1) + (b2 + b3);
     }
   }
   for (; r < rows; ++r) {
+    const auto one = row(r, 0);
 #pragma omp simd
-    for (int64_t j = 0; j < columns; ++j) {
+    for (int64_t j = 0; j < n; ++j) {
       A a, b;
-      term(r, j, a, b);
+      term(one, j, a, b);
       sa[j] += a;
       sb[j] += b;
     }
   }
 }
 
-template <class A> void strip_moments(const A* x, int64_t stride, int64_t rows, int64_t n, bool center, double eps, ColumnMoments& into) {
-  A s[TILE], q[TILE], guess[TILE];
+// Moments of a strip, merged into those of the rows before it. Their mean is the guess that deviations are taken from;
+// where there is none yet, or it is more than a standard deviation off, a pass of its own finds a better one.
+template <class S>
+void strip_moments(const S* x, int64_t stride, int64_t rows, int64_t n, bool center, double eps, ColumnMoments& into) {
+  using A = arithmetic<S>;
+  A s[TILE], q[TILE], guess[TILE], buffer[4 * TILE];
   double mean[TILE], m2[TILE];
-  const double count = double(rows);
-  if (center) {
-    sum_columns(rows, n, s, q, [x, stride](int64_t r, int64_t j, A& a, A& b) { a = x[r * stride + j]; b = 0; });
-    for (int64_t j = 0; j < n; ++j) guess[j] = A(double(s[j]) / count);
-  } else {
-    for (int64_t j = 0; j < n; ++j) guess[j] = 0;
-  }
+  const double count = double(rows), per = 1.0 / count;
   const A* g = guess;
-  sum_columns(rows, n, s, q, [x, stride, g](int64_t r, int64_t j, A& a, A& b) {
-    a = x[r * stride + j] - g[j];
-    b = a * a;
-  });
+  A* slots = buffer;
+  const auto row = [=](int64_t r, int k) { return load(x + r * stride, slots + k * TILE, n); };
   bool redo = false;
-  for (int64_t j = 0; j < n; ++j) {
-    const double shift = center ? double(s[j]) / count : 0;
-    mean[j] = double(guess[j]) + shift;
-    const double rest = double(q[j]) - shift * double(s[j]);
-    m2[j] = rest < 0 ? 0 : rest;
-    redo |= out_of_range(double(q[j]), eps);
-  }
-  if (std::is_same<A, float>::value && redo) {
+  const auto deviate = [&] {
+    sum_columns(rows, n, s, q, row, [=](const A* p, int64_t j, A& a, A& b) {
+      a = p[j] - g[j];
+      b = a * a;
+    });
+    int far = 0, out = 0;
     for (int64_t j = 0; j < n; ++j) {
-      double sum = 0, squares = 0;
-      for (int64_t r = 0; center && r < rows; ++r) sum += double(x[r * stride + j]);
-      mean[j] = sum / count;
-      for (int64_t r = 0; r < rows; ++r) {
-        const double d = double(x[r * stride + j]) - mean[j];
-        squares += d * d;
-      }
-      m2[j] = squares;
+      const double shift = center ? double(s[j]) * per : 0, off = shift * double(s[j]), rest = double(q[j]) - off;
+      mean[j] = double(guess[j]) + shift;
+      m2[j] = rest < 0 ? 0 : rest;
+      far |= off > rest;
+      out |= out_of_range(double(q[j]), eps);
     }
+    redo = out;
+    return far || out;
+  };
+  for (int64_t j = 0; j < n; ++j) guess[j] = center && into.count > 0 ? A(into.mean[j]) : A(0);
+  if ((center && into.count == 0) || (deviate() && center)) {
+    sum_columns(rows, n, s, q, row, [](const A* p, int64_t j, A& a, A& b) { a = p[j], b = 0; });
+    for (int64_t j = 0; j < n; ++j) guess[j] = A(double(s[j]) * per);
+    deviate();
+  }
+  for (int64_t j = 0; std::is_same<A, float>::value && redo && j < n; ++j) {
+    double sum = 0, squares = 0;
+    const auto value = [&](int64_t r) { A slot[1]; return double(*load(x + r * stride + j, slot, 1)); };
+    for (int64_t r = 0; center && r < rows; ++r) sum += value(r);
+    mean[j] = sum / count;
+    for (int64_t r = 0; r < rows; ++r) squares += (value(r) - mean[j]) * (value(r) - mean[j]);
+    m2[j] = squares;
   }
   into.merge(count, mean, m2, n);
 }
@@ -174,13 +163,10 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
   const Tiles tiles(v, pool, where.by_row);
 
   const auto moments_of_tall = [&](const Tile& t, int64_t tall, ColumnMoments& m) {
-    Strip<S> strip(tiles.strip, t.n);
     m.count = 0;
     const int64_t end = least((tall + 1) * tiles.tall, tiles.rows);
     for (int64_t r = tall * tiles.tall; r < end; r += tiles.strip) {
-      const int64_t rows = least(tiles.strip, end - r);
-      strip.fill(x + t.at(tiles, r), tiles.width_all, rows, t.n);
-      strip_moments(strip.base, strip.stride, rows, t.n, f.center, f.eps, m);
+      strip_moments(x + t.at(tiles, r), tiles.width_all, least(tiles.strip, end - r), t.n, f.center, f.eps, m);
     }
   };
   // From column moments to what each column is scaled with; cells of several columns are merged first.
@@ -237,7 +223,7 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
     Array<ColumnMoments> partial(f.fixed ? 0 : tiles.count() * tiles.talls);
     if (!f.fixed)
       parallel(pool, tiles.count() * tiles.talls, [&](int64_t i) {
-        moments_of_tall(Tile(tiles, i / tiles.talls), i % tiles.talls, partial[i]);
+        moments_of_tall(Tile(tiles, i % tiles.count()), i / tiles.count(), partial[i]);
       });
     struct Scales { A mu[TILE], rstd[TILE], shift[TILE]; };
     Array<Scales> scales(tiles.count());
@@ -246,15 +232,15 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
       const Tile t(tiles, i);
       m.count = 0;
       for (int64_t tall = 0; tall < tiles.talls && !f.fixed; ++tall) {
-        const ColumnMoments& p = partial[i * tiles.talls + tall];
+        const ColumnMoments& p = partial[tall * tiles.count() + i];
         m.merge(p.count, p.mean, p.m2, t.n);
       }
       finish(t, m, scales[i].mu, scales[i].rstd, scales[i].shift);
     }
     parallel(pool, tiles.count() * tiles.talls, [&](int64_t i) {
-      const Scales& s = scales[i / tiles.talls];
-      const int64_t from = i % tiles.talls * tiles.tall;
-      apply_rows(Tile(tiles, i / tiles.talls), from, least(from + tiles.tall, tiles.rows), s.mu, s.rstd, s.shift);
+      const Scales& s = scales[i % tiles.count()];
+      const int64_t from = i / tiles.count() * tiles.tall;
+      apply_rows(Tile(tiles, i % tiles.count()), from, least(from + tiles.tall, tiles.rows), s.mu, s.rstd, s.shift);
     });
     return;
   }
@@ -300,40 +286,31 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     }
   };
   const auto sums_of_tall = [&](int64_t index, const Tile& t, int64_t tall, const Scales& s, ColumnSums& sums) {
-    Strip<S> sx(tiles.strip, t.n), sg(tiles.strip, t.n);
-    A g[TILE], gx[TILE];
+    struct Row { const A *x, *g; A w; };
+    A g[TILE], gx[TILE], buffer[8 * TILE];
     const A *mu = s.mu, *rstd = s.rstd;
     for (int64_t j = 0; j < t.n; ++j) sums.g[j] = sums.gx[j] = 0;
     const int64_t end = least((tall + 1) * tiles.tall, tiles.rows);
     for (int64_t r0 = tall * tiles.tall; r0 < end; r0 += tiles.strip) {
-      const int64_t rows = least(tiles.strip, end - r0);
-      sx.fill(x + t.at(tiles, r0), tiles.width_all, rows, t.n);
-      sg.fill(dy + t.at(tiles, r0), tiles.width_all, rows, t.n);
-      const A *px = sx.base, *pg = sg.base;
-      const int64_t stx = sx.stride, stg = sg.stride;
-      if (by_row) {
-        A w[STRIP];
-        for (int64_t r = 0; r < rows; ++r) w[r] = affine.w(where.of_row(t, r0 + r));
-        const A* pw = w;
-        sum_columns(rows, t.n, g, gx, [=](int64_t r, int64_t j, A& a, A& b) {
-          a = pg[r * stg + j] * pw[r];
-          b = a * ((px[r * stx + j] - mu[j]) * rstd[j]);
-        });
-        for (int64_t r = 0; r < rows && grads.wanted(); ++r) {
-          const A *a = pg + r * stg, *b = px + r * stx;
-          const Two<A> two = sum_two<A>(t.n, [&](int64_t j, A& db, A& dw) {
-            db = a[j];
-            dw = a[j] * ((b[j] - mu[j]) * rstd[j]);
+      const auto row = [&](int64_t r, int k) {
+        const int64_t at = t.at(tiles, r0 + r);
+        const Row ready{load(x + at, buffer + k * TILE, t.n), load(dy + at, buffer + (4 + k) * TILE, t.n),
+                        by_row ? affine.w(where.of_row(t, r0 + r)) : A(1)};
+        if (by_row && grads.wanted()) {
+          const A *px = ready.x, *pg = ready.g;
+          const Two<A> two = sum_two<A>(t.n, [=](int64_t j, A& db, A& dw) {
+            db = pg[j];
+            dw = pg[j] * ((px[j] - mu[j]) * rstd[j]);
           });
           grads.b[index * v.r0 + r0 + r] = A(two.a);
           grads.w[index * v.r0 + r0 + r] = A(two.b);
         }
-      } else {
-        sum_columns(rows, t.n, g, gx, [=](int64_t r, int64_t j, A& a, A& b) {
-          a = pg[r * stg + j];
-          b = a * ((px[r * stx + j] - mu[j]) * rstd[j]);
-        });
-      }
+        return ready;
+      };
+      sum_columns(least(tiles.strip, end - r0), t.n, g, gx, row, [=](const Row& p, int64_t j, A& a, A& b) {
+        a = p.g[j] * p.w;
+        b = a * ((p.x[j] - mu[j]) * rstd[j]);
+      });
 #pragma omp simd
       for (int64_t j = 0; j < t.n; ++j) sums.g[j] += double(g[j]), sums.gx[j] += double(gx[j]);
     }
@@ -382,23 +359,23 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     Array<ColumnSums> partial(sums_needed ? tiles.count() * tiles.talls : 0);
     if (sums_needed)
       parallel(pool, tiles.count() * tiles.talls, [&](int64_t i) {
-        const int64_t index = i / tiles.talls;
-        sums_of_tall(index, Tile(tiles, index), i % tiles.talls, scales[index], partial[i]);
+        const int64_t index = i % tiles.count();
+        sums_of_tall(index, Tile(tiles, index), i / tiles.count(), scales[index], partial[i]);
       });
     for (int64_t i = 0; i < tiles.count(); ++i) {
       const Tile t(tiles, i);
       ColumnSums total = {};
       for (int64_t tall = 0; tall < tiles.talls && sums_needed; ++tall)
         for (int64_t j = 0; j < t.n; ++j) {
-          total.g[j] += partial[i * tiles.talls + tall].g[j];
-          total.gx[j] += partial[i * tiles.talls + tall].gx[j];
+          total.g[j] += partial[tall * tiles.count() + i].g[j];
+          total.gx[j] += partial[tall * tiles.count() + i].gx[j];
         }
       finish(t, total, scales[i]);
     }
     if (dx)
       parallel(pool, tiles.count() * tiles.talls, [&](int64_t i) {
-        const int64_t from = i % tiles.talls * tiles.tall;
-        apply_rows(Tile(tiles, i / tiles.talls), from, least(from + tiles.tall, tiles.rows), scales[i / tiles.talls]);
+        const int64_t from = i / tiles.count() * tiles.tall;
+        apply_rows(Tile(tiles, i % tiles.count()), from, least(from + tiles.tall, tiles.rows), scales[i % tiles.count()]);
       });
   } else {
     parallel(pool, tiles.count(), [&](int64_t i) {

@@ -26,18 +26,19 @@ inline bool out_of_range(double squares, double eps) {
 }
 
 // Two passes over a block that is in the cache: a mean, then the deviations from it, whose own sum corrects the mean.
-template <class A> Moments moments_of(const A* x, int64_t n, bool center, double eps) {
-  Moments m;
-  m.count = double(n);
-  const double per = 1.0 / double(n);
-  const A guess = center ? A(sum_one(x, n) * per) : A(0);
-  const Two<A> sums = sum_two<A>(n, [&](int64_t i, A& d, A& d2) {
+// In stages, so that several short rows can go through them side by side.
+template <class A> A guess_mean(const A* x, int64_t n, bool center) {
+  return center ? A(sum_one(x, n) * (1.0 / double(n))) : A(0);
+}
+template <class A> Two<A> deviations(const A* x, int64_t n, A guess) {
+  return sum_two<A>(n, [=](int64_t i, A& d, A& d2) {
     d = x[i] - guess;
     d2 = d * d;
   });
-  const double shift = center ? sums.a * per : 0;
-  m.mean = double(guess) + shift;
-  m.m2 = sums.b - shift * sums.a;
+}
+template <class A> Moments conclude(const A* x, int64_t n, A guess, const Two<A>& sums, bool center, double eps) {
+  const double shift = center ? sums.a * (1.0 / double(n)) : 0;
+  Moments m{double(n), double(guess) + shift, sums.b - shift * sums.a};
   if (std::is_same<A, float>::value && out_of_range(sums.b, eps)) {
     double s = 0, q = 0;
     for (int64_t i = 0; center && i < n; ++i) s += double(x[i]);
@@ -47,6 +48,10 @@ template <class A> Moments moments_of(const A* x, int64_t n, bool center, double
   }
   if (m.m2 < 0) m.m2 = 0;
   return m;
+}
+template <class A> Moments moments_of(const A* x, int64_t n, bool center, double eps) {
+  const A guess = guess_mean(x, n, center);
+  return conclude(x, n, guess, deviations(x, n, guess), center, eps);
 }
 
 inline double square(double s) { return s * s; }

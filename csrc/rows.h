@@ -13,7 +13,7 @@ using normkit::Pool;
 constexpr int64_t CHUNK = 32768;
 // Vectors of weight gradients: their number depends on the shape alone, so the bits do not depend on the threads.
 constexpr int64_t VECTORS = 32;
-// Short rows handled together in the backward pass.
+// Short rows handled together.
 constexpr int64_t GROUP = 4;
 // Below this many elements in a task, threads cost more than they bring.
 constexpr int64_t GRAIN = 16384;
@@ -139,6 +139,24 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     });
     return;
   }
+  // Rows of one block: converted once, normalized from the same buffer, several side by side so that the latencies of
+  // one row's sums and roots are hidden behind the others.
+  const auto short_rows = [&](int64_t first, int64_t rows) {
+    A buffer[GROUP * BLOCK];
+    const A* in[GROUP];
+    A guess[GROUP];
+    Two<A> sums[GROUP];
+    Scale<A> scales[GROUP];
+    const int64_t n = v.r1;
+    for (int64_t k = 0; k < rows; ++k) in[k] = load(x + (first + k) * n, buffer + k * BLOCK, n);
+    for (int64_t k = 0; k < rows; ++k) guess[k] = guess_mean(in[k], n, f.center);
+    for (int64_t k = 0; k < rows; ++k) sums[k] = deviations(in[k], n, guess[k]);
+    for (int64_t k = 0; k < rows; ++k)
+      scales[k] = finish(first + k, conclude(in[k], n, guess[k], sums[k], f.center, f.eps));
+    for (int64_t k = 0; k < rows; ++k)
+      apply_block(in[k], y + (first + k) * n, (first + k) * n, 0, n, scales[k]);
+  };
+
   const Share share(v, spans, pool);
   if (share.split) {
     const int64_t tasks = v.cells() * spans.per_cell;
@@ -159,13 +177,11 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
   }
   parallel(pool, share.tasks, [&](int64_t task) {
     const int64_t end = least((task + 1) * share.cells_per_task, v.cells());
+    if (v.r0 == 1 && v.r1 <= BLOCK) {
+      for (int64_t cell = task * share.cells_per_task; cell < end; cell += GROUP) short_rows(cell, least(GROUP, end - cell));
+      return;
+    }
     for (int64_t cell = task * share.cells_per_task; cell < end; ++cell) {
-      if (v.r0 == 1 && v.r1 <= BLOCK) {  // converted once, normalized from the same buffer
-        A buffer[BLOCK];
-        const A* in = load(x + cell * v.r1, buffer, v.r1);
-        apply_block(in, y + cell * v.r1, cell * v.r1, 0, v.r1, finish(cell, moments_of(in, v.r1, f.center, f.eps)));
-        continue;
-      }
       Moments m;
       for (int64_t s = 0; s < spans.per_cell; ++s) m.merge(moments_of_span(cell, s));
       const Scale<A> scale = finish(cell, m);

@@ -22,6 +22,9 @@ Point = tuple[float, float]
 
 _RISE = 0.5
 _RUN = math.sqrt(1 - _RISE**2)
+_MARGIN = 6.0
+# The width of a letter, amply: nothing here can measure a font.
+_LETTER = 8.5
 # Blue and orange are told apart under every kind of colour blindness. Each for the top, left and right face.
 _SHADES = {"region": ("#4fa3d9", "#0072b2", "#00507d"), "centre": ("#ffc24d", "#e69f00", "#b37b00")}
 _PLAIN = ("0.04", "0.09", "0.16")
@@ -56,23 +59,22 @@ class _Cuboid:
         return (n - c) * _RUN * self.side, (p - (n + c) * _RISE) * self.side
 
     def picture(self) -> _Picture:
-        """The three visible faces and a label along an edge of each."""
+        """The three visible faces, and a label along an edge of each."""
         n, c, p = self.sizes
-        left, top = self.point(0, c, 0)[0], self.point(n, c, 0)[1]
-        right, bottom = self.point(n, 0, 0)[0], self.point(0, 0, p)[1]
-        edges = (self.point(n / 2, 0, p), self.point(0, c / 2, p), self.point(0, c, p / 2))
-        texts = (
-            _text(edges[0][0] + 7, edges[0][1] + 13, self.labels[0], "start"),
-            _text(edges[1][0] - 7, edges[1][1] + 13, self.labels[1], "end"),
-            _text(edges[2][0] - 6, edges[2][1] + 4, self.labels[2], "end"),
-        )
-        before, after, above, below = 36.0, 8.0, 4.0, 8.0
-        body = "".join((*self._faces(), *texts))
+        (x0, y0), (x1, y1), (x2, y2) = self.point(n / 2, 0, p), self.point(0, c / 2, p), self.point(0, c, p / 2)
+        places = ((x0 + 7, y0 + 13, "start"), (x1 - 7, y1 + 13, "end"), (x2 - 6, y2 + 4, "end"))
+        labels = [(x, y, text, anchor) for text, (x, y, anchor) in zip(self.labels, places, strict=True) if text]
+        left, right = self.point(0, c, 0)[0], self.point(n, 0, 0)[0]
+        starts = [x - _LETTER * len(text) for x, _, text, anchor in labels if anchor == "end"]
+        ends = [x + _LETTER * len(text) for x, _, text, anchor in labels if anchor == "start"]
+        before = _MARGIN + left - min([left, *starts])
+        above = _MARGIN - self.point(n, c, 0)[1]
         return _Picture(
-            right - left + before + after,
-            bottom - top + above + below,
-            (right - left) / 2 + before,
-            f'<g transform="translate({_number(before - left)} {_number(above - top)})">{body}</g>',
+            before + max([right, *ends]) - left + _MARGIN,
+            above + max([self.point(0, 0, p)[1], *(y for _, y, *_ in labels)]) + _MARGIN,
+            before + (right - left) / 2,
+            f'<g transform="translate({_number(before - left)} {_number(above)})">'
+            f"{''.join(self._faces())}{''.join(_text(*label) for label in labels)}</g>",
         )
 
     def _faces(self) -> Iterable[str]:
@@ -148,13 +150,14 @@ def row(subjects: Sequence[str], *, lang: str = "en", standalone: bool = False) 
     body, x = "", 0.0
     for subject in found:
         picture = subject.picture
+        spare = max(0.0, _LETTER * max(len(subject.name), len(subject.note)) - picture.width)
         body += (
-            f'<g transform="translate({_number(x)} 0)">'
+            f'<g transform="translate({_number(x + spare / 2)} 0)">'
             f'<g transform="translate(0 {_number(tall - picture.height)})">{picture.body}</g>'
             f"{_text(picture.middle, tall + 20, subject.name.to(lang), 'middle', font_weight='600', font_size='14')}"
             f"{_text(picture.middle, tall + 38, subject.note, 'middle', font_family='monospace', opacity='0.75')}</g>"
         )
-        x += picture.width
+        x += picture.width + spare
     return _document(_Picture(x, tall + 46, x / 2, body), "; ".join(subject.title for subject in found), standalone)
 
 
@@ -248,31 +251,23 @@ def _local_response_norm() -> _Picture:
 
 def _weight_norm() -> _Picture:
     """One filter of a convolution's weight, and the same filter as an arrow: a direction and a length."""
-    weight = _Cuboid((3, 4, 3), ("out", "in", "k·k"), lambda n, c, p: "" if n else "region", side=11.0).picture()
-    radius, length, angle = 37.0, 64.0, math.radians(-62)
-    x, y = weight.width + radius + 2, length
-    turn = (math.cos(angle), math.sin(angle))
-    end = (x + length * turn[0], y + length * turn[1])
-    tip = (x + radius * turn[0], y + radius * turn[1])
-    height = y + radius + 8
-    circle = (
+    weight = _Cuboid((3, 4, 3), ("out", "in", "k·k"), lambda n, c, p: "" if n else "region", side=12.0).picture()
+    height = _local_response_norm().height  # as tall as the cubes it stands beside
+    radius, length, angle = 40.0, 72.0, math.radians(-62)
+    across, down = math.cos(angle), math.sin(angle)
+    x, y = weight.width + radius, height / 2 + 20
+    end = (x + length * across, y + length * down)
+    shapes = (
+        f'<g transform="translate(0 {_number(y + radius - weight.height)})">{weight.body}</g>',
         f'<circle cx="{_number(x)}" cy="{_number(y)}" r="{_number(radius)}" fill="none" stroke="currentColor" '
-        'stroke-opacity="0.5" stroke-dasharray="3 3"/>'
-    )
-    texts = (
+        'stroke-opacity="0.5" stroke-dasharray="3 3"/>',
+        _arrow((x, y), end, _SHADES["centre"][1]),
+        _arrow((x, y), (x + radius * across, y + radius * down), _SHADES["region"][1]),
         _text(end[0] + 5, end[1] + 12, "g", "start", font_style="italic"),
-        _text(x, y + 18, "v / ‖v‖", "middle", font_style="italic"),
+        _text(x, y + 19, "v / ‖v‖", "middle", font_style="italic"),
     )
-    body = "".join(
-        (
-            f'<g transform="translate(0 {_number(height - weight.height)})">{weight.body}</g>',
-            circle,
-            _arrow((x, y), end, _SHADES["centre"][1]),
-            _arrow((x, y), tip, _SHADES["region"][1]),
-            *texts,
-        )
-    )
-    return _Picture(x + radius + 8, height, (x + radius + 8) / 2, body)
+    width = x + radius + _MARGIN
+    return _Picture(width, height, width / 2, "".join(shapes))
 
 
 _WITHOUT_REGION: dict[str, tuple[str, Callable[[], _Picture]]] = {

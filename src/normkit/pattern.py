@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 
 from normkit.errors import ArgumentError, PatternError, ShapeError
 
@@ -50,13 +49,17 @@ class Region:
     """
 
     dims: tuple[tuple[Axis, ...], ...]
+    text: str = field(init=False, repr=False, compare=False)
 
-    def __str__(self) -> str:
+    def __post_init__(self) -> None:
         words: list[str] = []
         for dim in self.dims:
             inside = " ".join(_bracketed(axis) for axis in dim)
             words.append(f"({inside})" if len(dim) > 1 else inside)
-        return " ".join(words).replace("] [", " ")
+        object.__setattr__(self, "text", " ".join(words).replace("] [", " "))
+
+    def __str__(self) -> str:
+        return self.text
 
     def __repr__(self) -> str:
         return f"Region({str(self)!r})"
@@ -110,7 +113,7 @@ class Region:
         return out
 
     def _sizes(self, dim: tuple[Axis, ...], size: int, shape: Sequence[int]) -> list[int]:
-        known = math.prod(axis.size for axis in dim if axis.size is not None)
+        known = math.prod([axis.size for axis in dim if axis.size is not None])
         free = [axis for axis in dim if axis.size is None]
         if len(free) > 1:
             raise ArgumentError(
@@ -137,7 +140,10 @@ def _bracketed(axis: Axis) -> str:
     return f"[{text}]" if axis.reduced else text
 
 
-@lru_cache(maxsize=1024)
+# A plain dictionary, because torch.compile warns of functools' caches.
+_PARSED: dict[str, Region] = {}
+
+
 def parse(pattern: str) -> Region:
     """Read a pattern; a wrong one raises `PatternError` with a caret under the place.
 
@@ -154,7 +160,11 @@ def parse(pattern: str) -> Region:
     >>> [axis.name for axis in parse("b [c ...]").axes if axis.reduced]
     ['c', '...']
     """
-    return _Reader(pattern).read()
+    region = _PARSED.get(pattern) if isinstance(pattern, str) else None
+    if region is None:
+        region = _Reader(pattern).read()
+        _PARSED[pattern] = region
+    return region
 
 
 def bound(pattern: str | Region, sizes: Mapping[str, int]) -> Region:

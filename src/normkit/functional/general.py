@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,14 +10,7 @@ from torch import Tensor
 from normkit.errors import PatternError
 from normkit.functional._checks import check_call, check_parameter
 from normkit.kernels.autograd import normalized
-from normkit.pattern import Region, parse
-
-
-@lru_cache(maxsize=1024)
-def bound_pattern(pattern: str, num_groups: int | None = None) -> str:
-    """The pattern as the operators want it: the number of groups written into it."""
-    region = parse(pattern)
-    return str(region if num_groups is None else region.bind(g=num_groups))
+from normkit.pattern import Region, bound
 
 
 def feature_shape(region: Region, shape: torch.Size, name: str) -> tuple[int, ...]:
@@ -30,12 +22,13 @@ def feature_shape(region: Region, shape: torch.Size, name: str) -> tuple[int, ..
         )
     levels = region.levels(shape)
     dims = sorted({level.dim for level in levels if level.feature})
-    return tuple(math.prod(level.size for level in levels if level.dim == dim) for dim in dims)
+    # Lists, because torch.compile cannot hand a generator to math.prod.
+    return tuple([math.prod([level.size for level in levels if level.dim == dim]) for dim in dims])
 
 
 def normalize(
     x: Tensor,
-    pattern: str,
+    pattern: str | Region,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
@@ -49,7 +42,7 @@ def normalize(
 
     Args:
         x: any shape the pattern fits, any strides; float64, float32, bfloat16 or float16.
-        pattern: for instance ``"b (g [c]) [...]"``; see `normkit.pattern`.
+        pattern: for instance ``"b (g [c]) [...]"``, or a `normkit.pattern.Region`.
         weight: one value for each channel (the axes whose name starts with ``c``), or None.
         bias: the same.
         eps: added to the variance, in units of x squared.
@@ -73,12 +66,11 @@ def normalize(
                 [ 0.4472,  1.3416]])
     """
     check_call("normalize", x, eps)
-    text = bound_pattern(pattern, num_groups)
-    region = parse(text)
+    region = bound(pattern, {} if num_groups is None else {"g": num_groups})
     if weight is not None or bias is not None:
         shape = feature_shape(region, x.shape, "normalize")
         check_parameter("normalize", "weight", weight, shape, x)
         check_parameter("normalize", "bias", bias, shape, x)
     else:
         region.levels(x.shape)
-    return normalized(x, weight, bias, text, eps, center)[0]
+    return normalized(x, weight, bias, region.text, eps, center)[0]

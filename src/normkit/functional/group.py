@@ -6,10 +6,7 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional._checks import check_call, check_dimensions, check_parameter
-from normkit.functional.general import bound_pattern
 from normkit.kernels.autograd import normalized
-
-PATTERN = "b (g [c]) [...]"
 
 
 def group_norm(
@@ -62,4 +59,4 @@ def group_norm(
         )
     check_parameter("group_norm", "weight", weight, (channels,), input)
     check_parameter("group_norm", "bias", bias, (channels,), input)
-    return normalized(input, weight, bias, bound_pattern(PATTERN, num_groups), eps, True)[0]
+    return normalized(input, weight, bias, f"b (g={num_groups} [c]) [...]", eps, True)[0]

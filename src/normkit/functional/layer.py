@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 from torch import Tensor
 
@@ -14,10 +13,9 @@ from normkit.kernels.autograd import normalized
 PATTERN_2D = "b [c] ..."
 
 
-@lru_cache(maxsize=64)
 def last_dims_pattern(n: int) -> str:
     """The region of the last n dimensions, each with its own weights: ``... [c1 c2]``."""
-    return f"... [{' '.join(f'c{i}' for i in range(1, n + 1))}]" if n > 1 else "... [c]"
+    return "... [c]" if n == 1 else f"... [{' '.join([f'c{i}' for i in range(1, n + 1)])}]"
 
 
 def check_normalized_shape(name: str, input: Tensor, normalized_shape: Sequence[int]) -> tuple[int, ...]:

@@ -80,7 +80,7 @@ class Norm(nn.Module):
         self.center = center
         sizes = (num_features,) if isinstance(num_features, int) else tuple(num_features or ())
         # With every size written into it, the pattern itself refuses an input of another width.
-        self._sized_pattern = str(_sized(region, sizes))
+        self._region = _sized(region, sizes)
         self.weight = nn.Parameter(torch.empty(sizes, device=device, dtype=dtype)) if affine else None
         self.bias = nn.Parameter(torch.empty(sizes, device=device, dtype=dtype)) if affine and bias else None
         self.reset_parameters()
@@ -94,7 +94,7 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize."""
-        return functional.normalize(x, self._sized_pattern, self.weight, self.bias, self.eps, self.center)
+        return functional.normalize(x, self._region, self.weight, self.bias, self.eps, self.center)
 
     def extra_repr(self) -> str:
         groups = "" if self.num_groups is None else f", num_groups={self.num_groups}"

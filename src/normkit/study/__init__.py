@@ -1,9 +1,9 @@
 """The experiment behind `normkit compare`: which normalization should I use?
 
-The parts, in the order data passes them: `task` (what is trained), `design` (what is measured and how
-it will be judged, fixed before any result), `run` (training, over processes), `store` (every finished run
-on disk), `conduct` (carries the design out), `stats` and `verdict` (what follows), `comparison` (all of it
-as data), `report` (results.json and a page).
+The parts, in the order data passes them: `task` (what is trained), `design` (what is measured and how it will be
+judged, fixed before any result), `run` (training, over processes), `store` (every finished run on disk), `conduct`
+(carries the design out), `stats` and `verdict` (what follows), `comparison` (all of it as data), `report`
+(results.json and a page).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def compare(
     *,
     methods: Sequence[str] = METHODS,
     batch_sizes: Sequence[int] = (2, 32),
-    seeds: int = 8,
-    trials: int = 8,
+    seeds: int = 10,
+    trials: int = 7,
     steps: int = 400,
     workers: int | None = None,
     out: str | Path = "report",
@@ -43,6 +43,9 @@ def compare(
     progress: bool | Progress = True,
 ) -> Comparison:
     """Train one small network under every normalization at an equal tuning budget, and write the report.
+
+    The design, the statistics and the rule of the answer are in the report; `normkit.study.design` fixes them
+    before a run.
 
     Args:
         methods: names or aliases from the catalog ("batch_norm", "BN"), and "none" for no normalization,
@@ -52,18 +55,27 @@ def compare(
         trials: learning rates tried for every method at every batch size, on seeds of their own.
         steps: training steps of one run.
         workers: processes, one torch thread each; None is one per core, at most 8.
-        out: folder for `index.html`, `results.json` and the store `study.sqlite3`. A store that is
-            already there is resumed: no finished run is run again.
+        out: folder for `index.html`, `results.json` and the store `study.sqlite3`. A store that is already there
+            is resumed: no finished run is run again.
         seed: the one number all randomness comes from.
-        progress: True shows bars, False nothing; a function is called with (runs finished, runs in all,
-            what is running).
+        progress: True shows bars, False nothing; a function is called with (runs finished, runs in all, what is
+            running).
 
     Returns:
-        The `Comparison`: data with `to_dict()`, a table as `str`, `answer`, and `path` of the page.
+        The `Comparison`: data with `to_dict()`, a table as `str`, `answer`, and `path` of the page. After an
+        interrupt (Ctrl-C) it rests on the runs that were finished, and `complete` is False.
 
     Raises:
         ArgumentError: an unknown method, or a number that leaves nothing to measure.
-        StateError: a package of the extra is missing (`pip install "normkit[compare]"`).
+        StateError: a package of the extra is missing (`pip install "normkit[compare]"`), or a process died.
+
+    Example:
+        >>> import normkit, tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> found = normkit.compare(methods=["BN"], batch_sizes=[8], seeds=2, trials=3, steps=40, workers=1,
+        ...                         out=folder, progress=False)
+        >>> found.path.name, found.complete, sorted(cell.method for cell in found.cells)
+        ('index.html', True, ['batch_norm', 'none'])
     """
     _require_extra()
     from normkit.study import design as plan
@@ -73,7 +85,7 @@ def compare(
     design = plan.design(tuple(methods), tuple(batch_sizes), seeds, trials, steps, seed)
     crew = workers if workers is not None else min(machine.cores(), 8)
     if crew < 1:
-        raise ArgumentError(f"workers must be at least 1, got {workers}")
+        raise ArgumentError(f"workers must be at least 1, got {workers}: leave it out for one per core")
     folder = Path(out)
     with _shown(progress) as tell:
         comparison = conduct(task.digits(seed), design, folder, workers=crew, progress=tell, command=_command(design))
@@ -82,18 +94,30 @@ def compare(
 
 def table(comparison: Comparison) -> Table:
     """The comparison as a table for the terminal (rich); lowest error first within each batch size."""
+    from rich import box
     from rich.table import Table
 
     from normkit.study.comparison import HEADINGS
 
-    shown = Table(title=comparison.answer, title_justify="left")
-    for heading in HEADINGS:
+    shown = Table(
+        title=comparison.answer,
+        title_justify="left",
+        title_style="bold",
+        caption=comparison.note,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    # The last column says who did not train; where all did, a narrow terminal can do without it.
+    width = len(HEADINGS) if any(cell.untrained for cell in comparison.cells) else len(HEADINGS) - 1
+    for heading in HEADINGS[:width]:
         shown.add_column(heading, justify="left" if heading in ("method", "standing") else "right")
     before = ""
     for row in comparison.rows():
         if before and row[0] != before:
             shown.add_section()
-        shown.add_row(row[0] if row[0] != before else "", *row[1:], style="bold" if row[4] == "fewest errors" else "")
+        style = "green" if row[4] == "leads" else "dim" if row[4] == "behind" else ""
+        shown.add_row(row[0] if row[0] != before else "", *row[1:width], style=style)
         before = row[0]
     return shown
 

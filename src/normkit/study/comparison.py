@@ -16,16 +16,10 @@ from normkit.study.stats import Interval
 from normkit.study.task import Task
 from normkit.study.verdict import Cell, ClaimVerdict, Pair, Standing
 
-HEADINGS = (
-    "images per step",
-    "method",
-    "test error",
-    "95 % interval",
-    "standing",
-    "steps to target",
-    "time per step",
-    "train/eval gap",
-    "not trained",
+HEADINGS = ("batch", "method", "error", "95 %", "standing", "steps", "time", "gap", "untrained")
+NOTE = (
+    "batch: images per step; error: on the test images, with its 95 % interval; steps: until the training loss is {target:g}; time: of a training step, relative to no "
+    "norm; gap: loss in evaluation minus loss in training mode; untrained: runs that did not train."
 )
 
 
@@ -93,6 +87,11 @@ class Comparison:
         """Where the best learning rate was the first or last one tried, so that a better one may lie outside."""
         return tuple(cell for cell in self.cells if cell.rate_on_edge)
 
+    @property
+    def note(self) -> str:
+        """What the headings mean."""
+        return NOTE.format(target=self.design.target_loss)
+
     def rows(self) -> list[tuple[str, ...]]:
         """The table under `HEADINGS`, as text; within a batch size the lowest error first."""
         found: list[tuple[str, ...]] = []
@@ -143,7 +142,7 @@ class Comparison:
         lines = [HEADINGS, *self.rows()]
         widths = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS))]
         text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-        return "\n".join([self.answer, "", *text])
+        return "\n".join([self.answer, "", *text, "", self.note])
 
     def _clause(self, standing: Standing) -> str:
         size = standing.batch_size
@@ -154,13 +153,22 @@ class Comparison:
         leader = self.cell(standing.leader, size)
         assert leader.error is not None
         text = f"{where} {words.inline(leader.method)} makes the fewest errors ({words.percent(leader.error.value)})"
-        equal, unresolved = ([words.inline(m) for m in group] for group in (standing.equal_to, standing.unresolved))
+        behind, equal, unresolved = (
+            [words.inline(method) for method in group]
+            for group in (standing.behind, standing.equal_to, standing.unresolved)
+        )
         if equal:
             text += f", {words.listing(equal)} being equal to it"
-        if unresolved:
-            verb = "cannot be told apart from it"
-            text += f", but {words.listing(unresolved)} {verb} by {leader.error.n} seeds"
-        return text if equal or unresolved else f"{text}, and every other method is behind"
+        if not unresolved:
+            return text if equal or not behind else f"{text}, and every other method is behind"
+        seeds = f"{leader.error.n} seeds"
+        if not behind and not equal:
+            return f"{text}, but {seeds} cannot tell any other method from it"
+        # The shorter list says as much.
+        if behind and not equal and len(behind) < len(unresolved):
+            verb = "is" if len(behind) == 1 else "are"
+            return f"{text}, only {words.listing(behind)} {verb} behind, and {seeds} cannot tell the others from it"
+        return f"{text}, but {seeds} cannot tell {words.listing(unresolved)} from it"
 
 
 def conclude(
@@ -197,10 +205,10 @@ def conclude(
 def place_of(method: str, standing: Standing) -> str:
     """What the leader of a batch size is to a method, in a word or two."""
     if method == standing.leader:
-        return "fewest errors"
+        return "leads"
     if method in standing.behind:
         return "behind"
-    return "equal" if method in standing.equal_to else "not told apart"
+    return "equal" if method in standing.equal_to else "not resolved"
 
 
 def _cell_dict(cell: Cell) -> dict[str, Any]:

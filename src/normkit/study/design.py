@@ -11,7 +11,7 @@ from normkit.study.task import Task, method_name
 
 Measure = Literal["error", "steps", "time", "gap"]
 
-LOWEST_RATE, HIGHEST_RATE = 1e-3, 10**0.5
+LOWEST_RATE, HIGHEST_RATE = 1e-3, 1.0
 SMALLEST: dict[Measure, float] = {"error": 0.01, "steps": math.log2(1.1), "time": math.log2(1.1), "gap": 0.05}
 """The smallest effect that matters: a point of error, a tenth more steps or time (log2 ratio), 0.05 nats of loss."""
 
@@ -78,9 +78,9 @@ class Design:
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """Learning rates tried, evenly spaced in log; eight of them are half decades.
+        """Learning rates tried, evenly spaced in log; seven of them are half decades.
 
-        >>> design(("none",), (8,), 2, 8, 50, 0).rates[:4]
+        >>> design(("none",), (8,), 2, 7, 50, 0).rates[:4]
         (0.001, 0.003162, 0.01, 0.03162)
         """
         ratio = (HIGHEST_RATE / LOWEST_RATE) ** (1 / (self.trials - 1))
@@ -89,7 +89,7 @@ class Design:
     @property
     def evaluation_seeds(self) -> tuple[int, ...]:
         """Seeds of weights and batch order behind every result."""
-        return tuple(1000 * self.seed + i + 1 for i in range(self.seeds))
+        return tuple(1000 * self.seed + 100 + i for i in range(self.seeds))
 
     @property
     def tuning_seeds(self) -> tuple[int, ...]:
@@ -200,8 +200,8 @@ def design(
     for name, bound in lowest.items():
         if given[name] < bound:
             raise ArgumentError(f"{name} must be at least {bound}, got {given[name]}")
-    if seeds > 900:
-        raise ArgumentError(f"seeds must be at most 900, since higher ones are kept for tuning, got {seeds}")
+    if seeds > 800:
+        raise ArgumentError(f"seeds must be at most 800, since seeds above are kept for tuning, got {seeds}")
     if not batch_sizes or min(batch_sizes) < 1:
         raise ArgumentError(f"batch sizes must be at least 1, and there must be one, got {batch_sizes}")
     return Design(tuple(names), tuple(sorted(set(batch_sizes))), seeds, trials, steps, seed)

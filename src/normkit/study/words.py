@@ -39,19 +39,19 @@ def listing(names: Sequence[str]) -> str:
 
 
 def percent(value: float) -> str:
-    """A fraction as a percentage with one decimal.
+    """A fraction as a percentage with one decimal; the space does not break.
 
     >>> percent(0.0618)
-    '6.2 %'
+    '6.2\xa0%'
     """
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.1f}\xa0%"
 
 
 def error(interval: Interval | None) -> tuple[str, str]:
     """An error and its interval; an interval that leaves the possible range is cut there.
 
     >>> error(Interval(0.062, 0.051, 0.073, 8))
-    ('6.2 %', '5.1 to 7.3')
+    ('6.2\\xa0%', '5.1 to 7.3')
     """
     if interval is None:
         return MISSING, ""
@@ -91,6 +91,16 @@ def signed(interval: Interval | None, digits: int = 2) -> tuple[str, str]:
     if interval is None:
         return MISSING, ""
     return plus(interval.value, digits), f"{plus(interval.low, digits)} to {plus(interval.high, digits)}"
+
+
+def points(interval: Interval) -> tuple[str, str]:
+    """A difference of errors in percentage points.
+
+    >>> points(Interval(0.031, 0.012, 0.05, 8))
+    ('+3.1', '+1.2 to +5.0')
+    """
+    scaled = Interval(100 * interval.value, 100 * interval.low, 100 * interval.high, interval.n)
+    return signed(scaled, 1)
 
 
 def plus(value: float, digits: int = 2) -> str:

@@ -1,0 +1,147 @@
+"""Every command prints what its module says, and shows errors as text."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+import normkit
+from normkit import cli, draw, study
+from normkit.catalog import METHODS, show
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "220")
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    """What a command prints, errors included."""
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_explain_prints_the_card(lang: str):
+    printed = run("explain", "GroupNorm", "--lang", lang)
+    for label, lines in show.card(METHODS[3], lang):
+        assert label in printed
+        assert all(line in printed for line in lines)
+    assert "b (g [c]) [...]" in printed
+
+
+def test_methods_prints_every_cell_of_the_table():
+    printed = run("methods")
+    for row in show.table()[1]:
+        for cell in row[:2]:
+            assert all(line in printed for line in cell.splitlines())
+    assert "收敛更快" in run("methods", "--lang", "zh")
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_methods_in_other_forms(lang: str):
+    assert json.loads(run("methods", "--json", "--lang", lang)) == show.data(lang)
+    assert run("methods", "--markdown", "--lang", lang) == show.markdown(lang)
+    assert "two forms of the same table: give one" in run("methods", "--markdown", "--json", code=2)
+
+
+def test_draw_writes_a_file_or_prints(tmp_path: Path):
+    out = tmp_path / "new" / "region.svg"
+    assert f"wrote {out}" in run("draw", "b (g [c]) [...]", "-o", str(out))
+    assert out.read_text(encoding="utf-8") == draw.svg("b (g [c]) [...]", standalone=True)
+    assert run("draw", "BN") == draw.svg("BN", standalone=True)
+    assert run("draw", "BN", "LN", "--lang", "zh") == draw.row(["BN", "LN"], lang="zh", standalone=True)
+
+
+def test_backends_are_shown():
+    assert run("backends").strip() == str(normkit.show_backends())
+
+
+def test_version():
+    assert run("--version") == f"normkit {normkit.__version__}\n"
+
+
+def test_errors_are_shown_as_text():
+    assert run("explain", "group_nrom", code=2) == (
+        "Error: no normalization is called 'group_nrom': did you mean 'group_norm'?\n"
+    )
+    assert run("draw", "b [c", code=2) == (
+        "Error: '[' is never closed\n    b [c\n      ^\nadd ']' behind the last axis it holds\n"
+    )
+    assert "'fr' is not one of 'en', 'zh'" in run("explain", "BN", "--lang", "fr", code=2)
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cli.catalog, "find", lambda name: 1 / 0)
+    assert isinstance(CliRunner().invoke(cli.app, ["explain", "BN"]).exception, ZeroDivisionError)
+
+
+COMPARE = {name: parameter.default for name, parameter in inspect.signature(study.compare).parameters.items()}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """What the command asks `compare` for, without the minutes that the answer takes."""
+    seen: dict[str, object] = {}
+
+    def compare(**options: object) -> SimpleNamespace:
+        seen.update(options)
+        return SimpleNamespace(path=Path("somewhere/index.html"))
+
+    monkeypatch.setattr(cli.study, "compare", compare)
+    monkeypatch.setattr(cli.study, "table", lambda comparison: f"table of {comparison.path}")
+    return seen
+
+
+def test_compare_without_options_asks_for_the_defaults(asked: dict[str, object]):
+    printed = run("compare")
+    assert printed == f"table of {Path('somewhere/index.html')}\nReport: {Path('somewhere/index.html')}\n"
+    lists = {name: list(COMPARE[name]) for name in ("methods", "batch_sizes")}
+    assert asked == COMPARE | lists | {"out": Path(COMPARE["out"])}
+
+
+def test_compare_passes_every_option_on(asked: dict[str, object]):
+    run(
+        *("compare", "--methods", "none, BN", "--batch-sizes", "2,16", "--seeds", "3", "--trials", "4"),
+        *("--steps", "50", "--workers", "1", "--out", "there", "--seed", "7", "--no-progress"),
+    )
+    assert asked == {
+        "methods": ["none", "BN"], "batch_sizes": [2, 16], "seeds": 3, "trials": 4, "steps": 50, "workers": 1,
+        "out": Path("there"), "seed": 7, "progress": False,
+    }  # fmt: skip
+
+
+def test_compare_refuses_what_is_no_number(asked: dict[str, object]):
+    assert "a batch size is a whole number, got '4x': write --batch-sizes 4,64" in run(
+        "compare", "--batch-sizes", "4x", code=2
+    )
+    assert not asked
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_without_typer_the_command_says_what_to_install():
+    done = python("import sys; sys.modules['typer'] = None; import normkit.cli")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "normkit's command line needs typer and rich; missing: typer. Install them: pip install 'normkit[cli]'\n"
+    )
+
+
+def test_the_catalog_is_shown_without_torch():
+    done = python(
+        "import sys; from normkit.cli import app\n"
+        "try: app(['draw', 'BN', 'b [c]'])\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    assert done.stdout.endswith("</svg>\nFalse\n"), done.stderr
