@@ -76,7 +76,7 @@ def test_a_tie_is_called_not_told_apart() -> None:
     (standing,) = found.standings
     assert set(standing.front) == {"batch_norm", "group_norm"}
     assert standing.behind == ("none",)
-    assert "cannot be told apart from it by 8 seeds" in found.answer
+    assert "8 seeds cannot tell batch norm from it" in found.answer
 
 
 def test_a_difference_too_small_to_matter_is_equal() -> None:
@@ -124,12 +124,12 @@ def test_equal_methods_are_seldom_told_apart() -> None:
     p = plan(("BN", "LN", "IN", "GN", "WN"), (2, 8))
     rng = np.random.default_rng(0)
     wrong = 0
-    for _ in range(150):
+    for _ in range(100):
         runs = made_up(p, {m: rng.normal(0.1, 0.03, SEEDS).tolist() for m in p.methods})
         table = verdict.cells(p, runs, {})
         wrong += any(pair.relation in ("better", "worse") for pair in verdict.pairs(p, table))
-    # 5 % of 150 is 7.5; more than 16 has a chance below 1 in 300.
-    assert wrong <= 16
+    # 5 % of 100 is 5; more than 12 has a chance below 1 in 600.
+    assert wrong <= 12
 
 
 def test_safe_methods_lead_at_every_batch_size() -> None:

@@ -18,7 +18,8 @@ from normkit.study.verdict import Cell, ClaimVerdict, Pair, Standing
 
 HEADINGS = ("batch", "method", "error", "95 %", "standing", "steps", "time", "gap", "untrained")
 NOTE = (
-    "batch: images per step; error: on the test images, with its 95 % interval; steps: until the training loss is {target:g}; time: of a training step, relative to no "
+    "batch: images per step; error: on the test images, with its 95 % interval; steps: until the training "
+    "loss is {target:g}; time: of a training step, relative to no "
     "norm; gap: loss in evaluation minus loss in training mode; untrained: runs that did not train."
 )
 

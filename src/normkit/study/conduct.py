@@ -9,7 +9,7 @@ from pathlib import Path
 from normkit.study import machine, verdict
 from normkit.study.comparison import Comparison, conclude
 from normkit.study.design import Design
-from normkit.study.run import Crew, Job, execute, time_steps
+from normkit.study.run import Crew, Job, Timing, execute, time_steps
 from normkit.study.store import Store, Times
 from normkit.study.task import Task
 
@@ -114,12 +114,18 @@ class _Study:
     def time(self, crew: Crew) -> None:
         """One batch size after the other: two timings at once would disturb each other."""
         for batch_size in self.design.batch_sizes:
-            known = self.store.times(batch_size)
+            timing = Timing(batch_size, self._able(batch_size))
+            known = self.store.times(timing)
             if known is None:
-                (known,) = crew.work(time_steps, [batch_size])
-                self.store.add_times(batch_size, known)
+                (known,) = crew.work(time_steps, [timing])
+                self.store.add_times(timing, known)
             self.times[batch_size] = known
             self._count(1, "timing")
+
+    def _able(self, batch_size: int) -> tuple[str, ...]:
+        """The methods that did not fail in every run; there is nothing to time of the others."""
+        table = verdict.cells(self.design, self.runs, {})
+        return tuple(m for m in self.design.methods if table[m, batch_size].rate is not None)
 
     def _count(self, finished: int, what: str) -> None:
         self.done += finished

@@ -110,16 +110,24 @@ def train(task: Task, design: Design, job: Job) -> Run:
     return _evaluate(task, design, job, model, losses)
 
 
-def time_steps(task: Task, design: Design, batch_size: int) -> dict[str, list[float]]:
-    """Seconds per training step of every method, taken in turns so that a slow moment hits all alike.
+@dataclass(frozen=True)
+class Timing:
+    """Methods whose steps are timed side by side."""
+
+    batch_size: int
+    methods: tuple[str, ...]
+
+
+def time_steps(task: Task, design: Design, timing: Timing) -> dict[str, list[float]]:
+    """Seconds per training step of each method, taken in turns so that a slow moment hits all alike.
 
     The rate is 0: the arithmetic is that of training, and no method drifts into other numbers meanwhile.
     """
-    models = {method: task.build(method, design.tuning_seeds[0]) for method in design.methods}
+    models = {method: task.build(method, design.tuning_seeds[0]) for method in timing.methods}
     optimizers = {method: _optimizer(model, design, rate=0.0) for method, model in models.items()}
     warm_up = 5
     seconds: dict[str, list[float]] = {method: [] for method in models}
-    order = batches(len(task.train), batch_size, design.time_rounds + warm_up, design.tuning_seeds[0])
+    order = batches(len(task.train), timing.batch_size, design.time_rounds + warm_up, design.tuning_seeds[0])
     for count, index in enumerate(order):
         inputs, labels = task.train.inputs[index], task.train.labels[index]
         for method, model in models.items():

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 import normkit
 from normkit.study.design import Design
 from normkit.study.machine import cpu_name
-from normkit.study.run import Job, Run
+from normkit.study.run import Job, Run, Timing
 from normkit.study.task import Task
 
 Times = dict[str, list[float]]
@@ -32,7 +32,6 @@ class Store:
     """The runs of one task and one way of training it, kept in a file that many such pairs may share."""
 
     def __init__(self, path: Path, task: Task, design: Design) -> None:
-        self.design = design
         self.prefix = fingerprint(task, design)
         with _quiet():
             self._storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
@@ -48,12 +47,10 @@ class Store:
     def runs(self) -> dict[Job, Run]:
         """All runs of this fingerprint; of a job that was run again, the last."""
         found: dict[Job, Run] = {}
-        for study in self._storage.get_all_studies():
-            if study.study_name.startswith(f"{self.prefix}/"):
-                for trial in self._storage.get_all_trials(study._study_id, deepcopy=False):
-                    if "run" in trial.user_attrs:
-                        run = Run.from_dict(trial.user_attrs["run"])
-                        found[run.job] = run
+        for trial in self._trials(f"{self.prefix}/"):
+            if "run" in trial.user_attrs:
+                run = Run.from_dict(trial.user_attrs["run"])
+                found[run.job] = run
         return found
 
     def add(self, run: Run) -> None:
@@ -73,22 +70,21 @@ class Store:
         )
         self._add(f"{job.kind}/{job.method}/batch {job.batch_size}", trial)
 
-    def times(self, batch_size: int) -> Times | None:
-        """Step times of the design's methods on this machine, if they were taken."""
-        name = f"{self.prefix}/{self._times_name(batch_size)}"
-        for study in self._storage.get_all_studies():
-            if study.study_name == name:
-                for trial in self._storage.get_all_trials(study._study_id, deepcopy=False):
-                    return dict(trial.user_attrs["seconds"])
-        return None
+    def times(self, timing: Timing) -> Times | None:
+        """Step times on this machine, if they were taken."""
+        taken = self._trials(f"{self.prefix}/{_name(timing)}")
+        return next((dict(trial.user_attrs["seconds"]) for trial in taken), None)
 
-    def add_times(self, batch_size: int, seconds: Times) -> None:
-        """Write the step times taken at one batch size."""
+    def add_times(self, timing: Timing, seconds: Times) -> None:
+        """Write step times."""
         trial = create_trial(state=TrialState.COMPLETE, value=0.0, user_attrs={"seconds": seconds})
-        self._add(self._times_name(batch_size), trial)
+        self._add(_name(timing), trial)
 
-    def _times_name(self, batch_size: int) -> str:
-        return f"time/batch {batch_size}/{' '.join(self.design.methods)}/{cpu_name()}"
+    def _trials(self, start: str) -> Iterator[FrozenTrial]:
+        """All trials of the studies whose name starts like this, oldest first within a study."""
+        for name in optuna.get_all_study_names(self._storage):
+            if name.startswith(start):
+                yield from optuna.load_study(study_name=name, storage=self._storage).get_trials(deepcopy=False)
 
     def _add(self, name: str, trial: FrozenTrial) -> None:
         full = f"{self.prefix}/{name}"
@@ -96,6 +92,10 @@ class Store:
             with _quiet():
                 self._studies[full] = optuna.create_study(storage=self._storage, study_name=full, load_if_exists=True)
         self._studies[full].add_trial(trial)
+
+
+def _name(timing: Timing) -> str:
+    return f"time/batch {timing.batch_size}/{' '.join(timing.methods)}/{cpu_name()}"
 
 
 def fingerprint(task: Task, design: Design) -> str:

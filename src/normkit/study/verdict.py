@@ -87,7 +87,7 @@ class Cell:
     @property
     def time_ratio(self) -> Interval | None:
         """Time of a step relative to no norm, median over rounds."""
-        if not self.seconds:
+        if not self.seconds or not self.plain_seconds:
             return None
         return stats.median_interval([a / b for a, b in zip(self.seconds, self.plain_seconds, strict=True)])
 
@@ -293,6 +293,8 @@ def _evidence(contrast: Contrast, design: Design, table: Mapping[Key, Cell]) -> 
     if contrast.measure == "error":
         return paired(more, less, lambda run: run.test_error), "exact"
     if contrast.measure == "time":
+        if not more.seconds or not less.seconds:
+            return None
         return [math.log2(a / b) for a, b in zip(more.seconds, less.seconds, strict=True)], "exact"
     shared = _shared_seeds(more, less)
     return stats.log2_ratios(
