@@ -10,6 +10,7 @@ namespace {
 constexpr int64_t TILE = 512;
 constexpr int64_t STRIP = 128;
 constexpr int64_t TALL = 16384;
+constexpr int64_t STRIPS = 4;
 constexpr int64_t FOLDED = 192;
 
 struct Tiles {
@@ -28,7 +29,7 @@ struct Tiles {
     const int64_t even = ceil_div(ceil_div(width_all, per_block), 16 * v.r1) * 16 * v.r1;
     width = even <= TILE ? least(even, width_all) : TILE / v.r1 * v.r1;
     strip = least(STRIP, rows);
-    tall = strip * ceil_div(TALL, strip * width);
+    tall = strip * (ceil_div(TALL, strip * width) > STRIPS ? ceil_div(TALL, strip * width) : STRIPS);
     talls = ceil_div(rows, tall);
     split = pool.threads > 1 && talls > 1 && v.k0 * per_block < 4 * pool.threads &&
             (v.k0 * per_block) % pool.threads;
@@ -180,11 +181,17 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
         cell_mean = double(mean[cell]);
         cell_var = square(dev[cell]);
       } else {
-        Moments total;
+        // All columns hold the same number of values, so their merge needs no weights.
+        double away = 0, within = 0;
         for (int64_t c = 0; c < copies; ++c)
-          for (int64_t i = c * step + j; i < c * step + j + v.r1; ++i) total.merge({m.count, m.mean[i], m.m2[i]});
-        cell_mean = total.mean;
-        cell_var = total.m2 / total.count;
+          for (int64_t i = c * step + j; i < c * step + j + v.r1; ++i) cell_mean += m.mean[i] - m.mean[j];
+        cell_mean = m.mean[j] + cell_mean / double(copies * v.r1);
+        for (int64_t c = 0; c < copies; ++c)
+          for (int64_t i = c * step + j; i < c * step + j + v.r1; ++i) {
+            away += (m.mean[i] - cell_mean) * (m.mean[i] - cell_mean);
+            within += m.m2[i];
+          }
+        cell_var = (within / m.count + away) / double(copies * v.r1);
         if (f.center) mean[cell] = A(cell_mean);
         dev[cell] = A(std::sqrt(cell_var));
       }

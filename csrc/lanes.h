@@ -125,6 +125,40 @@ template <int N, class A> inline double total(const A* lanes) {
   for (int j = 0; j < N; ++j) t += lanes[j];
   return double(t);
 }
+// Two running sums, for when the elements come in several pieces.
+template <class A> struct Lanes {
+  A a[LANES] = {}, b[LANES] = {};
+  int64_t held = 0;
+  double ta = 0, tb = 0;
+
+  template <class Term> void add(int64_t n, Term&& term) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+#pragma omp simd
+      for (int j = 0; j < LANES; ++j) {
+        A u, v;
+        term(i + j, u, v);
+        a[j] += u;
+        b[j] += v;
+      }
+    }
+#pragma omp simd
+    for (int j = 0; j < int(n - i); ++j) {
+      A u, v;
+      term(i + j, u, v);
+      a[j] += u;
+      b[j] += v;
+    }
+    held += n;
+    if (held > 2 * BLOCK) flush();
+  }
+  void flush() {
+    ta += total<LANES>(a);
+    tb += total<LANES>(b);
+    for (int j = 0; j < LANES; ++j) a[j] = b[j] = 0;
+    held = 0;
+  }
+};
 template <int N, class A, class Term> inline Two<A> sum_two_in(int64_t n, Term&& term) {
   A sa[N] = {}, sb[N] = {};
   int64_t i = 0;

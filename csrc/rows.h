@@ -72,13 +72,38 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
   const Affine<A> affine(v, f.weight, f.bias);
   const Spans spans(v);
 
+  // The first block in two passes; its mean is the guess that all others deviate from, in one pass. Where it is more
+  // than a standard deviation off, or the squares leave the range, each block is taken by itself.
   const auto moments_of_span = [&](int64_t cell, int64_t s) {
-    Moments m;
-    A buffer[BLOCK];
+    Moments first;
+    Lanes<A> lanes;
+    A buffer[BLOCK], guess = 0;
+    int64_t rest = 0;
     spans.blocks(cell, s, [&](int64_t at, int64_t, int64_t n) {
-      m.merge(moments_of(load(x + at, buffer, n), n, f.center, f.eps));
+      const A* in = load(x + at, buffer, n);
+      if (first.count == 0) {
+        first = moments_of(in, n, f.center, f.eps);
+        guess = A(first.mean);
+        return;
+      }
+      rest += n;
+      lanes.add(n, [in, guess](int64_t i, A& d, A& d2) {
+        d = in[i] - guess;
+        d2 = d * d;
+      });
     });
-    return m;
+    if (rest == 0) return first;
+    lanes.flush();
+    const double shift = f.center ? lanes.ta / double(rest) : 0, off = shift * lanes.ta;
+    if (off <= lanes.tb - off && !(std::is_same<A, float>::value && out_of_range(lanes.tb, f.eps))) {
+      first.merge({double(rest), double(guess) + shift, lanes.tb - off});
+      return first;
+    }
+    Moments each;
+    spans.blocks(cell, s, [&](int64_t at, int64_t, int64_t n) {
+      each.merge(moments_of(load(x + at, buffer, n), n, f.center, f.eps));
+    });
+    return each;
   };
   const auto finish = [&](int64_t cell, const Moments& m) {
     const double v2 = m.m2 / m.count;

@@ -23,6 +23,10 @@ SHORT_ROW = 64
 """Rows shorter than this, when there are many for one statistic, are cheaper walked down their columns."""
 
 
+WIDEST_CELL = 512
+"""Columns of one statistic that a kernel's tile holds at most."""
+
+
 class Prepare(StrEnum):
     """What happens to the tensor before the kernel runs."""
 
@@ -167,8 +171,13 @@ def _finish(levels: Sequence[Level], order: Sequence[int], prepare: Prepare) -> 
     period = math.prod(levels[i].size for i in order if levels[i].feature)
     inner = math.prod(levels[i].size for i in order[places[-1] + 1 :]) if places else math.prod(view)
 
+    if view[1] == view[2] == 1 and period * inner < view[3] and period * inner <= WIDEST_CELL:
+        # Weights come round again within a row: walked down columns, each column keeps its own.
+        view = (view[0], view[3] // (period * inner), 1, period * inner)
+        columns = True
+    else:
+        columns = view[1] > 1 and view[3] < SHORT_ROW
     width = view[2] * view[3]
-    columns = view[1] > 1 and view[3] < SHORT_ROW
     if columns and width % (period * inner) and inner % width:
         return None
     return Plan(

@@ -162,6 +162,8 @@ def test_an_unfinished_study_is_called_so(found: comparison.Comparison, tmp_path
     text = write(cut, tmp_path).read_text(encoding="utf-8")
     Page(text)
     assert "The study was interrupted." in text
+    assert "Interrupted: this rests on" in str(cut)
+    assert "Interrupted" not in str(found)
     assert "nothing has been measured yet" in text
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional._checks import check_call, check_dimensions, check_parameter
 from normkit.kernels.autograd import normalized, standardized
+from normkit.kernels.reference import arithmetic_dtype
 
 PATTERN = "[b] c [...]"
 
@@ -66,7 +67,7 @@ def batch_norm(
                 "batch_norm needs running_mean and running_var outside training, got None: "
                 "pass both, or training=True to use the batch's statistics"
             )
-        return standardized(input, running_mean, running_var.sqrt(), weight, bias, PATTERN, eps)
+        return standardized(input, running_mean, running_std(running_var, input), weight, bias, PATTERN, eps)
     count = input.numel() // max(input.shape[1], 1)
     if count == 1:
         raise ShapeError(
@@ -79,16 +80,24 @@ def batch_norm(
     return y
 
 
+def running_std(running_var: Tensor, input: Tensor) -> Tensor:
+    """The running standard deviation, in the dtype that the kernels count in."""
+    dtype = arithmetic_dtype(input.dtype)
+    return (running_var if running_var.dtype is dtype else running_var.to(dtype)).sqrt()
+
+
 def update_running(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, std: Tensor, count: int, momentum: float
 ) -> None:
     """Move running statistics towards those of a batch: (C,), or (N, C) to average; from `count` values each."""
     with torch.no_grad():
-        var = std.square()
+        var = std.square().mul_(count / (count - 1))
         if mean.dim() > 1:
             mean, var = mean.mean(0), var.mean(0)
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
+        if mean.dtype is not running_mean.dtype:
+            mean, var = mean.to(running_mean.dtype), var.to(running_var.dtype)
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(var, momentum)
 
 
 def is_recomputing() -> bool:

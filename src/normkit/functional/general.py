@@ -12,12 +12,14 @@ from normkit.functional._checks import check_call, check_parameter
 from normkit.kernels.autograd import normalized
 from normkit.pattern import Region, bound
 
+_FEATURE_SHAPES: dict[tuple[str, torch.Size], tuple[int, ...]] = {}
 
-def feature_shape(region: Region, shape: torch.Size, name: str) -> tuple[int, ...]:
+
+def feature_shape(region: Region, shape: torch.Size) -> tuple[int, ...]:
     """The shape of weight and bias: the sizes of the dimensions that hold a channel axis."""
     if not region.has_features:
         raise PatternError(
-            f"a weight varies over the axes whose name starts with c; {str(region)!r} in {name} has none: "
+            f"a weight varies over the axes whose name starts with c; {region.text!r} has none: "
             "rename the channel axis, as in 'b [c] ...'"
         )
     levels = region.levels(shape)
@@ -68,9 +70,8 @@ def normalize(
     check_call("normalize", x, eps)
     region = bound(pattern, {} if num_groups is None else {"g": num_groups})
     if weight is not None or bias is not None:
-        shape = feature_shape(region, x.shape, "normalize")
+        key = (region.text, x.shape)
+        shape = _FEATURE_SHAPES.get(key) or _FEATURE_SHAPES.setdefault(key, feature_shape(region, x.shape))
         check_parameter("normalize", "weight", weight, shape, x)
         check_parameter("normalize", "bias", bias, shape, x)
-    else:
-        region.levels(x.shape)
     return normalized(x, weight, bias, region.text, eps, center)[0]

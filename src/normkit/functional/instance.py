@@ -65,7 +65,9 @@ def instance_norm(
                 "instance_norm needs running_mean and running_var with use_input_stats=False, got None: "
                 "pass both, or use_input_stats=True"
             )
-        return standardized(input, running_mean, running_var.sqrt(), weight, bias, batch.PATTERN, eps)
+        return standardized(
+            input, running_mean, batch.running_std(running_var, input), weight, bias, batch.PATTERN, eps
+        )
     positions = input.shape[2:].numel()
     if positions == 1:
         raise ShapeError(

@@ -25,6 +25,12 @@ def _vjp(
         )
 
 
+def _shaped(flat: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A parameter's gradient in the parameter's shape and dtype."""
+    shaped = flat if len(shape) == 1 else flat.view(shape)
+    return shaped if shaped.dtype is dtype else shaped.to(dtype)
+
+
 def _normalize_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, weight, bias, ctx.pattern, ctx.eps, ctx.center = inputs
     _, mean, std = output
@@ -43,8 +49,8 @@ def _normalize_backward(
         dx, dweight, dbias = _gradients(
             dy, x, mean, std, weight, ctx.pattern, ctx.eps, ctx.center, False, want_x, want_weight, want_bias
         )
-        dweight = dweight.view(weight.shape).to(weight.dtype) if want_weight else None
-        dbias = dbias.view(ctx.bias_like[0]).to(ctx.bias_like[1]) if want_bias else None
+        dweight = _shaped(dweight, weight.shape, weight.dtype) if want_weight else None
+        dbias = _shaped(dbias, *ctx.bias_like) if want_bias else None
         dx = dx if want_x else None
     if (dmean is not None and ctx.center) or dstd is not None:
 
@@ -79,8 +85,8 @@ def _standardize_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx if want_x else None,
         dmean,
         dstd,
-        dweight.view(weight.shape).to(weight.dtype) if want_weight else None,
-        dbias.view(ctx.bias_like[0]).to(ctx.bias_like[1]) if want_bias else None,
+        _shaped(dweight, weight.shape, weight.dtype) if want_weight else None,
+        _shaped(dbias, *ctx.bias_like) if want_bias else None,
         None,
         None,
     )

@@ -74,6 +74,9 @@ def standardize(
     kernels = _kernels_for(x)
     if kernels is None:
         return dense_like(x, reference.standardize(x, mean, std, weight, bias, parse(pattern), eps))
+    direct = plan_of(pattern, x.shape, x.stride())
+    if direct.direct and is_ready(weight, x) and is_ready(bias, x) and is_ready(mean, x) and is_ready(std, x):
+        return kernels.standardize(x, mean, std, weight, bias, *direct.numbers, eps)
     call = Call(x, pattern)
     y = kernels.standardize(
         call.x,
@@ -110,6 +113,10 @@ def backward(
             grads.weight if want_weight else none.clone(),
             grads.bias if want_bias else none.clone(),
         )
+    direct = plan_of(pattern, x.shape, x.stride())
+    if direct.direct and dy.stride() == x.stride() and is_ready(weight, x) and is_ready(mean, x) and is_ready(std, x):
+        rest = (eps, center, fixed, want_x, want_weight, want_bias)
+        return kernels.backward(dy, x, mean, std, weight, *direct.numbers, *rest)
     call = Call(x, pattern)
     dx, dweight, dbias = kernels.backward(
         call.into(dy),

@@ -18,9 +18,9 @@ from normkit.study.verdict import Cell, ClaimVerdict, Pair, Standing
 
 HEADINGS = ("batch", "method", "error", "95 %", "standing", "steps", "time", "gap", "untrained")
 NOTE = (
-    "batch: images per step; error: on the test images, with its 95 % interval; steps: until the training "
-    "loss is {target:g}; time: of a training step, relative to no "
-    "norm; gap: loss in evaluation minus loss in training mode; untrained: runs that did not train."
+    "batch: images per step; error: on the test images, with its 95 % interval; steps: until the training loss is "
+    "{target:g}; time: of a training step, relative to no norm; gap: loss in evaluation minus loss in training mode; "
+    "untrained: runs that did not train."
 )
 
 
@@ -90,8 +90,9 @@ class Comparison:
 
     @property
     def note(self) -> str:
-        """What the headings mean."""
-        return NOTE.format(target=self.design.target_loss)
+        """What the headings mean; first of all, whether the study is whole."""
+        cut = "" if self.complete else "Interrupted: this rests on the runs that were finished; repeat to go on. "
+        return cut + NOTE.format(target=self.design.target_loss)
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table under `HEADINGS`, as text; within a batch size the lowest error first."""
