@@ -282,6 +282,7 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
   // Weight gradients: a slot for every column of every block, or for every row of every tile.
   AffineGrads<A> grads(f.dweight, f.dbias, by_row ? tiles.count() * v.r0 : v.k0 * tiles.width_all);
 
+  // w is the column's weight, and once the sums are there its product with rstd: dx = dy * w + x_hat * c2 + c1.
   struct Scales { A mu[TILE], rstd[TILE], w[TILE], c1[TILE], c2[TILE]; };
   const auto scales_of = [&](const Tile& t, Scales& s) {
     for (int64_t j = 0; j < t.n; ++j) {
@@ -339,8 +340,9 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
         }
       for (int64_t c = 0; c < copies; ++c)
         for (int64_t i = c * step + j; i < c * step + j + v.r1; ++i) {
-          s.c1[i] = f.center ? A(g / count) : A(0);
-          s.c2[i] = A(gx / count);
+          s.c1[i] = f.center ? -s.rstd[i] * A(g / count) : A(0);
+          s.c2[i] = -s.rstd[i] * A(gx / count);
+          s.w[i] *= s.rstd[i];
         }
     }
   };
@@ -354,7 +356,7 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
       const A row_weight = by_row ? affine.w(where.of_row(t, r)) : A(1);
 #pragma omp simd
       for (int64_t j = 0; j < n; ++j)
-        q[j] = s.rstd[j] * (g[j] * (s.w[j] * row_weight) - s.c1[j] - (p[j] - s.mu[j]) * s.rstd[j] * s.c2[j]);
+        q[j] = g[j] * (s.w[j] * row_weight) + ((p[j] - s.mu[j]) * s.rstd[j]) * s.c2[j] + s.c1[j];
       store(q, out, n);
     }
   };

@@ -1,7 +1,6 @@
 // Walking along rows: a cell is R0 rows of R1 contiguous elements, each with one mean and one variance.
 #pragma once
-#include "affine.h"
-#include "moments.h"
+#include "narrow.h"
 
 namespace {
 
@@ -202,6 +201,12 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
   }
   parallel(pool, share.tasks, [&](int64_t task) {
     const int64_t end = least((task + 1) * share.cells_per_task, v.cells());
+    if (is_narrow(v, affine)) {
+      for (int64_t cell = task * share.cells_per_task; cell < end; cell += LANES)
+        forward_narrow(x + cell * v.r1, y + cell * v.r1, mean + (f.center ? cell : 0), dev + cell, v.r1,
+                       least(LANES, end - cell), affine, f.center, f.eps);
+      return;
+    }
     if (v.r0 == 1 && v.r1 <= BLOCK) {
       for (int64_t cell = task * share.cells_per_task; cell < end; cell += GROUP) short_rows(cell, least(GROUP, end - cell));
       return;
@@ -289,6 +294,7 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     const double count = double(v.count());
     const A m = scale.mean, rstd = scale.rstd;
     const A c1 = f.fixed || !f.center ? A(0) : A(sums.g / count), c2 = f.fixed ? A(0) : A(sums.gx / count);
+    const A r1 = -rstd * c1, r2 = -rstd * c2;
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n) {
       const A *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
       A* out = target(dx + at, br);
@@ -298,11 +304,11 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
         if (affine.vector && affine.weight) {
           const A* w = affine.weight + index;
 #pragma omp simd
-          for (int64_t i = 0; i < length; ++i) q[i] = rstd * (g[i] * w[i] - c1 - (p[i] - m) * rstd * c2);
+          for (int64_t i = 0; i < length; ++i) q[i] = g[i] * (w[i] * rstd) + ((p[i] - m) * rstd) * r2 + r1;
         } else {
-          const A w = affine.vector ? A(1) : affine.w(index);
+          const A a = rstd * (affine.vector ? A(1) : affine.w(index));
 #pragma omp simd
-          for (int64_t i = 0; i < length; ++i) q[i] = rstd * (g[i] * w - c1 - (p[i] - m) * rstd * c2);
+          for (int64_t i = 0; i < length; ++i) q[i] = g[i] * a + ((p[i] - m) * rstd) * r2 + r1;
         }
       });
       store(out, dx + at, n);
@@ -364,8 +370,9 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
       S* out = dx + (first + k) * n;
       A* q = target(out, result);
       const A *px = p[k], *pg = g[k];
+      const A r1 = -rstd * c1, r2 = -rstd * c2;
 #pragma omp simd
-      for (int64_t i = 0; i < n; ++i) q[i] = rstd * ((w ? pg[i] * w[i] : pg[i]) - c1 - (px[i] - m) * rstd * c2);
+      for (int64_t i = 0; i < n; ++i) q[i] = (w ? pg[i] * w[i] : pg[i]) * rstd + ((px[i] - m) * rstd) * r2 + r1;
       store(q, out, n);
     }
     if (!grads.wanted()) return;
@@ -415,6 +422,14 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     const int64_t per_task = affine.vector && grads.wanted() ? per_vector : share.cells_per_task;
     parallel(pool, ceil_div(v.cells(), per_task), [&](int64_t task) {
       const int64_t end = least((task + 1) * per_task, v.cells());
+      if (is_narrow(v, affine) && (affine.whole_row || !grads.wanted())) {
+        const int64_t vector = grads.wanted() ? task * per_task / per_vector * v.r1 : 0;
+        for (int64_t cell = task * per_task; cell < end; cell += LANES)
+          backward_narrow(dy + cell * v.r1, x + cell * v.r1, mean + (f.center || f.fixed ? cell : 0), dev + cell,
+                          dx ? dx + cell * v.r1 : nullptr, v.r1, least(LANES, end - cell), affine, f.center, f.fixed,
+                          f.eps, grads.wanted() ? grads.w.data() + vector : nullptr, grads.b.data() + vector);
+        return;
+      }
       if (affine.whole_row && v.r1 <= BLOCK) {
         for (int64_t cell = task * per_task; cell < end; cell += GROUP) short_rows(cell, least(GROUP, end - cell));
         return;

@@ -1,5 +1,7 @@
 """What is trained: data apart, networks and batches paired, runs that fail recorded, nothing run twice."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -242,6 +244,19 @@ def test_an_interrupt_before_anything_is_passed_on(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         conduct.conduct(DIGITS, plan("BN"), tmp_path, workers=1, progress=stop)
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import normkit\n"
+        "normkit.compare(methods=['BN'], batch_sizes=[8], seeds=2, trials=3, steps=40, workers=2, "
+        f"out={str(tmp_path)!r}, progress=False)\n"
+    )
+    # Without an answer it would wait for ever; importing torch twice takes a few seconds.
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "A script that calls compare must do so under `if __name__ == '__main__':`" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ class Design:
             ),
             (
                 "Measurement",
-                f"{self.seeds} further seeds at the chosen rate. The test images are looked at once, at the end of "
+                f"{self.seeds} further seeds at the chosen rate. The test images are looked at only at the end of "
                 "these runs. Every batch size takes the same number of steps, so small batches see fewer images: "
                 "compare methods at one batch size, not batch sizes of one method.",
             ),

@@ -6,12 +6,14 @@ import math
 import multiprocessing
 import pickle
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -223,12 +225,13 @@ class Crew:
         self.task, self.design = task, design
         self.pool: ProcessPoolExecutor | None = None
         if workers > 1:
-            # As bytes: pickled by the pool itself, tensors would travel as file descriptors of this process.
+            # Through a file: a worker that dies at its start, before it has read a pipe, would leave this process
+            # waiting for it for ever if the data did not fit into the pipe.
+            self.parcel = tempfile.TemporaryDirectory()
+            path = Path(self.parcel.name, "task.pickle")
+            path.write_bytes(pickle.dumps((task, design)))
             self.pool = ProcessPoolExecutor(
-                workers,
-                multiprocessing.get_context("spawn"),
-                initializer=_enlist,
-                initargs=(pickle.dumps((task, design)),),
+                workers, multiprocessing.get_context("spawn"), initializer=_enlist, initargs=(path,)
             )
 
     def __enter__(self) -> Crew:
@@ -237,6 +240,7 @@ class Crew:
     def __exit__(self, *_: object) -> None:
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)
+            self.parcel.cleanup()
 
     def work(self, function: Callable[[Task, Design, In], Out], inputs: Sequence[In]) -> Iterator[Out]:
         """The results of `function(task, design, input)`, each as soon as it is there, in any order."""
@@ -273,12 +277,12 @@ _held: tuple[Task, Design] | None = None
 """In a worker process: what its parent gave it."""
 
 
-def _enlist(payload: bytes) -> None:
+def _enlist(parcel: Path) -> None:
     global _held
     # An interrupt reaches the whole process group; only the parent may answer, it has the store.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    _held = pickle.loads(payload)
+    _held = pickle.loads(parcel.read_bytes())
 
 
 def _serve(function: Callable[[Task, Design, In], Out], item: In) -> Out:

@@ -123,7 +123,8 @@ def rate(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """
+    """A time in minutes and seconds.
+
     >>> duration(131.4), duration(7.2)
     ('2 min 11 s', '7 s')
     """
