@@ -45,7 +45,7 @@ template <class A> struct Affine {
   template <class Body> void pieces(int64_t at, int64_t j, int64_t n, Body&& body) const {
     if (whole_row) return body(int64_t(0), n, j);
     for (int64_t done = 0; done < n;) {
-      const int64_t run = (at + done) / inner, index = run % period;
+      const int64_t run = divide(at + done, inner), index = remainder(run, period);
       const int64_t room = vector ? period - index : (run + 1) * inner - at - done;
       const int64_t length = room < n - done ? room : n - done;
       body(done, length, index);

@@ -1,5 +1,6 @@
 // The kernels for one instruction set: compiled several times, with NORMKIT_ISA naming the function that hands them out.
-#include "columns.h"
+#include "columns_backward.h"
+#include "rows_backward.h"
 
 namespace normkit {
 namespace {

@@ -17,7 +17,7 @@ struct View {
   int64_t cells() const { return k0 * k1; }
   int64_t count() const { return r0 * r1; }
   int64_t rows() const { return k0 * r0 * k1; }
-  int64_t cell_of_row(int64_t row) const { return row / (r0 * k1) * k1 + row % k1; }
+  int64_t cell_of_row(int64_t row) const { return k0 == 1 ? row % k1 : row / (r0 * k1) * k1 + row % k1; }
 };
 
 // x, y: the storage type. weight, bias, mean, std: its arithmetic type (double for double, else float).

@@ -48,6 +48,14 @@ template <class T> class Array {
   const T& operator[](int64_t i) const { return data_[i]; }
 };
 
+// 64-bit division costs several times that of 32 bits, and sizes rarely need it.
+inline int64_t divide(int64_t a, int64_t b) {
+  return ((a | b) >> 32) == 0 ? int64_t(uint32_t(a) / uint32_t(b)) : a / b;
+}
+inline int64_t remainder(int64_t a, int64_t b) {
+  return ((a | b) >> 32) == 0 ? int64_t(uint32_t(a) % uint32_t(b)) : a % b;
+}
+
 inline float from_bits(uint32_t u) { float f; std::memcpy(&f, &u, 4); return f; }
 inline uint32_t to_bits(float f) { uint32_t u; std::memcpy(&u, &f, 4); return u; }
 
@@ -85,23 +93,44 @@ template <class S> void narrow(const float* x, S* out, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) out[i] = narrow(x[i], S{});
 }
-#if defined(__F16C__)
+#if defined(__AVX512F__)
+// Sixteen at a time, the rest under a mask: a tail done one by one costs as much as a hundred elements.
+inline __mmask16 lanes_left(int64_t n) { return n >= 16 ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
+inline __m256i round_to(__m512 f, f16) { return _mm512_cvtps_ph(f, 0); }
+inline __m256i round_to(__m512 f, bf16) {
+  const __m512i u = _mm512_castps_si512(f);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(f, f, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_or_epi32(up, nan, u, _mm512_set1_epi32(0x400000)), 16));
+}
+inline __m512 extend(__m256i h, f16) { return _mm512_cvtph_ps(h); }
+inline __m512 extend(__m256i h, bf16) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
+template <class S> void widen_all(const S* x, float* out, int64_t n) {
+  for (int64_t i = 0; i < n; i += 16) {
+    const __mmask16 some = lanes_left(n - i);
+    _mm512_mask_storeu_ps(out + i, some, extend(_mm256_maskz_loadu_epi16(some, x + i), S{}));
+  }
+}
+template <class S> void narrow_all(const float* x, S* out, int64_t n) {
+  for (int64_t i = 0; i < n; i += 16) {
+    const __mmask16 some = lanes_left(n - i);
+    _mm256_mask_storeu_epi16(out + i, some, round_to(_mm512_maskz_loadu_ps(some, x + i), S{}));
+  }
+}
+inline void widen(const f16* x, float* out, int64_t n) { widen_all(x, out, n); }
+inline void widen(const bf16* x, float* out, int64_t n) { widen_all(x, out, n); }
+inline void narrow(const float* x, f16* out, int64_t n) { narrow_all(x, out, n); }
+inline void narrow(const float* x, bf16* out, int64_t n) { narrow_all(x, out, n); }
+#elif defined(__F16C__)
 inline void widen(const f16* x, float* out, int64_t n) {
   int64_t i = 0;
-#if defined(__AVX512F__)
-  for (; i + 16 <= n; i += 16)
-    _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i))));
-#endif
   for (; i + 8 <= n; i += 8)
     _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i))));
   for (; i < n; ++i) out[i] = widen(x[i]);
 }
 inline void narrow(const float* x, f16* out, int64_t n) {
   int64_t i = 0;
-#if defined(__AVX512F__)
-  for (; i + 16 <= n; i += 16)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm512_cvtps_ph(_mm512_loadu_ps(x + i), 0));
-#endif
   for (; i + 8 <= n; i += 8)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), 0));
   for (; i < n; ++i) out[i] = narrow(x[i], f16{});
@@ -140,16 +169,19 @@ template <class A> struct Lanes {
   double ta = 0, tb = 0;
 
   template <class Term> void add(int64_t n, Term&& term) {
+    A la[LANES], lb[LANES];  // local, so that they can live in registers
+    for (int j = 0; j < LANES; ++j) la[j] = a[j], lb[j] = b[j];
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) {
 #pragma omp simd
       for (int j = 0; j < LANES; ++j) {
         A u, v;
         term(i + j, u, v);
-        a[j] += u;
-        b[j] += v;
+        la[j] += u;
+        lb[j] += v;
       }
     }
+    for (int j = 0; j < LANES; ++j) a[j] = la[j], b[j] = lb[j];
 #pragma omp simd
     for (int j = 0; j < int(n - i); ++j) {
       A u, v;

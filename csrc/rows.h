@@ -1,4 +1,5 @@
-// Walking along rows: a cell is R0 rows of R1 contiguous elements, each with one mean and one variance.
+// Walking along rows, and the forward pass that way. A cell is R0 rows of R1 contiguous elements with one mean and
+// one variance.
 #pragma once
 #include "narrow.h"
 
@@ -42,8 +43,9 @@ struct Spans {
   template <class Body> void blocks(int64_t cell, int64_t s, Body&& body) const {
     const int64_t from = s / parts * rows, to = least(from + rows, v.r0);
     const int64_t left = s % parts * CHUNK, right = parts == 1 ? v.r1 : least(left + CHUNK, v.r1);
+    const int64_t block = divide(cell, v.k1), start = (block * v.r0 * v.k1 + cell - block * v.k1) * v.r1;
     for (int64_t r = from; r < to; ++r) {
-      const int64_t base = ((cell / v.k1 * v.r0 + r) * v.k1 + cell % v.k1) * v.r1;
+      const int64_t base = start + r * v.k1 * v.r1;
       for (int64_t j = left; j < right; j += BLOCK) body(base + j, j, least(BLOCK, right - j));
     }
   }
@@ -150,11 +152,13 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
 
   if (f.fixed) {  // nothing to wait for: the rows in the order of memory
     const int64_t step = ceil_div(GRAIN, v.r1);
+    Array<Scale<A>> scales(v.cells());
+    for (int64_t cell = 0; cell < v.cells(); ++cell) scales[cell] = given(cell);
     parallel(pool, ceil_div(v.rows(), step), [&](int64_t task) {
       A buffer[BLOCK];
       const int64_t end = least((task + 1) * step, v.rows());
       for (int64_t row = task * step; row < end; ++row) {
-        const Scale<A> scale = given(v.cell_of_row(row));
+        const Scale<A>& scale = scales[v.cell_of_row(row)];
         for (int64_t j = 0; j < v.r1; j += BLOCK) {
           const int64_t n = least(BLOCK, v.r1 - j), at = row * v.r1 + j;
           apply_block(load(x + at, buffer, n), y + at, at, j, n, scale);
@@ -218,243 +222,6 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
       for (int64_t s = 0; s < spans.per_cell; ++s) apply_span(cell, s, scale);
     }
   });
-}
-
-// The two sums that a cell's dx needs: of g = dy * weight, and of g * x_hat.
-struct CellSums {
-  double g = 0, gx = 0;
-};
-
-template <class S> void backward_rows(const View& v, const Backward& f, const Pool& pool) {
-  using A = arithmetic<S>;
-  const S *dy = static_cast<const S*>(f.dy), *x = static_cast<const S*>(f.x);
-  const A *mean = static_cast<const A*>(f.mean), *dev = static_cast<const A*>(f.std);
-  S* dx = static_cast<S*>(f.dx);
-  const Affine<A> affine(v, f.weight, nullptr);
-  const Spans spans(v);
-  const Share share(v, spans, pool);
-
-  // Weight gradients: a vector of slots for each of a fixed number of cells, or in every row a slot for each run of
-  // constant weight in each span; the sum of both numbers names the pair, as both only grow along the row.
-  const int64_t grain = least(affine.inner, v.r1);
-  const int64_t per_row = (v.r1 - 1) / grain + (v.r1 - 1) / CHUNK + 1;
-  const int64_t per_vector = ceil_div(v.cells(), least(v.cells(), VECTORS));
-  const int64_t vectors = ceil_div(v.cells(), per_vector);
-  AffineGrads<A> grads(f.dweight, f.dbias, affine.vector ? vectors * affine.period : v.numel() / v.r1 * per_row);
-
-  const auto scale_of = [&](int64_t cell) {
-    return Scale<A>(f.center || f.fixed ? double(mean[cell]) : 0.0, square(dev[cell]), f.eps);
-  };
-  const auto sums_of_span = [&](int64_t cell, int64_t s, const Scale<A>& scale) {
-    CellSums sums;
-    A bx[BLOCK], bg[BLOCK];
-    const A m = scale.mean, rstd = scale.rstd;
-    spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n) {
-      const A *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
-      affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
-        const A *p = px + start, *g = pg + start;
-        if (affine.vector && affine.weight) {
-          const A* w = affine.weight + index;
-          const Two<A> two = sum_two<A>(length, [&](int64_t i, A& a, A& b) {
-            a = g[i] * w[i];
-            b = a * ((p[i] - m) * rstd);
-          });
-          sums.g += two.a;
-          sums.gx += two.b;
-        } else {
-          const Two<A> two = sum_two<A>(length, [&](int64_t i, A& a, A& b) {
-            a = g[i];
-            b = g[i] * ((p[i] - m) * rstd);
-          });
-          const double w = affine.vector ? 1.0 : double(affine.w(index));
-          sums.g += two.a * w;
-          sums.gx += two.b * w;
-          if (!affine.vector && grads.wanted()) {
-            const int64_t row = (at - j) / v.r1, place = j + start;
-            const int64_t slot = row * per_row + place / grain + place / CHUNK;
-            grads.w[slot] += A(two.b);
-            grads.b[slot] += A(two.a);
-          }
-        }
-        if (affine.vector && grads.wanted()) {
-          A* tw = grads.w.data() + cell / per_vector * affine.period + index;
-          A* tb = grads.b.data() + cell / per_vector * affine.period + index;
-#pragma omp simd
-          for (int64_t i = 0; i < length; ++i) {
-            tw[i] += g[i] * ((p[i] - m) * rstd);
-            tb[i] += g[i];
-          }
-        }
-      });
-    });
-    return sums;
-  };
-  const auto apply_span = [&](int64_t cell, int64_t s, const Scale<A>& scale, const CellSums& sums) {
-    A bx[BLOCK], bg[BLOCK], br[BLOCK];
-    const double count = double(v.count());
-    const A m = scale.mean, rstd = scale.rstd;
-    const A c1 = f.fixed || !f.center ? A(0) : A(sums.g / count), c2 = f.fixed ? A(0) : A(sums.gx / count);
-    const A r1 = -rstd * c1, r2 = -rstd * c2;
-    spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n) {
-      const A *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
-      A* out = target(dx + at, br);
-      affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
-        const A *p = px + start, *g = pg + start;
-        A* q = out + start;
-        if (affine.vector && affine.weight) {
-          const A* w = affine.weight + index;
-#pragma omp simd
-          for (int64_t i = 0; i < length; ++i) q[i] = g[i] * (w[i] * rstd) + ((p[i] - m) * rstd) * r2 + r1;
-        } else {
-          const A a = rstd * (affine.vector ? A(1) : affine.w(index));
-#pragma omp simd
-          for (int64_t i = 0; i < length; ++i) q[i] = g[i] * a + ((p[i] - m) * rstd) * r2 + r1;
-        }
-      });
-      store(out, dx + at, n);
-    });
-  };
-
-  // Moments given and one weight for each run: nothing to wait for, so the rows in the order of memory.
-  const auto rows_in_order = [&](int64_t from, int64_t to) {
-    A bx[BLOCK], bg[BLOCK], br[BLOCK];
-    for (int64_t row = from; row < to; ++row) {
-      const Scale<A> scale = scale_of(v.cell_of_row(row));
-      const A m = scale.mean, rstd = scale.rstd;
-      for (int64_t left = 0; left < v.r1; left += BLOCK) {
-        const int64_t n = least(BLOCK, v.r1 - left), at = row * v.r1 + left;
-        const A *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
-        A* out = dx ? target(dx + at, br) : nullptr;
-        affine.pieces(at, left, n, [&](int64_t start, int64_t length, int64_t index) {
-          const A *p = px + start, *g = pg + start;
-          if (grads.wanted()) {
-            const Two<A> two = sum_two<A>(length, [=](int64_t i, A& a, A& b) {
-              a = g[i];
-              b = g[i] * ((p[i] - m) * rstd);
-            });
-            const int64_t place = left + start, slot = row * per_row + place / grain + place / CHUNK;
-            grads.w[slot] += A(two.b);
-            grads.b[slot] += A(two.a);
-          }
-          const A a = rstd * affine.w(index);
-#pragma omp simd
-          for (int64_t i = 0; i < (dx ? length : 0); ++i) out[start + i] = g[i] * a;
-        });
-        if (dx) store(out, dx + at, n);
-      }
-    }
-  };
-  // Short rows with a weight for each element, several at a time: one trip to the sums of weight gradients for all.
-  const auto short_rows = [&](int64_t first, int64_t rows) {
-    A bx[GROUP * BLOCK], bg[GROUP * BLOCK];
-    const A *p[GROUP], *g[GROUP];
-    A mu[GROUP], rs[GROUP];
-    const A* w = affine.weight;
-    const int64_t n = v.r1;
-    for (int64_t k = 0; k < rows; ++k) {
-      p[k] = load(x + (first + k) * n, bx + k * BLOCK, n);
-      g[k] = load(dy + (first + k) * n, bg + k * BLOCK, n);
-      const Scale<A> scale = scale_of(first + k);
-      const A m = mu[k] = scale.mean, rstd = rs[k] = scale.rstd;
-      if (!dx) continue;
-      A c1 = 0, c2 = 0, result[BLOCK];
-      if (!f.fixed) {
-        const A *px = p[k], *pg = g[k];
-        const Two<A> sums = sum_two<A>(n, [=](int64_t i, A& a, A& b) {
-          a = w ? pg[i] * w[i] : pg[i];
-          b = a * ((px[i] - m) * rstd);
-        });
-        c1 = f.center ? A(sums.a / double(n)) : A(0);
-        c2 = A(sums.b / double(n));
-      }
-      S* out = dx + (first + k) * n;
-      A* q = target(out, result);
-      const A *px = p[k], *pg = g[k];
-      const A r1 = -rstd * c1, r2 = -rstd * c2;
-#pragma omp simd
-      for (int64_t i = 0; i < n; ++i) q[i] = (w ? pg[i] * w[i] : pg[i]) * rstd + ((px[i] - m) * rstd) * r2 + r1;
-      store(q, out, n);
-    }
-    if (!grads.wanted()) return;
-    A* tw = grads.w.data() + first / per_vector * n;
-    A* tb = grads.b.data() + first / per_vector * n;
-    if (rows == GROUP) {
-      const A *p0 = p[0], *p1 = p[1], *p2 = p[2], *p3 = p[3], *g0 = g[0], *g1 = g[1], *g2 = g[2], *g3 = g[3];
-      const A m0 = mu[0], m1 = mu[1], m2 = mu[2], m3 = mu[3], r0 = rs[0], r1 = rs[1], r2 = rs[2], r3 = rs[3];
-#pragma omp simd
-      for (int64_t i = 0; i < n; ++i) {
-        tw[i] += (g0[i] * ((p0[i] - m0) * r0) + g1[i] * ((p1[i] - m1) * r1)) +
-                 (g2[i] * ((p2[i] - m2) * r2) + g3[i] * ((p3[i] - m3) * r3));
-        tb[i] += (g0[i] + g1[i]) + (g2[i] + g3[i]);
-      }
-    } else {
-      for (int64_t k = 0; k < rows; ++k) {
-        const A *px = p[k], *pg = g[k];
-        const A m = mu[k], rstd = rs[k];
-#pragma omp simd
-        for (int64_t i = 0; i < n; ++i) tw[i] += pg[i] * ((px[i] - m) * rstd), tb[i] += pg[i];
-      }
-    }
-  };
-
-  const bool sums_needed = grads.wanted() || !f.fixed;
-  if (f.fixed && !affine.vector) {
-    const int64_t step = ceil_div(GRAIN, v.r1);
-    parallel(pool, ceil_div(v.rows(), step), [&](int64_t t) { rows_in_order(t * step, least(t * step + step, v.rows())); });
-  } else if (share.split && !(affine.vector && grads.wanted())) {
-    const int64_t tasks = v.cells() * spans.per_cell;
-    Array<CellSums> partial(sums_needed ? tasks : 0), total(v.cells());
-    if (sums_needed)
-      parallel(pool, tasks, [&](int64_t t) {
-        const int64_t cell = t / spans.per_cell;
-        partial[t] = sums_of_span(cell, t % spans.per_cell, scale_of(cell));
-      });
-    for (int64_t t = 0; t < partial.size(); ++t) {
-      total[t / spans.per_cell].g += partial[t].g;
-      total[t / spans.per_cell].gx += partial[t].gx;
-    }
-    if (dx)
-      parallel(pool, tasks, [&](int64_t t) {
-        const int64_t cell = t / spans.per_cell;
-        apply_span(cell, t % spans.per_cell, scale_of(cell), total[cell]);
-      });
-  } else {
-    const int64_t per_task = affine.vector && grads.wanted() ? per_vector : share.cells_per_task;
-    parallel(pool, ceil_div(v.cells(), per_task), [&](int64_t task) {
-      const int64_t end = least((task + 1) * per_task, v.cells());
-      if (is_narrow(v, affine) && (affine.whole_row || !grads.wanted())) {
-        const int64_t vector = grads.wanted() ? task * per_task / per_vector * v.r1 : 0;
-        for (int64_t cell = task * per_task; cell < end; cell += LANES)
-          backward_narrow(dy + cell * v.r1, x + cell * v.r1, mean + (f.center || f.fixed ? cell : 0), dev + cell,
-                          dx ? dx + cell * v.r1 : nullptr, v.r1, least(LANES, end - cell), affine, f.center, f.fixed,
-                          f.eps, grads.wanted() ? grads.w.data() + vector : nullptr, grads.b.data() + vector);
-        return;
-      }
-      if (affine.whole_row && v.r1 <= BLOCK) {
-        for (int64_t cell = task * per_task; cell < end; cell += GROUP) short_rows(cell, least(GROUP, end - cell));
-        return;
-      }
-      for (int64_t cell = task * per_task; cell < end; ++cell) {
-        const Scale<A> scale = scale_of(cell);
-        CellSums sums;
-        for (int64_t s = 0; s < spans.per_cell && sums_needed; ++s) {
-          const CellSums part = sums_of_span(cell, s, scale);
-          sums.g += part.g;
-          sums.gx += part.gx;
-        }
-        for (int64_t s = 0; s < spans.per_cell && dx; ++s) apply_span(cell, s, scale, sums);
-      }
-    });
-  }
-  if (!grads.wanted()) return;
-  if (affine.vector) return grads.reduce(affine.period, v.period, [&](int64_t j) { return j / v.inner % v.period; });
-  const int64_t cycle = v.period * v.inner > v.r1 ? v.period * v.inner : v.r1;
-  Array<int64_t> index(cycle / v.r1 * per_row);
-  for (int64_t row = 0; row < cycle / v.r1; ++row)
-    for (int64_t j = 0; j < v.r1; j += grain)
-      for (int64_t part = j / CHUNK; part <= (j + grain - 1) / CHUNK; ++part)
-        index[row * per_row + j / grain + part] = (row * v.r1 + j) / v.inner % v.period;
-  grads.reduce(index.size(), v.period, [&](int64_t slot) { return index[slot]; });
 }
 
 }  // namespace

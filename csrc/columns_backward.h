@@ -1,0 +1,152 @@
+// Walking down columns, backward.
+#pragma once
+#include "columns.h"
+
+namespace {
+
+// Sums down the columns of a tile: of g, and of g * x_hat; g = dy, times the row's weight where weights go by row.
+struct ColumnSums {
+  double g[TILE], gx[TILE];
+};
+
+template <class S> void backward_columns(const View& v, const Backward& f, const Pool& pool) {
+  using A = arithmetic<S>;
+  const S *dy = static_cast<const S*>(f.dy), *x = static_cast<const S*>(f.x);
+  const A *mean = static_cast<const A*>(f.mean), *dev = static_cast<const A*>(f.std);
+  S* dx = static_cast<S*>(f.dx);
+  const Affine<A> affine(v, f.weight, nullptr);
+  const TileAffine<A> where(v, affine);
+  const Tiles tiles(v, pool, where.by_row);
+  const bool by_row = where.by_row;
+
+  // Weight gradients: a slot for every column of every block, or for every row of every tile.
+  AffineGrads<A> grads(f.dweight, f.dbias, by_row ? tiles.count() * v.r0 : v.k0 * tiles.width_all);
+
+  // w is the column's weight, and once the sums are there its product with rstd: dx = dy * w + x_hat * c2 + c1.
+  struct Scales { A mu[TILE], rstd[TILE], w[TILE], c1[TILE], c2[TILE]; };
+  const auto scales_of = [&](const Tile& t, Scales& s) {
+    for (int64_t j = 0; j < t.n; ++j) {
+      const int64_t cell = t.cell(v, j);
+      const Scale<A> scale(f.center || f.fixed ? double(mean[cell]) : 0.0, square(dev[cell]), f.eps);
+      s.mu[j] = scale.mean;
+      s.rstd[j] = scale.rstd;
+      s.w[j] = by_row ? A(1) : affine.w(where.of_column(t, j));
+    }
+  };
+  const auto sums_of_tall = [&](int64_t index, const Tile& t, int64_t tall, const Scales& s, ColumnSums& sums) {
+    struct Row { const A *x, *g; A w; };
+    A g[TILE], gx[TILE], buffer[8 * TILE];
+    const A *mu = s.mu, *rstd = s.rstd;
+    for (int64_t j = 0; j < t.n; ++j) sums.g[j] = sums.gx[j] = 0;
+    const int64_t end = least((tall + 1) * tiles.tall, tiles.rows);
+    for (int64_t r0 = tall * tiles.tall; r0 < end; r0 += tiles.strip) {
+      const auto row = [&](int64_t r, int k) {
+        const int64_t at = t.at(tiles, r0 + r);
+        const Row ready{load(x + at, buffer + k * TILE, t.n), load(dy + at, buffer + (4 + k) * TILE, t.n),
+                        by_row ? affine.w(where.of_row(t, r0 + r)) : A(1)};
+        if (by_row && grads.wanted()) {
+          const A *px = ready.x, *pg = ready.g;
+          const Two<A> two = sum_two<A>(t.n, [=](int64_t j, A& db, A& dw) {
+            db = pg[j];
+            dw = pg[j] * ((px[j] - mu[j]) * rstd[j]);
+          });
+          grads.b[index * v.r0 + r0 + r] = A(two.a);
+          grads.w[index * v.r0 + r0 + r] = A(two.b);
+        }
+        return ready;
+      };
+      sum_columns(least(tiles.strip, end - r0), t.n, g, gx, row, [=](const Row& p, int64_t j, A& a, A& b) {
+        a = p.g[j] * p.w;
+        b = a * ((p.x[j] - mu[j]) * rstd[j]);
+      });
+#pragma omp simd
+      for (int64_t j = 0; j < t.n; ++j) sums.g[j] += double(g[j]), sums.gx[j] += double(gx[j]);
+    }
+  };
+  const auto finish = [&](const Tile& t, const ColumnSums& sums, Scales& s) {
+    const double count = double(v.count());
+    for (int64_t j = 0; j < t.n && grads.wanted() && !by_row; ++j) {
+      const int64_t slot = t.block * tiles.width_all + t.left + j;
+      grads.b[slot] = A(sums.g[j]);
+      grads.w[slot] = A(sums.gx[j]);
+    }
+    const int64_t copies = tiles.fold, step = v.width();
+    for (int64_t j = 0; j < t.n / copies; j += v.r1) {
+      double g = 0, gx = 0;
+      for (int64_t c = 0; c < copies && !f.fixed; ++c)
+        for (int64_t i = c * step + j; i < c * step + j + v.r1; ++i) {
+          g += sums.g[i] * double(s.w[i]);
+          gx += sums.gx[i] * double(s.w[i]);
+        }
+      for (int64_t c = 0; c < copies; ++c)
+        for (int64_t i = c * step + j; i < c * step + j + v.r1; ++i) {
+          s.c1[i] = f.center ? -s.rstd[i] * A(g / count) : A(0);
+          s.c2[i] = -s.rstd[i] * A(gx / count);
+          s.w[i] *= s.rstd[i];
+        }
+    }
+  };
+  const auto apply_rows = [&](const Tile& t, int64_t from, int64_t to, const Scales& s) {
+    A bx[TILE], bg[TILE], br[TILE];
+    const int64_t n = t.n;
+    for (int64_t r = from; r < to; ++r) {
+      const A *p = load(x + t.at(tiles, r), bx, n), *g = load(dy + t.at(tiles, r), bg, n);
+      S* out = dx + t.at(tiles, r);
+      A* q = target(out, br);
+      const A row_weight = by_row ? affine.w(where.of_row(t, r)) : A(1);
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j)
+        q[j] = g[j] * (s.w[j] * row_weight) + ((p[j] - s.mu[j]) * s.rstd[j]) * s.c2[j] + s.c1[j];
+      store(q, out, n);
+    }
+  };
+
+  const bool sums_needed = grads.wanted() || !f.fixed;
+  if (tiles.split) {
+    Array<Scales> scales(tiles.count());
+    for (int64_t i = 0; i < tiles.count(); ++i) scales_of(Tile(tiles, i), scales[i]);
+    Array<ColumnSums> partial(sums_needed ? tiles.count() * tiles.talls : 0);
+    if (sums_needed)
+      parallel(pool, tiles.count() * tiles.talls, [&](int64_t i) {
+        const int64_t index = i % tiles.count();
+        sums_of_tall(index, Tile(tiles, index), i / tiles.count(), scales[index], partial[i]);
+      });
+    for (int64_t i = 0; i < tiles.count(); ++i) {
+      const Tile t(tiles, i);
+      ColumnSums total = {};
+      for (int64_t tall = 0; tall < tiles.talls && sums_needed; ++tall)
+        for (int64_t j = 0; j < t.n; ++j) {
+          total.g[j] += partial[tall * tiles.count() + i].g[j];
+          total.gx[j] += partial[tall * tiles.count() + i].gx[j];
+        }
+      finish(t, total, scales[i]);
+    }
+    if (dx)
+      parallel(pool, tiles.count() * tiles.talls, [&](int64_t i) {
+        const int64_t from = i / tiles.count() * tiles.tall;
+        apply_rows(Tile(tiles, i % tiles.count()), from, least(from + tiles.tall, tiles.rows), scales[i % tiles.count()]);
+      });
+  } else {
+    parallel(pool, tiles.count(), [&](int64_t i) {
+      const Tile t(tiles, i);
+      Scales s;
+      ColumnSums total = {}, part;
+      scales_of(t, s);
+      for (int64_t tall = 0; tall < tiles.talls && sums_needed; ++tall) {
+        sums_of_tall(i, t, tall, s, part);
+        for (int64_t j = 0; j < t.n; ++j) total.g[j] += part.g[j], total.gx[j] += part.gx[j];
+      }
+      finish(t, total, s);
+      if (dx) apply_rows(t, 0, tiles.rows, s);
+    });
+  }
+  if (!grads.wanted()) return;
+  if (!by_row) return grads.reduce(tiles.width_all, v.period, [&](int64_t j) { return j % v.width() / v.inner % v.period; });
+  // Weights go by row: the rows of a block meet as many weights as a block has, or all of them in turn.
+  Array<int64_t> index(tiles.count() * v.r0);
+  for (int64_t i = 0; i < tiles.count(); ++i)
+    for (int64_t r = 0; r < v.r0; ++r) index[i * v.r0 + r] = where.of_row(Tile(tiles, i), r);
+  grads.reduce(index.size(), v.period, [&](int64_t slot) { return index[slot]; });
+}
+
+}  // namespace
