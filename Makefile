@@ -32,8 +32,8 @@ compare: $(VENV)/compare.stamp ## compare the normalizations on the embedded dat
 	$(BIN)/normkit compare --out report
 
 test: $(VENV)/test.stamp ## lint, types and tests
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check --no-cache .
+	$(BIN)/ruff format --check --no-cache .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("contract")
-
-from normkit.catalog import METHODS  # noqa: E402
-
-import contract  # noqa: E402
-from cases import CASES, DTYPES, Case, Oracle, layouts  # noqa: E402
+import contract
+from cases import CASES, DTYPES, Case, Oracle, layouts
+from normkit.catalog import METHODS
 
 every = pytest.mark.parametrize("case", CASES, ids=str)
 same_shape = pytest.mark.parametrize("case", [case for case in CASES if case.elementwise], ids=str)
