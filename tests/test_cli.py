@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.cells import cell_len
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import normkit
@@ -44,6 +47,24 @@ def test_methods_prints_every_cell_of_the_table():
         for cell in row[:2]:
             assert all(line in printed for line in cell.splitlines())
     assert "收敛更快" in run("methods", "--lang", "zh")
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+@pytest.mark.parametrize("columns", [60, 80, 110, 140])
+def test_methods_cuts_no_word(monkeypatch: pytest.MonkeyPatch, columns: int, lang: str):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    printed = run("methods", "--lang", lang)
+    assert max(map(cell_len, printed.splitlines())) <= columns
+    words = {word for row in show.table(lang)[1] for cell in row for word in re.findall(r"[a-zA-Z]{4,}", cell)}
+    assert not {word for word in words if word not in printed}
+
+
+@pytest.mark.parametrize("command", ["explain", "methods", "draw", "backends", "compare"])
+def test_help_shows_brackets_and_every_option(command: str):
+    printed = run(command, "--help")
+    (wanted,) = (found for found in get_command(cli.app).commands.values() if found.name == command)
+    assert all(option in printed for parameter in wanted.params for option in parameter.opts)
+    assert ("b (g [c]) [...]" in printed) == (command == "draw")
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
@@ -94,7 +115,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 
     def compare(**options: object) -> SimpleNamespace:
         seen.update(options)
-        return SimpleNamespace(path=Path("somewhere/index.html"))
+        return SimpleNamespace(path=Path("somewhere/index.html"), complete=seen["seeds"] != 2)
 
     monkeypatch.setattr(cli.study, "compare", compare)
     monkeypatch.setattr(cli.study, "table", lambda comparison: f"table of {comparison.path}")
@@ -117,6 +138,12 @@ def test_compare_passes_every_option_on(asked: dict[str, object]):
         "methods": ["none", "BN"], "batch_sizes": [2, 16], "seeds": 3, "trials": 4, "steps": 50, "workers": 1,
         "out": Path("there"), "seed": 7, "progress": False,
     }  # fmt: skip
+
+
+def test_compare_interrupted_ends_as_a_shell_expects(asked: dict[str, object]):
+    printed = run("compare", "--seeds", "2", code=130)
+    assert "Report: " in printed
+    assert printed.endswith("Interrupted. The same command goes on from here.\n")
 
 
 def test_compare_refuses_what_is_no_number(asked: dict[str, object]):

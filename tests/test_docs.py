@@ -20,7 +20,7 @@ from normkit import cli
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("decisions/*.md")])
-MADE_BY_COMMANDS = ("report", ".venv", "build", "region.svg")
+MADE_BY_COMMANDS = ("report", ".venv", "build", "region.svg", "index.html", "results.json")
 SUFFIXES = {".py", ".md", ".svg", ".toml", ".txt", ".h", ".cpp", ".html", ".css", ".json", ".yaml", ".so"}
 
 CODE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,6 +51,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+_INTERRUPTED = 130
+"""What a shell expects of a command that Ctrl-C has ended: 128 and the number of SIGINT."""
+_NARROW = 110
+"""In fewer columns the table of methods would have to cut words."""
 _Language = Annotated[Lang, typer.Option(help="Language of the texts.")]
 _COMPARE: dict[str, Any] = {name: p.default for name, p in inspect.signature(study.compare).parameters.items()}
 
@@ -62,9 +67,54 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     pass
+
+
+@app.command()
+def compare(
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Of none, BN, LN, IN, GN, WN, with commas between; none is always trained.", show_default="all"
+        ),
+    ] = ",".join(_COMPARE["methods"]),
+    batch_sizes: Annotated[str, typer.Option(help="Images per training step, with commas between.")] = ",".join(
+        map(str, _COMPARE["batch_sizes"])
+    ),
+    seeds: Annotated[int, typer.Option(help="Training runs behind each result.")] = _COMPARE["seeds"],
+    trials: Annotated[int, typer.Option(help="Learning rates tried for each method.")] = _COMPARE["trials"],
+    steps: Annotated[int, typer.Option(help="Training steps of one run.")] = _COMPARE["steps"],
+    workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one per core")] = _COMPARE["workers"],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the report.")] = Path(_COMPARE["out"]),
+    seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = _COMPARE["seed"],
+    progress: Annotated[bool, typer.Option(help="Show a bar.")] = _COMPARE["progress"],
+) -> None:
+    """Find out which normalization to use: train a small network under each, at an equal tuning budget.
+
+    It takes minutes, and writes index.html and results.json into --out.
+    Interrupted (Ctrl-C), it goes on when the same command is given again.
+    """
+    comparison = study.compare(
+        methods=_listed(methods),
+        batch_sizes=[_whole(size) for size in _listed(batch_sizes)],
+        seeds=seeds,
+        trials=trials,
+        steps=steps,
+        workers=workers,
+        out=out,
+        seed=seed,
+        progress=progress,
+    )
+    # The title of the table is the answer.
+    Console().print(study.table(comparison))
+    typer.echo(f"Report: {comparison.path}")
+    if not comparison.complete:
+        typer.echo("Interrupted. The same command goes on from here.", err=True)
+        raise typer.Exit(_INTERRUPTED)
 
 
 @app.command()
@@ -74,15 +124,7 @@ def explain(
 ) -> None:
     """Show what is known of one method: region, formula, use, claims, paper."""
     method = catalog.find(name)
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="cyan", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for label, lines in show.card(method, lang):
-        # A pattern's brackets would be read as markup.
-        grid.add_row(label, "\n".join(line.replace("[", r"\[") for line in lines))
-    console = Console()
-    console.print(f"[bold]{method.title.to(lang)}[/]  {method.name}\n", highlight=False)
-    console.print(grid)
+    _print_card(Console(), f"[bold]{method.title.to(lang)}[/]  {method.name}", show.card(method, lang))
 
 
 @app.command()
@@ -96,22 +138,41 @@ def methods(
         raise typer.BadParameter("--json and --markdown are two forms of the same table: give one")
     if as_json:
         typer.echo(json.dumps(show.data(lang), ensure_ascii=False, indent=2))
-    elif as_markdown:
+        return
+    if as_markdown:
         typer.echo(show.markdown(lang), nl=False)
+        return
+    headings, rows = show.table(lang)
+    console = Console()
+    if console.width < _NARROW:
+        for title, *cells in rows:
+            said = [(heading, cell.split("\n")) for heading, cell in zip(headings[1:], cells, strict=True)]
+            _print_card(console, f"[bold]{title}[/]", said)
+            console.print()
     else:
-        headings, rows = show.table(lang)
         table = Table(box=box.SIMPLE_HEAD, show_lines=True)
         for heading in headings:
             # Folded rather than cut: Chinese has no spaces to break a line at. A pattern is one word.
             table.add_column(heading, overflow="fold", no_wrap=heading == headings[1])
         for row in rows:
             table.add_row(*(cell.replace("[", r"\[") for cell in row))
-        Console().print(table)
+        console.print(table)
+
+
+def _print_card(console: Console, title: str, lines: Iterable[tuple[str, Iterable[str]]]) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="cyan", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, texts in lines:
+        # A pattern's brackets would be read as markup.
+        grid.add_row(label, "\n".join(text.replace("[", r"\[") for text in texts))
+    console.print(f"{title}\n", highlight=False)
+    console.print(grid)
 
 
 @app.command("draw")
 def draw_(
-    subjects: Annotated[list[str], typer.Argument(help="Patterns such as 'b (g [c]) [...]', or names of methods.")],
+    subjects: Annotated[list[str], typer.Argument(help=r"Patterns such as 'b (g \[c]) [...]', or names of methods.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", dir_okay=False, help="File to write; else it is shown.")
     ] = None,
@@ -136,37 +197,6 @@ def backends() -> None:
     from normkit import show_backends
 
     typer.echo(str(show_backends()))
-
-
-@app.command()
-def compare(
-    methods: Annotated[str, typer.Option(help="Names, with commas between.")] = ",".join(_COMPARE["methods"]),
-    batch_sizes: Annotated[str, typer.Option(help="Images per step, with commas between.")] = ",".join(
-        map(str, _COMPARE["batch_sizes"])
-    ),
-    seeds: Annotated[int, typer.Option(help="Runs behind each result.")] = _COMPARE["seeds"],
-    trials: Annotated[int, typer.Option(help="Learning rates tried for each method.")] = _COMPARE["trials"],
-    steps: Annotated[int, typer.Option(help="Training steps of one run.")] = _COMPARE["steps"],
-    workers: Annotated[int | None, typer.Option(help="Processes; without, one per core.")] = _COMPARE["workers"],
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the report.")] = Path(_COMPARE["out"]),
-    seed: Annotated[int, typer.Option(help="Where all randomness comes from.")] = _COMPARE["seed"],
-    progress: Annotated[bool, typer.Option(help="Show bars.")] = _COMPARE["progress"],
-) -> None:
-    """Train a small network under every normalization at an equal tuning budget; write a report."""
-    comparison = study.compare(
-        methods=_listed(methods),
-        batch_sizes=[_whole(size) for size in _listed(batch_sizes)],
-        seeds=seeds,
-        trials=trials,
-        steps=steps,
-        workers=workers,
-        out=out,
-        seed=seed,
-        progress=progress,
-    )
-    # The title of the table is the answer.
-    Console().print(study.table(comparison))
-    typer.echo(f"Report: {comparison.path}")
 
 
 def _listed(text: str) -> list[str]:

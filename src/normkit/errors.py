@@ -8,7 +8,9 @@ True
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable
+from typing import Any
 
 
 class NormkitError(Exception):
@@ -45,6 +47,22 @@ class DtypeError(NormkitError, TypeError):
 
 class StateError(NormkitError, RuntimeError):
     """An operation the object's present state does not allow."""
+
+
+def whole_number(what: str, value: Any) -> int:
+    """A count as a Python int, numpy's integers included.
+
+    >>> whole_number("num_groups", 8.0)
+    Traceback (most recent call last):
+        ...
+    normkit.errors.ArgumentError: num_groups must be a whole number of at least 1, got 8.0: use int(...) on a count
+    """
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ArgumentError(f"{what} must be a whole number of at least 1, got {value!r}: use int(...) on a count")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

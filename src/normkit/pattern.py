@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from normkit.errors import ArgumentError, PatternError, ShapeError
+from normkit.errors import ArgumentError, PatternError, ShapeError, whole_number
 
 ELLIPSIS = "..."
 _TOKEN = re.compile(r"\.\.\.|[A-Za-z_]\w*(?:=\w*)?|[()\[\]]|\S")
@@ -76,6 +76,7 @@ class Region:
 
     def bind(self, **sizes: int) -> Region:
         """The same region with the size of some axes fixed; an unknown axis or a size below 1 is an error."""
+        sizes = {name: whole_number(f"the size of axis {name!r}", size) for name, size in sizes.items()}
         for name, size in sizes.items():
             if name not in {axis.name for axis in self.axes if axis.name != ELLIPSIS}:
                 raise ArgumentError(
@@ -169,7 +170,7 @@ def parse(pattern: str) -> Region:
 
 def bound(pattern: str | Region, sizes: Mapping[str, int]) -> Region:
     """`parse`, then `Region.bind`."""
-    region = parse(pattern) if isinstance(pattern, str) else pattern
+    region = pattern if isinstance(pattern, Region) else parse(pattern)
     return region.bind(**sizes) if sizes else region
 
 

@@ -42,6 +42,18 @@ def test_opcheck(pattern, dtype):
     torch.library.opcheck(OPS.backward.default, args)
 
 
+def test_the_compiled_operators_do_what_their_schema_says():
+    """They write to no argument and return no alias; tracing and gradients belong to the operators above them."""
+    kernels, only = native().kernels, ("test_schema",)
+    x, w = torch.randn(6, 8), torch.randn(8)
+    _, mean, std = kernels.normalize(x, w, w, 6, 1, 1, 8, 8, 1, False, 1e-5, True)
+    plan = (6, 1, 1, 8, 8, 1, False)
+    torch.library.opcheck(kernels.normalize, (x, w, w, *plan, 1e-5, True), test_utils=only)
+    torch.library.opcheck(kernels.standardize, (x, mean, std, w, w, *plan, 1e-5), test_utils=only)
+    args = (x, x, mean, std, w, *plan, 1e-5, True, False, True, True, True)
+    torch.library.opcheck(kernels.backward, args, test_utils=only)
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("center", [True, False])
 def test_first_and_second_derivatives(pattern, center):

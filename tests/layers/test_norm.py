@@ -74,6 +74,8 @@ def test_text_copies_and_initial_values():
         (("b [c1 c2]", 6), {}, ArgumentError, r"each of the 2 channel dimensions .* got \(6,\)"),
         (("b c=4 [...]", 6), {}, ShapeError, "must equal c=4, got 6"),
         (("b c [...]", 0), {}, ArgumentError, "num_features of Norm must be at least 1, got 0"),
+        (("b c [...]", ()), {}, ArgumentError, r"needs num_features for its weight, got \(\)"),
+        ((None, 6), {}, PatternError, "a pattern is text, got NoneType"),
         (("b c [...]", 6), {"eps": -1.0}, ArgumentError, "eps of Norm must not be negative"),
     ],
 )

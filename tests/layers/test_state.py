@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import normkit
 from normkit import layers
-from normkit.errors import ArgumentError, ShapeError
+from normkit.errors import ArgumentError, DtypeError, ShapeError
 
 SHARED = sorted(name for name in layers.__all__ if hasattr(nn, name))
 LAZY = [name for name in SHARED if name.startswith("Lazy")]
@@ -170,6 +170,11 @@ def test_instance_norm_without_parameters_only_warns_of_other_channels():
         (lambda: normkit.GroupNorm(0, 6), "num_groups of GroupNorm must be at least 1, got 0"),
         (lambda: normkit.GroupNorm(3, 0), "num_channels of GroupNorm must be at least 1, got 0"),
         (lambda: normkit.GroupNorm(32, 72), "32 groups for 72 channels: the nearest that does is 36"),
+        (
+            lambda: normkit.GroupNorm(3.0, 6),
+            "num_groups of GroupNorm must be a whole number of at least 1, got 3.0: use",
+        ),
+        (lambda: normkit.GroupNorm(True, 6), "num_groups of GroupNorm must be a whole number of at least 1, got True"),
         (lambda: normkit.LayerNorm2d(0), "num_channels of LayerNorm2d must be at least 1, got 0"),
         (lambda: normkit.LocalResponseNorm(0), "size of LocalResponseNorm must be at least 1, got 0"),
     ],
@@ -234,3 +239,26 @@ def test_the_default_eps_of_rms_norm_is_that_of_the_arithmetic(dtype):
     eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
     expected = x.double() / (x.double().square().mean(-1, keepdim=True) + eps).sqrt()
     torch.testing.assert_close(layer(x).double(), expected, rtol=4 * torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["sparse_coo", "sparse_csr", "_mkldnn", "nested"])
+@pytest.mark.filterwarnings("ignore:.*in prototype stage", "ignore:Sparse CSR tensor support is in beta")
+def test_a_tensor_without_strides_is_refused(kind):
+    dense = torch.ones(4, 6)
+    make = {
+        "sparse_coo": dense.to_sparse,
+        "sparse_csr": dense.to_sparse_csr,
+        "_mkldnn": dense.to_mkldnn,
+        "nested": lambda: torch.nested.nested_tensor([dense, dense]),
+    }
+    with pytest.raises(DtypeError, match=rf"(?s)needs a dense tensor as input, got a {kind} one: .*in LayerNorm"):
+        normkit.LayerNorm(6)(make[kind]())
+
+
+def test_counts_may_be_those_of_numpy():
+    numpy = pytest.importorskip("numpy")
+    x = torch.randn(2, 6, 4)
+    assert torch.equal(normkit.GroupNorm(numpy.int64(3), 6)(x), normkit.GroupNorm(3, 6)(x))
+    assert normkit.Norm("b [c] ...", numpy.int64(6))(x).shape == x.shape
+    with pytest.raises(ArgumentError, match=r"num_groups must be a whole number of at least 1, got 3\.0: use int"):
+        normkit.functional.group_norm(x, 3.0)

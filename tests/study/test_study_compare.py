@@ -155,6 +155,11 @@ def test_what_is_not_measured_says_so(html: str, results: dict) -> None:
     assert all("not measured yet" in text for text in shown.values())
 
 
+def test_every_claim_is_reached_from_its_method(html: str) -> None:
+    assert set(re.findall(r'<a href="#([^"]+)"', html)) == set(catalog.find("BN").claims)
+    assert set(catalog.CLAIMS) <= set(Page(html).ids)
+
+
 def test_an_unfinished_study_is_called_so(found: comparison.Comparison, tmp_path: Path, html: str) -> None:
     assert "was interrupted" not in html
     cut = replace(found, complete=False, cells=tuple(replace(c, runs=(), seconds=()) for c in found.cells), claims=())
@@ -218,6 +223,22 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_workers_are_counted(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="workers must be at least 1, got 0"):
         normkit.compare(workers=0, out=tmp_path)
+
+
+def test_a_batch_is_no_larger_than_the_data(tmp_path: Path) -> None:
+    with pytest.raises(
+        ArgumentError, match="batch sizes must be at most 600, the number of images to train on, got 601"
+    ):
+        normkit.compare(batch_sizes=[2, 601], out=tmp_path)
+
+
+def test_every_field_of_the_file_is_documented(results: dict) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8")
+    rows = [re.findall(r"^\| (`.*?) \|", part, flags=re.M) for part in text.split("\n## ")]
+    tables = [set(re.findall(r"\w+", " ".join(names))) for names in rows]
+    assert set(results) in tables
+    assert all(set(cell) in tables for cell in results["cells"])
+    assert set(results["cells"][0]["runs"][0]) in tables
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import normkit
-from normkit.errors import ArgumentError
+from normkit.errors import ArgumentError, StateError
 from normkit.study import conduct, design, run, task
 from normkit.study.run import Job
 from normkit.study.store import Store, fingerprint
@@ -246,6 +246,29 @@ def test_an_interrupt_before_anything_is_passed_on(tmp_path: Path) -> None:
         conduct.conduct(DIGITS, plan("BN"), tmp_path, workers=1, progress=stop)
 
 
+def test_an_unforeseen_error_says_what_is_kept(tmp_path: Path) -> None:
+    def fail(done: int, total: int, what: str) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        conduct.conduct(DIGITS, plan("BN"), tmp_path, workers=1, progress=fail)
+    assert caught.value.__notes__ == [f"Finished runs are kept in {tmp_path}: the same call goes on from them."]
+
+
+def test_a_folder_or_a_store_of_another_kind_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "study.sqlite3"
+    file.write_text("no database", encoding="utf-8")
+    with pytest.raises(
+        StateError, match=r"be opened \(file is not a database\): move it away, or choose another folder"
+    ):
+        conduct.conduct(DIGITS, plan("BN"), tmp_path, workers=1, progress=silent)
+    assert file.read_text(encoding="utf-8") == "no database"
+    with pytest.raises(
+        ArgumentError, match=r"one can be made, got '.*study.sqlite3/x' \(Not a directory\): name another"
+    ):
+        conduct.conduct(DIGITS, plan("BN"), file / "x", workers=1, progress=silent)
+
+
 def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
@@ -265,9 +288,9 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
         ({"seeds": 1}, "seeds must be at least 2, got 1"),
         ({"seeds": 801}, "seeds must be at most 800"),
         ({"trials": 2}, "trials must be at least 3, got 2"),
-        ({"steps": 10}, "steps must be at least 40, got 10"),
+        ({"steps": 10}, "steps must be at least 40, got 10: a shorter run has no curve"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"batch_sizes": ()}, "batch sizes must be at least 1, and there must be one"),
+        ({"batch_sizes": ()}, r"there must be a batch size, and none below 1, got \[\]"),
         ({"methods": ("rms_norm",)}, "compare trains none, weight_norm, batch_norm"),
         ({"methods": ("group_nrom",)}, "did you mean 'group_norm'"),
     ],

@@ -1,6 +1,7 @@
 """The rules on made-up runs whose truth is known: a clear winner, a tie, runs that did not train, claims."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,6 +108,19 @@ def test_when_nothing_trains_nobody_wins() -> None:
     assert found.standings[0].leader is None
     assert found.answer == "On noisy 8x8 digits, with 8 images per step no method trained."
     assert found.cell("batch_norm", 8).untrained == SEEDS
+
+
+def test_a_method_that_never_trained_does_not_lead() -> None:
+    p = plan(("BN",))
+    runs = made_up(p, {"none": around(0.6, 0.01, 1), "batch_norm": around(0.5, 0.01, 2)})
+    assert conclude(p, runs).standings[0].leader == "batch_norm"
+    for job, run in runs.items():
+        if (job.kind, job.method) == ("measure", "batch_norm"):
+            runs[job] = replace(run, state="untrained")
+    found = conclude(p, runs)
+    assert found.standings[0].leader == "none"
+    assert found.standings[0].behind == ("batch_norm",)
+    assert "no norm makes the fewest errors" in found.answer
 
 
 def test_runs_that_did_not_train_stay_in_the_mean() -> None:

@@ -48,7 +48,7 @@ def find(name: str) -> Method:
     """
     found = _BY_NAME.get(_key(name))
     if found is None:
-        remedy = nearest(name, [method.name for method in METHODS])
+        remedy = nearest(name, [method.name if name.isascii() else method.title.zh for method in METHODS])
         raise ArgumentError(f"no normalization is called {name!r}: {remedy}")
     return found
 

@@ -17,7 +17,7 @@ METHODS = (
         statistics=Text("channel", "每个通道"),
         state=Text(
             "weight, bias, running mean and variance, number of batches seen",
-            "weight、bias，均值与方差的滑动统计量，已见批次数",
+            "weight、bias，均值与方差的滑动统计量，已处理的批次数",
         ),
         formula=_STANDARDIZE,
         principle=Text(
@@ -173,7 +173,12 @@ METHODS = (
             Text("independent of the batch", "与批次无关"),
             Text("independent of the image's size", "与图像大小无关"),
         ),
-        weaknesses=(Text("slow where it is done by permuting to channels last", "若靠转置到通道在后来实现，速度较慢"),),
+        weaknesses=(
+            Text(
+                "slow where it is done by permuting to channels last",
+                "若靠把通道维转置到最后来实现，则速度较慢",
+            ),
+        ),
         claims=(),
         paper=Paper("A ConvNet for the 2020s", "Liu et al.", 2022, "2201.03545"),
     ),

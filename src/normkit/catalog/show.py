@@ -13,7 +13,7 @@ NONE = "–"
 
 _METHOD = Text("Method", "方法")
 _REGION = Text("Region", "统计域")
-_STATISTICS = Text("Statistics per", "统计量的单位")
+_STATISTICS = Text("Statistics per", "统计粒度")
 _PRINCIPLE = Text("Principle", "原理")
 _FORMULA = Text("Formula", "公式")
 _STATE = Text("State", "状态")

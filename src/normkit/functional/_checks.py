@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from normkit.errors import ArgumentError, DtypeError, ShapeError
@@ -15,7 +16,10 @@ def check_call(name: str, x: Tensor, eps: float) -> None:
         raise DtypeError(
             f"{name} is defined for float64, float32, bfloat16 and float16, got {x.dtype}: convert the input first"
         )
-    if eps < 0:
+    if x.layout is not torch.strided or x.is_nested:
+        kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
+        raise DtypeError(f"{name} needs a dense tensor as input, got a {kind} one: convert it, as with x.to_dense()")
+    if not eps >= 0:
         raise ArgumentError(f"eps must not be negative, got {eps} in {name}: use 1e-5")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,8 +12,6 @@ from normkit.errors import PatternError
 from normkit.functional._checks import check_call, check_parameter
 from normkit.kernels.autograd import normalized
 from normkit.pattern import Region, bound
-
-_FEATURE_SHAPES: dict[tuple[str, torch.Size], tuple[int, ...]] = {}
 
 
 def feature_shape(region: Region, shape: torch.Size) -> tuple[int, ...]:
@@ -26,6 +25,9 @@ def feature_shape(region: Region, shape: torch.Size) -> tuple[int, ...]:
     dims = sorted({level.dim for level in levels if level.feature})
     # Lists, because torch.compile cannot hand a generator to math.prod.
     return tuple([math.prod([level.size for level in levels if level.dim == dim]) for dim in dims])
+
+
+_kept_shape = lru_cache(maxsize=4096)(feature_shape)
 
 
 def normalize(
@@ -70,8 +72,8 @@ def normalize(
     check_call("normalize", x, eps)
     region = bound(pattern, {} if num_groups is None else {"g": num_groups})
     if weight is not None or bias is not None:
-        key = (region.text, x.shape)
-        shape = _FEATURE_SHAPES.get(key) or _FEATURE_SHAPES.setdefault(key, feature_shape(region, x.shape))
+        # Sizes that a compiler knows only by name cannot be kept.
+        shape = (feature_shape if torch.compiler.is_compiling() else _kept_shape)(region, x.shape)
         check_parameter("normalize", "weight", weight, shape, x)
         check_parameter("normalize", "bias", bias, shape, x)
     return normalized(x, weight, bias, region.text, eps, center)[0]

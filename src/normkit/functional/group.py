@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from normkit.errors import ArgumentError, ShapeError
+from normkit.errors import ArgumentError, ShapeError, whole_number
 from normkit.functional._checks import check_call, check_dimensions, check_parameter
 from normkit.kernels.autograd import normalized
 
@@ -45,6 +45,7 @@ def group_norm(
     check_call("group_norm", input, eps)
     check_dimensions("group_norm", input, 2, "(N, C, ...)")
     channels = input.shape[1]
+    num_groups = whole_number("num_groups", num_groups)
     if num_groups < 1 or channels % num_groups:
         fits = [d for d in range(1, channels + 1) if channels % d == 0]
         near = min(fits, key=lambda d: abs(d - num_groups), default=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from normkit.errors import ArgumentError
+from normkit.errors import ArgumentError, whole_number
 from normkit.functional._checks import check_call, check_dimensions
 from normkit.kernels.reference import arithmetic_dtype
 
@@ -37,6 +37,7 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
     """
     check_call("local_response_norm", input, 0.0)
     check_dimensions("local_response_norm", input, 3, "(N, C, positions ...)")
+    size = whole_number("size of local_response_norm", size)
     if size < 1:
         raise ArgumentError(f"size of local_response_norm must be at least 1, got {size}: use 5")
     if input.numel() == 0:

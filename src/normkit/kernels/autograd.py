@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from normkit.kernels import ops, reference
 from normkit.pattern import parse
@@ -14,15 +15,18 @@ from normkit.pattern import parse
 
 def _vjp(
     function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], upstream: Sequence[Tensor | None]
-) -> tuple[Tensor | None, ...]:
-    """Gradients through a reference function, differentiable again where the caller asks for that."""
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        leaves = [t if again and t.requires_grad else t.detach().requires_grad_() for t in inputs]
-        pairs = [(y, g) for y, g in zip(function(*leaves), upstream, strict=True) if g is not None]
-        return torch.autograd.grad(
-            [y for y, _ in pairs], leaves, [g for _, g in pairs], create_graph=again, allow_unused=True
-        )
+) -> tuple[Tensor, ...]:
+    """Gradients through a reference function, differentiable again where the caller asks for that.
+
+    By `torch.func`, which sees the inputs as independent: an upstream gradient may itself be computed from x,
+    and `torch.autograd.grad` would count that share a second time.
+    """
+
+    def followed(*leaves: Tensor) -> tuple[Tensor, ...]:
+        return tuple([y for y, g in zip(function(*leaves), upstream, strict=True) if g is not None])
+
+    pull: Callable[..., tuple[Tensor, ...]] = torch.func.vjp(followed, *inputs)[1]
+    return pull(tuple([g for g in upstream if g is not None]))
 
 
 def _shaped(flat: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -58,7 +62,7 @@ def _normalize_backward(
             return reference.normalize(leaf, None, None, parse(ctx.pattern), ctx.eps, ctx.center)[1:]
 
         (extra,) = _vjp(moments, [x], [dmean if ctx.center else None, dstd])
-        dx = extra if dx is None or extra is None else dx + extra
+        dx = extra if dx is None else dx + extra
     return dx, dweight, dbias, None, None, None
 
 
@@ -151,6 +155,25 @@ class _Standardize(torch.autograd.Function):
     backward = staticmethod(_standardize_backward)
 
 
+def _transformable(
+    operator: torch._ops.OpOverload[..., Any], context: Callable[..., None], backward: Callable[..., Any]
+) -> Callable[..., Any]:
+    """An operator as the transforms of `torch.func` want it: they cannot see a gradient registered with it."""
+    parts = {"forward": operator.__call__, "setup_context": context, "backward": backward}
+    body = {"generate_vmap_rule": True} | {key: staticmethod(part) for key, part in parts.items()}
+    function: Any = type(operator.__name__, (torch.autograd.Function,), body)
+    apply: Callable[..., Any] = function.apply
+    return apply
+
+
+_TRANSFORMABLE = {
+    operator: _transformable(operator, context, backward)
+    for operator, context, backward in (
+        (torch.ops.normkit.normalize.default, _normalize_context, _normalize_backward),
+        (torch.ops.normkit.standardize.default, _standardize_context, _standardize_backward),
+        (torch.ops.normkit.backward.default, _backward_context, _backward_backward),
+    )
+}
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
@@ -164,13 +187,23 @@ def _is_watched(x: Tensor) -> bool:
     )
 
 
+def _as_seen(operator: Any) -> Any:
+    """The operator for whatever watches."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+        return operator
+    return _TRANSFORMABLE[operator]
+
+
 def _wants_gradient(*tensors: Tensor | None) -> bool:
+    # Forward mode has to be refused, by the function that knows no tangents: called directly, they would be lost.
+    if forward_ad._current_level >= 0:
+        return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _gradients(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     if torch.is_grad_enabled() or _is_watched(dy) or _is_watched(x):
-        out: tuple[Tensor, Tensor, Tensor] = torch.ops.normkit.backward.default(dy, x, *rest)
+        out: tuple[Tensor, Tensor, Tensor] = _as_seen(torch.ops.normkit.backward.default)(dy, x, *rest)
         return out
     return ops.backward(dy, x, *rest)
 
@@ -181,7 +214,7 @@ def normalized(
     """y, mean and std of ``normkit::normalize``."""
     run = ops.normalize
     if _is_watched(x):
-        run = torch.ops.normkit.normalize.default
+        run = _as_seen(torch.ops.normkit.normalize.default)
     elif _wants_gradient(x, weight, bias):
         run = _Normalize.apply
     return run(x, weight, bias, pattern, eps, center)
@@ -199,7 +232,7 @@ def standardized(
     """y of ``normkit::standardize``."""
     run = ops.standardize
     if _is_watched(x):
-        run = torch.ops.normkit.standardize.default
+        run = _as_seen(torch.ops.normkit.standardize.default)
     elif _wants_gradient(x, mean, std, weight, bias):
         run = _Standardize.apply
     return run(x, mean, std, weight, bias, pattern, eps)

@@ -109,7 +109,8 @@ class _Work:
         return t.to(self.dtype).reshape(self.sizes)
 
     def average(self, t: Tensor) -> Tensor:
-        return t.mean(self.reduced, keepdim=True)
+        # An empty list of dimensions would mean all of them to torch.
+        return t.mean(self.reduced, keepdim=True) if self.reduced else t
 
     def moments(self, center: bool) -> tuple[Tensor, Tensor]:
         if not center:

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor, nn
 
-from normkit.errors import ArgumentError, NormkitError, ShapeError
+from normkit.errors import ArgumentError, NormkitError, ShapeError, whole_number
 
 L = TypeVar("L", bound=type[nn.Module])
 P = ParamSpec("P")
@@ -65,8 +65,9 @@ def named(method: Callable[P, T]) -> Callable[P, T]:
 def _check_arguments(layer: str, arguments: Mapping[str, Any]) -> None:
     for name in COUNTS:
         value = arguments.get(name)
-        if isinstance(value, int) and value < 1:
-            raise ArgumentError(f"{name} of {layer} must be at least 1, got {value}: give the input's")
+        for count in value if isinstance(value, list | tuple) else [value]:
+            if count is not None and whole_number(f"{name} of {layer}", count) < 1:
+                raise ArgumentError(f"{name} of {layer} must be at least 1, got {value}: give the input's")
     eps = arguments.get("eps")
     if eps is not None and not eps >= 0:
         raise ArgumentError(f"eps of {layer} must not be negative, got {eps}: use 1e-5")

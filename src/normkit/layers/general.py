@@ -67,9 +67,11 @@ class Norm(nn.Module):
     ) -> None:
         super().__init__()
         region = bound(pattern, {} if num_groups is None else {"g": num_groups})
-        if affine and num_features is None:
+        given = () if num_features is None else num_features
+        sizes = tuple(given) if isinstance(given, Sequence) else (given,)
+        if affine and not sizes:
             raise ArgumentError(
-                f"Norm({pattern!r}) needs num_features for its weight, got None: "
+                f"Norm({pattern!r}) needs num_features for its weight, got {num_features}: "
                 "give the number of channels, or affine=False"
             )
         self.pattern = pattern
@@ -78,7 +80,6 @@ class Norm(nn.Module):
         self.eps = eps
         self.affine = affine
         self.center = center
-        sizes = (num_features,) if isinstance(num_features, int) else tuple(num_features or ())
         # With every size written into it, the pattern itself refuses an input of another width.
         self._region = _sized(region, sizes)
         self.weight = nn.Parameter(torch.empty(sizes, device=device, dtype=dtype)) if affine else None

@@ -50,7 +50,8 @@ def compare(
     Args:
         methods: names or aliases from the catalog ("batch_norm", "BN"), and "none" for no normalization,
             which is always trained too because steps and times are given relative to it.
-        batch_sizes: images per training step; everything is measured at each.
+        batch_sizes: images per training step, at most as many as there are to train on; everything is measured
+            at each.
         seeds: evaluation runs of every method at every batch size.
         trials: learning rates tried for every method at every batch size, on seeds of their own.
         steps: training steps of one run.
@@ -66,8 +67,9 @@ def compare(
         interrupt (Ctrl-C) it rests on the runs that were finished, and `complete` is False.
 
     Raises:
-        ArgumentError: an unknown method, or a number that leaves nothing to measure.
-        StateError: a package of the extra is missing (`pip install "normkit[compare]"`), or a process died.
+        ArgumentError: an unknown method, a number that leaves nothing to measure, or a folder that cannot be made.
+        StateError: a package of the extra is missing (`pip install "normkit[compare]"`), the store cannot be
+            opened, or a process died.
 
     Example:
         >>> import normkit, tempfile
@@ -83,12 +85,18 @@ def compare(
     from normkit.study.conduct import conduct
 
     design = plan.design(tuple(methods), tuple(batch_sizes), seeds, trials, steps, seed)
+    work = task.digits(seed)
+    if design.batch_sizes[-1] > len(work.train):
+        raise ArgumentError(
+            f"batch sizes must be at most {len(work.train)}, the number of images to train on, "
+            f"got {design.batch_sizes[-1]}: choose smaller ones"
+        )
     crew = workers if workers is not None else min(machine.cores(), 8)
     if crew < 1:
         raise ArgumentError(f"workers must be at least 1, got {workers}: leave it out for one per core")
     folder = Path(out)
     with _shown(progress) as tell:
-        comparison = conduct(task.digits(seed), design, folder, workers=crew, progress=tell, command=_command(design))
+        comparison = conduct(work, design, folder, workers=crew, progress=tell, command=_command(design))
     return replace(comparison, path=report.write(comparison, folder))
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from normkit.errors import ArgumentError
 from normkit.study import machine, verdict
 from normkit.study.comparison import Comparison, conclude
 from normkit.study.design import Design
@@ -27,13 +28,23 @@ def conduct(
     Args:
         task: what to train.
         design: how, and how often.
-        folder: holds the store.
+        folder: holds the store; made if need be.
         workers: processes; 1 works in this one.
         progress: called with (runs finished, runs in all, what is running).
         command: for the report, what repeats the study.
+
+    Raises:
+        ArgumentError: no folder can be made there.
+        StateError: the store cannot be opened, or a process died.
     """
     start = time.perf_counter()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(
+            f"out must be a folder, or a place where one can be made, got {str(folder)!r} ({error.strerror}): "
+            "name another"
+        ) from error
     complete = True
     with Store(folder / "study.sqlite3", task, design) as store:
         study = _Study(design, store, progress)
@@ -47,6 +58,9 @@ def conduct(
             if not study.runs:
                 raise
             complete = False
+        except Exception as error:
+            error.add_note(f"Finished runs are kept in {folder}: the same call goes on from them.")
+            raise
     return conclude(
         task,
         design,

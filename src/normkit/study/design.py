@@ -162,7 +162,8 @@ class Design:
             ),
             (
                 "The answer",
-                "At each batch size the method with the lowest mean test error leads. One method is *better* than "
+                "At each batch size the method with the lowest mean test error leads; one that never trained cannot "
+                "lead and is *behind*. One method is *better* than "
                 f"another if the paired t test, Holm-corrected over all pairs at all batch sizes, gives p < "
                 f"{self.alpha:g} and the mean difference is at least {point:g} point; a method that any other is "
                 "better than is *behind*. *Equal* to the leader is one whose simultaneous interval of the difference "
@@ -195,13 +196,20 @@ def design(
     ('none', 'batch_norm')
     """
     names = dict.fromkeys(["none", *(method_name(name) for name in methods)])
-    lowest = {"seeds": 2, "trials": 3, "steps": 40, "seed": 0}
+    lowest = {
+        "seeds": (2, "an interval needs two"),
+        "trials": (3, "of two, either is the edge of what was tried"),
+        "steps": (40, "a shorter run has no curve"),
+        "seed": (0, "a generator takes no other"),
+    }
     given = {"seeds": seeds, "trials": trials, "steps": steps, "seed": seed}
-    for name, bound in lowest.items():
+    for name, (bound, why) in lowest.items():
         if given[name] < bound:
-            raise ArgumentError(f"{name} must be at least {bound}, got {given[name]}")
+            raise ArgumentError(f"{name} must be at least {bound}, got {given[name]}: {why}")
     if seeds > 800:
-        raise ArgumentError(f"seeds must be at most 800, since seeds above are kept for tuning, got {seeds}")
+        raise ArgumentError(f"seeds must be at most 800, got {seeds}: those above are kept for tuning")
     if not batch_sizes or min(batch_sizes) < 1:
-        raise ArgumentError(f"batch sizes must be at least 1, and there must be one, got {batch_sizes}")
+        raise ArgumentError(
+            f"there must be a batch size, and none below 1, got {list(batch_sizes)}: give 2 and 32, say"
+        )
     return Design(tuple(names), tuple(sorted(set(batch_sizes))), seeds, trials, steps, seed)

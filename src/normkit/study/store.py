@@ -17,9 +17,12 @@ from typing import Any
 import optuna
 import torch
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import OptunaError
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
 import normkit
+from normkit.errors import StateError
 from normkit.study.design import Design
 from normkit.study.machine import cpu_name
 from normkit.study.run import Job, Run, Timing
@@ -33,8 +36,14 @@ class Store:
 
     def __init__(self, path: Path, task: Task, design: Design) -> None:
         self.prefix = fingerprint(task, design)
-        with _quiet():
-            self._storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        try:
+            with _quiet():
+                self._storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        except (SQLAlchemyError, OptunaError) as error:
+            raise StateError(
+                f"the store of finished runs must be a file that compare has made and may write to, but {path} cannot "
+                f"be opened ({getattr(error, 'orig', error)}): move it away, or choose another folder with out"
+            ) from error
         self._studies: dict[str, optuna.Study] = {}
 
     def __enter__(self) -> Store:

@@ -225,16 +225,21 @@ def relation(design: Design, difference: Interval, wide: Interval, p_corrected: 
 
 
 def standing(batch_size: int, table: Mapping[Key, Cell], judged: Sequence[Pair]) -> Standing:
-    """Who leads at one batch size; no one, if no run of any method trained."""
+    """Who leads at one batch size; no one, if no run of any method trained.
+
+    A method none of whose runs trained is behind, whatever error it ended with: that error is chance.
+    """
     row = [cell for (_, size), cell in table.items() if size == batch_size and cell.error is not None]
-    if all(cell.untrained == len(cell.runs) for cell in row):
+    able = [cell for cell in row if cell.untrained < len(cell.runs)]
+    if not able:
         return Standing(batch_size, None)
-    leader = min(row, key=lambda cell: cell.error.value if cell.error else 1.0).method
+    leader = min(able, key=lambda cell: cell.error.value if cell.error else 1.0).method
     groups: dict[str, list[str]] = {"behind": [], "equal": [], "not resolved": []}
     for cell in row:
         if cell.method != leader:
             seen = relations(cell.method, batch_size, judged)
-            groups["behind" if "worse" in seen.values() else seen.get(leader, "not resolved")].append(cell.method)
+            behind = cell not in able or "worse" in seen.values()
+            groups["behind" if behind else seen.get(leader, "not resolved")].append(cell.method)
     return Standing(batch_size, leader, *(tuple(group) for group in groups.values()))
 
 

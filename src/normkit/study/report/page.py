@@ -98,7 +98,7 @@ def _chips(comparison: Comparison) -> list[tuple[str, str]]:
         ("training runs", f"{runs}"),
         ("seeds behind each result", f"{design.seeds}"),
         ("learning rates tried for each", f"{design.trials}"),
-        ("claims supported · contradicted · not resolved", tally),
+        ("verdicts: supported · contradicted · not resolved", tally),
         ("wall time of the last call", words.duration(comparison.seconds)),
     ]
 
