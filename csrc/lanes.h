@@ -95,7 +95,7 @@ template <class S> void narrow(const float* x, S* out, int64_t n) {
 }
 #if defined(__AVX512F__)
 // Sixteen at a time, the rest under a mask: a tail done one by one costs as much as a hundred elements.
-inline __mmask16 lanes_left(int64_t n) { return n >= 16 ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
+inline __mmask16 lanes_left(int64_t n) { return __mmask16((1u << n) - 1); }
 inline __m256i round_to(__m512 f, f16) { return _mm512_cvtps_ph(f, 0); }
 inline __m256i round_to(__m512 f, bf16) {
   const __m512i u = _mm512_castps_si512(f);
@@ -107,16 +107,20 @@ inline __m256i round_to(__m512 f, bf16) {
 inline __m512 extend(__m256i h, f16) { return _mm512_cvtph_ps(h); }
 inline __m512 extend(__m256i h, bf16) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
 template <class S> void widen_all(const S* x, float* out, int64_t n) {
-  for (int64_t i = 0; i < n; i += 16) {
-    const __mmask16 some = lanes_left(n - i);
-    _mm512_mask_storeu_ps(out + i, some, extend(_mm256_maskz_loadu_epi16(some, x + i), S{}));
-  }
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    _mm512_storeu_ps(out + i, extend(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i)), S{}));
+  if (i == n) return;
+  const __mmask16 some = lanes_left(n - i);
+  _mm512_mask_storeu_ps(out + i, some, extend(_mm256_maskz_loadu_epi16(some, x + i), S{}));
 }
 template <class S> void narrow_all(const float* x, S* out, int64_t n) {
-  for (int64_t i = 0; i < n; i += 16) {
-    const __mmask16 some = lanes_left(n - i);
-    _mm256_mask_storeu_epi16(out + i, some, round_to(_mm512_maskz_loadu_ps(some, x + i), S{}));
-  }
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), round_to(_mm512_loadu_ps(x + i), S{}));
+  if (i == n) return;
+  const __mmask16 some = lanes_left(n - i);
+  _mm256_mask_storeu_epi16(out + i, some, round_to(_mm512_maskz_loadu_ps(some, x + i), S{}));
 }
 inline void widen(const f16* x, float* out, int64_t n) { widen_all(x, out, n); }
 inline void widen(const bf16* x, float* out, int64_t n) { widen_all(x, out, n); }
