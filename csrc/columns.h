@@ -6,7 +6,8 @@
 namespace {
 
 // Columns side by side in one task, rows summed in the arithmetic type before double takes over, and rows after which
-// a tall block is cut so that several threads can share it.
+// a tall block is cut (TALL elements and STRIPS strips at least) so that several threads can share it; rows of the first
+// strip; and the width up to which narrow rows are folded.
 constexpr int64_t TILE = 1024;
 constexpr int64_t STRIP = 128;
 constexpr int64_t TALL = 16384;
@@ -109,22 +110,19 @@ void strip_moments(const S* x, int64_t stride, int64_t rows, int64_t n, bool cen
   const A* g = guess;
   A* slots = buffer;
   const auto row = [=](int64_t r, int k) { return load(x + r * stride, slots + k * TILE, n); };
-  bool redo = false;
   const auto deviate = [&] {
     sum_columns(rows, n, s, q, row, [=](const A* p, int64_t j, A& a, A& b) {
       a = p[j] - g[j];
       b = a * a;
     });
-    int far = 0, out = 0;
+    int far = 0;
     for (int64_t j = 0; j < n; ++j) {
       const double shift = center ? double(s[j]) * per : 0, off = shift * double(s[j]), rest = double(q[j]) - off;
       mean[j] = double(guess[j]) + shift;
       m2[j] = rest < 0 ? 0 : rest;
-      far |= off > rest;
-      out |= out_of_range(double(q[j]), eps);
+      far |= off > rest || out_of_range(double(q[j]), eps);
     }
-    redo = out;
-    return far || out;
+    return far;
   };
   for (int64_t j = 0; j < n; ++j) guess[j] = center && into.count > 0 ? A(into.mean[j]) : A(0);
   if ((center && into.count == 0) || (deviate() && center)) {
@@ -132,7 +130,8 @@ void strip_moments(const S* x, int64_t stride, int64_t rows, int64_t n, bool cen
     for (int64_t j = 0; j < n; ++j) guess[j] = A(double(s[j]) * per);
     deviate();
   }
-  for (int64_t j = 0; std::is_same<A, float>::value && redo && j < n; ++j) {
+  for (int64_t j = 0; std::is_same<A, float>::value && j < n; ++j) {
+    if (!out_of_range(double(q[j]), eps)) continue;
     double sum = 0, squares = 0;
     const auto value = [&](int64_t r) { A slot[1]; return double(*load(x + r * stride + j, slot, 1)); };
     for (int64_t r = 0; center && r < rows; ++r) sum += value(r);

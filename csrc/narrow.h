@@ -48,7 +48,6 @@ void narrow_moments(const A (*x)[LANES], int64_t n, bool center, double eps, dou
       d1[k] += d;
       d2[k] += d * d;
     }
-  bool redo = false;
   const double exact = 1.0 / double(n);
 #pragma omp simd
   for (int k = 0; k < LANES; ++k) {
@@ -56,8 +55,8 @@ void narrow_moments(const A (*x)[LANES], int64_t n, bool center, double eps, dou
     mean[k] = double(guess[k]) + shift;
     var[k] = (rest < 0 ? 0 : rest) * exact;
   }
-  for (int k = 0; k < LANES; ++k) redo |= out_of_range(double(d2[k]), eps);
-  for (int k = 0; k < LANES && redo && std::is_same<A, float>::value; ++k) {
+  for (int k = 0; k < LANES && std::is_same<A, float>::value; ++k) {
+    if (!out_of_range(double(d2[k]), eps)) continue;
     double s = 0, q = 0;
     for (int64_t j = 0; j < n && center; ++j) s += double(x[j][k]);
     mean[k] = s * exact;

@@ -77,8 +77,8 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     A bx[BLOCK], bg[BLOCK], br[BLOCK];
     const double count = double(v.count());
     const A m = scale.mean, rstd = scale.rstd;
-    const A c1 = f.fixed || !f.center ? A(0) : A(sums.g / count), c2 = f.fixed ? A(0) : A(sums.gx / count);
-    const A r1 = -rstd * c1, r2 = -rstd * c2;
+    const A c1 = f.fixed || !f.center ? A(0) : -rstd * A(sums.g / count);
+    const A c2 = f.fixed ? A(0) : -rstd * A(sums.gx / count);
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n) {
       const A *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
       A* out = target(dx + at, br);
@@ -88,11 +88,11 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
         if (affine.vector && affine.weight) {
           const A* w = affine.weight + index;
 #pragma omp simd
-          for (int64_t i = 0; i < length; ++i) q[i] = g[i] * (w[i] * rstd) + ((p[i] - m) * rstd) * r2 + r1;
+          for (int64_t i = 0; i < length; ++i) q[i] = g[i] * (w[i] * rstd) + ((p[i] - m) * rstd) * c2 + c1;
         } else {
           const A a = rstd * (affine.vector ? A(1) : affine.w(index));
 #pragma omp simd
-          for (int64_t i = 0; i < length; ++i) q[i] = g[i] * a + ((p[i] - m) * rstd) * r2 + r1;
+          for (int64_t i = 0; i < length; ++i) q[i] = g[i] * a + ((p[i] - m) * rstd) * c2 + c1;
         }
       });
       store(out, dx + at, n);
@@ -150,15 +150,14 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
           a = w ? pg[i] * w[i] : pg[i];
           b = a * ((px[i] - m) * rstd);
         });
-        c1 = f.center ? A(sums.a / double(n)) : A(0);
-        c2 = A(sums.b / double(n));
+        c1 = f.center ? -rstd * A(sums.a / double(n)) : A(0);
+        c2 = -rstd * A(sums.b / double(n));
       }
       S* out = dx + (first + k) * n;
       A* q = target(out, result);
       const A *px = p[k], *pg = g[k];
-      const A r1 = -rstd * c1, r2 = -rstd * c2;
 #pragma omp simd
-      for (int64_t i = 0; i < n; ++i) q[i] = (w ? pg[i] * w[i] : pg[i]) * rstd + ((px[i] - m) * rstd) * r2 + r1;
+      for (int64_t i = 0; i < n; ++i) q[i] = (w ? pg[i] * w[i] : pg[i]) * rstd + ((px[i] - m) * rstd) * c2 + c1;
       store(q, out, n);
     }
     if (!grads.wanted()) return;

@@ -156,23 +156,16 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
     assert done.stdout.split()[0] == ranks[min(ranks.index(isa), ranks.index(best))]
 
 
-def half_values():
-    """Every half-precision number of both kinds, as bits."""
-    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
-    return bits.view(torch.float16), bits.view(torch.bfloat16)
-
-
 @pytest.mark.parametrize("isa", ["baseline", ""])
 def test_half_precision_conversion_is_exact_for_every_number(isa):
     """Standardizing with mean 0 and std 1 and no eps is the identity: what went in must come out, bit for bit."""
     code = """
 import torch
+import normkit.kernels.autograd
 bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
 for dtype in (torch.float16, torch.bfloat16):
     x = bits.view(dtype)
     x = x[x.isfinite()].view(1, 1, -1)
-    y = torch.ops.normkit.standardize.default
-    import normkit.kernels.autograd
     y = torch.ops.normkit.standardize.default(x, torch.zeros(1), torch.ones(1), None, None, "[b] c [...]", 0.0)
     assert torch.equal(y, x)
     # rounding on the way out, against torch's own
@@ -182,7 +175,6 @@ for dtype in (torch.float16, torch.bfloat16):
     got = torch.ops.normkit.standardize.default(one, torch.zeros(1), torch.ones(1), w, None, "[b] [c]", 0.0)
     assert torch.equal(got.view(-1), w.to(dtype))
 """
-    code = "import normkit.kernels.autograd\n" + code.replace("    y = torch.ops.normkit.standardize.default\n", "")
     env = {"NORMKIT_ISA": isa, "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
@@ -223,6 +215,17 @@ def test_a_sample_has_the_same_bits_in_every_batch(layout, pattern):
         if layout == "reversed":
             continue  # there the batch is innermost in memory, so a sample's neighbours do change the walk
         assert torch.equal(normalize(LAYOUTS[layout](x[part]), pattern, w), whole[part])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "shape"), [("b [c]", (70, 8)), ("b c [...]", (3, 6, 4, 4)), ("b [c] ...", (2, 5, 3, 70))]
+)
+def test_a_neighbour_out_of_range_changes_no_bits(pattern, shape):
+    """Squares of 1e30 leave float32 and are summed again in double: for that statistic, not for those beside it."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    calm = normalize(x, pattern)
+    x[0] *= 1e30
+    assert torch.equal(normalize(x, pattern)[1:], calm[1:])
 
 
 def test_without_kernels_everything_runs_on_the_reference_and_one_warning_is_given():

@@ -31,6 +31,22 @@ def check_dimensions(name: str, x: Tensor, least: int, layout: str) -> None:
         )
 
 
+def check_channels(
+    name: str,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> None:
+    """Running statistics and parameters have one value for each channel of the input."""
+    shape = (x.shape[1],)
+    check_parameter(name, "running_mean", running_mean, shape, x)
+    check_parameter(name, "running_var", running_var, shape, x)
+    check_parameter(name, "weight", weight, shape, x)
+    check_parameter(name, "bias", bias, shape, x)
+
+
 def check_parameter(name: str, what: str, t: Tensor | None, shape: tuple[int, ...], x: Tensor) -> None:
     """A weight, a bias or a statistic fits the input in shape, dtype and device."""
     if t is None or (t.dtype is x.dtype and t.shape == shape and t.device == x.device):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
-from normkit.functional._checks import check_call, check_dimensions, check_parameter
+from normkit.functional._checks import check_call, check_channels, check_dimensions
 from normkit.kernels.autograd import normalized, standardized
 from normkit.kernels.reference import arithmetic_dtype
 
@@ -56,11 +56,7 @@ def batch_norm(
     """
     check_call("batch_norm", input, eps)
     check_dimensions("batch_norm", input, 2, "(N, C, ...)")
-    channels = (input.shape[1],)
-    for what, t in (("running_mean", running_mean), ("running_var", running_var)):
-        check_parameter("batch_norm", what, t, channels, input)
-    check_parameter("batch_norm", "weight", weight, channels, input)
-    check_parameter("batch_norm", "bias", bias, channels, input)
+    check_channels("batch_norm", input, running_mean, running_var, weight, bias)
     if not training:
         if running_mean is None or running_var is None:
             raise ArgumentError(

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import batch
-from normkit.functional._checks import check_call, check_dimensions, check_parameter
+from normkit.functional._checks import check_call, check_channels, check_dimensions
 from normkit.kernels.autograd import normalized, standardized
 
 PATTERN = "b c [...]"
@@ -54,11 +54,7 @@ def instance_norm(
     """
     check_call("instance_norm", input, eps)
     check_dimensions("instance_norm", input, 3, "(N, C, positions ...)")
-    channels = (input.shape[1],)
-    for what, t in (("running_mean", running_mean), ("running_var", running_var)):
-        check_parameter("instance_norm", what, t, channels, input)
-    check_parameter("instance_norm", "weight", weight, channels, input)
-    check_parameter("instance_norm", "bias", bias, channels, input)
+    check_channels("instance_norm", input, running_mean, running_var, weight, bias)
     if not use_input_stats:
         if running_mean is None or running_var is None:
             raise ArgumentError(

@@ -13,14 +13,17 @@ from normkit.pattern import parse
 from normkit.plan import Plan, Prepare, plan
 
 
+def _inverse(order: Sequence[int]) -> list[int]:
+    return [order.index(i) for i in range(len(order))]
+
+
 def _reorder(t: Tensor, sizes: Sequence[int], axes: Sequence[int], *, to_memory: bool) -> Tensor:
     """A flat tensor over some axes, from their logical order to their order in memory, or back."""
     logical = sorted(axes)
     order = [logical.index(axis) for axis in axes]
     if to_memory:
         return t.reshape([sizes[axis] for axis in logical]).permute(order).reshape(-1)
-    back = [order.index(i) for i in range(len(order))]
-    return t.reshape([sizes[axis] for axis in axes]).permute(back).reshape(-1)
+    return t.reshape([sizes[axis] for axis in axes]).permute(_inverse(order)).reshape(-1)
 
 
 @lru_cache(maxsize=4096)
@@ -53,17 +56,15 @@ class Call:
         """A result of the kernel, laid out as x."""
         if self.plan.prepare is not Prepare.REGROUP:
             return t
-        order = self._order()
-        back = [order.index(i) for i in range(len(order))]
-        return torch.empty_like(self.like).copy_(t.permute(back).reshape(self.shape))
+        return torch.empty_like(self.like).copy_(t.permute(_inverse(self._order())).reshape(self.shape))
 
     def _order(self) -> list[int]:
         ones = [i for i, size in enumerate(self.plan.sizes) if size == 1]
         return [*ones, *self.plan.memory]
 
     def parameter(self, t: Tensor | None) -> Tensor | None:
-        if t is None or (self.plan.features_in_order and t.dtype == self.stat and t.is_contiguous()):
-            return t
+        if t is None:
+            return None
         if not self.plan.features_in_order:
             t = _reorder(t, self.plan.sizes, self.plan.features, to_memory=True)
         return t.to(self.stat).contiguous()
@@ -76,7 +77,7 @@ class Call:
     def statistic(self, t: Tensor) -> Tensor:
         if t.numel() and not self.plan.kept_in_order:
             t = _reorder(t, self.plan.sizes, self.plan.kept, to_memory=True)
-        return t if t.dtype == self.stat and t.is_contiguous() else t.to(self.stat).contiguous()
+        return t.to(self.stat).contiguous()
 
     def statistic_back(self, t: Tensor) -> Tensor:
         if self.plan.kept_in_order or t.numel() == 0:
