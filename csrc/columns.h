@@ -18,6 +18,7 @@ constexpr int64_t FOLDED = 192;
 struct Tiles {
   const View& v;
   int64_t fold, rows, width_all, width, per_block, strip, tall, talls;
+  int64_t ahead;  // rows to look ahead
   bool split;
 
   Tiles(const View& view, const Pool& pool, bool by_row) : v(view) {
@@ -30,6 +31,7 @@ struct Tiles {
     per_block = ceil_div(width_all, TILE / v.r1 * v.r1);
     const int64_t even = ceil_div(ceil_div(width_all, per_block), 16 * v.r1) * 16 * v.r1;
     width = even <= TILE ? least(even, width_all) : TILE / v.r1 * v.r1;
+    ahead = ceil_div(AHEAD, 4 * width) * 4;
     strip = least(STRIP, rows);
     tall = strip * (ceil_div(TALL, strip * width) > STRIPS ? ceil_div(TALL, strip * width) : STRIPS);
     talls = ceil_div(rows, tall);
@@ -37,6 +39,10 @@ struct Tiles {
             (v.k0 * per_block) % pool.threads;
   }
   int64_t count() const { return v.k0 * per_block; }
+  // The rows of a tile from its end: what was read last is still near.
+  template <class Body> void backwards(Body&& body) const {
+    for (int64_t tall_ = talls; tall_-- > 0;) body(tall_ * tall, least(tall_ * tall + tall, rows));
+  }
 };
 
 // One tile: columns [left, left + n) of block k0.
@@ -69,22 +75,31 @@ struct ColumnMoments {
 };
 
 // Sums down the columns, four rows at a time: fewer trips to the accumulators, and shorter chains of rounding.
-// row(r, k) makes row r ready in slot k; term(that, j, a, b) gives what its column j adds.
-template <class A, class Row, class Term>
-void sum_columns(int64_t rows, int64_t n, A* sa, A* sb, const Row& row, const Term& term) {
+// row(r, k) makes row r ready in slot k; term(that, j, a, b) gives what its column j adds; fetch(r, j, n) may ask for what
+// comes later than columns [j, j + n) of row r.
+template <class A, class Row, class Fetch, class Term>
+void sum_columns(int64_t rows, int64_t n, A* sa, A* sb, const Row& row, const Fetch& fetch, const Term& term) {
   for (int64_t j = 0; j < n; ++j) sa[j] = sb[j] = 0;
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4) {
     const auto r0 = row(r, 0), r1 = row(r + 1, 1), r2 = row(r + 2, 2), r3 = row(r + 3, 3);
+    const auto add = [&](int64_t left, int64_t right) {
+      for (int64_t k = 0; k < 4; ++k) fetch(r + k, left, right - left);
 #pragma omp simd
-    for (int64_t j = 0; j < n; ++j) {
-      A a0, b0, a1, b1, a2, b2, a3, b3;
-      term(r0, j, a0, b0);
-      term(r1, j, a1, b1);
-      term(r2, j, a2, b2);
-      term(r3, j, a3, b3);
-      sa[j] += (a0 + a1) + (a2 + a3);
-      sb[j] += (b0 + b1) + (b2 + b3);
+      for (int64_t j = left; j < right; ++j) {
+        A a0, b0, a1, b1, a2, b2, a3, b3;
+        term(r0, j, a0, b0);
+        term(r1, j, a1, b1);
+        term(r2, j, a2, b2);
+        term(r3, j, a3, b3);
+        sa[j] += (a0 + a1) + (a2 + a3);
+        sb[j] += (b0 + b1) + (b2 + b3);
+      }
+    };
+    if (n <= BURST) {
+      add(0, n);
+    } else {
+      for (int64_t left = 0; left < n; left += BURST / 4) add(left, least(left + BURST / 4, n));
     }
   }
   for (; r < rows; ++r) {
@@ -102,16 +117,22 @@ void sum_columns(int64_t rows, int64_t n, A* sa, A* sb, const Row& row, const Te
 // Moments of a strip, merged into those of the rows before it. Their mean is the guess that deviations are taken from;
 // where there is none yet, or it is more than a standard deviation off, a pass of its own finds a better one.
 template <class S>
-void strip_moments(const S* x, int64_t stride, int64_t rows, int64_t n, bool center, double eps, ColumnMoments& into) {
+void strip_moments(const S* x, int64_t stride, int64_t rows, int64_t n, int64_t ahead, bool center, double eps,
+                   ColumnMoments& into) {
   using A = arithmetic<S>;
   A s[TILE], q[TILE], guess[TILE], buffer[4 * TILE];
   double mean[TILE], m2[TILE];
   const double count = double(rows), per = 1.0 / count;
   const A* g = guess;
   A* slots = buffer;
-  const auto row = [=](int64_t r, int k) { return load(x + r * stride, slots + k * TILE, n); };
+  const auto row = [=](int64_t r, int k) {
+    return load(x + r * stride, slots + k * TILE, n);
+  };
+  const auto fetch = [=](int64_t r, int64_t j, int64_t some) {
+    if (ahead) prefetch(x + (r + ahead) * stride + j, some);
+  };
   const auto deviate = [&] {
-    sum_columns(rows, n, s, q, row, [=](const A* p, int64_t j, A& a, A& b) {
+    sum_columns(rows, n, s, q, row, fetch, [=](const A* p, int64_t j, A& a, A& b) {
       a = p[j] - g[j];
       b = a * a;
     });
@@ -126,7 +147,7 @@ void strip_moments(const S* x, int64_t stride, int64_t rows, int64_t n, bool cen
   };
   for (int64_t j = 0; j < n; ++j) guess[j] = center && into.count > 0 ? A(into.mean[j]) : A(0);
   if ((center && into.count == 0) || (deviate() && center)) {
-    sum_columns(rows, n, s, q, row, [](const A* p, int64_t j, A& a, A& b) { a = p[j], b = 0; });
+    sum_columns(rows, n, s, q, row, fetch, [](const A* p, int64_t j, A& a, A& b) { a = p[j], b = 0; });
     for (int64_t j = 0; j < n; ++j) guess[j] = A(double(s[j]) * per);
     deviate();
   }
@@ -162,6 +183,7 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
   const Affine<A> affine(v, f.weight, f.bias);
   const TileAffine<A> where(v, affine);
   const Tiles tiles(v, pool, where.by_row);
+  const bool far = is_far<S>(v.numel()), tile_far = is_far<S>((f.fixed || tiles.split ? 1 : 4) * tiles.rows * tiles.width);
 
   const auto moments_of_tall = [&](const Tile& t, int64_t tall, ColumnMoments& m) {
     m.count = 0;
@@ -169,7 +191,7 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
     // A short strip first: it takes two passes to find the mean that the others are guessed from.
     for (int64_t r = tall * tiles.tall, rows; r < end; r += rows) {
       rows = least(m.count == 0 && f.center ? FIRST : tiles.strip, end - r);
-      strip_moments(x + t.at(tiles, r), tiles.width_all, rows, t.n, f.center, f.eps, m);
+      strip_moments(x + t.at(tiles, r), tiles.width_all, rows, t.n, far ? tiles.ahead : 0, f.center, f.eps, m);
     }
   };
   // From column moments to what each column is scaled with; cells of several columns are merged first.
@@ -210,21 +232,25 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
     }
   };
   const auto apply_rows = [&](const Tile& t, int64_t from, int64_t to, const A* mu, const A* rstd, const A* shift) {
-    A bx[TILE], by[TILE];
+    A bx[TILE];
+    Writer<S> writer(v.numel());
     const int64_t n = t.n;
     for (int64_t r = from; r < to; ++r) {
       const A* p = load(x + t.at(tiles, r), bx, n);
-      S* out = y + t.at(tiles, r);
-      A* q = target(out, by);
-      if (where.by_row) {
-        const A w = affine.w(where.of_row(t, r)), b = affine.b(where.of_row(t, r));
+      A* q = writer.open(y + t.at(tiles, r));
+      const A w = where.by_row ? affine.w(where.of_row(t, r)) : A(1), b = where.by_row ? affine.b(where.of_row(t, r)) : A(0);
+      for (int64_t left = 0; left < n; left += BURST) {
+        const int64_t right = least(left + BURST, n);
+        if (tile_far) prefetch(x + t.at(tiles, r + tiles.ahead) + left, right - left);
+        if (where.by_row) {
 #pragma omp simd
-        for (int64_t j = 0; j < n; ++j) q[j] = ((p[j] - mu[j]) * rstd[j] + shift[j]) * w + b;
-      } else {
+          for (int64_t j = left; j < right; ++j) q[j] = ((p[j] - mu[j]) * rstd[j] + shift[j]) * w + b;
+        } else {
 #pragma omp simd
-        for (int64_t j = 0; j < n; ++j) q[j] = (p[j] - mu[j]) * rstd[j] + shift[j];
+          for (int64_t j = left; j < right; ++j) q[j] = (p[j] - mu[j]) * rstd[j] + shift[j];
+        }
       }
-      store(q, out, n);
+      writer.close(n);
     }
   };
 
@@ -262,7 +288,7 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
       m.merge(part.count, part.mean, part.m2, t.n);
     }
     finish(t, m, mu, rstd, shift);
-    apply_rows(t, 0, tiles.rows, mu, rstd, shift);
+    tiles.backwards([&](int64_t from, int64_t to) { apply_rows(t, from, to, mu, rstd, shift); });
   });
 }
 

@@ -36,6 +36,7 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
   const auto sums_of_tall = [&](int64_t index, const Tile& t, int64_t tall, const Scales& s, ColumnSums& sums) {
     struct Row { const A *x, *g; A w; };
     A g[TILE], gx[TILE], buffer[8 * TILE];
+    const auto nothing = [](int64_t, int64_t, int64_t) {};  // with two tensors to read, looking ahead gains nothing
     const A *mu = s.mu, *rstd = s.rstd;
     for (int64_t j = 0; j < t.n; ++j) sums.g[j] = sums.gx[j] = 0;
     const int64_t end = least((tall + 1) * tiles.tall, tiles.rows);
@@ -55,7 +56,7 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
         }
         return ready;
       };
-      sum_columns(least(tiles.strip, end - r0), t.n, g, gx, row, [=](const Row& p, int64_t j, A& a, A& b) {
+      sum_columns(least(tiles.strip, end - r0), t.n, g, gx, row, nothing, [=](const Row& p, int64_t j, A& a, A& b) {
         a = p.g[j] * p.w;
         b = a * ((p.x[j] - mu[j]) * rstd[j]);
       });
@@ -87,17 +88,17 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     }
   };
   const auto apply_rows = [&](const Tile& t, int64_t from, int64_t to, const Scales& s) {
-    A bx[TILE], bg[TILE], br[TILE];
+    A bx[TILE], bg[TILE];
+    Writer<S> writer(v.numel());
     const int64_t n = t.n;
     for (int64_t r = from; r < to; ++r) {
       const A *p = load(x + t.at(tiles, r), bx, n), *g = load(dy + t.at(tiles, r), bg, n);
-      S* out = dx + t.at(tiles, r);
-      A* q = target(out, br);
+      A* q = writer.open(dx + t.at(tiles, r));
       const A row_weight = by_row ? affine.w(where.of_row(t, r)) : A(1);
 #pragma omp simd
       for (int64_t j = 0; j < n; ++j)
         q[j] = g[j] * (s.w[j] * row_weight) + ((p[j] - s.mu[j]) * s.rstd[j]) * s.c2[j] + s.c1[j];
-      store(q, out, n);
+      writer.close(n);
     }
   };
 
@@ -137,7 +138,7 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
         for (int64_t j = 0; j < t.n; ++j) total.g[j] += part.g[j], total.gx[j] += part.gx[j];
       }
       finish(t, total, s);
-      if (dx) apply_rows(t, 0, tiles.rows, s);
+      if (dx) tiles.backwards([&](int64_t from, int64_t to) { apply_rows(t, from, to, s); });
     });
   }
   if (!grads.wanted()) return;

@@ -19,12 +19,11 @@ template <class S, class A> void turn_in(const S* x, int64_t n, int64_t rows, A 
   for (int64_t j = 0; j < n; ++j)
     for (int64_t k = 0; k < LANES; ++k) out[j][k] = in[(k < rows ? k : rows - 1) * n + j];
 }
-template <class S, class A> void turn_out(const A (*in)[LANES], int64_t n, int64_t rows, S* y) {
-  A buffer[NARROW * LANES];
-  A* out = target(y, buffer);
+template <class S, class A> void turn_out(const A (*in)[LANES], int64_t n, int64_t rows, S* y, Writer<S>& writer) {
+  A* out = writer.open(y);
   for (int64_t k = 0; k < rows; ++k)
     for (int64_t j = 0; j < n; ++j) out[k * n + j] = in[j][k];
-  store(out, y, n * rows);
+  writer.close(n * rows);
 }
 
 template <class A> struct NarrowScales {
@@ -76,7 +75,8 @@ template <class A> void narrow_scales(const double* mean, const double* var, dou
 }
 
 template <class S, class A>
-void forward_narrow(const S* x, S* y, A* mean, A* dev, int64_t n, int64_t rows, const Affine<A>& affine, bool center, double eps) {
+void forward_narrow(const S* x, S* y, A* mean, A* dev, int64_t n, int64_t rows, const Affine<A>& affine, bool center, double eps,
+                    Writer<S>& writer) {
   A in[NARROW][LANES];
   double mu[LANES], var[LANES];
   NarrowScales<A> s;
@@ -92,13 +92,13 @@ void forward_narrow(const S* x, S* y, A* mean, A* dev, int64_t n, int64_t rows, 
 #pragma omp simd
     for (int k = 0; k < LANES; ++k) in[j][k] = ((in[j][k] - s.mean[k]) * s.rstd[k] + s.shift[k]) * w + b;
   }
-  turn_out(in, n, rows, y);
+  turn_out(in, n, rows, y, writer);
 }
 
 // tw, tb: n sums each of dy * x_hat and dy, added to; null where not wanted. dx may be null.
 template <class S, class A>
 void backward_narrow(const S* dy, const S* x, const A* mean, const A* dev, S* dx, int64_t n, int64_t rows,
-                     const Affine<A>& affine, bool center, bool fixed, double eps, A* tw, A* tb) {
+                     const Affine<A>& affine, bool center, bool fixed, double eps, A* tw, A* tb, Writer<S>& writer) {
   A in[NARROW][LANES], g[NARROW][LANES], s1[LANES] = {}, s2[LANES] = {};
   double mu[LANES], var[LANES];
   NarrowScales<A> s;
@@ -132,7 +132,7 @@ void backward_narrow(const S* dy, const S* x, const A* mean, const A* dev, S* dx
   for (int64_t j = 0; j < n; ++j)
 #pragma omp simd
     for (int k = 0; k < LANES; ++k) g[j][k] = s.rstd[k] * (g[j][k] - s1[k] * per1 - in[j][k] * (s2[k] * per));
-  turn_out(g, n, rows, dx);
+  turn_out(g, n, rows, dx, writer);
 }
 
 }  // namespace

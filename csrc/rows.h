@@ -39,14 +39,18 @@ struct Spans {
     parts = v.r1 > CHUNK ? ceil_div(v.r1, CHUNK) : 1;
     per_cell = ceil_div(v.r0, rows) * parts;
   }
-  // body(offset, offset in its row, n) for every contiguous piece of span `s` of `cell`, at most BLOCK elements each.
+  // body(offset, offset in its row, n, offset AHEAD on the walk) for every contiguous piece of span `s` of `cell`, at most
+  // BLOCK elements each.
   template <class Body> void blocks(int64_t cell, int64_t s, Body&& body) const {
     const int64_t from = s / parts * rows, to = least(from + rows, v.r0);
     const int64_t left = s % parts * CHUNK, right = parts == 1 ? v.r1 : least(left + CHUNK, v.r1);
     const int64_t block = divide(cell, v.k1), start = (block * v.r0 * v.k1 + cell - block * v.k1) * v.r1;
     for (int64_t r = from; r < to; ++r) {
       const int64_t base = start + r * v.k1 * v.r1;
-      for (int64_t j = left; j < right; j += BLOCK) body(base + j, j, least(BLOCK, right - j));
+      for (int64_t j = left; j < right; j += BLOCK) {
+        const int64_t later = divide(j + AHEAD, v.r1);
+        body(base + j, j, least(BLOCK, right - j), base + later * (v.k1 - 1) * v.r1 + j + AHEAD);
+      }
     }
   }
 };
@@ -72,6 +76,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
   A* dev = static_cast<A*>(f.std);
   const Affine<A> affine(v, f.weight, f.bias);
   const Spans spans(v);
+  const bool far = is_far<S>(v.numel()), cell_far = is_far<S>(4 * v.count());
 
   // The first block in two passes; its mean is the guess that all others deviate from, in one pass. Where it is more
   // than a standard deviation off, or the squares leave the range, each block is taken by itself.
@@ -80,7 +85,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     Lanes<A> lanes;
     A buffer[BLOCK], guess = 0;
     int64_t rest = 0;
-    spans.blocks(cell, s, [&](int64_t at, int64_t, int64_t n) {
+    spans.blocks(cell, s, [&](int64_t at, int64_t, int64_t n, int64_t ahead) {
       const A* in = load(x + at, buffer, n);
       if (first.count == 0) {
         first = moments_of(in, n, f.center, f.eps);
@@ -88,10 +93,14 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
         return;
       }
       rest += n;
-      lanes.add(n, [in, guess](int64_t i, A& d, A& d2) {
-        d = in[i] - guess;
-        d2 = d * d;
-      });
+      for (int64_t i = 0; i < n; i += BURST) {
+        if (far) prefetch(x + ahead + i, least(BURST, n - i));
+        const A* p = in + i;
+        lanes.add(least(BURST, n - i), [p, guess](int64_t i, A& d, A& d2) {
+          d = p[i] - guess;
+          d2 = d * d;
+        });
+      }
     });
     if (rest == 0) return first;
     lanes.flush();
@@ -101,7 +110,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
       return first;
     }
     Moments each;
-    spans.blocks(cell, s, [&](int64_t at, int64_t, int64_t n) {
+    spans.blocks(cell, s, [&](int64_t at, int64_t, int64_t n, int64_t) {
       each.merge(moments_of(load(x + at, buffer, n), n, f.center, f.eps));
     });
     return each;
@@ -113,9 +122,8 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     return Scale<A>(m.mean, v2, f.eps);
   };
   const auto given = [&](int64_t cell) { return Scale<A>(double(mean[cell]), square(dev[cell]), f.eps); };
-  const auto apply_block = [&](const A* in, S* out, int64_t at, int64_t j, int64_t n, const Scale<A>& scale) {
-    A result[BLOCK];
-    A* r = target(out, result);
+  const auto apply_block = [&](const A* in, int64_t at, int64_t j, int64_t n, const Scale<A>& scale, Writer<S>& writer) {
+    A* r = writer.open(y + at);
     affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
       const A* p = in + start;
       A* q = r + start;
@@ -141,27 +149,34 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
         for (int64_t i = 0; i < length; ++i) q[i] = (p[i] - m) * a + c;
       }
     });
-    store(r, out, n);
+    writer.close(n);
   };
-  const auto apply_span = [&](int64_t cell, int64_t s, const Scale<A>& scale) {
+  const auto apply_span = [&](int64_t cell, int64_t s, const Scale<A>& scale, Writer<S>& writer) {
     A buffer[BLOCK];
-    spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n) {
-      apply_block(load(x + at, buffer, n), y + at, at, j, n, scale);
+    const int64_t step = cell_far ? BURST : BLOCK;
+    spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t ahead) {
+      const A* in = load(x + at, buffer, n);
+      for (int64_t i = 0; i < n; i += step) {
+        if (cell_far) prefetch(x + ahead + i, least(step, n - i));
+        apply_block(in + i, at + i, j + i, least(step, n - i), scale, writer);
+      }
     });
   };
 
   if (f.fixed) {  // nothing to wait for: the rows in the order of memory
-    const int64_t step = ceil_div(GRAIN, v.r1);
+    const int64_t step = ceil_div(GRAIN, v.r1), piece = far ? BURST : BLOCK;
     Array<Scale<A>> scales(v.cells());
     for (int64_t cell = 0; cell < v.cells(); ++cell) scales[cell] = given(cell);
     parallel(pool, ceil_div(v.rows(), step), [&](int64_t task) {
       A buffer[BLOCK];
+      Writer<S> writer(v.numel());
       const int64_t end = least((task + 1) * step, v.rows());
       for (int64_t row = task * step; row < end; ++row) {
         const Scale<A>& scale = scales[v.cell_of_row(row)];
-        for (int64_t j = 0; j < v.r1; j += BLOCK) {
-          const int64_t n = least(BLOCK, v.r1 - j), at = row * v.r1 + j;
-          apply_block(load(x + at, buffer, n), y + at, at, j, n, scale);
+        for (int64_t j = 0; j < v.r1; j += piece) {
+          const int64_t n = least(piece, v.r1 - j), at = row * v.r1 + j;
+          if (far) prefetch(x + at + AHEAD, n);
+          apply_block(load(x + at, buffer, n), at, j, n, scale, writer);
         }
       }
     });
@@ -169,20 +184,34 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
   }
   // Rows of one block: converted once, normalized from the same buffer, several side by side so that the latencies of
   // one row's sums and roots are hidden behind the others.
-  const auto short_rows = [&](int64_t first, int64_t rows) {
+  const auto short_rows = [&](int64_t first, int64_t rows, Writer<S>& writer) {
     A buffer[GROUP * BLOCK];
     const A* in[GROUP];
     A guess[GROUP];
     Two<A> sums[GROUP];
     Scale<A> scales[GROUP];
     const int64_t n = v.r1;
-    for (int64_t k = 0; k < rows; ++k) in[k] = load(x + (first + k) * n, buffer + k * BLOCK, n);
-    for (int64_t k = 0; k < rows; ++k) guess[k] = guess_mean(in[k], n, f.center);
-    for (int64_t k = 0; k < rows; ++k) sums[k] = deviations(in[k], n, guess[k]);
+    // What is ahead is asked for in four parts, among the steps.
+    const auto fetch = [&](int64_t k, int64_t part) {
+      const int64_t size = n <= BURST ? n : ceil_div(n, 4), from = part * size;
+      if (far && from < n) prefetch(x + (first + k) * n + AHEAD + from, least(size, n - from));
+    };
+    for (int64_t k = 0; k < rows; ++k) {
+      fetch(k, 0);
+      in[k] = load(x + (first + k) * n, buffer + k * BLOCK, n);
+      guess[k] = guess_mean(in[k], n, f.center);
+    }
+    for (int64_t k = 0; k < rows; ++k) {
+      fetch(k, 1);
+      sums[k] = deviations(in[k], n, guess[k]);
+    }
     for (int64_t k = 0; k < rows; ++k)
       scales[k] = finish(first + k, conclude(in[k], n, guess[k], sums[k], f.center, f.eps));
-    for (int64_t k = 0; k < rows; ++k)
-      apply_block(in[k], y + (first + k) * n, (first + k) * n, 0, n, scales[k]);
+    for (int64_t k = 0; k < rows; ++k) {
+      fetch(k, 2);
+      apply_block(in[k], (first + k) * n, 0, n, scales[k], writer);
+      fetch(k, 3);
+    }
   };
 
   const Share share(v, spans, pool);
@@ -199,27 +228,30 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
       scales[cell] = finish(cell, m);
     }
     parallel(pool, tasks, [&](int64_t t) {
-      apply_span(t / spans.per_cell, t % spans.per_cell, scales[t / spans.per_cell]);
+      Writer<S> writer(v.numel());
+      apply_span(t / spans.per_cell, t % spans.per_cell, scales[t / spans.per_cell], writer);
     });
     return;
   }
   parallel(pool, share.tasks, [&](int64_t task) {
     const int64_t end = least((task + 1) * share.cells_per_task, v.cells());
+    Writer<S> writer(v.numel());
     if (is_narrow(v, affine)) {
       for (int64_t cell = task * share.cells_per_task; cell < end; cell += LANES)
         forward_narrow(x + cell * v.r1, y + cell * v.r1, mean + (f.center ? cell : 0), dev + cell, v.r1,
-                       least(LANES, end - cell), affine, f.center, f.eps);
+                       least(LANES, end - cell), affine, f.center, f.eps, writer);
       return;
     }
     if (v.r0 == 1 && v.r1 <= BLOCK) {
-      for (int64_t cell = task * share.cells_per_task; cell < end; cell += GROUP) short_rows(cell, least(GROUP, end - cell));
+      for (int64_t cell = task * share.cells_per_task; cell < end; cell += GROUP)
+        short_rows(cell, least(GROUP, end - cell), writer);
       return;
     }
     for (int64_t cell = task * share.cells_per_task; cell < end; ++cell) {
       Moments m;
       for (int64_t s = 0; s < spans.per_cell; ++s) m.merge(moments_of_span(cell, s));
       const Scale<A> scale = finish(cell, m);
-      for (int64_t s = 0; s < spans.per_cell; ++s) apply_span(cell, s, scale);
+      for (int64_t s = spans.per_cell; s-- > 0;) apply_span(cell, s, scale, writer);  // what was read last is still near
     }
   });
 }

@@ -33,7 +33,7 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     CellSums sums;
     A bx[BLOCK], bg[BLOCK];
     const A m = scale.mean, rstd = scale.rstd;
-    spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n) {
+    spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t) {
       const A *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
       affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
         const A *p = px + start, *g = pg + start;
@@ -73,15 +73,15 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     });
     return sums;
   };
-  const auto apply_span = [&](int64_t cell, int64_t s, const Scale<A>& scale, const CellSums& sums) {
-    A bx[BLOCK], bg[BLOCK], br[BLOCK];
+  const auto apply_span = [&](int64_t cell, int64_t s, const Scale<A>& scale, const CellSums& sums, Writer<S>& writer) {
+    A bx[BLOCK], bg[BLOCK];
     const double count = double(v.count());
     const A m = scale.mean, rstd = scale.rstd;
     const A c1 = f.fixed || !f.center ? A(0) : -rstd * A(sums.g / count);
     const A c2 = f.fixed ? A(0) : -rstd * A(sums.gx / count);
-    spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n) {
+    spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t) {
       const A *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
-      A* out = target(dx + at, br);
+      A* out = writer.open(dx + at);
       affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
         const A *p = px + start, *g = pg + start;
         A* q = out + start;
@@ -95,7 +95,7 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
           for (int64_t i = 0; i < length; ++i) q[i] = g[i] * a + ((p[i] - m) * rstd) * c2 + c1;
         }
       });
-      store(out, dx + at, n);
+      writer.close(n);
     });
   };
 
@@ -103,14 +103,15 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
   for (int64_t cell = 0; cell < scales.size(); ++cell) scales[cell] = scale_of(cell);
   // Moments given and one weight for each run: nothing to wait for, so the rows in the order of memory.
   const auto rows_in_order = [&](int64_t from, int64_t to) {
-    A bx[BLOCK], bg[BLOCK], br[BLOCK];
+    A bx[BLOCK], bg[BLOCK];
+    Writer<S> writer(v.numel());
     for (int64_t row = from; row < to; ++row) {
       const Scale<A>& scale = scales[v.cell_of_row(row)];
       const A m = scale.mean, rstd = scale.rstd;
       for (int64_t left = 0; left < v.r1; left += BLOCK) {
         const int64_t n = least(BLOCK, v.r1 - left), at = row * v.r1 + left;
         const A *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
-        A* out = dx ? target(dx + at, br) : nullptr;
+        A* out = dx ? writer.open(dx + at) : nullptr;
         affine.pieces(at, left, n, [&](int64_t start, int64_t length, int64_t index) {
           const A *p = px + start, *g = pg + start;
           if (grads.wanted()) {
@@ -126,12 +127,12 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
 #pragma omp simd
           for (int64_t i = 0; i < (dx ? length : 0); ++i) out[start + i] = g[i] * a;
         });
-        if (dx) store(out, dx + at, n);
+        if (dx) writer.close(n);
       }
     }
   };
   // Short rows with a weight for each element, several at a time: one trip to the sums of weight gradients for all.
-  const auto short_rows = [&](int64_t first, int64_t rows) {
+  const auto short_rows = [&](int64_t first, int64_t rows, Writer<S>& writer) {
     A bx[GROUP * BLOCK], bg[GROUP * BLOCK];
     const A *p[GROUP], *g[GROUP];
     A mu[GROUP], rs[GROUP];
@@ -143,7 +144,7 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
       const Scale<A> scale = scale_of(first + k);
       const A m = mu[k] = scale.mean, rstd = rs[k] = scale.rstd;
       if (!dx) continue;
-      A c1 = 0, c2 = 0, result[BLOCK];
+      A c1 = 0, c2 = 0;
       if (!f.fixed) {
         const A *px = p[k], *pg = g[k];
         const Two<A> sums = sum_two<A>(n, [=](int64_t i, A& a, A& b) {
@@ -153,12 +154,11 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
         c1 = f.center ? -rstd * A(sums.a / double(n)) : A(0);
         c2 = -rstd * A(sums.b / double(n));
       }
-      S* out = dx + (first + k) * n;
-      A* q = target(out, result);
+      A* q = writer.open(dx + (first + k) * n);
       const A *px = p[k], *pg = g[k];
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) q[i] = (w ? pg[i] * w[i] : pg[i]) * rstd + ((px[i] - m) * rstd) * c2 + c1;
-      store(q, out, n);
+      writer.close(n);
     }
     if (!grads.wanted()) return;
     A* tw = grads.w.data() + first / per_vector * n;
@@ -201,22 +201,24 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     if (dx)
       parallel(pool, tasks, [&](int64_t t) {
         const int64_t cell = t / spans.per_cell;
-        apply_span(cell, t % spans.per_cell, scale_of(cell), total[cell]);
+        Writer<S> writer(v.numel());
+        apply_span(cell, t % spans.per_cell, scale_of(cell), total[cell], writer);
       });
   } else {
     const int64_t per_task = affine.vector && grads.wanted() ? per_vector : share.cells_per_task;
     parallel(pool, ceil_div(v.cells(), per_task), [&](int64_t task) {
       const int64_t end = least((task + 1) * per_task, v.cells());
+      Writer<S> writer(v.numel());
       if (is_narrow(v, affine) && (affine.whole_row || !grads.wanted())) {
         const int64_t vector = grads.wanted() ? task * per_task / per_vector * v.r1 : 0;
         for (int64_t cell = task * per_task; cell < end; cell += LANES)
           backward_narrow(dy + cell * v.r1, x + cell * v.r1, mean + (f.center || f.fixed ? cell : 0), dev + cell,
                           dx ? dx + cell * v.r1 : nullptr, v.r1, least(LANES, end - cell), affine, f.center, f.fixed,
-                          f.eps, grads.wanted() ? grads.w.data() + vector : nullptr, grads.b.data() + vector);
+                          f.eps, grads.wanted() ? grads.w.data() + vector : nullptr, grads.b.data() + vector, writer);
         return;
       }
       if (affine.whole_row && v.r1 <= BLOCK) {
-        for (int64_t cell = task * per_task; cell < end; cell += GROUP) short_rows(cell, least(GROUP, end - cell));
+        for (int64_t cell = task * per_task; cell < end; cell += GROUP) short_rows(cell, least(GROUP, end - cell), writer);
         return;
       }
       for (int64_t cell = task * per_task; cell < end; ++cell) {
@@ -227,7 +229,7 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
           sums.g += part.g;
           sums.gx += part.gx;
         }
-        for (int64_t s = 0; s < spans.per_cell && dx; ++s) apply_span(cell, s, scale, sums);
+        for (int64_t s = dx ? spans.per_cell : 0; s-- > 0;) apply_span(cell, s, scale, sums, writer);
       }
     });
   }

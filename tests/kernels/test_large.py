@@ -1,0 +1,43 @@
+"""Tensors too large for the cache take other ways through memory: results go past the cache, and reads look ahead."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from normkit.functional import normalize
+
+SHAPES = ((7, 3, 561, 601), (9, 48, 131, 127), (1100, 6, 33, 33))
+"""Over 24 MiB in fp32, with rows that start anywhere in a cache line."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("pattern", ["b c [...]", "b (g [c]) [...]", "b [c] ...", "b [c ...]"])
+def test_a_sample_has_the_bits_it_has_alone(
+    pattern: str, layout: torch.memory_format, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    if dtype is torch.bfloat16:
+        shape = (2 * shape[0], *shape[1:])
+    x = torch.randn(shape).to(dtype).to(memory_format=layout).requires_grad_()
+    weight, bias = torch.randn(shape[1]), torch.randn(shape[1])
+    groups = 3 if "g" in pattern else None
+    y = normalize(x, pattern, weight, bias, num_groups=groups)
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y).cumsum(3).to(dtype))
+    for i in (0, shape[0] // 2, shape[0] - 1):
+        one = x[i : i + 1].detach().requires_grad_()
+        alone = normalize(one, pattern, weight, bias, num_groups=groups)
+        (d_alone,) = torch.autograd.grad(alone, one, torch.ones_like(one).cumsum(3).to(dtype))
+        assert torch.equal(y[i : i + 1], alone)
+        assert torch.equal(dx[i : i + 1], d_alone)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_batch_norm_is_right(layout: torch.memory_format) -> None:
+    x = torch.randn(SHAPES[1]).to(memory_format=layout)
+    y = normalize(x, "[b] c [...]")
+    exact = x.double()
+    var, mean = torch.var_mean(exact, (0, 2, 3), correction=0, keepdim=True)
+    # One rounding of the result, one of the factor, one of the difference: y is at most about 5.
+    torch.testing.assert_close(y.double(), (exact - mean) / (var + 1e-5).sqrt(), rtol=3e-7, atol=3e-7)
