@@ -8,16 +8,26 @@ from concurrent.futures import ThreadPoolExecutor
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
-ISAS = {"baseline": []}
-if platform.machine().lower() in ("x86_64", "amd64"):
+# macOS builds for one processor at a time: the one that ARCHFLAGS names, or else this one.
+named = os.environ.get("ARCHFLAGS", "").split()[1::2] if sys.platform == "darwin" else []
+MACHINE = named[0] if len(named) == 1 else platform.machine()
+
+ISAS = {"baseline": []}  # on aarch64 that is NEON
+if MACHINE.lower() in ("x86_64", "amd64"):
     ISAS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     ISAS["avx512"] = [*ISAS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
     if sys.platform == "linux":
         ISAS["avx512"].append("-mprefer-vector-width=512")
 
-FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
+# clang joins a product and a sum of two statements only where contraction is asked for; g++ does it by itself.
+FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+LINK = ["-s"] if sys.platform == "linux" else []
+if sys.platform == "darwin":
+    FLAGS += ["-arch", MACHINE]  # instead of all those that a universal Python was built for
+    LINK += ["-arch", MACHINE]
 
 
 class BuildKernels(build_ext):
@@ -27,7 +37,8 @@ class BuildKernels(build_ext):
         from torch.utils.cpp_extension import include_paths, library_paths
 
         compiler, temp = self.compiler, self.build_temp
-        compiler.set_executable("compiler_so", os.environ.get("CXX", "c++"))
+        if compiler.compiler_type != "unix":
+            raise CompileError(f"the kernels are written for g++ and clang++, got {compiler.compiler_type}")
         includes = ["csrc", *include_paths()]
 
         def compile_one(job):
@@ -49,7 +60,7 @@ class BuildKernels(build_ext):
             self.get_ext_fullpath(ext.name),
             libraries=["torch_cpu"],
             library_dirs=library_paths(),
-            extra_postargs=["-s"] if sys.platform == "linux" else [],
+            extra_postargs=LINK,
             target_lang="c++",
         )
 
@@ -62,7 +73,7 @@ class Abi3Wheel(bdist_wheel):
         return "cp311", "abi3", where
 
 
-# optional: without a compiler normkit installs all the same and runs on plain torch, saying so.
+# optional: without such a compiler (with MSVC, too) normkit installs all the same and runs on plain torch, saying so.
 kernels = Extension("normkit._native", sources=["csrc/isa.cpp", "csrc/ops.cpp"], py_limited_api=True, optional=True)
 kernels.depends = [os.path.join("csrc", name) for name in sorted(os.listdir("csrc"))]
 setup(ext_modules=[kernels], cmdclass={"build_ext": BuildKernels, "bdist_wheel": Abi3Wheel})

@@ -11,8 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import machine
-from benchmarks.run import RESULTS
+from benchmarks.measure import RESULTS, machine
 from normkit import functional as N
 from normkit.kernels import reference
 from normkit.pattern import parse

@@ -8,15 +8,19 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 
 import torch
 
 from benchmarks.contestants import Call
 
+RESULTS = Path(__file__).parent / "results"
 # glibc returns large blocks to the system when they are freed, and the page faults of fresh ones cost several
 # times the kernels, for every contestant alike.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": str(1 << 28)}
+# Calls shorter than this are timed several at once, so that the clock is no part of them.
+AT_LEAST = 5e-5
 
 
 def keep_memory() -> None:
@@ -35,21 +39,26 @@ def quiet(calls: Mapping[str, Call], seconds: float, tries: int = 4) -> tuple[di
         medians, least = interleaved(calls, seconds)
         if all(medians[name] < 2 * least[name] for name in medians):
             return medians, True
-        time.sleep(2 * (attempt + 1))
+        time.sleep(min(seconds, 1) * 5 * (attempt + 1))
     return medians, False
 
 
 def interleaved(calls: Mapping[str, Call], seconds: float) -> tuple[dict[str, float], dict[str, float]]:
     """Median and least milliseconds of each call; they take turns for about `seconds`, at least 7 times each."""
-    for call in calls.values():
+    many: dict[str, int] = {}
+    for name, call in calls.items():
         call()
+        start = time.perf_counter()
+        call()
+        many[name] = max(1, round(AT_LEAST / (time.perf_counter() - start)))
     times: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[next(iter(times))]) < 7:
         for name, call in calls.items():
             start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
+            for _ in range(many[name]):
+                call()
+            times[name].append((time.perf_counter() - start) / many[name])
     medians = {name: statistics.median(values) * 1e3 for name, values in times.items()}
     return medians, {name: min(values) * 1e3 for name, values in times.items()}
 
@@ -57,13 +66,27 @@ def interleaved(calls: Mapping[str, Call], seconds: float) -> tuple[dict[str, fl
 def machine() -> dict[str, object]:
     """What the numbers were measured on."""
     info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "caches": _caches(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "isa": torch.backends.cpu.get_cpu_capability(),
+        "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}".rstrip(", "),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "allocator": KEEP_MEMORY,
+        "allocator": {name: os.environ.get(name) for name in KEEP_MEMORY},
+        "date": date.today().isoformat(),
     }
+
+
+def _caches() -> dict[str, str]:
+    """Sizes as the system gives them, of the first core."""
+    found = {}
+    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = ((cache / fact).read_text().strip() for fact in ("level", "type", "size"))
+        if kind != "Instruction":
+            found[f"L{level}"] = size
+    return found

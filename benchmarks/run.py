@@ -3,63 +3,92 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
 
-from benchmarks.contestants import calls
-from benchmarks.measure import keep_memory, machine, quiet
-from benchmarks.workloads import cells
+from benchmarks import oracle
+from benchmarks.contestants import calls, contestants
+from benchmarks.measure import RESULTS, keep_memory, machine, quiet
+from benchmarks.show import summary
+from benchmarks.workloads import Cell, cells
 from normkit import show_backends
 
-RESULTS = Path(__file__).parent / "results"
+app = typer.Typer()
 
 
+@app.command()
 def main(
-    match: Annotated[str, typer.Option(help="only cells whose name holds this text")] = "",
+    match: Annotated[str, typer.Option(help="only cells whose name has words that begin with all of these")] = "",
+    least: Annotated[int, typer.Option(help="only cells of at least so many elements")] = 0,
+    most: Annotated[int, typer.Option(help="only cells of at most so many elements")] = 1 << 62,
     seconds: Annotated[float, typer.Option(help="seconds for each cell")] = 0.4,
-    save: Annotated[str, typer.Option(help="name of the result file; empty to write none")] = "cpu",
+    save: Annotated[Path, typer.Option(help="result file, written after every cell")] = RESULTS / "cpu.json",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="keep what the file has, unless the machine was not quiet")
+    ] = False,
+    compile: Annotated[bool, typer.Option(help="whether torch.compile takes part")] = True,
+    warm: Annotated[bool, typer.Option("--warm", help="only compile, which fills the cache on disk")] = False,
 ) -> None:
-    """Time every cell and print normkit's share of torch's time (below 1 is faster)."""
-    keep_memory()
-    torch.manual_seed(0)
-    rows = []
-    chosen = [cell for cell in cells() if all(word in cell.name for word in match.split())]
-    for cell in track(chosen, "timing"):
-        times, was_quiet = quiet(calls(cell), seconds)
-        facts = {"dtype": str(cell.dtype)[6:], "name": cell.name, "quiet": was_quiet}
-        rows.append({**asdict(cell), **facts, "milliseconds": times})
-    table = Table("cell", "torch ms", "normkit ms", "normkit / torch", "of copy bandwidth")
-    ratios = []
-    for row in rows:
-        times = row["milliseconds"]
-        ratio = times["normkit"] / times["torch"]
-        if row["quiet"]:
-            ratios.append(ratio)
-        limit = times["copy"] * (2.5 if row["backward"] else 1)
-        style = "red" if ratio > 1.25 else "yellow" if ratio > 1 else ""
-        cols = (f"{times['torch']:.2f}", f"{times['normkit']:.2f}", f"{ratio:.2f}", f"{limit / times['normkit']:.2f}")
-        table.add_row(row["name"] + ("" if row["quiet"] else " (machine not quiet)"), *cols, style=style)
-    console = Console(width=140)
-    console.print(table)
-    if not ratios:
-        console.print("no cell was measured on a quiet machine: stop what else runs and try again")
+    """Time every cell, beside the error of its y; exit with 1 where normkit's is above its bound."""
+    every, words = list(cells()), match.split()
+    chosen = [c for c in every if least <= c.elements <= most and all(f" {word}" in f" {c.name}" for word in words)]
+    console = Console(width=160, highlight=False)
+    results: dict[str, Any] = {"machine": machine(), **show_backends().to_dict(), "cells": []}
+    if resume and save.exists():
+        before = json.loads(save.read_text())
+        if any(before["machine"][fact] != results["machine"][fact] for fact in ("cpu", "threads", "isa", "torch")):
+            raise typer.BadParameter(f"{save.name} was measured on {before['machine']}: name another --save")
+        again = {cell.name for cell in chosen}
+        results["cells"] = [row for row in before["cells"] if row["quiet"] or row["name"] not in again]
+    elif not warm and save.exists() and len(chosen) < len(every) and save.resolve().parent == RESULTS.resolve():
+        raise typer.BadParameter(f"a part would replace all of {save.name}: name another --save, or --resume")
+    done = {row["name"] for row in results["cells"]}
+    for cell in track([c for c in chosen if c.name not in done], "compiling" if warm else "timing", console=console):
+        row = measure(cell, seconds, compile, warm)
+        if warm:
+            continue
+        results["cells"].append(row)
+        save.parent.mkdir(parents=True, exist_ok=True)
+        save.write_text(json.dumps(results, indent=1) + "\n")
+        console.print(escape(_line(row)), soft_wrap=True)
+    if warm:
+        return
+    console.print(summary(results), markup=False, soft_wrap=True)
+    errors = {row["name"]: row["error"]["normkit"] for row in results["cells"]}
+    wrong = [name for name, error in errors.items() if error is None or error > oracle.BOUND]
+    if wrong:
+        told = f"normkit failed, or its error is above {oracle.BOUND:g} eps (1 + |mean| / std)"
+        console.print("\n".join((f"{told}:", *wrong)), markup=False, soft_wrap=True)
         raise typer.Exit(1)
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    measured = f"{len(ratios)} of {len(rows)} cells measured quietly"
-    console.print(f"{measured}, geometric mean {mean:.2f}, worst {max(ratios):.2f} of torch's time")
-    if save:
-        RESULTS.mkdir(exist_ok=True)
-        facts = {"machine": machine(), **show_backends().to_dict(), "geometric_mean": mean, "worst": max(ratios)}
-        (RESULTS / f"{save}.json").write_text(json.dumps({**facts, "cells": rows}, indent=1) + "\n")
+
+
+def measure(cell: Cell, seconds: float, compiled: bool, warm: bool = False) -> dict[str, Any]:
+    """One cell: facts, milliseconds of each contestant, None for one that failed and why, and errors of y."""
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    running, failed = contestants(cell, compiled)
+    facts = {**asdict(cell), "name": cell.name, "units": cell.units, "bytes": cell.bytes, "limit": cell.at_the_limit}
+    if warm:
+        return facts
+    error = {name: oracle.error(cell, running[name]) if name in running else None for name in ("torch", "normkit")}
+    times, was_quiet = quiet(calls(cell, running), seconds)
+    milliseconds = {**times, **dict.fromkeys(failed)}
+    return {**facts, "quiet": was_quiet, "milliseconds": milliseconds, "failed": failed, "error": error}
+
+
+def _line(row: dict[str, Any]) -> str:
+    times = "  ".join(f"{name} {'failed' if t is None else f'{t:.4g}'}" for name, t in row["milliseconds"].items())
+    errors = "  ".join(f"{name} {'-' if e is None else f'{e:.2g}'}" for name, e in row["error"].items())
+    return f"{row['name']}: ms {times}; error {errors}{'' if row['quiet'] else '; machine not quiet'}"
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    keep_memory()
+    app()

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-IMAGES = ((16, 64, 32, 32), (32, 64, 56, 56), (32, 256, 14, 14), (8, 3, 224, 224))
-TOKENS = ((2048, 512), (8192, 768), (4096, 2048))
-LAYOUTS = ("contiguous", "channels_last")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# By where a tensor of this shape lives; the smallest go through layers, because there the call is what is paid for.
+IMAGES = {
+    "overhead": ((2, 16, 8, 8), (4, 32, 16, 16)),
+    "L2": ((8, 32, 32, 32),),
+    "L3": ((32, 256, 14, 14), (8, 3, 224, 224)),
+    "memory": ((32, 64, 56, 56), (32, 64, 112, 112)),
+}
+TOKENS = {
+    "overhead": ((4, 16), (64, 128)),
+    "L2": ((256, 256),),
+    "L3": ((2048, 512),),
+    "memory": ((8192, 768), (16384, 2048)),
+}
+WEIGHTS = {"weights": ((64, 3, 7, 7), (256, 256, 3, 3), (512, 2048), (4096, 4096))}
 OF_IMAGES = ("batch_norm", "batch_norm_eval", "instance_norm", "group_norm", "layer_norm2d", "layer_norm_image")
 OF_TOKENS = ("layer_norm", "rms_norm", "batch_norm")
+OF_WEIGHTS = ("weight_norm", "weight_standardization")
+DTYPES = ("float32", "bfloat16", "float16")
+LAYOUTS = ("contiguous", "channels_last")
+# Compared with the speed of a copy: nothing of these stays in a cache from one call to the next.
+AT_THE_LIMIT = ((32, 64, 112, 112), (16384, 2048))
 
 
 @dataclass(frozen=True)
@@ -22,36 +39,57 @@ class Cell:
     method: str
     shape: tuple[int, ...]
     layout: str
-    dtype: torch.dtype
+    dtype: str
     backward: bool
+    size: str
 
     @property
     def name(self) -> str:
         what = "forward+backward" if self.backward else "forward"
-        return f"{self.method} {list(self.shape)} {self.layout} {str(self.dtype)[6:]} {what}"
+        return f"{self.method} {list(self.shape)} {self.layout} {self.dtype} {what}"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def at_the_limit(self) -> bool:
+        return self.shape in AT_THE_LIMIT
+
+    @property
+    def units(self) -> int:
+        """Passes over a tensor that must move: forward reads x and writes y; backward reads dy and x, writes dx.
+
+        Moments of a channel that no cache holds between its two uses cost one more pass forward; backward one more
+        over x and one over dy.
+        """
+        again = self.method == "batch_norm" and self.layout == "contiguous" and self.at_the_limit
+        return (8 if again else 5) if self.backward else (3 if again else 2)
 
     @property
     def bytes(self) -> int:
-        """What must move at least: forward reads x and writes y; backward reads dy and x and writes dx."""
-        size = torch.Size(self.shape).numel() * self.dtype.itemsize
-        return size * (5 if self.backward else 2)
+        """Of one tensor."""
+        return self.elements * self.torch_dtype.itemsize
 
-    def tensor(self) -> torch.Tensor:
+    def tensor(self) -> Tensor:
         """Random values in the cell's shape, layout and dtype."""
-        x = torch.randn(self.shape).to(self.dtype)
+        x = torch.randn(self.shape).to(self.torch_dtype)
         return x.contiguous(memory_format=torch.channels_last) if self.layout == "channels_last" else x
 
 
-def cells(least: int = 1 << 20) -> Iterator[Cell]:
-    """All cells of at least so many elements."""
-    for dtype in DTYPES:
-        for backward in (False, True):
-            for shape in IMAGES:
-                for method in OF_IMAGES:
-                    for layout in LAYOUTS:
-                        if torch.Size(shape).numel() >= least:
-                            yield Cell(method, shape, layout, dtype, backward)
-            for shape in TOKENS:
-                for method in OF_TOKENS:
-                    if torch.Size(shape).numel() >= least:
-                        yield Cell(method, shape, "contiguous", dtype, backward)
+def cells() -> Iterator[Cell]:
+    """All of them, small shapes first; shapes of layer calls in float32 alone."""
+    for shapes, methods in ((IMAGES, OF_IMAGES), (TOKENS, OF_TOKENS), (WEIGHTS, OF_WEIGHTS)):
+        layouts = LAYOUTS if shapes is IMAGES else LAYOUTS[:1]
+        for size, some in shapes.items():
+            for shape in some:
+                for method in methods:
+                    for layout in layouts:
+                        for dtype in DTYPES[:1] if size == "overhead" else DTYPES:
+                            for backward in (False, True):
+                                yield Cell(method, shape, layout, dtype, backward, size)

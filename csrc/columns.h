@@ -216,8 +216,8 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
             within += m.m2[i];
           }
         cell_var = (within / m.count + away) / double(copies * v.r1);
-        if (f.center) mean[cell] = A(cell_mean);
-        dev[cell] = A(std::sqrt(cell_var));
+        if (mean) mean[cell] = A(cell_mean);
+        if (dev) dev[cell] = A(std::sqrt(cell_var));
       }
       const Scale<A> scale(cell_mean, cell_var, f.eps);
       for (int64_t i = j; i < j + v.r1; ++i) {
@@ -239,9 +239,7 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
       const A* p = load(x + t.at(tiles, r), bx, n);
       A* q = writer.open(y + t.at(tiles, r));
       const A w = where.by_row ? affine.w(where.of_row(t, r)) : A(1), b = where.by_row ? affine.b(where.of_row(t, r)) : A(0);
-      for (int64_t left = 0; left < n; left += BURST) {
-        const int64_t right = least(left + BURST, n);
-        if (tile_far) prefetch(x + t.at(tiles, r + tiles.ahead) + left, right - left);
+      const auto apply = [&](int64_t left, int64_t right) {
         if (where.by_row) {
 #pragma omp simd
           for (int64_t j = left; j < right; ++j) q[j] = ((p[j] - mu[j]) * rstd[j] + shift[j]) * w + b;
@@ -249,6 +247,15 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
 #pragma omp simd
           for (int64_t j = left; j < right; ++j) q[j] = (p[j] - mu[j]) * rstd[j] + shift[j];
         }
+      };
+      if (tile_far) {
+        for (int64_t left = 0; left < n; left += BURST) {
+          const int64_t right = least(left + BURST, n);
+          prefetch(x + t.at(tiles, r + tiles.ahead) + left, right - left);
+          apply(left, right);
+        }
+      } else {
+        apply(0, n);
       }
       writer.close(n);
     }

@@ -21,8 +21,8 @@ struct View {
 };
 
 // x, y: the storage type. weight, bias, mean, std: its arithmetic type (double for double, else float).
-// Null where absent. With `fixed` the moments are given; else they are written. The standard deviation, not the
-// variance, because its range in fp32 is that of the data.
+// Null where absent. With `fixed` the moments are given; else they are written where there is a place for them. The
+// standard deviation, not the variance, because its range in fp32 is that of the data.
 struct Forward {
   const void* x;
   void* y;

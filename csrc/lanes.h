@@ -8,6 +8,8 @@
 #include <type_traits>
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -97,13 +99,15 @@ template <class S> void narrow(const float* x, S* out, int64_t n) {
 // Sixteen at a time, the rest under a mask: a tail done one by one costs as much as a hundred elements.
 inline __mmask16 lanes_left(int64_t n) { return __mmask16((1u << n) - 1); }
 inline __m256i round_to(__m512 f, f16) { return _mm512_cvtps_ph(f, 0); }
-inline __m256i round_to(__m512 f, bf16) {
+// The upper half of each lane is the rounded value, ties to even; what lies below it is of no use.
+inline __m512i rounded(__m512 f) {
   const __m512i u = _mm512_castps_si512(f);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
   const __m512i up = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   const __mmask16 nan = _mm512_cmp_ps_mask(f, f, _CMP_UNORD_Q);
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_or_epi32(up, nan, u, _mm512_set1_epi32(0x400000)), 16));
+  return _mm512_mask_or_epi32(up, nan, u, _mm512_set1_epi32(0x400000));
 }
+inline __m256i round_to(__m512 f, bf16) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded(f), 16)); }
 inline __m512 extend(__m256i h, f16) { return _mm512_cvtph_ps(h); }
 inline __m512 extend(__m256i h, bf16) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
 template <class S> void widen_all(const S* x, float* out, int64_t n) {
@@ -125,7 +129,18 @@ template <class S> void narrow_all(const float* x, S* out, int64_t n) {
 inline void widen(const f16* x, float* out, int64_t n) { widen_all(x, out, n); }
 inline void widen(const bf16* x, float* out, int64_t n) { widen_all(x, out, n); }
 inline void narrow(const float* x, f16* out, int64_t n) { narrow_all(x, out, n); }
-inline void narrow(const float* x, bf16* out, int64_t n) { narrow_all(x, out, n); }
+inline void narrow(const float* x, bf16* out, int64_t n) {
+  // Two vectors at a time, their upper halves picked by one permutation.
+  alignas(64) static const uint16_t upper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                 33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  const __m512i pick = _mm512_load_si512(upper);
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const __m512i a = rounded(_mm512_loadu_ps(x + i)), b = rounded(_mm512_loadu_ps(x + i + 16));
+    _mm512_storeu_si512(out + i, _mm512_permutex2var_epi16(a, pick, b));
+  }
+  narrow_all(x + i, out + i, n - i);
+}
 #elif defined(__F16C__)
 inline void widen(const f16* x, float* out, int64_t n) {
   int64_t i = 0;
@@ -137,6 +152,17 @@ inline void narrow(const float* x, f16* out, int64_t n) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), 0));
+  for (; i < n; ++i) out[i] = narrow(x[i], f16{});
+}
+#elif defined(__aarch64__)
+inline void widen(const f16* x, float* out, int64_t n) {
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) vst1q_f32(out + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&x[i].bits))));
+  for (; i < n; ++i) out[i] = widen(x[i]);
+}
+inline void narrow(const float* x, f16* out, int64_t n) {
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) vst1_u16(&out[i].bits, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(x + i))));
   for (; i < n; ++i) out[i] = narrow(x[i], f16{});
 }
 #endif
@@ -262,6 +288,9 @@ template <class A> struct Lanes {
       b[j] += v;
     }
     held += n;
+  }
+  // Called where it does not depend on how a block was cut: that must not show in the bits.
+  void block_done() {
     if (held > 2 * BLOCK) flush();
   }
   void flush() {

@@ -1,8 +1,8 @@
-// Rows of a few elements, each a cell: LANES of them are turned so that they lie side by side, and every step is one
-// vector instruction for all. A row's bits do not depend on its neighbours: all lanes do the same.
+// Rows of a few elements, each a cell: SIDE of them are turned so that they lie side by side, and every step is one vector
+// instruction for all. A row's bits do not depend on its neighbours: all lanes do the same.
 #pragma once
 #include "affine.h"
-#include "moments.h"
+#include "side.h"
 
 namespace {
 
@@ -12,49 +12,65 @@ template <class A> bool is_narrow(const View& v, const Affine<A>& affine) {
   return v.r0 == 1 && v.k1 == 1 && v.r1 <= NARROW && (affine.whole_row || (!affine.weight && !affine.bias));
 }
 
-// LANES rows of n elements as n vectors; lanes beyond the last row repeat it.
-template <class S, class A> void turn_in(const S* x, int64_t n, int64_t rows, A (*out)[LANES]) {
-  A buffer[NARROW * LANES];
+// SIDE rows of n elements as n vectors; lanes beyond the last row repeat it.
+template <class S, class A> void turn_in(const S* x, int64_t n, int64_t rows, A (*out)[SIDE]) {
+  A buffer[NARROW * SIDE];
   const A* in = load(x, buffer, n * rows);
   for (int64_t j = 0; j < n; ++j)
-    for (int64_t k = 0; k < LANES; ++k) out[j][k] = in[(k < rows ? k : rows - 1) * n + j];
+    for (int64_t k = 0; k < SIDE; ++k) out[j][k] = in[(k < rows ? k : rows - 1) * n + j];
 }
-template <class S, class A> void turn_out(const A (*in)[LANES], int64_t n, int64_t rows, S* y, Writer<S>& writer) {
+template <class S, class A> void turn_out(const A (*in)[SIDE], int64_t n, int64_t rows, S* y, Writer<S>& writer) {
   A* out = writer.open(y);
   for (int64_t k = 0; k < rows; ++k)
     for (int64_t j = 0; j < n; ++j) out[k * n + j] = in[j][k];
   writer.close(n * rows);
 }
 
-template <class A> struct NarrowScales {
-  A mean[LANES], rstd[LANES], shift[LANES];
+// `Scale` for G rows side by side.
+template <class A, int G = SIDE> struct Scales {
+  A mean[G], rstd[G], shift[G];
+
+  Scales(const double* mu, const double* var, double eps) {
+#pragma omp simd
+    for (int k = 0; k < G; ++k) {
+      const double r = 1.0 / std::sqrt(var[k] + eps);
+      mean[k] = A(mu[k]);
+      rstd[k] = A(r);
+      shift[k] = A((double(mean[k]) - mu[k]) * r);
+    }
+  }
+  Scale<A> of(int64_t k) const {
+    Scale<A> s;
+    s.mean = mean[k], s.rstd = rstd[k], s.shift = shift[k];
+    return s;
+  }
 };
 
-// mean, std: where to write LANES of them.
+// mean, std: where to write SIDE of them.
 template <class A>
-void narrow_moments(const A (*x)[LANES], int64_t n, bool center, double eps, double* mean, double* var) {
-  A sum[LANES] = {}, d1[LANES] = {}, d2[LANES] = {}, guess[LANES];
+void narrow_moments(const A (*x)[SIDE], int64_t n, bool center, double eps, double* mean, double* var) {
+  A sum[SIDE] = {}, d1[SIDE] = {}, d2[SIDE] = {}, guess[SIDE];
   const A per = A(1) / A(n);
   for (int64_t j = 0; j < n && center; ++j)
 #pragma omp simd
-    for (int k = 0; k < LANES; ++k) sum[k] += x[j][k];
+    for (int k = 0; k < SIDE; ++k) sum[k] += x[j][k];
 #pragma omp simd
-  for (int k = 0; k < LANES; ++k) guess[k] = sum[k] * per;
+  for (int k = 0; k < SIDE; ++k) guess[k] = sum[k] * per;
   for (int64_t j = 0; j < n; ++j)
 #pragma omp simd
-    for (int k = 0; k < LANES; ++k) {
+    for (int k = 0; k < SIDE; ++k) {
       const A d = x[j][k] - guess[k];
       d1[k] += d;
       d2[k] += d * d;
     }
   const double exact = 1.0 / double(n);
 #pragma omp simd
-  for (int k = 0; k < LANES; ++k) {
+  for (int k = 0; k < SIDE; ++k) {
     const double shift = center ? double(d1[k]) * exact : 0, rest = double(d2[k]) - shift * double(d1[k]);
     mean[k] = double(guess[k]) + shift;
     var[k] = (rest < 0 ? 0 : rest) * exact;
   }
-  for (int k = 0; k < LANES && std::is_same<A, float>::value; ++k) {
+  for (int k = 0; k < SIDE && std::is_same<A, float>::value; ++k) {
     if (!out_of_range(double(d2[k]), eps)) continue;
     double s = 0, q = 0;
     for (int64_t j = 0; j < n && center; ++j) s += double(x[j][k]);
@@ -64,33 +80,22 @@ void narrow_moments(const A (*x)[LANES], int64_t n, bool center, double eps, dou
   }
 }
 
-template <class A> void narrow_scales(const double* mean, const double* var, double eps, NarrowScales<A>& s) {
-#pragma omp simd
-  for (int k = 0; k < LANES; ++k) {
-    const double r = 1.0 / std::sqrt(var[k] + eps);
-    s.mean[k] = A(mean[k]);
-    s.rstd[k] = A(r);
-    s.shift[k] = A((double(s.mean[k]) - mean[k]) * r);
-  }
-}
-
 template <class S, class A>
 void forward_narrow(const S* x, S* y, A* mean, A* dev, int64_t n, int64_t rows, const Affine<A>& affine, bool center, double eps,
                     Writer<S>& writer) {
-  A in[NARROW][LANES];
-  double mu[LANES], var[LANES];
-  NarrowScales<A> s;
+  A in[NARROW][SIDE];
+  double mu[SIDE], var[SIDE];
   turn_in(x, n, rows, in);
   narrow_moments(in, n, center, eps, mu, var);
-  narrow_scales(mu, var, eps, s);
+  const Scales<A> s(mu, var, eps);
   for (int64_t k = 0; k < rows; ++k) {
-    if (center) mean[k] = A(mu[k]);
-    dev[k] = A(std::sqrt(var[k]));
+    if (mean) mean[k] = A(mu[k]);
+    if (dev) dev[k] = A(std::sqrt(var[k]));
   }
   for (int64_t j = 0; j < n; ++j) {
     const A w = affine.w(j), b = affine.b(j);
 #pragma omp simd
-    for (int k = 0; k < LANES; ++k) in[j][k] = ((in[j][k] - s.mean[k]) * s.rstd[k] + s.shift[k]) * w + b;
+    for (int k = 0; k < SIDE; ++k) in[j][k] = ((in[j][k] - s.mean[k]) * s.rstd[k] + s.shift[k]) * w + b;
   }
   turn_out(in, n, rows, y, writer);
 }
@@ -99,22 +104,21 @@ void forward_narrow(const S* x, S* y, A* mean, A* dev, int64_t n, int64_t rows, 
 template <class S, class A>
 void backward_narrow(const S* dy, const S* x, const A* mean, const A* dev, S* dx, int64_t n, int64_t rows,
                      const Affine<A>& affine, bool center, bool fixed, double eps, A* tw, A* tb, Writer<S>& writer) {
-  A in[NARROW][LANES], g[NARROW][LANES], s1[LANES] = {}, s2[LANES] = {};
-  double mu[LANES], var[LANES];
-  NarrowScales<A> s;
+  A in[NARROW][SIDE], g[NARROW][SIDE], s1[SIDE] = {}, s2[SIDE] = {};
+  double mu[SIDE], var[SIDE];
   turn_in(x, n, rows, in);
   turn_in(dy, n, rows, g);
-  for (int64_t k = 0; k < LANES; ++k) {
+  for (int64_t k = 0; k < SIDE; ++k) {
     const int64_t row = k < rows ? k : rows - 1;
     mu[k] = center || fixed ? double(mean[row]) : 0;
     var[k] = square(dev[row]);
   }
-  narrow_scales(mu, var, eps, s);
+  const Scales<A> s(mu, var, eps);
   for (int64_t j = 0; j < n; ++j) {
     const A w = affine.w(j);
-    A sw[LANES], sb[LANES];
+    A sw[SIDE], sb[SIDE];
 #pragma omp simd
-    for (int k = 0; k < LANES; ++k) {
+    for (int k = 0; k < SIDE; ++k) {
       in[j][k] = (in[j][k] - s.mean[k]) * s.rstd[k];
       sw[k] = k < rows ? g[j][k] * in[j][k] : A(0);
       sb[k] = k < rows ? g[j][k] : A(0);
@@ -123,15 +127,15 @@ void backward_narrow(const S* dy, const S* x, const A* mean, const A* dev, S* dx
       s2[k] += g[j][k] * in[j][k];
     }
     if (tw) {
-      tw[j] += A(total<LANES>(sw));
-      tb[j] += A(total<LANES>(sb));
+      tw[j] += A(total<SIDE>(sw));
+      tb[j] += A(total<SIDE>(sb));
     }
   }
   if (!dx) return;
   const A per = fixed ? A(0) : A(1.0 / double(n)), per1 = center ? per : A(0);
   for (int64_t j = 0; j < n; ++j)
 #pragma omp simd
-    for (int k = 0; k < LANES; ++k) g[j][k] = s.rstd[k] * (g[j][k] - s1[k] * per1 - in[j][k] * (s2[k] * per));
+    for (int k = 0; k < SIDE; ++k) g[j][k] = s.rstd[k] * (g[j][k] - s1[k] * per1 - in[j][k] * (s2[k] * per));
   turn_out(g, n, rows, dx, writer);
 }
 

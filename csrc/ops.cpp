@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <deque>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -28,7 +30,7 @@ const Kernels& kernels() {
     const char* wish = std::getenv("NORMKIT_ISA");
     const std::string asked = wish ? wish : "";
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");  // and so F16C, which Clang cannot ask for
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     if (avx512 && (asked.empty() || asked == "avx512")) return normkit::kernels_avx512();
@@ -51,7 +53,29 @@ Storage storage_of(const Tensor& x) {
 ScalarType arithmetic_of(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
-Tensor fresh(const Tensor& x, int64_t n) { return torch::stable::new_empty(x, {n}, arithmetic_of(x)); }
+int32_t type_code(const Tensor& x) {
+  int32_t code;
+  STD_TORCH_CHECK(aoti_torch_get_dtype(x.get(), &code) == 0, "normkit: a tensor without a type");
+  return code;
+}
+int32_t arithmetic_code(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+}
+
+// Memory straight from the allocator: the same through the dispatcher costs as much as all the rest of a small call.
+Tensor allocate(int64_t dims, const int64_t* sizes, const int64_t* strides, bool wide, const Tensor& x) {
+  AtenTensorHandle handle;
+  const int32_t dtype = wide ? arithmetic_code(x) : type_code(x);
+  STD_TORCH_CHECK(
+      aoti_torch_empty_strided(dims, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle) == 0,
+      "normkit: out of memory");
+  return Tensor(handle);
+}
+Tensor fresh(const Tensor& x, int64_t n) {
+  const int64_t one = 1;
+  return allocate(1, &n, &one, true, x);
+}
+Tensor like(const Tensor& x) { return allocate(x.dim(), x.sizes().data(), x.strides().data(), false, x); }
 
 const void* pointer(const std::optional<Tensor>& t) { return t ? t->const_data_ptr() : nullptr; }
 
@@ -77,10 +101,34 @@ Pool pool_for(int64_t numel) {
   return Pool{shared_run, threads};
 }
 
-// The numbers of a plan come from Python's normkit.plan; the sizes must cover the tensor, whatever they claim.
-View view_of(const Tensor& x, int64_t k0, int64_t r0, int64_t k1, int64_t r1, int64_t period, int64_t inner, bool columns) {
-  const View v{k0, r0, k1, r1, period, inner, columns};
-  STD_TORCH_CHECK(v.numel() == x.numel() && period > 0 && inner > 0, "normkit: the plan does not cover the tensor");
+// Plans are made in Python, by normkit.plan, and kept here: seven numbers fewer to unpack in every call.
+class Plans {
+  std::mutex lock_;
+  std::deque<View> views_;  // never moves what it holds
+
+ public:
+  int64_t add(const View& v) {
+    STD_TORCH_CHECK(v.period > 0 && v.inner > 0, "normkit: a plan without weights per element");
+    const std::lock_guard<std::mutex> guard(lock_);
+    views_.push_back(v);
+    return int64_t(views_.size()) - 1;
+  }
+  const View& get(int64_t plan) {
+    const std::lock_guard<std::mutex> guard(lock_);
+    STD_TORCH_CHECK(plan >= 0 && plan < int64_t(views_.size()), "normkit: no plan ", plan);
+    return views_[size_t(plan)];
+  }
+};
+Plans& plans() {
+  static Plans all;
+  return all;
+}
+int64_t add_plan(int64_t k0, int64_t r0, int64_t k1, int64_t r1, int64_t period, int64_t inner, bool columns) {
+  return plans().add({k0, r0, k1, r1, period, inner, columns});
+}
+const View& view_of(const Tensor& x, int64_t plan) {
+  const View& v = plans().get(plan);
+  STD_TORCH_CHECK(v.numel() == x.numel(), "normkit: the plan does not cover the tensor");
   return v;
 }
 
@@ -90,12 +138,11 @@ void check_length(const std::optional<Tensor>& t, int64_t n, const Tensor& x, co
 }
 
 std::tuple<Tensor, Tensor, Tensor> cpu_normalize(
-    const Tensor& x, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, int64_t k0, int64_t r0,
-    int64_t k1, int64_t r1, int64_t period, int64_t inner, bool columns, double eps, bool center) {
-  const View v = view_of(x, k0, r0, k1, r1, period, inner, columns);
-  check_length(weight, period, x, "weight");
-  check_length(bias, period, x, "bias");
-  Tensor y = torch::stable::empty_like(x);
+    const Tensor& x, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, int64_t plan, double eps, bool center) {
+  const View& v = view_of(x, plan);
+  check_length(weight, v.period, x, "weight");
+  check_length(bias, v.period, x, "bias");
+  Tensor y = like(x);
   Tensor mean = fresh(x, center ? v.cells() : 0), dev = fresh(x, v.cells());
   const Forward f{x.const_data_ptr(), y.mutable_data_ptr(), pointer(weight), pointer(bias),
                   center ? mean.mutable_data_ptr() : nullptr, dev.mutable_data_ptr(), eps, center, false};
@@ -103,16 +150,27 @@ std::tuple<Tensor, Tensor, Tensor> cpu_normalize(
   return {y, mean, dev};
 }
 
+// Nothing but y: half of a small call is the memory for moments that nobody will ask for.
+Tensor cpu_infer(
+    const Tensor& x, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, int64_t plan, double eps, bool center) {
+  const View& v = view_of(x, plan);
+  check_length(weight, v.period, x, "weight");
+  check_length(bias, v.period, x, "bias");
+  Tensor y = like(x);
+  const Forward f{x.const_data_ptr(), y.mutable_data_ptr(), pointer(weight), pointer(bias), nullptr, nullptr, eps, center, false};
+  kernels().forward(storage_of(x), v, f, pool_for(v.numel()));
+  return y;
+}
+
 Tensor cpu_standardize(
     const Tensor& x, const Tensor& mean, const Tensor& dev, const std::optional<Tensor>& weight,
-    const std::optional<Tensor>& bias, int64_t k0, int64_t r0, int64_t k1, int64_t r1, int64_t period, int64_t inner,
-    bool columns, double eps) {
-  const View v = view_of(x, k0, r0, k1, r1, period, inner, columns);
-  check_length(weight, period, x, "weight");
-  check_length(bias, period, x, "bias");
+    const std::optional<Tensor>& bias, int64_t plan, double eps) {
+  const View& v = view_of(x, plan);
+  check_length(weight, v.period, x, "weight");
+  check_length(bias, v.period, x, "bias");
   check_length(mean, v.cells(), x, "mean");
   check_length(dev, v.cells(), x, "std");
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = like(x);
   const Forward f{x.const_data_ptr(), y.mutable_data_ptr(), pointer(weight), pointer(bias),
                   const_cast<void*>(mean.const_data_ptr()), const_cast<void*>(dev.const_data_ptr()), eps, true, true};
   kernels().forward(storage_of(x), v, f, pool_for(v.numel()));
@@ -121,15 +179,15 @@ Tensor cpu_standardize(
 
 std::tuple<Tensor, Tensor, Tensor> cpu_backward(
     const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& dev, const std::optional<Tensor>& weight,
-    int64_t k0, int64_t r0, int64_t k1, int64_t r1, int64_t period, int64_t inner, bool columns, double eps,
+    int64_t plan, double eps,
     bool center, bool fixed, bool want_x, bool want_weight, bool want_bias) {
-  const View v = view_of(x, k0, r0, k1, r1, period, inner, columns);
-  check_length(weight, period, x, "weight");
+  const View& v = view_of(x, plan);
+  check_length(weight, v.period, x, "weight");
   if (center) check_length(mean, v.cells(), x, "mean");
   check_length(dev, v.cells(), x, "std");
   STD_TORCH_CHECK(dy.numel() == x.numel() && dy.scalar_type() == x.scalar_type(), "normkit: dy must be like x");
-  Tensor dx = want_x ? torch::stable::empty_like(x) : fresh(x, 0);
-  Tensor dw = fresh(x, want_weight ? period : 0), db = fresh(x, want_bias ? period : 0);
+  Tensor dx = want_x ? like(x) : fresh(x, 0);
+  Tensor dw = fresh(x, want_weight ? v.period : 0), db = fresh(x, want_bias ? v.period : 0);
   const Backward f{dy.const_data_ptr(), x.const_data_ptr(), pointer(weight), mean.const_data_ptr(), dev.const_data_ptr(),
                    want_x ? dx.mutable_data_ptr() : nullptr, want_weight ? dw.mutable_data_ptr() : nullptr,
                    want_bias ? db.mutable_data_ptr() : nullptr, eps, center, fixed};
@@ -137,26 +195,66 @@ std::tuple<Tensor, Tensor, Tensor> cpu_backward(
   return {dx, dw, db};
 }
 
+// running = (1 - momentum) * running + momentum * batch, over `samples` rows of moments from `count` values each.
+template <class A, class B>
+void move(B* running_mean, B* running_var, const A* mean, const A* dev, int64_t channels, int64_t samples, double count,
+          double momentum) {
+  const double unbiased = count / (count - 1) / double(samples);
+  for (int64_t c = 0; c < channels; ++c) {
+    double m = 0, v = 0;
+    for (int64_t s = 0; s < samples; ++s) {
+      m += double(mean[s * channels + c]);
+      v += double(dev[s * channels + c]) * double(dev[s * channels + c]);
+    }
+    running_mean[c] = B(double(running_mean[c]) + momentum * (m / double(samples) - double(running_mean[c])));
+    running_var[c] = B(double(running_var[c]) + momentum * (v * unbiased - double(running_var[c])));
+  }
+}
+void cpu_move_running(
+    Tensor running_mean, Tensor running_var, const Tensor& mean, const Tensor& dev, int64_t count, double momentum) {
+  const int64_t channels = running_mean.numel(), samples = mean.numel() / (channels ? channels : 1);
+  STD_TORCH_CHECK(running_var.numel() == channels && mean.numel() == samples * channels && dev.numel() == mean.numel() &&
+                      running_mean.is_contiguous() && running_var.is_contiguous() && count > 1,
+                  "normkit: running statistics must be contiguous, one for each channel");
+  STD_TORCH_CHECK(running_mean.scalar_type() == running_var.scalar_type() && mean.scalar_type() == dev.scalar_type(),
+                  "normkit: running statistics of one type");
+  const auto go = [&](auto* from_mean, auto* from_dev) {
+    if (running_mean.scalar_type() == ScalarType::Double)
+      move(static_cast<double*>(running_mean.mutable_data_ptr()), static_cast<double*>(running_var.mutable_data_ptr()),
+           from_mean, from_dev, channels, samples, double(count), momentum);
+    else
+      move(static_cast<float*>(running_mean.mutable_data_ptr()), static_cast<float*>(running_var.mutable_data_ptr()),
+           from_mean, from_dev, channels, samples, double(count), momentum);
+  };
+  if (mean.scalar_type() == ScalarType::Double)
+    go(static_cast<const double*>(mean.const_data_ptr()), static_cast<const double*>(dev.const_data_ptr()));
+  else
+    go(static_cast<const float*>(mean.const_data_ptr()), static_cast<const float*>(dev.const_data_ptr()));
+}
+
 std::string isa() { return kernels().isa; }
 
 }  // namespace
 
-#define PLAN "int k0, int r0, int k1, int r1, int period, int inner, bool columns, "
-
 STABLE_TORCH_LIBRARY(normkit_native, m) {
-  m.def("normalize(Tensor x, Tensor? weight, Tensor? bias, " PLAN "float eps, bool center) -> (Tensor, Tensor, Tensor)");
-  m.def("standardize(Tensor x, Tensor mean, Tensor std, Tensor? weight, Tensor? bias, " PLAN "float eps) -> Tensor");
-  m.def("backward(Tensor dy, Tensor x, Tensor mean, Tensor std, Tensor? weight, " PLAN
-        "float eps, bool center, bool fixed, bool want_x, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
+  m.def("normalize(Tensor x, Tensor? weight, Tensor? bias, int plan, float eps, bool center) -> (Tensor, Tensor, Tensor)");
+  m.def("infer(Tensor x, Tensor? weight, Tensor? bias, int plan, float eps, bool center) -> Tensor");
+  m.def("move_running(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor std, int count, float momentum) -> ()");
+  m.def("standardize(Tensor x, Tensor mean, Tensor std, Tensor? weight, Tensor? bias, int plan, float eps) -> Tensor");
+  m.def("backward(Tensor dy, Tensor x, Tensor mean, Tensor std, Tensor? weight, int plan, float eps, bool center, bool fixed, bool want_x, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
+  m.def("plan(int k0, int r0, int k1, int r1, int period, int inner, bool columns) -> int");
   m.def("isa() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(normkit_native, CPU, m) {
   m.impl("normalize", TORCH_BOX(&cpu_normalize));
+  m.impl("infer", TORCH_BOX(&cpu_infer));
+  m.impl("move_running", TORCH_BOX(&cpu_move_running));
   m.impl("standardize", TORCH_BOX(&cpu_standardize));
   m.impl("backward", TORCH_BOX(&cpu_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(normkit_native, CompositeExplicitAutograd, m) {
+  m.impl("plan", TORCH_BOX(&add_plan));
   m.impl("isa", TORCH_BOX(&isa));
 }

@@ -13,8 +13,8 @@ using normkit::Pool;
 constexpr int64_t CHUNK = 32768;
 // Vectors of weight gradients: their number depends on the shape alone, so the bits do not depend on the threads.
 constexpr int64_t VECTORS = 32;
-// Short rows handled together.
-constexpr int64_t GROUP = 4;
+// Rows up to which their sums are taken side by side.
+constexpr int64_t SHORT = 512;
 // Below this many elements in a task, threads cost more than they bring.
 constexpr int64_t GRAIN = 16384;
 
@@ -77,6 +77,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
   const Affine<A> affine(v, f.weight, f.bias);
   const Spans spans(v);
   const bool far = is_far<S>(v.numel()), cell_far = is_far<S>(4 * v.count());
+  const int64_t burst = far ? BURST : BLOCK;
 
   // The first block in two passes; its mean is the guess that all others deviate from, in one pass. Where it is more
   // than a standard deviation off, or the squares leave the range, each block is taken by itself.
@@ -93,14 +94,15 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
         return;
       }
       rest += n;
-      for (int64_t i = 0; i < n; i += BURST) {
-        if (far) prefetch(x + ahead + i, least(BURST, n - i));
+      for (int64_t i = 0; i < n; i += burst) {
+        if (far) prefetch(x + ahead + i, least(burst, n - i));
         const A* p = in + i;
-        lanes.add(least(BURST, n - i), [p, guess](int64_t i, A& d, A& d2) {
+        lanes.add(least(burst, n - i), [p, guess](int64_t i, A& d, A& d2) {
           d = p[i] - guess;
           d2 = d * d;
         });
       }
+      lanes.block_done();
     });
     if (rest == 0) return first;
     lanes.flush();
@@ -117,8 +119,8 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
   };
   const auto finish = [&](int64_t cell, const Moments& m) {
     const double v2 = m.m2 / m.count;
-    if (f.center) mean[cell] = A(m.mean);
-    dev[cell] = A(std::sqrt(v2));
+    if (mean) mean[cell] = A(m.mean);
+    if (dev) dev[cell] = A(std::sqrt(v2));
     return Scale<A>(m.mean, v2, f.eps);
   };
   const auto given = [&](int64_t cell) { return Scale<A>(double(mean[cell]), square(dev[cell]), f.eps); };
@@ -164,7 +166,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
   };
 
   if (f.fixed) {  // nothing to wait for: the rows in the order of memory
-    const int64_t step = ceil_div(GRAIN, v.r1), piece = far ? BURST : BLOCK;
+    const int64_t step = ceil_div(GRAIN, v.r1);
     Array<Scale<A>> scales(v.cells());
     for (int64_t cell = 0; cell < v.cells(); ++cell) scales[cell] = given(cell);
     parallel(pool, ceil_div(v.rows(), step), [&](int64_t task) {
@@ -173,8 +175,8 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
       const int64_t end = least((task + 1) * step, v.rows());
       for (int64_t row = task * step; row < end; ++row) {
         const Scale<A>& scale = scales[v.cell_of_row(row)];
-        for (int64_t j = 0; j < v.r1; j += piece) {
-          const int64_t n = least(piece, v.r1 - j), at = row * v.r1 + j;
+        for (int64_t j = 0; j < v.r1; j += burst) {
+          const int64_t n = least(burst, v.r1 - j), at = row * v.r1 + j;
           if (far) prefetch(x + at + AHEAD, n);
           apply_block(load(x + at, buffer, n), at, j, n, scale, writer);
         }
@@ -182,36 +184,70 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     });
     return;
   }
-  // Rows of one block: converted once, normalized from the same buffer, several side by side so that the latencies of
-  // one row's sums and roots are hidden behind the others.
-  const auto short_rows = [&](int64_t first, int64_t rows, Writer<S>& writer) {
-    A buffer[GROUP * BLOCK];
-    const A* in[GROUP];
-    A guess[GROUP];
-    Two<A> sums[GROUP];
-    Scale<A> scales[GROUP];
+  // Rows of one block: converted once, normalized from the same buffer, several side by side so that the latencies of one
+  // row's sums and roots are hidden behind the others. What is ahead is asked for in four parts, among the steps.
+  const auto fetch = [&](int64_t row, int64_t part) {
+    const int64_t size = v.r1 <= BURST ? v.r1 : ceil_div(v.r1, 4), from = part * size;
+    if (far && from < v.r1) prefetch(x + row * v.r1 + AHEAD + from, least(size, v.r1 - from));
+  };
+  const auto four_rows = [&](int64_t first, int64_t rows, Writer<S>& writer) {
+    A buffer[4 * BLOCK];
+    const A* in[4];
+    A guess[4];
+    Two<A> sums[4];
+    Scale<A> scales[4];
     const int64_t n = v.r1;
-    // What is ahead is asked for in four parts, among the steps.
-    const auto fetch = [&](int64_t k, int64_t part) {
-      const int64_t size = n <= BURST ? n : ceil_div(n, 4), from = part * size;
-      if (far && from < n) prefetch(x + (first + k) * n + AHEAD + from, least(size, n - from));
-    };
     for (int64_t k = 0; k < rows; ++k) {
-      fetch(k, 0);
+      fetch(first + k, 0);
       in[k] = load(x + (first + k) * n, buffer + k * BLOCK, n);
-      guess[k] = guess_mean(in[k], n, f.center);
     }
+    for (int64_t k = 0; k < rows; ++k) guess[k] = guess_mean(in[k], n, f.center);
     for (int64_t k = 0; k < rows; ++k) {
-      fetch(k, 1);
+      fetch(first + k, 1);
       sums[k] = deviations(in[k], n, guess[k]);
     }
     for (int64_t k = 0; k < rows; ++k)
       scales[k] = finish(first + k, conclude(in[k], n, guess[k], sums[k], f.center, f.eps));
     for (int64_t k = 0; k < rows; ++k) {
-      fetch(k, 2);
+      fetch(first + k, 2);
       apply_block(in[k], (first + k) * n, 0, n, scales[k], writer);
-      fetch(k, 3);
+      fetch(first + k, 3);
     }
+  };
+  const auto side_by_side = [&](int64_t first, int64_t rows, Writer<S>& writer) {
+    A buffer[SIDE * SHORT], a[SIDE] = {}, b[SIDE] = {}, guess[SIDE] = {};
+    const A* in[SIDE];
+    double mu[SIDE], var[SIDE];
+    const int64_t n = v.r1;
+    const double per = 1.0 / double(n);
+    for (int64_t k = 0; k < rows; ++k) {
+      fetch(first + k, 0);
+      in[k] = load(x + (first + k) * n, buffer + k * n, n);
+    }
+    if (f.center) {
+      sums_of_rows<SIDE, A>(n, rows, a, b, [&](int64_t k) {
+        return [p = in[k]](auto at, auto& u, auto& v) { u = at(p, A(0)), v = u - u; };
+      });
+      for (int64_t k = 0; k < rows; ++k) guess[k] = A(double(a[k]) * per);
+    }
+    sums_of_rows<SIDE, A>(n, rows, a, b, [&](int64_t k) {
+      return [p = in[k], m = guess[k]](auto at, auto& u, auto& v) { u = at(p, m) - m, v = u * u; };
+    });
+#pragma omp simd
+    for (int k = 0; k < SIDE; ++k) {
+      const double shift = f.center ? double(a[k]) * per : 0, rest = double(b[k]) - shift * double(a[k]);
+      mu[k] = double(guess[k]) + shift;
+      var[k] = (rest < 0 ? 0 : rest) * per;
+    }
+    for (int64_t k = 0; k < rows; ++k) {
+      if (!out_of_range(double(b[k]), f.eps)) continue;
+      const Moments m = moments_of(in[k], n, f.center, f.eps);
+      mu[k] = m.mean, var[k] = m.m2 * per;
+    }
+    const Scales<A> scales(mu, var, f.eps);
+    for (int64_t k = 0; k < rows && mean; ++k) mean[first + k] = A(mu[k]);
+    for (int64_t k = 0; k < rows && dev; ++k) dev[first + k] = A(std::sqrt(var[k]));
+    for (int64_t k = 0; k < rows; ++k) apply_block(in[k], (first + k) * n, 0, n, scales.of(k), writer);
   };
 
   const Share share(v, spans, pool);
@@ -237,14 +273,16 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     const int64_t end = least((task + 1) * share.cells_per_task, v.cells());
     Writer<S> writer(v.numel());
     if (is_narrow(v, affine)) {
-      for (int64_t cell = task * share.cells_per_task; cell < end; cell += LANES)
-        forward_narrow(x + cell * v.r1, y + cell * v.r1, mean + (f.center ? cell : 0), dev + cell, v.r1,
-                       least(LANES, end - cell), affine, f.center, f.eps, writer);
+      for (int64_t cell = task * share.cells_per_task; cell < end; cell += SIDE)
+        forward_narrow(x + cell * v.r1, y + cell * v.r1, mean ? mean + cell : nullptr, dev ? dev + cell : nullptr, v.r1,
+                       least(SIDE, end - cell), affine, f.center, f.eps, writer);
       return;
     }
     if (v.r0 == 1 && v.r1 <= BLOCK) {
-      for (int64_t cell = task * share.cells_per_task; cell < end; cell += GROUP)
-        short_rows(cell, least(GROUP, end - cell), writer);
+      const bool side = ACROSS<A> && v.r1 <= SHORT;
+      const int64_t step = side ? SIDE : 4;
+      for (int64_t cell = task * share.cells_per_task; cell < end; cell += step)
+        side ? side_by_side(cell, least(step, end - cell), writer) : four_rows(cell, least(step, end - cell), writer);
       return;
     }
     for (int64_t cell = task * share.cells_per_task; cell < end; ++cell) {

@@ -4,6 +4,10 @@
 
 namespace {
 
+// Rows up to which their sums are taken side by side: there are two tensors to keep in the cache.
+constexpr int64_t SIDE_BACKWARD = 96;
+template <int N> using Count = std::integral_constant<int, N>;
+
 // The two sums that a cell's dx needs: of g = dy * weight, and of g * x_hat.
 struct CellSums {
   double g = 0, gx = 0;
@@ -131,54 +135,76 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
       }
     }
   };
-  // Short rows with a weight for each element, several at a time: one trip to the sums of weight gradients for all.
-  const auto short_rows = [&](int64_t first, int64_t rows, Writer<S>& writer) {
-    A bx[GROUP * BLOCK], bg[GROUP * BLOCK];
-    const A *p[GROUP], *g[GROUP];
-    A mu[GROUP], rs[GROUP];
+  // Short rows with a weight for each element, G at a time: the roots of all at once, and few trips to the sums of weight
+  // gradients.
+  const auto short_rows = [&](auto group, int64_t first, int64_t rows, Writer<S>& writer) {
+    constexpr int G = decltype(group)::value;
+    constexpr int64_t ROOM = G == SIDE ? SIDE_BACKWARD : BLOCK;
+    A bx[G * ROOM], bg[G * ROOM];
+    const A *p[G], *g[G];
+    double mu[G], var[G];
     const A* w = affine.weight;
     const int64_t n = v.r1;
+    for (int64_t k = 0; k < G; ++k) {
+      const int64_t cell = first + (k < rows ? k : 0);
+      mu[k] = f.center || f.fixed ? double(mean[cell]) : 0;
+      var[k] = square(dev[cell]);
+    }
+    const Scales<A, G> scales(mu, var, f.eps);
     for (int64_t k = 0; k < rows; ++k) {
-      p[k] = load(x + (first + k) * n, bx + k * BLOCK, n);
-      g[k] = load(dy + (first + k) * n, bg + k * BLOCK, n);
-      const Scale<A> scale = scale_of(first + k);
-      const A m = mu[k] = scale.mean, rstd = rs[k] = scale.rstd;
-      if (!dx) continue;
-      A c1 = 0, c2 = 0;
-      if (!f.fixed) {
-        const A *px = p[k], *pg = g[k];
-        const Two<A> sums = sum_two<A>(n, [=](int64_t i, A& a, A& b) {
-          a = w ? pg[i] * w[i] : pg[i];
-          b = a * ((px[i] - m) * rstd);
-        });
-        c1 = f.center ? -rstd * A(sums.a / double(n)) : A(0);
-        c2 = -rstd * A(sums.b / double(n));
-      }
-      A* q = writer.open(dx + (first + k) * n);
-      const A *px = p[k], *pg = g[k];
+      p[k] = load(x + (first + k) * n, bx + k * ROOM, n);
+      g[k] = load(dy + (first + k) * n, bg + k * ROOM, n);
+    }
+    A c1[G] = {}, c2[G] = {};
+    if (dx && !f.fixed) {
+      sums_of_rows<G, A>(n, rows, c1, c2, [&](int64_t k) {
+        return [px = p[k], pg = g[k], m = scales.mean[k], rstd = scales.rstd[k], w](auto at, auto& u, auto& v) {
+          u = at(pg, A(0));
+          if (w) u = u * at(w, A(0));
+          v = u * ((at(px, A(0)) - m) * rstd);
+        };
+      });
+      const A per = A(1.0 / double(n));
 #pragma omp simd
-      for (int64_t i = 0; i < n; ++i) q[i] = (w ? pg[i] * w[i] : pg[i]) * rstd + ((px[i] - m) * rstd) * c2 + c1;
+      for (int k = 0; k < G; ++k) {
+        c1[k] = f.center ? -scales.rstd[k] * (c1[k] * per) : A(0);
+        c2[k] = -scales.rstd[k] * (c2[k] * per);
+      }
+    }
+    for (int64_t k = 0; dx && k < rows; ++k) {
+      const A *px = p[k], *pg = g[k];
+      const A m = scales.mean[k], rstd = scales.rstd[k], b1 = c1[k], b2 = c2[k];
+      A* q = writer.open(dx + (first + k) * n);
+      if (w) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i) q[i] = (pg[i] * w[i]) * rstd + ((px[i] - m) * rstd) * b2 + b1;
+      } else {
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i) q[i] = pg[i] * rstd + ((px[i] - m) * rstd) * b2 + b1;
+      }
       writer.close(n);
     }
     if (!grads.wanted()) return;
     A* tw = grads.w.data() + first / per_vector * n;
     A* tb = grads.b.data() + first / per_vector * n;
-    if (rows == GROUP) {
-      const A *p0 = p[0], *p1 = p[1], *p2 = p[2], *p3 = p[3], *g0 = g[0], *g1 = g[1], *g2 = g[2], *g3 = g[3];
-      const A m0 = mu[0], m1 = mu[1], m2 = mu[2], m3 = mu[3], r0 = rs[0], r1 = rs[1], r2 = rs[2], r3 = rs[3];
+    int64_t k = 0;
+    for (; k + 4 <= rows; k += 4) {
+      const A *p0 = p[k], *p1 = p[k + 1], *p2 = p[k + 2], *p3 = p[k + 3];
+      const A *g0 = g[k], *g1 = g[k + 1], *g2 = g[k + 2], *g3 = g[k + 3];
+      const A *m = scales.mean + k, *r = scales.rstd + k;
+      const A m0 = m[0], m1 = m[1], m2 = m[2], m3 = m[3], r0 = r[0], r1 = r[1], r2 = r[2], r3 = r[3];
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) {
         tw[i] += (g0[i] * ((p0[i] - m0) * r0) + g1[i] * ((p1[i] - m1) * r1)) +
                  (g2[i] * ((p2[i] - m2) * r2) + g3[i] * ((p3[i] - m3) * r3));
         tb[i] += (g0[i] + g1[i]) + (g2[i] + g3[i]);
       }
-    } else {
-      for (int64_t k = 0; k < rows; ++k) {
-        const A *px = p[k], *pg = g[k];
-        const A m = mu[k], rstd = rs[k];
+    }
+    for (; k < rows; ++k) {
+      const A *px = p[k], *pg = g[k];
+      const A m = scales.mean[k], rstd = scales.rstd[k];
 #pragma omp simd
-        for (int64_t i = 0; i < n; ++i) tw[i] += pg[i] * ((px[i] - m) * rstd), tb[i] += pg[i];
-      }
+      for (int64_t i = 0; i < n; ++i) tw[i] += pg[i] * ((px[i] - m) * rstd), tb[i] += pg[i];
     }
   };
 
@@ -211,14 +237,19 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
       Writer<S> writer(v.numel());
       if (is_narrow(v, affine) && (affine.whole_row || !grads.wanted())) {
         const int64_t vector = grads.wanted() ? task * per_task / per_vector * v.r1 : 0;
-        for (int64_t cell = task * per_task; cell < end; cell += LANES)
+        for (int64_t cell = task * per_task; cell < end; cell += SIDE)
           backward_narrow(dy + cell * v.r1, x + cell * v.r1, mean + (f.center || f.fixed ? cell : 0), dev + cell,
-                          dx ? dx + cell * v.r1 : nullptr, v.r1, least(LANES, end - cell), affine, f.center, f.fixed,
-                          f.eps, grads.wanted() ? grads.w.data() + vector : nullptr, grads.b.data() + vector, writer);
+                          dx ? dx + cell * v.r1 : nullptr, v.r1, least(SIDE, end - cell), affine, f.center, f.fixed, f.eps,
+                          grads.wanted() ? grads.w.data() + vector : nullptr, grads.b.data() + vector, writer);
         return;
       }
       if (affine.whole_row && v.r1 <= BLOCK) {
-        for (int64_t cell = task * per_task; cell < end; cell += GROUP) short_rows(cell, least(GROUP, end - cell), writer);
+        const bool side = ACROSS<A> && v.r1 <= SIDE_BACKWARD;
+        const int64_t step = side ? SIDE : 4;
+        for (int64_t cell = task * per_task; cell < end; cell += step) {
+          const int64_t rows = least(step, end - cell);
+          side ? short_rows(Count<SIDE>(), cell, rows, writer) : short_rows(Count<4>(), cell, rows, writer);
+        }
         return;
       }
       for (int64_t cell = task * per_task; cell < end; ++cell) {

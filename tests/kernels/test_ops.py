@@ -9,6 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from normkit.errors import ArgumentError, DtypeError, PatternError, ShapeError
 from normkit.functional import batch_norm, group_norm, layer_norm, layer_norm2d, normalize
+from normkit.functional.batch import update_running
 from normkit.kernels import reference
 from normkit.kernels.native import native
 from normkit.pattern import parse
@@ -46,12 +47,14 @@ def test_the_compiled_operators_do_what_their_schema_says():
     """They write to no argument and return no alias; tracing and gradients belong to the operators above them."""
     kernels, only = native().kernels, ("test_schema",)
     x, w = torch.randn(6, 8), torch.randn(8)
-    _, mean, std = kernels.normalize(x, w, w, 6, 1, 1, 8, 8, 1, False, 1e-5, True)
-    plan = (6, 1, 1, 8, 8, 1, False)
-    torch.library.opcheck(kernels.normalize, (x, w, w, *plan, 1e-5, True), test_utils=only)
-    torch.library.opcheck(kernels.standardize, (x, mean, std, w, w, *plan, 1e-5), test_utils=only)
-    args = (x, x, mean, std, w, *plan, 1e-5, True, False, True, True, True)
+    plan = kernels.plan(6, 1, 1, 8, 8, 1, False)
+    _, mean, std = kernels.normalize(x, w, w, plan, 1e-5, True)
+    torch.library.opcheck(kernels.normalize, (x, w, w, plan, 1e-5, True), test_utils=only)
+    torch.library.opcheck(kernels.infer, (x, w, w, plan, 1e-5, True), test_utils=only)
+    torch.library.opcheck(kernels.standardize, (x, mean, std, w, w, plan, 1e-5), test_utils=only)
+    args = (x, x, mean, std, w, plan, 1e-5, True, False, True, True, True)
     torch.library.opcheck(kernels.backward, args, test_utils=only)
+    torch.library.opcheck(kernels.move_running, (mean.clone(), std.clone(), mean, std, 8, 0.1), test_utils=only)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -128,6 +131,7 @@ def test_every_instruction_set_gives_right_numbers(isa):
     code = """
 import torch
 from normkit.functional import normalize
+from normkit.functional.batch import update_running
 from normkit.kernels import reference
 from normkit.kernels.native import native
 from normkit.pattern import parse
@@ -264,9 +268,30 @@ def test_kernels_can_be_turned_off(monkeypatch):
 def test_a_plan_that_does_not_cover_the_tensor_is_refused():
     kernels = native().kernels
     with pytest.raises(RuntimeError, match="the plan does not cover the tensor"):
-        kernels.normalize(torch.randn(4, 8), None, None, 4, 1, 1, 9, 9, 1, False, 1e-5, True)
+        kernels.normalize(torch.randn(4, 8), None, None, kernels.plan(4, 1, 1, 9, 9, 1, False), 1e-5, True)
+    with pytest.raises(RuntimeError, match="no plan -1"):
+        kernels.normalize(torch.randn(4, 8), None, None, -1, 1e-5, True)
     with pytest.raises(RuntimeError, match="weight must be contiguous"):
-        kernels.normalize(torch.randn(4, 8), torch.ones(7), None, 4, 1, 1, 8, 8, 1, False, 1e-5, True)
+        kernels.normalize(torch.randn(4, 8), torch.ones(7), None, kernels.plan(4, 1, 1, 8, 8, 1, False), 1e-5, True)
+
+
+def test_running_statistics_move_the_same_way_without_the_kernels(monkeypatch):
+    mean, std = torch.randn(3, 5), torch.rand(3, 5)
+    got, want = [[torch.ones(5), torch.full((5,), 2.0)] for _ in range(2)]
+    update_running(*got, (mean.view(-1), std.view(-1)), 7, 0.3)
+    monkeypatch.setattr("normkit.functional.batch.move_running", lambda *_: False)
+    update_running(*want, (mean.view(-1), std.view(-1)), 7, 0.3)
+    # Both round a handful of numbers near 1.
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
+def test_moving_running_statistics_counts_as_a_change_in_place():
+    mean, var = torch.zeros(3), torch.ones(3)
+    x = torch.randn(4, 3, requires_grad=True)
+    y = batch_norm(x, mean, var)
+    batch_norm(x, mean, var, training=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 def test_a_checkpointed_step_updates_running_statistics_once():

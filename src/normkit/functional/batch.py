@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional._checks import check_call, check_channels, check_dimensions
-from normkit.kernels.autograd import normalized, standardized
+from normkit.kernels.autograd import move_running, normalized, standardized
 from normkit.kernels.reference import arithmetic_dtype
 
 PATTERN = "[b] c [...]"
@@ -70,9 +72,11 @@ def batch_norm(
             "batch_norm in training needs more than one value per channel, for their variance to exist; got one "
             f"from shape {tuple(input.shape)}: use a larger batch, group_norm, or eval() to use running statistics"
         )
-    y, mean, std = normalized(input, weight, bias, PATTERN, eps, True)
-    if running_mean is not None and running_var is not None and input.numel() and not is_recomputing():
-        update_running(running_mean, running_var, mean, std, count, momentum)
+    if running_mean is None or running_var is None or not input.numel() or is_recomputing():
+        return normalized(input, weight, bias, PATTERN, eps, True)
+    moments: list[Tensor] = []
+    y = normalized(input, weight, bias, PATTERN, eps, True, moments)
+    update_running(running_mean, running_var, moments, count, momentum)
     return y
 
 
@@ -83,13 +87,16 @@ def running_std(running_var: Tensor, input: Tensor) -> Tensor:
 
 
 def update_running(
-    running_mean: Tensor, running_var: Tensor, mean: Tensor, std: Tensor, count: int, momentum: float
+    running_mean: Tensor, running_var: Tensor, moments: Sequence[Tensor], count: int, momentum: float
 ) -> None:
-    """Move running statistics towards those of a batch: (C,), or (N, C) to average; from `count` values each."""
+    """Move running statistics towards a batch's mean and std, C of each or N times C to average; from `count` values."""
+    mean, std = moments
+    if move_running(running_mean, running_var, mean, std, count, momentum):
+        return
     with torch.no_grad():
         var = std.square().mul_(count / (count - 1))
-        if mean.dim() > 1:
-            mean, var = mean.mean(0), var.mean(0)
+        if mean.numel() > running_mean.numel():
+            mean, var = mean.view(-1, running_mean.numel()).mean(0), var.view(-1, running_mean.numel()).mean(0)
         if mean.dtype is not running_mean.dtype:
             mean, var = mean.to(running_mean.dtype), var.to(running_var.dtype)
         running_mean.lerp_(mean, momentum)

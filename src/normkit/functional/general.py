@@ -76,4 +76,4 @@ def normalize(
         shape = (feature_shape if torch.compiler.is_compiling() else _kept_shape)(region, x.shape)
         check_parameter("normalize", "weight", weight, shape, x)
         check_parameter("normalize", "bias", bias, shape, x)
-    return normalized(x, weight, bias, region.text, eps, center)[0]
+    return normalized(x, weight, bias, region.text, eps, center)

@@ -60,4 +60,4 @@ def group_norm(
         )
     check_parameter("group_norm", "weight", weight, (channels,), input)
     check_parameter("group_norm", "bias", bias, (channels,), input)
-    return normalized(input, weight, bias, f"b (g={num_groups} [c]) [...]", eps, True)[0]
+    return normalized(input, weight, bias, f"b (g={num_groups} [c]) [...]", eps, True)

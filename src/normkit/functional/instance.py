@@ -70,8 +70,9 @@ def instance_norm(
             "instance_norm needs more than one position, for their variance to exist; got one from shape "
             f"{tuple(input.shape)}: its output would be the bias alone; use layer_norm or no norm there"
         )
-    y, mean, std = normalized(input, weight, bias, PATTERN, eps, True)
-    if running_mean is not None and running_var is not None and input.numel() and not batch.is_recomputing():
-        samples = (input.shape[0], input.shape[1])
-        batch.update_running(running_mean, running_var, mean.view(samples), std.view(samples), positions, momentum)
+    if running_mean is None or running_var is None or not input.numel() or batch.is_recomputing():
+        return normalized(input, weight, bias, PATTERN, eps, True)
+    moments: list[Tensor] = []
+    y = normalized(input, weight, bias, PATTERN, eps, True, moments)
+    batch.update_running(running_mean, running_var, moments, positions, momentum)
     return y

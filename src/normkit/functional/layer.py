@@ -66,7 +66,7 @@ def layer_norm(
     shape = check_normalized_shape("layer_norm", input, normalized_shape)
     check_parameter("layer_norm", "weight", weight, shape, input)
     check_parameter("layer_norm", "bias", bias, shape, input)
-    return normalized(input, weight, bias, last_dims_pattern(len(shape)), eps, True)[0]
+    return normalized(input, weight, bias, last_dims_pattern(len(shape)), eps, True)
 
 
 def layer_norm2d(input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6) -> Tensor:
@@ -97,4 +97,4 @@ def layer_norm2d(input: Tensor, weight: Tensor | None = None, bias: Tensor | Non
     check_dimensions("layer_norm2d", input, 2, "(N, C, ...)")
     check_parameter("layer_norm2d", "weight", weight, (input.shape[1],), input)
     check_parameter("layer_norm2d", "bias", bias, (input.shape[1],), input)
-    return normalized(input, weight, bias, PATTERN_2D, eps, True)[0]
+    return normalized(input, weight, bias, PATTERN_2D, eps, True)

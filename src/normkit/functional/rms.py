@@ -46,4 +46,4 @@ def rms_norm(
     check_parameter("rms_norm", "weight", weight, shape, input)
     if eps is None:
         eps = torch.finfo(arithmetic_dtype(input.dtype)).eps
-    return normalized(input, weight, None, last_dims_pattern(len(shape)), eps, False)[0]
+    return normalized(input, weight, None, last_dims_pattern(len(shape)), eps, False)

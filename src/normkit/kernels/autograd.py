@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from normkit.kernels import ops, reference
+from normkit.kernels.native import native
 from normkit.pattern import parse
 
 
@@ -43,25 +44,29 @@ def _normalize_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.set_materialize_grads(False)
 
 
+def _input_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    x, mean, std, weight = ctx.saved_tensors
+    want_x, want_weight, want_bias, *_ = ctx.needs_input_grad
+    dx, dweight, dbias = _gradients(
+        dy, x, mean, std, weight, ctx.pattern, ctx.eps, ctx.center, False, want_x, want_weight, want_bias
+    )
+    return (
+        dx if want_x else None,
+        _shaped(dweight, weight.shape, weight.dtype) if want_weight else None,
+        _shaped(dbias, *ctx.bias_like) if want_bias else None,
+    )
+
+
 def _normalize_backward(
     ctx: Any, dy: Tensor | None, dmean: Tensor | None, dstd: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    x, mean, std, weight = ctx.saved_tensors
-    dx = dweight = dbias = None
-    if dy is not None:
-        want_x, want_weight, want_bias = ctx.needs_input_grad[:3]
-        dx, dweight, dbias = _gradients(
-            dy, x, mean, std, weight, ctx.pattern, ctx.eps, ctx.center, False, want_x, want_weight, want_bias
-        )
-        dweight = _shaped(dweight, weight.shape, weight.dtype) if want_weight else None
-        dbias = _shaped(dbias, *ctx.bias_like) if want_bias else None
-        dx = dx if want_x else None
+    dx, dweight, dbias = (None, None, None) if dy is None else _input_gradients(ctx, dy)
     if (dmean is not None and ctx.center) or dstd is not None:
 
         def moments(leaf: Tensor) -> Sequence[Tensor]:
             return reference.normalize(leaf, None, None, parse(ctx.pattern), ctx.eps, ctx.center)[1:]
 
-        (extra,) = _vjp(moments, [x], [dmean if ctx.center else None, dstd])
+        (extra,) = _vjp(moments, [ctx.saved_tensors[0]], [dmean if ctx.center else None, dstd])
         dx = extra if dx is None else dx + extra
     return dx, dweight, dbias, None, None, None
 
@@ -136,13 +141,21 @@ torch.library.register_autograd(
 
 
 class _Normalize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        out = ops.normalize(*inputs)
-        _normalize_context(ctx, inputs, out)
-        return out
+    """Gives y alone; the moments go into a list, for whoever wants to read them but not to differentiate."""
 
-    backward = staticmethod(_normalize_backward)
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        x, weight, bias, ctx.pattern, ctx.eps, ctx.center, moments = inputs
+        y, mean, std = ops.normalize(x, weight, bias, ctx.pattern, ctx.eps, ctx.center)
+        ctx.save_for_backward(x, mean, std, weight)
+        ctx.bias_like = None if bias is None else (bias.shape, bias.dtype)
+        if moments is not None:
+            moments += (mean, std)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return *_input_gradients(ctx, dy), None, None, None, None
 
 
 class _Standardize(torch.autograd.Function):
@@ -153,6 +166,11 @@ class _Standardize(torch.autograd.Function):
         return y
 
     backward = staticmethod(_standardize_backward)
+
+
+# Function.apply asks on every call whether a transform is active; `_is_watched` has answered that.
+_apply_normalize: Callable[..., Tensor] = super(torch.autograd.Function, _Normalize).apply
+_apply_standardize: Callable[..., Tensor] = super(torch.autograd.Function, _Standardize).apply
 
 
 def _transformable(
@@ -209,15 +227,29 @@ def _gradients(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tenso
 
 
 def normalized(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, pattern: str, eps: float, center: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, mean and std of ``normkit::normalize``."""
-    run = ops.normalize
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    pattern: str,
+    eps: float,
+    center: bool,
+    moments: list[Tensor] | None = None,
+) -> Tensor:
+    """y of ``normkit::normalize``; its mean and std, without their gradients, go into `moments`."""
     if _is_watched(x):
-        run = _as_seen(torch.ops.normkit.normalize.default)
+        out: tuple[Tensor, Tensor, Tensor] = _as_seen(torch.ops.normkit.normalize.default)(
+            x, weight, bias, pattern, eps, center
+        )
+        y, mean, std = out
     elif _wants_gradient(x, weight, bias):
-        run = _Normalize.apply
-    return run(x, weight, bias, pattern, eps, center)
+        return _apply_normalize(x, weight, bias, pattern, eps, center, moments)
+    elif moments is None:
+        return ops.infer(x, weight, bias, pattern, eps, center)
+    else:
+        y, mean, std = ops.normalize(x, weight, bias, pattern, eps, center)
+    if moments is not None:
+        moments += (mean, std)
+    return y
 
 
 def standardized(
@@ -234,5 +266,24 @@ def standardized(
     if _is_watched(x):
         run = _as_seen(torch.ops.normkit.standardize.default)
     elif _wants_gradient(x, mean, std, weight, bias):
-        run = _Standardize.apply
+        run = _apply_standardize
     return run(x, mean, std, weight, bias, pattern, eps)
+
+
+def move_running(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, std: Tensor, count: int, momentum: float
+) -> bool:
+    """Move running statistics in one step of the compiled kernels, if they can; else nothing is done."""
+    kernels = native().kernels
+    if kernels is None or not mean.is_cpu or _is_watched(running_mean) or _is_watched(mean):
+        return False
+    if not (_is_counted(running_mean) and _is_counted(running_var) and running_mean.dtype is running_var.dtype):
+        return False
+    kernels.move_running(running_mean, running_var, mean, std, count, momentum)
+    # An operator with a schema of its own leaves the counting of in-place changes to its caller.
+    torch.autograd.graph.increment_version([running_mean, running_var])
+    return True
+
+
+def _is_counted(running: Tensor) -> bool:
+    return running.dtype in (torch.float32, torch.float64) and running.is_contiguous() and not running.requires_grad

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
 
+from normkit.kernels.native import native
 from normkit.kernels.reference import arithmetic_dtype
 from normkit.pattern import parse
 from normkit.plan import Plan, Prepare, plan
@@ -31,6 +32,20 @@ def plan_of(pattern: str, shape: torch.Size, strides: tuple[int, ...]) -> Plan:
     return plan(parse(pattern), shape, strides)
 
 
+@cache
+def _registered(numbers: tuple[int, ...]) -> int:
+    kernels = native().kernels
+    assert kernels is not None
+    return kernels.plan(*numbers)
+
+
+@lru_cache(maxsize=4096)
+def direct_plan(pattern: str, shape: torch.Size, strides: tuple[int, ...]) -> int:
+    """What the compiled kernels know the plan by, if a tensor can go to them as it is; else -1."""
+    plan = plan_of(pattern, shape, strides)
+    return _registered(plan.numbers) if plan.direct else -1
+
+
 class Call:
     """One tensor under one plan: the copies it needs on the way in, and the way back out."""
 
@@ -43,6 +58,7 @@ class Call:
         self.like = x
         self.x = x if self.plan.prepare is Prepare.AS_IS else self.into(x)
         self.stat = arithmetic_dtype(x.dtype)
+        self.known_as = _registered(self.plan.numbers)
 
     def into(self, t: Tensor) -> Tensor:
         """Another tensor of x's shape, laid out as the kernel expects x."""

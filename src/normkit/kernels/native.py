@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
@@ -19,9 +19,12 @@ _FOLDER = Path(__file__).resolve().parent.parent
 class Kernels:
     """The compiled operators; their schemas are in csrc/ops.cpp."""
 
+    plan: Callable[..., int]
     normalize: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    infer: Callable[..., Tensor]
     standardize: Callable[..., Tensor]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    move_running: Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def native() -> Native:
             reason = f"{found[0].name} cannot be loaded into torch {torch.__version__}: {error}"
         else:
             ops = torch.ops.normkit_native
-            kernels = Kernels(ops.normalize.default, ops.standardize.default, ops.backward.default)
+            kernels = Kernels(**{field.name: getattr(ops, field.name).default for field in fields(Kernels)})
             return Native(kernels, f"{ops.isa()} kernels from {found[0].name}")
     warnings.warn(
         f"normkit runs on plain torch, which is right but slower ({reason}). "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from normkit.kernels import reference
-from normkit.kernels.fit import Call, dense_like, is_ready, plan_of
+from normkit.kernels.fit import Call, dense_like, direct_plan, is_ready
 from normkit.kernels.native import Kernels, native
 from normkit.kernels.reference import arithmetic_dtype
 from normkit.pattern import parse
@@ -52,14 +52,21 @@ def normalize(
     if kernels is None:
         y, mean, std = reference.normalize(x, weight, bias, parse(pattern), eps, center)
         return dense_like(x, y), mean, std
-    direct = plan_of(pattern, x.shape, x.stride())
-    if direct.direct and is_ready(weight, x) and is_ready(bias, x):
-        return kernels.normalize(x, weight, bias, *direct.numbers, eps, center)
+    plan = direct_plan(pattern, x.shape, x.stride())
+    if plan >= 0 and is_ready(weight, x) and is_ready(bias, x):
+        return kernels.normalize(x, weight, bias, plan, eps, center)
     call = Call(x, pattern)
-    y, mean, std = kernels.normalize(
-        call.x, call.parameter(weight), call.parameter(bias), *call.plan.numbers, eps, center
-    )
+    y, mean, std = kernels.normalize(call.x, call.parameter(weight), call.parameter(bias), call.known_as, eps, center)
     return call.out(y), call.statistic_back(mean), call.statistic_back(std)
+
+
+def infer(x: Tensor, weight: Tensor | None, bias: Tensor | None, pattern: str, eps: float, center: bool) -> Tensor:
+    """The y of `normalize`, for when nobody will ask for the moments; no operator of its own."""
+    if x.is_cpu and is_ready(weight, x) and is_ready(bias, x) and x.numel():
+        kernels, plan = native().kernels, direct_plan(pattern, x.shape, x.stride())
+        if kernels is not None and plan >= 0:
+            return kernels.infer(x, weight, bias, plan, eps, center)
+    return normalize(x, weight, bias, pattern, eps, center)[0]
 
 
 def standardize(
@@ -74,9 +81,9 @@ def standardize(
     kernels = _kernels_for(x)
     if kernels is None:
         return dense_like(x, reference.standardize(x, mean, std, weight, bias, parse(pattern), eps))
-    direct = plan_of(pattern, x.shape, x.stride())
-    if direct.direct and is_ready(weight, x) and is_ready(bias, x) and is_ready(mean, x) and is_ready(std, x):
-        return kernels.standardize(x, mean, std, weight, bias, *direct.numbers, eps)
+    plan = direct_plan(pattern, x.shape, x.stride())
+    if plan >= 0 and is_ready(weight, x) and is_ready(bias, x) and is_ready(mean, x) and is_ready(std, x):
+        return kernels.standardize(x, mean, std, weight, bias, plan, eps)
     call = Call(x, pattern)
     y = kernels.standardize(
         call.x,
@@ -84,7 +91,7 @@ def standardize(
         call.statistic(std),
         call.parameter(weight),
         call.parameter(bias),
-        *call.plan.numbers,
+        call.known_as,
         eps,
     )
     return call.out(y)
@@ -113,10 +120,10 @@ def backward(
             grads.weight if want_weight else none.clone(),
             grads.bias if want_bias else none.clone(),
         )
-    direct = plan_of(pattern, x.shape, x.stride())
-    if direct.direct and dy.stride() == x.stride() and is_ready(weight, x) and is_ready(mean, x) and is_ready(std, x):
+    plan = direct_plan(pattern, x.shape, x.stride())
+    if plan >= 0 and dy.stride() == x.stride() and is_ready(weight, x) and is_ready(mean, x) and is_ready(std, x):
         rest = (eps, center, fixed, want_x, want_weight, want_bias)
-        return kernels.backward(dy, x, mean, std, weight, *direct.numbers, *rest)
+        return kernels.backward(dy, x, mean, std, weight, plan, *rest)
     call = Call(x, pattern)
     dx, dweight, dbias = kernels.backward(
         call.into(dy),
@@ -124,7 +131,7 @@ def backward(
         call.statistic(mean),
         call.statistic(std),
         call.parameter(weight),
-        *call.plan.numbers,
+        call.known_as,
         eps,
         center,
         fixed,
