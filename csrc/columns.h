@@ -131,19 +131,30 @@ void strip_moments(const S* x, int64_t stride, int64_t rows, int64_t n, int64_t 
   const auto fetch = [=](int64_t r, int64_t j, int64_t some) {
     if (ahead) prefetch(x + (r + ahead) * stride + j, some);
   };
+  bool outside = false;  // whether squares left the range of fp32 in some column
   const auto deviate = [&] {
     sum_columns(rows, n, s, q, row, fetch, [=](const A* p, int64_t j, A& a, A& b) {
       a = p[j] - g[j];
       b = a * a;
     });
-    int far = 0;
+#pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
-      const double shift = center ? double(s[j]) * per : 0, off = shift * double(s[j]), rest = double(q[j]) - off;
-      mean[j] = double(guess[j]) + shift;
+      const double sum = double(s[j]), squares = double(q[j]);
+      const double shift = center ? sum * per : 0, off = shift * sum, rest = squares - off;
+      mean[j] = double(g[j]) + shift;
       m2[j] = rest < 0 ? 0 : rest;
-      far |= off > rest || out_of_range(double(q[j]), eps);
     }
-    return far;
+    // Apart, and counted in the arithmetic's own width: mixed widths would cost several times as much.
+    using Count = typename std::conditional<sizeof(A) == 4, int32_t, int64_t>::type;
+    const A twice = center ? A(2 * per) : A(0), high = A(HUGE_SQUARES), low = eps < TINY_SQUARES ? A(TINY_SQUARES) : A(0);
+    Count far = 0, odd = 0;
+#pragma omp simd reduction(+ : far, odd)
+    for (int64_t j = 0; j < n; ++j) {
+      far += twice * s[j] * s[j] > q[j] ? 1 : 0;
+      odd += !(q[j] < high) || q[j] < low ? 1 : 0;
+    }
+    outside = odd > 0;
+    return far + odd > 0;
   };
   for (int64_t j = 0; j < n; ++j) guess[j] = center && into.count > 0 ? A(into.mean[j]) : A(0);
   if ((center && into.count == 0) || (deviate() && center)) {
@@ -151,7 +162,7 @@ void strip_moments(const S* x, int64_t stride, int64_t rows, int64_t n, int64_t 
     for (int64_t j = 0; j < n; ++j) guess[j] = A(double(s[j]) * per);
     deviate();
   }
-  for (int64_t j = 0; std::is_same<A, float>::value && j < n; ++j) {
+  for (int64_t j = 0; std::is_same<A, float>::value && outside && j < n; ++j) {
     if (!out_of_range(double(q[j]), eps)) continue;
     double sum = 0, squares = 0;
     const auto value = [&](int64_t r) { A slot[1]; return double(*load(x + r * stride + j, slot, 1)); };
@@ -170,9 +181,30 @@ template <class A> struct TileAffine {
   bool by_row;
 
   TileAffine(const View& view, const Affine<A>& a) : v(view), affine(a), by_row(v.width() % (a.period * a.inner) != 0) {}
-  int64_t of_column(const Tile& t, int64_t j) const { return (t.left + j) / affine.inner % affine.period; }
+  int64_t of_column(const Tile& t, int64_t j) const { return remainder(divide(t.left + j, affine.inner), affine.period); }
   int64_t of_row(const Tile& t, int64_t r) const { return (t.block * v.r0 + r) * v.width() / affine.inner % affine.period; }
 };
+
+// body(cell of the tile, column, weight, bias) for every column of a tile.
+template <class A, class Body>
+void spread(const Tile& t, const TileAffine<A>& where, const Tiles& tiles, const Body& body) {
+  const View& v = where.v;
+  const A *w = where.affine.weight, *b = where.affine.bias;
+  const int64_t columns = t.n / tiles.fold;
+  if (v.r1 == 1 && tiles.fold == 1 && where.by_row) {
+#pragma omp simd
+    for (int64_t j = 0; j < columns; ++j) body(j, j, A(1), A(0));
+  } else if (v.r1 == 1 && tiles.fold == 1 && where.affine.inner == 1 && where.affine.period == v.k1 && w && b) {
+#pragma omp simd
+    for (int64_t j = 0; j < columns; ++j) body(j, j, w[t.left + j], b[t.left + j]);
+  } else {
+    for (int64_t j = 0; j < columns; ++j) {
+      const int64_t cell = divide(j, v.r1), index = where.by_row ? 0 : where.of_column(t, j);
+      const A one = where.by_row ? A(1) : where.affine.w(index), zero = where.by_row ? A(0) : where.affine.b(index);
+      for (int64_t c = 0; c < tiles.fold; ++c) body(cell, c * v.width() + j, one, zero);
+    }
+  }
+}
 
 template <class S> void forward_columns(const View& v, const Forward& f, const Pool& pool) {
   using A = arithmetic<S>;
@@ -194,42 +226,49 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
       strip_moments(x + t.at(tiles, r), tiles.width_all, rows, t.n, far ? tiles.ahead : 0, f.center, f.eps, m);
     }
   };
-  // From column moments to what each column is scaled with; cells of several columns are merged first.
+  // From column moments to what each column is scaled with. Cells of several columns, and those folded, are merged first.
   const auto finish = [&](const Tile& t, const ColumnMoments& m, A* mu, A* rstd, A* shift) {
-    // A folded cell has its columns once in every fold; they all stand in this tile.
-    const int64_t copies = tiles.fold, step = v.width();
-    for (int64_t j = 0; j < t.n / copies; j += v.r1) {
-      const int64_t cell = t.cell(v, j);
-      double cell_mean = 0, cell_var = 0;
-      if (f.fixed) {
-        cell_mean = double(mean[cell]);
-        cell_var = square(dev[cell]);
-      } else {
+    const int64_t copies = tiles.fold, step = v.width(), cells = t.n / copies / v.r1, first = t.cell(v, 0);
+    double cell_mean[TILE], cell_var[TILE];
+    A *means = mean ? mean + first : nullptr, *devs = dev ? dev + first : nullptr;
+    if (f.fixed) {
+#pragma omp simd
+      for (int64_t i = 0; i < cells; ++i) cell_mean[i] = double(means[i]), cell_var[i] = square(devs[i]);
+    } else if (copies == 1 && v.r1 == 1) {
+      const double per = 1.0 / m.count;
+#pragma omp simd
+      for (int64_t i = 0; i < cells; ++i) cell_mean[i] = m.mean[i], cell_var[i] = m.m2[i] * per;
+    } else {
+      for (int64_t i = 0; i < cells; ++i) {
         // All columns hold the same number of values, so their merge needs no weights.
-        double away = 0, within = 0;
+        const int64_t from = i * v.r1;
+        double sum = 0, away = 0, within = 0;
         for (int64_t c = 0; c < copies; ++c)
-          for (int64_t i = c * step + j; i < c * step + j + v.r1; ++i) cell_mean += m.mean[i] - m.mean[j];
-        cell_mean = m.mean[j] + cell_mean / double(copies * v.r1);
+          for (int64_t j = c * step + from; j < c * step + from + v.r1; ++j) sum += m.mean[j] - m.mean[from];
+        cell_mean[i] = m.mean[from] + sum / double(copies * v.r1);
         for (int64_t c = 0; c < copies; ++c)
-          for (int64_t i = c * step + j; i < c * step + j + v.r1; ++i) {
-            away += (m.mean[i] - cell_mean) * (m.mean[i] - cell_mean);
-            within += m.m2[i];
+          for (int64_t j = c * step + from; j < c * step + from + v.r1; ++j) {
+            away += square(m.mean[j] - cell_mean[i]);
+            within += m.m2[j];
           }
-        cell_var = (within / m.count + away) / double(copies * v.r1);
-        if (mean) mean[cell] = A(cell_mean);
-        if (dev) dev[cell] = A(std::sqrt(cell_var));
-      }
-      const Scale<A> scale(cell_mean, cell_var, f.eps);
-      for (int64_t i = j; i < j + v.r1; ++i) {
-        const int64_t index = where.by_row ? 0 : where.of_column(t, i);
-        const A w = where.by_row ? A(1) : affine.w(index), b = where.by_row ? A(0) : affine.b(index);
-        for (int64_t c = 0; c < copies; ++c) {
-          mu[c * step + i] = scale.mean;
-          rstd[c * step + i] = scale.rstd * w;
-          shift[c * step + i] = scale.shift * w + b;
-        }
+        cell_var[i] = (within / m.count + away) / double(copies * v.r1);
       }
     }
+    if (!f.fixed && means) {
+#pragma omp simd
+      for (int64_t i = 0; i < cells; ++i) means[i] = A(cell_mean[i]);
+    }
+    if (!f.fixed && devs) {
+#pragma omp simd
+      for (int64_t i = 0; i < cells; ++i) devs[i] = A(std::sqrt(cell_var[i]));
+    }
+    A one_mean[TILE], one_rstd[TILE], one_shift[TILE];
+    scales_of(cells, cell_mean, cell_var, f.eps, one_mean, one_rstd, one_shift);
+    spread(t, where, tiles, [&](int64_t i, int64_t column, A w, A b) {
+      mu[column] = one_mean[i];
+      rstd[column] = one_rstd[i] * w;
+      shift[column] = one_shift[i] * w + b;
+    });
   };
   const auto apply_rows = [&](const Tile& t, int64_t from, int64_t to, const A* mu, const A* rstd, const A* shift) {
     A bx[TILE];

@@ -23,17 +23,26 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
   AffineGrads<A> grads(f.dweight, f.dbias, by_row ? tiles.count() * v.r0 : v.k0 * tiles.width_all);
 
   // w is the column's weight, and once the sums are there its product with rstd: dx = dy * w + x_hat * c2 + c1.
-  struct Scales { A mu[TILE], rstd[TILE], w[TILE], c1[TILE], c2[TILE]; };
-  const auto scales_of = [&](const Tile& t, Scales& s) {
-    for (int64_t j = 0; j < t.n; ++j) {
-      const int64_t cell = t.cell(v, j);
-      const Scale<A> scale(f.center || f.fixed ? double(mean[cell]) : 0.0, square(dev[cell]), f.eps);
-      s.mu[j] = scale.mean;
-      s.rstd[j] = scale.rstd;
-      s.w[j] = by_row ? A(1) : affine.w(where.of_column(t, j));
+  struct ColumnScales { A mu[TILE], rstd[TILE], w[TILE], c1[TILE], c2[TILE]; };
+  const auto prepare = [&](const Tile& t, ColumnScales& s) {
+    const int64_t cells = t.n / tiles.fold / v.r1, first = t.cell(v, 0);
+    double cell_mean[TILE], cell_var[TILE];
+    const A *means = mean + first, *devs = dev + first;
+    const bool shifted = f.center || f.fixed;
+#pragma omp simd
+    for (int64_t i = 0; i < cells; ++i) {
+      cell_mean[i] = shifted ? double(means[i]) : 0.0;
+      cell_var[i] = square(devs[i]);
     }
+    A one_mean[TILE], one_rstd[TILE], unused[TILE];
+    scales_of(cells, cell_mean, cell_var, f.eps, one_mean, one_rstd, unused);
+    spread(t, where, tiles, [&](int64_t i, int64_t column, A w, A) {
+      s.mu[column] = one_mean[i];
+      s.rstd[column] = one_rstd[i];
+      s.w[column] = w;
+    });
   };
-  const auto sums_of_tall = [&](int64_t index, const Tile& t, int64_t tall, const Scales& s, ColumnSums& sums) {
+  const auto sums_of_tall = [&](int64_t index, const Tile& t, int64_t tall, const ColumnScales& s, ColumnSums& sums) {
     struct Row { const A *x, *g; A w; };
     A g[TILE], gx[TILE], buffer[8 * TILE];
     const auto nothing = [](int64_t, int64_t, int64_t) {};  // with two tensors to read, looking ahead gains nothing
@@ -64,7 +73,7 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
       for (int64_t j = 0; j < t.n; ++j) sums.g[j] += double(g[j]), sums.gx[j] += double(gx[j]);
     }
   };
-  const auto finish = [&](const Tile& t, const ColumnSums& sums, Scales& s) {
+  const auto finish = [&](const Tile& t, const ColumnSums& sums, ColumnScales& s) {
     const double count = double(v.count());
     for (int64_t j = 0; j < t.n && grads.wanted() && !by_row; ++j) {
       const int64_t slot = t.block * tiles.width_all + t.left + j;
@@ -87,7 +96,7 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
         }
     }
   };
-  const auto apply_rows = [&](const Tile& t, int64_t from, int64_t to, const Scales& s) {
+  const auto apply_rows = [&](const Tile& t, int64_t from, int64_t to, const ColumnScales& s) {
     A bx[TILE], bg[TILE];
     Writer<S> writer(v.numel());
     const int64_t n = t.n;
@@ -104,8 +113,8 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
 
   const bool sums_needed = grads.wanted() || !f.fixed;
   if (tiles.split) {
-    Array<Scales> scales(tiles.count());
-    for (int64_t i = 0; i < tiles.count(); ++i) scales_of(Tile(tiles, i), scales[i]);
+    Array<ColumnScales> scales(tiles.count());
+    for (int64_t i = 0; i < tiles.count(); ++i) prepare(Tile(tiles, i), scales[i]);
     Array<ColumnSums> partial(sums_needed ? tiles.count() * tiles.talls : 0);
     if (sums_needed)
       parallel(pool, tiles.count() * tiles.talls, [&](int64_t i) {
@@ -130,9 +139,9 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
   } else {
     parallel(pool, tiles.count(), [&](int64_t i) {
       const Tile t(tiles, i);
-      Scales s;
+      ColumnScales s;
       ColumnSums total = {}, part;
-      scales_of(t, s);
+      prepare(t, s);
       for (int64_t tall = 0; tall < tiles.talls && sums_needed; ++tall) {
         sums_of_tall(i, t, tall, s, part);
         for (int64_t j = 0; j < t.n; ++j) total.g[j] += part.g[j], total.gx[j] += part.gx[j];

@@ -21,8 +21,9 @@ struct Moments {
 };
 
 // fp32 squares of such sums overflow, or underflow where eps cannot hide it: the block is then redone in double.
+constexpr double HUGE_SQUARES = 1e37, TINY_SQUARES = 1e-28;
 inline bool out_of_range(double squares, double eps) {
-  return !(squares < 1e37) || (squares < 1e-28 && eps < 1e-28);
+  return !(squares < HUGE_SQUARES) || (squares < TINY_SQUARES && eps < TINY_SQUARES);
 }
 
 // Two passes over a block that is in the cache: a mean, then the deviations from it, whose own sum corrects the mean.
@@ -68,5 +69,17 @@ template <class A> struct Scale {
     shift = A((double(mean) - m) * r);
   }
 };
+
+// The same for n of them at once.
+template <class A>
+void scales_of(int64_t n, const double* mu, const double* var, double eps, A* mean, A* rstd, A* shift) {
+#pragma omp simd
+  for (int64_t k = 0; k < n; ++k) {
+    const double r = 1.0 / std::sqrt(var[k] + eps);
+    mean[k] = A(mu[k]);
+    rstd[k] = A(r);
+    shift[k] = A((double(mean[k]) - mu[k]) * r);
+  }
+}
 
 }  // namespace

@@ -30,15 +30,7 @@ template <class S, class A> void turn_out(const A (*in)[SIDE], int64_t n, int64_
 template <class A, int G = SIDE> struct Scales {
   A mean[G], rstd[G], shift[G];
 
-  Scales(const double* mu, const double* var, double eps) {
-#pragma omp simd
-    for (int k = 0; k < G; ++k) {
-      const double r = 1.0 / std::sqrt(var[k] + eps);
-      mean[k] = A(mu[k]);
-      rstd[k] = A(r);
-      shift[k] = A((double(mean[k]) - mu[k]) * r);
-    }
-  }
+  Scales(const double* mu, const double* var, double eps) { scales_of(int64_t(G), mu, var, eps, mean, rstd, shift); }
   Scale<A> of(int64_t k) const {
     Scale<A> s;
     s.mean = mean[k], s.rstd = rstd[k], s.shift = shift[k];

@@ -89,7 +89,7 @@ def running_std(running_var: Tensor, input: Tensor) -> Tensor:
 def update_running(
     running_mean: Tensor, running_var: Tensor, moments: Sequence[Tensor], count: int, momentum: float
 ) -> None:
-    """Move running statistics towards a batch's mean and std, C of each or N times C to average; from `count` values."""
+    """Move running statistics towards a batch's, from `count` values each: C of them, or N times C to average."""
     mean, std = moments
     if move_running(running_mean, running_var, mean, std, count, momentum):
         return
