@@ -263,6 +263,13 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
       for (int64_t i = 0; i < cells; ++i) devs[i] = A(std::sqrt(cell_var[i]));
     }
     A one_mean[TILE], one_rstd[TILE], one_shift[TILE];
+    if (f.length) {
+      for (int64_t i = 0; i < cells; ++i) devs[i] = one_rstd[i] = A(length_of(cell_var[i] * double(v.count())));
+      return spread(t, where, tiles, [&](int64_t i, int64_t column, A w, A) {
+        mu[column] = shift[column] = 0;
+        rstd[column] = w / one_rstd[i];
+      });
+    }
     scales_of(cells, cell_mean, cell_var, f.eps, one_mean, one_rstd, one_shift);
     spread(t, where, tiles, [&](int64_t i, int64_t column, A w, A b) {
       mu[column] = one_mean[i];

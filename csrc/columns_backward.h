@@ -74,7 +74,7 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     }
   };
   const auto finish = [&](const Tile& t, const ColumnSums& sums, ColumnScales& s) {
-    const double count = double(v.count());
+    const double count = f.length ? 1 : double(v.count());
     for (int64_t j = 0; j < t.n && grads.wanted() && !by_row; ++j) {
       const int64_t slot = t.block * tiles.width_all + t.left + j;
       grads.b[slot] = A(sums.g[j]);

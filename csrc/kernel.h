@@ -33,6 +33,7 @@ struct Forward {
   double eps;
   bool center;
   bool fixed;
+  bool length = false;  // divide by the Euclidean length of the cell instead; `std` is then that length, 1 where it is 0
 };
 
 // dx, dweight, dbias: null where not wanted.
@@ -48,6 +49,7 @@ struct Backward {
   double eps;
   bool center;
   bool fixed;
+  bool length = false;
 };
 
 // Runs body(context, task) for every task below n, on torch's threads.

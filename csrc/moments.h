@@ -70,6 +70,9 @@ template <class A> struct Scale {
   }
 };
 
+// What a cell of that square sum is divided by, where it is divided by its length.
+inline double length_of(double squares) { return squares > 0 ? std::sqrt(squares) : 1; }
+
 // The same for n of them at once.
 template <class A>
 void scales_of(int64_t n, const double* mu, const double* var, double eps, A* mean, A* rstd, A* shift) {

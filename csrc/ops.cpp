@@ -195,6 +195,30 @@ std::tuple<Tensor, Tensor, Tensor> cpu_backward(
   return {dx, dw, db};
 }
 
+std::tuple<Tensor, Tensor> cpu_weight_norm(const Tensor& v, const Tensor& g, int64_t plan) {
+  const View& view = view_of(v, plan);
+  check_length(g, view.cells(), v, "g");
+  STD_TORCH_CHECK(view.period == view.cells(), "normkit: a length for each cell");
+  Tensor w = like(v), length = fresh(v, view.cells());
+  const Forward f{v.const_data_ptr(), w.mutable_data_ptr(), g.const_data_ptr(), nullptr,
+                  nullptr, length.mutable_data_ptr(), 0, false, false, true};
+  kernels().forward(storage_of(v), view, f, pool_for(v.numel()));
+  return {w, length};
+}
+std::tuple<Tensor, Tensor> cpu_weight_norm_backward(
+    const Tensor& dw, const Tensor& v, const Tensor& g, const Tensor& length, int64_t plan) {
+  const View& view = view_of(v, plan);
+  check_length(g, view.cells(), v, "g");
+  check_length(length, view.cells(), v, "length");
+  STD_TORCH_CHECK(view.period == view.cells(), "normkit: a length for each cell");
+  STD_TORCH_CHECK(dw.numel() == v.numel() && dw.scalar_type() == v.scalar_type(), "normkit: dw must be like v");
+  Tensor dv = like(v), dg = fresh(v, view.cells());
+  const Backward f{dw.const_data_ptr(), v.const_data_ptr(), g.const_data_ptr(), nullptr, length.const_data_ptr(),
+                   dv.mutable_data_ptr(), dg.mutable_data_ptr(), nullptr, 0, false, false, true};
+  kernels().backward(storage_of(v), view, f, pool_for(v.numel()));
+  return {dv, dg};
+}
+
 // running = (1 - momentum) * running + momentum * batch, over `samples` rows of moments from `count` values each.
 template <class A, class B>
 void move(B* running_mean, B* running_var, const A* mean, const A* dev, int64_t channels, int64_t samples, double count,
@@ -240,6 +264,8 @@ STABLE_TORCH_LIBRARY(normkit_native, m) {
   m.def("normalize(Tensor x, Tensor? weight, Tensor? bias, int plan, float eps, bool center) -> (Tensor, Tensor, Tensor)");
   m.def("infer(Tensor x, Tensor? weight, Tensor? bias, int plan, float eps, bool center) -> Tensor");
   m.def("move_running(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor std, int count, float momentum) -> ()");
+  m.def("weight_norm(Tensor v, Tensor g, int plan) -> (Tensor, Tensor)");
+  m.def("weight_norm_backward(Tensor dw, Tensor v, Tensor g, Tensor length, int plan) -> (Tensor, Tensor)");
   m.def("standardize(Tensor x, Tensor mean, Tensor std, Tensor? weight, Tensor? bias, int plan, float eps) -> Tensor");
   m.def("backward(Tensor dy, Tensor x, Tensor mean, Tensor std, Tensor? weight, int plan, float eps, bool center, bool fixed, bool want_x, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
   m.def("plan(int k0, int r0, int k1, int r1, int period, int inner, bool columns) -> int");
@@ -250,6 +276,8 @@ STABLE_TORCH_LIBRARY_IMPL(normkit_native, CPU, m) {
   m.impl("normalize", TORCH_BOX(&cpu_normalize));
   m.impl("infer", TORCH_BOX(&cpu_infer));
   m.impl("move_running", TORCH_BOX(&cpu_move_running));
+  m.impl("weight_norm", TORCH_BOX(&cpu_weight_norm));
+  m.impl("weight_norm_backward", TORCH_BOX(&cpu_weight_norm_backward));
   m.impl("standardize", TORCH_BOX(&cpu_standardize));
   m.impl("backward", TORCH_BOX(&cpu_backward));
 }

@@ -118,6 +118,11 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     return each;
   };
   const auto finish = [&](int64_t cell, const Moments& m) {
+    if (f.length) {
+      Scale<A> scale{};
+      scale.rstd = dev[cell] = A(length_of(m.m2));
+      return scale;
+    }
     const double v2 = m.m2 / m.count;
     if (mean) mean[cell] = A(m.mean);
     if (dev) dev[cell] = A(std::sqrt(v2));
@@ -146,7 +151,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
       } else {
         const bool plain = affine.vector;
         const A w = plain ? A(1) : affine.w(index), b = plain ? A(0) : affine.b(index);
-        const A a = scale.rstd * w, c = scale.shift * w + b;
+        const A a = f.length ? w / scale.rstd : scale.rstd * w, c = scale.shift * w + b;
 #pragma omp simd
         for (int64_t i = 0; i < length; ++i) q[i] = (p[i] - m) * a + c;
       }
@@ -279,7 +284,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
       return;
     }
     if (v.r0 == 1 && v.r1 <= BLOCK) {
-      const bool side = ACROSS<A> && v.r1 <= SHORT;
+      const bool side = ACROSS<A> && v.r1 <= SHORT && !f.length;
       const int64_t step = side ? SIDE : 4;
       for (int64_t cell = task * share.cells_per_task; cell < end; cell += step)
         side ? side_by_side(cell, least(step, end - cell), writer) : four_rows(cell, least(step, end - cell), writer);

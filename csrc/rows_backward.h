@@ -79,7 +79,7 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
   };
   const auto apply_span = [&](int64_t cell, int64_t s, const Scale<A>& scale, const CellSums& sums, Writer<S>& writer) {
     A bx[BLOCK], bg[BLOCK];
-    const double count = double(v.count());
+    const double count = f.length ? 1 : double(v.count());
     const A m = scale.mean, rstd = scale.rstd;
     const A c1 = f.fixed || !f.center ? A(0) : -rstd * A(sums.g / count);
     const A c2 = f.fixed ? A(0) : -rstd * A(sums.gx / count);

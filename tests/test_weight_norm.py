@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from normkit.errors import ArgumentError, DtypeError, ShapeError, StateError
+from normkit.kernels.weight import _reference, length_of, normalized_weight
 from normkit.parametrize import WeightNorm, remove_weight_norm, weight_norm
 
 SHAPES = [((4, 3), 0), ((4, 3), 1), ((4, 3), -1), ((4, 3), None), ((5,), 0), ((5,), None), ((2, 3, 2, 2), -3)]
@@ -357,3 +358,38 @@ def test_distributed_step_of_two_processes_equals_one(tmp_path):
     for rank in range(2):
         for mine, expected in zip(torch.load(f"{out}.{rank}"), step_alone(), strict=True):
             torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((4, 3, 2), 0), ((4, 3, 2), 1), ((4, 40), -1), ((6, 5), None)])
+def test_the_operators_hold_what_torch_asks_of_operators(shape, dim):
+    dim = dim if dim is None else dim % len(shape)
+    v = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    g = length_of(v, dim).add(0.5).requires_grad_()
+    ops = torch.ops.normkit
+    torch.library.opcheck(ops.weight_norm.default, (v, g, dim))
+    _, length = ops.weight_norm.default(v, g, dim)
+    torch.library.opcheck(ops.weight_norm_backward.default, (torch.randn_like(v), v, g, length.detach(), dim))
+    assert torch.autograd.gradcheck(lambda v, g: normalized_weight(v, g, dim), (v, g))
+    assert torch.autograd.gradgradcheck(lambda v, g: normalized_weight(v, g, dim), (v, g))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(9, 5, 3, 3), (40, 3000), (3, 70000), (130, 33)])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_the_kernel_is_the_formula_in_every_walk(shape, dim, dtype):
+    v = torch.randn(shape).to(dtype)
+    v.select(dim, 1).zero_()
+    v.select(dim, 2).mul_(1e-3)
+    g = torch.rand([size if axis == dim else 1 for axis, size in enumerate(shape)]).to(dtype)
+    dw = torch.randn(shape).to(dtype)
+    leaves = [t.clone().requires_grad_() for t in (v, g)]
+    exact = [t.double().requires_grad_() for t in (v, g)]
+    got = torch.autograd.grad(normalized_weight(*leaves, dim), leaves, dw)
+    want = torch.autograd.grad(_reference(*exact, dim), exact, dw.double())
+    # Below the normal numbers a rounding is half a step of the subnormals.
+    least, eps = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps, torch.finfo(dtype).eps
+    w = normalized_weight(v, g, dim).double()
+    torch.testing.assert_close(w, _reference(*exact, dim), rtol=4 * eps, atol=least)
+    for ours, theirs in zip(got, want, strict=True):
+        # A gradient is a difference of sums: its error is in units of the largest entry.
+        assert (ours.double() - theirs).abs().max() < 8 * eps * theirs.abs().max()

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from normkit.layers import RMSNorm as RMSNorm
     from normkit.parametrize import init_weight_norm as init_weight_norm
     from normkit.parametrize import remove_weight_norm as remove_weight_norm
+    from normkit.parametrize import remove_weight_standardization as remove_weight_standardization
     from normkit.parametrize import weight_norm as weight_norm
+    from normkit.parametrize import weight_standardization as weight_standardization
     from normkit.study import compare as compare
 
 __version__ = "0.1.0"
@@ -41,7 +43,8 @@ _NAMES = {
     "normkit.layers": "BatchNorm1d BatchNorm2d BatchNorm3d GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d "
     "LayerNorm LayerNorm2d LazyBatchNorm1d LazyBatchNorm2d LazyBatchNorm3d LazyInstanceNorm1d LazyInstanceNorm2d "
     "LazyInstanceNorm3d LocalResponseNorm Norm RMSNorm",
-    "normkit.parametrize": "init_weight_norm remove_weight_norm weight_norm",
+    "normkit.parametrize": "init_weight_norm remove_weight_norm remove_weight_standardization weight_norm "
+    "weight_standardization",
     "normkit.study": "compare",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -7,6 +7,7 @@ from normkit.functional.instance import instance_norm
 from normkit.functional.layer import layer_norm, layer_norm2d
 from normkit.functional.local_response import local_response_norm
 from normkit.functional.rms import rms_norm
+from normkit.functional.weight_standardization import weight_standardization
 
 __all__ = [
     "batch_norm",
@@ -17,4 +18,5 @@ __all__ = [
     "local_response_norm",
     "normalize",
     "rms_norm",
+    "weight_standardization",
 ]

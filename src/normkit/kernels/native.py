@@ -25,6 +25,8 @@ class Kernels:
     standardize: Callable[..., Tensor]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
     move_running: Callable[..., None]
+    weight_norm: Callable[..., tuple[Tensor, Tensor]]
+    weight_norm_backward: Callable[..., tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)

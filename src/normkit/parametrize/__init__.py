@@ -1,5 +1,10 @@
 """Norms of weights: what is normalized is a parameter, not an activation."""
 
+from normkit.parametrize.standardize import (
+    WeightStandardization,
+    remove_weight_standardization,
+    weight_standardization,
+)
 from normkit.parametrize.weight import WeightNorm, remove_weight_norm, weight_norm
 from normkit.parametrize.weight_init import InitReport, InitRow, init_weight_norm
 
@@ -7,7 +12,10 @@ __all__ = [
     "InitReport",
     "InitRow",
     "WeightNorm",
+    "WeightStandardization",
     "init_weight_norm",
     "remove_weight_norm",
+    "remove_weight_standardization",
     "weight_norm",
+    "weight_standardization",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from normkit.errors import ArgumentError, DtypeError, ShapeError, StateError, nearest
+from normkit.kernels.weight import length_of, normalized_weight
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -33,33 +34,15 @@ class WeightNorm(nn.Module):
 
     def forward(self, g: Tensor, v: Tensor) -> Tensor:
         """The weight, in the dtype of `v`; 0 where `v` is 0, with finite gradients."""
-        length = _length(v, self.dim)
-        # g / length first: it is 1 until g is trained (but for g's rounding to half precision), so the
-        # weight starts as it was, bit for bit.
-        return (v * (g.to(length.dtype) / torch.where(length > 0, length, 1))).to(v.dtype)
+        return normalized_weight(v, g, self.dim)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """``(g, v)`` for a weight: its lengths and a copy of itself."""
         # A copy, or training v would write into a parameter that another module shares.
-        return _length(weight, self.dim).to(weight.dtype), weight.detach().clone()
+        return length_of(weight, self.dim).to(weight.dtype), weight.detach().clone()
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}"
-
-
-def _length(v: Tensor, dim: int | None) -> Tensor:
-    """The Euclidean length of `v` over all dimensions but `dim`, in fp32 or better.
-
-    Divided by its largest value first, so that no square overflows; that value may count as a constant in
-    backward, for the result does not depend on it. The sum of squares is then at least 1 unless `v` is 0,
-    and the clamp keeps the gradient at 0 finite.
-    """
-    wide = v.to(torch.promote_types(v.dtype, torch.float32)).unsqueeze(-1)
-    axes = [axis for axis in range(wide.ndim) if axis != dim]
-    largest = wide.detach().abs().amax(axes, keepdim=True)
-    scaled = wide / torch.where(largest > 0, largest, 1)
-    length = largest * scaled.square().sum(axes, keepdim=True).clamp(min=1).sqrt()
-    return length.reshape(()) if dim is None else length.squeeze(-1)
 
 
 def weight_norm(module: M, name: str = "weight", dim: int | None = 0) -> M:
@@ -96,12 +79,11 @@ def weight_norm(module: M, name: str = "weight", dim: int | None = 0) -> M:
 
     Source: Salimans & Kingma 2016, Weight Normalization, arXiv:1602.07868.
     """
-    parameter = _plain_parameter(module, name)
+    parameter = plain_parameter(module, name)
     norm = WeightNorm(_dimension(dim, name, parameter))
-    names = list(module._parameters)
-    norm.followers = tuple(names[names.index(name) + 1 :])
+    norm.followers = followers_of(module, name)
     parametrize.register_parametrization(module, name, norm)
-    _adopt(module)
+    adopt(module)
     return module
 
 
@@ -129,40 +111,52 @@ def remove_weight_norm(module: M, name: str = "weight") -> M:
     """
     norm = weight_norm_of(module, name)
     if norm is None:
-        known = [other for other in _parametrized(module) if weight_norm_of(module, other)]
+        known = [other for other in parametrized(module) if weight_norm_of(module, other)]
         remedy = nearest(name, known) if known else "there is nothing to remove; call weight_norm first"
         raise StateError(
             f"remove_weight_norm needs a parameter that weight_norm was called on; "
             f"{name!r} of {_kind(module)} is not one: {remedy}"
         )
-    trainable = any(p.requires_grad for p in _parametrized(module)[name].parameters())
+    make_plain(module, name, norm.followers)
+    return module
+
+
+def followers_of(module: nn.Module, name: str) -> tuple[str, ...]:
+    """The parameters behind this one: removal puts the weight back before them."""
+    names = list(module._parameters)
+    return tuple(names[names.index(name) + 1 :])
+
+
+def make_plain(module: nn.Module, name: str, followers: tuple[str, ...]) -> None:
+    """Put the weight as it is now back as a parameter, before those named."""
+    trainable = any(p.requires_grad for p in parametrized(module)[name].parameters())
     weight = nn.Parameter(getattr(module, name).detach().clone(), trainable)
     parametrize.remove_parametrizations(module, name)
-    # torch leaves a buffer where neither g nor v was trainable, or where gradients are off just now.
+    # torch leaves a buffer where nothing was trainable, or where gradients are off just now.
     delattr(module, name)
     module.register_parameter(name, weight)
-    for follower in norm.followers:
+    for follower in followers:
         if follower in module._parameters:
             module._parameters[follower] = module._parameters.pop(follower)
-    return module
 
 
 def weight_norm_of(module: nn.Module, name: str = "weight") -> WeightNorm | None:
     """The weight norm on a parameter, or None."""
-    norms = _parametrized(module).get(name)
+    norms = parametrized(module).get(name)
     return norms[0] if norms is not None and isinstance(norms[0], WeightNorm) else None
 
 
-def _parametrized(module: nn.Module) -> dict[str, nn.ModuleList]:
+def parametrized(module: nn.Module) -> dict[str, nn.ModuleList]:
+    """The parametrizations of a module, by the name of the parameter."""
     if not parametrize.is_parametrized(module):
         return {}
     return cast("dict[str, nn.ModuleList]", dict(cast(nn.ModuleDict, module.parametrizations)))
 
 
-def _plain_parameter(module: nn.Module, name: str) -> nn.Parameter:
-    """The parameter, if it is one that can be normalized."""
-    if name in _parametrized(module):
-        norms = " and ".join(type(norm).__name__ for norm in _parametrized(module)[name])
+def plain_parameter(module: nn.Module, name: str, norm: str = "weight_norm") -> nn.Parameter:
+    """The parameter, if it is one that `norm` can be called on."""
+    if name in parametrized(module):
+        norms = " and ".join(type(norm).__name__ for norm in parametrized(module)[name])
         raise StateError(
             f"a weight is normalized once; {name!r} of {_kind(module)} already carries {norms}: "
             "remove that first (remove_weight_norm, or torch.nn.utils.parametrize.remove_parametrizations)"
@@ -176,20 +170,20 @@ def _plain_parameter(module: nn.Module, name: str) -> nn.Parameter:
     if parameter is None:
         known = [key for key, value in module._parameters.items() if value is not None]
         remedy = nearest(name, known) if known else "it has no parameters of its own; pass the layer that has"
-        raise ArgumentError(f"weight_norm needs a parameter of {_kind(module)}; {name!r} is none: {remedy}")
+        raise ArgumentError(f"{norm} needs a parameter of {_kind(module)}; {name!r} is none: {remedy}")
     if isinstance(parameter, nn.UninitializedParameter):
         raise StateError(
-            f"weight_norm needs a weight with values; {name!r} of {_kind(module)} is not initialised: "
+            f"{norm} needs a weight with values; {name!r} of {_kind(module)} is not initialised: "
             "run one batch through the lazy module first"
         )
     if not parameter.is_floating_point():
         raise DtypeError(
-            f"weight norm is defined for real floating point weights; {name!r} is {parameter.dtype}: "
+            f"{norm} is defined for real floating point weights; {name!r} is {parameter.dtype}: "
             "convert it with module.float()"
         )
     if parameter.numel() == 0:
         raise ShapeError(
-            f"a weight needs elements to have a length; {name!r} has shape {tuple(parameter.shape)}: "
+            f"{norm} needs a weight with elements; {name!r} has shape {tuple(parameter.shape)}: "
             "leave this layer as it is"
         )
     return parameter
@@ -210,7 +204,7 @@ def _kind(module: nn.Module) -> str:
     return parametrize.type_before_parametrizations(module).__name__
 
 
-def _adopt(module: nn.Module) -> None:
+def adopt(module: nn.Module) -> None:
     """Give the class that torch made for this module what it lacks: pickle, private copies, old keys.
 
     torch refuses to pickle a parametrized module, because its class exists nowhere by name. A deep copy gets
@@ -227,10 +221,10 @@ def _adopt(module: nn.Module) -> None:
             # for newer ones at each forward.
             last = [w if w is None or w.is_leaf else w.detach() for w in state["_flat_weights"]]
             state["_flat_weights"] = last
-        return _rebuild, (base, tuple(_parametrized(self))), state
+        return _rebuild, (base, tuple(parametrized(self))), state
 
     def load(self: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name in _parametrized(self):
+        for name in parametrized(self):
             old = f"{prefix}{name}_g", f"{prefix}{name}_v"
             if weight_norm_of(self, name) and all(key in state_dict for key in old):
                 for index, key in enumerate(old):
@@ -251,5 +245,5 @@ def _rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
     for name in names:
         module.register_parameter(name, nn.Parameter(torch.empty(0)))
         parametrize.register_parametrization(module, name, nn.Identity())
-    _adopt(module)
+    adopt(module)
     return module

@@ -1,0 +1,177 @@
+"""Weight normalization as operators: ``normkit::weight_norm`` and its gradient.
+
+``w = g * v / ||v||``, the length taken over every dimension but `dim`. To the kernels that is one more walk over cells:
+their square sum is a moment, ``g / ||v||`` what they are scaled with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normkit.kernels.autograd import _is_watched, _vjp, _wants_gradient
+from normkit.kernels.fit import direct_plan, is_ready
+from normkit.kernels.native import native
+from normkit.kernels.ops import library
+from normkit.kernels.reference import arithmetic_dtype
+
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+library.define("weight_norm(Tensor v, Tensor g, int? dim) -> (Tensor w, Tensor length)", tags=_TAGS)
+library.define(
+    "weight_norm_backward(Tensor dw, Tensor v, Tensor g, Tensor length, int? dim) -> (Tensor dv, Tensor dg)", tags=_TAGS
+)
+
+
+@lru_cache(maxsize=256)
+def pattern_of(dim: int | None) -> str:
+    """The region of all dimensions but `dim`; of all, if that is None."""
+    if dim is None:
+        return "[...]"
+    before = " ".join(f"i{axis}" for axis in range(dim))
+    return f"[{before}] c [...]" if before else "c [...]"
+
+
+def length_of(v: Tensor, dim: int | None) -> Tensor:
+    """The length that `weight_norm` divides by, to the last bit; 0 where `v` is 0. It keeps `dim`, with size 1."""
+    length = _length(v.detach(), dim)
+    exact = weight_norm(v.detach(), length, dim)[1].view(length.shape)
+    return torch.where(length > 0, exact, 0)
+
+
+def _length(v: Tensor, dim: int | None) -> Tensor:
+    """The Euclidean length of `v` over all dimensions but `dim`, which it keeps with size 1; in fp32 or better.
+
+    Divided by its largest value first, so that no square overflows; that value may count as a constant in
+    backward, for the result does not depend on it. The sum of squares is then at least 1 unless `v` is 0,
+    and the clamp keeps the gradient at 0 finite.
+    """
+    wide = v.to(arithmetic_dtype(v.dtype)).unsqueeze(-1)
+    axes = [axis for axis in range(wide.ndim) if axis != dim]
+    largest = wide.detach().abs().amax(axes, keepdim=True)
+    scaled = wide / torch.where(largest > 0, largest, 1)
+    length = largest * scaled.square().sum(axes, keepdim=True).clamp(min=1).sqrt()
+    return length.reshape(()) if dim is None else length.squeeze(-1)
+
+
+def _reference(v: Tensor, g: Tensor, dim: int | None) -> Tensor:
+    length = _length(v, dim)
+    # g / length first: it is 1 until g is trained (but for g's rounding to half precision), so the
+    # weight starts as it was, bit for bit.
+    return (v * (g.to(length.dtype) / torch.where(length > 0, length, 1))).to(v.dtype)
+
+
+def _gradients(dw: Tensor, v: Tensor, g: Tensor, dim: int | None) -> tuple[Tensor, ...]:
+    return _vjp(lambda v, g: [_reference(v, g, dim)], [v, g], [dw])
+
+
+def _plan(v: Tensor, dim: int | None) -> int:
+    """The kernels' plan, or -1 where they do not serve."""
+    return direct_plan(pattern_of(dim), v.shape, v.stride()) if v.is_cpu and native().kernels is not None else -1
+
+
+def _ready(g: Tensor, v: Tensor) -> Tensor:
+    return g if is_ready(g, v) else g.to(arithmetic_dtype(v.dtype)).contiguous()
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
+    plan, kernels = _plan(v, dim), native().kernels
+    if plan < 0 or kernels is None:
+        length = _length(v, dim).reshape(-1)
+        return _reference(v, g, dim), torch.where(length > 0, length, 1)
+    return kernels.weight_norm(v, _ready(g, v), plan)
+
+
+def weight_norm_backward(dw: Tensor, v: Tensor, g: Tensor, length: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
+    plan, kernels = _plan(v, dim), native().kernels
+    if plan < 0 or kernels is None:
+        dv, dg = _gradients(dw, v, g, dim)
+        return dv, dg
+    if dw.stride() != v.stride():
+        dw = torch.empty_like(v).copy_(dw)
+    dv, dg = kernels.weight_norm_backward(dw, v, _ready(g, v), length, plan)
+    return dv, dg.view(g.shape).to(g.dtype)
+
+
+for _name, _body in {"weight_norm": weight_norm, "weight_norm_backward": weight_norm_backward}.items():
+    library.impl(_name, _body, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("normkit::weight_norm", lib=library)
+def _(v: Tensor, g: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(v), v.new_empty(g.numel(), dtype=arithmetic_dtype(v.dtype))
+
+
+@torch.library.register_fake("normkit::weight_norm_backward", lib=library)
+def _(dw: Tensor, v: Tensor, g: Tensor, length: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(v), torch.empty_like(g)
+
+
+def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    v, g, ctx.dim = inputs
+    ctx.save_for_backward(v, g, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, dw: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dw is None:
+        return None, None, None
+    v, g, length = ctx.saved_tensors
+    run = weight_norm_backward
+    if torch.is_grad_enabled() or _is_watched(dw) or _is_watched(v):
+        run = torch.ops.normkit.weight_norm_backward.default
+    return *run(dw, v, g, length, ctx.dim), None
+
+
+def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    dw, v, g, _, ctx.dim = inputs
+    ctx.save_for_backward(dw, v, g)
+    ctx.set_materialize_grads(False)
+
+
+def _backward_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Second derivatives. The length is a function of v, and its share is counted with v."""
+    if all(g is None for g in upstream):
+        return (None,) * 5
+
+    def gradients(dw: Tensor, v: Tensor, g: Tensor) -> Sequence[Tensor]:
+        return _gradients(dw, v, g, ctx.dim)
+
+    return *_vjp(gradients, ctx.saved_tensors, upstream), None, None
+
+
+torch.library.register_autograd("normkit::weight_norm", _backward, setup_context=_context, lib=library)
+torch.library.register_autograd(
+    "normkit::weight_norm_backward", _backward_backward, setup_context=_backward_context, lib=library
+)
+
+
+class _WeightNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        w, length = weight_norm(*inputs)
+        v, g, ctx.dim = inputs
+        ctx.save_for_backward(v, g, length)
+        return w
+
+    @staticmethod
+    def backward(ctx: Any, dw: Tensor) -> tuple[Tensor | None, ...]:
+        return _backward(ctx, dw, None)
+
+
+_apply: Callable[..., Tensor] = super(torch.autograd.Function, _WeightNorm).apply
+
+
+def normalized_weight(v: Tensor, g: Tensor, dim: int | None) -> Tensor:
+    """w of ``normkit::weight_norm``."""
+    # The transforms of torch.func see the plain formula, which they know how to differentiate.
+    if torch._C._functorch.peek_interpreter_stack() is not None and not torch.compiler.is_compiling():
+        return _reference(v, g, dim)
+    if _is_watched(v) or _is_watched(g):
+        out: tuple[Tensor, Tensor] = torch.ops.normkit.weight_norm.default(v, g, dim)
+        return out[0]
+    return _apply(v, g, dim) if _wants_gradient(v, g) else weight_norm(v, g, dim)[0]
