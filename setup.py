@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 
 from setuptools import Extension, setup
@@ -23,6 +24,7 @@ if MACHINE.lower() in ("x86_64", "amd64"):
 
 # clang joins a product and a sum of two statements only where contraction is asked for; g++ does it by itself.
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+DOOR_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden"]
 FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 LINK = ["-s"] if sys.platform == "linux" else []
 if sys.platform == "darwin":
@@ -31,7 +33,11 @@ if sys.platform == "darwin":
 
 
 class BuildKernels(build_ext):
-    """Compiles isa.cpp once for each instruction set, which setuptools' own command cannot."""
+    """Compiles isa.cpp once for each instruction set, which setuptools' own command cannot; and the door beside it."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = self.parallel or 2
 
     def build_extension(self, ext):
         from torch.utils.cpp_extension import include_paths, library_paths
@@ -39,12 +45,30 @@ class BuildKernels(build_ext):
         compiler, temp = self.compiler, self.build_temp
         if compiler.compiler_type != "unix":
             raise CompileError(f"the kernels are written for g++ and clang++, got {compiler.compiler_type}")
-        includes = ["csrc", *include_paths()]
+        includes = ["csrc", *include_paths(), sysconfig.get_path("include")]
 
         def compile_one(job):
             source, folder, extra = job
             return compiler.compile([source], os.path.join(temp, folder), include_dirs=includes, extra_postargs=extra)
 
+        if ext is door:
+            jobs = [("csrc/door.cpp", "door", [*DOOR_FLAGS])]
+            libraries = ["torch_python", "torch", "torch_cpu", "c10"]
+        else:
+            jobs, libraries = self.kernel_jobs(), ["torch_cpu"]
+        with ThreadPoolExecutor(2) as workers:
+            objects = [path for paths in workers.map(compile_one, jobs) for path in paths]
+        compiler.link_shared_object(
+            objects,
+            self.get_ext_fullpath(ext.name),
+            libraries=libraries,
+            library_dirs=library_paths(),
+            extra_postargs=LINK,
+            target_lang="c++",
+        )
+
+    @staticmethod
+    def kernel_jobs():
         jobs = [("csrc/isa.cpp", isa, [*FLAGS, *flags, f"-DNORMKIT_ISA={isa}"]) for isa, flags in ISAS.items()]
         jobs.append(
             (
@@ -53,27 +77,21 @@ class BuildKernels(build_ext):
                 [*FLAGS, "-Wno-unused-parameter", "-DTORCH_TARGET_VERSION=0x020a000000000000"],
             )
         )
-        with ThreadPoolExecutor(2) as workers:
-            objects = [path for paths in workers.map(compile_one, jobs) for path in paths]
-        compiler.link_shared_object(
-            objects,
-            self.get_ext_fullpath(ext.name),
-            libraries=["torch_cpu"],
-            library_dirs=library_paths(),
-            extra_postargs=LINK,
-            target_lang="c++",
-        )
+        return jobs
 
 
-class Abi3Wheel(bdist_wheel):
-    """The kernels hold no Python, so one wheel serves every CPython from 3.11 on."""
+class Wheel(bdist_wheel):
+    """The kernels hold no Python, so without the door one wheel serves every CPython from 3.11 on."""
 
     def get_tag(self):
-        _, _, where = super().get_tag()
-        return "cp311", "abi3", where
+        python, abi, where = super().get_tag()
+        return (python, abi, where) if door in self.distribution.ext_modules else ("cp311", "abi3", where)
 
 
 # optional: without such a compiler (with MSVC, too) normkit installs all the same and runs on plain torch, saying so.
 kernels = Extension("normkit._native", sources=["csrc/isa.cpp", "csrc/ops.cpp"], py_limited_api=True, optional=True)
 kernels.depends = [os.path.join("csrc", name) for name in sorted(os.listdir("csrc"))]
-setup(ext_modules=[kernels], cmdclass={"build_ext": BuildKernels, "bdist_wheel": Abi3Wheel})
+# The door belongs to one torch and one CPython; NORMKIT_DOOR=0 leaves it out, for a wheel that serves them all.
+door = Extension("normkit._door", sources=["csrc/door.cpp"], depends=kernels.depends, optional=True)
+extensions = [kernels] if os.environ.get("NORMKIT_DOOR") == "0" else [kernels, door]
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel})

@@ -10,7 +10,8 @@
 #include <string>
 #include <tuple>
 
-#include "kernel.h"
+#include "door.h"
+#include "running.h"
 
 namespace {
 
@@ -113,10 +114,9 @@ class Plans {
     views_.push_back(v);
     return int64_t(views_.size()) - 1;
   }
-  const View& get(int64_t plan) {
+  const View* find(int64_t plan) {
     const std::lock_guard<std::mutex> guard(lock_);
-    STD_TORCH_CHECK(plan >= 0 && plan < int64_t(views_.size()), "normkit: no plan ", plan);
-    return views_[size_t(plan)];
+    return plan >= 0 && plan < int64_t(views_.size()) ? &views_[size_t(plan)] : nullptr;
   }
 };
 Plans& plans() {
@@ -127,7 +127,9 @@ int64_t add_plan(int64_t k0, int64_t r0, int64_t k1, int64_t r1, int64_t period,
   return plans().add({k0, r0, k1, r1, period, inner, columns});
 }
 const View& view_of(const Tensor& x, int64_t plan) {
-  const View& v = plans().get(plan);
+  const View* found = plans().find(plan);
+  STD_TORCH_CHECK(found, "normkit: no plan ", plan);
+  const View& v = *found;
   STD_TORCH_CHECK(v.numel() == x.numel(), "normkit: the plan does not cover the tensor");
   return v;
 }
@@ -219,21 +221,6 @@ std::tuple<Tensor, Tensor> cpu_weight_norm_backward(
   return {dv, dg};
 }
 
-// running = (1 - momentum) * running + momentum * batch, over `samples` rows of moments from `count` values each.
-template <class A, class B>
-void move(B* running_mean, B* running_var, const A* mean, const A* dev, int64_t channels, int64_t samples, double count,
-          double momentum) {
-  const double unbiased = count / (count - 1) / double(samples);
-  for (int64_t c = 0; c < channels; ++c) {
-    double m = 0, v = 0;
-    for (int64_t s = 0; s < samples; ++s) {
-      m += double(mean[s * channels + c]);
-      v += double(dev[s * channels + c]) * double(dev[s * channels + c]);
-    }
-    running_mean[c] = B(double(running_mean[c]) + momentum * (m / double(samples) - double(running_mean[c])));
-    running_var[c] = B(double(running_var[c]) + momentum * (v * unbiased - double(running_var[c])));
-  }
-}
 void cpu_move_running(
     Tensor running_mean, Tensor running_var, const Tensor& mean, const Tensor& dev, int64_t count, double momentum) {
   const int64_t channels = running_mean.numel(), samples = mean.numel() / (channels ? channels : 1);
@@ -244,10 +231,10 @@ void cpu_move_running(
                   "normkit: running statistics of one type");
   const auto go = [&](auto* from_mean, auto* from_dev) {
     if (running_mean.scalar_type() == ScalarType::Double)
-      move(static_cast<double*>(running_mean.mutable_data_ptr()), static_cast<double*>(running_var.mutable_data_ptr()),
+      move_running(static_cast<double*>(running_mean.mutable_data_ptr()), static_cast<double*>(running_var.mutable_data_ptr()),
            from_mean, from_dev, channels, samples, double(count), momentum);
     else
-      move(static_cast<float*>(running_mean.mutable_data_ptr()), static_cast<float*>(running_var.mutable_data_ptr()),
+      move_running(static_cast<float*>(running_mean.mutable_data_ptr()), static_cast<float*>(running_var.mutable_data_ptr()),
            from_mean, from_dev, channels, samples, double(count), momentum);
   };
   if (mean.scalar_type() == ScalarType::Double)
@@ -285,4 +272,9 @@ STABLE_TORCH_LIBRARY_IMPL(normkit_native, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(normkit_native, CompositeExplicitAutograd, m) {
   m.impl("plan", TORCH_BOX(&add_plan));
   m.impl("isa", TORCH_BOX(&isa));
+}
+
+extern "C" __attribute__((visibility("default"))) const normkit::Door* normkit_door() {
+  static const normkit::Door door{&kernels(), [](int64_t plan) -> const View* { return plans().find(plan); }, pool_for};
+  return &door;
 }

@@ -11,6 +11,8 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, parametrize
 
 from normkit.errors import ArgumentError, DtypeError, ShapeError, StateError
@@ -393,3 +395,63 @@ def test_the_kernel_is_the_formula_in_every_walk(shape, dim, dtype):
     for ours, theirs in zip(got, want, strict=True):
         # A gradient is a difference of sums: its error is in units of the largest entry.
         assert (ours.double() - theirs).abs().max() < 8 * eps * theirs.abs().max()
+
+
+def test_hooks_caches_and_further_parametrizations_see_the_weight_being_read():
+    module, plain = weight_norm(linear()), linear().weight
+    norms, calls = module.parametrizations.weight, []
+    for watched in (norms, norms[0]):
+        hook = watched.register_forward_hook(lambda *_: calls.append("own"))
+        assert torch.equal(module.weight, plain)
+        hook.remove()
+    with nn.modules.module.register_module_forward_hook(lambda *_: calls.append("global")):
+        assert torch.equal(module.weight, plain)
+    assert calls == ["own", "own", "global", "global"]
+    with parametrize.cached():
+        assert module.weight is module.weight
+    parametrize.register_parametrization(module, "weight", nn.Softplus())
+    assert torch.equal(module.weight, nn.functional.softplus(plain))
+
+
+def test_frozen_and_replaced_parts_are_read():
+    module = weight_norm(linear())
+    before = module.weight.detach().clone()
+    module.parametrizations.weight.original0.requires_grad_(False)
+    assert torch.equal(module.weight, before)
+    doubled = {"parametrizations.weight.original0": parts(module)[0] * 2}
+    x = torch.randn(3, 5)
+    torch.testing.assert_close(torch.func.functional_call(module, doubled, (x,)), x @ (2 * before).T + module.bias)
+    g = module.parametrizations.weight._parameters.pop("original0")
+    module.parametrizations.weight.register_buffer("original0", g.detach())
+    assert torch.equal(module.weight, before)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning")  # forward mode uses it, too
+def test_forward_mode_tracing_export_and_fake_tensors_work_as_on_any_formula():
+    module, x = weight_norm(linear()), torch.randn(3, 5)
+    g, v = (p.detach() for p in parts(module))
+    with forward_ad.dual_level():
+        w = WeightNorm(0)(forward_ad.make_dual(g, g), forward_ad.make_dual(v, v))
+        # Scaling v changes nothing, scaling g all.
+        torch.testing.assert_close(forward_ad.unpack_dual(w).tangent, v)
+    assert torch.equal(torch.jit.trace(module, x)(x), module(x))
+    exported = torch.export.export(module, (x,))
+    assert not any("normkit" in str(node.target) for node in exported.graph.nodes)
+    torch.testing.assert_close(exported.module()(x), module(x))
+    with FakeTensorMode():
+        assert weight_norm(linear())(torch.randn(3, 5)).shape == (3, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(16, 8, 3, 3), (64, 8192), (4, 8193)])
+@pytest.mark.parametrize("magnitude", [1.0, 1e-16, 1e20])
+def test_whichever_kernel_is_taken_the_weight_stays_and_is_right(shape, dtype, magnitude):
+    torch.manual_seed(0)
+    v = (torch.randn(shape) * magnitude).to(dtype)
+    g = length_of(v, 0)
+    if dtype == torch.float32:
+        assert torch.equal(normalized_weight(v, g, 0), v)
+    w = normalized_weight(v, torch.ones_like(g).to(dtype), 0)
+    want = _reference(v.double(), torch.ones_like(g).double(), 0)
+    # The bound of every normalization here, in units of the largest value.
+    assert (w.double() - want).abs().max() <= 4 * torch.finfo(dtype).eps * want.abs().max()

@@ -9,8 +9,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from normkit.errors import ArgumentError, DtypeError, PatternError, ShapeError
 from normkit.functional import batch_norm, group_norm, layer_norm, layer_norm2d, normalize
-from normkit.functional.batch import update_running
 from normkit.kernels import reference
+from normkit.kernels.autograd import Running, _move
 from normkit.kernels.native import native
 from normkit.pattern import parse
 
@@ -131,7 +131,7 @@ def test_every_instruction_set_gives_right_numbers(isa):
     code = """
 import torch
 from normkit.functional import normalize
-from normkit.functional.batch import update_running
+from normkit.kernels.autograd import Running, _move
 from normkit.kernels import reference
 from normkit.kernels.native import native
 from normkit.pattern import parse
@@ -278,9 +278,9 @@ def test_a_plan_that_does_not_cover_the_tensor_is_refused():
 def test_running_statistics_move_the_same_way_without_the_kernels(monkeypatch):
     mean, std = torch.randn(3, 5), torch.rand(3, 5)
     got, want = [[torch.ones(5), torch.full((5,), 2.0)] for _ in range(2)]
-    update_running(*got, (mean.view(-1), std.view(-1)), 7, 0.3)
-    monkeypatch.setattr("normkit.functional.batch.move_running", lambda *_: False)
-    update_running(*want, (mean.view(-1), std.view(-1)), 7, 0.3)
+    _move(Running(*got, 7, 0.3), mean.view(-1), std.view(-1))
+    monkeypatch.setattr("normkit.kernels.autograd._is_watched", lambda _: True)
+    _move(Running(*want, 7, 0.3), mean.view(-1), std.view(-1))
     # Both round a handful of numbers near 1.
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional._checks import check_call, check_channels, check_dimensions
-from normkit.kernels.autograd import move_running, normalized, standardized
-from normkit.kernels.reference import arithmetic_dtype
+from normkit.kernels.autograd import Running, given, normalized
 
 PATTERN = "[b] c [...]"
 
@@ -65,42 +62,23 @@ def batch_norm(
                 "batch_norm needs running_mean and running_var outside training, got None: "
                 "pass both, or training=True to use the batch's statistics"
             )
-        return standardized(input, running_mean, running_std(running_var, input), weight, bias, PATTERN, eps)
+        return given(input, running_mean, running_var, weight, bias, PATTERN, eps)
     count = input.numel() // max(input.shape[1], 1)
     if count == 1:
         raise ShapeError(
             "batch_norm in training needs more than one value per channel, for their variance to exist; got one "
             f"from shape {tuple(input.shape)}: use a larger batch, group_norm, or eval() to use running statistics"
         )
+    return normalized(input, weight, bias, PATTERN, eps, True, moved(input, running_mean, running_var, count, momentum))
+
+
+def moved(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, count: int, momentum: float
+) -> Running | None:
+    """The running statistics that a call moves, if it moves any."""
     if running_mean is None or running_var is None or not input.numel() or is_recomputing():
-        return normalized(input, weight, bias, PATTERN, eps, True)
-    moments: list[Tensor] = []
-    y = normalized(input, weight, bias, PATTERN, eps, True, moments)
-    update_running(running_mean, running_var, moments, count, momentum)
-    return y
-
-
-def running_std(running_var: Tensor, input: Tensor) -> Tensor:
-    """The running standard deviation, in the dtype that the kernels count in."""
-    dtype = arithmetic_dtype(input.dtype)
-    return (running_var if running_var.dtype is dtype else running_var.to(dtype)).sqrt()
-
-
-def update_running(
-    running_mean: Tensor, running_var: Tensor, moments: Sequence[Tensor], count: int, momentum: float
-) -> None:
-    """Move running statistics towards a batch's, from `count` values each: C of them, or N times C to average."""
-    mean, std = moments
-    if move_running(running_mean, running_var, mean, std, count, momentum):
-        return
-    with torch.no_grad():
-        var = std.square().mul_(count / (count - 1))
-        if mean.numel() > running_mean.numel():
-            mean, var = mean.view(-1, running_mean.numel()).mean(0), var.view(-1, running_mean.numel()).mean(0)
-        if mean.dtype is not running_mean.dtype:
-            mean, var = mean.to(running_mean.dtype), var.to(running_var.dtype)
-        running_mean.lerp_(mean, momentum)
-        running_var.lerp_(var, momentum)
+        return None
+    return Running(running_mean, running_var, count, momentum)
 
 
 def is_recomputing() -> bool:

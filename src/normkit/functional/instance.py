@@ -7,7 +7,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import batch
 from normkit.functional._checks import check_call, check_channels, check_dimensions
-from normkit.kernels.autograd import normalized, standardized
+from normkit.kernels.autograd import given, normalized
 
 PATTERN = "b c [...]"
 
@@ -61,18 +61,12 @@ def instance_norm(
                 "instance_norm needs running_mean and running_var with use_input_stats=False, got None: "
                 "pass both, or use_input_stats=True"
             )
-        return standardized(
-            input, running_mean, batch.running_std(running_var, input), weight, bias, batch.PATTERN, eps
-        )
+        return given(input, running_mean, running_var, weight, bias, batch.PATTERN, eps)
     positions = input.shape[2:].numel()
     if positions == 1:
         raise ShapeError(
             "instance_norm needs more than one position, for their variance to exist; got one from shape "
             f"{tuple(input.shape)}: its output would be the bias alone; use layer_norm or no norm there"
         )
-    if running_mean is None or running_var is None or not input.numel() or batch.is_recomputing():
-        return normalized(input, weight, bias, PATTERN, eps, True)
-    moments: list[Tensor] = []
-    y = normalized(input, weight, bias, PATTERN, eps, True, moments)
-    batch.update_running(running_mean, running_var, moments, positions, momentum)
-    return y
+    running = batch.moved(input, running_mean, running_var, positions, momentum)
+    return normalized(input, weight, bias, PATTERN, eps, True, running)

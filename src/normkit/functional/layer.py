@@ -20,10 +20,10 @@ def last_dims_pattern(n: int) -> str:
 
 def check_normalized_shape(name: str, input: Tensor, normalized_shape: Sequence[int]) -> tuple[int, ...]:
     """The shape as a tuple, if the input ends with it."""
-    shape = tuple(normalized_shape)
+    shape = normalized_shape if isinstance(normalized_shape, tuple) else tuple(normalized_shape)
     if not shape:
         raise ArgumentError(f"normalized_shape of {name} must have at least one dimension, got (): give the last sizes")
-    if tuple(input.shape[-len(shape) :]) != shape:
+    if input.shape[-len(shape) :] != shape:
         raise ShapeError(
             f"the input of {name} must end with normalized_shape {shape}, got shape {tuple(input.shape)}: "
             "make the layer for the input's last sizes, or permute the input"

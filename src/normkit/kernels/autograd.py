@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from normkit.kernels import ops, reference
+from normkit.kernels.door import Door, door
+from normkit.kernels.fit import direct_plan
 from normkit.kernels.native import native
+from normkit.kernels.reference import arithmetic_dtype
 from normkit.pattern import parse
 
 
@@ -193,6 +196,8 @@ _TRANSFORMABLE = {
     )
 }
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._functorch.peek_interpreter_stack
 
 
 def _is_watched(x: Tensor) -> bool:
@@ -200,8 +205,8 @@ def _is_watched(x: Tensor) -> bool:
     return (
         type(x) not in _PLAIN_TYPES
         or torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or _dispatch_modes() > 0
+        or _transforms() is not None
     )
 
 
@@ -226,6 +231,15 @@ def _gradients(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tenso
     return ops.backward(dy, x, *rest)
 
 
+class Running(NamedTuple):
+    """Running statistics that a call moves, and how: towards moments of so many values each."""
+
+    mean: Tensor
+    var: Tensor
+    values: int
+    momentum: float
+
+
 def normalized(
     x: Tensor,
     weight: Tensor | None,
@@ -233,23 +247,59 @@ def normalized(
     pattern: str,
     eps: float,
     center: bool,
-    moments: list[Tensor] | None = None,
+    running: Running | None = None,
 ) -> Tensor:
-    """y of ``normkit::normalize``; its mean and std, without their gradients, go into `moments`."""
+    """y of ``normkit::normalize``; its moments move the running statistics."""
     if _is_watched(x):
         out: tuple[Tensor, Tensor, Tensor] = _as_seen(torch.ops.normkit.normalize.default)(
             x, weight, bias, pattern, eps, center
         )
         y, mean, std = out
-    elif _wants_gradient(x, weight, bias):
-        return _apply_normalize(x, weight, bias, pattern, eps, center, moments)
-    elif moments is None:
-        return ops.infer(x, weight, bias, pattern, eps, center)
     else:
-        y, mean, std = ops.normalize(x, weight, bias, pattern, eps, center)
-    if moments is not None:
-        moments += (mean, std)
+        short = _short_way(x)
+        if short is not None:
+            plan = direct_plan(pattern, x.shape, x.stride())
+            r = (None, None, 0, 0) if running is None else (running.mean, running.var, running.values, running.momentum)
+            through = None if plan < 0 else short.normalize(x, weight, bias, plan, pattern, eps, center, *r)
+            if through is not None:
+                return through
+        moments: list[Tensor] = []
+        if _wants_gradient(x, weight, bias):
+            y = _apply_normalize(x, weight, bias, pattern, eps, center, moments)
+        elif running is None:
+            return ops.infer(x, weight, bias, pattern, eps, center)
+        else:
+            y, *moments = ops.normalize(x, weight, bias, pattern, eps, center)
+        mean, std = moments
+    if running is not None:
+        _move(running, mean, std)
     return y
+
+
+def _short_way(x: Tensor) -> Door | None:
+    # Forward mode has to be refused by the function that knows no tangents.
+    return door() if x.is_cpu and forward_ad._current_level < 0 and x.numel() else None
+
+
+def given(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    pattern: str,
+    eps: float,
+) -> Tensor:
+    """y for a mean and a variance that are given."""
+    if not _is_watched(x):
+        short = _short_way(x)
+        if short is not None:
+            plan = direct_plan(pattern, x.shape, x.stride())
+            through = None if plan < 0 else short.standardize(x, mean, var, weight, bias, plan, pattern, eps)
+            if through is not None:
+                return through
+    dtype = arithmetic_dtype(x.dtype)
+    return standardized(x, mean, (var if var.dtype is dtype else var.to(dtype)).sqrt(), weight, bias, pattern, eps)
 
 
 def standardized(
@@ -270,19 +320,20 @@ def standardized(
     return run(x, mean, std, weight, bias, pattern, eps)
 
 
-def move_running(
-    running_mean: Tensor, running_var: Tensor, mean: Tensor, std: Tensor, count: int, momentum: float
-) -> bool:
-    """Move running statistics in one step of the compiled kernels, if they can; else nothing is done."""
-    kernels = native().kernels
-    if kernels is None or not mean.is_cpu or _is_watched(running_mean) or _is_watched(mean):
-        return False
-    if not (_is_counted(running_mean) and _is_counted(running_var) and running_mean.dtype is running_var.dtype):
-        return False
-    kernels.move_running(running_mean, running_var, mean, std, count, momentum)
-    # An operator with a schema of its own leaves the counting of in-place changes to its caller.
-    torch.autograd.graph.increment_version([running_mean, running_var])
-    return True
+def _move(running: Running, mean: Tensor, std: Tensor) -> None:
+    plain = mean.is_cpu and not _is_watched(running.mean) and not _is_watched(mean)
+    kernels = native().kernels if plain else None
+    if kernels is not None and _is_counted(running.mean) and _is_counted(running.var):
+        kernels.move_running(running.mean, running.var, mean, std, running.values, running.momentum)
+        # An operator with a schema of its own leaves the counting of in-place changes to its caller.
+        torch.autograd.graph.increment_version([running.mean, running.var])
+        return
+    with torch.no_grad():
+        var = std.square().mul_(running.values / (running.values - 1))
+        if mean.numel() > running.mean.numel():
+            mean, var = mean.view(-1, running.mean.numel()).mean(0), var.view(-1, running.mean.numel()).mean(0)
+        running.mean.lerp_(mean.to(running.mean.dtype), running.momentum)
+        running.var.lerp_(var.to(running.var.dtype), running.momentum)
 
 
 def _is_counted(running: Tensor) -> bool:

@@ -37,6 +37,11 @@ class Native:
     reason: str
 
 
+def native_path() -> Path | None:
+    """Where the compiled kernels are."""
+    return next(iter(sorted(_FOLDER.glob("_native*"))), None)
+
+
 @cache
 def native() -> Native:
     """Load the compiled kernels; the first call that cannot gives one warning.
@@ -45,18 +50,18 @@ def native() -> Native:
     """
     if os.environ.get("NORMKIT_NATIVE") == "0":
         return Native(None, "turned off by NORMKIT_NATIVE=0")
-    found = sorted(_FOLDER.glob("_native*"))
-    if not found:
+    library = native_path()
+    if library is None:
         reason = f"no compiled kernels in {_FOLDER}: the package was installed without a C++ compiler"
     else:
         try:
-            torch.ops.load_library(str(found[0]))
+            torch.ops.load_library(str(library))
         except OSError as error:
-            reason = f"{found[0].name} cannot be loaded into torch {torch.__version__}: {error}"
+            reason = f"{library.name} cannot be loaded into torch {torch.__version__}: {error}"
         else:
             ops = torch.ops.normkit_native
             kernels = Kernels(**{field.name: getattr(ops, field.name).default for field in fields(Kernels)})
-            return Native(kernels, f"{ops.isa()} kernels from {found[0].name}")
+            return Native(kernels, f"{ops.isa()} kernels from {library.name}")
     warnings.warn(
         f"normkit runs on plain torch, which is right but slower ({reason}). "
         "Remedy: install g++ and reinstall normkit; normkit.show_backends() tells more.",

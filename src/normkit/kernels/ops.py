@@ -62,9 +62,10 @@ def normalize(
 
 def infer(x: Tensor, weight: Tensor | None, bias: Tensor | None, pattern: str, eps: float, center: bool) -> Tensor:
     """The y of `normalize`, for when nobody will ask for the moments; no operator of its own."""
-    if x.is_cpu and is_ready(weight, x) and is_ready(bias, x) and x.numel():
-        kernels, plan = native().kernels, direct_plan(pattern, x.shape, x.stride())
-        if kernels is not None and plan >= 0:
+    kernels = _kernels_for(x)
+    if kernels is not None and is_ready(weight, x) and is_ready(bias, x):
+        plan = direct_plan(pattern, x.shape, x.stride())
+        if plan >= 0:
             return kernels.infer(x, weight, bias, plan, eps, center)
     return normalize(x, weight, bias, pattern, eps, center)[0]
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from normkit.kernels.autograd import _is_watched, _vjp, _wants_gradient
-from normkit.kernels.fit import direct_plan, is_ready
+from normkit.kernels.fit import dense_like, direct_plan, is_ready
 from normkit.kernels.native import native
 from normkit.kernels.ops import library
 from normkit.kernels.reference import arithmetic_dtype
@@ -37,9 +38,12 @@ def pattern_of(dim: int | None) -> str:
 
 def length_of(v: Tensor, dim: int | None) -> Tensor:
     """The length that `weight_norm` divides by, to the last bit; 0 where `v` is 0. It keeps `dim`, with size 1."""
-    length = _length(v.detach(), dim)
-    exact = weight_norm(v.detach(), length, dim)[1].view(length.shape)
-    return torch.where(length > 0, exact, 0)
+    v = v.detach()
+    length = _length(v, dim)
+    near = _by_torch(v, length.to(v.dtype), dim)
+    # The operator and not its body, for it may be a fake tensor that asks.
+    exact = torch.ops.normkit.weight_norm.default(v, length, dim)[1] if near is None else near[1]
+    return torch.where(length > 0, exact.view(length.shape), 0)
 
 
 def _length(v: Tensor, dim: int | None) -> Tensor:
@@ -61,11 +65,39 @@ def _reference(v: Tensor, g: Tensor, dim: int | None) -> Tensor:
     length = _length(v, dim)
     # g / length first: it is 1 until g is trained (but for g's rounding to half precision), so the
     # weight starts as it was, bit for bit.
-    return (v * (g.to(length.dtype) / torch.where(length > 0, length, 1))).to(v.dtype)
+    return (v.to(length.dtype) * (g.to(length.dtype) / torch.where(length > 0, length, 1))).to(v.dtype)
 
 
 def _gradients(dw: Tensor, v: Tensor, g: Tensor, dim: int | None) -> tuple[Tensor, ...]:
-    return _vjp(lambda v, g: [_reference(v, g, dim)], [v, g], [dw])
+    length = _length(v, dim)
+    safe = torch.where(length > 0, length, 1)
+    unit, wide = v.to(length.dtype) / safe, dw.to(length.dtype)
+    axes = [axis for axis in range(v.ndim + 1) if axis != dim]
+    along = (wide * unit).unsqueeze(-1).sum(axes, keepdim=True).squeeze(-1)
+    dv = (g.to(length.dtype) / safe) * (wide - unit * along)
+    return dv.to(v.dtype), along.reshape(g.shape).to(g.dtype)
+
+
+# Where torch's own kernel is taken: rows short enough for its sums, which are in fp32 and lose a digit beyond; a weight
+# small enough for its gradient in C++ to save more than its walk costs; lengths whose squares its fp32 holds.
+LONGEST_ROW, MOST_BYTES = 8192, 2**26
+LEAST_LENGTH, GREATEST_LENGTH = 1e-14, 1e18
+
+
+def _by_torch(v: Tensor, g: Tensor, dim: int | None) -> tuple[Tensor, Tensor] | None:
+    """The weight and the lengths by torch's kernel, where it is as right as ours; or None."""
+    if dim != 0 or v.dtype not in (torch.float32, torch.bfloat16) or g.dtype is not v.dtype or not v.is_cpu:
+        return None
+    rows, count = v.shape[0], v.numel()
+    if count > LONGEST_ROW * rows or count * v.itemsize >= MOST_BYTES or _is_watched(v):
+        return None
+    if not (count and v.is_contiguous() and g.is_contiguous()):
+        return None
+    w, length = torch._weight_norm_interface(v, g, 0)
+    # A length of 0, too small or too large for its square, or not a number: ours knows what to do with each.
+    if length.min().item() > LEAST_LENGTH and length.max().item() < GREATEST_LENGTH:
+        return w, length
+    return None
 
 
 def _plan(v: Tensor, dim: int | None) -> int:
@@ -81,7 +113,7 @@ def weight_norm(v: Tensor, g: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
     plan, kernels = _plan(v, dim), native().kernels
     if plan < 0 or kernels is None:
         length = _length(v, dim).reshape(-1)
-        return _reference(v, g, dim), torch.where(length > 0, length, 1)
+        return dense_like(v, _reference(v, g, dim)), torch.where(length > 0, length, 1)
     return kernels.weight_norm(v, _ready(g, v), plan)
 
 
@@ -89,11 +121,13 @@ def weight_norm_backward(dw: Tensor, v: Tensor, g: Tensor, length: Tensor, dim: 
     plan, kernels = _plan(v, dim), native().kernels
     if plan < 0 or kernels is None:
         dv, dg = _gradients(dw, v, g, dim)
-        return dv, dg
+        return dense_like(v, dv), dg
     if dw.stride() != v.stride():
         dw = torch.empty_like(v).copy_(dw)
     dv, dg = kernels.weight_norm_backward(dw, v, _ready(g, v), length, plan)
-    return dv, dg.view(g.shape).to(g.dtype)
+    if g.dim() != 1:
+        dg = dg.view(g.shape)
+    return dv, dg if dg.dtype is g.dtype else dg.to(g.dtype)
 
 
 for _name, _body in {"weight_norm": weight_norm, "weight_norm_backward": weight_norm_backward}.items():
@@ -166,11 +200,25 @@ class _WeightNorm(torch.autograd.Function):
 _apply: Callable[..., Tensor] = super(torch.autograd.Function, _WeightNorm).apply
 
 
+def _is_plain() -> bool:
+    """Whether the formula goes in plain torch: for transforms and forward mode, which know how to differentiate it,
+    and for what is exported or traced, which then runs without normkit."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
 def normalized_weight(v: Tensor, g: Tensor, dim: int | None) -> Tensor:
     """w of ``normkit::weight_norm``."""
-    # The transforms of torch.func see the plain formula, which they know how to differentiate.
-    if torch._C._functorch.peek_interpreter_stack() is not None and not torch.compiler.is_compiling():
+    if _is_plain():
         return _reference(v, g, dim)
+    near = _by_torch(v, g, dim)
+    if near is not None:
+        return near[0]
     if _is_watched(v) or _is_watched(g):
         out: tuple[Tensor, Tensor] = torch.ops.normkit.weight_norm.default(v, g, dim)
         return out[0]

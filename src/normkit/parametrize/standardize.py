@@ -10,19 +10,18 @@ from torch.nn.utils import parametrize
 
 from normkit import functional
 from normkit.errors import StateError, nearest
-from normkit.parametrize.weight import adopt, followers_of, make_plain, parametrized, plain_parameter
+from normkit.parametrize.weight import NormOfWeight, adopt, followers_of, make_plain, parametrized, plain_parameter
 
 M = TypeVar("M", bound=nn.Module)
 
 
-class WeightStandardization(nn.Module):
+class WeightStandardization(NormOfWeight):
     """Computes a weight with standardized filters; made by `weight_standardization`."""
 
     def __init__(self, filters: int | None = None, eps: float = 1e-5, dim: int = 0) -> None:
         super().__init__()
         self.eps = eps
         self.dim = dim
-        self.followers: tuple[str, ...] = ()
         self.gain = None if filters is None else nn.Parameter(torch.ones(filters))
 
     def forward(self, weight: Tensor) -> Tensor:

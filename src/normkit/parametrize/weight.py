@@ -6,10 +6,12 @@ It is a parametrization of `torch.nn.utils.parametrize`: the module keeps ``g`` 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
 from normkit.errors import ArgumentError, DtypeError, ShapeError, StateError, nearest
@@ -18,19 +20,31 @@ from normkit.kernels.weight import length_of, normalized_weight
 M = TypeVar("M", bound=nn.Module)
 
 
-class WeightNorm(nn.Module):
+class NormOfWeight(nn.Module):
+    """What computes a weight from the parameters kept in its place; abstract."""
+
+    originals: tuple[str, ...] = ("original",)
+    """Their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The names behind ours among the module's parameters: removal puts the weight back before them,
+        # because an optimizer's state knows parameters by their place.
+        self.followers: tuple[str, ...] = ()
+
+
+class WeightNorm(NormOfWeight):
     """Computes a weight from its lengths and directions; made by `weight_norm`.
 
     Args:
         dim: the dimension whose every index has a length of its own; None for one length in all.
     """
 
+    originals = ("original0", "original1")
+
     def __init__(self, dim: int | None = 0) -> None:
         super().__init__()
         self.dim = dim
-        # The names behind ours among the module's parameters: removal puts the weight back before them,
-        # because an optimizer's state knows parameters by their place.
-        self.followers: tuple[str, ...] = ()
 
     def forward(self, g: Tensor, v: Tensor) -> Tensor:
         """The weight, in the dtype of `v`; 0 where `v` is 0, with finite gradients."""
@@ -236,6 +250,45 @@ def adopt(module: nn.Module) -> None:
         setattr(made, key, method)
     if "__deepcopy__" in vars(made):
         delattr(made, "__deepcopy__")
+    for name in parametrized(module):
+        by_modules = vars(made)[name]
+        if not isinstance(by_modules, _Read):
+            setattr(made, name, _Read(name, by_modules))
+
+
+class _Read(property):
+    """Reads a weight past the calls of modules round its norm, which cost more than a small weight's arithmetic.
+
+    Only where those calls would do nothing else: one norm and no more, no hooks, no cache, nobody who watches.
+    """
+
+    def __init__(self, name: str, by_modules: property) -> None:
+        slow = cast("Callable[[nn.Module], Tensor]", by_modules.fget)
+
+        def read(module: nn.Module) -> Tensor:
+            lists = cast(nn.Module, module._modules["parametrizations"])
+            norms = cast(nn.Module, lists._modules[name])
+            norm = norms._modules.get("0")
+            if (
+                isinstance(norm, NormOfWeight)
+                and len(norms._modules) == 1
+                and not (parametrize._cache_enabled or _has_hooks(norm) or _has_hooks(norms) or _has_any_global_hook())
+                and not (torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None)
+            ):
+                held = norms._parameters
+                if all(map(held.__contains__, norm.originals)):  # a frozen one may be a buffer
+                    weight: Tensor = norm.forward(*[held[original] for original in norm.originals])
+                    return weight
+            return slow(module)
+
+        super().__init__(read, by_modules.fset)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module does more than its forward."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def _rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:

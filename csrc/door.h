@@ -1,0 +1,17 @@
+// What the door (door.cpp, of one torch version) asks of the kernels' library (ops.cpp, of all versions), by dlsym.
+#pragma once
+#include "kernel.h"
+
+namespace normkit {
+
+struct Door {
+  const Kernels* kernels;
+  const View* (*plan)(int64_t);  // null where there is none
+  Pool (*pool)(int64_t numel);
+};
+
+}  // namespace normkit
+
+extern "C" {
+using normkit_door_function = const normkit::Door* (*)();
+}

@@ -1,0 +1,23 @@
+// Running statistics move towards those of a batch.
+#pragma once
+#include <cstdint>
+
+namespace {
+
+// running = (1 - momentum) * running + momentum * batch, over `samples` rows of moments from `count` values each.
+template <class A, class B>
+void move_running(B* running_mean, B* running_var, const A* mean, const A* dev, int64_t channels, int64_t samples,
+                  double count, double momentum) {
+  const double unbiased = count / (count - 1) / double(samples);
+  for (int64_t c = 0; c < channels; ++c) {
+    double m = 0, v = 0;
+    for (int64_t s = 0; s < samples; ++s) {
+      m += double(mean[s * channels + c]);
+      v += double(dev[s * channels + c]) * double(dev[s * channels + c]);
+    }
+    running_mean[c] = B(double(running_mean[c]) + momentum * (m / double(samples) - double(running_mean[c])));
+    running_var[c] = B(double(running_var[c]) + momentum * (v * unbiased - double(running_var[c])));
+  }
+}
+
+}  // namespace
