@@ -263,4 +263,5 @@ def compiles(case: Case) -> None:
         ):
             torch.testing.assert_close(mine, other, rtol=0, atol=0)
         for (name, mine), other in zip(twin.state_dict().items(), layer.state_dict().values(), strict=True):
-            assert torch.equal(mine, other), name
+            # A graph moves running statistics by a few fp32 operations, an eager call by one in double: a rounding apart.
+            torch.testing.assert_close(mine, other, rtol=3e-7, atol=1e-7)
