@@ -41,8 +41,8 @@ format: $(VENV)/test.stamp ## put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/compare.stamp ## time the kernels against torch; numbers go to benchmarks/results/
-	$(BIN)/python -m benchmarks.run
+bench: $(VENV)/compare.stamp ## time the kernels against torch and torch.compile, half an hour; numbers go to benchmarks/results/
+	$(BIN)/python -m benchmarks.run; status=$$?; $(BIN)/python -m benchmarks.show benchmarks/results/cpu.json --docs docs/performance.md; exit $$status
 
 clean: ## remove everything that the other commands made
 	rm -rf $(VENV) build report src/*.egg-info src/normkit/_native*

@@ -262,6 +262,6 @@ def compiles(case: Case) -> None:
             torch.autograd.grad(z.square().sum(), x), torch.autograd.grad(y.square().sum(), x), strict=True
         ):
             torch.testing.assert_close(mine, other, rtol=0, atol=0)
-        for (name, mine), other in zip(twin.state_dict().items(), layer.state_dict().values(), strict=True):
-            # A graph moves running statistics by a few fp32 operations, an eager call by one in double: a rounding apart.
+        for mine, other in zip(twin.state_dict().values(), layer.state_dict().values(), strict=True):
+            # A graph moves running statistics in fp32, an eager call in double: they are a rounding apart.
             torch.testing.assert_close(mine, other, rtol=3e-7, atol=1e-7)
