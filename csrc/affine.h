@@ -75,7 +75,7 @@ template <class A> struct AffineGrads {
       for (int64_t j = 0; j < width; ++j) qw[j] += double(pw[j]), qb[j] += double(pb[j]);
     }
     for (int64_t j = 0; j < width; ++j) {
-      const int64_t i = index(j);
+      const int64_t i = width == period ? j : index(j);  // a slot for each weight stands in its place
       tw[i] += sw[j];
       tb[i] += sb[j];
     }

@@ -1,21 +1,26 @@
-// The short way in for eager calls: tensors unpacked and gradients recorded in C++, past the dispatcher and Python's
-// autograd, which cost many times a small kernel. It needs torch's C++ interface and so belongs to one torch version;
-// without it the Python in kernels/autograd.py does the same. The kernels are in the library that `connect` opens.
+// Over 400 lines, because all of it belongs to one torch version and nothing else may.
+//
+// The short way in for eager calls on a CPU: tensors unpacked and gradients recorded in C++, past the dispatcher and
+// Python's autograd, which cost many times a small kernel. It needs torch's C++ interface and so belongs to one version
+// of torch; without it the Python in kernels/autograd.py does the same. What is not plain (subclasses, transforms,
+// modes, wrong arguments) is answered with None, and the caller takes the longer way, which knows all of it.
 #include <Python.h>
 
 #include <ATen/EmptyTensor.h>
-#include <ATen/TensorSubclassLikeUtils.h>
-#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/PythonTorchFunctionTLS.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/version.h>
 
 #include <dlfcn.h>
 
-#include <optional>
+#include <cmath>
 #include <string>
+#include <unordered_map>
 
 #include "door.h"
 #include "running.h"
@@ -35,6 +40,8 @@ const normkit::Door* kernels_door = nullptr;
 // Fewer elements are done before another thread could take the interpreter.
 constexpr int64_t LONG = 32768;
 
+// Tensors -------------------------------------------------------------------------------------------------
+
 Storage storage_of(const Tensor& x) {
   switch (x.scalar_type()) {
     case at::kDouble: return Storage::f64;
@@ -44,187 +51,376 @@ Storage storage_of(const Tensor& x) {
   }
 }
 at::ScalarType arithmetic_of(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+bool is_number(const Tensor& x) {
+  const at::ScalarType t = x.scalar_type();
+  return t == at::kDouble || t == at::kFloat || t == at::kBFloat16 || t == at::kHalf;
+}
 Tensor like(const Tensor& x) { return at::detail::empty_strided_cpu(x.sizes(), x.strides(), x.scalar_type()); }
 Tensor fresh(const Tensor& x, int64_t n) { return at::detail::empty_cpu({n}, arithmetic_of(x)); }
 const void* pointer(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
-bool is_ready(const Tensor& t, const Tensor& x, int64_t n) {
-  return !t.defined() || (t.scalar_type() == arithmetic_of(x) && t.is_contiguous() && t.numel() == n && t.is_cpu());
+
+// A dense tensor in CPU memory and nothing else: no wrapper, no negation to be resolved, no tangent.
+bool is_plain(const Tensor& t) {
+  constexpr c10::DispatchKeySet known({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU,
+                                       c10::DispatchKey::ADInplaceOrView});
+  return !(t.key_set().raw_repr() & ~known.raw_repr()) && t.is_cpu() && t.layout() == at::kStrided && !t._fw_grad(0).defined();
 }
-Tensor shaped(const Tensor& flat, const std::optional<at::TensorOptions>& options, at::IntArrayRef sizes) {
-  const Tensor out = sizes.size() == 1 ? flat : flat.view(sizes);
-  return out.scalar_type() == options->dtype().toScalarType() ? out : out.to(options->dtype().toScalarType());
+// Modes, transforms and tracers all put a key of theirs into the dispatcher, except the modes of __torch_function__.
+bool is_watched() {
+  return (c10::impl::tls_local_dispatch_key_set().included_.raw_repr() & ~c10::default_included_set.raw_repr()) ||
+         at::impl::torch_function_mode_enabled();
 }
+bool has_gradient(const Tensor& t) { return t.defined() && t.requires_grad(); }
+
+// The tensor, or false where Python holds something else than None or a plain tensor.
+bool take(PyObject* o, Tensor& t) {
+  if (o == Py_None) return true;
+  if (!THPVariable_CheckExact(o)) return false;
+  t = THPVariable_Unpack(o);
+  return is_plain(t) && is_number(t);
+}
+bool fits(const Tensor& t, const Tensor& x, at::IntArrayRef shape) {
+  return !t.defined() || (t.sizes() == shape && t.is_contiguous() && t.element_size() <= (x.scalar_type() == at::kDouble ? 8 : 4));
+}
+bool is_statistic(const Tensor& t, const Tensor& x, at::IntArrayRef shape) {
+  return t.sizes() == shape && t.is_contiguous() && t.scalar_type() == arithmetic_of(x) && !t.requires_grad() &&
+         (!t.is_inference() || c10::InferenceMode::is_enabled());
+}
+Tensor in_arithmetic(const Tensor& t, const Tensor& x) {
+  if (!t.defined() || t.scalar_type() == arithmetic_of(x)) return t;
+  const at::NoGradGuard guard;
+  return t.to(arithmetic_of(x));
+}
+
+// Plans ---------------------------------------------------------------------------------------------------
+
+// A region on sizes and strides, known only once the longer way has checked and planned it.
+struct Known {
+  PyObject* pattern;
+  at::DimVector sizes, strides;
+  const View* view;
+};
+std::unordered_multimap<size_t, Known> known_plans;
+constexpr size_t MOST = 4096;
+
+size_t hash_of(PyObject* pattern, at::IntArrayRef sizes, at::IntArrayRef strides) {
+  size_t h = size_t(PyObject_Hash(pattern));
+  for (const at::IntArrayRef& numbers : {sizes, strides})
+    for (const int64_t n : numbers) h = (h ^ size_t(n)) * 0x9E3779B97F4A7C15ull;
+  return h;
+}
+const View* view_of(const Tensor& x, PyObject* pattern) {
+  const auto [begin, end] = known_plans.equal_range(hash_of(pattern, x.sizes(), x.strides()));
+  for (auto it = begin; it != end; ++it) {
+    const Known& k = it->second;
+    if (x.sizes() == k.sizes && x.strides() == k.strides &&
+        (pattern == k.pattern || PyUnicode_Compare(pattern, k.pattern) == 0))
+      return k.view;
+  }
+  return nullptr;
+}
+
+// Gradients -----------------------------------------------------------------------------------------------
+
+struct Like {
+  at::DimVector sizes;
+  at::ScalarType dtype = at::kFloat;
+
+  void of(const Tensor& t) {
+    if (t.defined()) sizes = t.sizes(), dtype = t.scalar_type();
+  }
+  Tensor operator()(const Tensor& flat) const {
+    const Tensor shaped = sizes.size() == 1 ? flat : flat.view(sizes);
+    return shaped.scalar_type() == dtype ? shaped : shaped.to(dtype);
+  }
+};
 
 struct NormalizeBackward final : torch::autograd::Node {
   SavedVariable x, weight, mean, dev;
-  const View* view;
+  const View* view = nullptr;
+  at::DimVector strides;
+  Like weight_like, bias_like;
   std::string pattern;
-  double eps;
-  bool center, fixed;
-  std::vector<int64_t> weight_sizes, bias_sizes;
-  std::optional<at::TensorOptions> weight_options, bias_options;
+  double eps = 0;
+  bool center = true, fixed = false;
 
   std::string name() const override { return "NormkitNormalizeBackward"; }
+
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (SavedVariable* saved : {&x, &weight, &mean, &dev}) saved->reset_data();
   }
+
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     variable_list out(3);
-    const Tensor& dy = grads[0];
-    if (!dy.defined()) return out;
+    if (!grads[0].defined()) return out;
     const Tensor x_ = x.unpack(), weight_ = weight.unpack(), mean_ = mean.unpack(), dev_ = dev.unpack();
-    const bool want_x = task_should_compute_output(0), want_weight = task_should_compute_output(1),
-               want_bias = task_should_compute_output(2);
-    Tensor dx, dw, db;
-    const bool plain = !at::GradMode::is_enabled() && !at::isTensorSubclassLike(dy) && !at::isTensorSubclassLike(x_) &&
-                       dy.layout() == at::kStrided && dy.is_cpu() && dy.strides() == x_.strides() &&
-                       dy.scalar_type() == x_.scalar_type() && !dy.is_neg() && !dy._is_zerotensor();
-    if (plain) {
-      dx = want_x ? like(x_) : Tensor();
-      dw = want_weight ? fresh(x_, view->period) : Tensor();
-      db = want_bias ? fresh(x_, view->period) : Tensor();
-      const auto to = [](Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
-      const Backward f{dy.const_data_ptr(), x_.const_data_ptr(), pointer(weight_), pointer(mean_), dev_.const_data_ptr(),
-                       to(dx), to(dw), to(db), eps, center, fixed};
-      kernels_door->kernels->backward(storage_of(x_), *view, f, kernels_door->pool(x_.numel()));
-    } else {
-      // Second derivatives, or a gradient of another kind: the operator knows what to do.
-      using Signature = std::tuple<Tensor, Tensor, Tensor>(
-          const Tensor&, const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&, std::string_view,
-          double, bool, bool, bool, bool, bool);
-      static const auto op =
-          c10::Dispatcher::singleton().findSchemaOrThrow("normkit::backward", "").typed<Signature>();
-      const std::optional<Tensor> w = weight_.defined() ? std::optional<Tensor>(weight_) : std::nullopt;
-      std::tie(dx, dw, db) =
-          op.call(dy, x_, mean_, dev_, w, pattern, eps, center, fixed, want_x, want_weight, want_bias);
-    }
-    if (want_x) out[0] = dx;
-    if (want_weight) out[1] = shaped(dw, weight_options, weight_sizes);
-    if (want_bias) out[2] = shaped(db, bias_options, bias_sizes);
+    const bool want[] = {task_should_compute_output(0), task_should_compute_output(1), task_should_compute_output(2)};
+    if (!(want[0] || want[1] || want[2])) return out;
+    if (is_simple(grads[0], x_, weight_, mean_, dev_))
+      run(grads[0], x_, weight_, mean_, dev_, want, out);
+    else
+      ask_python(grads[0], x_, weight_, mean_, dev_, want, out);
+    if (want[1]) out[1] = weight_like(out[1]);
+    if (want[2]) out[2] = bias_like(out[2]);
     return out;
+  }
+
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    for (const SavedVariable* saved : {&x, &weight, &mean, &dev}) args.collect(*saved, false);
+    args.collect(pattern), args.collect(eps), args.collect(center), args.collect(fixed);
+  }
+  variable_list apply_with_saved(const variable_list& grads, torch::dynamo::autograd::SwapSavedVariables& saved) override {
+    saved.before(x), saved.before(weight), saved.before(mean), saved.before(dev);
+    variable_list out = apply(variable_list(grads));
+    saved.after(x), saved.after(weight), saved.after(mean), saved.after(dev);
+    return out;
+  }
+
+ private:
+  // Hooks on saved tensors may bring back others than went away.
+  bool is_simple(const Tensor& dy, const Tensor& x_, const Tensor& weight_, const Tensor& mean_, const Tensor& dev_) const {
+    const auto same = [&](const Tensor& t, int64_t n) {
+      return is_plain(t) && t.numel() == n && t.is_contiguous() && t.scalar_type() == arithmetic_of(x_);
+    };
+    return !at::GradMode::is_enabled() && !is_watched() && is_plain(dy) && is_plain(x_) && dy.sizes() == x_.sizes() &&
+           dy.scalar_type() == x_.scalar_type() && x_.strides() == strides && x_.numel() == view->numel() &&
+           (!weight_.defined() || (is_plain(weight_) && weight_.is_contiguous() && weight_.numel() == view->period)) &&
+           same(mean_, center ? view->cells() : 0) && same(dev_, view->cells());
+  }
+
+  void run(const Tensor& given, const Tensor& x_, const Tensor& weight_, const Tensor& mean_, const Tensor& dev_,
+           const bool* want, variable_list& out) const {
+    const Tensor dy = given.strides() == x_.strides() ? given : like(x_).copy_(given);
+    const Tensor w = in_arithmetic(weight_, x_);
+    if (want[0]) out[0] = like(x_);
+    for (const int i : {1, 2})
+      if (want[i]) out[size_t(i)] = fresh(x_, view->period);
+    const auto place = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
+    const Backward f{dy.const_data_ptr(), x_.const_data_ptr(), pointer(w), mean_.const_data_ptr(), dev_.const_data_ptr(),
+                     place(out[0]), place(out[1]), place(out[2]), eps, center, fixed};
+    kernels_door->kernels->backward(storage_of(x_), *view, f, kernels_door->pool(x_.numel()));
+  }
+
+  // Second derivatives, batches of gradients, tracing: Python has the operator for whatever watches.
+  void ask_python(const Tensor& dy, const Tensor& x_, const Tensor& weight_, const Tensor& mean_, const Tensor& dev_,
+                  const bool* want, variable_list& out) const {
+    const pybind11::gil_scoped_acquire lock;
+    const auto wrapped = [](const Tensor& t) { return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(t)); };
+    const auto given = [](bool b) { return pybind11::bool_(b); };
+    const pybind11::object python = pybind11::module_::import("normkit.kernels.autograd").attr("gradients");
+    const auto grads = pybind11::reinterpret_steal<pybind11::object>(PyObject_CallFunctionObjArgs(
+        python.ptr(), wrapped(dy).ptr(), wrapped(x_).ptr(), wrapped(mean_).ptr(), wrapped(dev_).ptr(),
+        wrapped(weight_).ptr(), pybind11::str(pattern).ptr(), pybind11::float_(eps).ptr(), given(center).ptr(),
+        given(fixed).ptr(), given(want[0]).ptr(), given(want[1]).ptr(), given(want[2]).ptr(), nullptr));
+    if (!grads) {
+      python_error error;
+      error.persist();
+      throw std::move(error);
+    }
+    for (size_t i = 0; i < 3; ++i)
+      if (want[i]) out[i] = THPVariable_Unpack(PyTuple_GET_ITEM(grads.ptr(), Py_ssize_t(i)));
   }
 };
 
-void record(Tensor& y, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& mean, const Tensor& dev,
-            const View* view, const char* pattern, double eps, bool center, bool fixed) {
-  const auto node = c10::make_intrusive<NormalizeBackward>();
-  node->set_next_edges(torch::autograd::collect_next_edges(x, weight, bias));
-  node->x = SavedVariable(x, false);
-  if (weight.defined()) {
-    node->weight = SavedVariable(weight, false);
-    node->weight_sizes = weight.sizes().vec();
-    node->weight_options = weight.options();
+struct Call {
+  Tensor x, weight, bias;
+  const View* view = nullptr;
+  PyObject* pattern = nullptr;
+  double eps = 0;
+  bool center = true, fixed = false;
+
+  bool is_followed() const {
+    return at::GradMode::is_enabled() && (has_gradient(x) || has_gradient(weight) || has_gradient(bias));
   }
-  if (bias.defined()) {
-    node->bias_sizes = bias.sizes().vec();
-    node->bias_options = bias.options();
+
+  Tensor run(const Tensor& mean, const Tensor& dev) const {
+    Tensor y = like(x);
+    const Tensor w = in_arithmetic(weight, x), b = in_arithmetic(bias, x);
+    const auto place = [](const Tensor& t) { return t.defined() && t.numel() ? const_cast<void*>(t.const_data_ptr()) : nullptr; };
+    RECORD_FUNCTION("normkit::normalize", std::vector<c10::IValue>{x});
+    const Forward f{x.const_data_ptr(), y.mutable_data_ptr(), pointer(w), pointer(b), place(mean), place(dev), eps, center, fixed};
+    const auto go = [&] { kernels_door->kernels->forward(storage_of(x), *view, f, kernels_door->pool(x.numel())); };
+    if (x.numel() < LONG) return go(), y;
+    const pybind11::gil_scoped_release others;
+    return go(), y;
   }
-  node->mean = SavedVariable(mean, false);
-  node->dev = SavedVariable(dev, false);
-  node->view = view;
-  node->pattern = pattern;
-  node->eps = eps;
-  node->center = center;
-  node->fixed = fixed;
-  torch::autograd::set_history(y, node);
+
+  void record(const Tensor& y, const Tensor& mean, const Tensor& dev) const {
+    const auto node = c10::make_intrusive<NormalizeBackward>();
+    node->set_next_edges(torch::autograd::collect_next_edges(x, weight, bias));
+    node->x = SavedVariable(x, false);
+    if (weight.defined()) node->weight = SavedVariable(weight, false);
+    node->mean = SavedVariable(mean, false);
+    node->dev = SavedVariable(dev, false);
+    node->view = view;
+    node->strides = x.strides();
+    node->weight_like.of(weight);
+    node->bias_like.of(bias);
+    node->pattern = PyUnicode_AsUTF8(pattern);
+    node->eps = eps;
+    node->center = center;
+    node->fixed = fixed;
+    torch::autograd::set_history(y, node);
+  }
+};
+
+// The first arguments of both functions: whether they are plain, fit each other, and have a known plan.
+bool prepare(Call& c, PyObject* const* args) {
+  if (!kernels_door || is_watched() || args[0] == Py_None || !take(args[0], c.x) || !take(args[1], c.weight) ||
+      !take(args[2], c.bias))
+    return false;
+  c.pattern = args[3];
+  c.view = view_of(c.x, c.pattern);
+  if (!c.view) return false;
+  if (args[4] == Py_None) {
+    c.eps = c.x.scalar_type() == at::kDouble ? 0x1p-52 : 0x1p-23;
+  } else {
+    c.eps = PyFloat_AsDouble(args[4]);
+    if (PyErr_Occurred()) PyErr_Clear(), c.eps = -1;
+  }
+  return c.eps >= 0;
 }
 
-Tensor tensor(PyObject* o) { return o == Py_None ? Tensor() : THPVariable_Unpack(o); }
-
-void run(const Tensor& x, const View& view, const Forward& f) {
-  const auto call = [&] { kernels_door->kernels->forward(storage_of(x), view, f, kernels_door->pool(x.numel())); };
-  if (x.numel() < LONG) return call();
-  const pybind11::gil_scoped_release free;
-  call();
+// Whether weight and bias have the shape of the channels (None), or of the last dimensions (given); or have been checked
+// by the caller (True), in which case they are as many as the plan says.
+bool fits_features(const Call& c, PyObject* last) {
+  if (last == Py_True) {
+    const auto covers = [&](const Tensor& t) { return !t.defined() || (t.numel() == c.view->period && fits(t, c.x, t.sizes())); };
+    return covers(c.weight) && covers(c.bias);
+  }
+  at::IntArrayRef sizes = c.x.sizes();
+  if (last == Py_None) {
+    if (sizes.size() < 2) return false;
+    sizes = sizes.slice(1, 1);
+  } else {
+    if (!PyTuple_Check(last) && !PyList_Check(last)) return false;
+    const size_t n = size_t(PySequence_Fast_GET_SIZE(last));
+    if (n > sizes.size()) return false;
+    sizes = sizes.slice(sizes.size() - n);
+    for (size_t i = 0; i < n; ++i) {
+      PyObject* size = PySequence_Fast_GET_ITEM(last, Py_ssize_t(i));
+      if (!PyLong_CheckExact(size) || PyLong_AsLongLong(size) != sizes[i]) return PyErr_Clear(), false;
+    }
+  }
+  return fits(c.weight, c.x, sizes) && fits(c.bias, c.x, sizes);
 }
 
-// normalize(x, weight, bias, plan, pattern, eps, center, running_mean, running_var, count, momentum) -> y, or None where
-// the longer way has to be taken. Running statistics None: there are none to move.
+void move(Tensor& running_mean, Tensor& running_var, const Tensor& mean, const Tensor& dev, int64_t count, double momentum) {
+  const int64_t channels = running_mean.numel(), samples = mean.numel() / channels;
+  const auto go = [&]<class T>(T) {
+    move_running(running_mean.mutable_data_ptr<T>(), running_var.mutable_data_ptr<T>(), mean.const_data_ptr<T>(),
+                 dev.const_data_ptr<T>(), channels, samples, double(count), momentum);
+  };
+  if (mean.scalar_type() == at::kDouble) go(0.0);
+  else go(0.0f);
+  for (const Tensor& t : {running_mean, running_var})
+    if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
+}
+
+// What Python sees ----------------------------------------------------------------------------------------
+
+// normalize(x, weight, bias, pattern, eps, center, last, running_mean, running_var, momentum) -> y, or None where the
+// longer way has to be taken. For `last` see fits_features.
 PyObject* normalize(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
-  const Tensor x = THPVariable_Unpack(args[0]), weight = tensor(args[1]), bias = tensor(args[2]);
-  Tensor running_mean = tensor(args[7]), running_var = tensor(args[8]);
-  const View* view = kernels_door->plan(PyLong_AsLongLong(args[3]));
-  if (!view || !is_ready(weight, x, view->period) || !is_ready(bias, x, view->period)) Py_RETURN_NONE;
-  if (running_mean.defined()) {
-    const auto plain = [&](const Tensor& t) {
-      return t.scalar_type() == arithmetic_of(x) && t.is_contiguous() && t.is_cpu() && !t.requires_grad();
-    };
-    if (!plain(running_mean) || !plain(running_var)) Py_RETURN_NONE;
+  Call c;
+  // One value in a region is where methods differ in what they refuse.
+  if (!prepare(c, args) || c.view->count() == 1 || !fits_features(c, args[6])) Py_RETURN_NONE;
+  c.center = args[5] == Py_True;
+  Tensor running_mean, running_var, mean, dev;
+  double momentum = 0;
+  bool moves = args[7] != Py_None && args[8] != Py_None;
+  if (args[7] != Py_None || args[8] != Py_None) {
+    const auto channels = c.x.sizes().slice(1, 1);
+    if (!moves || !take(args[7], running_mean) || !take(args[8], running_var) ||
+        !is_statistic(running_mean, c.x, channels) || !is_statistic(running_var, c.x, channels))
+      Py_RETURN_NONE;
+    momentum = PyFloat_AsDouble(args[9]);
+    if (PyErr_Occurred()) return PyErr_Clear(), Py_NewRef(Py_None);
+    // Computed again inside a backward pass, as activation checkpointing does.
+    moves = torch::autograd::get_current_graph_task_id() == -1;
   }
-  const double eps = PyFloat_AsDouble(args[5]);
-  const bool center = args[6] == Py_True;
-  if (PyErr_Occurred()) throw python_error();
-  const bool follow = at::GradMode::is_enabled() && (x.requires_grad() || (weight.defined() && weight.requires_grad()) ||
-                                                     (bias.defined() && bias.requires_grad()));
-  Tensor y = like(x), mean, dev;
-  if (follow || running_mean.defined()) {
-    mean = fresh(x, center ? view->cells() : 0);
-    dev = fresh(x, view->cells());
+  const bool followed = c.is_followed();
+  if (followed || moves) {
+    mean = fresh(c.x, c.center ? c.view->cells() : 0);
+    dev = fresh(c.x, c.view->cells());
   }
-  run(x, *view, Forward{x.const_data_ptr(), y.mutable_data_ptr(), pointer(weight), pointer(bias),
-                        mean.defined() && center ? mean.mutable_data_ptr() : nullptr,
-                        dev.defined() ? dev.mutable_data_ptr() : nullptr, eps, center, false});
-  if (running_mean.defined()) {
-    const int64_t channels = running_mean.numel(), samples = mean.numel() / channels;
-    const double count = PyFloat_AsDouble(args[9]), momentum = PyFloat_AsDouble(args[10]);
-    const auto move = [&](auto* rm, auto* rv, auto* m, auto* s) {
-      move_running(rm, rv, m, s, channels, samples, count, momentum);
-    };
-    if (arithmetic_of(x) == at::kDouble)
-      move(running_mean.mutable_data_ptr<double>(), running_var.mutable_data_ptr<double>(), mean.const_data_ptr<double>(),
-           dev.const_data_ptr<double>());
-    else
-      move(running_mean.mutable_data_ptr<float>(), running_var.mutable_data_ptr<float>(), mean.const_data_ptr<float>(),
-           dev.const_data_ptr<float>());
-    for (Tensor* t : {&running_mean, &running_var})
-      if (!t->is_inference()) t->unsafeGetTensorImpl()->bump_version();
-  }
-  if (follow) record(y, x, weight, bias, mean, dev, view, PyUnicode_AsUTF8(args[4]), eps, center, false);
+  Tensor y = c.run(mean, dev);
+  if (moves) move(running_mean, running_var, mean, dev, c.view->count(), momentum);
+  if (followed) c.record(y, mean, dev);
   return THPVariable_Wrap(std::move(y));
   END_HANDLE_TH_ERRORS
 }
 
-// standardize(x, mean, var, weight, bias, plan, pattern, eps) -> y, or None: the moments are given, without gradients.
+// standardize(x, weight, bias, pattern, eps, mean, var) -> y, or None: mean and variance of each channel are given.
 PyObject* standardize(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
-  const Tensor x = THPVariable_Unpack(args[0]), mean = THPVariable_Unpack(args[1]), var = THPVariable_Unpack(args[2]);
-  const Tensor weight = tensor(args[3]), bias = tensor(args[4]);
-  const View* view = kernels_door->plan(PyLong_AsLongLong(args[5]));
-  if (!view || !is_ready(weight, x, view->period) || !is_ready(bias, x, view->period) ||
-      !is_ready(mean, x, view->cells()) || !is_ready(var, x, view->cells()) || mean.requires_grad() || var.requires_grad())
+  Call c;
+  Tensor mean, var;
+  if (!prepare(c, args) || !fits_features(c, Py_None) || !take(args[5], mean) || !take(args[6], var)) Py_RETURN_NONE;
+  const auto channels = c.x.sizes().slice(1, 1);
+  if (!mean.defined() || !var.defined() || !is_statistic(mean, c.x, channels) || !is_statistic(var, c.x, channels))
     Py_RETURN_NONE;
-  const double eps = PyFloat_AsDouble(args[7]);
-  if (PyErr_Occurred()) throw python_error();
-  const bool follow = at::GradMode::is_enabled() && (x.requires_grad() || (weight.defined() && weight.requires_grad()) ||
-                                                     (bias.defined() && bias.requires_grad()));
-  Tensor y = like(x), dev = fresh(x, view->cells());
-  const auto root = [&](const auto* v, auto* d) {
+  c.fixed = true;
+  const Tensor dev = fresh(c.x, c.view->cells());
+  const auto root = [&]<class T>(T) {
+    const T* v = var.const_data_ptr<T>();
+    T* d = dev.mutable_data_ptr<T>();
     for (int64_t i = 0; i < dev.numel(); ++i) d[i] = std::sqrt(v[i]);
   };
-  if (arithmetic_of(x) == at::kDouble) root(var.const_data_ptr<double>(), dev.mutable_data_ptr<double>());
-  else root(var.const_data_ptr<float>(), dev.mutable_data_ptr<float>());
-  run(x, *view, Forward{x.const_data_ptr(), y.mutable_data_ptr(), pointer(weight), pointer(bias),
-                        const_cast<void*>(mean.const_data_ptr()), dev.mutable_data_ptr(), eps, true, true});
-  if (follow) record(y, x, weight, bias, mean, dev, view, PyUnicode_AsUTF8(args[6]), eps, true, true);
+  if (dev.scalar_type() == at::kDouble) root(0.0);
+  else root(0.0f);
+  Tensor y = c.run(mean, dev);
+  if (c.is_followed()) c.record(y, mean, dev);
   return THPVariable_Wrap(std::move(y));
   END_HANDLE_TH_ERRORS
 }
 
-// connect(path of the kernels' library): whether the door can be used from now on.
-PyObject* connect(PyObject*, PyObject* path) {
-  void* library = dlopen(PyUnicode_AsUTF8(path), RTLD_NOW | RTLD_LOCAL);
+// learn(pattern, sizes, strides, plan) -> whether all that was known before is forgotten, for want of room.
+PyObject* learn(PyObject*, PyObject* const* args, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  const View* view = kernels_door ? kernels_door->plan(PyLong_AsLongLong(args[3])) : nullptr;
+  if (!view) Py_RETURN_FALSE;
+  const auto numbers = [](PyObject* tuple) {
+    at::DimVector out;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); ++i) out.push_back(PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, i)));
+    return out;
+  };
+  const bool full = known_plans.size() >= MOST;
+  if (full) {
+    for (auto& [_, k] : known_plans) Py_DECREF(k.pattern);
+    known_plans.clear();
+  }
+  Known k{args[0], numbers(args[1]), numbers(args[2]), view};
+  const size_t hash = hash_of(k.pattern, k.sizes, k.strides);
+  if (PyErr_Occurred()) return nullptr;
+  Py_INCREF(k.pattern);
+  known_plans.emplace(hash, std::move(k));
+  return PyBool_FromLong(full);
+  END_HANDLE_TH_ERRORS
+}
+
+// connect(path of the kernels' library) -> whether the door can be used from now on. Only the library that torch has
+// loaded knows the plans, so none is loaded here.
+PyObject* connect(PyObject*, PyObject* name) {
+  const char* path = PyUnicode_AsUTF8(name);
+  if (!path) return nullptr;
+  void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
   const auto function = library ? reinterpret_cast<normkit_door_function>(dlsym(library, "normkit_door")) : nullptr;
   kernels_door = function ? function() : nullptr;
   return PyBool_FromLong(kernels_door != nullptr);
 }
 
-template <class F> PyCFunction fast(F* f) { return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(f)); }
+template <class F>
+PyCFunction fast(F* f) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(f));
+}
 PyMethodDef methods[] = {
     {"normalize", fast(normalize), METH_FASTCALL, nullptr},
     {"standardize", fast(standardize), METH_FASTCALL, nullptr},
+    {"learn", fast(learn), METH_FASTCALL, nullptr},
     {"connect", connect, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
@@ -234,6 +430,6 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_door", nullptr, -1, methods, null
 
 PyMODINIT_FUNC PyInit__door() {
   PyObject* m = PyModule_Create(&module);
-  if (m) PyModule_AddStringConstant(m, "torch_version", TORCH_VERSION);
+  if (m && PyModule_AddStringConstant(m, "torch_version", TORCH_VERSION) < 0) Py_CLEAR(m);
   return m;
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import batch
 from normkit.functional._checks import check_call, check_channels, check_dimensions
+from normkit.kernels import door
 from normkit.kernels.autograd import given, normalized
 
 PATTERN = "b c [...]"
@@ -52,8 +54,16 @@ def instance_norm(
 
     Source: Ulyanov, Vedaldi & Lempitsky 2016, arXiv:1607.08022.
     """
+    if use_input_stats and not is_compiling():
+        y = door.normalize(input, weight, bias, PATTERN, eps, True, None, running_mean, running_var, momentum)
+        if y is not None:
+            return y
     check_call("instance_norm", input, eps)
     check_dimensions("instance_norm", input, 3, "(N, C, positions ...)")
+    if not use_input_stats and not is_compiling():
+        y = door.standardize(input, weight, bias, batch.PATTERN, eps, running_mean, running_var)
+        if y is not None:
+            return y
     check_channels("instance_norm", input, running_mean, running_var, weight, bias)
     if not use_input_stats:
         if running_mean is None or running_var is None:

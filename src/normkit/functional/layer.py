@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional._checks import check_call, check_dimensions, check_parameter
+from normkit.kernels import door
 from normkit.kernels.autograd import normalized
 
 PATTERN_2D = "b [c] ..."
@@ -62,6 +64,11 @@ def layer_norm(
 
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
     """
+    if not is_compiling():
+        pattern = last_dims_pattern(len(normalized_shape))
+        y = door.normalize(input, weight, bias, pattern, eps, True, normalized_shape, None, None, None)
+        if y is not None:
+            return y
     check_call("layer_norm", input, eps)
     shape = check_normalized_shape("layer_norm", input, normalized_shape)
     check_parameter("layer_norm", "weight", weight, shape, input)
@@ -93,6 +100,10 @@ def layer_norm2d(input: Tensor, weight: Tensor | None = None, bias: Tensor | Non
 
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450; per pixel as in ConvNeXt, Liu et al. 2022, arXiv:2201.03545.
     """
+    if not is_compiling():
+        y = door.normalize(input, weight, bias, PATTERN_2D, eps, True, None, None, None, None)
+        if y is not None:
+            return y
     check_call("layer_norm2d", input, eps)
     check_dimensions("layer_norm2d", input, 2, "(N, C, ...)")
     check_parameter("layer_norm2d", "weight", weight, (input.shape[1],), input)

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from normkit.functional._checks import check_call, check_parameter
 from normkit.functional.layer import check_normalized_shape, last_dims_pattern
+from normkit.kernels import door
 from normkit.kernels.autograd import normalized
 from normkit.kernels.reference import arithmetic_dtype
 
@@ -41,6 +43,11 @@ def rms_norm(
 
     Source: Zhang & Sennrich 2019, arXiv:1910.07467.
     """
+    if not is_compiling():
+        pattern = last_dims_pattern(len(normalized_shape))
+        y = door.normalize(input, weight, None, pattern, eps, False, normalized_shape, None, None, None)
+        if y is not None:
+            return y
     check_call("rms_norm", input, 0.0 if eps is None else eps)
     shape = check_normalized_shape("rms_norm", input, normalized_shape)
     check_parameter("rms_norm", "weight", weight, shape, input)

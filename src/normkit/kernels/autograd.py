@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from normkit.kernels import ops, reference
-from normkit.kernels.door import Door, door
-from normkit.kernels.fit import direct_plan
+from normkit.kernels import door, ops, reference
 from normkit.kernels.native import native
 from normkit.kernels.reference import arithmetic_dtype
 from normkit.pattern import parse
@@ -50,7 +48,7 @@ def _normalize_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def _input_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     x, mean, std, weight = ctx.saved_tensors
     want_x, want_weight, want_bias, *_ = ctx.needs_input_grad
-    dx, dweight, dbias = _gradients(
+    dx, dweight, dbias = gradients(
         dy, x, mean, std, weight, ctx.pattern, ctx.eps, ctx.center, False, want_x, want_weight, want_bias
     )
     return (
@@ -83,7 +81,7 @@ def _standardize_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> N
 def _standardize_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, mean, std, weight = ctx.saved_tensors
     want_x, want_mean, want_std, want_weight, want_bias = ctx.needs_input_grad[:5]
-    dx, dweight, dbias = _gradients(
+    dx, dweight, dbias = gradients(
         dy, x, mean, std, weight, ctx.pattern, ctx.eps, True, True, want_x, want_weight, want_bias
     )
     dmean = dstd = None
@@ -224,7 +222,8 @@ def _wants_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _gradients(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def gradients(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """``normkit::backward``; the door comes here, too, with what it cannot do itself."""
     if torch.is_grad_enabled() or _is_watched(dy) or _is_watched(x):
         out: tuple[Tensor, Tensor, Tensor] = _as_seen(torch.ops.normkit.backward.default)(dy, x, *rest)
         return out
@@ -250,19 +249,16 @@ def normalized(
     running: Running | None = None,
 ) -> Tensor:
     """y of ``normkit::normalize``; its moments move the running statistics."""
+    if running is None and not torch.compiler.is_compiling():
+        through = door.normalize(x, weight, bias, pattern, eps, center, True, None, None, None)
+        if through is not None:
+            return through
     if _is_watched(x):
         out: tuple[Tensor, Tensor, Tensor] = _as_seen(torch.ops.normkit.normalize.default)(
             x, weight, bias, pattern, eps, center
         )
         y, mean, std = out
     else:
-        short = _short_way(x)
-        if short is not None:
-            plan = direct_plan(pattern, x.shape, x.stride())
-            r = (None, None, 0, 0) if running is None else (running.mean, running.var, running.values, running.momentum)
-            through = None if plan < 0 else short.normalize(x, weight, bias, plan, pattern, eps, center, *r)
-            if through is not None:
-                return through
         moments: list[Tensor] = []
         if _wants_gradient(x, weight, bias):
             y = _apply_normalize(x, weight, bias, pattern, eps, center, moments)
@@ -276,11 +272,6 @@ def normalized(
     return y
 
 
-def _short_way(x: Tensor) -> Door | None:
-    # Forward mode has to be refused by the function that knows no tangents.
-    return door() if x.is_cpu and forward_ad._current_level < 0 and x.numel() else None
-
-
 def given(
     x: Tensor,
     mean: Tensor,
@@ -291,13 +282,6 @@ def given(
     eps: float,
 ) -> Tensor:
     """y for a mean and a variance that are given."""
-    if not _is_watched(x):
-        short = _short_way(x)
-        if short is not None:
-            plan = direct_plan(pattern, x.shape, x.stride())
-            through = None if plan < 0 else short.standardize(x, mean, var, weight, bias, plan, pattern, eps)
-            if through is not None:
-                return through
     dtype = arithmetic_dtype(x.dtype)
     return standardized(x, mean, (var if var.dtype is dtype else var.to(dtype)).sqrt(), weight, bias, pattern, eps)
 

@@ -1,37 +1,58 @@
-"""The short way in for eager calls, in C++: loaded if built for exactly this torch; else Python does the same."""
+"""The short way in for eager calls on a CPU, if it was built for the installed torch; without it results are the same.
+
+`normalize` and `standardize` do a whole call, gradients included, in C++ (csrc/door.cpp). They answer None wherever
+something is not plain, new or wrong: the caller then takes the longer way, which says what is wrong, and from which
+`learn` keeps the plan for the next call.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from normkit.kernels.native import native, native_path
+from normkit.kernels.native import native_path
 
 
-@dataclass(frozen=True)
-class Door:
-    """The functions of csrc/door.cpp; each gives None where the longer way has to be taken."""
-
-    normalize: Callable[..., Tensor | None]
-    standardize: Callable[..., Tensor | None]
-
-
-@cache
-def door() -> Door | None:
-    """Load it once. ``NORMKIT_DOOR=0`` in the environment turns it off."""
-    if os.environ.get("NORMKIT_DOOR") == "0" or native().kernels is None:
-        return None
+def _load() -> tuple[Any, str]:
+    if os.environ.get("NORMKIT_DOOR") == "0":
+        return None, "turned off by NORMKIT_DOOR=0"
     try:
         module = import_module("normkit._door")
-    except ImportError:
-        return None
-    built_for = str(module.torch_version).partition("+")[0]
-    if built_for != torch.__version__.partition("+")[0] or not module.connect(str(native_path())):
-        return None
-    return Door(module.normalize, module.standardize)
+    except ImportError:  # not built, or built for a torch with other symbols
+        return None, "not built for this torch and Python"
+    if module.torch_version.split("+")[0] != torch.__version__.split("+")[0]:
+        return None, f"built for torch {module.torch_version}"
+    return module, "in use"
+
+
+_module, reason = _load()
+_connected = False
+
+
+def _nothing(*_: object) -> None:
+    return None
+
+
+normalize: Callable[..., Tensor | None] = _nothing if _module is None else _module.normalize
+"""normalize(x, weight, bias, pattern, eps, center, last, running_mean, running_var, momentum)
+
+`last` is the shape that x must end with and parameters must have; None where these belong to dimension 1, True where
+the caller has checked them. Running statistics are moved, unless activation checkpointing computes the call again.
+"""
+standardize: Callable[..., Tensor | None] = _nothing if _module is None else _module.standardize
+"""standardize(x, weight, bias, pattern, eps, running_mean, running_var), all but x for dimension 1"""
+
+
+def learn(pattern: str, shape: torch.Size, strides: tuple[int, ...], plan: int) -> bool:
+    """Let the door carry out such calls, after one has passed all checks; True if it has forgotten all others."""
+    global _connected
+    if _module is None or plan < 0:
+        return False
+    if not _connected:
+        _connected = _module.connect(str(native_path()))
+    return bool(_module.learn(pattern, shape, strides, plan))

@@ -8,6 +8,7 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
+from normkit.kernels import door
 from normkit.kernels.native import native
 from normkit.kernels.reference import arithmetic_dtype
 from normkit.pattern import parse
@@ -43,7 +44,10 @@ def _registered(numbers: tuple[int, ...]) -> int:
 def direct_plan(pattern: str, shape: torch.Size, strides: tuple[int, ...]) -> int:
     """What the compiled kernels know the plan by, if a tensor can go to them as it is; else -1."""
     plan = plan_of(pattern, shape, strides)
-    return _registered(plan.numbers) if plan.direct else -1
+    known_as = _registered(plan.numbers) if plan.direct else -1
+    if door.learn(pattern, shape, strides, known_as):
+        direct_plan.cache_clear()  # so that the door learns them again
+    return known_as
 
 
 class Call:
