@@ -24,6 +24,7 @@
 
 #include "door.h"
 #include "running.h"
+#include "storage.h"
 
 namespace {
 
@@ -42,19 +43,9 @@ constexpr int64_t LONG = 32768;
 
 // Tensors -------------------------------------------------------------------------------------------------
 
-Storage storage_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case at::kDouble: return Storage::f64;
-    case at::kFloat: return Storage::f32;
-    case at::kBFloat16: return Storage::bf16;
-    default: return Storage::f16;
-  }
-}
-at::ScalarType arithmetic_of(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
-bool is_number(const Tensor& x) {
-  const at::ScalarType t = x.scalar_type();
-  return t == at::kDouble || t == at::kFloat || t == at::kBFloat16 || t == at::kHalf;
-}
+Storage storage_of(const Tensor& x) { return *storage_of(x.scalar_type()); }
+at::ScalarType arithmetic_of(const Tensor& x) { return arithmetic_of(x.scalar_type()); }
+bool is_number(const Tensor& x) { return storage_of(x.scalar_type()).has_value(); }
 Tensor like(const Tensor& x) { return at::detail::empty_strided_cpu(x.sizes(), x.strides(), x.scalar_type()); }
 Tensor fresh(const Tensor& x, int64_t n) { return at::detail::empty_cpu({n}, arithmetic_of(x)); }
 const void* pointer(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }

@@ -57,23 +57,7 @@ template <class A> Moments moments_of(const A* x, int64_t n, bool center, double
 
 inline double square(double s) { return s * s; }
 
-// How moments are applied: y = (x - mean) * rstd + shift, the mean in the arithmetic type and `shift` its rest.
-template <class A> struct Scale {
-  A mean, rstd, shift;
-
-  Scale() = default;
-  Scale(double m, double var, double eps) {
-    const double r = 1.0 / std::sqrt(var + eps);
-    mean = A(m);
-    rstd = A(r);
-    shift = A((double(mean) - m) * r);
-  }
-};
-
-// What a cell of that square sum is divided by, where it is divided by its length.
-inline double length_of(double squares) { return squares > 0 ? std::sqrt(squares) : 1; }
-
-// The same for n of them at once.
+// How moments are applied: y = (x - mean) * rstd + shift, the mean in the arithmetic type and `shift` its rest; n of them.
 template <class A>
 void scales_of(int64_t n, const double* mu, const double* var, double eps, A* mean, A* rstd, A* shift) {
 #pragma omp simd
@@ -84,5 +68,16 @@ void scales_of(int64_t n, const double* mu, const double* var, double eps, A* me
     shift[k] = A((double(mean[k]) - mu[k]) * r);
   }
 }
+
+// One of them.
+template <class A> struct Scale {
+  A mean, rstd, shift;
+
+  Scale() = default;
+  Scale(double m, double var, double eps) { scales_of(1, &m, &var, eps, &mean, &rstd, &shift); }
+};
+
+// What a cell of that square sum is divided by, where it is divided by its length.
+inline double length_of(double squares) { return squares > 0 ? std::sqrt(squares) : 1; }
 
 }  // namespace

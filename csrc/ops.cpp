@@ -2,7 +2,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <deque>
 #include <mutex>
@@ -12,6 +11,7 @@
 
 #include "door.h"
 #include "running.h"
+#include "storage.h"
 
 namespace {
 
@@ -21,7 +21,6 @@ using normkit::Kernels;
 using normkit::Pool;
 using normkit::Storage;
 using normkit::View;
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // The best instruction set this processor has; NORMKIT_ISA=baseline|avx2|avx512 asks for a lesser one.
@@ -43,17 +42,11 @@ const Kernels& kernels() {
 }
 
 Storage storage_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Double: return Storage::f64;
-    case ScalarType::Float: return Storage::f32;
-    case ScalarType::BFloat16: return Storage::bf16;
-    case ScalarType::Half: return Storage::f16;
-    default: STD_TORCH_CHECK(false, "normkit kernels take float64, float32, bfloat16 and float16"); return Storage::f32;
-  }
+  const std::optional<Storage> storage = storage_of(x.scalar_type());
+  STD_TORCH_CHECK(storage, "normkit kernels take float64, float32, bfloat16 and float16");
+  return *storage;
 }
-ScalarType arithmetic_of(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
+ScalarType arithmetic_of(const Tensor& x) { return arithmetic_of(x.scalar_type()); }
 int32_t type_code(const Tensor& x) {
   int32_t code;
   STD_TORCH_CHECK(aoti_torch_get_dtype(x.get(), &code) == 0, "normkit: a tensor without a type");

@@ -115,12 +115,12 @@ def _backward_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | Non
     leaves = [dy, x] if weight is None else [dy, x, weight]
     wanted = [g if want else None for g, want in zip(upstream, ctx.want, strict=True)]
 
-    def gradients(dy: Tensor, x: Tensor, weight: Tensor | None = None) -> Sequence[Tensor]:
+    def first(dy: Tensor, x: Tensor, weight: Tensor | None = None) -> Sequence[Tensor]:
         return reference.backward(dy, x, weight, parse(ctx.pattern), ctx.eps, ctx.center, given)
 
     out: tuple[Tensor | None, ...] = (None,) * len(leaves)
     if any(g is not None for g in wanted):
-        out = _vjp(gradients, leaves, wanted)
+        out = _vjp(first, leaves, wanted)
     return out[0], out[1], None, None, (out[2] if weight is not None else None), *(None,) * 7
 
 
@@ -210,7 +210,7 @@ def _is_watched(x: Tensor) -> bool:
 
 def _as_seen(operator: Any) -> Any:
     """The operator for whatever watches."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+    if torch.compiler.is_compiling() or _transforms() is None:
         return operator
     return _TRANSFORMABLE[operator]
 
