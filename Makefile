@@ -26,6 +26,7 @@ $(VENV)/compare.stamp: $(VENV)/torch.stamp $(SOURCES)
 $(VENV)/test.stamp: $(VENV)/compare.stamp
 	@echo "Installing the checkers ..."
 	@$(PIP) pytest pytest-xdist hypothesis ruff mypy pre-commit
+	@$(PIP) torchvision timm transformers onnx onnxruntime onnxscript tensorboard
 	@touch $@
 
 compare: $(VENV)/compare.stamp ## compare the normalizations on the embedded data and write report/index.html
