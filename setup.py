@@ -21,6 +21,7 @@ if MACHINE.lower() in ("x86_64", "amd64"):
     ISAS["avx512"] = [*ISAS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
     if sys.platform == "linux":
         ISAS["avx512"].append("-mprefer-vector-width=512")
+    ISAS["avx512_bf16"] = [*ISAS["avx512"], "-mavx512bf16"]
 
 # clang joins a product and a sum of two statements only where contraction is asked for; g++ does it by itself.
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]

@@ -75,9 +75,9 @@ struct ColumnMoments {
 };
 
 // Sums down the columns, four rows at a time: fewer trips to the accumulators, and shorter chains of rounding.
-// row(r, k) makes row r ready in slot k; term(that, j, a, b) gives what its column j adds; fetch(r, j, n) may ask for what
+// row(r, k) makes row r ready in slot k; term(that, at, a, b) gives what its column adds; fetch(r, j, n) may ask for what
 // comes later than columns [j, j + n) of row r.
-template <class A, class Row, class Fetch, class Term>
+template <class T, class A, class Row, class Fetch, class Term>
 void sum_columns(int64_t rows, int64_t n, A* sa, A* sb, const Row& row, const Fetch& fetch, const Term& term) {
   for (int64_t j = 0; j < n; ++j) sa[j] = sb[j] = 0;
   int64_t r = 0;
@@ -85,16 +85,15 @@ void sum_columns(int64_t rows, int64_t n, A* sa, A* sb, const Row& row, const Fe
     const auto r0 = row(r, 0), r1 = row(r + 1, 1), r2 = row(r + 2, 2), r3 = row(r + 3, 3);
     const auto add = [&](int64_t left, int64_t right) {
       for (int64_t k = 0; k < 4; ++k) fetch(r + k, left, right - left);
-#pragma omp simd
-      for (int64_t j = left; j < right; ++j) {
-        A a0, b0, a1, b1, a2, b2, a3, b3;
-        term(r0, j, a0, b0);
-        term(r1, j, a1, b1);
-        term(r2, j, a2, b2);
-        term(r3, j, a3, b3);
-        sa[j] += (a0 + a1) + (a2 + a3);
-        sb[j] += (b0 + b1) + (b2 + b3);
-      }
+      each<T>(left, right, [&](auto at) {
+        auto a0 = at(sa), b0 = a0, a1 = a0, b1 = a0, a2 = a0, b2 = a0, a3 = a0, b3 = a0;
+        term(r0, at, a0, b0);
+        term(r1, at, a1, b1);
+        term(r2, at, a2, b2);
+        term(r3, at, a3, b3);
+        at.put(sa, at(sa) + ((a0 + a1) + (a2 + a3)));
+        at.put(sb, at(sb) + ((b0 + b1) + (b2 + b3)));
+      });
     };
     if (n <= BURST) {
       add(0, n);
@@ -104,13 +103,12 @@ void sum_columns(int64_t rows, int64_t n, A* sa, A* sb, const Row& row, const Fe
   }
   for (; r < rows; ++r) {
     const auto one = row(r, 0);
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) {
-      A a, b;
-      term(one, j, a, b);
-      sa[j] += a;
-      sb[j] += b;
-    }
+    each<T>(0, n, [&](auto at) {
+      auto a = at(sa), b = a;
+      term(one, at, a, b);
+      at.put(sa, at(sa) + a);
+      at.put(sb, at(sb) + b);
+    });
   }
 }
 
@@ -120,6 +118,7 @@ template <class S>
 void strip_moments(const S* x, int64_t stride, int64_t rows, int64_t n, int64_t ahead, bool center, double eps,
                    ColumnMoments& into) {
   using A = arithmetic<S>;
+  using T = Seen<S>;
   A s[TILE], q[TILE], guess[TILE], buffer[4 * TILE];
   double mean[TILE], m2[TILE];
   const double count = double(rows), per = 1.0 / count;
@@ -133,8 +132,8 @@ void strip_moments(const S* x, int64_t stride, int64_t rows, int64_t n, int64_t 
   };
   bool outside = false;  // whether squares left the range of fp32 in some column
   const auto deviate = [&] {
-    sum_columns(rows, n, s, q, row, fetch, [=](const A* p, int64_t j, A& a, A& b) {
-      a = p[j] - g[j];
+    sum_columns<T>(rows, n, s, q, row, fetch, [=](const T* p, auto at, auto& a, auto& b) {
+      a = at(p) - at(g);
       b = a * a;
     });
 #pragma omp simd
@@ -158,14 +157,14 @@ void strip_moments(const S* x, int64_t stride, int64_t rows, int64_t n, int64_t 
   };
   for (int64_t j = 0; j < n; ++j) guess[j] = center && into.count > 0 ? A(into.mean[j]) : A(0);
   if ((center && into.count == 0) || (deviate() && center)) {
-    sum_columns(rows, n, s, q, row, fetch, [](const A* p, int64_t j, A& a, A& b) { a = p[j], b = 0; });
+    sum_columns<T>(rows, n, s, q, row, fetch, [](const T* p, auto at, auto& a, auto& b) { a = at(p), b = a - a; });
     for (int64_t j = 0; j < n; ++j) guess[j] = A(double(s[j]) * per);
     deviate();
   }
   for (int64_t j = 0; std::is_same<A, float>::value && outside && j < n; ++j) {
     if (!out_of_range(double(q[j]), eps)) continue;
     double sum = 0, squares = 0;
-    const auto value = [&](int64_t r) { A slot[1]; return double(*load(x + r * stride + j, slot, 1)); };
+    const auto value = [&](int64_t r) { return double(widen(x[r * stride + j])); };
     for (int64_t r = 0; center && r < rows; ++r) sum += value(r);
     mean[j] = sum / count;
     for (int64_t r = 0; r < rows; ++r) squares += (value(r) - mean[j]) * (value(r) - mean[j]);
@@ -208,6 +207,7 @@ void spread(const Tile& t, const TileAffine<A>& where, const Tiles& tiles, const
 
 template <class S> void forward_columns(const View& v, const Forward& f, const Pool& pool) {
   using A = arithmetic<S>;
+  using T = Seen<S>;
   const S* x = static_cast<const S*>(f.x);
   S* y = static_cast<S*>(f.y);
   A* mean = static_cast<A*>(f.mean);
@@ -282,16 +282,14 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
     Writer<S> writer(v.numel());
     const int64_t n = t.n;
     for (int64_t r = from; r < to; ++r) {
-      const A* p = load(x + t.at(tiles, r), bx, n);
-      A* q = writer.open(y + t.at(tiles, r));
+      const T* p = load(x + t.at(tiles, r), bx, n);
+      T* q = writer.open(y + t.at(tiles, r));
       const A w = where.by_row ? affine.w(where.of_row(t, r)) : A(1), b = where.by_row ? affine.b(where.of_row(t, r)) : A(0);
       const auto apply = [&](int64_t left, int64_t right) {
         if (where.by_row) {
-#pragma omp simd
-          for (int64_t j = left; j < right; ++j) q[j] = ((p[j] - mu[j]) * rstd[j] + shift[j]) * w + b;
+          each<T>(left, right, [=](auto at) { at.put(q, ((at(p) - at(mu)) * at(rstd) + at(shift)) * w + b); });
         } else {
-#pragma omp simd
-          for (int64_t j = left; j < right; ++j) q[j] = (p[j] - mu[j]) * rstd[j] + shift[j];
+          each<T>(left, right, [=](auto at) { at.put(q, (at(p) - at(mu)) * at(rstd) + at(shift)); });
         }
       };
       if (tile_far) {

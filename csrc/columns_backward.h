@@ -11,6 +11,7 @@ struct ColumnSums {
 
 template <class S> void backward_columns(const View& v, const Backward& f, const Pool& pool) {
   using A = arithmetic<S>;
+  using T = Seen<S>;
   const S *dy = static_cast<const S*>(f.dy), *x = static_cast<const S*>(f.x);
   const A *mean = static_cast<const A*>(f.mean), *dev = static_cast<const A*>(f.std);
   S* dx = static_cast<S*>(f.dx);
@@ -43,7 +44,7 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     });
   };
   const auto sums_of_tall = [&](int64_t index, const Tile& t, int64_t tall, const ColumnScales& s, ColumnSums& sums) {
-    struct Row { const A *x, *g; A w; };
+    struct Row { const T *x, *g; A w; };
     A g[TILE], gx[TILE], buffer[8 * TILE];
     const auto nothing = [](int64_t, int64_t, int64_t) {};  // with two tensors to read, looking ahead gains nothing
     const A *mu = s.mu, *rstd = s.rstd;
@@ -55,19 +56,18 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
         const Row ready{load(x + at, buffer + k * TILE, t.n), load(dy + at, buffer + (4 + k) * TILE, t.n),
                         by_row ? affine.w(where.of_row(t, r0 + r)) : A(1)};
         if (by_row && grads.wanted()) {
-          const A *px = ready.x, *pg = ready.g;
-          const Two<A> two = sum_two<A>(t.n, [=](int64_t j, A& db, A& dw) {
-            db = pg[j];
-            dw = pg[j] * ((px[j] - mu[j]) * rstd[j]);
+          const Two two = sum_two<T>(t.n, [=, px = ready.x, pg = ready.g](auto at, auto& db, auto& dw) {
+            db = at(pg);
+            dw = db * ((at(px) - at(mu)) * at(rstd));
           });
           grads.b[index * v.r0 + r0 + r] = A(two.a);
           grads.w[index * v.r0 + r0 + r] = A(two.b);
         }
         return ready;
       };
-      sum_columns(least(tiles.strip, end - r0), t.n, g, gx, row, nothing, [=](const Row& p, int64_t j, A& a, A& b) {
-        a = p.g[j] * p.w;
-        b = a * ((p.x[j] - mu[j]) * rstd[j]);
+      sum_columns<T>(least(tiles.strip, end - r0), t.n, g, gx, row, nothing, [=](const Row& p, auto at, auto& a, auto& b) {
+        a = at(p.g) * p.w;
+        b = a * ((at(p.x) - at(mu)) * at(rstd));
       });
 #pragma omp simd
       for (int64_t j = 0; j < t.n; ++j) sums.g[j] += double(g[j]), sums.gx[j] += double(gx[j]);
@@ -101,12 +101,12 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     Writer<S> writer(v.numel());
     const int64_t n = t.n;
     for (int64_t r = from; r < to; ++r) {
-      const A *p = load(x + t.at(tiles, r), bx, n), *g = load(dy + t.at(tiles, r), bg, n);
-      A* q = writer.open(dx + t.at(tiles, r));
+      const T *p = load(x + t.at(tiles, r), bx, n), *g = load(dy + t.at(tiles, r), bg, n);
+      T* q = writer.open(dx + t.at(tiles, r));
       const A row_weight = by_row ? affine.w(where.of_row(t, r)) : A(1);
-#pragma omp simd
-      for (int64_t j = 0; j < n; ++j)
-        q[j] = g[j] * (s.w[j] * row_weight) + ((p[j] - s.mu[j]) * s.rstd[j]) * s.c2[j] + s.c1[j];
+      each<T>(0, n, [=, mu = s.mu, rstd = s.rstd, w = s.w, c1 = s.c1, c2 = s.c2](auto at) {
+        at.put(q, at(g) * (at(w) * row_weight) + ((at(p) - at(mu)) * at(rstd)) * at(c2) + at(c1));
+      });
       writer.close(n);
     }
   };

@@ -26,36 +26,48 @@ inline bool out_of_range(double squares, double eps) {
   return !(squares < HUGE_SQUARES) || (squares < TINY_SQUARES && eps < TINY_SQUARES);
 }
 
+inline double square(double s) { return s * s; }
+
+// How far a guess may be from the mean, squared and in variances, before the deviations from it are too inexact.
+constexpr double FAR_OFF = 16;
+
 // Two passes over a block that is in the cache: a mean, then the deviations from it, whose own sum corrects the mean.
 // In stages, so that several short rows can go through them side by side.
-template <class A> A guess_mean(const A* x, int64_t n, bool center) {
-  return center ? A(sum_one(x, n) * (1.0 / double(n))) : A(0);
+template <class T> arithmetic<T> guess_mean(const T* x, int64_t n, bool center) {
+  using A = arithmetic<T>;
+  if (!center) return A(0);
+  // Half precision forgives a guess that is a little off, and saves a pass.
+  const int64_t some = PACKED<T> && n > LANES ? LANES : n;
+  return A(sum_one(x, some) * (1.0 / double(some)));
 }
-template <class A> Two<A> deviations(const A* x, int64_t n, A guess) {
-  return sum_two<A>(n, [=](int64_t i, A& d, A& d2) {
-    d = x[i] - guess;
+template <class T> Two deviations(const T* x, int64_t n, arithmetic<T> guess) {
+  return sum_two<T>(n, [x, guess](auto at, auto& d, auto& d2) {
+    d = at(x, guess) - guess;
     d2 = d * d;
   });
 }
-template <class A> Moments conclude(const A* x, int64_t n, A guess, const Two<A>& sums, bool center, double eps) {
-  const double shift = center ? sums.a * (1.0 / double(n)) : 0;
-  Moments m{double(n), double(guess) + shift, sums.b - shift * sums.a};
-  if (std::is_same<A, float>::value && out_of_range(sums.b, eps)) {
+template <class T>
+Moments conclude(const T* x, int64_t n, arithmetic<T> guess, const Two& sums, bool center, double eps) {
+  const double shift = center ? sums.a * (1.0 / double(n)) : 0, off = shift * sums.a;
+  if (PACKED<T> && center && off > FAR_OFF * (sums.b - off) && guess != arithmetic<T>(double(guess) + shift)) {
+    const arithmetic<T> better = arithmetic<T>(double(guess) + shift);
+    return conclude(x, n, better, deviations(x, n, better), center, eps);
+  }
+  Moments m{double(n), double(guess) + shift, sums.b - off};
+  if (!std::is_same<T, double>::value && out_of_range(sums.b, eps)) {
     double s = 0, q = 0;
-    for (int64_t i = 0; center && i < n; ++i) s += double(x[i]);
+    for (int64_t i = 0; center && i < n; ++i) s += double(widen(x[i]));
     m.mean = s / double(n);
-    for (int64_t i = 0; i < n; ++i) q += (double(x[i]) - m.mean) * (double(x[i]) - m.mean);
+    for (int64_t i = 0; i < n; ++i) q += square(double(widen(x[i])) - m.mean);
     m.m2 = q;
   }
   if (m.m2 < 0) m.m2 = 0;
   return m;
 }
-template <class A> Moments moments_of(const A* x, int64_t n, bool center, double eps) {
-  const A guess = guess_mean(x, n, center);
+template <class T> Moments moments_of(const T* x, int64_t n, bool center, double eps) {
+  const arithmetic<T> guess = guess_mean(x, n, center);
   return conclude(x, n, guess, deviations(x, n, guess), center, eps);
 }
-
-inline double square(double s) { return s * s; }
 
 // How moments are applied: y = (x - mean) * rstd + shift, the mean in the arithmetic type and `shift` its rest; n of them.
 template <class A>

@@ -15,14 +15,18 @@ template <class A> bool is_narrow(const View& v, const Affine<A>& affine) {
 // SIDE rows of n elements as n vectors; lanes beyond the last row repeat it.
 template <class S, class A> void turn_in(const S* x, int64_t n, int64_t rows, A (*out)[SIDE]) {
   A buffer[NARROW * SIDE];
-  const A* in = load(x, buffer, n * rows);
+  const A* in = converted(x, buffer, n * rows);
   for (int64_t j = 0; j < n; ++j)
     for (int64_t k = 0; k < SIDE; ++k) out[j][k] = in[(k < rows ? k : rows - 1) * n + j];
 }
 template <class S, class A> void turn_out(const A (*in)[SIDE], int64_t n, int64_t rows, S* y, Writer<S>& writer) {
-  A* out = writer.open(y);
+  constexpr bool DIRECT = std::is_same<Seen<S>, A>::value;
+  A buffer[DIRECT ? 1 : NARROW * SIDE], *out = buffer;
+  Seen<S>* q = writer.open(y);
+  if constexpr (DIRECT) out = q;
   for (int64_t k = 0; k < rows; ++k)
     for (int64_t j = 0; j < n; ++j) out[k * n + j] = in[j][k];
+  if constexpr (!DIRECT) each<S>(0, n * rows, [p = out, q](auto at) { at.put(q, at(p)); });
   writer.close(n * rows);
 }
 

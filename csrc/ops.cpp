@@ -23,7 +23,7 @@ using normkit::Storage;
 using normkit::View;
 using torch::stable::Tensor;
 
-// The best instruction set this processor has; NORMKIT_ISA=baseline|avx2|avx512 asks for a lesser one.
+// The best instruction set this processor has; NORMKIT_ISA=baseline|avx2|avx512|avx512_bf16 asks for a lesser one.
 const Kernels& kernels() {
   static const Kernels* chosen = [] {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -33,7 +33,9 @@ const Kernels& kernels() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");  // and so F16C, which Clang cannot ask for
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (avx512 && (asked.empty() || asked == "avx512")) return normkit::kernels_avx512();
+    const bool any = asked.empty() || asked == "avx512_bf16";
+    if (avx512 && any && __builtin_cpu_supports("avx512bf16")) return normkit::kernels_avx512_bf16();
+    if (avx512 && (any || asked == "avx512")) return normkit::kernels_avx512();
     if (avx2 && asked != "baseline") return normkit::kernels_avx2();
 #endif
     return normkit::kernels_baseline();

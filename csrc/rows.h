@@ -70,6 +70,7 @@ struct Share {
 
 template <class S> void forward_rows(const View& v, const Forward& f, const Pool& pool) {
   using A = arithmetic<S>;
+  using T = Seen<S>;
   const S* x = static_cast<const S*>(f.x);
   S* y = static_cast<S*>(f.y);
   A* mean = static_cast<A*>(f.mean);
@@ -83,11 +84,11 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
   // than a standard deviation off, or the squares leave the range, each block is taken by itself.
   const auto moments_of_span = [&](int64_t cell, int64_t s) {
     Moments first;
-    Lanes<A> lanes;
+    Lanes<T> lanes;
     A buffer[BLOCK], guess = 0;
     int64_t rest = 0;
     spans.blocks(cell, s, [&](int64_t at, int64_t, int64_t n, int64_t ahead) {
-      const A* in = load(x + at, buffer, n);
+      const T* in = load(x + at, buffer, n);
       if (first.count == 0) {
         first = moments_of(in, n, f.center, f.eps);
         guess = A(first.mean);
@@ -96,9 +97,8 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
       rest += n;
       for (int64_t i = 0; i < n; i += burst) {
         if (far) prefetch(x + ahead + i, least(burst, n - i));
-        const A* p = in + i;
-        lanes.add(least(burst, n - i), [p, guess](int64_t i, A& d, A& d2) {
-          d = p[i] - guess;
+        lanes.add(least(burst, n - i), [p = in + i, guess](auto at, auto& d, auto& d2) {
+          d = at(p, guess) - guess;
           d2 = d * d;
         });
       }
@@ -129,31 +129,27 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     return Scale<A>(m.mean, v2, f.eps);
   };
   const auto given = [&](int64_t cell) { return Scale<A>(double(mean[cell]), square(dev[cell]), f.eps); };
-  const auto apply_block = [&](const A* in, int64_t at, int64_t j, int64_t n, const Scale<A>& scale, Writer<S>& writer) {
-    A* r = writer.open(y + at);
+  const auto apply_block = [&](const T* in, int64_t at, int64_t j, int64_t n, const Scale<A>& scale, Writer<S>& writer) {
+    T* r = writer.open(y + at);
     affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
-      const A* p = in + start;
-      A* q = r + start;
+      const T* p = in + start;
+      T* q = r + start;
       const A m = scale.mean;
       if (affine.vector && (affine.weight || affine.bias)) {
         const A rstd = scale.rstd, shift = scale.shift;
         const A *w = affine.weight + index, *b = affine.bias + index;
         if (!affine.bias) {
-#pragma omp simd
-          for (int64_t i = 0; i < length; ++i) q[i] = ((p[i] - m) * rstd + shift) * w[i];
+          each<T>(0, length, [=](auto at) { at.put(q, ((at(p) - m) * rstd + shift) * at(w)); });
         } else if (!affine.weight) {
-#pragma omp simd
-          for (int64_t i = 0; i < length; ++i) q[i] = ((p[i] - m) * rstd + shift) + b[i];
+          each<T>(0, length, [=](auto at) { at.put(q, ((at(p) - m) * rstd + shift) + at(b)); });
         } else {
-#pragma omp simd
-          for (int64_t i = 0; i < length; ++i) q[i] = ((p[i] - m) * rstd + shift) * w[i] + b[i];
+          each<T>(0, length, [=](auto at) { at.put(q, ((at(p) - m) * rstd + shift) * at(w) + at(b)); });
         }
       } else {
         const bool plain = affine.vector;
         const A w = plain ? A(1) : affine.w(index), b = plain ? A(0) : affine.b(index);
         const A a = f.length ? w / scale.rstd : scale.rstd * w, c = scale.shift * w + b;
-#pragma omp simd
-        for (int64_t i = 0; i < length; ++i) q[i] = (p[i] - m) * a + c;
+        each<T>(0, length, [=](auto at) { at.put(q, (at(p) - m) * a + c); });
       }
     });
     writer.close(n);
@@ -162,7 +158,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     A buffer[BLOCK];
     const int64_t step = cell_far ? BURST : BLOCK;
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t ahead) {
-      const A* in = load(x + at, buffer, n);
+      const T* in = load(x + at, buffer, n);
       for (int64_t i = 0; i < n; i += step) {
         if (cell_far) prefetch(x + ahead + i, least(step, n - i));
         apply_block(in + i, at + i, j + i, least(step, n - i), scale, writer);
@@ -197,9 +193,9 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
   };
   const auto four_rows = [&](int64_t first, int64_t rows, Writer<S>& writer) {
     A buffer[4 * BLOCK];
-    const A* in[4];
+    const T* in[4];
     A guess[4];
-    Two<A> sums[4];
+    Two sums[4];
     Scale<A> scales[4];
     const int64_t n = v.r1;
     for (int64_t k = 0; k < rows; ++k) {
@@ -221,7 +217,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
   };
   const auto side_by_side = [&](int64_t first, int64_t rows, Writer<S>& writer) {
     A buffer[SIDE * SHORT], a[SIDE] = {}, b[SIDE] = {}, guess[SIDE] = {};
-    const A* in[SIDE];
+    const T* in[SIDE];
     double mu[SIDE], var[SIDE];
     const int64_t n = v.r1;
     const double per = 1.0 / double(n);
@@ -230,12 +226,12 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
       in[k] = load(x + (first + k) * n, buffer + k * n, n);
     }
     if (f.center) {
-      sums_of_rows<SIDE, A>(n, rows, a, b, [&](int64_t k) {
-        return [p = in[k]](auto at, auto& u, auto& v) { u = at(p, A(0)), v = u - u; };
+      sums_of_rows<SIDE, T>(n, rows, a, b, [&](int64_t k) {
+        return [p = in[k]](auto at, auto& u, auto& v) { u = at(p), v = u - u; };
       });
       for (int64_t k = 0; k < rows; ++k) guess[k] = A(double(a[k]) * per);
     }
-    sums_of_rows<SIDE, A>(n, rows, a, b, [&](int64_t k) {
+    sums_of_rows<SIDE, T>(n, rows, a, b, [&](int64_t k) {
       return [p = in[k], m = guess[k]](auto at, auto& u, auto& v) { u = at(p, m) - m, v = u * u; };
     });
 #pragma omp simd

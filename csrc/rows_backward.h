@@ -15,6 +15,7 @@ struct CellSums {
 
 template <class S> void backward_rows(const View& v, const Backward& f, const Pool& pool) {
   using A = arithmetic<S>;
+  using T = Seen<S>;
   const S *dy = static_cast<const S*>(f.dy), *x = static_cast<const S*>(f.x);
   const A *mean = static_cast<const A*>(f.mean), *dev = static_cast<const A*>(f.std);
   S* dx = static_cast<S*>(f.dx);
@@ -38,21 +39,21 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     A bx[BLOCK], bg[BLOCK];
     const A m = scale.mean, rstd = scale.rstd;
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t) {
-      const A *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
+      const T *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
       affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
-        const A *p = px + start, *g = pg + start;
+        const T *p = px + start, *g = pg + start;
         if (affine.vector && affine.weight) {
           const A* w = affine.weight + index;
-          const Two<A> two = sum_two<A>(length, [&](int64_t i, A& a, A& b) {
-            a = g[i] * w[i];
-            b = a * ((p[i] - m) * rstd);
+          const Two two = sum_two<T>(length, [=](auto at, auto& a, auto& b) {
+            a = at(g) * at(w);
+            b = a * ((at(p) - m) * rstd);
           });
           sums.g += two.a;
           sums.gx += two.b;
         } else {
-          const Two<A> two = sum_two<A>(length, [&](int64_t i, A& a, A& b) {
-            a = g[i];
-            b = g[i] * ((p[i] - m) * rstd);
+          const Two two = sum_two<T>(length, [=](auto at, auto& a, auto& b) {
+            a = at(g);
+            b = a * ((at(p) - m) * rstd);
           });
           const double w = affine.vector ? 1.0 : double(affine.w(index));
           sums.g += two.a * w;
@@ -67,11 +68,10 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
         if (affine.vector && grads.wanted()) {
           A* tw = grads.w.data() + cell / per_vector * affine.period + index;
           A* tb = grads.b.data() + cell / per_vector * affine.period + index;
-#pragma omp simd
-          for (int64_t i = 0; i < length; ++i) {
-            tw[i] += g[i] * ((p[i] - m) * rstd);
-            tb[i] += g[i];
-          }
+          each<T>(0, length, [=](auto at) {
+            at.put(tw, at(tw) + at(g) * ((at(p) - m) * rstd));
+            at.put(tb, at(tb) + at(g));
+          });
         }
       });
     });
@@ -84,19 +84,17 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     const A c1 = f.fixed || !f.center ? A(0) : -rstd * A(sums.g / count);
     const A c2 = f.fixed ? A(0) : -rstd * A(sums.gx / count);
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t) {
-      const A *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
-      A* out = writer.open(dx + at);
+      const T *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
+      T* out = writer.open(dx + at);
       affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
-        const A *p = px + start, *g = pg + start;
-        A* q = out + start;
+        const T *p = px + start, *g = pg + start;
+        T* q = out + start;
         if (affine.vector && affine.weight) {
           const A* w = affine.weight + index;
-#pragma omp simd
-          for (int64_t i = 0; i < length; ++i) q[i] = g[i] * (w[i] * rstd) + ((p[i] - m) * rstd) * c2 + c1;
+          each<T>(0, length, [=](auto at) { at.put(q, at(g) * (at(w) * rstd) + ((at(p) - m) * rstd) * c2 + c1); });
         } else {
           const A a = rstd * (affine.vector ? A(1) : affine.w(index));
-#pragma omp simd
-          for (int64_t i = 0; i < length; ++i) q[i] = g[i] * a + ((p[i] - m) * rstd) * c2 + c1;
+          each<T>(0, length, [=](auto at) { at.put(q, at(g) * a + ((at(p) - m) * rstd) * c2 + c1); });
         }
       });
       writer.close(n);
@@ -114,22 +112,21 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
       const A m = scale.mean, rstd = scale.rstd;
       for (int64_t left = 0; left < v.r1; left += BLOCK) {
         const int64_t n = least(BLOCK, v.r1 - left), at = row * v.r1 + left;
-        const A *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
-        A* out = dx ? writer.open(dx + at) : nullptr;
+        const T *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
+        T* out = dx ? writer.open(dx + at) : nullptr;
         affine.pieces(at, left, n, [&](int64_t start, int64_t length, int64_t index) {
-          const A *p = px + start, *g = pg + start;
+          const T *p = px + start, *g = pg + start;
           if (grads.wanted()) {
-            const Two<A> two = sum_two<A>(length, [=](int64_t i, A& a, A& b) {
-              a = g[i];
-              b = g[i] * ((p[i] - m) * rstd);
+            const Two two = sum_two<T>(length, [=](auto at, auto& a, auto& b) {
+              a = at(g);
+              b = a * ((at(p) - m) * rstd);
             });
             const int64_t place = left + start, slot = row * per_row + divide(place, grain) + place / CHUNK;
             grads.w[slot] += A(two.b);
             grads.b[slot] += A(two.a);
           }
           const A a = rstd * affine.w(index);
-#pragma omp simd
-          for (int64_t i = 0; i < (dx ? length : 0); ++i) out[start + i] = g[i] * a;
+          each<T>(0, dx ? length : 0, [=, q = out + start](auto at) { at.put(q, at(g) * a); });
         });
         if (dx) writer.close(n);
       }
@@ -141,7 +138,7 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     constexpr int G = decltype(group)::value;
     constexpr int64_t ROOM = G == SIDE ? SIDE_BACKWARD : BLOCK;
     A bx[G * ROOM], bg[G * ROOM];
-    const A *p[G], *g[G];
+    const T *p[G], *g[G];
     double mu[G], var[G];
     const A* w = affine.weight;
     const int64_t n = v.r1;
@@ -157,11 +154,11 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     }
     A c1[G] = {}, c2[G] = {};
     if (dx && !f.fixed) {
-      sums_of_rows<G, A>(n, rows, c1, c2, [&](int64_t k) {
+      sums_of_rows<G, T>(n, rows, c1, c2, [&](int64_t k) {
         return [px = p[k], pg = g[k], m = scales.mean[k], rstd = scales.rstd[k], w](auto at, auto& u, auto& v) {
-          u = at(pg, A(0));
-          if (w) u = u * at(w, A(0));
-          v = u * ((at(px, A(0)) - m) * rstd);
+          u = at(pg);
+          if (w) u = u * at(w);
+          v = u * ((at(px) - m) * rstd);
         };
       });
       const A per = A(1.0 / double(n));
@@ -172,15 +169,13 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
       }
     }
     for (int64_t k = 0; dx && k < rows; ++k) {
-      const A *px = p[k], *pg = g[k];
+      const T *px = p[k], *pg = g[k];
       const A m = scales.mean[k], rstd = scales.rstd[k], b1 = c1[k], b2 = c2[k];
-      A* q = writer.open(dx + (first + k) * n);
+      T* q = writer.open(dx + (first + k) * n);
       if (w) {
-#pragma omp simd
-        for (int64_t i = 0; i < n; ++i) q[i] = (pg[i] * w[i]) * rstd + ((px[i] - m) * rstd) * b2 + b1;
+        each<T>(0, n, [=](auto at) { at.put(q, (at(pg) * at(w)) * rstd + ((at(px) - m) * rstd) * b2 + b1); });
       } else {
-#pragma omp simd
-        for (int64_t i = 0; i < n; ++i) q[i] = pg[i] * rstd + ((px[i] - m) * rstd) * b2 + b1;
+        each<T>(0, n, [=](auto at) { at.put(q, at(pg) * rstd + ((at(px) - m) * rstd) * b2 + b1); });
       }
       writer.close(n);
     }
@@ -189,22 +184,23 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     A* tb = grads.b.data() + first / per_vector * n;
     int64_t k = 0;
     for (; k + 4 <= rows; k += 4) {
-      const A *p0 = p[k], *p1 = p[k + 1], *p2 = p[k + 2], *p3 = p[k + 3];
-      const A *g0 = g[k], *g1 = g[k + 1], *g2 = g[k + 2], *g3 = g[k + 3];
+      const T *p0 = p[k], *p1 = p[k + 1], *p2 = p[k + 2], *p3 = p[k + 3];
+      const T *g0 = g[k], *g1 = g[k + 1], *g2 = g[k + 2], *g3 = g[k + 3];
       const A *m = scales.mean + k, *r = scales.rstd + k;
       const A m0 = m[0], m1 = m[1], m2 = m[2], m3 = m[3], r0 = r[0], r1 = r[1], r2 = r[2], r3 = r[3];
-#pragma omp simd
-      for (int64_t i = 0; i < n; ++i) {
-        tw[i] += (g0[i] * ((p0[i] - m0) * r0) + g1[i] * ((p1[i] - m1) * r1)) +
-                 (g2[i] * ((p2[i] - m2) * r2) + g3[i] * ((p3[i] - m3) * r3));
-        tb[i] += (g0[i] + g1[i]) + (g2[i] + g3[i]);
-      }
+      each<T>(0, n, [=](auto at) {
+        at.put(tw, at(tw) + ((at(g0) * ((at(p0) - m0) * r0) + at(g1) * ((at(p1) - m1) * r1)) +
+                             (at(g2) * ((at(p2) - m2) * r2) + at(g3) * ((at(p3) - m3) * r3))));
+        at.put(tb, at(tb) + ((at(g0) + at(g1)) + (at(g2) + at(g3))));
+      });
     }
     for (; k < rows; ++k) {
-      const A *px = p[k], *pg = g[k];
+      const T *px = p[k], *pg = g[k];
       const A m = scales.mean[k], rstd = scales.rstd[k];
-#pragma omp simd
-      for (int64_t i = 0; i < n; ++i) tw[i] += pg[i] * ((px[i] - m) * rstd), tb[i] += pg[i];
+      each<T>(0, n, [=](auto at) {
+        at.put(tw, at(tw) + at(pg) * ((at(px) - m) * rstd));
+        at.put(tb, at(tb) + at(pg));
+      });
     }
   };
 

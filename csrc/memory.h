@@ -1,0 +1,83 @@
+// How blocks come from memory and go back to it.
+#pragma once
+#include "pack.h"
+
+namespace {
+
+// Results of so many bytes are written past the cache: nothing of them would be left there when they are read, and an
+// ordinary store first fetches the line that it is going to overwrite.
+constexpr int64_t PAST_CACHE = 24 << 20;
+
+#if defined(__SSE2__)
+inline void fence() { _mm_sfence(); }
+inline void stream_line(const char* from, char* to) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_loadu_si512(from));
+#elif defined(__AVX__)
+  for (int i = 0; i < 64; i += 32)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
+#else
+  for (int i = 0; i < 64; i += 16)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
+#endif
+}
+#else
+inline void fence() {}
+inline void stream_line(const char* from, char* to) { std::memcpy(to, from, 64); }
+#endif
+inline void stream(const void* from_here, void* to_there, int64_t bytes) {
+  const char* from = static_cast<const char*>(from_here);
+  char* to = static_cast<char*>(to_there);
+  int64_t head = int64_t(-reinterpret_cast<uintptr_t>(to) & 63);
+  if (head > bytes) head = bytes;
+  std::memcpy(to, from, size_t(head));
+  int64_t i = head;
+  for (; i + 64 <= bytes; i += 64) stream_line(from + i, to + i);
+  std::memcpy(to + i, from + i, size_t(bytes - i));
+}
+
+// Asks for n elements some way ahead of the walk: the hardware looks ahead less far than memory is away, and not beyond a
+// page. At most BURST at a time, between them work; a longer burst is worse than none.
+constexpr int64_t AHEAD = 2 * BLOCK;
+constexpr int64_t BURST = 512;
+constexpr int64_t FAR = 4 << 20;
+template <class S> void prefetch(const S* x, int64_t n) {
+  const char* p = reinterpret_cast<const char*>(x);
+  for (int64_t i = 0; i < n * int64_t(sizeof(S)); i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+template <class S> bool is_far(int64_t elements) { return elements * int64_t(sizeof(S)) >= FAR; }
+
+// Takes at most BLOCK results at a time to memory: `open` gives the place to put them, `close` brings them where they
+// belong. One for each task, because it ends with a fence.
+template <class S> class Writer {
+  using T = Seen<S>;
+  static constexpr bool SAME = std::is_same<S, T>::value;
+  const bool past_;
+  S* y_ = nullptr;
+  T buffer_[BLOCK];
+
+ public:
+  explicit Writer(int64_t elements) : past_(elements * int64_t(sizeof(S)) >= PAST_CACHE) {}
+  ~Writer() { if (past_) fence(); }
+  Writer(const Writer&) = delete;
+  Writer& operator=(const Writer&) = delete;
+
+  T* open(S* y) {
+    y_ = y;
+    if constexpr (SAME) return past_ ? buffer_ : y;
+    else return buffer_;
+  }
+  void close(int64_t n) {
+    if constexpr (SAME) {
+      if (past_) stream(buffer_, y_, n * int64_t(sizeof(S)));
+    } else if (past_) {
+      S half[BLOCK];
+      narrow(buffer_, half, n);
+      stream(half, y_, n * int64_t(sizeof(S)));
+    } else {
+      narrow(buffer_, y_, n);
+    }
+  }
+};
+
+}  // namespace
