@@ -11,8 +11,9 @@ using normkit::Pool;
 
 // Elements after which a cell's moments are summed up apart, so that one huge cell can occupy every thread.
 constexpr int64_t CHUNK = 32768;
-// Vectors of weight gradients: their number depends on the shape alone, so the bits do not depend on the threads.
-constexpr int64_t VECTORS = 32;
+// Vectors of weight gradients, at most and at least, and cells between that make one of them worth its reduction: their
+// number depends on the shape alone, so the bits do not depend on the threads.
+constexpr int64_t VECTORS = 32, FEWEST = 4, CELLS_PER_VECTOR = 16;
 // Rows up to which their sums are taken side by side.
 constexpr int64_t SHORT = 512;
 // Below this many elements in a task, threads cost more than they bring.

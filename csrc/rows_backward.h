@@ -27,7 +27,8 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
   // constant weight in each span; the sum of both numbers names the pair, as both only grow along the row.
   const int64_t grain = least(affine.inner, v.r1);
   const int64_t per_row = (v.r1 - 1) / grain + (v.r1 - 1) / CHUNK + 1;
-  const int64_t per_vector = ceil_div(v.cells(), least(v.cells(), VECTORS));
+  const int64_t busy = ceil_div(v.cells(), CELLS_PER_VECTOR) > FEWEST ? ceil_div(v.cells(), CELLS_PER_VECTOR) : FEWEST;
+  const int64_t per_vector = ceil_div(v.cells(), least(v.cells(), least(VECTORS, busy)));
   const int64_t vectors = ceil_div(v.cells(), per_vector);
   AffineGrads<A> grads(f.dweight, f.dbias, affine.vector ? vectors * affine.period : v.numel() / v.r1 * per_row);
 
