@@ -133,7 +133,7 @@ struct NormalizeBackward final : torch::autograd::Node {
   Like weight_like, bias_like;
   std::string pattern;
   double eps = 0;
-  bool center = true, fixed = false;
+  bool center = true, fixed = false, length = false;
 
   std::string name() const override { return "NormkitNormalizeBackward"; }
 
@@ -160,7 +160,7 @@ struct NormalizeBackward final : torch::autograd::Node {
 
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
     for (const SavedVariable* saved : {&x, &weight, &mean, &dev}) args.collect(*saved, false);
-    args.collect(pattern), args.collect(eps), args.collect(center), args.collect(fixed);
+    args.collect(pattern), args.collect(eps), args.collect(center), args.collect(fixed), args.collect(length);
   }
   variable_list apply_with_saved(const variable_list& grads, torch::dynamo::autograd::SwapSavedVariables& saved) override {
     saved.before(x), saved.before(weight), saved.before(mean), saved.before(dev);
@@ -190,7 +190,7 @@ struct NormalizeBackward final : torch::autograd::Node {
       if (want[i]) out[size_t(i)] = fresh(x_, view->period);
     const auto place = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
     const Backward f{dy.const_data_ptr(), x_.const_data_ptr(), pointer(w), mean_.const_data_ptr(), dev_.const_data_ptr(),
-                     place(out[0]), place(out[1]), place(out[2]), eps, center, fixed};
+                     place(out[0]), place(out[1]), place(out[2]), eps, center, fixed, length};
     kernels_door->kernels->backward(storage_of(x_), *view, f, kernels_door->pool(x_.numel()));
   }
 
@@ -200,7 +200,8 @@ struct NormalizeBackward final : torch::autograd::Node {
     const pybind11::gil_scoped_acquire lock;
     const auto wrapped = [](const Tensor& t) { return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(t)); };
     const auto given = [](bool b) { return pybind11::bool_(b); };
-    const pybind11::object python = pybind11::module_::import("normkit.kernels.autograd").attr("gradients");
+    const char* home = length ? "normkit.kernels.weight" : "normkit.kernels.autograd";
+    const pybind11::object python = pybind11::module_::import(home).attr("gradients");
     const auto grads = pybind11::reinterpret_steal<pybind11::object>(PyObject_CallFunctionObjArgs(
         python.ptr(), wrapped(dy).ptr(), wrapped(x_).ptr(), wrapped(mean_).ptr(), wrapped(dev_).ptr(),
         wrapped(weight_).ptr(), pybind11::str(pattern).ptr(), pybind11::float_(eps).ptr(), given(center).ptr(),
@@ -220,7 +221,7 @@ struct Call {
   const View* view = nullptr;
   PyObject* pattern = nullptr;
   double eps = 0;
-  bool center = true, fixed = false;
+  bool center = true, fixed = false, length = false;
 
   bool is_followed() const {
     return at::GradMode::is_enabled() && (has_gradient(x) || has_gradient(weight) || has_gradient(bias));
@@ -231,7 +232,7 @@ struct Call {
     const Tensor w = in_arithmetic(weight, x), b = in_arithmetic(bias, x);
     const auto place = [](const Tensor& t) { return t.defined() && t.numel() ? const_cast<void*>(t.const_data_ptr()) : nullptr; };
     RECORD_FUNCTION("normkit::normalize", std::vector<c10::IValue>{x});
-    const Forward f{x.const_data_ptr(), y.mutable_data_ptr(), pointer(w), pointer(b), place(mean), place(dev), eps, center, fixed};
+    const Forward f{x.const_data_ptr(), y.mutable_data_ptr(), pointer(w), pointer(b), place(mean), place(dev), eps, center, fixed, length};
     const auto go = [&] { kernels_door->kernels->forward(storage_of(x), *view, f, kernels_door->pool(x.numel())); };
     if (x.numel() < LONG) return go(), y;
     const pybind11::gil_scoped_release others;
@@ -253,18 +254,21 @@ struct Call {
     node->eps = eps;
     node->center = center;
     node->fixed = fixed;
+    node->length = length;
     torch::autograd::set_history(y, node);
   }
 };
 
 // The first arguments of both functions: whether they are plain, fit each other, and have a known plan.
-bool prepare(Call& c, PyObject* const* args) {
-  if (!kernels_door || is_watched() || args[0] == Py_None || !take(args[0], c.x) || !take(args[1], c.weight) ||
-      !take(args[2], c.bias))
+bool find(Call& c, PyObject* x, PyObject* weight, PyObject* bias, PyObject* pattern) {
+  if (!kernels_door || is_watched() || x == Py_None || !take(x, c.x) || !take(weight, c.weight) || !take(bias, c.bias))
     return false;
-  c.pattern = args[3];
+  c.pattern = pattern;
   c.view = view_of(c.x, c.pattern);
-  if (!c.view) return false;
+  return c.view;
+}
+bool prepare(Call& c, PyObject* const* args) {
+  if (!find(c, args[0], args[1], args[2], args[3])) return false;
   if (args[4] == Py_None) {
     c.eps = c.x.scalar_type() == at::kDouble ? 0x1p-52 : 0x1p-23;
   } else {
@@ -369,6 +373,22 @@ PyObject* standardize(PyObject*, PyObject* const* args, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
+// weight_norm(v, g, pattern) -> w, or None: each cell of v divided by its length and multiplied by its value in g.
+PyObject* weight_norm(PyObject*, PyObject* const* args, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  Call c;
+  if (!find(c, args[0], args[1], Py_None, args[2]) || !c.weight.defined() || c.view->period != c.view->cells() ||
+      c.weight.numel() != c.view->period || !fits(c.weight, c.x, c.weight.sizes()))
+    Py_RETURN_NONE;
+  c.length = true;
+  c.center = false;
+  const Tensor none = fresh(c.x, 0), length = fresh(c.x, c.view->cells());
+  Tensor w = c.run(none, length);
+  if (c.is_followed()) c.record(w, none, length);
+  return THPVariable_Wrap(std::move(w));
+  END_HANDLE_TH_ERRORS
+}
+
 // learn(pattern, sizes, strides, plan) -> whether all that was known before is forgotten, for want of room.
 PyObject* learn(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
@@ -411,6 +431,7 @@ PyCFunction fast(F* f) {
 PyMethodDef methods[] = {
     {"normalize", fast(normalize), METH_FASTCALL, nullptr},
     {"standardize", fast(standardize), METH_FASTCALL, nullptr},
+    {"weight_norm", fast(weight_norm), METH_FASTCALL, nullptr},
     {"learn", fast(learn), METH_FASTCALL, nullptr},
     {"connect", connect, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},

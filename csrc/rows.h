@@ -246,6 +246,13 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
       const Moments m = moments_of(in[k], n, f.center, f.eps);
       mu[k] = m.mean, var[k] = m.m2 * per;
     }
+    if (f.length) {
+      for (int64_t k = 0; k < rows; ++k) {
+        const Scale<A> scale = finish(first + k, {double(n), 0, var[k] * double(n)});
+        apply_block(in[k], (first + k) * n, 0, n, scale, writer);
+      }
+      return;
+    }
     const Scales<A> scales(mu, var, f.eps);
     for (int64_t k = 0; k < rows && mean; ++k) mean[first + k] = A(mu[k]);
     for (int64_t k = 0; k < rows && dev; ++k) dev[first + k] = A(std::sqrt(var[k]));
@@ -281,7 +288,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
       return;
     }
     if (v.r0 == 1 && v.r1 <= BLOCK) {
-      const bool side = ACROSS<A> && v.r1 <= SHORT && !f.length;
+      const bool side = ACROSS<A> && v.r1 <= SHORT;
       const int64_t step = side ? SIDE : 4;
       for (int64_t cell = task * share.cells_per_task; cell < end; cell += step)
         side ? side_by_side(cell, least(step, end - cell), writer) : four_rows(cell, least(step, end - cell), writer);

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from normkit.kernels import door
 from normkit.kernels.autograd import _is_watched, _vjp, _wants_gradient
 from normkit.kernels.fit import dense_like, direct_plan, is_ready
 from normkit.kernels.native import native
@@ -40,9 +41,8 @@ def length_of(v: Tensor, dim: int | None) -> Tensor:
     """The length that `weight_norm` divides by, to the last bit; 0 where `v` is 0. It keeps `dim`, with size 1."""
     v = v.detach()
     length = _length(v, dim)
-    near = _by_torch(v, length.to(v.dtype), dim)
     # The operator and not its body, for it may be a fake tensor that asks.
-    exact = torch.ops.normkit.weight_norm.default(v, length, dim)[1] if near is None else near[1]
+    exact = torch.ops.normkit.weight_norm.default(v, length, dim)[1]
     return torch.where(length > 0, exact.view(length.shape), 0)
 
 
@@ -76,28 +76,6 @@ def _gradients(dw: Tensor, v: Tensor, g: Tensor, dim: int | None) -> tuple[Tenso
     along = (wide * unit).unsqueeze(-1).sum(axes, keepdim=True).squeeze(-1)
     dv = (g.to(length.dtype) / safe) * (wide - unit * along)
     return dv.to(v.dtype), along.reshape(g.shape).to(g.dtype)
-
-
-# Where torch's own kernel is taken: rows short enough for its sums, which are in fp32 and lose a digit beyond; a weight
-# small enough for its gradient in C++ to save more than its walk costs; lengths whose squares its fp32 holds.
-LONGEST_ROW, MOST_BYTES = 8192, 2**26
-LEAST_LENGTH, GREATEST_LENGTH = 1e-14, 1e18
-
-
-def _by_torch(v: Tensor, g: Tensor, dim: int | None) -> tuple[Tensor, Tensor] | None:
-    """The weight and the lengths by torch's kernel, where it is as right as ours; or None."""
-    if dim != 0 or v.dtype not in (torch.float32, torch.bfloat16) or g.dtype is not v.dtype or not v.is_cpu:
-        return None
-    rows, count = v.shape[0], v.numel()
-    if count > LONGEST_ROW * rows or count * v.itemsize >= MOST_BYTES or _is_watched(v):
-        return None
-    if not (count and v.is_contiguous() and g.is_contiguous()):
-        return None
-    w, length = torch._weight_norm_interface(v, g, 0)
-    # A length of 0, too small or too large for its square, or not a number: ours knows what to do with each.
-    if length.min().item() > LEAST_LENGTH and length.max().item() < GREATEST_LENGTH:
-        return w, length
-    return None
 
 
 def _plan(v: Tensor, dim: int | None) -> int:
@@ -161,6 +139,13 @@ def _backward(ctx: Any, dw: Tensor | None, _: Tensor | None) -> tuple[Tensor | N
     return *run(dw, v, g, length, ctx.dim), None
 
 
+def gradients(dw: Tensor, v: Tensor, _: Tensor, length: Tensor, g: Tensor, pattern: str, *__: Any) -> tuple[Tensor, ...]:
+    """``normkit::weight_norm_backward``, for the door, with the arguments that it has for every method."""
+    dim = None if pattern == pattern_of(None) else pattern.count("i")
+    dv, dg = torch.ops.normkit.weight_norm_backward.default(dw, v, g, length, dim)
+    return dv, dg, dg
+
+
 def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     dw, v, g, _, ctx.dim = inputs
     ctx.save_for_backward(dw, v, g)
@@ -214,11 +199,12 @@ def _is_plain() -> bool:
 
 def normalized_weight(v: Tensor, g: Tensor, dim: int | None) -> Tensor:
     """w of ``normkit::weight_norm``."""
+    if not torch.compiler.is_compiling():
+        through = door.weight_norm(v, g, pattern_of(dim))
+        if through is not None:
+            return through
     if _is_plain():
         return _reference(v, g, dim)
-    near = _by_torch(v, g, dim)
-    if near is not None:
-        return near[0]
     if _is_watched(v) or _is_watched(g):
         out: tuple[Tensor, Tensor] = torch.ops.normkit.weight_norm.default(v, g, dim)
         return out[0]
