@@ -112,22 +112,21 @@ void sum_columns(int64_t rows, int64_t n, A* sa, A* sb, const Row& row, const Fe
   }
 }
 
-// Moments of a strip, merged into those of the rows before it. Their mean is the guess that deviations are taken from;
+// Moments of a strip, whose rows are what get(at, n, buffer) finds, merged into those of the rows before it. Their mean is the guess that deviations are taken from;
 // where there is none yet, or it is more than a standard deviation off, a pass of its own finds a better one.
-template <class S>
-void strip_moments(const S* x, int64_t stride, int64_t rows, int64_t n, int64_t ahead, bool center, double eps,
-                   ColumnMoments& into) {
+template <class S, class Get>
+void strip_moments(const Get& get, const Source<S>& source, const arithmetic<S>* padding, int64_t at, int64_t stride,
+                   int64_t rows, int64_t n, int64_t ahead, bool center, double eps, ColumnMoments& into) {
   using A = arithmetic<S>;
   using T = Seen<S>;
-  A s[TILE], q[TILE], guess[TILE], buffer[4 * TILE];
+  A s[TILE], q[TILE], guess[TILE];
+  T buffer[4 * TILE];
   double mean[TILE], m2[TILE];
   const double count = double(rows), per = 1.0 / count;
   const A* g = guess;
-  A* slots = buffer;
-  const auto row = [=](int64_t r, int k) {
-    return load(x + r * stride, slots + k * TILE, n);
-  };
-  const auto fetch = [=](int64_t r, int64_t j, int64_t some) {
+  T* slots = buffer;
+  const auto row = [=](int64_t r, int k) { return get(at + r * stride, n, slots + k * TILE); };
+  const auto fetch = [=, x = source.x + at](int64_t r, int64_t j, int64_t some) {
     if (ahead) prefetch(x + (r + ahead) * stride + j, some);
   };
   bool outside = false;  // whether squares left the range of fp32 in some column
@@ -164,7 +163,7 @@ void strip_moments(const S* x, int64_t stride, int64_t rows, int64_t n, int64_t 
   for (int64_t j = 0; std::is_same<A, float>::value && outside && j < n; ++j) {
     if (!out_of_range(double(q[j]), eps)) continue;
     double sum = 0, squares = 0;
-    const auto value = [&](int64_t r) { return double(widen(x[r * stride + j])); };
+    const auto value = [&](int64_t r) { return source.value(at + r * stride + j, source.mask ? padding[j] : A(0)); };
     for (int64_t r = 0; center && r < rows; ++r) sum += value(r);
     mean[j] = sum / count;
     for (int64_t r = 0; r < rows; ++r) squares += (value(r) - mean[j]) * (value(r) - mean[j]);
@@ -209,6 +208,7 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
   using A = arithmetic<S>;
   using T = Seen<S>;
   const S* x = static_cast<const S*>(f.x);
+  const Source<S> source(f.x, f.fused), again = source.again();
   S* y = static_cast<S*>(f.y);
   A* mean = static_cast<A*>(f.mean);
   A* dev = static_cast<A*>(f.std);
@@ -217,17 +217,41 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
   const Tiles tiles(v, pool, where.by_row);
   const bool far = is_far<S>(v.numel()), tile_far = is_far<S>((f.fixed || tiles.split ? 1 : 4) * tiles.rows * tiles.width);
 
-  const auto moments_of_tall = [&](const Tile& t, int64_t tall, ColumnMoments& m) {
+  // Padding stands for the first real value of its column until `finish` takes it out again; one value for a whole cell.
+  const auto find_padding = [&](const Tile& t, A* padding) {
+    bool found[TILE] = {};
+    for (int64_t j = 0; j < t.n; ++j) padding[j] = 0;
+    int64_t open = t.n;
+    for (int64_t r = 0; r < tiles.rows && open && f.center; ++r)
+      for (int64_t j = 0; j < t.n; ++j) {
+        const int64_t at = t.at(tiles, r) + j, head = j % v.width() / v.r1 * v.r1;
+        if (found[head] || !source.mask(at)) continue;
+        const A real = widen(x[at]) + (source.residual ? widen(source.residual[at]) : 0);
+        found[head] = true;
+        padding[head] = stored<S>(real);
+        open -= tiles.fold * v.r1;
+      }
+    for (int64_t j = 0; j < t.n; ++j) padding[j] = padding[j % v.width() / v.r1 * v.r1];
+  };
+  const auto moments_of_tall = [&](const Tile& t, int64_t tall, const A* padding, ColumnMoments& m) {
     m.count = 0;
     const int64_t end = least((tall + 1) * tiles.tall, tiles.rows);
+    const auto plain = [x](int64_t at, int64_t n, T* buffer) { return load(x + at, buffer, n); };
+    const auto fused = [&source, padding](int64_t at, int64_t n, T* buffer) {
+      return source(at, n, buffer, [padding](int64_t j) { return padding[j]; });
+    };
     // A short strip first: it takes two passes to find the mean that the others are guessed from.
     for (int64_t r = tall * tiles.tall, rows; r < end; r += rows) {
       rows = least(m.count == 0 && f.center ? FIRST : tiles.strip, end - r);
-      strip_moments(x + t.at(tiles, r), tiles.width_all, rows, t.n, far ? tiles.ahead : 0, f.center, f.eps, m);
+      const auto strip = [&](const auto& get) {
+        strip_moments(get, source, padding, t.at(tiles, r), tiles.width_all, rows, t.n, far ? tiles.ahead : 0, f.center, f.eps, m);
+      };
+      source.is_plain() ? strip(plain) : strip(fused);
     }
   };
   // From column moments to what each column is scaled with. Cells of several columns, and those folded, are merged first.
-  const auto finish = [&](const Tile& t, const ColumnMoments& m, A* mu, A* rstd, A* shift) {
+  // True where `padding` was so far from the mean that it cost digits; it has moved there, and moments are wanted again.
+  const auto finish = [&](const Tile& t, const ColumnMoments& m, A* padding, A* mu, A* rstd, A* shift) {
     const int64_t copies = tiles.fold, step = v.width(), cells = t.n / copies / v.r1, first = t.cell(v, 0);
     double cell_mean[TILE], cell_var[TILE];
     A *means = mean ? mean + first : nullptr, *devs = dev ? dev + first : nullptr;
@@ -254,6 +278,17 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
         cell_var[i] = (within / m.count + away) / double(copies * v.r1);
       }
     }
+    bool far_off = false;
+    for (int64_t i = 0; i < cells && source.mask && !f.fixed; ++i) {
+      const double all = double(v.count()), real = f.fused->counts[first + i], guess = double(padding[i * v.r1]);
+      const double sum = (cell_mean[i] - guess) * all, off = real ? sum / real : 0;
+      const double m2 = cell_var[i] * all + sum * sum / all - sum * off;
+      cell_mean[i] = real ? guess + off : 0;
+      cell_var[i] = real ? (m2 > 0 ? m2 / real : 0) : 1;
+      far_off |= f.center && sum * off > FAR_OFF * m2;
+      for (int64_t j = i * v.r1; j < t.n; j += v.width())
+        for (int64_t c = 0; c < v.r1; ++c) padding[j + c] = stored<S>(A(cell_mean[i]));
+    }
     if (!f.fixed && means) {
 #pragma omp simd
       for (int64_t i = 0; i < cells; ++i) means[i] = A(cell_mean[i]);
@@ -265,10 +300,11 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
     A one_mean[TILE], one_rstd[TILE], one_shift[TILE];
     if (f.length) {
       for (int64_t i = 0; i < cells; ++i) devs[i] = one_rstd[i] = A(length_of(cell_var[i] * double(v.count())));
-      return spread(t, where, tiles, [&](int64_t i, int64_t column, A w, A) {
+      spread(t, where, tiles, [&](int64_t i, int64_t column, A w, A) {
         mu[column] = shift[column] = 0;
         rstd[column] = w / one_rstd[i];
       });
+      return far_off;
     }
     scales_of(cells, cell_mean, cell_var, f.eps, one_mean, one_rstd, one_shift);
     spread(t, where, tiles, [&](int64_t i, int64_t column, A w, A b) {
@@ -276,13 +312,15 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
       rstd[column] = one_rstd[i] * w;
       shift[column] = one_shift[i] * w + b;
     });
+    return far_off;
   };
   const auto apply_rows = [&](const Tile& t, int64_t from, int64_t to, const A* mu, const A* rstd, const A* shift) {
-    A bx[TILE];
-    Writer<S> writer(v.numel());
+    T bx[TILE];
+    Writer<S> writer(y, v.numel(), f.fused);
     const int64_t n = t.n;
+    const Source<S>& from_where = f.fixed ? source : again;
     for (int64_t r = from; r < to; ++r) {
-      const T* p = load(x + t.at(tiles, r), bx, n);
+      const T* p = from_where(t.at(tiles, r), n, bx, [=](int64_t j) { return mu[j]; });
       T* q = writer.open(y + t.at(tiles, r));
       const A w = where.by_row ? affine.w(where.of_row(t, r)) : A(1), b = where.by_row ? affine.b(where.of_row(t, r)) : A(0);
       const auto apply = [&](int64_t left, int64_t right) {
@@ -307,21 +345,28 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
 
   if (tiles.split) {
     Array<ColumnMoments> partial(f.fixed ? 0 : tiles.count() * tiles.talls);
-    if (!f.fixed)
-      parallel(pool, tiles.count() * tiles.talls, [&](int64_t i) {
-        moments_of_tall(Tile(tiles, i % tiles.count()), i / tiles.count(), partial[i]);
-      });
-    struct Scales { A mu[TILE], rstd[TILE], shift[TILE]; };
+    struct Scales { A mu[TILE], rstd[TILE], shift[TILE], padding[TILE]; };
     Array<Scales> scales(tiles.count());
+    if (source.mask && !f.fixed)
+      parallel(pool, tiles.count(), [&](int64_t i) { find_padding(Tile(tiles, i), scales[i].padding); });
     ColumnMoments m;
-    for (int64_t i = 0; i < tiles.count(); ++i) {
-      const Tile t(tiles, i);
-      m.count = 0;
-      for (int64_t tall = 0; tall < tiles.talls && !f.fixed; ++tall) {
-        const ColumnMoments& p = partial[tall * tiles.count() + i];
-        m.merge(p.count, p.mean, p.m2, t.n);
+    for (bool twice = false;; twice = true) {
+      if (!f.fixed)
+        parallel(pool, tiles.count() * tiles.talls, [&](int64_t i) {
+          const int64_t tile = i % tiles.count();
+          moments_of_tall(Tile(tiles, tile), i / tiles.count(), scales[tile].padding, partial[i]);
+        });
+      bool far_off = false;
+      for (int64_t i = 0; i < tiles.count(); ++i) {
+        const Tile t(tiles, i);
+        m.count = 0;
+        for (int64_t tall = 0; tall < tiles.talls && !f.fixed; ++tall) {
+          const ColumnMoments& p = partial[tall * tiles.count() + i];
+          m.merge(p.count, p.mean, p.m2, t.n);
+        }
+        far_off |= finish(t, m, scales[i].padding, scales[i].mu, scales[i].rstd, scales[i].shift);
       }
-      finish(t, m, scales[i].mu, scales[i].rstd, scales[i].shift);
+      if (!far_off || twice) break;
     }
     parallel(pool, tiles.count() * tiles.talls, [&](int64_t i) {
       const Scales& s = scales[i % tiles.count()];
@@ -332,13 +377,17 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
   }
   parallel(pool, tiles.count(), [&](int64_t i) {
     const Tile t(tiles, i);
-    A mu[TILE], rstd[TILE], shift[TILE];
+    A mu[TILE], rstd[TILE], shift[TILE], padding[TILE];
     ColumnMoments m, part;
-    for (int64_t tall = 0; tall < tiles.talls && !f.fixed; ++tall) {
-      moments_of_tall(t, tall, part);
-      m.merge(part.count, part.mean, part.m2, t.n);
+    if (source.mask && !f.fixed) find_padding(t, padding);
+    for (bool twice = false;; twice = true) {
+      m.count = 0;
+      for (int64_t tall = 0; tall < tiles.talls && !f.fixed; ++tall) {
+        moments_of_tall(t, tall, padding, part);
+        m.merge(part.count, part.mean, part.m2, t.n);
+      }
+      if (!finish(t, m, padding, mu, rstd, shift) || twice) break;
     }
-    finish(t, m, mu, rstd, shift);
     tiles.backwards([&](int64_t from, int64_t to) { apply_rows(t, from, to, mu, rstd, shift); });
   });
 }

@@ -12,19 +12,19 @@ struct ColumnSums {
 template <class S> void backward_columns(const View& v, const Backward& f, const Pool& pool) {
   using A = arithmetic<S>;
   using T = Seen<S>;
-  const S *dy = static_cast<const S*>(f.dy), *x = static_cast<const S*>(f.x);
+  const Upstream<S> source(f), again = source.again();
   const A *mean = static_cast<const A*>(f.mean), *dev = static_cast<const A*>(f.std);
   S* dx = static_cast<S*>(f.dx);
-  const Affine<A> affine(v, f.weight, nullptr);
+  const Affine<A> affine(v, f.weight, f.fused ? f.fused->bias : nullptr);
   const TileAffine<A> where(v, affine);
   const Tiles tiles(v, pool, where.by_row);
-  const bool by_row = where.by_row;
+  const bool by_row = where.by_row, plain = !f.fused, sums_needed = needs_sums(f);
 
   // Weight gradients: a slot for every column of every block, or for every row of every tile.
   AffineGrads<A> grads(f.dweight, f.dbias, by_row ? tiles.count() * v.r0 : v.k0 * tiles.width_all);
 
   // w is the column's weight, and once the sums are there its product with rstd: dx = dy * w + x_hat * c2 + c1.
-  struct ColumnScales { A mu[TILE], rstd[TILE], w[TILE], c1[TILE], c2[TILE]; };
+  struct ColumnScales { A mu[TILE], rstd[TILE], w[TILE], b[TILE], c1[TILE], c2[TILE]; };
   const auto prepare = [&](const Tile& t, ColumnScales& s) {
     const int64_t cells = t.n / tiles.fold / v.r1, first = t.cell(v, 0);
     double cell_mean[TILE], cell_var[TILE];
@@ -37,15 +37,25 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     }
     A one_mean[TILE], one_rstd[TILE], unused[TILE];
     scales_of(cells, cell_mean, cell_var, f.eps, one_mean, one_rstd, unused);
-    spread(t, where, tiles, [&](int64_t i, int64_t column, A w, A) {
+    spread(t, where, tiles, [&](int64_t i, int64_t column, A w, A b) {
+      s.b[column] = b;
       s.mu[column] = one_mean[i];
       s.rstd[column] = one_rstd[i];
       s.w[column] = w;
     });
   };
+  // What the activation was given in one row; the weight of a column is already times rstd once the sums are there.
+  const auto z_of = [&](const Tile& t, int64_t r, const ColumnScales& s, bool scaled) {
+    const A weight = by_row ? affine.w(where.of_row(t, r)) : A(1), bias = by_row ? affine.b(where.of_row(t, r)) : A(0);
+    return [=, n = t.n, mu = &s.mu[0], rstd = &s.rstd[0], w = &s.w[0], b = &s.b[0]](const T* p, A* z) {
+      if (scaled) each<T>(0, n, [=](auto at) { at.put(z, ((at(p) - at(mu)) * at(w)) * weight + at(b) + bias); });
+      else each<T>(0, n, [=](auto at) { at.put(z, ((at(p) - at(mu)) * at(rstd)) * (at(w) * weight) + at(b) + bias); });
+    };
+  };
   const auto sums_of_tall = [&](int64_t index, const Tile& t, int64_t tall, const ColumnScales& s, ColumnSums& sums) {
     struct Row { const T *x, *g; A w; };
-    A g[TILE], gx[TILE], buffer[8 * TILE];
+    A g[TILE], gx[TILE];
+    T buffer[8 * TILE];
     const auto nothing = [](int64_t, int64_t, int64_t) {};  // with two tensors to read, looking ahead gains nothing
     const A *mu = s.mu, *rstd = s.rstd;
     for (int64_t j = 0; j < t.n; ++j) sums.g[j] = sums.gx[j] = 0;
@@ -53,7 +63,15 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     for (int64_t r0 = tall * tiles.tall; r0 < end; r0 += tiles.strip) {
       const auto row = [&](int64_t r, int k) {
         const int64_t at = t.at(tiles, r0 + r);
-        const Row ready{load(x + at, buffer + k * TILE, t.n), load(dy + at, buffer + (4 + k) * TILE, t.n),
+        T *bx = buffer + k * TILE, *bg = buffer + (4 + k) * TILE;
+        const T *p, *pg;
+        if (plain) {
+          p = load(source.x + at, bx, t.n), pg = load(source.dy + at, bg, t.n);
+        } else {
+          p = source.input(at, t.n, bx, [=](int64_t j) { return mu[j]; });
+          pg = source.gradient(at, t.n, bg, p, z_of(t, r0 + r, s, false));
+        }
+        const Row ready{p, pg,
                         by_row ? affine.w(where.of_row(t, r0 + r)) : A(1)};
         if (by_row && grads.wanted()) {
           const Two two = sum_two<T>(t.n, [=, px = ready.x, pg = ready.g](auto at, auto& db, auto& dw) {
@@ -74,7 +92,6 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     }
   };
   const auto finish = [&](const Tile& t, const ColumnSums& sums, ColumnScales& s) {
-    const double count = f.length ? 1 : double(v.count());
     for (int64_t j = 0; j < t.n && grads.wanted() && !by_row; ++j) {
       const int64_t slot = t.block * tiles.width_all + t.left + j;
       grads.b[slot] = A(sums.g[j]);
@@ -82,7 +99,8 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     }
     const int64_t copies = tiles.fold, step = v.width();
     for (int64_t j = 0; j < t.n / copies; j += v.r1) {
-      double g = 0, gx = 0;
+      double g = 0, gx = 0, count = source.mask ? f.fused->counts[t.cell(v, j)] : f.length ? 1 : double(v.count());
+      if (count == 0) count = 1;
       for (int64_t c = 0; c < copies && !f.fixed; ++c)
         for (int64_t i = c * step + j; i < c * step + j + v.r1; ++i) {
           g += sums.g[i] * double(s.w[i]);
@@ -97,11 +115,14 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     }
   };
   const auto apply_rows = [&](const Tile& t, int64_t from, int64_t to, const ColumnScales& s) {
-    A bx[TILE], bg[TILE];
-    Writer<S> writer(v.numel());
+    T bx[TILE], bg[TILE];
+    Writer<S> writer(dx, v.numel(), f.fused);
     const int64_t n = t.n;
+    const Upstream<S>& upstream = sums_needed ? again : source;
     for (int64_t r = from; r < to; ++r) {
-      const T *p = load(x + t.at(tiles, r), bx, n), *g = load(dy + t.at(tiles, r), bg, n);
+      const int64_t at = t.at(tiles, r);
+      const T* p = plain ? load(source.x + at, bx, n) : source.input(at, n, bx, [&s](int64_t j) { return s.mu[j]; });
+      const T* g = plain ? load(source.dy + at, bg, n) : upstream.gradient(at, n, bg, p, z_of(t, r, s, true));
       T* q = writer.open(dx + t.at(tiles, r));
       const A row_weight = by_row ? affine.w(where.of_row(t, r)) : A(1);
       each<T>(0, n, [=, mu = s.mu, rstd = s.rstd, w = s.w, c1 = s.c1, c2 = s.c2](auto at) {
@@ -111,7 +132,6 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     }
   };
 
-  const bool sums_needed = grads.wanted() || !f.fixed;
   if (tiles.split) {
     Array<ColumnScales> scales(tiles.count());
     for (int64_t i = 0; i < tiles.count(); ++i) prepare(Tile(tiles, i), scales[i]);

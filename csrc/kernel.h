@@ -20,6 +20,23 @@ struct View {
   int64_t cell_of_row(int64_t row) const { return k0 == 1 ? row % k1 : row / (r0 * k1) * k1 + row % k1; }
 };
 
+enum class Activation : int { none = 0, relu, leaky_relu, silu, gelu, gelu_tanh, sigmoid, tanh };
+
+// What is done in the same pass. Forward: residual, of x's type, is added before and the sum kept in `sum`, where backward
+// finds its x; the activation comes after. Backward: `residual` is the gradient that reached the sum, added to dx, and
+// `bias` what z = x_hat * weight + bias is recomputed with; dx is then needed as a place for dy * f'(z). `mask`: one byte
+// for `channels` elements that lie `inner` apart, 0 where they are padding; `counts`: the real elements of each cell.
+struct Fusion {
+  bool backward = false;
+  Activation activation = Activation::none;
+  const void* residual = nullptr;
+  void* sum = nullptr;
+  const void* bias = nullptr;
+  const uint8_t* mask = nullptr;
+  int64_t channels = 1, inner = 1;
+  const double* counts = nullptr;
+};
+
 // x, y: the storage type. weight, bias, mean, std: its arithmetic type (double for double, else float).
 // Null where absent. With `fixed` the moments are given; else they are written where there is a place for them. The
 // standard deviation, not the variance, because its range in fp32 is that of the data.
@@ -34,6 +51,7 @@ struct Forward {
   bool center;
   bool fixed;
   bool length = false;  // divide by the Euclidean length of the cell instead; `std` is then that length, 1 where it is 0
+  const Fusion* fused = nullptr;
 };
 
 // dx, dweight, dbias: null where not wanted.
@@ -50,6 +68,7 @@ struct Backward {
   bool center;
   bool fixed;
   bool length = false;
+  const Fusion* fused = nullptr;
 };
 
 // Runs body(context, task) for every task below n, on torch's threads.

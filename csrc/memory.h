@@ -47,37 +47,4 @@ template <class S> void prefetch(const S* x, int64_t n) {
 }
 template <class S> bool is_far(int64_t elements) { return elements * int64_t(sizeof(S)) >= FAR; }
 
-// Takes at most BLOCK results at a time to memory: `open` gives the place to put them, `close` brings them where they
-// belong. One for each task, because it ends with a fence.
-template <class S> class Writer {
-  using T = Seen<S>;
-  static constexpr bool SAME = std::is_same<S, T>::value;
-  const bool past_;
-  S* y_ = nullptr;
-  T buffer_[BLOCK];
-
- public:
-  explicit Writer(int64_t elements) : past_(elements * int64_t(sizeof(S)) >= PAST_CACHE) {}
-  ~Writer() { if (past_) fence(); }
-  Writer(const Writer&) = delete;
-  Writer& operator=(const Writer&) = delete;
-
-  T* open(S* y) {
-    y_ = y;
-    if constexpr (SAME) return past_ ? buffer_ : y;
-    else return buffer_;
-  }
-  void close(int64_t n) {
-    if constexpr (SAME) {
-      if (past_) stream(buffer_, y_, n * int64_t(sizeof(S)));
-    } else if (past_) {
-      S half[BLOCK];
-      narrow(buffer_, half, n);
-      stream(half, y_, n * int64_t(sizeof(S)));
-    } else {
-      narrow(buffer_, y_, n);
-    }
-  }
-};
-
 }  // namespace

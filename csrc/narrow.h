@@ -2,6 +2,7 @@
 // instruction for all. A row's bits do not depend on its neighbours: all lanes do the same.
 #pragma once
 #include "affine.h"
+#include "fused.h"
 #include "side.h"
 
 namespace {

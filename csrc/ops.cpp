@@ -15,8 +15,10 @@
 
 namespace {
 
+using normkit::Activation;
 using normkit::Backward;
 using normkit::Forward;
+using normkit::Fusion;
 using normkit::Kernels;
 using normkit::Pool;
 using normkit::Storage;
@@ -192,6 +194,78 @@ std::tuple<Tensor, Tensor, Tensor> cpu_backward(
   return {dx, dw, db};
 }
 
+using Given = std::optional<Tensor>;
+
+Fusion fusion_of(const Tensor& x, const View& v, const Given& residual, const Given& mask, const Given& counts, int64_t channels,
+                 int64_t inner, int64_t activation) {
+  STD_TORCH_CHECK(!residual || (residual->numel() == x.numel() && residual->scalar_type() == x.scalar_type()),
+                  "normkit: the residual must be like x");
+  STD_TORCH_CHECK(!mask == !counts, "normkit: a mask comes with the number of real elements of each cell");
+  if (mask) {
+    const ScalarType type = mask->scalar_type();
+    STD_TORCH_CHECK(mask->is_contiguous() && (type == ScalarType::Byte || type == ScalarType::Bool) && channels > 0 && inner > 0 &&
+                        mask->numel() * channels == x.numel() && x.numel() % (channels * inner) == 0,
+                    "normkit: the mask must be contiguous, one byte for each place of x");
+    STD_TORCH_CHECK(counts->scalar_type() == ScalarType::Double && counts->is_contiguous() && counts->numel() == v.cells(),
+                    "normkit: counts must be float64, one for each cell");
+  }
+  STD_TORCH_CHECK(0 <= activation && activation <= int64_t(Activation::tanh), "normkit: no activation ", activation);
+  Fusion out;
+  out.activation = Activation(activation);
+  out.residual = pointer(residual);
+  out.mask = static_cast<const uint8_t*>(pointer(mask));
+  out.counts = static_cast<const double*>(pointer(counts));
+  out.channels = channels;
+  out.inner = inner;
+  return out;
+}
+
+// mean and std: given, or else those of x, which are returned.
+std::tuple<Tensor, Tensor, Tensor, Tensor> cpu_fused(
+    const Tensor& x, const Given& residual, const Given& mask, const Given& counts, int64_t channels, int64_t inner, const Given& mean,
+    const Given& dev, const Given& weight, const Given& bias, int64_t plan, double eps, bool center, int64_t activation) {
+  const View& v = view_of(x, plan);
+  check_length(weight, v.period, x, "weight");
+  check_length(bias, v.period, x, "bias");
+  check_length(mean, v.cells(), x, "mean");
+  check_length(dev, v.cells(), x, "std");
+  Fusion fusion = fusion_of(x, v, residual, mask, counts, channels, inner, activation);
+  Tensor y = like(x), sum = residual ? like(x) : x;
+  Tensor own_mean = fresh(x, center && !dev ? v.cells() : 0), own_dev = fresh(x, dev ? 0 : v.cells());
+  if (residual) fusion.sum = sum.mutable_data_ptr();
+  Forward f{x.const_data_ptr(), y.mutable_data_ptr(), pointer(weight), pointer(bias), nullptr, nullptr, eps, center, bool(dev)};
+  f.fused = &fusion;
+  if (dev) {
+    f.mean = const_cast<void*>(mean->const_data_ptr()), f.std = const_cast<void*>(dev->const_data_ptr());
+  } else {
+    f.mean = center ? own_mean.mutable_data_ptr() : nullptr, f.std = own_dev.mutable_data_ptr();
+  }
+  kernels().forward(storage_of(x), v, f, pool_for(v.numel()));
+  return {y, residual ? sum : fresh(x, 0), own_mean, own_dev};
+}
+
+std::tuple<Tensor, Tensor, Tensor> cpu_fused_backward(
+    const Tensor& dy, const Given& dsum, const Tensor& x, const Given& mask, const Given& counts, int64_t channels, int64_t inner,
+    const Tensor& mean, const Tensor& dev, const Given& weight, const Given& bias, int64_t plan, double eps, bool center, bool fixed,
+    int64_t activation, bool want_weight, bool want_bias) {
+  const View& v = view_of(x, plan);
+  check_length(weight, v.period, x, "weight");
+  check_length(bias, v.period, x, "bias");
+  if (center) check_length(mean, v.cells(), x, "mean");
+  check_length(dev, v.cells(), x, "std");
+  STD_TORCH_CHECK(dy.numel() == x.numel() && dy.scalar_type() == x.scalar_type(), "normkit: dy must be like x");
+  Fusion fusion = fusion_of(x, v, dsum, mask, counts, channels, inner, activation);
+  fusion.backward = true;
+  fusion.bias = pointer(bias);
+  Tensor dx = like(x), dw = fresh(x, want_weight ? v.period : 0), db = fresh(x, want_bias ? v.period : 0);
+  Backward f{dy.const_data_ptr(), x.const_data_ptr(), pointer(weight), mean.const_data_ptr(), dev.const_data_ptr(),
+             dx.mutable_data_ptr(), want_weight ? dw.mutable_data_ptr() : nullptr,
+             want_bias ? db.mutable_data_ptr() : nullptr, eps, center, fixed};
+  f.fused = &fusion;
+  kernels().backward(storage_of(x), v, f, pool_for(v.numel()));
+  return {dx, dw, db};
+}
+
 std::tuple<Tensor, Tensor> cpu_weight_norm(const Tensor& v, const Tensor& g, int64_t plan) {
   const View& view = view_of(v, plan);
   check_length(g, view.cells(), v, "g");
@@ -248,6 +322,8 @@ STABLE_TORCH_LIBRARY(normkit_native, m) {
   m.def("move_running(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor std, int count, float momentum) -> ()");
   m.def("weight_norm(Tensor v, Tensor g, int plan) -> (Tensor, Tensor)");
   m.def("weight_norm_backward(Tensor dw, Tensor v, Tensor g, Tensor length, int plan) -> (Tensor, Tensor)");
+  m.def("fused(Tensor x, Tensor? residual, Tensor? mask, Tensor? counts, int channels, int inner, Tensor? mean, Tensor? std, Tensor? weight, Tensor? bias, int plan, float eps, bool center, int activation) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("fused_backward(Tensor dy, Tensor? dsum, Tensor x, Tensor? mask, Tensor? counts, int channels, int inner, Tensor mean, Tensor std, Tensor? weight, Tensor? bias, int plan, float eps, bool center, bool fixed, int activation, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
   m.def("standardize(Tensor x, Tensor mean, Tensor std, Tensor? weight, Tensor? bias, int plan, float eps) -> Tensor");
   m.def("backward(Tensor dy, Tensor x, Tensor mean, Tensor std, Tensor? weight, int plan, float eps, bool center, bool fixed, bool want_x, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
   m.def("plan(int k0, int r0, int k1, int r1, int period, int inner, bool columns) -> int");
@@ -260,6 +336,8 @@ STABLE_TORCH_LIBRARY_IMPL(normkit_native, CPU, m) {
   m.impl("move_running", TORCH_BOX(&cpu_move_running));
   m.impl("weight_norm", TORCH_BOX(&cpu_weight_norm));
   m.impl("weight_norm_backward", TORCH_BOX(&cpu_weight_norm_backward));
+  m.impl("fused", TORCH_BOX(&cpu_fused));
+  m.impl("fused_backward", TORCH_BOX(&cpu_fused_backward));
   m.impl("standardize", TORCH_BOX(&cpu_standardize));
   m.impl("backward", TORCH_BOX(&cpu_backward));
 }

@@ -75,7 +75,7 @@ template <class S> const float* converted(const S* x, float* buffer, int64_t n) 
   return buffer;
 }
 // The same as loops see them.
-template <class S> const Seen<S>* load(const S* x, arithmetic<S>* buffer, int64_t n) {
+template <class S> const Seen<S>* load(const S* x, Seen<S>* buffer, int64_t n) {
   if constexpr (PACKED<S>) return x;
   else return converted(x, buffer, n);
 }

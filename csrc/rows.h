@@ -27,6 +27,8 @@ template <class Body> void parallel(const Pool& pool, int64_t n, Body&& body) {
   }
   pool.run(n, [](void* context, int64_t i) { (*static_cast<Plain*>(context))(i); }, &body);
 }
+// Whether backward has to see all of a cell before it can write any of it.
+inline bool needs_sums(const Backward& f) { return f.dweight || f.dbias || !f.fixed; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -73,6 +75,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
   using A = arithmetic<S>;
   using T = Seen<S>;
   const S* x = static_cast<const S*>(f.x);
+  const Source<S> source(f.x, f.fused), again = source.again();
   S* y = static_cast<S*>(f.y);
   A* mean = static_cast<A*>(f.mean);
   A* dev = static_cast<A*>(f.std);
@@ -81,15 +84,29 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
   const bool far = is_far<S>(v.numel()), cell_far = is_far<S>(4 * v.count());
   const int64_t burst = far ? BURST : BLOCK;
 
+  // Padding stands for the mean of the first few real elements of its cell until `finish` takes it out again.
+  Array<A> padding(source.mask ? v.cells() : 0);
+  const auto fill_of = [&](int64_t cell) { return [fill = source.mask ? padding[cell] : A(0)](int64_t) { return fill; }; };
+  const auto find_padding = [&](int64_t cell) {
+    double sum = 0, count = 0;
+    for (int64_t s = 0; s < spans.per_cell && count == 0 && f.center; ++s)
+      spans.blocks(cell, s, [&](int64_t at, int64_t, int64_t n, int64_t) {
+        for (int64_t i = at; i < at + n && count < LANES; ++i)
+          if (source.mask(i)) sum += widen(x[i]) + (source.residual ? widen(source.residual[i]) : 0), ++count;
+      });
+    padding[cell] = count ? stored<S>(A(sum / count)) : A(0);
+  };
   // The first block in two passes; its mean is the guess that all others deviate from, in one pass. Where it is more
   // than a standard deviation off, or the squares leave the range, each block is taken by itself.
   const auto moments_of_span = [&](int64_t cell, int64_t s) {
     Moments first;
     Lanes<T> lanes;
-    A buffer[BLOCK], guess = 0;
+    T buffer[BLOCK];
+    A guess = 0;
     int64_t rest = 0;
+    const auto fill = fill_of(cell);
     spans.blocks(cell, s, [&](int64_t at, int64_t, int64_t n, int64_t ahead) {
-      const T* in = load(x + at, buffer, n);
+      const T* in = source(at, n, buffer, fill);
       if (first.count == 0) {
         first = moments_of(in, n, f.center, f.eps);
         guess = A(first.mean);
@@ -114,11 +131,28 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     }
     Moments each;
     spans.blocks(cell, s, [&](int64_t at, int64_t, int64_t n, int64_t) {
-      each.merge(moments_of(load(x + at, buffer, n), n, f.center, f.eps));
+      each.merge(moments_of(again(at, n, buffer, fill), n, f.center, f.eps));
     });
     return each;
   };
+  // Moments of the real elements, from those of a cell whose padding stands at `fill`. It costs digits where that is far
+  // from their mean: then `fill` moves there, and they are wanted again.
+  const auto without_padding = [&](int64_t cell, Moments& m) {
+    const double real = f.fused->counts[cell], sum = (m.mean - double(padding[cell])) * m.count, shift = real ? sum / real : 0;
+    m.m2 += sum * sum / m.count - sum * shift;
+    if (m.m2 < 0) m.m2 = 0;
+    m.mean = double(padding[cell]) + shift;
+    m.count = real;
+    const bool far_off = f.center && sum * shift > FAR_OFF * m.m2;
+    padding[cell] = stored<S>(A(m.mean));
+    return far_off;
+  };
   const auto finish = [&](int64_t cell, const Moments& m) {
+    if (source.mask && m.count == 0) {
+      if (mean) mean[cell] = 0;
+      if (dev) dev[cell] = 1;
+      return Scale<A>(0, 1, 0);
+    }
     if (f.length) {
       Scale<A> scale{};
       scale.rstd = dev[cell] = A(length_of(m.m2));
@@ -156,10 +190,11 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     writer.close(n);
   };
   const auto apply_span = [&](int64_t cell, int64_t s, const Scale<A>& scale, Writer<S>& writer) {
-    A buffer[BLOCK];
+    T buffer[BLOCK];
+    const auto fill = fill_of(cell);
     const int64_t step = cell_far ? BURST : BLOCK;
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t ahead) {
-      const T* in = load(x + at, buffer, n);
+      const T* in = again(at, n, buffer, fill);
       for (int64_t i = 0; i < n; i += step) {
         if (cell_far) prefetch(x + ahead + i, least(step, n - i));
         apply_block(in + i, at + i, j + i, least(step, n - i), scale, writer);
@@ -172,15 +207,15 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     Array<Scale<A>> scales(v.cells());
     for (int64_t cell = 0; cell < v.cells(); ++cell) scales[cell] = given(cell);
     parallel(pool, ceil_div(v.rows(), step), [&](int64_t task) {
-      A buffer[BLOCK];
-      Writer<S> writer(v.numel());
+      T buffer[BLOCK];
+      Writer<S> writer(y, v.numel(), f.fused);
       const int64_t end = least((task + 1) * step, v.rows());
       for (int64_t row = task * step; row < end; ++row) {
         const Scale<A>& scale = scales[v.cell_of_row(row)];
         for (int64_t j = 0; j < v.r1; j += burst) {
           const int64_t n = least(burst, v.r1 - j), at = row * v.r1 + j;
           if (far) prefetch(x + at + AHEAD, n);
-          apply_block(load(x + at, buffer, n), at, j, n, scale, writer);
+          apply_block(source(at, n, buffer, [&](int64_t) { return scale.mean; }), at, j, n, scale, writer);
         }
       }
     });
@@ -193,7 +228,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     if (far && from < v.r1) prefetch(x + row * v.r1 + AHEAD + from, least(size, v.r1 - from));
   };
   const auto four_rows = [&](int64_t first, int64_t rows, Writer<S>& writer) {
-    A buffer[4 * BLOCK];
+    T buffer[4 * BLOCK];
     const T* in[4];
     A guess[4];
     Two sums[4];
@@ -201,7 +236,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     const int64_t n = v.r1;
     for (int64_t k = 0; k < rows; ++k) {
       fetch(first + k, 0);
-      in[k] = load(x + (first + k) * n, buffer + k * BLOCK, n);
+      in[k] = source((first + k) * n, n, buffer + k * BLOCK, [](int64_t) { return A(0); });
     }
     for (int64_t k = 0; k < rows; ++k) guess[k] = guess_mean(in[k], n, f.center);
     for (int64_t k = 0; k < rows; ++k) {
@@ -217,14 +252,15 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     }
   };
   const auto side_by_side = [&](int64_t first, int64_t rows, Writer<S>& writer) {
-    A buffer[SIDE * SHORT], a[SIDE] = {}, b[SIDE] = {}, guess[SIDE] = {};
+    T buffer[SIDE * SHORT];
+    A a[SIDE] = {}, b[SIDE] = {}, guess[SIDE] = {};
     const T* in[SIDE];
     double mu[SIDE], var[SIDE];
     const int64_t n = v.r1;
     const double per = 1.0 / double(n);
     for (int64_t k = 0; k < rows; ++k) {
       fetch(first + k, 0);
-      in[k] = load(x + (first + k) * n, buffer + k * n, n);
+      in[k] = source((first + k) * n, n, buffer + k * n, [](int64_t) { return A(0); });
     }
     if (f.center) {
       sums_of_rows<SIDE, T>(n, rows, a, b, [&](int64_t k) {
@@ -264,30 +300,36 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     const int64_t tasks = v.cells() * spans.per_cell;
     Array<Moments> partial(tasks);
     Array<Scale<A>> scales(v.cells());
-    parallel(pool, tasks, [&](int64_t t) {
-      partial[t] = moments_of_span(t / spans.per_cell, t % spans.per_cell);
-    });
-    for (int64_t cell = 0; cell < v.cells(); ++cell) {
-      Moments m;
-      for (int64_t s = 0; s < spans.per_cell; ++s) m.merge(partial[cell * spans.per_cell + s]);
-      scales[cell] = finish(cell, m);
+    if (source.mask) parallel(pool, v.cells(), [&](int64_t cell) { find_padding(cell); });
+    for (bool twice = false;; twice = true) {
+      parallel(pool, tasks, [&](int64_t t) {
+        partial[t] = moments_of_span(t / spans.per_cell, t % spans.per_cell);
+      });
+      bool far_off = false;
+      for (int64_t cell = 0; cell < v.cells(); ++cell) {
+        Moments m;
+        for (int64_t s = 0; s < spans.per_cell; ++s) m.merge(partial[cell * spans.per_cell + s]);
+        if (source.mask) far_off |= without_padding(cell, m);
+        scales[cell] = finish(cell, m);
+      }
+      if (!far_off || twice) break;
     }
     parallel(pool, tasks, [&](int64_t t) {
-      Writer<S> writer(v.numel());
+      Writer<S> writer(y, v.numel(), f.fused);
       apply_span(t / spans.per_cell, t % spans.per_cell, scales[t / spans.per_cell], writer);
     });
     return;
   }
   parallel(pool, share.tasks, [&](int64_t task) {
     const int64_t end = least((task + 1) * share.cells_per_task, v.cells());
-    Writer<S> writer(v.numel());
-    if (is_narrow(v, affine)) {
+    Writer<S> writer(y, v.numel(), f.fused);
+    if (is_narrow(v, affine) && source.is_plain()) {
       for (int64_t cell = task * share.cells_per_task; cell < end; cell += SIDE)
         forward_narrow(x + cell * v.r1, y + cell * v.r1, mean ? mean + cell : nullptr, dev ? dev + cell : nullptr, v.r1,
                        least(SIDE, end - cell), affine, f.center, f.eps, writer);
       return;
     }
-    if (v.r0 == 1 && v.r1 <= BLOCK) {
+    if (v.r0 == 1 && v.r1 <= BLOCK && !source.mask) {
       const bool side = ACROSS<A> && v.r1 <= SHORT;
       const int64_t step = side ? SIDE : 4;
       for (int64_t cell = task * share.cells_per_task; cell < end; cell += step)
@@ -296,7 +338,13 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     }
     for (int64_t cell = task * share.cells_per_task; cell < end; ++cell) {
       Moments m;
+      if (source.mask) find_padding(cell);
       for (int64_t s = 0; s < spans.per_cell; ++s) m.merge(moments_of_span(cell, s));
+      if (source.mask && without_padding(cell, m)) {
+        m = {};
+        for (int64_t s = 0; s < spans.per_cell; ++s) m.merge(moments_of_span(cell, s));
+        without_padding(cell, m);
+      }
       const Scale<A> scale = finish(cell, m);
       for (int64_t s = spans.per_cell; s-- > 0;) apply_span(cell, s, scale, writer);  // what was read last is still near
     }

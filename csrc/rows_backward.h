@@ -16,10 +16,11 @@ struct CellSums {
 template <class S> void backward_rows(const View& v, const Backward& f, const Pool& pool) {
   using A = arithmetic<S>;
   using T = Seen<S>;
-  const S *dy = static_cast<const S*>(f.dy), *x = static_cast<const S*>(f.x);
+  const Upstream<S> source(f), again = source.again();
   const A *mean = static_cast<const A*>(f.mean), *dev = static_cast<const A*>(f.std);
   S* dx = static_cast<S*>(f.dx);
-  const Affine<A> affine(v, f.weight, nullptr);
+  const Affine<A> affine(v, f.weight, f.fused ? f.fused->bias : nullptr);
+  const bool sums_needed = needs_sums(f);
   const Spans spans(v);
   const Share share(v, spans, pool);
 
@@ -35,12 +36,33 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
   const auto scale_of = [&](int64_t cell) {
     return Scale<A>(f.center || f.fixed ? double(mean[cell]) : 0.0, square(dev[cell]), f.eps);
   };
+  const auto count_of = [&](int64_t cell) {
+    const double count = source.mask ? f.fused->counts[cell] : double(v.count());
+    return f.length ? 1 : count > 0 ? count : 1;
+  };
+  // What the activation was given.
+  const auto z_of = [&](int64_t at, int64_t j, int64_t n, const Scale<A>& scale) {
+    return [&affine, at, j, n, m = scale.mean, rstd = scale.rstd](const T* in, A* out) {
+      affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
+        const T* p = in + start;
+        A* z = out + start;
+        if (affine.vector) {
+          for (int64_t i = 0; i < length; ++i)
+            z[i] = ((A(widen(p[i])) - m) * rstd) * affine.w(index + i) + affine.b(index + i);
+        } else {
+          const A w = affine.w(index) * rstd, b = affine.b(index);
+          each<T>(0, length, [=](auto at) { at.put(z, (at(p) - m) * w + b); });
+        }
+      });
+    };
+  };
   const auto sums_of_span = [&](int64_t cell, int64_t s, const Scale<A>& scale) {
     CellSums sums;
-    A bx[BLOCK], bg[BLOCK];
+    T bx[BLOCK], bg[BLOCK];
     const A m = scale.mean, rstd = scale.rstd;
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t) {
-      const T *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
+      const T* px = source.input(at, n, bx, [m](int64_t) { return m; });
+      const T* pg = source.gradient(at, n, bg, px, z_of(at, j, n, scale));
       affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
         const T *p = px + start, *g = pg + start;
         if (affine.vector && affine.weight) {
@@ -79,13 +101,15 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     return sums;
   };
   const auto apply_span = [&](int64_t cell, int64_t s, const Scale<A>& scale, const CellSums& sums, Writer<S>& writer) {
-    A bx[BLOCK], bg[BLOCK];
-    const double count = f.length ? 1 : double(v.count());
+    T bx[BLOCK], bg[BLOCK];
+    const double count = count_of(cell);
     const A m = scale.mean, rstd = scale.rstd;
     const A c1 = f.fixed || !f.center ? A(0) : -rstd * A(sums.g / count);
     const A c2 = f.fixed ? A(0) : -rstd * A(sums.gx / count);
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t) {
-      const T *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
+      const T* px = again.input(at, n, bx, [m](int64_t) { return m; });
+      const Upstream<S>& from = sums_needed ? again : source;
+      const T* pg = from.gradient(at, n, bg, px, z_of(at, j, n, scale));
       T* out = writer.open(dx + at);
       affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
         const T *p = px + start, *g = pg + start;
@@ -106,14 +130,15 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
   for (int64_t cell = 0; cell < scales.size(); ++cell) scales[cell] = scale_of(cell);
   // Moments given and one weight for each run: nothing to wait for, so the rows in the order of memory.
   const auto rows_in_order = [&](int64_t from, int64_t to) {
-    A bx[BLOCK], bg[BLOCK];
-    Writer<S> writer(v.numel());
+    T bx[BLOCK], bg[BLOCK];
+    Writer<S> writer(dx, v.numel(), f.fused);
     for (int64_t row = from; row < to; ++row) {
       const Scale<A>& scale = scales[v.cell_of_row(row)];
       const A m = scale.mean, rstd = scale.rstd;
       for (int64_t left = 0; left < v.r1; left += BLOCK) {
         const int64_t n = least(BLOCK, v.r1 - left), at = row * v.r1 + left;
-        const T *px = load(x + at, bx, n), *pg = load(dy + at, bg, n);
+        const T* px = source.input(at, n, bx, [m](int64_t) { return m; });
+        const T* pg = source.gradient(at, n, bg, px, z_of(at, left, n, scale));
         T* out = dx ? writer.open(dx + at) : nullptr;
         affine.pieces(at, left, n, [&](int64_t start, int64_t length, int64_t index) {
           const T *p = px + start, *g = pg + start;
@@ -138,7 +163,7 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
   const auto short_rows = [&](auto group, int64_t first, int64_t rows, Writer<S>& writer) {
     constexpr int G = decltype(group)::value;
     constexpr int64_t ROOM = G == SIDE ? SIDE_BACKWARD : BLOCK;
-    A bx[G * ROOM], bg[G * ROOM];
+    T bx[G * ROOM], bg[G * ROOM];
     const T *p[G], *g[G];
     double mu[G], var[G];
     const A* w = affine.weight;
@@ -150,8 +175,9 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     }
     const Scales<A, G> scales(mu, var, f.eps);
     for (int64_t k = 0; k < rows; ++k) {
-      p[k] = load(x + (first + k) * n, bx + k * ROOM, n);
-      g[k] = load(dy + (first + k) * n, bg + k * ROOM, n);
+      const int64_t at = (first + k) * n;
+      p[k] = source.input(at, n, bx + k * ROOM, [&](int64_t) { return scales.mean[k]; });
+      g[k] = source.gradient(at, n, bg + k * ROOM, p[k], z_of(at, 0, n, scales.of(k)));
     }
     A c1[G] = {}, c2[G] = {};
     if (dx && !f.fixed) {
@@ -162,12 +188,37 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
           v = u * ((at(px) - m) * rstd);
         };
       });
-      const A per = A(1.0 / double(n));
+      A per[G];
+      for (int k = 0; k < G; ++k) per[k] = A(1.0 / (source.mask && k < rows ? count_of(first + k) : double(n)));
 #pragma omp simd
       for (int k = 0; k < G; ++k) {
-        c1[k] = f.center ? -scales.rstd[k] * (c1[k] * per) : A(0);
-        c2[k] = -scales.rstd[k] * (c2[k] * per);
+        c1[k] = f.center ? -scales.rstd[k] * (c1[k] * per[k]) : A(0);
+        c2[k] = -scales.rstd[k] * (c2[k] * per[k]);
       }
+    }
+    // Before dx: with an activation its memory still holds the gradient.
+    const int64_t wanted = grads.wanted() ? rows : 0;
+    A* tw = grads.w.data() + first / per_vector * n;
+    A* tb = grads.b.data() + first / per_vector * n;
+    int64_t k = 0;
+    for (; k + 4 <= wanted; k += 4) {
+      const T *p0 = p[k], *p1 = p[k + 1], *p2 = p[k + 2], *p3 = p[k + 3];
+      const T *g0 = g[k], *g1 = g[k + 1], *g2 = g[k + 2], *g3 = g[k + 3];
+      const A *m = scales.mean + k, *r = scales.rstd + k;
+      const A m0 = m[0], m1 = m[1], m2 = m[2], m3 = m[3], r0 = r[0], r1 = r[1], r2 = r[2], r3 = r[3];
+      each<T>(0, n, [=](auto at) {
+        at.put(tw, at(tw) + ((at(g0) * ((at(p0) - m0) * r0) + at(g1) * ((at(p1) - m1) * r1)) +
+                             (at(g2) * ((at(p2) - m2) * r2) + at(g3) * ((at(p3) - m3) * r3))));
+        at.put(tb, at(tb) + ((at(g0) + at(g1)) + (at(g2) + at(g3))));
+      });
+    }
+    for (; k < wanted; ++k) {
+      const T *px = p[k], *pg = g[k];
+      const A m = scales.mean[k], rstd = scales.rstd[k];
+      each<T>(0, n, [=](auto at) {
+        at.put(tw, at(tw) + at(pg) * ((at(px) - m) * rstd));
+        at.put(tb, at(tb) + at(pg));
+      });
     }
     for (int64_t k = 0; dx && k < rows; ++k) {
       const T *px = p[k], *pg = g[k];
@@ -180,32 +231,8 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
       }
       writer.close(n);
     }
-    if (!grads.wanted()) return;
-    A* tw = grads.w.data() + first / per_vector * n;
-    A* tb = grads.b.data() + first / per_vector * n;
-    int64_t k = 0;
-    for (; k + 4 <= rows; k += 4) {
-      const T *p0 = p[k], *p1 = p[k + 1], *p2 = p[k + 2], *p3 = p[k + 3];
-      const T *g0 = g[k], *g1 = g[k + 1], *g2 = g[k + 2], *g3 = g[k + 3];
-      const A *m = scales.mean + k, *r = scales.rstd + k;
-      const A m0 = m[0], m1 = m[1], m2 = m[2], m3 = m[3], r0 = r[0], r1 = r[1], r2 = r[2], r3 = r[3];
-      each<T>(0, n, [=](auto at) {
-        at.put(tw, at(tw) + ((at(g0) * ((at(p0) - m0) * r0) + at(g1) * ((at(p1) - m1) * r1)) +
-                             (at(g2) * ((at(p2) - m2) * r2) + at(g3) * ((at(p3) - m3) * r3))));
-        at.put(tb, at(tb) + ((at(g0) + at(g1)) + (at(g2) + at(g3))));
-      });
-    }
-    for (; k < rows; ++k) {
-      const T *px = p[k], *pg = g[k];
-      const A m = scales.mean[k], rstd = scales.rstd[k];
-      each<T>(0, n, [=](auto at) {
-        at.put(tw, at(tw) + at(pg) * ((at(px) - m) * rstd));
-        at.put(tb, at(tb) + at(pg));
-      });
-    }
   };
 
-  const bool sums_needed = grads.wanted() || !f.fixed;
   if (f.fixed && !affine.vector) {
     const int64_t step = ceil_div(GRAIN, v.r1);
     parallel(pool, ceil_div(v.rows(), step), [&](int64_t t) { rows_in_order(t * step, least(t * step + step, v.rows())); });
@@ -224,18 +251,18 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     if (dx)
       parallel(pool, tasks, [&](int64_t t) {
         const int64_t cell = t / spans.per_cell;
-        Writer<S> writer(v.numel());
+        Writer<S> writer(dx, v.numel(), f.fused);
         apply_span(cell, t % spans.per_cell, scale_of(cell), total[cell], writer);
       });
   } else {
     const int64_t per_task = affine.vector && grads.wanted() ? per_vector : share.cells_per_task;
     parallel(pool, ceil_div(v.cells(), per_task), [&](int64_t task) {
       const int64_t end = least((task + 1) * per_task, v.cells());
-      Writer<S> writer(v.numel());
-      if (is_narrow(v, affine) && (affine.whole_row || !grads.wanted())) {
+      Writer<S> writer(dx, v.numel(), f.fused);
+      if (is_narrow(v, affine) && !f.fused && (affine.whole_row || !grads.wanted())) {
         const int64_t vector = grads.wanted() ? task * per_task / per_vector * v.r1 : 0;
         for (int64_t cell = task * per_task; cell < end; cell += SIDE)
-          backward_narrow(dy + cell * v.r1, x + cell * v.r1, mean + (f.center || f.fixed ? cell : 0), dev + cell,
+          backward_narrow(source.dy + cell * v.r1, source.x + cell * v.r1, mean + (f.center || f.fixed ? cell : 0), dev + cell,
                           dx ? dx + cell * v.r1 : nullptr, v.r1, least(SIDE, end - cell), affine, f.center, f.fixed, f.eps,
                           grads.wanted() ? grads.w.data() + vector : nullptr, grads.b.data() + vector, writer);
         return;

@@ -37,6 +37,10 @@ def _shaped(flat: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return shaped if shaped.dtype is dtype else shaped.to(dtype)
 
 
+def _input_shaped(flat: Tensor, parameter: Tensor) -> Tensor:
+    return _shaped(flat, parameter.shape, parameter.dtype)
+
+
 def _normalize_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, weight, bias, ctx.pattern, ctx.eps, ctx.center = inputs
     _, mean, std = output

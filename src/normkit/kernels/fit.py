@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache, lru_cache
 
@@ -98,6 +99,29 @@ class Call:
         if t.numel() and not self.plan.kept_in_order:
             t = _reorder(t, self.plan.sizes, self.plan.kept, to_memory=True)
         return t.to(self.stat).contiguous()
+
+    def count(self, t: Tensor) -> Tensor:
+        """Real elements of each cell, in float64, in the order of the kernel."""
+        if not self.plan.kept_in_order:
+            t = _reorder(t, self.plan.sizes, self.plan.kept, to_memory=True)
+        return t.contiguous()
+
+    def mask(self, mask: Tensor) -> tuple[Tensor, int, int]:
+        """One byte for all channels of a place, in x's order of memory; how many those are, and how far apart.
+
+        `mask` has size 1 in x's channel dimensions.
+        """
+        shared = [d for d, size in enumerate(self.shape) if size > 1 and mask.shape[d] == 1]
+        strides = self.like.stride()
+        order = sorted((d for d, size in enumerate(self.shape) if size > 1), key=lambda d: -strides[d])
+        places = [order.index(d) for d in shared]
+        if self.plan.prepare is Prepare.REGROUP or (places and max(places) - min(places) >= len(places)):
+            full = self.into(mask.expand(self.shape).contiguous())
+            return full.reshape(-1), 1, full.numel()
+        ones = [d for d, size in enumerate(self.shape) if size == 1]
+        inner = [self.shape[d] for d in order[max(places) + 1 :]] if places else [self.like.numel()]
+        flat = mask.permute(*ones, *order).contiguous().reshape(-1)
+        return flat, math.prod([self.shape[d] for d in shared]), math.prod(inner)
 
     def statistic_back(self, t: Tensor) -> Tensor:
         if self.plan.kept_in_order or t.numel() == 0:

@@ -24,6 +24,8 @@ class Kernels:
     infer: Callable[..., Tensor]
     standardize: Callable[..., Tensor]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    fused: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+    fused_backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
     move_running: Callable[..., None]
     weight_norm: Callable[..., tuple[Tensor, Tensor]]
     weight_norm_backward: Callable[..., tuple[Tensor, Tensor]]

@@ -1,0 +1,233 @@
+// What is done to a block beside its normalization, while it is in the cache: a residual added and padding taken out as it
+// comes from memory; an activation applied, padding set to 0 and a gradient added before it goes back.
+#pragma once
+#include "activation.h"
+#include "kernel.h"
+#include "lanes.h"
+
+namespace {
+
+using normkit::Activation;
+using normkit::Fusion;
+
+// Kept out of the loops of calls that fuse nothing, which would lose registers to it.
+#define APART __attribute__((noinline))
+
+// Which elements are real: one byte for all channels of a place, in the order of memory.
+struct Mask {
+  const uint8_t* real = nullptr;
+  int64_t channels = 1, inner = 1;
+
+  explicit Mask(const Fusion* f) {
+    if (f) real = f->mask, channels = f->channels, inner = f->inner;
+  }
+  explicit operator bool() const { return real; }
+  bool operator()(int64_t at) const { return real[at / (channels * inner) * inner + at % inner]; }
+
+  // same(start, length, whether real) for neighbours that share a byte, or each(start, length, bytes) for those that do not.
+  template <class Same, class Each> void runs(int64_t at, int64_t n, const Same& same, const Each& each_) const {
+    for (int64_t done = 0, length; done < n; done += length) {
+      const int64_t here = at + done, place = remainder(here, inner);
+      const int64_t byte = divide(here, channels * inner) * inner + place;
+      if (inner == 1) {
+        length = (divide(here, channels) + 1) * channels - here;
+        if (length > n - done) length = n - done;
+        same(done, length, real[byte] != 0);
+      } else {
+        length = inner - place < n - done ? inner - place : n - done;
+        each_(done, length, real + byte);
+      }
+    }
+  }
+  // to = from, with `fill(i)` for what is not real; the two may be the same.
+  template <class T, class Fill> void copy(const T* from, T* to, int64_t at, int64_t n, const Fill& fill) const {
+    runs(at, n,
+         [&](int64_t start, int64_t length, bool is) {
+           if (!is)
+             for (int64_t i = start; i < start + length; ++i) to[i] = fill(i);
+           else if (to != from)
+             std::memcpy(to + start, from + start, size_t(length) * sizeof(T));
+         },
+         [&](int64_t start, int64_t length, const uint8_t* bytes) {
+#pragma omp simd
+           for (int64_t i = 0; i < length; ++i) to[start + i] = bytes[i] ? from[start + i] : fill(start + i);
+         });
+  }
+};
+
+// An arithmetic value as loops see it, and what is left of a value once it has been stored.
+template <class T> T seen(arithmetic<T> a) {
+  if constexpr (std::is_same<T, arithmetic<T>>::value) return a;
+  else return narrow(a, T{});
+}
+template <class S> arithmetic<S> stored(arithmetic<S> a) {
+  if constexpr (std::is_same<S, arithmetic<S>>::value) return a;
+  else return widen(narrow(a, S{}));
+}
+
+// The blocks of a tensor, a residual added, padding replaced.
+template <class S> struct Source {
+  using A = arithmetic<S>;
+  using T = Seen<S>;
+  const S* x;
+  const S* residual = nullptr;
+  S* sum = nullptr;
+  Mask mask{nullptr};
+
+  Source(const void* from, const Fusion* f) : x(static_cast<const S*>(from)), mask(f) {
+    if (!f || !f->sum) return;
+    residual = static_cast<const S*>(f->residual);
+    sum = static_cast<S*>(f->sum);
+  }
+  // The same once every block has been here.
+  Source again() const {
+    Source s = *this;
+    if (sum) s.x = sum, s.residual = nullptr;
+    return s;
+  }
+  bool is_plain() const { return !residual && !mask; }
+
+  // n elements from `at`, at most BLOCK of them, with `fill(i)` for what is not real.
+  template <class Fill> const T* operator()(int64_t at, int64_t n, T* buffer, const Fill& fill) const {
+    return is_plain() ? load(x + at, buffer, n) : fused(at, n, buffer, fill);
+  }
+  // One of them, after the others have been asked for.
+  double value(int64_t at, A fill) const { return mask && !mask(at) ? double(fill) : double(widen((sum ? sum : x)[at])); }
+
+ private:
+  template <class Fill> APART const T* fused(int64_t at, int64_t n, T* buffer, const Fill& fill) const {
+    if (residual) add(at, n);
+    const T* in = load((residual ? sum : x) + at, buffer, n);
+    if (!mask) return in;
+    mask.copy(in, buffer, at, n, [&](int64_t i) { return seen<T>(fill(i)); });
+    return buffer;
+  }
+  void add(int64_t at, int64_t n) const {
+    if constexpr (PACKED<S> || std::is_same<S, A>::value) {
+      each<S>(0, n, [p = x + at, r = residual + at, q = sum + at](auto i) { i.put(q, i(p) + i(r)); });
+    } else {
+      A a[BLOCK], b[BLOCK];
+      widen(x + at, a, n);
+      widen(residual + at, b, n);
+      for (int64_t i = 0; i < n; ++i) a[i] += b[i];
+      narrow(a, sum + at, n);
+    }
+  }
+};
+
+// What backward reads: x with its padding at the mean, and the gradient with padding at 0; the latter through the slope of
+// the activation, which the first of two passes leaves in dx for the second.
+template <class S> struct Upstream {
+  using A = arithmetic<S>;
+  using T = Seen<S>;
+  const S *x, *dy;
+  S* dx;
+  const Mask mask;
+  const Activation activation;
+
+  Upstream(const normkit::Backward& f)
+      : x(static_cast<const S*>(f.x)), dy(static_cast<const S*>(f.dy)), dx(static_cast<S*>(f.dx)), mask(f.fused),
+        activation(f.fused ? f.fused->activation : Activation::none) {}
+
+  Upstream again() const {
+    Upstream u = *this;
+    if (activation == Activation::none) return u;
+    return Upstream(u, dx);
+  }
+
+  template <class Fill> const T* input(int64_t at, int64_t n, T* buffer, const Fill& fill) const {
+    const T* in = load(x + at, buffer, n);
+    return mask ? filled(in, at, n, buffer, fill) : in;
+  }
+  // z(p, out) writes what the activation was given, of the n elements of x that p shows.
+  template <class Z> const T* gradient(int64_t at, int64_t n, T* buffer, const T* p, const Z& z) const {
+    if (activation != Activation::none) through_slope(at, n, p, z);
+    const T* in = load((activation != Activation::none ? dx : dy) + at, buffer, n);
+    return mask ? filled(in, at, n, buffer, [](int64_t) { return A(0); }) : in;
+  }
+
+ private:
+  template <class Fill> APART const T* filled(const T* in, int64_t at, int64_t n, T* buffer, const Fill& fill) const {
+    mask.copy(in, buffer, at, n, [&](int64_t i) { return seen<T>(fill(i)); });
+    return buffer;
+  }
+  Upstream(const Upstream& u, const S* gradient) : x(u.x), dy(gradient), dx(u.dx), mask(u.mask), activation(Activation::none) {}
+
+  template <class Z> APART void through_slope(int64_t at, int64_t n, const T* p, const Z& z) const {
+    A inside[BLOCK], g[BLOCK];
+    z(p, inside);
+    const A* from = converted(dy + at, g, n);
+    if (from != g) std::memcpy(g, from, size_t(n) * sizeof(A));
+    multiply_by_slope(activation, inside, g, n);
+    if constexpr (PACKED<S>) each<S>(0, n, [q = dx + at, p = &g[0]](auto i) { i.put(q, i(p)); });
+    else if constexpr (std::is_same<S, A>::value) std::memcpy(dx + at, g, size_t(n) * sizeof(A));
+    else narrow(g, dx + at, n);
+  }
+};
+
+// Takes at most BLOCK results at a time to memory: `open` gives the place to put them, `close` brings them where they
+// belong. One for each task, because it ends with a fence.
+template <class S> class Writer {
+  using A = arithmetic<S>;
+  using T = Seen<S>;
+  static constexpr bool SAME = std::is_same<S, T>::value;
+  const S* base_;
+  const Fusion* fused_;
+  const bool past_, after_;
+  S* y_ = nullptr;
+  T buffer_[BLOCK];
+
+ public:
+  // For results at `base` and beyond, so many in all. `after`: whether fusion has something to do to them.
+  Writer(S* base, int64_t elements, const Fusion* fused)
+      : base_(base), fused_(fused), past_(elements * int64_t(sizeof(S)) >= PAST_CACHE), after_(fused) {}
+  ~Writer() { if (past_) fence(); }
+  Writer(const Writer&) = delete;
+  Writer& operator=(const Writer&) = delete;
+
+  T* open(S* y) {
+    y_ = y;
+    if constexpr (SAME) return past_ ? buffer_ : y;
+    else return buffer_;
+  }
+  void close(int64_t n) {
+    T* q = SAME && !past_ ? reinterpret_cast<T*>(y_) : buffer_;
+    if (after_) finish(q, n);
+    if constexpr (SAME) {
+      if (past_) stream(buffer_, y_, n * int64_t(sizeof(S)));
+    } else if (past_) {
+      S half[BLOCK];
+      narrow(buffer_, half, n);
+      stream(half, y_, n * int64_t(sizeof(S)));
+    } else {
+      narrow(buffer_, y_, n);
+    }
+  }
+
+ private:
+  APART void finish(T* q, int64_t n) const {
+    const int64_t at = y_ - base_;
+    if (fused_->activation != Activation::none && !fused_->backward) {
+      A wide[BLOCK];
+      A* z = wide;
+      if constexpr (PACKED<S>) each<S>(0, n, [q, z](auto i) { i.put(z, i(q)); });
+      else z = q;
+      activate(fused_->activation, z, n);
+      if constexpr (PACKED<S>) each<S>(0, n, [q, z](auto i) { i.put(q, i(z)); });
+    }
+    if (const Mask mask{fused_}) mask.copy(q, q, at, n, [](int64_t) { return seen<T>(A(0)); });
+    if (fused_->backward && fused_->residual) {
+      const S* more = static_cast<const S*>(fused_->residual) + at;
+      if constexpr (PACKED<S>) {
+        each<S>(0, n, [=](auto i) { i.put(q, i(q) + i(more)); });
+      } else {
+        A wide[BLOCK];
+        const A* add = converted(more, wide, n);
+#pragma omp simd
+        for (int64_t i = 0; i < n; ++i) q[i] += add[i];
+      }
+    }
+  }
+};
+
+}  // namespace
