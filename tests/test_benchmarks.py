@@ -74,7 +74,7 @@ def test_a_part_does_not_replace_all_results(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_wrong_numbers_fail_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("normkit.layers.rms.functional.rms_norm", lambda x, *_: x * 1.001)
+    monkeypatch.setattr("normkit.layers.rms.functional.rms_norm", lambda x, *_, **__: x * 1.001)
     path = tmp_path / "part.json"
     options = ["--match", "rms_norm [4, 16]", "--seconds", "0", "--no-compile", "--save", str(path)]
     result = CliRunner().invoke(run.app, options)

@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from normkit.errors import ArgumentError, DtypeError, PatternError, ShapeError
 from normkit.functional import batch_norm, group_norm, layer_norm, layer_norm2d, normalize
 from normkit.kernels import reference
-from normkit.kernels.autograd import Running, _move
+from normkit.kernels.autograd import Running, move
 from normkit.kernels.native import native
 from normkit.pattern import parse
 
@@ -131,7 +131,7 @@ def test_every_instruction_set_gives_right_numbers(isa):
     code = """
 import torch
 from normkit.functional import normalize
-from normkit.kernels.autograd import Running, _move
+from normkit.kernels.autograd import Running, move
 from normkit.kernels import reference
 from normkit.kernels.native import native
 from normkit.pattern import parse
@@ -172,7 +172,8 @@ for dtype in (torch.float16, torch.bfloat16):
     x = bits.view(dtype)
     x = x[x.isfinite()].view(1, 1, -1)
     y = torch.ops.normkit.standardize.default(x, torch.zeros(1), torch.ones(1), None, None, "[b] c [...]", 0.0)
-    if dtype is torch.bfloat16 and native().reason.startswith("avx512_bf16"):  # its instruction takes subnormals for zero
+    # The instruction takes subnormals for zero.
+    if dtype is torch.bfloat16 and native().reason.startswith("avx512_bf16"):
         x = torch.where(x.abs() < torch.finfo(dtype).smallest_normal, 0, x)
     assert torch.equal(y, x)
     # rounding on the way out, against torch's own
@@ -281,9 +282,9 @@ def test_a_plan_that_does_not_cover_the_tensor_is_refused():
 def test_running_statistics_move_the_same_way_without_the_kernels(monkeypatch):
     mean, std = torch.randn(3, 5), torch.rand(3, 5)
     got, want = [[torch.ones(5), torch.full((5,), 2.0)] for _ in range(2)]
-    _move(Running(*got, 7, 0.3), mean.view(-1), std.view(-1))
+    move(Running(*got, 7, 0.3), mean.view(-1), std.view(-1))
     monkeypatch.setattr("normkit.kernels.autograd._is_watched", lambda _: True)
-    _move(Running(*want, 7, 0.3), mean.view(-1), std.view(-1))
+    move(Running(*want, 7, 0.3), mean.view(-1), std.view(-1))
     # Both round a handful of numbers near 1.
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
 

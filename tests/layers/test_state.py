@@ -26,8 +26,12 @@ def unchanged(layer: nn.Module, before: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("name", SHARED)
 def test_a_layer_of_torch_has_its_signature_and_is_one(name):
     ours, theirs = getattr(normkit, name), getattr(nn, name)
-    assert inspect.signature(ours) == inspect.signature(theirs)
-    assert inspect.signature(ours.forward).parameters.keys() == inspect.signature(theirs.forward).parameters.keys()
+    made, called = (dict(inspect.signature(f).parameters) for f in (ours, ours.forward))
+    if called.pop("extras", None) is not None:  # what torch's layers do not take
+        for option, default in {"activation": None, **getattr(ours, "options", {})}.items():
+            assert made.pop(option).default == default
+    assert made == inspect.signature(theirs).parameters
+    assert called.keys() == inspect.signature(theirs.forward).parameters.keys()
     assert issubclass(ours, theirs)
 
 

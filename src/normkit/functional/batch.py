@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional._checks import check_call, check_channels, check_dimensions
+from normkit.functional.extras import Call, Extras, Output, checked_extras
 from normkit.kernels import door
-from normkit.kernels.autograd import Running, given, normalized
+from normkit.kernels.autograd import Running, given, move, normalized, std_of
 
 PATTERN = "[b] c [...]"
 
@@ -23,7 +26,8 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
-) -> Tensor:
+    **extras: Unpack[Extras],
+) -> Output:
     """Normalize each channel over batch and positions; the region is ``[b] c [...]``.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``. In training mean and (biased) variance are the batch's,
@@ -37,6 +41,7 @@ def batch_norm(
         training: use the batch's statistics.
         momentum: share of the new batch in the running statistics.
         eps: added to the variance, in units of the input squared.
+        extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them.
 
     Returns:
         A tensor with the input's shape, dtype and memory layout.
@@ -55,7 +60,7 @@ def batch_norm(
 
     Source: Ioffe & Szegedy 2015, arXiv:1502.03167.
     """
-    if not is_compiling():
+    if not extras and not is_compiling():
         if training:
             y = door.normalize(input, weight, bias, PATTERN, eps, True, None, running_mean, running_var, momentum)
         else:
@@ -71,6 +76,9 @@ def batch_norm(
                 "batch_norm needs running_mean and running_var outside training, got None: "
                 "pass both, or training=True to use the batch's statistics"
             )
+        if extras:
+            call = checked_extras("batch_norm", input, PATTERN, extras)
+            return call.output(call.run(weight, bias, eps, given=(running_mean, std_of(running_var, input))))
         return given(input, running_mean, running_var, weight, bias, PATTERN, eps)
     count = input.numel() // max(input.shape[1], 1)
     if count == 1:
@@ -78,7 +86,29 @@ def batch_norm(
             "batch_norm in training needs more than one value per channel, for their variance to exist; got one "
             f"from shape {tuple(input.shape)}: use a larger batch, group_norm, or eval() to use running statistics"
         )
-    return normalized(input, weight, bias, PATTERN, eps, True, moved(input, running_mean, running_var, count, momentum))
+    running = moved(input, running_mean, running_var, count, momentum)
+    if extras:
+        call = checked_extras("batch_norm", input, PATTERN, extras)
+        return normalized_with("batch_norm", call, weight, bias, eps, running)
+    return normalized(input, weight, bias, PATTERN, eps, True, running)
+
+
+def normalized_with(
+    name: str, call: Call, weight: Tensor | None, bias: Tensor | None, eps: float, running: Running | None
+) -> Output:
+    """A call with extras whose moments move running statistics, by the real values alone."""
+    counts = call.counts()
+    if counts is not None and running is not None:
+        if not torch.compiler.is_compiling() and bool((counts == 1).any()):
+            raise ShapeError(
+                f"{name} in training needs more than one real value per channel, for their variance to exist; got a "
+                f"single one by the mask for shape {tuple(call.input.shape)}: use a larger batch, or group_norm"
+            )
+        running = running._replace(values=counts)
+    out = call.run(weight, bias, eps)
+    if running is not None:
+        move(running, out.mean, out.std)
+    return call.output(out)
 
 
 def moved(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from normkit.errors import PatternError
 from normkit.functional._checks import check_call, check_parameter
+from normkit.functional.extras import Extras, Output, checked_extras
 from normkit.kernels.autograd import normalized
 from normkit.pattern import Region, bound
 
@@ -38,7 +40,8 @@ def normalize(
     eps: float = 1e-5,
     center: bool = True,
     num_groups: int | None = None,
-) -> Tensor:
+    **extras: Unpack[Extras],
+) -> Output:
     """Normalize over the region that a pattern puts in brackets.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, mean and (biased) variance over the bracketed axes;
@@ -52,6 +55,7 @@ def normalize(
         eps: added to the variance, in units of x squared.
         center: subtract the mean.
         num_groups: the size of the axis ``g``, where the pattern has one.
+        extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them.
 
     Returns:
         A tensor with x's shape, dtype and memory layout.
@@ -76,4 +80,7 @@ def normalize(
         shape = (feature_shape if torch.compiler.is_compiling() else _kept_shape)(region, x.shape)
         check_parameter("normalize", "weight", weight, shape, x)
         check_parameter("normalize", "bias", bias, shape, x)
+    if extras:
+        call = checked_extras("normalize", x, region.text, extras)
+        return call.output(call.run(weight, bias, eps, center))
     return normalized(x, weight, bias, region.text, eps, center)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from normkit.errors import ArgumentError, ShapeError, whole_number
 from normkit.functional._checks import check_call, check_dimensions, check_parameter
+from normkit.functional.extras import Extras, Output, checked_extras
 from normkit.kernels import door
 from normkit.kernels.autograd import normalized
 
@@ -17,7 +20,8 @@ def group_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-) -> Tensor:
+    **extras: Unpack[Extras],
+) -> Output:
     """Normalize groups of channels of each sample; the region is ``b (g [c]) [...]``.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, mean and variance over the channels of a group and all
@@ -28,6 +32,7 @@ def group_norm(
         num_groups: must divide C.
         weight, bias: (C,) or None.
         eps: added to the variance, in units of the input squared.
+        extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them.
 
     Returns:
         A tensor with the input's shape, dtype and memory layout.
@@ -45,7 +50,7 @@ def group_norm(
     Source: Wu & He 2018, arXiv:1803.08494.
     """
     pattern = f"b (g={num_groups} [c]) [...]"
-    if not is_compiling():
+    if not extras and not is_compiling():
         y = door.normalize(input, weight, bias, pattern, eps, True, None, None, None, None)
         if y is not None:
             return y
@@ -67,4 +72,8 @@ def group_norm(
         )
     check_parameter("group_norm", "weight", weight, (channels,), input)
     check_parameter("group_norm", "bias", bias, (channels,), input)
-    return normalized(input, weight, bias, f"b (g={num_groups} [c]) [...]", eps, True)
+    pattern = f"b (g={num_groups} [c]) [...]"
+    if extras:
+        call = checked_extras("group_norm", input, pattern, extras)
+        return call.output(call.run(weight, bias, eps))
+    return normalized(input, weight, bias, pattern, eps, True)

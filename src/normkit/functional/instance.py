@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import batch
 from normkit.functional._checks import check_call, check_channels, check_dimensions
+from normkit.functional.extras import Extras, Output, checked_extras
 from normkit.kernels import door
-from normkit.kernels.autograd import given, normalized
+from normkit.kernels.autograd import given, normalized, std_of
 
 PATTERN = "b c [...]"
 
@@ -23,7 +26,8 @@ def instance_norm(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
-) -> Tensor:
+    **extras: Unpack[Extras],
+) -> Output:
     """Normalize each channel of each sample over its positions; the region is ``b c [...]``.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``. Running statistics, where given, move towards the
@@ -37,6 +41,7 @@ def instance_norm(
         use_input_stats: use each sample's own statistics, else the running ones.
         momentum: share of the new batch in the running statistics.
         eps: added to the variance, in units of the input squared.
+        extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them.
 
     Returns:
         A tensor with the input's shape, dtype and memory layout.
@@ -54,13 +59,13 @@ def instance_norm(
 
     Source: Ulyanov, Vedaldi & Lempitsky 2016, arXiv:1607.08022.
     """
-    if use_input_stats and not is_compiling():
+    if use_input_stats and not extras and not is_compiling():
         y = door.normalize(input, weight, bias, PATTERN, eps, True, None, running_mean, running_var, momentum)
         if y is not None:
             return y
     check_call("instance_norm", input, eps)
     check_dimensions("instance_norm", input, 3, "(N, C, positions ...)")
-    if not use_input_stats and not is_compiling():
+    if not use_input_stats and not extras and not is_compiling():
         y = door.standardize(input, weight, bias, batch.PATTERN, eps, running_mean, running_var)
         if y is not None:
             return y
@@ -71,6 +76,9 @@ def instance_norm(
                 "instance_norm needs running_mean and running_var with use_input_stats=False, got None: "
                 "pass both, or use_input_stats=True"
             )
+        if extras:
+            call = checked_extras("instance_norm", input, batch.PATTERN, extras)
+            return call.output(call.run(weight, bias, eps, given=(running_mean, std_of(running_var, input))))
         return given(input, running_mean, running_var, weight, bias, batch.PATTERN, eps)
     positions = input.shape[2:].numel()
     if positions == 1:
@@ -79,4 +87,7 @@ def instance_norm(
             f"{tuple(input.shape)}: its output would be the bias alone; use layer_norm or no norm there"
         )
     running = batch.moved(input, running_mean, running_var, positions, momentum)
+    if extras:
+        call = checked_extras("instance_norm", input, PATTERN, extras)
+        return batch.normalized_with("instance_norm", call, weight, bias, eps, running)
     return normalized(input, weight, bias, PATTERN, eps, True, running)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional._checks import check_call, check_dimensions, check_parameter
+from normkit.functional.extras import Extras, Output, checked_extras
+from normkit.functional.precision import Cast, centred_at_one, check_cast, is_cast_first
 from normkit.kernels import door
 from normkit.kernels.autograd import normalized
 
@@ -39,7 +42,11 @@ def layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-) -> Tensor:
+    *,
+    cast: Cast = "after",
+    zero_centered: bool = False,
+    **extras: Unpack[Extras],
+) -> Output:
     """Normalize the last dimensions; the region is ``... [c]``.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, mean and variance over `normalized_shape`.
@@ -49,6 +56,10 @@ def layer_norm(
         normalized_shape: the sizes of the last dimensions.
         weight, bias: of shape `normalized_shape`, or None.
         eps: added to the variance, in units of the input squared.
+        cast: ``"after"``: the weight is multiplied in float32, the result cast to the input's dtype; ``"before"``:
+            the cast comes first, as in Llama. No difference in float32.
+        zero_centered: the weight is kept around 0 and 1 is added to it, as in Gemma.
+        extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them.
 
     Returns:
         A tensor with the input's shape, dtype and memory layout.
@@ -64,7 +75,15 @@ def layer_norm(
 
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
     """
-    if not is_compiling():
+    if cast != "after" or zero_centered:
+        check_cast("layer_norm", cast)
+        check_parameter("layer_norm", "weight", weight, tuple(normalized_shape), input)
+        weight = centred_at_one(weight, input) if zero_centered else weight
+        if not is_cast_first(input, cast):
+            return layer_norm(input, normalized_shape, weight, bias, eps, **extras)
+        call = checked_extras("layer_norm", input, last_dims_pattern(len(normalized_shape)), extras)
+        return call.output(call.run_cast_first(weight, bias, eps, True))
+    if not extras and not is_compiling():
         pattern = last_dims_pattern(len(normalized_shape))
         y = door.normalize(input, weight, bias, pattern, eps, True, normalized_shape, None, None, None)
         if y is not None:
@@ -73,10 +92,20 @@ def layer_norm(
     shape = check_normalized_shape("layer_norm", input, normalized_shape)
     check_parameter("layer_norm", "weight", weight, shape, input)
     check_parameter("layer_norm", "bias", bias, shape, input)
-    return normalized(input, weight, bias, last_dims_pattern(len(shape)), eps, True)
+    pattern = last_dims_pattern(len(shape))
+    if extras:
+        call = checked_extras("layer_norm", input, pattern, extras)
+        return call.output(call.run(weight, bias, eps))
+    return normalized(input, weight, bias, pattern, eps, True)
 
 
-def layer_norm2d(input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+def layer_norm2d(
+    input: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-6,
+    **extras: Unpack[Extras],
+) -> Output:
     """Normalize each pixel over its channels, channels first and without a permute; the region is ``b [c] ...``.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, mean and variance over the channels of one position.
@@ -85,6 +114,7 @@ def layer_norm2d(input: Tensor, weight: Tensor | None = None, bias: Tensor | Non
         input: (N, C, ...), any strides.
         weight, bias: (C,) or None.
         eps: added to the variance, in units of the input squared.
+        extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them.
 
     Returns:
         A tensor with the input's shape, dtype and memory layout.
@@ -100,7 +130,7 @@ def layer_norm2d(input: Tensor, weight: Tensor | None = None, bias: Tensor | Non
 
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450; per pixel as in ConvNeXt, Liu et al. 2022, arXiv:2201.03545.
     """
-    if not is_compiling():
+    if not extras and not is_compiling():
         y = door.normalize(input, weight, bias, PATTERN_2D, eps, True, None, None, None, None)
         if y is not None:
             return y
@@ -108,4 +138,7 @@ def layer_norm2d(input: Tensor, weight: Tensor | None = None, bias: Tensor | Non
     check_dimensions("layer_norm2d", input, 2, "(N, C, ...)")
     check_parameter("layer_norm2d", "weight", weight, (input.shape[1],), input)
     check_parameter("layer_norm2d", "bias", bias, (input.shape[1],), input)
+    if extras:
+        call = checked_extras("layer_norm2d", input, PATTERN_2D, extras)
+        return call.output(call.run(weight, bias, eps))
     return normalized(input, weight, bias, PATTERN_2D, eps, True)

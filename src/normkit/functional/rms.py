@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from normkit.functional._checks import check_call, check_parameter
+from normkit.functional.extras import Extras, Output, checked_extras
 from normkit.functional.layer import check_normalized_shape, last_dims_pattern
+from normkit.functional.precision import Cast, centred_at_one, check_cast, is_cast_first
 from normkit.kernels import door
 from normkit.kernels.autograd import normalized
 from normkit.kernels.reference import arithmetic_dtype
 
 
 def rms_norm(
-    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    cast: Cast = "after",
+    zero_centered: bool = False,
+    **extras: Unpack[Extras],
+) -> Output:
     """Divide by the root mean square of the last dimensions; the region is ``... [c]``, not centred.
 
     ``y = x / sqrt(mean(x ** 2) + eps) * weight``.
@@ -28,6 +38,10 @@ def rms_norm(
         weight: of shape `normalized_shape`, or None.
         eps: added to the mean square; None means the machine epsilon of the arithmetic, which is float32's for
             half-precision input.
+        cast: ``"after"``: the weight is multiplied in float32, the result cast to the input's dtype; ``"before"``:
+            the cast comes first, as in Llama. No difference in float32.
+        zero_centered: the weight is kept around 0 and 1 is added to it, as in Gemma.
+        extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them.
 
     Returns:
         A tensor with the input's shape, dtype and memory layout.
@@ -43,7 +57,17 @@ def rms_norm(
 
     Source: Zhang & Sennrich 2019, arXiv:1910.07467.
     """
-    if not is_compiling():
+    if cast != "after" or zero_centered:
+        check_cast("rms_norm", cast)
+        check_parameter("rms_norm", "weight", weight, tuple(normalized_shape), input)
+        weight = centred_at_one(weight, input) if zero_centered else weight
+        if not is_cast_first(input, cast):
+            return rms_norm(input, normalized_shape, weight, eps, **extras)
+        if eps is None:
+            eps = torch.finfo(arithmetic_dtype(input.dtype)).eps
+        call = checked_extras("rms_norm", input, last_dims_pattern(len(normalized_shape)), extras)
+        return call.output(call.run_cast_first(weight, None, eps, False))
+    if not extras and not is_compiling():
         pattern = last_dims_pattern(len(normalized_shape))
         y = door.normalize(input, weight, None, pattern, eps, False, normalized_shape, None, None, None)
         if y is not None:
@@ -53,4 +77,8 @@ def rms_norm(
     check_parameter("rms_norm", "weight", weight, shape, input)
     if eps is None:
         eps = torch.finfo(arithmetic_dtype(input.dtype)).eps
-    return normalized(input, weight, None, last_dims_pattern(len(shape)), eps, False)
+    pattern = last_dims_pattern(len(shape))
+    if extras:
+        call = checked_extras("rms_norm", input, pattern, extras)
+        return call.output(call.run(weight, None, eps, center=False))
+    return normalized(input, weight, None, pattern, eps, False)

@@ -235,11 +235,12 @@ def gradients(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor
 
 
 class Running(NamedTuple):
-    """Running statistics that a call moves, and how: towards moments of so many values each."""
+    """Running statistics that a call moves, and how: towards moments of so many values each, a number for each where
+    they differ, as padding makes them."""
 
     mean: Tensor
     var: Tensor
-    values: int
+    values: int | Tensor
     momentum: float
 
 
@@ -272,7 +273,7 @@ def normalized(
             y, *moments = ops.normalize(x, weight, bias, pattern, eps, center)
         mean, std = moments
     if running is not None:
-        _move(running, mean, std)
+        move(running, mean, std)
     return y
 
 
@@ -286,8 +287,13 @@ def given(
     eps: float,
 ) -> Tensor:
     """y for a mean and a variance that are given."""
+    return standardized(x, mean, std_of(var, x), weight, bias, pattern, eps)
+
+
+def std_of(var: Tensor, x: Tensor) -> Tensor:
+    """The standard deviation in the arithmetic of x."""
     dtype = arithmetic_dtype(x.dtype)
-    return standardized(x, mean, (var if var.dtype is dtype else var.to(dtype)).sqrt(), weight, bias, pattern, eps)
+    return (var if var.dtype is dtype else var.to(dtype)).sqrt()
 
 
 def standardized(
@@ -308,8 +314,13 @@ def standardized(
     return run(x, mean, std, weight, bias, pattern, eps)
 
 
-def _move(running: Running, mean: Tensor, std: Tensor) -> None:
-    plain = mean.is_cpu and not _is_watched(running.mean) and not _is_watched(mean)
+def move(running: Running, mean: Tensor, std: Tensor) -> None:
+    plain = (
+        not isinstance(running.values, Tensor)
+        and mean.is_cpu
+        and not _is_watched(running.mean)
+        and not _is_watched(mean)
+    )
     kernels = native().kernels if plain else None
     if kernels is not None and _is_counted(running.mean) and _is_counted(running.var):
         kernels.move_running(running.mean, running.var, mean, std, running.values, running.momentum)
@@ -317,11 +328,26 @@ def _move(running: Running, mean: Tensor, std: Tensor) -> None:
         torch.autograd.graph.increment_version([running.mean, running.var])
         return
     with torch.no_grad():
-        var = std.square().mul_(running.values / (running.values - 1))
+        mean, var = _unbiased(running, mean, std)
         if mean.numel() > running.mean.numel():
             mean, var = mean.view(-1, running.mean.numel()).mean(0), var.view(-1, running.mean.numel()).mean(0)
         running.mean.lerp_(mean.to(running.mean.dtype), running.momentum)
         running.var.lerp_(var.to(running.var.dtype), running.momentum)
+
+
+def _unbiased(running: Running, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    values = running.values
+    if not isinstance(values, Tensor):
+        return mean, std.square().mul_(values / (values - 1))
+    # Where all is padding there is nothing to move towards: such a cell counts as what is already there.
+    channels = running.mean.numel()
+    samples = values.numel() // channels
+    empty = values == 0
+    var = std.square() * (values / (values - 1).clamp(min=1)).to(std.dtype)
+    return (
+        torch.where(empty, running.mean.to(mean.dtype).repeat(samples), mean),
+        torch.where(empty, running.var.to(mean.dtype).repeat(samples), var),
+    )
 
 
 def _is_counted(running: Tensor) -> bool:

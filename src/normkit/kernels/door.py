@@ -1,8 +1,8 @@
 """The short way in for eager calls on a CPU, if it was built for the installed torch; without it results are the same.
 
-`normalize`, `standardize` and `weight_norm` do a whole call, gradients included, in C++ (csrc/door.cpp). They answer None wherever
-something is not plain, new or wrong: the caller then takes the longer way, which says what is wrong, and from which
-`learn` keeps the plan for the next call.
+`normalize`, `standardize` and `weight_norm` do a whole call, gradients included, in C++ (csrc/door.cpp). They answer
+None wherever something is not plain, new or wrong: the caller then takes the longer way, which says what is wrong, and
+from which `learn` keeps the plan for the next call.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Normalization with padding left out, a residual added before and an activation applied after, in one pass.
 
 ``normkit::fused`` computes s = x + residual, the moments of the real elements of s (or takes those given), and
-y = activation(standardized s * weight + bias), 0 where there is padding. `mask` is boolean, True for real, and has size 1
-in the channel dimensions of x.
+y = activation(standardized s * weight + bias), 0 where there is padding. `mask` is boolean, True for real, and has
+size 1 in the channel dimensions of x.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 library.define(
-    "fused(Tensor x, Tensor? residual, Tensor? mask, Tensor? mean, Tensor? std, Tensor? weight, Tensor? bias, str pattern,"
-    " float eps, bool center, str activation) -> (Tensor y, Tensor sum, Tensor mean, Tensor std)",
+    "fused(Tensor x, Tensor? residual, Tensor? mask, Tensor? mean, Tensor? std, Tensor? weight, Tensor? bias,"
+    " str pattern, float eps, bool center, str activation) -> (Tensor y, Tensor sum, Tensor mean, Tensor std)",
     tags=_TAGS,
 )
 library.define(
-    "fused_backward(Tensor dy, Tensor? dsum, Tensor x, Tensor? mask, Tensor mean, Tensor std, Tensor? weight, Tensor? bias,"
-    " str pattern, float eps, bool center, bool fixed, str activation, bool want_weight, bool want_bias)"
+    "fused_backward(Tensor dy, Tensor? dsum, Tensor x, Tensor? mask, Tensor mean, Tensor std, Tensor? weight,"
+    " Tensor? bias, str pattern, float eps, bool center, bool fixed, str activation, bool want_weight, bool want_bias)"
     " -> (Tensor dx, Tensor dweight, Tensor dbias)",
     tags=_TAGS,
 )
@@ -204,13 +204,13 @@ def fused_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     kernels = _kernels_for(x)
     if kernels is None:
-        given = (mean, std) if fixed else (None, None)
+        given_mean, given_std = (mean, std) if fixed else (None, None)
         leaves = [x, *(t for t in (weight, bias) if t is not None)]
 
         def value(x: Tensor, *parameters: Tensor) -> Sequence[Tensor]:
             rest = iter(parameters)
             w, b = (None if t is None else next(rest) for t in (weight, bias))
-            return [reference(x, None, mask, *given, w, b, pattern, eps, center, activation).y]
+            return [reference(x, None, mask, given_mean, given_std, w, b, pattern, eps, center, activation).y]
 
         dx, *others = _vjp(value, leaves, [dy])
         rest = iter(others)
@@ -352,14 +352,14 @@ def _second(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     """Second derivatives, by the definition. The moments are functions of x, and their share is counted with x."""
     dy, x, mask, mean, std, weight, bias = ctx.saved_tensors
     pattern, eps, center, fixed, activation, want_weight, want_bias = ctx.rest
-    given = (mean, std) if fixed else (None, None)
+    given_mean, given_std = (mean, std) if fixed else (None, None)
     parameters = [t for t in (weight, bias) if t is not None]
 
     def first(dy: Tensor, x: Tensor, *parameters: Tensor) -> Sequence[Tensor]:
         def value(x: Tensor, *parameters: Tensor) -> Sequence[Tensor]:
             rest = iter(parameters)
             w, b = (None if t is None else next(rest) for t in (weight, bias))
-            return [reference(x, None, mask, *given, w, b, pattern, eps, center, activation).y]
+            return [reference(x, None, mask, given_mean, given_std, w, b, pattern, eps, center, activation).y]
 
         dx, *others = _vjp(value, [x, *parameters], [dy])
         rest = iter(others)
@@ -413,5 +413,7 @@ def run(
         if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
             return reference(*inputs)
         if not _is_watched(x):
-            return Fused(*(_apply(*inputs) if _wants_gradient(x, residual, mean, std, weight, bias) else fused(*inputs)))
+            return Fused(
+                *(_apply(*inputs) if _wants_gradient(x, residual, mean, std, weight, bias) else fused(*inputs))
+            )
     return Fused(*torch.ops.normkit.fused.default(*inputs))

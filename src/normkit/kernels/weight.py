@@ -139,7 +139,9 @@ def _backward(ctx: Any, dw: Tensor | None, _: Tensor | None) -> tuple[Tensor | N
     return *run(dw, v, g, length, ctx.dim), None
 
 
-def gradients(dw: Tensor, v: Tensor, _: Tensor, length: Tensor, g: Tensor, pattern: str, *__: Any) -> tuple[Tensor, ...]:
+def gradients(
+    dw: Tensor, v: Tensor, _: Tensor, length: Tensor, g: Tensor, pattern: str, *__: Any
+) -> tuple[Tensor, ...]:
     """``normkit::weight_norm_backward``, for the door, with the arguments that it has for every method."""
     dim = None if pattern == pattern_of(None) else pattern.count("i")
     dv, dg = torch.ops.normkit.weight_norm_backward.default(dw, v, g, length, dim)

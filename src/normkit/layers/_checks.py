@@ -10,6 +10,8 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor, nn
 
 from normkit.errors import ArgumentError, NormkitError, ShapeError, whole_number
+from normkit.functional.extras import Extras, check_activation
+from normkit.functional.precision import check_cast
 
 L = TypeVar("L", bound=type[nn.Module])
 P = ParamSpec("P")
@@ -22,7 +24,8 @@ COUNTS = ("num_features", "num_channels", "num_groups", "size")
 def checked(layer: L) -> L:
     """Let a layer refuse a wrong argument when it is made, and name itself in every error of its forward.
 
-    Signatures stay as they are, so that nothing of torch's long argument lists is written again here.
+    Signatures stay as they are, so that nothing of torch's long argument lists is written again here, but for an
+    ``activation`` where the forward can apply one.
 
     Raises:
         ArgumentError: by the layer, for a count below 1 or an eps below 0.
@@ -45,7 +48,39 @@ def checked(layer: L) -> L:
     # Set by name, because a type checker refuses to see a method replaced.
     for name, method in {"__init__": init, "forward": named(layer.forward)}.items():
         setattr(layer, name, method)
+    return _with_options(layer) if "extras" in inspect.signature(layer.forward).parameters else layer
+
+
+def _with_options(layer: L) -> L:
+    """Let a layer be made with more than torch's has: an activation, and what its class names in ``options``."""
+    make: Callable[..., None] = layer.__init__
+    describe: Callable[[Any], str] = layer.extra_repr
+    options: dict[str, Any] = {"activation": None, **getattr(layer, "options", {})}
+    signature = inspect.signature(make)
+    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in options.items()]
+
+    @functools.wraps(make)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        given = {name: kwargs.pop(name) for name in options if name in kwargs}
+        check_activation(type(self).__name__, given.get("activation"))
+        check_cast(type(self).__name__, given.get("cast", "after"))
+        # Past nn.Module's own bookkeeping, which is not there yet; the initial weight may depend on them.
+        vars(self).update({name: value for name, value in given.items() if value != options[name]})
+        make(self, *args, **kwargs)
+
+    def extra_repr(self: Any) -> str:
+        said = [f"{name}={getattr(self, name)!r}" for name in options if getattr(self, name) != options[name]]
+        return ", ".join([describe(self), *said])
+
+    vars(init)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), *more])
+    for name, value in {"__init__": init, "extra_repr": extra_repr, **options}.items():
+        setattr(layer, name, value)
     return layer
+
+
+def with_activation(layer: Any, extras: Extras) -> Extras:
+    """The extras of one call, with the layer's own activation."""
+    return extras if layer.activation is None else {"activation": layer.activation, **extras}
 
 
 def named(method: Callable[P, T]) -> Callable[P, T]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm
 
 from normkit import functional
 from normkit.functional.batch import is_recomputing
-from normkit.layers._checks import check_channels, check_rank, checked, named
+from normkit.functional.extras import Extras, Output
+from normkit.layers._checks import check_channels, check_rank, checked, named, with_activation
 
 
 class _BatchNorm(batchnorm._BatchNorm):
@@ -20,8 +21,8 @@ class _BatchNorm(batchnorm._BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None:
         check_rank(input, self.layouts)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize, and update the running statistics if training."""
+    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
+        """Normalize, and update the running statistics if training; `extras` as in `normkit.functional`."""
         self._check_input_dim(input)
         check_channels(input, 1, self.num_features)
         counter = self.num_batches_tracked if self.training and self.track_running_stats else None
@@ -39,6 +40,7 @@ class _BatchNorm(batchnorm._BatchNorm):
             own,
             momentum,
             self.eps,
+            **with_activation(self, extras),
         )
         # Counted after the call: a refused input, an empty batch and a recomputed one change no state.
         if counter is not None and input.numel() and not is_recomputing():

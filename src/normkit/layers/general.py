@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from normkit import functional
 from normkit.errors import ArgumentError
-from normkit.layers._checks import checked
+from normkit.functional.extras import Extras, Output
+from normkit.layers._checks import checked, with_activation
 from normkit.pattern import Region, bound
 
 
@@ -93,9 +95,11 @@ class Norm(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize."""
-        return functional.normalize(x, self._region, self.weight, self.bias, self.eps, self.center)
+    def forward(self, x: Tensor, **extras: Unpack[Extras]) -> Output:
+        """Normalize; `extras`: mask, lengths, residual, activation, return_residual, as in `normkit.functional`."""
+        return functional.normalize(
+            x, self._region, self.weight, self.bias, self.eps, self.center, **with_activation(self, extras)
+        )
 
     def extra_repr(self) -> str:
         groups = "" if self.num_groups is None else f", num_groups={self.num_groups}"

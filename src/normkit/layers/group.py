@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from torch import Tensor, nn
 
 from normkit import functional
-from normkit.layers._checks import check_channels, checked
+from normkit.functional.extras import Extras, Output
+from normkit.layers._checks import check_channels, checked, with_activation
 
 
 @checked
@@ -38,8 +41,10 @@ class GroupNorm(nn.GroupNorm):
     Source: Wu & He 2018, arXiv:1803.08494.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize."""
+    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
+        """Normalize; `extras`: mask, lengths, residual, activation, return_residual, as in `normkit.functional`."""
         if input.dim() > 1:
             check_channels(input, 1, self.num_channels)
-        return functional.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        return functional.group_norm(
+            input, self.num_groups, self.weight, self.bias, self.eps, **with_activation(self, extras)
+        )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import ClassVar, cast
+from typing import ClassVar, Unpack, cast
 
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm, instancenorm
 
 from normkit import functional
-from normkit.layers._checks import check_channels, check_rank, checked, named
+from normkit.functional.extras import Extras, Output, batch_of_one
+from normkit.layers._checks import check_channels, check_rank, checked, named, with_activation
 
 
 class _InstanceNorm(instancenorm._InstanceNorm):
@@ -20,8 +21,8 @@ class _InstanceNorm(instancenorm._InstanceNorm):
     def _check_input_dim(self, input: Tensor) -> None:
         check_rank(input, self.layouts)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize, and update the running statistics if there are any and the layer trains."""
+    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
+        """Normalize, and update the running statistics where there are any; `extras` as in `normkit.functional`."""
         self._check_input_dim(input)
         dim = input.dim() - min(self.layouts)
         if self.affine or self.track_running_stats:
@@ -32,6 +33,8 @@ class _InstanceNorm(instancenorm._InstanceNorm):
                 f"but num_features={self.num_features} is untrue",
                 stacklevel=2,
             )
+        if not dim and extras:
+            extras = batch_of_one(extras)
         y = functional.instance_norm(
             input if dim else input.unsqueeze(0),
             self.running_mean,
@@ -41,8 +44,11 @@ class _InstanceNorm(instancenorm._InstanceNorm):
             self.training or not self.track_running_stats,
             self.momentum if self.momentum is not None else 0.0,
             self.eps,
+            **with_activation(self, extras),
         )
-        return y if dim else y.squeeze(0)
+        if dim:
+            return y
+        return y.squeeze(0) if isinstance(y, Tensor) else tuple(t.squeeze(0) for t in y)
 
 
 @named

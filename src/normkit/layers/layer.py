@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Unpack
+
 import torch
 from torch import Tensor, nn
 
 from normkit import functional
-from normkit.layers._checks import check_channels, checked
+from normkit.functional.extras import Extras, Output
+from normkit.functional.precision import Cast
+from normkit.layers._checks import check_channels, checked, with_activation
 
 
 @checked
@@ -21,6 +25,9 @@ class LayerNorm(nn.LayerNorm):
         eps: added to the variance, in units of the input squared.
         elementwise_affine: whether there are weight and bias, of shape `normalized_shape`.
         bias: whether there is a bias beside the weight.
+        cast: ``"after"``: the weight is multiplied in float32, the result cast to the input's dtype; ``"before"``:
+            the cast comes first, as in Llama. No difference in float32.
+        zero_centered: the weight is kept around 0 and 1 is added to it, as in Gemma.
         device, dtype: of the parameters; float32 may stand beside half-precision input.
 
     Returns:
@@ -38,9 +45,28 @@ class LayerNorm(nn.LayerNorm):
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize."""
-        return functional.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+    options: ClassVar = {"cast": "after", "zero_centered": False}
+    cast: Cast
+    zero_centered: bool
+
+    def reset_parameters(self) -> None:
+        """Weight as if it were 1, bias 0."""
+        super().reset_parameters()
+        if self.zero_centered and self.weight is not None:
+            nn.init.zeros_(self.weight)
+
+    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
+        """Normalize; `extras`: mask, lengths, residual, activation, return_residual, as in `normkit.functional`."""
+        return functional.layer_norm(
+            input,
+            self.normalized_shape,
+            self.weight,
+            self.bias,
+            self.eps,
+            cast=self.cast,
+            zero_centered=self.zero_centered,
+            **with_activation(self, extras),
+        )
 
 
 @checked
@@ -97,11 +123,11 @@ class LayerNorm2d(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize."""
+    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
+        """Normalize; `extras`: mask, lengths, residual, activation, return_residual, as in `normkit.functional`."""
         if input.dim() > 1:
             check_channels(input, 1, self.num_channels)
-        return functional.layer_norm2d(input, self.weight, self.bias, self.eps)
+        return functional.layer_norm2d(input, self.weight, self.bias, self.eps, **with_activation(self, extras))
 
     def extra_repr(self) -> str:
         return f"{self.num_channels}, eps={self.eps}, affine={self.affine}, bias={self.bias is not None}"
