@@ -27,9 +27,11 @@ def randomised(model):
         for key, value in [*place.module._parameters.items(), *place.module._buffers.items()]:
             if value is None or not value.is_floating_point():
                 continue
-            value.copy_(
-                torch.rand_like(value) + 0.5 if key in ("weight", "running_var") else torch.randn_like(value) / 5
-            )
+            positive = key in ("weight", "running_var")
+            value.copy_(torch.rand_like(value) + 0.5 if positive else torch.randn_like(value) / 5)
+    for parameter in model.parameters():
+        if not parameter.any():  # a head of zeros lets nothing through
+            parameter.normal_(std=0.1)
     return model
 
 
@@ -64,12 +66,17 @@ class Run:
 
     def errors(self, truth):
         """The error of each tensor over its size; a gradient that is zero but for rounding is measured by all."""
-        whole = torch.stack([g.norm() for g in truth.gradients.values()]).norm()
         assert self.gradients.keys() == truth.gradients.keys()
         assert self.buffers.keys() == truth.buffers.keys()
-        found = {"output": ((self.y - truth.y).norm() / truth.y.norm()).item()}
+        whole = torch.stack([g.norm() for g in truth.gradients.values()]).norm()
+        found = {"output": (self.y - truth.y).norm() / truth.y.norm()}
         for name, g in truth.gradients.items():
-            found[f"gradient {name}"] = ((self.gradients[name] - g).norm() / (g.norm() + 1e-5 * whole)).item()
+            found[f"gradient {name}"] = (self.gradients[name] - g).norm() / (g.norm() + 1e-5 * whole)
         for name, b in truth.buffers.items():
-            found[f"buffer {name}"] = ((self.buffers[name] - b).norm() / b.norm().clamp_min(1e-30)).item()
-        return found
+            found[f"buffer {name}"] = (self.buffers[name] - b).norm() / b.norm().clamp_min(1e-30)
+        return {name: value.item() for name, value in found.items()}
+
+    def gradient_error(self, truth):
+        """The error of all gradients together over their size."""
+        wrong = torch.stack([(self.gradients[name] - g).norm() for name, g in truth.gradients.items()]).norm()
+        return (wrong / torch.stack([g.norm() for g in truth.gradients.values()]).norm()).item()

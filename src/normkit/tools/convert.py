@@ -135,7 +135,7 @@ class _Plan:
         """Make the new layer of one norm, or note why there is none."""
         method = self.wish.method(place, facts)
         same = method == OWN or (method == facts.kind and (self.groups is None or facts.kind != "group_norm"))
-        if method is None or (same and facts.origin == "normkit"):
+        if method is None or method is place.module or (same and facts.origin == "normkit"):
             self.kept.append(place.name)
             return
         old = as_text(place.module, facts)
@@ -192,8 +192,7 @@ class _Plan:
             if not self.changes[old].folded
             and self.changes[old].method != self.facts[old].kind
             and new._parameters.get("weight") is not None
-            and self.facts[old].kind is not None
-            and hasattr(new, "eps")
+            and type(new).__module__.startswith("normkit.")
         }
         try:
             fitted = fit.fit(model, pairs, batches)

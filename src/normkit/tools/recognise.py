@@ -88,6 +88,8 @@ def identity(module: nn.Module) -> Any:
     """Equal for modules that `describe` cannot tell apart."""
     simple = {key: value for key, value in vars(module).items() if isinstance(value, int | float | str | tuple | None)}
     simple.pop("training", None)
+    if isinstance(module, lazy.LazyModuleMixin):
+        return id(module)
     shapes = [(key, None if p is None else (p.shape, p.dtype)) for key, p in module._parameters.items()]
     buffers = [(key, None if b is None else b.shape) for key, b in module._buffers.items()]
     children = [(key, type(child), repr(child)) for key, child in module._modules.items()]
