@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from normkit.parametrize import weight_standardization as weight_standardization
     from normkit.study import compare as compare
     from normkit.tools.convert import convert as convert
+    from normkit.tools.insert import insert as insert
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ _NAMES = {
     "weight_standardization",
     "normkit.study": "compare",
     "normkit.tools.convert": "convert",
+    "normkit.tools.insert": "insert",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

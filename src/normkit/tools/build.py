@@ -128,6 +128,41 @@ def other(
     return _made(module, facts, cls, arguments)
 
 
+def fresh(
+    method: str,
+    channels: int,
+    rank: int,
+    groups: int | None,
+    shape: torch.Size | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> nn.Module:
+    """A new norm for the output of a layer.
+
+    Args:
+        method: its name in the catalog.
+        channels: of the output.
+        rank: number of dimensions of positions; 0 for a linear layer, whose features are the last dimension.
+        groups: number of groups asked for.
+        shape: of the output, where it is known.
+        device, dtype: of the parameters.
+
+    Raises:
+        RefusedError: the method does not exist on such outputs, or would erase them.
+    """
+    last = rank == 0 and method != "batch_norm"
+    bias = method != "rms_norm"
+    facts = Facts(shape=(channels,), axis="last" if last else "first", rank=rank, eps=1e-5, weight=True, bias=bias)
+    if not last:
+        positions = torch.Size((2, channels, *(2,) * rank))
+        _refuse_erasing(facts, method, groups, [positions if shape is None else shape])
+    elif channels == 1 or (method == "group_norm" and groups_for(channels, groups) == channels):
+        raise RefusedError("its region would be one single element, so that it would erase its input")
+    cls, arguments = _choice(facts, method, groups, rank, weight=True, bias=bias)
+    return cls(**arguments, device=device, dtype=dtype)
+
+
 def _choice(
     facts: Facts, method: str, groups: int | None, rank: int | None, weight: bool, bias: bool
 ) -> tuple[type[nn.Module], dict[str, Any]]:
