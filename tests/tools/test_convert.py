@@ -223,6 +223,23 @@ def test_a_mapping_by_class_method_and_name():
     assert report.kept == ("a",)
 
 
+def test_a_class_stands_for_its_method():
+    model, _ = net()
+    converted, _ = normkit.convert(model, to={nn.BatchNorm2d: nn.GroupNorm, "token": normkit.RMSNorm})
+    assert type(converted.norm) is normkit.GroupNorm
+    assert type(converted.token) is normkit.Norm
+    assert type(normkit.convert(model, to=nn.InstanceNorm2d)[0].norm) is normkit.InstanceNorm2d
+
+
+def test_a_pattern_stands_where_the_channels_are():
+    converted, report = normkit.convert(net()[0], to="b [c] ...")
+    assert converted.norm.pattern == "b [c] ..."
+    assert "the pattern 'b [c] ...' has its channels elsewhere" in report.refusals[0].reason
+    converted, report = normkit.convert(net()[0], to="... (g=2 [c])")
+    assert converted.token.pattern == "... (g=2 [c])"
+    assert [refusal.name for refusal in report.refusals] == ["norm"]
+
+
 def test_a_function_decides():
     model, _ = net()
     own = nn.Identity()
@@ -246,6 +263,10 @@ def test_names_that_nothing_has():
         normkit.convert(model, to="weight_norm")
     with pytest.raises(DtypeError, match="to must be a method, a mapping or a function, got int"):
         normkit.convert(model, to=3)
+    with pytest.raises(DtypeError, match="a method is named by a string, got int"):
+        normkit.convert(model, to=lambda name, module: 3)
+    with pytest.raises(DtypeError, match="a key of to must be a class, a method or a name, got 3"):
+        normkit.convert(model, to={3: "GN"})
 
 
 def test_a_failing_conversion_leaves_the_model():
@@ -363,6 +384,19 @@ def test_activation_and_dropout_are_kept():
     torch.testing.assert_close(folded(x), old(x), rtol=1e-5, atol=1e-5)
     again = pickle.loads(pickle.dumps(copy.deepcopy(other)))
     torch.testing.assert_close(again(x), expected)
+
+
+def test_a_norm_between_permutes_keeps_the_layout_it_gives():
+    model, _ = zoo.image_model("convnext_atto")
+    old = next(place.module for place, facts in norms(model) if facts.kind == "layer_norm2d")
+    new = normkit.convert(old)[0]
+    x = torch.randn(2, old.weight.numel(), 5, 3)
+    for given in (x, x.contiguous(memory_format=torch.channels_last)):
+        assert new(given).stride() == old(given).stride()
+        torch.testing.assert_close(new(given), old(given))
+    group = next(place.module for place, _ in norms(zoo.image_model("poolformer_s12")[0]))
+    x = torch.randn(2, group.num_channels, 5, 3)
+    assert normkit.convert(group)[0](x).stride() == group(x).stride()
 
 
 def test_instance_norm_never_becomes_synchronized():

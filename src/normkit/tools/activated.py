@@ -135,6 +135,18 @@ class LayerNorm2dAct(LayerNorm2d):
         return _onward(self, super().forward(input))
 
 
+class LayerNorm2dLast(LayerNorm2d):
+    """`normkit.LayerNorm2d` whose output is channels-last, as of a layer norm between two permutes.
+
+    What follows such a norm was run in that layout; a convolution can be a third slower in the other.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 4:
+            input = input.contiguous(memory_format=torch.channels_last)
+        return _onward(self, super().forward(input))
+
+
 class RMSNormAct(RMSNorm):
     """`normkit.RMSNorm`, then ``drop`` and ``act``."""
 
@@ -176,5 +188,5 @@ _ACTIVATED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def activated(cls: type[nn.Module]) -> type[nn.Module]:
-    """The class that applies ``drop`` and ``act`` after this one of normkit's."""
-    return _ACTIVATED[cls]
+    """The class that applies ``drop`` and ``act`` after this one of normkit's, or itself if it does."""
+    return _ACTIVATED.get(cls, cls)

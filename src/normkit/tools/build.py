@@ -23,8 +23,8 @@ from normkit.layers import (
     Norm,
     RMSNorm,
 )
-from normkit.pattern import bound
-from normkit.tools.activated import ChannelAffine, activated
+from normkit.pattern import Region, bound
+from normkit.tools.activated import ChannelAffine, LayerNorm2dLast, activated
 from normkit.tools.facts import Facts
 
 BATCH: dict[int, type[nn.Module]] = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
@@ -89,6 +89,7 @@ def equivalent(module: nn.Module, facts: Facts) -> nn.Module:
     if facts.kind == "local_response_norm":
         return LocalResponseNorm(module.size, module.alpha, module.beta, module.k)  # type: ignore[arg-type]
     cls, arguments = _choice(facts, facts.kind, facts.groups, facts.rank, facts.weight, facts.bias)
+    cls = LayerNorm2dLast if facts.channels_last else cls
     if cls in (*BATCH.values(), *INSTANCE.values()):
         arguments |= {"momentum": module.momentum, "track_running_stats": module.track_running_stats}
     return _made(module, facts, cls, arguments, adopt_statistics=True)
@@ -120,11 +121,9 @@ def other(
         raise RefusedError("it has a bias and no weight, which no layer of normkit has")
     if method == "affine":
         return _folded(module, facts)
-    ranks = {len(shape) - 2 for shape in shapes}
-    rank = facts.rank if facts.rank is not None else next(iter(ranks)) if len(ranks) == 1 else None
     if facts.axis == "first":
         _refuse_erasing(facts, method, groups, shapes)
-    cls, arguments = _choice(facts, method, groups, rank, weight, bias)
+    cls, arguments = _choice(facts, method, groups, facts.rank, weight, bias)
     return _made(module, facts, cls, arguments)
 
 
@@ -172,6 +171,7 @@ def _choice(
     affine: dict[str, Any] = {"eps": eps, "affine": weight, "bias": bias}
     plain: dict[str, Any] = {"num_features": channels, **affine}
     if "[" in method:
+        _check_place_of_channels(method, facts)
         return Norm, {"pattern": method, **plain, "num_groups": groups_for(channels, groups) if _open(method) else None}
     if facts.axis == "last":
         return _choice_of_last(facts, method, groups, weight, bias)
@@ -184,6 +184,14 @@ def _choice(
     if method == "layer_norm2d":
         return LayerNorm2d, {"num_channels": channels, **affine}
     return Norm, {"pattern": REGIONS[method], **plain, "center": method != "rms_norm"}
+
+
+def _check_place_of_channels(pattern: str, facts: Facts) -> None:
+    dims = bound(pattern, {}).dims
+    dim = dims[-1] if facts.axis == "last" else dims[1] if len(dims) > 1 else None
+    if dim is None or not Region((dim,)).has_features or (facts.axis == "last" and len(facts.shape) > 1):
+        where = "the last dimension" if facts.axis == "last" else "dimension 1"
+        raise RefusedError(f"its features are in {where}, and the pattern {pattern!r} has its channels elsewhere")
 
 
 def _open(pattern: str) -> bool:
@@ -240,7 +248,8 @@ def _refuse_erasing(facts: Facts, method: str, groups: int | None, shapes: list[
     pattern = method if "[" in method else f"b (g={count} [c]) [...]" if method == "group_norm" else REGIONS[method]
     # Positions of a norm for images are taken to be many where none has been seen; a norm for (N, C) and
     # (N, C, L) is taken to have none.
-    unseen = torch.Size((2, facts.channels, *(() if facts.rank == 1 else (2, 2))))
+    rank = 2 if facts.rank is None else 0 if facts.rank == 1 else facts.rank
+    unseen = torch.Size((2, facts.channels, *(2,) * rank))
     for shape in shapes or [unseen]:
         try:
             levels = bound(pattern, {"g": count} if _open(pattern) else {}).levels(shape)

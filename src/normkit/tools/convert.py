@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any, TypeVar
@@ -42,8 +43,8 @@ def convert(
 
     Args:
         model: any module.
-        to: None for normkit's own layers; or a method, an alias or a pattern for all norms; or a mapping
-            {key: method}, the first key that fits counts, where a key is a class, a method, or a name in the
+        to: None for normkit's own layers; or a method, its alias or class, or a pattern, for all norms; or a
+            mapping {key: method}, the first key that fits counts, where a key is a class, a method, or a name in the
             model with the wildcards of the shell, and the method None leaves a norm as it is; or a function
             ``(name, module) -> method, None or a module``. The method ``"affine"`` makes of running statistics,
             weight and bias one scale and shift for each channel: what the norm does in evaluation.
@@ -92,7 +93,7 @@ def convert(
         batches = chain([first], batches)
         example = first if example is None else example
     modules = [place.module for place, _ in found]
-    shapes = {} if example is None or wish.to is None else fit.shapes(model, modules, example)
+    shapes = {} if example is None else fit.shapes(model, modules, example)
     plan = _Plan(wish, num_groups, shapes, add_affine=calibrate is not None)
     for place, facts in found:
         plan.decide(place, facts)
@@ -133,6 +134,9 @@ class _Plan:
 
     def decide(self, place: Place, facts: Facts) -> None:
         """Make the new layer of one norm, or note why there is none."""
+        seen = {len(shape) - 2 for shape in self.shapes.get(place.module, [])}
+        if facts.rank is None and facts.axis == "first" and len(seen) == 1:
+            facts = dataclasses.replace(facts, rank=seen.pop())
         method = self.wish.method(place, facts)
         same = method == OWN or (method == facts.kind and (self.groups is None or facts.kind != "group_norm"))
         if method is None or method is place.module or (same and facts.origin == "normkit"):

@@ -89,6 +89,23 @@ def _agreement(module: nn.Module, facts: Facts) -> Agreement:
     return Agreement.ROUNDED_TWICE if flipped > REROUNDED else Agreement.ROUNDED_ONCE
 
 
+def gives_channels_last(module: nn.Module, facts: Facts) -> bool:
+    """Whether an image in torch's usual layout comes back in channels-last: the next convolution's speed depends on it.
+
+    The module is one whose arithmetic has been recognised.
+    """
+    if facts.channels == 1:
+        return False
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        subject = _copy(module)
+        dtype = next((p.dtype for p in subject.parameters()), torch.float32)
+        try:
+            y: Tensor = type(subject).forward(subject, torch.randn(2, facts.channels, 3, 5).to(dtype))
+        except Exception:  # not for images
+            return False
+    return y.is_contiguous(memory_format=torch.channels_last)
+
+
 def _shapes(facts: Facts) -> Iterator[tuple[int, ...]]:
     """Inputs of every number of dimensions that the norm may be made for."""
     if facts.axis == "last":

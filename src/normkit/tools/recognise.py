@@ -211,7 +211,8 @@ def _verified(module: nn.Module, facts: Facts, possible: Iterator[Facts]) -> Fac
         found = probe.agreement(module, replace(guess, extras=facts.extras))
         if found is not probe.Agreement.NONE:
             twice = found is probe.Agreement.ROUNDED_TWICE
-            return replace(guess, extras=facts.extras, rounds_twice=twice)
+            last = guess.kind == "layer_norm2d" and probe.gives_channels_last(module, guess)
+            return replace(guess, extras=facts.extras, rounds_twice=twice, channels_last=last)
     return replace(
         facts, kind=None, reason=f"{type(module).__name__} computes something that no method of normkit agrees with"
     )

@@ -38,10 +38,10 @@ class Wish:
     @classmethod
     def of(cls, to: To, places: list[Place]) -> Wish:
         """The wish, with the names of its methods as in the catalog."""
+        if isinstance(to, str | type):
+            return cls(method_name(to))
         if to is None or callable(to):
             return cls(to)
-        if isinstance(to, str):
-            return cls(method_name(to))
         if not isinstance(to, Mapping):
             raise DtypeError(
                 f"to must be a method, a mapping or a function, got {type(to).__name__}: "
@@ -58,10 +58,12 @@ class Wish:
         if isinstance(self.to, Mapping):
             return next((value for key, value in self.to.items() if _fits(key, place, facts)), None)
         wanted = self.to(place.name, place.module)
-        return method_name(wanted) if isinstance(wanted, str) else wanted
+        if wanted is None or isinstance(wanted, nn.Module):
+            return wanted
+        return method_name(wanted)
 
 
-def method_name(name: str) -> str:
+def method_name(name: str | type) -> str:
     """The one name of a method that a norm can become, or a pattern that can be read.
 
     >>> method_name("GN"), method_name("b (g=4 [c]) [...]")
@@ -71,6 +73,8 @@ def method_name(name: str) -> str:
     normkit.errors.ArgumentError: a norm can become batch_norm, instance_norm, layer_norm, layer_norm2d, rms_norm, \
 group_norm, affine or a pattern, got 'weight_norm': insert puts weight norms on the layers themselves
     """
+    if isinstance(name, type):
+        name = name.__name__
     if not isinstance(name, str):
         raise DtypeError(f"a method is named by a string, got {type(name).__name__}: give a name such as 'group_norm'")
     if "[" in name:
