@@ -16,7 +16,7 @@ from normkit.tools.activated import BatchNorm2dAct, ChannelAffine, GroupNormAct
 from normkit.tools.walk import norms
 from tools.subjects import Run, model_of, randomised
 
-QUICK = ("resnet10t", "mobilenetv3_small_050", "convnext_atto", "llama", "t5", "wav2vec2")
+QUICK = ("resnet10t", "mobilenetv3_small_050", "edgenext_xx_small", "llama", "t5", "wav2vec2")
 NO_NORMS = ("nfnet_l0", "dm_nfnet_f0")
 REFUSED = {"gemma": {"GemmaRMSNorm"}, "convnextv2_atto": {"GlobalResponseNorm"}}
 """What normkit has no layer for."""
@@ -453,7 +453,7 @@ def test_calibration_gives_batch_norm_its_statistics():
 
 def test_calibration_looks_through_an_activation_and_reaches_every_use():
     model, x = net()
-    resnet, images = model_of("resnetv2_50")
+    resnet, images = model_of("mobilenetv3_small_050")
     converted, report = normkit.convert(resnet, to="GN", calibrate=[images])
     assert all(change.residual is not None and change.residual < 2 for change in report.changes)
     assert torch.isfinite(converted(images)).all()

@@ -177,6 +177,7 @@ def test_a_layer_that_has_a_norm_gets_no_second():
     assert not report.inserted
 
 
+@pytest.mark.slow
 def test_a_network_of_another_library_without_norms():
     torch.manual_seed(0)
     model, x = zoo.image_model("nfnet_l0")

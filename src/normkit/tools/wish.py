@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from torch import nn
 
@@ -21,12 +21,9 @@ OWN = "normkit's own"
 METHODS = (*REGIONS, "group_norm", "affine")
 """What a norm can become."""
 
-To: TypeAlias = (
-    str
-    | Mapping[Any, str | None]
-    | Callable[[str, nn.Module], str | nn.Module | None]
-    | None  # a key is a class or str
-)
+Method: TypeAlias = str | type[nn.Module] | None
+# A key is a class or a string.
+To: TypeAlias = Method | Mapping[Any, Method] | Callable[[str, nn.Module], Method | nn.Module]
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,8 @@ class Wish:
         if isinstance(self.to, str):
             return self.to
         if isinstance(self.to, Mapping):
-            return next((value for key, value in self.to.items() if _fits(key, place, facts)), None)
+            fitting = (value for key, value in self.to.items() if _fits(key, place, facts))
+            return cast("str | None", next(fitting, None))
         wanted = self.to(place.name, place.module)
         if wanted is None or isinstance(wanted, nn.Module):
             return wanted
