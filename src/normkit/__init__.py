@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from normkit.parametrize import weight_norm as weight_norm
     from normkit.parametrize import weight_standardization as weight_standardization
     from normkit.study import compare as compare
+    from normkit.tools.convert import convert as convert
+    from normkit.tools.insert import insert as insert
 
 __version__ = "0.1.0"
 
@@ -46,6 +48,8 @@ _NAMES = {
     "normkit.parametrize": "init_weight_norm remove_weight_norm remove_weight_standardization weight_norm "
     "weight_standardization",
     "normkit.study": "compare",
+    "normkit.tools.convert": "convert",
+    "normkit.tools.insert": "insert",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
