@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from normkit.parametrize import weight_norm as weight_norm
     from normkit.parametrize import weight_standardization as weight_standardization
     from normkit.study import compare as compare
+    from normkit.tools.freeze import freeze as freeze
+    from normkit.tools.freeze import unfreeze as unfreeze
+    from normkit.tools.recalibrate import recalibrate as recalibrate
 
 __version__ = "0.1.0"
 
@@ -46,6 +49,8 @@ _NAMES = {
     "normkit.parametrize": "init_weight_norm remove_weight_norm remove_weight_standardization weight_norm "
     "weight_standardization",
     "normkit.study": "compare",
+    "normkit.tools.freeze": "freeze unfreeze",
+    "normkit.tools.recalibrate": "recalibrate",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

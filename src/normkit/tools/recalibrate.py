@@ -1,0 +1,330 @@
+"""Running statistics computed again from data, exactly, with the weights as they are."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import UninitializedBuffer
+
+from normkit.errors import ArgumentError, StateError, whole_number
+from normkit.tools.freeze import is_frozen
+from normkit.tools.moments import Moments, meeting_place, reduce_over_ranks
+from normkit.tools.running import keeps_statistics, norms_of, statistics_of
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+@dataclass(frozen=True)
+class RecalibratedNorm:
+    """What happened to one norm.
+
+    Attributes:
+        name, kind: where it is, and its class.
+        outcome: ``new``; or why the statistics are the old ones: ``not reached``, ``frozen``.
+        elements: values seen per channel, over all ranks.
+        mean_shift: largest distance over the channels from the old mean to the new, in new standard deviations.
+        var_ratio: largest factor over the channels between old variance and new, eps included; at least 1.
+        unsettled: `mean_shift` of the last phase alone; None after a single phase. Near 0: more phases change nothing.
+    """
+
+    name: str
+    kind: str
+    outcome: str
+    elements: int = 0
+    mean_shift: float = 0.0
+    var_ratio: float = 1.0
+    unsettled: float | None = None
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """The report of `recalibrate`: one row per norm, in the order of the model."""
+
+    norms: tuple[RecalibratedNorm, ...]
+    batches: int
+    phases: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        head = f"{'norm':<32} {'outcome':<12} {'elements':>10} {'mean shift':>10} {'var ratio':>9} {'unsettled':>9}"
+        rows = [
+            f"{n.name or '(the model)':<32} {n.outcome:<12} {n.elements:>10} {n.mean_shift:>10.3g} {n.var_ratio:>9.3g} "
+            + (f"{'':>9}" if n.unsettled is None else f"{n.unsettled:>9.2g}")
+            for n in self.norms
+        ]
+        new = sum(n.outcome == "new" for n in self.norms)
+        tail = f"{new} of {len(self.norms)} norms from {self.batches} batches, read {self.phases} times"
+        return "\n".join(line.rstrip() for line in (head, *rows, tail))
+
+
+def recalibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    forward: Forward | None = None,
+    phases: int = 1,
+    device: torch.device | str | None = None,
+    group: dist.ProcessGroup | None = None,
+    progress: bool = False,
+) -> Recalibration:
+    """Replace running statistics by the mean and variance of the data, pooled over all batches exactly.
+
+    ``mean = sum(x) / n`` and ``var = sum((x - mean)^2) / (n - 1)`` over the n values of a channel in all batches:
+    batches of any sizes, also of one sample, give what their concatenation gives. An average of the batches'
+    variances, as running statistics are, leaves out how the batches' means differ. Counts and moments are merged in
+    float64 by Chan's formula. Instance norms get the average over all instances of their means and unbiased variances.
+
+    Only the norms are in training mode meanwhile: dropout is off. With one phase each norm normalizes by the batch, as
+    in training, so a deep layer's statistics are those of inputs that evaluation does not give it. What evaluation
+    needs is a fixed point: statistics which, when every norm uses them, are the statistics of the inputs. The input of
+    a norm depends only on the norms before it, so the first phase makes the first norm exact, and each further one, in
+    which the norms use the statistics of the phase before, the next norm on every path. As many phases as a path has
+    norms reach the fixed point; two or three usually come near it (see `RecalibratedNorm.unsettled`).
+
+    With torch.distributed initialised the moments of all ranks are pooled, whatever number of batches each has; during
+    a phase ranks do not wait for each other, and a SyncBatchNorm normalizes by its own rank's batch.
+
+    Args:
+        model: changed in place; only statistics change. The model under DistributedDataParallel or torch.compile is
+            used, uncompiled.
+        batches: a tensor each, a tuple or list whose first item is the input, or a mapping of keyword arguments.
+        forward: called as ``forward(model, batch)`` instead, for batches of another structure.
+        phases: how often the batches are read; more than one needs an iterable that can be.
+        device: where tensors of a batch are moved to; None to leave them.
+        group: the ranks to pool over; None for all.
+        progress: whether to show a bar, where rich is installed.
+
+    Returns:
+        A `Recalibration`: per norm the elements seen and how far the statistics moved. ``num_batches_tracked`` becomes
+        the number of batches. A norm that no batch reached, and one frozen by `freeze`, keeps its statistics.
+
+    Raises:
+        ArgumentError: phases below 1, or more than 1 with an iterator that can be read only once.
+        StateError: no batches; a single value per channel in all; statistics that are not finite; norms that do not
+            know their size yet; an error on another rank. After any error, also one of the model or the loader, the
+            model is as it was.
+
+    Example:
+        >>> import torch, normkit
+        >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(1), torch.nn.Dropout())
+        >>> report = normkit.recalibrate(model, [torch.tensor([[1.0], [2.0]]), torch.tensor([[6.0]])])
+        >>> model[0].running_mean, model[0].running_var  # of 1, 2 and 6
+        (tensor([3.]), tensor([7.]))
+
+    Source: Wu & Johnson 2021, Rethinking "Batch" in BatchNorm, arXiv:2105.07576, section 3; Chan, Golub & LeVeque 1983,
+    Algorithms for Computing the Sample Variance.
+    """
+    if whole_number("phases", phases) < 1:
+        raise ArgumentError(f"phases must be at least 1, got {phases}: use 1 for the statistics of training's inputs")
+    if phases > 1 and iter(batches) is batches:
+        raise ArgumentError(
+            f"phases={phases} reads the batches {phases} times, got a {type(batches).__name__}, which can be read "
+            "once: give a list or a DataLoader"
+        )
+    model = _bare(model)
+    every = {name: norm for name, norm in norms_of(model).items() if keeps_statistics(norm)}
+    norms = {name: norm for name, norm in every.items() if not is_frozen(norm)}
+    for name, norm in norms.items():
+        if isinstance(norm.running_mean, UninitializedBuffer):
+            raise StateError(f"recalibrate needs norms that know their size, {name!r} does not: call the model once")
+    if not norms:
+        return Recalibration(tuple(_row(name, norm, "frozen") for name, norm in every.items()), 0, 0)
+
+    step = forward or _call
+    old = {norm: _state(norm) for norm in norms.values()}
+    # A frozen norm says "not training" whatever it was told last, which unfreeze must find.
+    modes = [(module, module.training) for module in model.modules() if not is_frozen(module)]
+    last: dict[_NormBase, dict[str, Tensor]] = {}
+    try:
+        # A compiled graph may not know hooks that came later.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            for phase in range(phases):
+                last = {norm: _state(norm) for norm in norms.values()}
+                for module, _ in modes:
+                    module.training = phase == 0 and module in old
+                read, moments = _pass(model, norms, _shown(batches, progress), step, device, group)
+                _put_back(last)
+                _install(norms, moments, read)
+    except BaseException:
+        _put_back(old)
+        raise
+    finally:
+        for module, training in modes:
+            module.training = training
+
+    rows = []
+    for name, norm in every.items():
+        if norm not in old:
+            rows.append(_row(name, norm, "frozen"))
+        elif not (seen := moments[norm]).calls:
+            rows.append(_row(name, norm, "not reached"))
+        else:
+            shift, ratio = _distance(norm, old[norm])
+            unsettled = _distance(norm, last[norm])[0] if phases > 1 else None
+            rows.append(_row(name, norm, "new", seen.elements, shift, ratio, unsettled))
+    return Recalibration(tuple(rows), read, phases)
+
+
+def _row(name: str, norm: nn.Module, outcome: str, *figures: Any) -> RecalibratedNorm:
+    return RecalibratedNorm(name, type(norm).__name__, outcome, *figures)
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The model without the wrappers that keep a graph or exchange buffers, for which ranks would have to keep step."""
+    while True:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def _state(norm: _NormBase) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)}
+
+
+def _put_back(states: Mapping[_NormBase, Mapping[str, Tensor]]) -> None:
+    """In place, because others may hold the same tensors."""
+    with torch.no_grad():
+        for norm, state in states.items():
+            for name, buffer in norm.named_buffers(recurse=False):
+                buffer.copy_(state[name])
+
+
+def _pass(
+    model: nn.Module,
+    norms: Mapping[str, _NormBase],
+    batches: Iterable[Any],
+    step: Forward,
+    device: torch.device | str | None,
+    group: dist.ProcessGroup | None,
+) -> tuple[int, dict[_NormBase, Moments]]:
+    """Read all batches once; the moments of each norm's inputs, over all ranks."""
+    moments = {norm: Moments(norm) for norm in norms.values()}
+    read, failure = 0, None
+    with contextlib.ExitStack() as hooks:
+        for norm in norms.values():
+            hooks.callback(norm.register_forward_pre_hook(_listen(moments[norm]), with_kwargs=True).remove)
+            hooks.callback(norm.register_forward_hook(_train_again(norm.training), always_call=True).remove)
+        try:
+            for batch in batches:
+                step(model, batch if device is None else _moved(batch, device))
+                read += 1
+        except Exception as error:
+            failure = error
+    if dist.is_available() and dist.is_initialized():
+        # Ranks meet here even if one of them failed; the others would wait for ever.
+        place = meeting_place(group, next(iter(moments.values())).mean.device)
+        dist.all_reduce(count := torch.tensor([read, failure is not None], device=place), group=group)
+        read, failed = count.tolist()
+        if failed and failure is None:
+            raise StateError("recalibrate stopped because another rank raised: see its error; the model is as it was")
+        if not failed:
+            reduce_over_ranks(list(moments.values()), group)
+    if failure is not None:
+        raise failure
+    if not read:
+        raise StateError("recalibrate needs at least one batch, got none: a generator is empty once it was read")
+    return read, moments
+
+
+def _listen(seen: Moments) -> Callable[..., None]:
+    """A hook that counts the input in, and lets the norm use statistics where the batch has none of its own."""
+
+    def hook(norm: _NormBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs["input"]
+        if not x.numel():
+            return
+        mean, var = seen.add(x)
+        if not norm.training or isinstance(norm, _InstanceNorm):
+            return
+        alone = seen.rows(x)[:, 0].numel() == 1
+        if alone or isinstance(norm, nn.SyncBatchNorm):
+            # A single value has no variance: it meets the statistics so far. A SyncBatchNorm would wait for ranks.
+            norm.training = False
+            if seen.elements > 1:
+                _write(norm, *(seen.result() if alone else (mean, var)))
+
+    return hook
+
+
+def _train_again(training: bool) -> Callable[..., None]:
+    def hook(norm: nn.Module, args: Any, output: Any) -> None:
+        norm.training = training
+
+    return hook
+
+
+def _write(norm: _NormBase, mean: Tensor, var: Tensor) -> None:
+    for running, new in zip(statistics_of(norm), (mean, var), strict=True):
+        running.copy_(new)
+
+
+def _install(norms: Mapping[str, _NormBase], moments: Mapping[_NormBase, Moments], read: int) -> None:
+    for name, norm in norms.items():
+        seen = moments[norm]
+        if not seen.calls:
+            continue
+        if seen.pooled and seen.elements < 2:
+            raise StateError(
+                f"a variance needs two values per channel, {name!r} got one from {read} batches: give more"
+            )
+        mean, var = seen.result()
+        if not (mean.isfinite().all() and var.isfinite().all()):
+            raise StateError(
+                f"statistics must be finite, those of {name!r} are not after {read} batches: look for nan or inf in "
+                "its inputs, or single positions in an instance norm; the model is as it was"
+            )
+        _write(norm, mean, var)
+        if isinstance(norm.num_batches_tracked, Tensor):
+            norm.num_batches_tracked.fill_(seen.calls)
+
+
+def _distance(norm: _NormBase, old: Mapping[str, Tensor]) -> tuple[float, float]:
+    """Largest shift of a mean in standard deviations, and largest factor between variances."""
+    mean, var = (running.double() for running in statistics_of(norm))
+    var, before = var + norm.eps, old["running_var"].double() + norm.eps
+    shift = (mean - old["running_mean"].double()).abs() / var.sqrt()
+    return float(shift.max()), float(torch.maximum(var / before, before / var).max())
+
+
+def _call(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, tuple | list) and batch:
+        batch = batch[0]
+    return model(**batch) if isinstance(batch, Mapping) else model(batch)
+
+
+def _moved(batch: Any, device: torch.device | str) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {name: _moved(value, device) for name, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return [_moved(value, device) for value in batch]
+    return batch
+
+
+def _shown(batches: Iterable[Any], progress: bool) -> Iterable[Any] | Iterator[Any]:
+    if not progress:
+        return batches
+    try:
+        from rich.console import Console
+        from rich.progress import track
+    except ImportError:
+        warnings.warn("progress=True shows a bar where rich is installed: pip install rich", stacklevel=3)
+        return batches
+    return track(batches, description="recalibrate", console=Console(stderr=True), transient=True)
