@@ -11,8 +11,8 @@ import normkit
 
 SOURCE = Path(normkit.__file__).parent
 # From the foundation up: a module may import only from what stands before it.
-ORDER = ["errors", "pattern", "catalog", "plan", "kernels", "backends", "functional", "layers", "parametrize"]
-ORDER += ["tools", "draw", "study", "cli"]
+ORDER = ["errors", "pattern", "catalog", "plan", "kernels", "backends", "functional", "layers", "parametrize", "tools"]
+ORDER += ["draw", "study", "cli"]
 # Within the kernels.
 INSIDE = ["native", "door", "reference", "fit", "ops", "autograd", "weight"]
 

@@ -1,0 +1,61 @@
+"""What is known of a norm, whoever wrote it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A norm in the words of the catalog.
+
+    Attributes:
+        kind: name of the method in the catalog; None if the norm is not understood.
+        reason: why it is not understood; empty if it is.
+        shape: of weight and bias, whether there are any: ``(C,)``, or the sizes of the last dimensions.
+        axis: where the features are: ``"first"`` is dimension 1, ``"last"`` the last dimensions.
+        rank: number of dimensions behind the channels that the layer is made for; None for any.
+        groups: number of groups, of group norm.
+        eps: added to the variance; None for the machine epsilon.
+        weight, bias: whether it has these parameters.
+        offset: what is added to the stored weight before use: 1 in Gemma's norm, whose weight starts at 0.
+        rounds_twice: in half precision, the normalized value is rounded before it is multiplied by the weight.
+        running: whether it has running statistics.
+        synced: whether it takes statistics over several processes.
+        pattern: the region, of a `normkit.Norm`.
+        extras: children applied after the norm: ``"drop"``, ``"act"``.
+        origin: the package its class comes from: ``"torch"``, ``"normkit"``, ``"timm"``, ``"transformers"``, ...
+    """
+
+    kind: str | None = None
+    reason: str = ""
+    shape: tuple[int, ...] = ()
+    axis: Literal["first", "last"] = "last"
+    rank: int | None = None
+    groups: int | None = None
+    eps: float | None = None
+    weight: bool = False
+    bias: bool = False
+    offset: float = 0.0
+    rounds_twice: bool = False
+    running: bool = False
+    synced: bool = False
+    pattern: str | None = None
+    extras: tuple[str, ...] = ()
+    origin: str = ""
+
+    @property
+    def channels(self) -> int:
+        """Number of features that have a weight of their own."""
+        return math.prod(self.shape)
+
+    @property
+    def affine(self) -> bool:
+        """Whether there is a weight or a bias."""
+        return self.weight or self.bias
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
