@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -25,12 +26,18 @@ class Moments:
 
     Args:
         norm: whose input arrives; it says where the channels are.
+
+    Attributes:
+        calls: number of inputs.
+        elements: number of values per channel.
+        first: the place of the first input among those of other norms; the caller counts.
     """
 
     def __init__(self, norm: _NormBase) -> None:
         self.norm = norm
         self.pooled = not isinstance(norm, _InstanceNorm)
         self.calls = 0
+        self.first = math.inf
         self.elements = 0
         like = statistics_of(norm)[0]
         # On the devices without float64 the sums over one chunk are float32, and merged on the CPU.
@@ -95,6 +102,8 @@ def reduce_over_ranks(all_moments: Sequence[Moments], group: dist.ProcessGroup |
     counts = torch.stack([torch.tensor([m.count, m.calls, m.elements], dtype=torch.float64) for m in all_moments])
     own = counts.to(device, copy=True)
     dist.all_reduce(counts := counts.to(device), group=group)
+    firsts = torch.tensor([m.first for m in all_moments], dtype=torch.float64, device=device)
+    dist.all_reduce(firsts, dist.ReduceOp.MIN, group=group)
     shares = (own[:, 0] / counts[:, 0].clamp(min=1)).tolist()
     means = torch.cat([m.mean.to(device) * share for m, share in zip(all_moments, shares, strict=True)])
     dist.all_reduce(means, group=group)
@@ -104,9 +113,8 @@ def reduce_over_ranks(all_moments: Sequence[Moments], group: dist.ProcessGroup |
         spreads.append(about + m.count.to(device) * (m.mean.to(device) - mean).square() if m.pooled else about)
     spread = torch.cat(spreads)
     dist.all_reduce(spread, group=group)
-    for m, row, mean, part in zip(
-        all_moments, counts.tolist(), _cut(means, all_moments), _cut(spread, all_moments), strict=True
-    ):
+    rows = [(first, *row) for first, row in zip(firsts.tolist(), counts.tolist(), strict=True)]
+    for m, row, mean, part in zip(all_moments, rows, _cut(means, all_moments), _cut(spread, all_moments), strict=True):
         m.count, m.calls, m.elements = (
             torch.tensor(row[0], dtype=torch.float64, device=m.home),
             int(row[1]),

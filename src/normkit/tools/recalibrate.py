@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -34,7 +35,8 @@ class RecalibratedNorm:
         elements: values seen per channel, over all ranks.
         mean_shift: largest distance over the channels from the old mean to the new, in new standard deviations.
         var_ratio: largest factor over the channels between old variance and new, eps included; at least 1.
-        unsettled: `mean_shift` of the last phase alone; None after a single phase. Near 0: more phases change nothing.
+        exact: whether every norm called before it already used its new statistics when these were collected, so that
+            they are those of its inputs in evaluation.
     """
 
     name: str
@@ -43,7 +45,7 @@ class RecalibratedNorm:
     elements: int = 0
     mean_shift: float = 0.0
     var_ratio: float = 1.0
-    unsettled: float | None = None
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,10 @@ class Recalibration:
         return asdict(self)
 
     def __str__(self) -> str:
-        head = f"{'norm':<32} {'outcome':<12} {'elements':>10} {'mean shift':>10} {'var ratio':>9} {'unsettled':>9}"
+        head = f"{'norm':<32} {'outcome':<12} {'elements':>10} {'mean shift':>10} {'var ratio':>9} {'exact':>6}"
         rows = [
             f"{n.name or '(the model)':<32} {n.outcome:<12} {n.elements:>10} {n.mean_shift:>10.3g} {n.var_ratio:>9.3g} "
-            + (f"{'':>9}" if n.unsettled is None else f"{n.unsettled:>9.2g}")
+            + f"{'yes' if n.exact else 'no':>6}" * (n.outcome == "new")
             for n in self.norms
         ]
         new = sum(n.outcome == "new" for n in self.norms)
@@ -88,11 +90,14 @@ def recalibrate(
     float64 by Chan's formula. Instance norms get the average over all instances of their means and unbiased variances.
 
     Only the norms are in training mode meanwhile: dropout is off. With one phase each norm normalizes by the batch, as
-    in training, so a deep layer's statistics are those of inputs that evaluation does not give it. What evaluation
+    in training, so a deep norm's statistics are those of inputs that evaluation does not give it. What evaluation
     needs is a fixed point: statistics which, when every norm uses them, are the statistics of the inputs. The input of
-    a norm depends only on the norms before it, so the first phase makes the first norm exact, and each further one, in
-    which the norms use the statistics of the phase before, the next norm on every path. As many phases as a path has
-    norms reach the fixed point; two or three usually come near it (see `RecalibratedNorm.unsettled`).
+    a norm depends only on the norms called before it, so the fixed point is reached in their order: collect the first,
+    let it use its new statistics, collect the second, and so on. With k phases the norms are cut into k groups in the
+    order in which they are called; each phase makes one group final, and the later ones still normalize by the batch.
+    As many phases as norms are exact (more mean the same); fewer leave the first norm of each group exact. Collecting
+    all norms again and again, each using its statistics of the phase before, has the same fixed point, but errors grow
+    from norm to norm on the way there.
 
     With torch.distributed initialised the moments of all ranks are pooled, whatever number of batches each has; during
     a phase ranks do not wait for each other, and a SyncBatchNorm normalizes by its own rank's batch.
@@ -102,7 +107,7 @@ def recalibrate(
             used, uncompiled.
         batches: a tensor each, a tuple or list whose first item is the input, or a mapping of keyword arguments.
         forward: called as ``forward(model, batch)`` instead, for batches of another structure.
-        phases: how often the batches are read; more than one needs an iterable that can be.
+        phases: how often the batches are read at most; more than one needs an iterable that can be.
         device: where tensors of a batch are moved to; None to leave them.
         group: the ranks to pool over; None for all.
         progress: whether to show a bar, where rich is installed.
@@ -147,17 +152,24 @@ def recalibrate(
     old = {norm: _state(norm) for norm in norms.values()}
     # A frozen norm says "not training" whatever it was told last, which unfreeze must find.
     modes = [(module, module.training) for module in model.modules() if not is_frozen(module)]
-    last: dict[_NormBase, dict[str, Tensor]] = {}
+    moments: dict[_NormBase, Moments] = {}
+    groups: list[list[_NormBase]] = [list(norms.values())]
     try:
         # A compiled graph may not know hooks that came later.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             for phase in range(phases):
-                last = {norm: _state(norm) for norm in norms.values()}
+                if phase >= len(groups):
+                    break
+                still_open = {norm for group_ in groups[phase:] for norm in group_}
                 for module, _ in modes:
-                    module.training = phase == 0 and module in old
-                read, moments = _pass(model, norms, _shown(batches, progress), step, device, group)
-                _put_back(last)
-                _install(norms, moments, read)
+                    module.training = module in still_open
+                named = {name: norm for name, norm in norms.items() if norm in still_open}
+                read, new = _pass(model, named, _shown(batches, progress), step, device, group)
+                moments |= new
+                _put_back({norm: old[norm] for norm in still_open})
+                _install(named, moments, read)
+                if phase == 0:
+                    groups = _groups(moments, phases)
     except BaseException:
         _put_back(old)
         raise
@@ -165,6 +177,7 @@ def recalibrate(
         for module, training in modes:
             module.training = training
 
+    exact = {members[0] for members in groups}
     rows = []
     for name, norm in every.items():
         if norm not in old:
@@ -172,10 +185,15 @@ def recalibrate(
         elif not (seen := moments[norm]).calls:
             rows.append(_row(name, norm, "not reached"))
         else:
-            shift, ratio = _distance(norm, old[norm])
-            unsettled = _distance(norm, last[norm])[0] if phases > 1 else None
-            rows.append(_row(name, norm, "new", seen.elements, shift, ratio, unsettled))
-    return Recalibration(tuple(rows), read, phases)
+            rows.append(_row(name, norm, "new", seen.elements, *_distance(norm, old[norm]), norm in exact))
+    return Recalibration(tuple(rows), read, max(len(groups), 1))
+
+
+def _groups(moments: Mapping[_NormBase, Moments], phases: int) -> list[list[_NormBase]]:
+    """The norms that were reached, in the order of their first call, in as many groups as phases."""
+    order = sorted((norm for norm in moments if moments[norm].calls), key=lambda norm: moments[norm].first)
+    count = min(phases, len(order))
+    return [order[len(order) * i // count : len(order) * (i + 1) // count] for i in range(count)]
 
 
 def _row(name: str, norm: nn.Module, outcome: str, *figures: Any) -> RecalibratedNorm:
@@ -215,10 +233,10 @@ def _pass(
 ) -> tuple[int, dict[_NormBase, Moments]]:
     """Read all batches once; the moments of each norm's inputs, over all ranks."""
     moments = {norm: Moments(norm) for norm in norms.values()}
-    read, failure = 0, None
+    read, failure, turns = 0, None, itertools.count()
     with contextlib.ExitStack() as hooks:
         for norm in norms.values():
-            hooks.callback(norm.register_forward_pre_hook(_listen(moments[norm]), with_kwargs=True).remove)
+            hooks.callback(norm.register_forward_pre_hook(_listen(moments[norm], turns), with_kwargs=True).remove)
             hooks.callback(norm.register_forward_hook(_train_again(norm.training), always_call=True).remove)
         try:
             for batch in batches:
@@ -242,13 +260,15 @@ def _pass(
     return read, moments
 
 
-def _listen(seen: Moments) -> Callable[..., None]:
+def _listen(seen: Moments, turns: Iterator[int]) -> Callable[..., None]:
     """A hook that counts the input in, and lets the norm use statistics where the batch has none of its own."""
 
     def hook(norm: _NormBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else kwargs["input"]
         if not x.numel():
             return
+        if not seen.calls:
+            seen.first = next(turns)
         mean, var = seen.add(x)
         if not norm.training or isinstance(norm, _InstanceNorm):
             return
