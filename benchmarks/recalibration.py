@@ -67,7 +67,7 @@ def averaged(model: nn.Module, batches: Batches, squares: bool = False) -> None:
 METHODS: Mapping[str, Callable[[nn.Module, Batches], object]] = {
     "update_bn": lambda model, batches: update_bn(batches, model),
     "mean of variances": averaged,
-    "E[x^2] - E[x]^2": lambda model, batches: averaged(model, batches, squares=True),
+    "mean of squares": lambda model, batches: averaged(model, batches, squares=True),
     "recalibrate": normkit.recalibrate,
 }
 

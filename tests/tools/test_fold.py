@@ -352,7 +352,7 @@ def test_outputs_that_move_undo_everything(inplace, monkeypatch: pytest.MonkeyPa
     attributes = [dict(vars(module)) for module in model]
     right = absorb.after
     monkeypatch.setattr(absorb, "after", lambda *args: tuple(value * 1.01 for value in right(*args)))
-    monkeypatch.setattr("normkit.tools.fold.EXACT", 1.0)
+    monkeypatch.setattr("normkit.tools.folding.EXACT", 1.0)
     folded, report = normkit.fold(model, image(2).float(), inplace=inplace)
     assert report.folds == ()
     assert all("folding was undone: outputs moved by 0.0" in row.reason for row in report.refusals)
@@ -368,7 +368,7 @@ def test_a_model_that_raises_is_as_it_was(monkeypatch: pytest.MonkeyPatch):
     before = [*model]
     with pytest.raises(RuntimeError, match="channels"):
         normkit.fold(model, torch.randn(2, 3, 5, 5), inplace=True)
-    monkeypatch.setattr("normkit.tools.fold._Work.moved_by", lambda *_: 1 / 0)
+    monkeypatch.setattr("normkit.tools.folding.Folding.moved_by", lambda *_: 1 / 0)
     weight = model[0].weight
     with pytest.raises(ZeroDivisionError):
         normkit.fold(model, image(2).float(), inplace=True)
@@ -451,6 +451,7 @@ FOLDED = {
 }
 
 
+@torch.no_grad()
 def check_zoo(name: str) -> None:
     model, x = image_model(name)
     drawn(model)

@@ -115,11 +115,8 @@ def reduce_over_ranks(all_moments: Sequence[Moments], group: dist.ProcessGroup |
     dist.all_reduce(spread, group=group)
     rows = [(first, *row) for first, row in zip(firsts.tolist(), counts.tolist(), strict=True)]
     for m, row, mean, part in zip(all_moments, rows, _cut(means, all_moments), _cut(spread, all_moments), strict=True):
-        m.count, m.calls, m.elements = (
-            torch.tensor(row[0], dtype=torch.float64, device=m.home),
-            int(row[1]),
-            int(row[2]),
-        )
+        m.first, m.calls, m.elements = row[0], int(row[2]), int(row[3])
+        m.count = torch.tensor(row[1], dtype=torch.float64, device=m.home)
         m.mean, m.spread = mean.to(m.home), part.to(m.home)
 
 

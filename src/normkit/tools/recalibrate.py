@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,16 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import UninitializedBuffer
 
 from normkit.errors import ArgumentError, StateError, whole_number
 from normkit.tools.freeze import is_frozen
-from normkit.tools.moments import Moments, meeting_place, reduce_over_ranks
+from normkit.tools.moments import Moments
+from normkit.tools.passes import Forward, call, collect, shown, write
 from normkit.tools.running import keeps_statistics, norms_of, statistics_of
-
-Forward = Callable[[nn.Module, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,8 @@ class RecalibratedNorm:
         mean_shift: largest distance over the channels from the old mean to the new, in new standard deviations.
         var_ratio: largest factor over the channels between old variance and new, eps included; at least 1.
         exact: whether every norm called before it already used its new statistics when these were collected, so that
-            they are those of its inputs in evaluation.
+            they are those of its inputs in evaluation. False for a norm called several times per batch, since its
+            inputs may depend on itself.
     """
 
     name: str
@@ -148,7 +144,7 @@ def recalibrate(
     if not norms:
         return Recalibration(tuple(_row(name, norm, "frozen") for name, norm in every.items()), 0, 0)
 
-    step = forward or _call
+    step = forward or call
     old = {norm: _state(norm) for norm in norms.values()}
     # A frozen norm says "not training" whatever it was told last, which unfreeze must find.
     modes = [(module, module.training) for module in model.modules() if not is_frozen(module)]
@@ -164,7 +160,7 @@ def recalibrate(
                 for module, _ in modes:
                     module.training = module in still_open
                 named = {name: norm for name, norm in norms.items() if norm in still_open}
-                read, new = _pass(model, named, _shown(batches, progress), step, device, group)
+                read, new = collect(model, named, shown(batches, progress), step, device, group)
                 moments |= new
                 _put_back({norm: old[norm] for norm in still_open})
                 _install(named, moments, read)
@@ -185,7 +181,11 @@ def recalibrate(
         elif not (seen := moments[norm]).calls:
             rows.append(_row(name, norm, "not reached"))
         else:
-            rows.append(_row(name, norm, "new", seen.elements, *_distance(norm, old[norm]), norm in exact))
+            rows.append(
+                _row(
+                    name, norm, "new", seen.elements, *_distance(norm, old[norm]), norm in exact and seen.calls <= read
+                )
+            )
     return Recalibration(tuple(rows), read, max(len(groups), 1))
 
 
@@ -223,77 +223,6 @@ def _put_back(states: Mapping[_NormBase, Mapping[str, Tensor]]) -> None:
                 buffer.copy_(state[name])
 
 
-def _pass(
-    model: nn.Module,
-    norms: Mapping[str, _NormBase],
-    batches: Iterable[Any],
-    step: Forward,
-    device: torch.device | str | None,
-    group: dist.ProcessGroup | None,
-) -> tuple[int, dict[_NormBase, Moments]]:
-    """Read all batches once; the moments of each norm's inputs, over all ranks."""
-    moments = {norm: Moments(norm) for norm in norms.values()}
-    read, failure, turns = 0, None, itertools.count()
-    with contextlib.ExitStack() as hooks:
-        for norm in norms.values():
-            hooks.callback(norm.register_forward_pre_hook(_listen(moments[norm], turns), with_kwargs=True).remove)
-            hooks.callback(norm.register_forward_hook(_train_again(norm.training), always_call=True).remove)
-        try:
-            for batch in batches:
-                step(model, batch if device is None else _moved(batch, device))
-                read += 1
-        except Exception as error:
-            failure = error
-    if dist.is_available() and dist.is_initialized():
-        # Ranks meet here even if one of them failed; the others would wait for ever.
-        place = meeting_place(group, next(iter(moments.values())).mean.device)
-        dist.all_reduce(count := torch.tensor([read, failure is not None], device=place), group=group)
-        read, failed = count.tolist()
-        if failed and failure is None:
-            raise StateError("recalibrate stopped because another rank raised: see its error; the model is as it was")
-        if not failed:
-            reduce_over_ranks(list(moments.values()), group)
-    if failure is not None:
-        raise failure
-    if not read:
-        raise StateError("recalibrate needs at least one batch, got none: a generator is empty once it was read")
-    return read, moments
-
-
-def _listen(seen: Moments, turns: Iterator[int]) -> Callable[..., None]:
-    """A hook that counts the input in, and lets the norm use statistics where the batch has none of its own."""
-
-    def hook(norm: _NormBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else kwargs["input"]
-        if not x.numel():
-            return
-        if not seen.calls:
-            seen.first = next(turns)
-        mean, var = seen.add(x)
-        if not norm.training or isinstance(norm, _InstanceNorm):
-            return
-        alone = seen.rows(x)[:, 0].numel() == 1
-        if alone or isinstance(norm, nn.SyncBatchNorm):
-            # A single value has no variance: it meets the statistics so far. A SyncBatchNorm would wait for ranks.
-            norm.training = False
-            if seen.elements > 1:
-                _write(norm, *(seen.result() if alone else (mean, var)))
-
-    return hook
-
-
-def _train_again(training: bool) -> Callable[..., None]:
-    def hook(norm: nn.Module, args: Any, output: Any) -> None:
-        norm.training = training
-
-    return hook
-
-
-def _write(norm: _NormBase, mean: Tensor, var: Tensor) -> None:
-    for running, new in zip(statistics_of(norm), (mean, var), strict=True):
-        running.copy_(new)
-
-
 def _install(norms: Mapping[str, _NormBase], moments: Mapping[_NormBase, Moments], read: int) -> None:
     for name, norm in norms.items():
         seen = moments[norm]
@@ -309,7 +238,7 @@ def _install(norms: Mapping[str, _NormBase], moments: Mapping[_NormBase, Moments
                 f"statistics must be finite, those of {name!r} are not after {read} batches: look for nan or inf in "
                 "its inputs, or single positions in an instance norm; the model is as it was"
             )
-        _write(norm, mean, var)
+        write(norm, mean, var)
         if isinstance(norm.num_batches_tracked, Tensor):
             norm.num_batches_tracked.fill_(seen.calls)
 
@@ -320,31 +249,3 @@ def _distance(norm: _NormBase, old: Mapping[str, Tensor]) -> tuple[float, float]
     var, before = var + norm.eps, old["running_var"].double() + norm.eps
     shift = (mean - old["running_mean"].double()).abs() / var.sqrt()
     return float(shift.max()), float(torch.maximum(var / before, before / var).max())
-
-
-def _call(model: nn.Module, batch: Any) -> Any:
-    if isinstance(batch, tuple | list) and batch:
-        batch = batch[0]
-    return model(**batch) if isinstance(batch, Mapping) else model(batch)
-
-
-def _moved(batch: Any, device: torch.device | str) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {name: _moved(value, device) for name, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return [_moved(value, device) for value in batch]
-    return batch
-
-
-def _shown(batches: Iterable[Any], progress: bool) -> Iterable[Any] | Iterator[Any]:
-    if not progress:
-        return batches
-    try:
-        from rich.console import Console
-        from rich.progress import track
-    except ImportError:
-        warnings.warn("progress=True shows a bar where rich is installed: pip install rich", stacklevel=3)
-        return batches
-    return track(batches, description="recalibrate", console=Console(stderr=True), transient=True)
