@@ -390,6 +390,19 @@ def test_a_residual_network_of_timm():
     torch.testing.assert_close(model.conv1[1].running_var.double(), var, rtol=1e-5, atol=0)
 
 
+def test_a_group_of_one_rank_changes_nothing(tmp_path: Path):
+    """The way through the sums over ranks, without a second process."""
+    model, batches = stack(), batches_of(4, drift=1.0)
+    alone = copy.deepcopy(model)
+    expected = normkit.recalibrate(alone, batches, phases=2)
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        assert normkit.recalibrate(model, batches, phases=2) == expected
+    finally:
+        distributed.destroy_process_group()
+    assert all(torch.equal(value, alone.state_dict()[name]) for name, value in model.state_dict().items())
+
+
 def rank_recalibrates(rank: int, place: str, sizes: list[list[int]], synced: bool, fails: bool) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=len(sizes))
     try:

@@ -116,12 +116,7 @@ def freeze(
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3), torch.nn.Dropout())
         >>> print(normkit.freeze(model))
         1                                statistics and affine
-        >>> model.train()
-        Sequential(
-          (0): Linear(in_features=3, out_features=3, bias=True)
-          (1): BatchNorm1d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
-          (2): Dropout(p=0.5, inplace=False)
-        )
+        >>> model = model.train()
         >>> model[1].training, model[1].weight.requires_grad, model[2].training
         (False, False, True)
     """
