@@ -213,7 +213,7 @@ REFUSED = {
     ),
     "a weight that is computed in forward": (
         Net(lambda s, x: s.bn(s.conv(x)), conv=Standardized(4, 4, 3), bn=bn()),
-        "'conv' computes more than its weight and bias say",
+        "'conv' or the norm computes more than its parameters say",
     ),
     "a weight that is read elsewhere": (
         Net(lambda s, x: s.bn(s.conv(x)) * s.conv.weight.sum(), conv=conv(), bn=bn()),
@@ -388,6 +388,58 @@ def test_a_model_that_raises_is_as_it_was(monkeypatch: pytest.MonkeyPatch):
 def test_wrong_arguments(model, example, error, text):
     with pytest.raises(error, match=text):
         normkit.fold(model.eval(), example)
+
+
+def test_compiled_models_are_refused():
+    model = drawn(nn.Sequential(conv(), bn()))
+    inside = nn.Sequential(copy.deepcopy(model))
+    inside[0].compile(backend="eager")
+    for compiled in (torch.compile(model, backend="eager"), inside):
+        with pytest.raises(StateError, match="is compiled: fold first and compile the result"):
+            normkit.fold(compiled, image(2).float())
+    folded, _ = normkit.fold(model, image(2).float())
+    torch._dynamo.reset()
+    x = image(2).float()
+    torch.testing.assert_close(torch.compile(folded, backend="eager")(x), folded(x))
+
+
+def test_norms_frozen_by_timm_fold():
+    model, x = image_model("mobilenetv2_035")
+    from timm.layers import freeze_batch_norm_2d
+
+    model = freeze_batch_norm_2d(drawn(model))
+    expected = model(x)
+    folded, report = normkit.fold(model, x, strict=True)
+    assert len(report.folds) == 52
+    assert {row.norm for row in report.folds} == {"FrozenBatchNormAct2d"}
+    # As in check_zoo.
+    assert (folded(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+class FakeFrozenNorm(nn.Module):
+    """Has the buffers of a frozen batch norm, and uses the batch in training all the same."""
+
+    def __init__(self, obeys: bool) -> None:
+        super().__init__()
+        self.eps, self.obeys = 1e-5, obeys
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(4) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        training = self.training and not self.obeys
+        mean = x.mean((0, 2, 3)) if training else self.running_mean
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return (x - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]
+
+
+@pytest.mark.parametrize("obeys", [True, False])
+def test_a_norm_that_was_made_frozen_proves_it(obeys):
+    model = nn.Sequential(conv(), FakeFrozenNorm(obeys)).train()
+    folded, report = normkit.fold(model, image(2).float())
+    assert len(report.folds) == obeys
+    if not obeys:
+        assert "folded, it is off by" in report.refusals[0].reason
+    assert folded.training
 
 
 @pytest.mark.parametrize("example", [lambda x: (x,), lambda x: {"x": x}])

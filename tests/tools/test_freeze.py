@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import normkit
-from normkit.errors import ArgumentError
+from normkit.errors import ArgumentError, StateError
 from normkit.tools.freeze import is_frozen
+from normkit.tools.walk import replace
 from zoo import image_model
 
 NORMS = [
@@ -232,6 +233,35 @@ def test_graphs_see_the_norm_as_it_is():
     exported = torch.export.export(model.train(), (torch.randn(6, 4),)).module()
     x = torch.randn(6, 4)
     torch.testing.assert_close(exported(x), copy.deepcopy(model).eval()(x))
+
+
+def test_what_takes_the_place_of_a_frozen_norm_is_frozen():
+    model = model_of()
+    normkit.freeze(model, where="1")
+    model.train()
+    model.insert(4, nn.Identity())
+    new = normkit.BatchNorm1d(4)
+    replace(model, {model[1]: new, model[4]: nn.ReLU()})
+    assert model[1] is new
+    assert is_frozen(new)
+    normkit.unfreeze(model)
+    assert type(new) is normkit.BatchNorm1d
+    assert new.training
+    normkit.freeze(model, where="1")
+    replace(model, {new: nn.LayerNorm(4)})
+    assert not any(is_frozen(module) for module in model)
+    assert "normkit_frozen" not in vars(model[1])
+
+
+def test_a_norm_parametrized_since_cannot_be_unfrozen():
+    norm = nn.BatchNorm1d(4)
+    normkit.freeze(norm)
+    nn.utils.parametrize.register_parametrization(norm, "weight", nn.Identity())
+    with pytest.raises(StateError, match="ParametrizedBatchNorm1d was made since: remove its parametrization"):
+        normkit.unfreeze(norm)
+    nn.utils.parametrize.remove_parametrizations(norm, "weight")
+    normkit.unfreeze(norm)
+    assert type(norm) is nn.BatchNorm1d
 
 
 def test_a_model_of_timm_keeps_its_activations_and_statistics():

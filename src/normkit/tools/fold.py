@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from torch.nn.modules import lazy
 
@@ -49,8 +50,8 @@ def fold(
 
     Raises:
         ArgumentError: an example of another type, or a model that returns no floating-point tensor.
-        StateError: with `strict`, a norm that stays; layers that do not know their size yet; a model that cannot be
-            copied. In every case the model is as it was.
+        StateError: with `strict`, a norm that stays; layers that do not know their size yet; a model that is compiled
+            or cannot be copied. In every case the model is as it was.
 
     Example:
         >>> import torch, normkit
@@ -68,6 +69,11 @@ def fold(
     for place in walk(model):
         if isinstance(place.module, lazy.LazyModuleMixin) and place.module.has_uninitialized_params():
             raise StateError(f"fold needs layers that know their size, {place.name!r} does not: call the model once")
+        if isinstance(place.module, torch._dynamo.OptimizedModule) or place.module._compiled_call_impl is not None:
+            raise StateError(
+                f"a compiled graph would not see what fold changes, and {place.name or 'the model'!r} is compiled: "
+                "fold first and compile the result"
+            )
     if not inplace:
         try:
             model = copy.deepcopy(model)

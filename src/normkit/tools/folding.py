@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,9 +38,10 @@ class Folding:
         self.names = {place.module: place.name for place in walk(model)}
         self.found: dict[nn.Module, tuple[Place, Facts]] = {}
         for place, facts in norms(model):
-            if facts.kind in ("batch_norm", "instance_norm") or (
-                not facts.kind and isinstance(place.module, _NormBase)
-            ):
+            if not facts.kind and _looks_like_batch_norm(place.module):
+                facts = dataclasses.replace(facts, kind="batch_norm", running=True, eps=place.module.eps)  # type: ignore[arg-type]
+            unclear = not facts.kind and isinstance(place.module, _NormBase)
+            if unclear or facts.kind in ("batch_norm", "instance_norm"):
                 self.found[place.module] = (place, facts)
         self.folds: dict[nn.Module, Fold] = {}
         self.successors: dict[nn.Module, nn.Module] = {}
@@ -99,7 +101,7 @@ class Folding:
             raise _RefusedError(facts.reason)
         if not facts.running:
             raise _RefusedError("it has no running statistics and normalizes by its input")
-        if norm in self.training:
+        if norm in self.training and isinstance(norm, _NormBase):
             raise _RefusedError("it is in training mode and normalizes by the batch: call model.eval() first")
         if not flow.calls[norm]:
             raise _RefusedError("the example does not reach it")
@@ -186,6 +188,9 @@ class Folding:
         """In float64, where rounding is out of the question, the folded layer gives what the pair gives."""
         try:
             exact = [copy.deepcopy(module).double() for module in pair]
+            for module, original in zip(exact, pair, strict=True):
+                # A norm that was made frozen must prove that its mode means nothing.
+                module.training = original in self.training and original in self.found
             new = copy.deepcopy(layer).double()
             _set(new, weight, bias)
             then = copy.deepcopy(left).double()
@@ -194,7 +199,7 @@ class Folding:
                 error = _distance(then(new(*args, **kwargs)), exact[1](exact[0](*args, **kwargs)))
                 if not error <= EXACT:
                     raise _RefusedError(
-                        f"{self.names[layer]!r} computes more than its weight and bias say: folded, it is off by "
+                        f"{self.names[layer]!r} or the norm computes more than its parameters say: folded, it is off by "
                         f"{error:.1g} of its output's size"
                     )
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
@@ -221,6 +226,12 @@ class Folding:
             layer._parameters.clear()
             layer._parameters.update(parameters)
         self.folds, self.successors, self.attributes, self.weights = {}, {}, {}, []
+
+
+def _looks_like_batch_norm(module: nn.Module) -> bool:
+    """A frozen batch norm of another library, which keeps all it has as buffers; the check of the pair is its proof."""
+    needed = {"weight", "bias", "running_mean", "running_var"}
+    return not isinstance(module, _NormBase) and needed <= vars(module)["_buffers"].keys() and hasattr(module, "eps")
 
 
 def _left(norm: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from normkit.errors import ArgumentError, nearest
+from normkit.errors import ArgumentError, StateError, nearest
 from normkit.tools.running import Where, chosen, keeps_statistics, norms_of
 
 MARK = "normkit_frozen"
@@ -155,6 +155,7 @@ def unfreeze(model: nn.Module, statistics: bool = True, affine: bool = True, *, 
 
     Raises:
         ArgumentError: a pattern that fits no norm.
+        StateError: a norm that was parametrized after it was frozen.
 
     Example:
         >>> import torch, normkit
@@ -177,6 +178,16 @@ def unfreeze(model: nn.Module, statistics: bool = True, affine: bool = True, *, 
     return Freezing(done, left)
 
 
+def hand_on(old: nn.Module, new: nn.Module) -> None:
+    """Freeze what takes the place of a frozen norm, if it has running statistics too; otherwise drop the mark."""
+    if isinstance(old, _Frozen) and not isinstance(new, _Frozen):
+        new.__dict__.pop(MARK, None)
+        if keeps_statistics(new):
+            new.__dict__[MARK] = old.__dict__[MARK]
+            new.__class__ = _frozen_class(type(new))
+            new.__dict__["training"] = old.__dict__["training"]
+
+
 def _hold(norm: nn.Module, parts: tuple[str, ...]) -> None:
     held = norm.__dict__.get(MARK, {})
     for part in parts:
@@ -189,6 +200,11 @@ def _hold(norm: nn.Module, parts: tuple[str, ...]) -> None:
 
 
 def _let_go(norm: nn.Module, parts: tuple[str, ...]) -> None:
+    if type(norm) not in _CLASSES.values():
+        raise StateError(
+            f"unfreeze needs norms of the class that freeze gave them, and {type(norm).__name__} was made since: "
+            "remove its parametrization first"
+        )
     held = dict(norm.__dict__[MARK])
     for part in parts:
         required = held.pop(part)
