@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from normkit.parametrize import weight_norm as weight_norm
     from normkit.parametrize import weight_standardization as weight_standardization
     from normkit.study import compare as compare
+    from normkit.tools.convert import convert as convert
     from normkit.tools.fold import fold as fold
     from normkit.tools.freeze import freeze as freeze
     from normkit.tools.freeze import unfreeze as unfreeze
+    from normkit.tools.insert import insert as insert
     from normkit.tools.recalibrate import recalibrate as recalibrate
 
 __version__ = "0.1.0"
@@ -53,6 +55,8 @@ _NAMES = {
     "normkit.tools.fold": "fold",
     "normkit.tools.freeze": "freeze unfreeze",
     "normkit.tools.recalibrate": "recalibrate",
+    "normkit.tools.convert": "convert",
+    "normkit.tools.insert": "insert",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

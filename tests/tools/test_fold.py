@@ -319,6 +319,31 @@ def test_shapes_may_be_asked_and_results_kept():
     assert not hasattr(model, "last")
 
 
+class Optional(nn.Module):
+    """The second input changes the flow; with a stand-in for it, tracing would take the way that is not gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.kept = conv(), bn(), []
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        y = self.conv(x)
+        self.kept.append(y.shape)
+        return self.bn(y) if more is None else self.bn(y) + y * more
+
+
+def test_the_graph_is_that_of_the_arguments_given():
+    x = image(2).float()
+    model = drawn(Optional())
+    folded, report = normkit.fold(model, x)
+    assert (len(report.folds), report.graph) == (1, True)
+    assert all(type(shape) is torch.Size for shape in folded.kept)
+    for example in ((x, x.mean()), {"x": x, "more": x.mean()}):
+        _, report = normkit.fold(model, example)
+        assert (len(report.folds), report.graph) == (0, True)
+        assert "the output of 'conv' also goes to mul()" in str(report)
+
+
 def test_a_shared_norm_goes_under_all_its_names():
     model = drawn(Net(lambda s, x: s.alias(s.conv(x)), conv=conv(), bn=bn()))
     model.alias = model.bn
@@ -438,7 +463,7 @@ def test_a_norm_that_was_made_frozen_proves_it(obeys):
     folded, report = normkit.fold(model, image(2).float())
     assert len(report.folds) == obeys
     if not obeys:
-        assert "folded, it is off by" in report.refusals[0].reason
+        assert "folded, off by" in report.refusals[0].reason
     assert folded.training
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import importlib
 
 import pytest
 import torch
@@ -222,6 +223,28 @@ def test_multiplying_after_the_cast_is_seen():
     module = zoo.language_model("llama")[0].model.norm
     assert not describe(module).rounds_twice
     assert describe(module.bfloat16()).rounds_twice
+
+
+FOREIGN = {
+    "vitdet.modeling_vitdet.VitDetLayerNorm": ("layer_norm2d", 0.0),
+    "cohere.modeling_cohere.CohereLayerNorm": ("layer_norm", 0.0),
+    "olmo.modeling_olmo.OlmoLayerNorm": ("layer_norm", 0.0),
+    "nemotron.modeling_nemotron.NemotronLayerNorm1P": ("layer_norm", 1.0),
+    "helium.modeling_helium.HeliumRMSNorm": ("rms_norm", 0.0),
+    "udop.modeling_udop.UdopLayerNorm": ("rms_norm", 0.0),
+    "gemma3.modeling_gemma3.Gemma3RMSNorm": ("rms_norm", 1.0),
+    "squeezebert.modeling_squeezebert.SqueezeBertLayerNorm": ("layer_norm2d", 0.0),
+}
+
+
+@pytest.mark.parametrize("path", FOREIGN)
+def test_names_do_not_decide(path):
+    zoo.language_model("llama")  # lets transformers be imported here
+    module, name = path.rsplit(".", 1)
+    norm = getattr(importlib.import_module(f"transformers.models.{module}"), name)(16)
+    facts = describe(norm)
+    assert (facts.kind, facts.offset) == FOREIGN[path]
+    assert facts.shape == (16,)
 
 
 @pytest.mark.parametrize(

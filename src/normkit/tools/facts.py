@@ -22,6 +22,7 @@ class Facts:
         weight, bias: whether it has these parameters.
         offset: what is added to the stored weight before use: 1 in Gemma's norm, whose weight starts at 0.
         rounds_twice: in half precision, the normalized value is rounded before it is multiplied by the weight.
+        channels_last: whether its output is in that memory format whatever its input is, as of a norm that permutes.
         running: whether it has running statistics.
         synced: whether it takes statistics over several processes.
         pattern: the region, of a `normkit.Norm`.
@@ -40,6 +41,7 @@ class Facts:
     bias: bool = False
     offset: float = 0.0
     rounds_twice: bool = False
+    channels_last: bool = False
     running: bool = False
     synced: bool = False
     pattern: str | None = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -132,16 +134,20 @@ def record(model: nn.Module, watched: Collection[nn.Module], example: Any) -> Fl
 
 def run(model: nn.Module, example: Any) -> Any:
     """Call a model with a tensor, a tuple of positional or a mapping of keyword arguments."""
-    if isinstance(example, Mapping):
-        return model(**example)
-    if isinstance(example, tuple | list):
-        return model(*example)
-    if isinstance(example, Tensor):
-        return model(example)
-    raise ArgumentError(
-        "an example must be a tensor, a tuple of positional or a mapping of keyword arguments, "
-        f"got {type(example).__name__}: give one batch of the model's input"
-    )
+    if not isinstance(example, Tensor | tuple | list | Mapping):
+        raise ArgumentError(
+            "an example must be a tensor, a tuple of positional or a mapping of keyword arguments, "
+            f"got {type(example).__name__}: give one batch of the model's input"
+        )
+    return model(*_args(example), **_kwargs(example))
+
+
+def _args(example: Any) -> tuple[Any, ...]:
+    return tuple(example) if isinstance(example, tuple | list) else (example,) if isinstance(example, Tensor) else ()
+
+
+def _kwargs(example: Any) -> Mapping[str, Any]:
+    return example if isinstance(example, Mapping) else {}
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -180,21 +186,27 @@ class Graph:
                 self.nodes.setdefault(modules[str(node.target)], []).append(node)
 
     @staticmethod
-    def of(model: nn.Module, leaves: Collection[nn.Module]) -> Graph | None:
-        """The graph, or None where Python decides by what it computes; the model's attributes stay as they are."""
+    def of(model: nn.Module, leaves: Collection[nn.Module], example: Any) -> Graph | None:
+        """The graph, or None where Python decides by what it computes; what the example leaves out has its default."""
+        # On a copy that shares the tensors: a forward may keep something of its input, which is a stand-in here.
+        memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
         modules = dict(model.named_modules(remove_duplicate=False))
-        # A forward that stores what it computes would leave the tracer's stand-ins behind.
-        attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
         try:
+            twin = copy.deepcopy(model, memo)
+            copies = dict(twin.named_modules(remove_duplicate=False))
+            signature = inspect.signature(twin.forward)
+            given = signature.bind(*_args(example), **_kwargs(example)).arguments
+            defaults = {
+                name: argument.default
+                for name, argument in signature.parameters.items()
+                if name not in given and argument.default is not inspect.Parameter.empty
+            }
+            tracer = _Tracer({copies[name] for name, module in modules.items() if module in leaves})
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return Graph(_Tracer(leaves).trace(model), modules)
-        except Exception:
+                return Graph(tracer.trace(twin, defaults), modules)
+        except Exception:  # whatever a foreign forward makes of a stand-in
             return None
-        finally:
-            for present, before in attributes:
-                present.clear()
-                present.update(before)
 
     def joins(self, first: nn.Module, second: nn.Module) -> bool:
         """Whether all that the first gives goes to the second alone, and the second gets nothing else."""

@@ -65,7 +65,7 @@ class Folding:
                         "fold compares the model's outputs before and after, got none of floating point from "
                         f"{type(self.model).__name__}: wrap the model so that it returns them"
                     )
-            graph = Graph.of(self.model, watched)
+            graph = Graph.of(self.model, watched, example)
             done = len(self.folds)
             for norm in self.found.keys() - self.folds.keys():
                 try:
@@ -199,7 +199,7 @@ class Folding:
                 error = _distance(then(new(*args, **kwargs)), exact[1](exact[0](*args, **kwargs)))
                 if not error <= EXACT:
                     raise _RefusedError(
-                        f"{self.names[layer]!r} or the norm computes more than its parameters say: folded, it is off by "
+                        f"{self.names[layer]!r} or the norm computes more than its parameters say: folded, off by "
                         f"{error:.1g} of its output's size"
                     )
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:

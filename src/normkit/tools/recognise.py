@@ -88,6 +88,8 @@ def identity(module: nn.Module) -> Any:
     """Equal for modules that `describe` cannot tell apart."""
     simple = {key: value for key, value in vars(module).items() if isinstance(value, int | float | str | tuple | None)}
     simple.pop("training", None)
+    if isinstance(module, lazy.LazyModuleMixin):
+        return id(module)
     shapes = [(key, None if p is None else (p.shape, p.dtype)) for key, p in module._parameters.items()]
     buffers = [(key, None if b is None else b.shape) for key, b in module._buffers.items()]
     children = [(key, type(child), repr(child)) for key, child in module._modules.items()]
@@ -209,7 +211,8 @@ def _verified(module: nn.Module, facts: Facts, possible: Iterator[Facts]) -> Fac
         found = probe.agreement(module, replace(guess, extras=facts.extras))
         if found is not probe.Agreement.NONE:
             twice = found is probe.Agreement.ROUNDED_TWICE
-            return replace(guess, extras=facts.extras, rounds_twice=twice)
+            last = guess.kind == "layer_norm2d" and probe.gives_channels_last(module, guess)
+            return replace(guess, extras=facts.extras, rounds_twice=twice, channels_last=last)
     return replace(
         facts, kind=None, reason=f"{type(module).__name__} computes something that no method of normkit agrees with"
     )

@@ -1,0 +1,191 @@
+"""Runs a model to see what its norms get, and fits the weight and bias of the layers that take their place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from normkit.errors import ArgumentError
+from normkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normkit.tools.build import equivalent
+from normkit.tools.facts import Facts
+
+Watcher = Callable[[nn.Module, Tensor, Tensor], None]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients; the modes of all modules are put back."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def run(model: nn.Module, batches: Iterable[Any], watchers: Mapping[nn.Module, Watcher]) -> int:
+    """Evaluate the model on batches; each watcher is told the input and output of its module. Returns their number."""
+
+    def hook(watcher: Watcher) -> Callable[..., None]:
+        def told(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            watcher(module, args[0] if args else next(iter(kwargs.values())), output)
+
+        return told
+
+    handles = []
+    count = 0
+    try:
+        for module, watcher in watchers.items():
+            handles.append(module.register_forward_hook(hook(watcher), with_kwargs=True))
+        with evaluating(model):
+            for batch in batches:
+                _call(model, batch)
+                count += 1
+    finally:
+        for handle in handles:
+            handle.remove()
+    return count
+
+
+def _call(model: nn.Module, batch: Any) -> None:
+    if isinstance(batch, Mapping):
+        model(**batch)
+    elif isinstance(batch, tuple | list):
+        model(*batch)
+    else:
+        model(batch)
+
+
+def shapes(model: nn.Module, modules: Iterable[nn.Module], batch: Any) -> dict[nn.Module, list[torch.Size]]:
+    """The shapes that each of the modules gets when the model runs on a batch."""
+    seen: dict[nn.Module, list[torch.Size]] = {module: [] for module in modules}
+    run(model, [batch], {module: lambda m, x, y: seen[m].append(x.shape) for module in seen})
+    return seen
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Weight and bias of a new layer, its running statistics if it has any, and what they leave over.
+
+    Attributes:
+        residual: root of the mean square error over the standard deviation of the old outputs.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    mean: Tensor
+    variance: Tensor
+    residual: float
+
+
+def fit(
+    model: nn.Module, pairs: Mapping[nn.Module, tuple[Facts, nn.Module]], batches: Iterable[Any]
+) -> dict[nn.Module, Fitted]:
+    """For each old norm the weight and bias with which the new layer comes nearest to its outputs.
+
+    ``sum (z * weight + bias - y) ** 2`` is least for each channel, where z is the new layer's normalized input and
+    y the old one's output in evaluation, before its activation, over all batches.
+
+    Args:
+        model: holds the old norms; run in evaluation mode, and left as it was.
+        pairs: for each old norm its facts and the new layer.
+        batches: inputs of the model.
+
+    Returns:
+        What was fitted; nothing for a norm that no batch reaches.
+
+    Raises:
+        ArgumentError: there are no batches, or a norm's values are not finite.
+    """
+    sums = {module: _Sums() for module in pairs}
+    watchers: dict[nn.Module, Watcher] = {
+        module: _watcher(module, facts, new, sums[module]) for module, (facts, new) in pairs.items()
+    }
+    if not run(model, batches, watchers):
+        raise ArgumentError("calibrate needs at least one batch, got none: an iterator can be used only once")
+    return {module: _solved(sums[module], new) for module, (_, new) in pairs.items() if sums[module].n}
+
+
+def _watcher(module: nn.Module, facts: Facts, new: nn.Module, sums: _Sums) -> Watcher:
+    plain = equivalent(module, replace(facts, extras=())).eval() if facts.extras else None
+    bare = None if isinstance(new, BatchNorm1d | BatchNorm2d | BatchNorm3d) else _without_affine(new)
+
+    def watch(_: nn.Module, x: Tensor, y: Tensor) -> None:
+        target = y if plain is None else plain(x)
+        # Batch norm's statistics are known when all batches are: until then its input stands for it.
+        normalized = x if bare is None else bare(x)
+        sums.add(_columns(normalized, facts), _columns(target, facts))
+
+    return watch
+
+
+def _without_affine(layer: nn.Module) -> nn.Module:
+    """The same layer without weight, bias, activation and hooks; the given one keeps them."""
+    bare = copy.copy(layer)
+    vars(bare).update(_parameters={"weight": None, "bias": None}, _modules={})
+    return bare.eval()
+
+
+def _columns(x: Tensor, facts: Facts) -> Tensor:
+    """One column for each channel."""
+    return (x.movedim(1, -1) if facts.axis == "first" else x).reshape(-1, facts.channels).double()
+
+
+class _Sums:
+    """Means, and sums of products about them, of the columns z and y; batches are merged by Chan's formula."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.z = self.y = self.zz = self.zy = self.yy = torch.zeros(())
+
+    def add(self, z: Tensor, y: Tensor) -> None:
+        if not len(z):
+            return
+        mean_z, mean_y = z.mean(0), y.mean(0)
+        z, y = z - mean_z, y - mean_y
+        total = self.n + len(z)
+        step_z, step_y, factor = mean_z - self.z, mean_y - self.y, self.n * len(z) / total
+        self.zz = self.zz + z.square().sum(0) + step_z.square() * factor
+        self.zy = self.zy + (z * y).sum(0) + step_z * step_y * factor
+        self.yy = self.yy + y.square().sum(0) + step_y.square() * factor
+        self.z, self.y = self.z + step_z * (len(z) / total), self.y + step_y * (len(z) / total)
+        self.n = total
+
+
+def _solved(s: _Sums, new: nn.Module) -> Fitted:
+    """The least squares of each channel; a channel without spread keeps its weight."""
+    old_weight, old_bias = cast("Tensor", new.weight), cast("Tensor | None", getattr(new, "bias", None))
+    batch = isinstance(new, BatchNorm1d | BatchNorm2d | BatchNorm3d)
+    variance = s.zz / max(s.n - 1, 1)
+    # From sums over the input to sums over what batch norm will make of it.
+    scale = (variance + cast(float, new.eps)).rsqrt() if batch else torch.ones_like(s.zz)
+    mean = torch.zeros_like(s.z) if batch else s.z
+    zz, zy = s.zz * scale.square(), s.zy * scale
+    if old_bias is None:
+        zz, zy = zz + s.n * mean.square(), zy + s.n * mean * s.y
+    flat = old_weight.detach().double().flatten()
+    weight = torch.where(zz > s.n * 1e-12, zy / zz.clamp_min(1e-300), flat)
+    bias = None if old_bias is None else s.y - weight * mean
+    if not torch.isfinite(weight).all() or (bias is not None and not torch.isfinite(bias).all()):
+        raise ArgumentError(
+            "calibrate needs finite activations, got inf or nan in a norm: leave out the batches with such"
+        )
+    shift = mean * weight - s.y + (0 if bias is None else bias)
+    wrong = (s.yy - 2 * weight * s.zy * scale + weight.square() * s.zz * scale.square() + s.n * shift.square()).sum()
+    residual = (wrong.clamp_min(0) / s.yy.sum().clamp_min(1e-300)).sqrt().item()
+    return Fitted(
+        weight.reshape(old_weight.shape).to(old_weight.dtype),
+        None if bias is None or old_bias is None else bias.reshape(old_bias.shape).to(old_bias.dtype),
+        s.z,
+        variance,
+        residual,
+    )
