@@ -56,7 +56,7 @@ class Folding:
         while True:
             layers = {module for module in self.model.modules() if isinstance(module, LAYERS)}
             watched = layers | (self.found.keys() - self.folds.keys())
-            with _same_draws():
+            with _same_draws(self.model):
                 flow = record(self.model, watched, example)
             if before is None:
                 before = [tensor.clone() for tensor in tensors_in(flow.output) if tensor.is_floating_point()]
@@ -67,7 +67,7 @@ class Folding:
                     )
             graph = Graph.of(self.model, watched, example)
             done = len(self.folds)
-            for norm in self.found.keys() - self.folds.keys():
+            for norm in [norm for norm in self.found if norm not in self.folds]:
                 try:
                     self.fold_one(norm, flow, graph)
                 except _RefusedError as refusal:
@@ -90,7 +90,7 @@ class Folding:
 
     def moved_by(self, example: Any, before: list[Tensor]) -> float:
         """Largest change of an output, of that output's largest value; infinite where nan or inf moved."""
-        with _same_draws(), torch.no_grad():
+        with _same_draws(self.model), torch.no_grad():
             after = [tensor for tensor in tensors_in(run(self.model, example)) if tensor.is_floating_point()]
         return max(_distance(new, old) for new, old in zip(after, before, strict=True))
 
@@ -290,8 +290,9 @@ def _coarsest(model: nn.Module, outputs: list[Tensor]) -> float:
 
 
 @contextlib.contextmanager
-def _same_draws() -> Iterator[None]:
+def _same_draws(model: nn.Module) -> Iterator[None]:
     """A model that draws in evaluation too draws the same numbers in every run."""
-    with torch.random.fork_rng():
+    devices = {tensor.get_device() for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
+    with torch.random.fork_rng(sorted(devices)):
         torch.manual_seed(0)
         yield

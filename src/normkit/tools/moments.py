@@ -42,7 +42,7 @@ class Moments:
         like = statistics_of(norm)[0]
         # On the devices without float64 the sums over one chunk are float32, and merged on the CPU.
         self.home = torch.device("cpu") if like.device.type == "mps" else like.device
-        self.count = torch.zeros((), dtype=torch.float64, device=self.home)
+        self.count = 0
         self.mean = torch.zeros(like.shape, dtype=torch.float64, device=self.home)
         self.spread = torch.zeros_like(self.mean)
 
@@ -63,9 +63,9 @@ class Moments:
         self.merge(own.count, own.mean, own.spread)
         self.calls += 1
         self.elements += rows.shape[0] * rows.shape[2]
-        return own.mean, own.spread / own.count
+        return own.mean, own.spread / max(own.count, 1)
 
-    def _of(self, part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _of(self, part: Tensor) -> tuple[int, Tensor, Tensor]:
         part = part if part.device.type == "mps" else part.double()
         if self.pooled:
             values = part.transpose(0, 1).flatten(1)
@@ -75,15 +75,15 @@ class Moments:
         else:
             vars, means = torch.var_mean(part, dim=2, correction=1)
             count, mean, spread = part.shape[0], means.mean(0), vars.sum(0)
-        return torch.tensor(count, dtype=torch.float64, device=self.home), mean.to(self.mean), spread.to(self.mean)
+        return count, mean.to(self.mean), spread.to(self.mean)
 
-    def merge(self, count: Tensor, mean: Tensor, spread: Tensor) -> None:
+    def merge(self, count: int, mean: Tensor, spread: Tensor) -> None:
         """Add the moments of other values: Chan's formula, which subtracts means and never squares of them."""
         total = self.count + count
-        share = count / total.clamp(min=1)
+        share = count / max(total, 1)
         step = mean - self.mean
         self.mean += step * share
-        self.spread += spread + step.square() * self.count * share if self.pooled else spread
+        self.spread += spread + step.square() * (self.count * share) if self.pooled else spread
         self.count = total
 
     def result(self) -> tuple[Tensor, Tensor]:
@@ -110,13 +110,12 @@ def reduce_over_ranks(all_moments: Sequence[Moments], group: dist.ProcessGroup |
     spreads = []
     for m, mean in zip(all_moments, _cut(means, all_moments), strict=True):
         about = m.spread.to(device)
-        spreads.append(about + m.count.to(device) * (m.mean.to(device) - mean).square() if m.pooled else about)
+        spreads.append(about + m.count * (m.mean.to(device) - mean).square() if m.pooled else about)
     spread = torch.cat(spreads)
     dist.all_reduce(spread, group=group)
     rows = [(first, *row) for first, row in zip(firsts.tolist(), counts.tolist(), strict=True)]
     for m, row, mean, part in zip(all_moments, rows, _cut(means, all_moments), _cut(spread, all_moments), strict=True):
-        m.first, m.calls, m.elements = row[0], int(row[2]), int(row[3])
-        m.count = torch.tensor(row[1], dtype=torch.float64, device=m.home)
+        m.first, (m.count, m.calls, m.elements) = row[0], map(int, row[1:])
         m.mean, m.spread = mean.to(m.home), part.to(m.home)
 
 
