@@ -36,7 +36,11 @@ if TYPE_CHECKING:
     from normkit.parametrize import weight_standardization as weight_standardization
     from normkit.study import compare as compare
     from normkit.tools.convert import convert as convert
+    from normkit.tools.fold import fold as fold
+    from normkit.tools.freeze import freeze as freeze
+    from normkit.tools.freeze import unfreeze as unfreeze
     from normkit.tools.insert import insert as insert
+    from normkit.tools.recalibrate import recalibrate as recalibrate
 
 __version__ = "0.1.0"
 
@@ -48,6 +52,9 @@ _NAMES = {
     "normkit.parametrize": "init_weight_norm remove_weight_norm remove_weight_standardization weight_norm "
     "weight_standardization",
     "normkit.study": "compare",
+    "normkit.tools.fold": "fold",
+    "normkit.tools.freeze": "freeze unfreeze",
+    "normkit.tools.recalibrate": "recalibrate",
     "normkit.tools.convert": "convert",
     "normkit.tools.insert": "insert",
 }

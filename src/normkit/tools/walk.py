@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.module import _WrappedHook
 
 from normkit.errors import DtypeError, StateError
+from normkit.tools.freeze import hand_on
 from normkit.tools.recognise import Facts, describe, identity
 
 __all__ = ["Facts", "Place", "describe", "matches", "norms", "replace", "walk"]
@@ -205,3 +206,4 @@ def _carry(old: nn.Module, new: nn.Module) -> None:
                 successor[name][key] = _WrappedHook(hook.hook, new)
     for name, value in state.items():
         successor.setdefault(name, value)
+    hand_on(old, new)

@@ -1,0 +1,105 @@
+"""Batch norm in evaluation taken into the convolution or linear layer next to it, where that changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules import lazy
+
+from normkit.errors import StateError
+from normkit.tools.fold_report import Fold, FoldRefusal, FoldReport
+from normkit.tools.folding import Folding
+from normkit.tools.freeze import is_frozen
+from normkit.tools.walk import walk
+
+__all__ = ["Fold", "FoldRefusal", "FoldReport", "fold"]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def fold(
+    model: M, example: Any, *, tolerance: float | None = None, inplace: bool = False, strict: bool = False
+) -> tuple[M, FoldReport]:
+    """Fold batch norms into the convolutions and linear layers next to them, for faster inference.
+
+    In evaluation a norm is ``y = x * s + t`` with ``s = weight / sqrt(running_var + eps)`` and
+    ``t = bias - running_mean * s``. Behind a layer ``x = W a + b`` that is a layer with ``s W`` and ``s b + t``; in
+    front of one, ``W (x * s + t) + b``, it is ``W s`` and ``b + W t``, unless padding puts zeros where ``t`` should be.
+    New weights are computed in float64. Instance norms that use running statistics are folded likewise.
+
+    A norm is folded only where the whole output of the layer goes to it alone, seen by recording every function of
+    torch while the model runs on the example, and where the model can be traced symbolically, by its graph too.
+    Each pair is checked in float64 on what it got from the example, the model as a whole in its own precision.
+
+    Args:
+        model: in evaluation mode; a norm in training mode stays.
+        example: a tensor, a tuple of positional or a mapping of keyword arguments.
+        tolerance: how far outputs may move, of their largest value; None for the root of the dtype's resolution,
+            3e-4 in float32: rounding keeps half of the digits even through many layers, and a wrong weight does not.
+        inplace: whether to change the model itself and not a copy.
+        strict: whether to raise where a norm stays.
+
+    Returns:
+        The model with `torch.nn.Identity`, or the activation that the norm brought along, in place of what was folded;
+        and the report. If outputs move by more than the tolerance nothing is folded, and the report says so.
+
+    Raises:
+        ArgumentError: an example of another type, or a model that returns no floating-point tensor.
+        StateError: with `strict`, a norm that stays; layers that do not know their size yet; a model that is compiled
+            or cannot be copied. In every case the model is as it was.
+
+    Example:
+        >>> import torch, normkit
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
+        >>> folded, report = normkit.fold(model, torch.randn(1, 3, 5, 5))
+        >>> folded
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): Identity()
+          (2): ReLU()
+        )
+        >>> print(report.folds[0])
+        1: BatchNorm2d folded into 0
+    """
+    for place in walk(model):
+        if isinstance(place.module, lazy.LazyModuleMixin) and place.module.has_uninitialized_params():
+            raise StateError(f"fold needs layers that know their size, {place.name!r} does not: call the model once")
+        if isinstance(place.module, torch._dynamo.OptimizedModule) or place.module._compiled_call_impl is not None:
+            raise StateError(
+                f"a compiled graph would not see what fold changes, and {place.name or 'the model'!r} is compiled: "
+                "fold first and compile the result"
+            )
+    if not inplace:
+        try:
+            model = copy.deepcopy(model)
+        except Exception as error:
+            raise StateError(f"the model cannot be copied ({error}): use inplace=True") from error
+    work = Folding(model)
+    try:
+        with _in_evaluation(model):
+            report = work.fold(example, tolerance)
+        if strict and report.refusals:
+            rows = "\n".join(f"    {row}" for row in report.refusals)
+            raise StateError(f"strict=True allows no norm to stay, {len(report.refusals)} do:\n{rows}\nleave it out")
+    except BaseException:
+        work.undo()
+        raise
+    return model, report
+
+
+@contextlib.contextmanager
+def _in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Nothing draws or counts meanwhile; a frozen norm is told nothing, since it keeps what it was told last."""
+    told = [(module, module.training) for module in model.modules() if not is_frozen(module)]
+    try:
+        for module, _ in told:
+            module.training = False
+        yield
+    finally:
+        for module, training in told:
+            module.training = training

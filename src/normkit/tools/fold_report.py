@@ -1,0 +1,71 @@
+"""What folding did, as data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One norm that is gone.
+
+    Attributes:
+        name, names: where it stood; several names if it was shared.
+        norm: its class.
+        into: the layer that does its work now.
+        side: where that layer stands: ``"before"`` or ``"after"`` the norm.
+        left: what stands in its place: ``Identity``, or its activation.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    norm: str
+    into: str
+    side: str
+    left: str
+
+    def __str__(self) -> str:
+        left = "" if self.left == "Identity" else f", {self.left} stays"
+        return f"{self.name}: {self.norm} folded into {self.into}{left}"
+
+
+@dataclass(frozen=True)
+class FoldRefusal:
+    """One norm that stays, and why."""
+
+    name: str
+    module: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.module} stays, {self.reason}"
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """What `fold` did.
+
+    Attributes:
+        folds: the norms that are gone.
+        refusals: those that stay, and why.
+        graph: whether symbolic tracing gave the same flow for every input; otherwise it is that of the example, and
+            an input that takes another way through the model is not covered.
+        error: largest difference of an output on the example from before, of the output's largest value.
+        tolerance: what it was allowed to be.
+    """
+
+    folds: tuple[Fold, ...]
+    refusals: tuple[FoldRefusal, ...]
+    graph: bool
+    error: float
+    tolerance: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        flow = "for every input" if self.graph else "for inputs that take the way of the example"
+        tail = f"{len(self.folds)} folded, {len(self.refusals)} stay; {flow}; outputs moved by {self.error:.1e}"
+        return "\n".join(map(str, [*self.folds, *self.refusals, tail]))
