@@ -170,7 +170,7 @@ def test_misuse_is_explained_and_changes_nothing(error, said, extras):
 def test_misuse_when_a_layer_is_made():
     with pytest.raises(ArgumentError, match="did you mean 'gelu'"):
         normkit.GroupNorm(2, 4, activation="gleu")
-    with pytest.raises(ArgumentError, match="'after' .* or 'before'"):
+    with pytest.raises(ArgumentError, match=r"'after' .* or 'before'"):
         normkit.RMSNorm(4, cast="befor")
     with pytest.raises(ShapeError, match="single one by the mask"):
         normkit.BatchNorm1d(2)(torch.randn(2, 2, 3), lengths=[1, 0])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
+from normkit.functional.extras import Extras, Output
 from normkit.layers import (
     BatchNorm1d,
     BatchNorm2d,
@@ -63,113 +65,81 @@ class ChannelAffine(nn.Module):
         return f"{self.num_channels}"
 
 
-def _onward(layer: nn.Module, y: Tensor) -> Tensor:
-    """What the norm brought along: ``drop``, then ``act``."""
-    for name in ("drop", "act"):
-        child = layer._modules.get(name)
-        if child is not None:
-            y = child(y)
-    return y
+class _Onward(nn.Module):
+    """Abstract: what the norm brought along comes after it, ``drop`` and then ``act``."""
+
+    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
+        """Normalize, then drop and activate."""
+        y = super().forward(input, **extras)
+        for name in ("drop", "act"):
+            child = self._modules.get(name)
+            y = y if child is None else child(y)
+        return y
 
 
-class BatchNorm1dAct(BatchNorm1d):
+class BatchNorm1dAct(_Onward, BatchNorm1d):
     """`normkit.BatchNorm1d`, then ``drop`` and ``act``."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        return _onward(self, super().forward(input))
 
-
-class BatchNorm2dAct(BatchNorm2d):
+class BatchNorm2dAct(_Onward, BatchNorm2d):
     """`normkit.BatchNorm2d`, then ``drop`` and ``act``."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        return _onward(self, super().forward(input))
 
-
-class BatchNorm3dAct(BatchNorm3d):
+class BatchNorm3dAct(_Onward, BatchNorm3d):
     """`normkit.BatchNorm3d`, then ``drop`` and ``act``."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        return _onward(self, super().forward(input))
 
-
-class InstanceNorm1dAct(InstanceNorm1d):
+class InstanceNorm1dAct(_Onward, InstanceNorm1d):
     """`normkit.InstanceNorm1d`, then ``drop`` and ``act``."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        return _onward(self, super().forward(input))
 
-
-class InstanceNorm2dAct(InstanceNorm2d):
+class InstanceNorm2dAct(_Onward, InstanceNorm2d):
     """`normkit.InstanceNorm2d`, then ``drop`` and ``act``."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        return _onward(self, super().forward(input))
 
-
-class InstanceNorm3dAct(InstanceNorm3d):
+class InstanceNorm3dAct(_Onward, InstanceNorm3d):
     """`normkit.InstanceNorm3d`, then ``drop`` and ``act``."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        return _onward(self, super().forward(input))
 
-
-class GroupNormAct(GroupNorm):
+class GroupNormAct(_Onward, GroupNorm):
     """`normkit.GroupNorm`, then ``drop`` and ``act``."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        return _onward(self, super().forward(input))
 
-
-class LayerNormAct(LayerNorm):
+class LayerNormAct(_Onward, LayerNorm):
     """`normkit.LayerNorm`, then ``drop`` and ``act``."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        return _onward(self, super().forward(input))
 
-
-class LayerNorm2dAct(LayerNorm2d):
+class LayerNorm2dAct(_Onward, LayerNorm2d):
     """`normkit.LayerNorm2d`, then ``drop`` and ``act``."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        return _onward(self, super().forward(input))
+
+class RMSNormAct(_Onward, RMSNorm):
+    """`normkit.RMSNorm`, then ``drop`` and ``act``."""
 
 
-class LayerNorm2dLast(LayerNorm2d):
+class NormAct(_Onward, Norm):
+    """`normkit.Norm`, then ``drop`` and ``act``."""
+
+
+class ChannelAffineAct(_Onward, ChannelAffine):
+    """`ChannelAffine`, then ``drop`` and ``act``."""
+
+
+class LayerNorm2dLast(LayerNorm2dAct):
     """`normkit.LayerNorm2d` whose output is channels-last, as of a layer norm between two permutes.
 
     What follows such a norm was run in that layout; a convolution can be a third slower in the other.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
+        """Normalize."""
         if input.dim() == 4:
             input = input.contiguous(memory_format=torch.channels_last)
-        return _onward(self, super().forward(input))
-
-
-class RMSNormAct(RMSNorm):
-    """`normkit.RMSNorm`, then ``drop`` and ``act``."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _onward(self, super().forward(x))
-
-
-class NormAct(Norm):
-    """`normkit.Norm`, then ``drop`` and ``act``."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _onward(self, super().forward(x))
-
-
-class ChannelAffineAct(ChannelAffine):
-    """`ChannelAffine`, then ``drop`` and ``act``."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _onward(self, super().forward(input))
+        return super().forward(input, **extras)
 
 
 _ACTIVATED: dict[type[nn.Module], type[nn.Module]] = {
-    cast("type[nn.Module]", cls.__base__): cls
+    cast("type[nn.Module]", cls.__bases__[1]): cls
     for cls in (
         BatchNorm1dAct,
         BatchNorm2dAct,
@@ -190,3 +160,31 @@ _ACTIVATED: dict[type[nn.Module], type[nn.Module]] = {
 def activated(cls: type[nn.Module]) -> type[nn.Module]:
     """The class that applies ``drop`` and ``act`` after this one of normkit's, or itself if it does."""
     return _ACTIVATED.get(cls, cls)
+
+
+def fusible(extras: Mapping[str, nn.Module]) -> str | None:
+    """The name of the activation, where what a norm brought along is that alone; ``none`` for nothing at all.
+
+    >>> fusible({"drop": nn.Identity(), "act": nn.SiLU(inplace=True)})
+    'silu'
+    """
+    if not isinstance(extras.get("drop", nn.Identity()), nn.Identity):
+        return None
+    match extras.get("act", nn.Identity()):
+        case nn.Identity():
+            return "none"
+        case nn.LeakyReLU(negative_slope=0.01):
+            return "leaky_relu"
+        case nn.GELU(approximate="tanh"):
+            return "gelu_tanh"
+        case act:
+            return _NAMES.get(type(act))
+
+
+_NAMES: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.SiLU: "silu",
+    nn.GELU: "gelu",
+    nn.Sigmoid: "sigmoid",
+    nn.Tanh: "tanh",
+}

@@ -24,7 +24,7 @@ from normkit.layers import (
     RMSNorm,
 )
 from normkit.pattern import Region, bound
-from normkit.tools.activated import ChannelAffine, LayerNorm2dLast, activated
+from normkit.tools.activated import ChannelAffine, LayerNorm2dLast, activated, fusible
 from normkit.tools.facts import Facts
 
 BATCH: dict[int, type[nn.Module]] = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
@@ -77,19 +77,18 @@ def equivalent(module: nn.Module, facts: Facts) -> nn.Module:
         raise RefusedError(facts.reason)
     if facts.synced:
         raise RefusedError("it shares statistics between processes; normkit's BatchNorm does not")
-    if facts.offset:
-        raise RefusedError(f"its weight is stored less {facts.offset:g}, which no layer of normkit does")
-    if facts.rounds_twice:
-        raise RefusedError(
-            "in half precision it rounds before it multiplies by the weight, and normkit's layer rounds once: "
-            "the outputs would differ by a rounding; convert in float32 if that is wanted"
-        )
     if facts.bias and not facts.weight:
         raise RefusedError("it has a bias and no weight, which no layer of normkit has")
     if facts.kind == "local_response_norm":
         return LocalResponseNorm(module.size, module.alpha, module.beta, module.k)  # type: ignore[arg-type]
     cls, arguments = _choice(facts, facts.kind, facts.groups, facts.rank, facts.weight, facts.bias)
     cls = LayerNorm2dLast if facts.channels_last else cls
+    if facts.offset or facts.rounds_twice:
+        if cls not in (LayerNorm, RMSNorm) or facts.offset not in (0, 1):
+            raise RefusedError(
+                "its weight is stored or rounded in a way that normkit's layer of that kind does not know"
+            )
+        arguments |= {"zero_centered": bool(facts.offset), "cast": "before" if facts.rounds_twice else "after"}
     if cls in (*BATCH.values(), *INSTANCE.values()):
         arguments |= {"momentum": module.momentum, "track_running_stats": module.track_running_stats}
     return _made(module, facts, cls, arguments, adopt_statistics=True)
@@ -226,10 +225,14 @@ def _made(
     if like is not None:
         arguments = arguments | {"device": like.device, "dtype": like.dtype}
     try:
-        layer = (activated(cls) if facts.extras else cls)(**arguments)
+        activation = fusible({name: module._modules[name] for name in facts.extras})  # type: ignore[misc]
+        if activation in (None, "none") or cls in (LayerNorm2dLast, ChannelAffine):
+            layer = (activated(cls) if facts.extras else cls)(**arguments)
+        else:
+            layer = cls(**arguments, activation=activation)
     except NormkitError as error:
         raise RefusedError(str(error)) from error
-    for name in facts.extras:
+    for name in facts.extras if type(layer) is not cls or cls is LayerNorm2dLast else ():
         layer.add_module(name, module._modules[name])
     for name in ("weight", "bias"):
         old, new = module._parameters.get(name), layer._parameters.get(name)
