@@ -282,7 +282,8 @@ def normalized(
         mean, std = moments
     if running is not None:
         try:
-            _move(running, mean, std)
+            # Tangents of forward mode would stay in the statistics.
+            _move(running, mean.detach(), std.detach())
         except RuntimeError as cause:
             if _transforms() is None or "vmap" not in str(cause):
                 raise
