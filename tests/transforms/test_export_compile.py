@@ -5,9 +5,7 @@ import torch
 from transforms.subjects import LAYERS, sample
 
 
-@pytest.mark.parametrize(
-    "strict", [pytest.param(True, marks=pytest.mark.slow), False], ids=["strict", "not strict"]
-)
+@pytest.mark.parametrize("strict", [pytest.param(True, marks=pytest.mark.slow), False], ids=["strict", "not strict"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_export(name, strict):
     layer, x, other = LAYERS[name]().eval(), sample(), sample(7)

@@ -20,9 +20,7 @@ def is_onnx() -> bool:
     return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
-def normalized(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, pattern: str, eps: float, center: bool
-) -> Tensor:
+def normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, pattern: str, eps: float, center: bool) -> Tensor:
     """y by the function of torch that has this region; by the reference where there is none."""
     last, groups = _LAST.fullmatch(pattern), _GROUPS.fullmatch(pattern)
     if last is not None:
