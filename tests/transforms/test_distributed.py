@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+
 from transforms.subjects import LAYERS, sample
 
 # A batch norm of the batch sees one process's half of it, and local response has no parameters.

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from transforms.subjects import LAYERS, sample
 
 

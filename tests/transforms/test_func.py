@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from transforms.subjects import LAYERS, OF_TORCH, sample
 
 import normkit
 from normkit.errors import StateError
+from transforms.subjects import LAYERS, OF_TORCH, sample
 
 # torch itself, which compiles its own formulas for forward mode when it is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

@@ -3,6 +3,7 @@
 import onnxruntime
 import pytest
 import torch
+
 from transforms.subjects import LAYERS, sample
 
 OPERATORS = {

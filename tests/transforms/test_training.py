@@ -7,9 +7,9 @@ import pickle
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
-from transforms.subjects import LAYERS, OF_TORCH, sample
 
 import normkit
+from transforms.subjects import LAYERS, OF_TORCH, sample
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
