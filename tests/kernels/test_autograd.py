@@ -60,7 +60,6 @@ def test_derivatives_of_a_loss_whose_gradient_depends_on_the_input(name, x):
 
 
 @method
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_transforms_of_torch_func(name, x):
     def results(f):
         def loss(x: Tensor) -> Tensor:
@@ -76,7 +75,6 @@ def test_transforms_of_torch_func(name, x):
         assert_same(ours, theirs)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_gradients_of_each_sample(x):
     """Of the parameters, as private training takes them."""
     layer = normkit.GroupNorm(2, 4)
@@ -96,15 +94,13 @@ def test_gradients_of_each_sample(x):
 # torch itself, which compiles its own formulas for forward mode when it is first used.
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @method
-def test_forward_mode_is_refused_not_wrong(name, x):
-    with pytest.raises(NotImplementedError, match="jvp"):
-        torch.func.jvp(METHODS[name], (x,), (x,))
-    with (
-        torch.autograd.forward_ad.dual_level(),
-        torch.no_grad(),
-        pytest.raises(NotImplementedError, match="jvp"),
-    ):
-        METHODS[name](torch.autograd.forward_ad.make_dual(x, x))
+def test_forward_mode(name, x):
+    tangent = torch.randn_like(x)
+    expected = torch.func.jvp(DEFINITIONS[name], (x,), (tangent,))[1]
+    assert_same(torch.func.jvp(METHODS[name], (x,), (tangent,))[1], expected)
+    with torch.autograd.forward_ad.dual_level(), torch.no_grad():
+        y = METHODS[name](torch.autograd.forward_ad.make_dual(x, tangent))
+        assert_same(torch.autograd.forward_ad.unpack_dual(y).tangent, expected)
 
 
 def test_a_region_of_single_values_is_not_the_whole_tensor(x):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from normkit.kernels import door, ops, reference
+from normkit.errors import StateError
+from normkit.kernels import door, export, ops, reference
 from normkit.kernels.native import native
 from normkit.kernels.reference import arithmetic_dtype
 from normkit.pattern import parse
@@ -178,25 +179,37 @@ _apply_normalize: Callable[..., Tensor] = super(torch.autograd.Function, _Normal
 _apply_standardize: Callable[..., Tensor] = super(torch.autograd.Function, _Standardize).apply
 
 
-def _transformable(
-    operator: torch._ops.OpOverload[..., Any], context: Callable[..., None], backward: Callable[..., Any]
-) -> Callable[..., Any]:
-    """An operator as the transforms of `torch.func` want it: they cannot see a gradient registered with it."""
-    parts = {"forward": operator.__call__, "setup_context": context, "backward": backward}
-    body = {"generate_vmap_rule": True} | {key: staticmethod(part) for key, part in parts.items()}
-    function: Any = type(operator.__name__, (torch.autograd.Function,), body)
-    apply: Callable[..., Any] = function.apply
-    return apply
+def _normalize_formula(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, pattern: str, eps: float, center: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return reference.normalize(x, weight, bias, parse(pattern), eps, center)
 
 
-_TRANSFORMABLE = {
-    operator: _transformable(operator, context, backward)
-    for operator, context, backward in (
-        (torch.ops.normkit.normalize.default, _normalize_context, _normalize_backward),
-        (torch.ops.normkit.standardize.default, _standardize_context, _standardize_backward),
-        (torch.ops.normkit.backward.default, _backward_context, _backward_backward),
-    )
-}
+def _standardize_formula(x: Tensor, mean: Tensor, std: Tensor, *rest: Any) -> Tensor:
+    weight, bias, pattern, eps = rest
+    return reference.standardize(x, mean, std, weight, bias, parse(pattern), eps)
+
+
+def _backward_formula(
+    dy: Tensor, x: Tensor, mean: Tensor, std: Tensor, weight: Tensor | None, pattern: str, eps: float, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    center, fixed, *_ = rest
+    return reference.backward(dy, x, weight, parse(pattern), eps, center, (mean, std) if fixed else None)
+
+
+# What forward mode and the transforms of `torch.func` see of an operator: its formula in plain torch, which they know
+# how to differentiate in both modes and to batch. `torch.func` cannot see a gradient registered with an operator.
+_FORMULAS: dict[Any, Callable[..., Any]] = {}
+
+
+def register_formula(operator: Any, formula: Callable[..., Any]) -> None:
+    """Make an operator work under `torch.func` and forward mode: `formula` takes its arguments, in plain torch."""
+    _FORMULAS[operator] = formula
+
+
+register_formula(torch.ops.normkit.normalize.default, _normalize_formula)
+register_formula(torch.ops.normkit.standardize.default, _standardize_formula)
+register_formula(torch.ops.normkit.backward.default, _backward_formula)
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transforms = torch._C._functorch.peek_interpreter_stack
@@ -209,20 +222,18 @@ def _is_watched(x: Tensor) -> bool:
         or torch.compiler.is_compiling()
         or _dispatch_modes() > 0
         or _transforms() is not None
+        or forward_ad._current_level >= 0
     )
 
 
 def _as_seen(operator: Any) -> Any:
     """The operator for whatever watches."""
-    if torch.compiler.is_compiling() or _transforms() is None:
+    if torch.compiler.is_compiling() or (_transforms() is None and forward_ad._current_level < 0):
         return operator
-    return _TRANSFORMABLE[operator]
+    return _FORMULAS[operator]
 
 
 def _wants_gradient(*tensors: Tensor | None) -> bool:
-    # Forward mode has to be refused, by the function that knows no tangents: called directly, they would be lost.
-    if forward_ad._current_level >= 0:
-        return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -258,6 +269,8 @@ def normalized(
         through = door.normalize(x, weight, bias, pattern, eps, center, True, None, None, None)
         if through is not None:
             return through
+    elif running is None and export.is_onnx():
+        return export.normalized(x, weight, bias, pattern, eps, center)
     if _is_watched(x):
         out: tuple[Tensor, Tensor, Tensor] = _as_seen(torch.ops.normkit.normalize.default)(
             x, weight, bias, pattern, eps, center
@@ -273,7 +286,16 @@ def normalized(
             y, *moments = ops.normalize(x, weight, bias, pattern, eps, center)
         mean, std = moments
     if running is not None:
-        move(running, mean, std)
+        try:
+            # Tangents of forward mode would stay in the statistics.
+            move(running, mean.detach(), std.detach())
+        except RuntimeError as cause:
+            if _transforms() is None or "vmap" not in str(cause):
+                raise
+            raise StateError(
+                "running statistics of one batch cannot be moved by many under torch.func.vmap, got statistics that "
+                "are not batched: use eval(), track_running_stats=False, or batch the buffers, too"
+            ) from cause
     return y
 
 
@@ -287,6 +309,8 @@ def given(
     eps: float,
 ) -> Tensor:
     """y for a mean and a variance that are given."""
+    if torch.compiler.is_compiling() and export.is_onnx():
+        return export.given(x, mean, var, weight, bias, pattern, eps)
     return standardized(x, mean, std_of(var, x), weight, bias, pattern, eps)
 
 

@@ -28,13 +28,20 @@ library.define(
 )
 
 
-@lru_cache(maxsize=256)
 def pattern_of(dim: int | None) -> str:
     """The region of all dimensions but `dim`; of all, if that is None."""
+    # torch.compile looks through a cache, and warns that it does.
+    return _pattern_of(dim) if torch.compiler.is_compiling() else _kept_pattern(dim)
+
+
+def _pattern_of(dim: int | None) -> str:
     if dim is None:
         return "[...]"
     before = " ".join(f"i{axis}" for axis in range(dim))
     return f"[{before}] c [...]" if before else "c [...]"
+
+
+_kept_pattern = lru_cache(maxsize=256)(_pattern_of)
 
 
 def length_of(v: Tensor, dim: int | None) -> Tensor:

@@ -1,0 +1,34 @@
+"""`torch.export`, and `torch.compile` without graph breaks or a recompile for another batch."""
+
+import pytest
+import torch
+
+from transforms.subjects import LAYERS, sample
+
+
+@pytest.mark.parametrize("strict", [pytest.param(True, marks=pytest.mark.slow), False], ids=["strict", "not strict"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_export(name, strict):
+    layer, x, other = LAYERS[name]().eval(), sample(), sample(7)
+    program = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=strict)
+    # The same operators, or the formula of weight norm in fp32: a few roundings.
+    torch.testing.assert_close(program.module()(other), layer(other), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_one_graph_for_every_batch_size(name):
+    torch._dynamo.reset()
+    layer = LAYERS[name]()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
+    compiled(sample())
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        x = sample(7)
+        torch.testing.assert_close(compiled(x), layer(x), atol=1e-5, rtol=1e-5)  # fp32, a few roundings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["layer", "group", "batch, eval"])
+def test_inductor(name):
+    torch._dynamo.reset()
+    layer, x = LAYERS[name](), sample()
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), layer(x), atol=1e-5, rtol=1e-5)  # as above

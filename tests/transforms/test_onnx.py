@@ -1,0 +1,39 @@
+"""`torch.onnx.export`: standard operators, and outputs equal in onnxruntime."""
+
+import onnxruntime
+import pytest
+import torch
+
+from transforms.subjects import LAYERS, sample
+
+OPERATORS = {
+    "batch, eval": "BatchNormalization",
+    "layer": "LayerNormalization",
+    "instance": "InstanceNormalization",
+    "group": "GroupNormalization",
+    "rms": "RMSNormalization",
+}
+
+
+def exported(name: str, opset: int) -> tuple[torch.nn.Module, torch.Tensor, torch.onnx.ONNXProgram]:
+    layer, x = LAYERS[name]().eval(), sample()
+    return layer, x, torch.onnx.export(layer, (x,), dynamo=True, verbose=False, opset_version=opset)
+
+
+# Of onnxscript and the exporter, not of normkit.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", LAYERS)
+def test_outputs_in_onnxruntime(name):
+    layer, x, program = exported(name, 18)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    # Two fp32 implementations: some ten roundings of values up to about 4.
+    torch.testing.assert_close(torch.from_numpy(y), layer(x).detach(), atol=2e-5, rtol=1e-5)
+    assert not any("normkit" in node.op_type for node in program.model_proto.graph.node)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", OPERATORS)
+def test_standard_operators(name):
+    program = exported(name, 23)[2]
+    assert OPERATORS[name] in [node.op_type for node in program.model_proto.graph.node]

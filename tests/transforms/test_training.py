@@ -1,0 +1,67 @@
+"""Autocast, activation checkpointing, double backward, state: copied, saved, on meta."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import normkit
+from transforms.subjects import LAYERS, OF_TORCH, sample
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_checkpointing(name, reentrant):
+    layer, x = LAYERS[name](), sample().requires_grad_()
+    (plain,) = torch.autograd.grad(layer(x).pow(3).sum(), x)
+    checkpoint(layer, x, use_reentrant=reentrant).pow(3).sum().backward()
+    assert torch.equal(x.grad, plain)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradient_penalty(name):
+    layer, x = LAYERS[name]().double(), sample(2).double().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: layer(x).sin(), (x,))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_copies_pickles_and_files_give_the_same_output(name):
+    layer, x = LAYERS[name](), sample()
+    y, file = layer(x), io.BytesIO()
+    assert torch.equal(copy.deepcopy(layer)(x), y)
+    if not name.startswith("weight_"):  # parametrized modules of torch cannot be pickled
+        assert torch.equal(pickle.loads(pickle.dumps(layer))(x), y)
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    other = LAYERS[name]()
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(other(x), y)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_meta(name):
+    shape = LAYERS[name]()(sample()).shape
+    y = LAYERS[name]().to("meta")(sample().to("meta"))
+    assert y.is_meta
+    assert y.shape == shape
+
+
+def test_to_empty_after_construction_on_meta():
+    with torch.device("meta"):
+        layer = normkit.GroupNorm(2, 4)
+    layer.to_empty(device="cpu").reset_parameters()
+    x = sample()
+    assert torch.equal(layer(x), normkit.GroupNorm(2, 4)(x))
+
+
+# torch says that its own RMSNorm is slow with parameters of another dtype.
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+@pytest.mark.parametrize("name", OF_TORCH)
+def test_autocast_gives_the_dtype_of_torch(name):
+    x = sample()
+    for given in (x, x.bfloat16()):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert LAYERS[name]()(given).dtype is OF_TORCH[name]()(given).dtype
