@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from normkit.parametrize import weight_norm as weight_norm
     from normkit.parametrize import weight_standardization as weight_standardization
     from normkit.study import compare as compare
+    from normkit.tools.audit import audit as audit
     from normkit.tools.convert import convert as convert
     from normkit.tools.insert import insert as insert
 
@@ -48,6 +49,7 @@ _NAMES = {
     "normkit.parametrize": "init_weight_norm remove_weight_norm remove_weight_standardization weight_norm "
     "weight_standardization",
     "normkit.study": "compare",
+    "normkit.tools.audit": "audit",
     "normkit.tools.convert": "convert",
     "normkit.tools.insert": "insert",
 }
