@@ -48,5 +48,7 @@ def run(
         per_sample=per_sample,
         ignore=ignore,
     )
-    texts = {"text": str, "json": lambda r: r.to_json(), "sarif": lambda r: json.dumps(r.to_sarif(), indent=2)}
-    return texts[form](report), report.exit_code(fail_on)
+    code = report.exit_code(fail_on)
+    if form == "sarif":
+        return json.dumps(report.to_sarif(), indent=2), code
+    return report.to_json() if form == "json" else str(report), code

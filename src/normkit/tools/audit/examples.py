@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +98,8 @@ class TwoDomains(nn.Module):
         self.second = second
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.first(x) + self.second(3 * x + 5)
+        y: Tensor = self.first(x) + self.second(3 * x + 5)
+        return y
 
 
 def NK107_trips() -> Report:
@@ -153,7 +155,7 @@ def NK301_trips() -> Report:
     x = images(8, 3, 8, 8)
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
     settled(model, x)
-    model[2].reset_running_stats()
+    model[2] = nn.BatchNorm2d(3)
     return audit(model, x)
 
 
@@ -262,7 +264,10 @@ def NK401_trips() -> Report:
 
 def NK401_clean() -> Report:
     model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
-    groups = [{"params": model[0].parameters()}, {"params": model[1].parameters(), "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": model[0].parameters()},
+        {"params": model[1].parameters(), "weight_decay": 0.0},
+    ]
     return audit(model, optimizer=torch.optim.AdamW(groups, weight_decay=0.1))
 
 

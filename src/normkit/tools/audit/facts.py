@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 
 from normkit.errors import ArgumentError
 from normkit.tools.audit import trace
@@ -82,7 +83,7 @@ class Subject:
         norms: every norm once.
         names: of every module.
         graph: what feeds what; None without an example.
-        samples: how many samples the statistics come from.
+        samples: first size of the example's first tensor, its number of samples.
         failure: why the run of the example ended early; empty if it did not.
         optimizer, batch_size, world_size, accumulate, per_sample: as given to `audit`.
     """
@@ -91,7 +92,7 @@ class Subject:
     norms: list[Seen]
     names: dict[nn.Module, str]
     graph: trace.Graph | None = None
-    samples: int = 0
+    samples: int = 1
     failure: str = ""
     optimizer: torch.optim.Optimizer | None = None
     batch_size: int | None = None
@@ -157,6 +158,8 @@ def arguments(example: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
 
 def _trace(subject: Subject, example: Any) -> None:
     args, kwargs = arguments(example)
+    sizes = [leaf.shape[0] for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()]
+    subject.samples = max(1, sizes[0]) if sizes else 1
     by_module = {norm.module: norm for norm in subject.norms}
     last: list[Seen] = []
 
@@ -199,7 +202,6 @@ def _measure(subject: Subject, batch: Any) -> None:
         trace.each_norm(subject.model, args, kwargs, {m: norm.name for m, norm in by_module.items()}, look)
     except Exception as error:
         raise _wrong(error, batch) from error
-    subject.samples = max([norm.pooled.samples for norm in by_module.values() if norm.pooled], default=0)
 
 
 def _wrong(error: Exception, given: Any) -> ArgumentError:
@@ -208,5 +210,3 @@ def _wrong(error: Exception, given: Any) -> ArgumentError:
         f"the model must accept the example, got {type(error).__name__}: {error}\n    for {said}\n"
         "give what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments"
     )
-
-

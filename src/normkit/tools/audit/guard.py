@@ -22,7 +22,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
     modes = [module.training for module in modules]
     momenta = [vars(module).get("momentum", _ABSENT) for module in modules]
     buffers = [dict(module._buffers) for module in modules]
-    values = {id(b): (b, b.detach().clone()) for held in buffers for b in held.values() if _has_values(b)}
+    values = {
+        id(b): (b, b.detach().clone()) for held in buffers for b in held.values() if b is not None and _has_values(b)
+    }
     grads = [(p, p.grad) for p in model.parameters()]
     state, numpy = random.getstate(), sys.modules.get("numpy")
     numbers: Any = numpy.random.get_state() if numpy is not None else None
@@ -50,8 +52,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
 _ABSENT = object()
 
 
-def _has_values(buffer: Tensor | None) -> bool:
-    return buffer is not None and not nn.parameter.is_lazy(buffer) and not buffer.is_meta
+def _has_values(buffer: Tensor) -> bool:
+    return not nn.parameter.is_lazy(buffer) and not buffer.is_meta
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -7,6 +7,4 @@ from collections.abc import Mapping
 from normkit.tools.audit import size, state, structure, training
 from normkit.tools.audit.rule import Rule
 
-RULES: Mapping[str, Rule] = {
-    rule.code: rule for group in (structure, size, state, training) for rule in group.RULES
-}
+RULES: Mapping[str, Rule] = {rule.code: rule for group in (structure, size, state, training) for rule in group.RULES}

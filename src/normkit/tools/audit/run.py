@@ -83,7 +83,8 @@ def audit(
         given = {**counts, "optimizer": optimizer, "per_sample": per_sample}
         subject = collect(model, example, loader, **given)
     # The model is its old self again: rules that ask for its mode see the user's.
-    findings, not_run = [], []
+    findings: list[Finding] = []
+    not_run: list[NotRun] = []
     for rule in RULES.values():
         missing = rule.missing(subject)
         if missing:

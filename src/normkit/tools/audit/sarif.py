@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from normkit import __version__
 from normkit.tools.audit.report import Finding, Report
 from normkit.tools.audit.rules import RULES
 
@@ -33,15 +32,13 @@ def sarif(report: Report) -> dict[str, Any]:
         for rule in RULES.values()
     ]
     results = [_result(f, report.model, order) for f in report.findings]
-    results += [
-        _result(f, report.model, order) | {"suppressions": [{"kind": "external"}]} for f in report.suppressed
-    ]
+    results += [_result(f, report.model, order) | {"suppressions": [{"kind": "external"}]} for f in report.suppressed]
     notes = [
         {"level": "note", "message": {"text": f"not run: {skipped.reason}"}, "associatedRule": {"id": skipped.code}}
         for skipped in report.not_run
     ]
     run = {
-        "tool": {"driver": {"name": "normkit audit", "version": __version__, "rules": rules}},
+        "tool": {"driver": {"name": "normkit audit", "rules": rules}},
         "results": results,
         "invocations": [{"executionSuccessful": True, "toolConfigurationNotifications": notes}],
     }

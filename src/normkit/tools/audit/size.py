@@ -22,7 +22,7 @@ def few_elements(subject: Subject) -> Iterator[Hit]:
         samples = max(1, subject.batch_size // (subject.world_size * subject.accumulate)) * ranks
         shape = norm.shapes[0]
         # Frames or crops that were folded into the batch multiply with it.
-        fold = max(1, shape[0] // subject.samples) if subject.samples else 1
+        fold = max(1, shape[0] // subject.samples)
         positions = math.prod(shape[2:])
         count = samples * fold * positions
         if count < FEW:
@@ -55,7 +55,7 @@ RULES = (
         "Mean and variance of so few values are mostly chance; training is noisy, and the running statistics do not "
         "fit what training has seen. Accumulating gradients does not enlarge the batch of the norm.",
         "Wu & He 2018, arXiv:1803.08494, figure 1; ultralytics/yolov5#1630",
-        "Use a larger batch per rank, SyncBatchNorm over the ranks, or group norm: normkit.convert(model, 'group_norm').",
+        "Use a larger batch per rank, SyncBatchNorm, or group norm: normkit.convert(model, 'group_norm').",
         few_elements,
         ("example", "batch_size"),
     ),

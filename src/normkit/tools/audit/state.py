@@ -32,7 +32,9 @@ def never_updated(subject: Subject) -> Iterator[Hit]:
     fresh = [norm for norm in keeping if _fresh(norm)]
     if fresh and len(fresh) == len(keeping):
         # A model that has just been made: one remark, not one for each of its layers.
-        message = f"all {len(fresh)} batch norms have mean 0 and variance 1 as when made: evaluation is not trained yet"
+        message = (
+            f"mean 0 and variance 1 as when made, in every batch norm ({len(fresh)}): evaluation would not normalize"
+        )
         yield Hit("", message, {"layers": len(fresh)}, "info")
         return
     for norm in fresh:
@@ -117,7 +119,11 @@ def eps_lost(subject: Subject) -> Iterator[Hit]:
         dtypes = {p.dtype for p in held if p is not None}
         half = dtypes & {torch.float16, torch.bfloat16}
         eps = norm.facts.eps
-        if not norm.facts.shape or norm.facts.kind == "local_response_norm" or not (half or (eps or 1.0) < 1e-30 or eps == 0):
+        if (
+            not norm.facts.shape
+            or norm.facts.kind == "local_response_norm"
+            or not (half or (eps or 1.0) < 1e-30 or eps == 0)
+        ):
             continue
         dtype = next(iter(half or dtypes), torch.float32)
         if _fails_on_constant(norm, dtype):
@@ -127,9 +133,9 @@ def eps_lost(subject: Subject) -> Iterator[Hit]:
 
 def _fails_on_constant(norm: Seen, dtype: torch.dtype) -> bool:
     """Runs a copy, with statistics of a constant, on zeros."""
-    shape = (2, *norm.facts.shape) if norm.facts.axis == "last" else (2, *norm.facts.shape, *(2,) * (norm.facts.rank or 2))
-    if norm.facts.axis == "last" and norm.facts.kind not in ("layer_norm", "rms_norm"):
-        return False
+    shape = (
+        (2, *norm.facts.shape) if norm.facts.axis == "last" else (2, *norm.facts.shape, *(2,) * (norm.facts.rank or 2))
+    )
     try:
         twin = copy.deepcopy(norm.module).eval()
         for key, value in twin._buffers.items():
@@ -200,14 +206,14 @@ RULES = (
         "A channel without variance carries no information, and the norm multiplies by 1 / sqrt(eps) whatever noise "
         "comes later: 316 times with the default eps.",
         "Mehta et al. 2019, On Implicit Filter Level Sparsity, arXiv:1811.12495",
-        "Look at the layer before: dead after a high learning rate, or an input channel that is always the same; prune.",
+        "Look at the layer before: dead after a high learning rate, or an input channel that never changes; prune.",
         no_variance,
     ),
     Rule(
         "NK305",
         "warning",
         "exploding input",
-        "Values near the end of float16 overflow in half precision; a net that works gives its norms values of about 1.",
+        "Values near the end of float16 overflow in half precision; one that works gives its norms about 1.",
         "Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740",
         "Find the layer in front that lets values grow; check the learning rate, the preprocessing and residual sums.",
         exploding,

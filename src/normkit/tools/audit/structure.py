@@ -12,7 +12,18 @@ from normkit.tools.audit.facts import Seen, Subject
 from normkit.tools.audit.rule import Hit, Rule
 from normkit.tools.audit.trace import Node, is_dropout, moves_only
 
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Mish, nn.Softplus, nn.Sigmoid, nn.LeakyReLU, nn.ELU)
+ACTIVATIONS = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.GELU,
+    nn.SiLU,
+    nn.Hardswish,
+    nn.Mish,
+    nn.Softplus,
+    nn.Sigmoid,
+    nn.LeakyReLU,
+    nn.ELU,
+)
 FUNCTIONS = {"relu", "relu_", "relu6", "gelu", "silu", "hardswish", "mish", "softplus", "sigmoid", "leaky_relu", "elu"}
 LINEAR = (_ConvNd, nn.Linear)
 
@@ -29,7 +40,9 @@ def _is_known(norm: Seen) -> bool:
 
 def _removes_channel_means(norm: Seen) -> bool:
     kind = norm.facts.kind
-    return norm.is_batch or kind == "instance_norm" or (kind == "group_norm" and norm.facts.groups == norm.facts.channels)
+    return (
+        norm.is_batch or kind == "instance_norm" or (kind == "group_norm" and norm.facts.groups == norm.facts.channels)
+    )
 
 
 def redundant_bias(subject: Subject) -> Iterator[Hit]:
@@ -139,8 +152,6 @@ def over_width(subject: Subject) -> Iterator[Hit]:
         if isinstance(conv, _ConvNd) and conv.out_channels == shape[1] and len(shape) == len(conv.kernel_size) + 2:
             message = f"normalizes the last of the dimensions {shape}, and the {shape[1]} channels are dimension 1"
             yield Hit(norm.name, message, {"shape": list(shape), "channels": shape[1]})
-
-
 
 
 RULES = (

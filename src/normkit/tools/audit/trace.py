@@ -167,9 +167,7 @@ def run(
     return recorder.graph
 
 
-def _watch(
-    stack: contextlib.ExitStack, recorder: _Recorder, name: str, module: nn.Module, look: Look | None
-) -> None:
+def _watch(stack: contextlib.ExitStack, recorder: _Recorder, name: str, module: nn.Module, look: Look | None) -> None:
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         recorder.depth += 1
         given = _tensors((args, kwargs))

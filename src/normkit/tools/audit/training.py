@@ -47,7 +47,9 @@ def not_synced(subject: Subject) -> Iterator[Hit]:
     for norm in subject.norms:
         if not norm.is_batch or norm.facts.synced or (subject.model.training and not norm.module.training):
             continue
-        per_rank = None if subject.batch_size is None else subject.batch_size // (subject.world_size * subject.accumulate)
+        per_rank = (
+            None if subject.batch_size is None else subject.batch_size // (subject.world_size * subject.accumulate)
+        )
         said = "" if per_rank is None else f" of {per_rank} samples"
         message = f"each of {subject.world_size} ranks normalizes by its own batch{said}"
         # 16 images per rank is where Wu & He's figure 1 begins to bend.
@@ -72,7 +74,7 @@ RULES = (
         "NK401",
         "warning",
         "norm parameters under weight decay",
-        "Decay pulls the scale of the norm towards zero although it does not overfit, and shrinks every feature behind it.",
+        "Decay pulls the scale of the norm towards zero although it does not overfit, and with it every feature.",
         "He et al. 2019, Bag of Tricks, arXiv:1812.01187, section 3.1",
         "Put weight and bias of the norms into a group with weight_decay=0.",
         decayed,
@@ -116,7 +118,7 @@ RULES = (
         "Mean and variance are those of data and padding together: the same sequence gives another output in a batch "
         "with longer ones.",
         "pytorch/pytorch#70529, pytorch/pytorch#81985",
-        "Take statistics over the valid positions only, use layer norm per position, or batch sequences of equal length.",
+        "Take statistics over valid positions only, use layer norm per position, or batch sequences of equal length.",
         padding,
         ("example",),
     ),
