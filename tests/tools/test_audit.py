@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 import normkit
 from normkit import cli
-from normkit.errors import ArgumentError, DtypeError
+from normkit.errors import ArgumentError, DtypeError, StateError
 from normkit.tools.audit import examples
 from normkit.tools.audit.load import example_of, load
 from normkit.tools.audit.moments import moments, padded_share
@@ -167,7 +168,7 @@ def test_frames_folded_into_the_batch_count_as_elements():
 def test_inputs_of_every_form_and_wrapped_models():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), normkit.BatchNorm2d(8))
     x = torch.randn(4, 3, 8, 8)
-    wrapped = torch.compile(model)
+    wrapped = torch.compile(model, backend="eager")
     found = [
         [f.module for f in normkit.audit(*given).findings]
         for given in ((model, (x,)), (model, {"input": x}), (wrapped, x))
@@ -237,6 +238,36 @@ def test_report_as_text_json_and_sarif():
 def test_bad_arguments(arguments, kind, text):
     with pytest.raises(kind, match=text):
         normkit.audit(**{"model": small(), **arguments})
+
+
+def test_a_scripted_model_is_refused():
+    with warnings.catch_warnings():
+        # torch.jit is deprecated, and models made with it are still about.
+        warnings.simplefilter("ignore")
+        model = torch.jit.script(nn.Linear(2, 2))
+    with pytest.raises(StateError, match="before it is scripted"):
+        normkit.audit(model)
+
+
+def test_state_of_any_kind_is_put_back():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("expanded", torch.zeros(1).expand(4))
+            self.register_buffer("nan", torch.full((2,), float("nan")))
+            self.register_buffer("complex", torch.zeros(2, dtype=torch.complex64))
+            self.register_buffer("none", None)
+            self.register_buffer("counter", torch.zeros(1))
+
+        def forward(self, x):
+            self.register_buffer("cache", x)
+            self.counter += 1
+            return x
+
+    model = Odd()
+    normkit.audit(model, torch.randn(2, 3))
+    assert float(model.counter) == 0
+    assert set(model._buffers) == {"expanded", "nan", "complex", "none", "counter"}
 
 
 def command(*words, code=0):

@@ -144,9 +144,9 @@ def _(model, x):
         model.layer1[0].conv1.weight *= 1e6
 
 
-@planted("densenet121", "NK306", "features.denseblock1.denselayer2.norm1")
+@planted("resnet18", "NK306", "layer2.1.bn2")
 def _(model, x):
-    model.features.denseblock1.denselayer2.norm1.running_var[5] = float("nan")
+    model.layer2[1].bn2.running_var[5] = float("nan")
 
 
 @planted("llama", "NK307", "model.layers.1.input_layernorm")
@@ -164,14 +164,14 @@ def _(model, x):
     model.model.layers[1].input_layernorm = Half(32)
 
 
-@planted("efficientnet_b0", "NK308", "bn1")
+@planted("mobilenetv3_small_050", "NK308", "bn1")
 def _(model, x):
     model.bn1.momentum = 0.99
 
 
-@planted("regnetx_002", "NK309", "stem.bn")
+@planted("mobilenetv3_small_050", "NK309", "blocks.1.0.bn1")
 def _(model, x):
-    model.stem.bn.momentum = 0.0
+    model.blocks[1][0].bn1.momentum = 0.0
 
 
 @planted("convnext_atto", "NK401", "stages.1.blocks.0.norm")

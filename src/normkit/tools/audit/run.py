@@ -106,7 +106,7 @@ def audit(
 def _inner(model: nn.Module) -> nn.Module:
     """The model inside torch.compile's and the data-parallel wrappers."""
     while True:
-        compiled = model._modules.get("_orig_mod")
+        compiled = dict(model.named_children()).get("_orig_mod")
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
         elif compiled is not None:
