@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from normkit.parametrize import weight_norm as weight_norm
     from normkit.parametrize import weight_standardization as weight_standardization
     from normkit.study import compare as compare
+    from normkit.tools.audit import audit as audit
     from normkit.tools.convert import convert as convert
     from normkit.tools.fold import fold as fold
     from normkit.tools.freeze import freeze as freeze
@@ -52,6 +53,7 @@ _NAMES = {
     "normkit.parametrize": "init_weight_norm remove_weight_norm remove_weight_standardization weight_norm "
     "weight_standardization",
     "normkit.study": "compare",
+    "normkit.tools.audit": "audit",
     "normkit.tools.fold": "fold",
     "normkit.tools.freeze": "freeze unfreeze",
     "normkit.tools.recalibrate": "recalibrate",

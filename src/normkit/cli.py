@@ -192,6 +192,28 @@ def draw_(
 
 
 @app.command()
+def audit(
+    target: Annotated[str, typer.Argument(help="pkg.module:factory; it returns a model, or a model and an example.")],
+    shape: Annotated[str | None, typer.Option(help="Shape of a random example, such as 2,3,64,64.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples of one optimizer step, over all ranks.")] = None,
+    world_size: Annotated[int, typer.Option(help="Number of ranks.")] = 1,
+    accumulate: Annotated[int, typer.Option(help="Micro-batches of one step.")] = 1,
+    per_sample: Annotated[bool, typer.Option("--per-sample", help="Name the layers that mix samples.")] = False,
+    ignore: Annotated[str, typer.Option(help="Codes to suppress, with commas between.")] = "",
+    form: Annotated[str, typer.Option("--format", help="text, json or sarif.")] = "text",
+    fail_on: Annotated[str, typer.Option(help="Exit with 1 from this severity up; never for no.")] = "warning",
+) -> None:
+    """Look for what is wrong with the normalization in a model."""
+    from normkit.tools.audit import command
+
+    text, code = command.run(
+        target, shape, batch_size, world_size, accumulate, per_sample, _listed(ignore), form, fail_on
+    )
+    typer.echo(text)
+    raise typer.Exit(code)
+
+
+@app.command()
 def backends() -> None:
     """Say which kernels are in use, and why."""
     from normkit import show_backends

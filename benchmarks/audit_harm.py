@@ -1,0 +1,398 @@
+"""Measures what each rule of ``normkit audit`` warns of: ``python -m benchmarks.audit_harm``.
+
+Small nets, synthetic data or scikit-learn's digits, fixed seeds, seconds in all. The pages in docs/audit quote
+benchmarks/results/audit_harm.json.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+from benchmarks.measure import RESULTS
+from normkit.tools.audit.examples import HalfNorm
+
+Result = tuple[str, dict[str, Any]]
+SEEDS = 5
+
+
+def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training and test images (N, 1, 8, 8) and labels; scaled to about 0 mean and unit variance."""
+    data = load_digits()
+    x, y = torch.tensor(data.images, dtype=torch.float32)[:, None], torch.tensor(data.target)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    x, y = (x[order] - 4.9) / 6.0, y[order]
+    return x[:1200], y[:1200], x[1200:], y[1200:]
+
+
+def net(norm: Callable[[int], nn.Module], *, between: nn.Module | None = None, bias: bool = False) -> nn.Sequential:
+    """Two convolutions with a norm each, and a linear layer."""
+    first = [nn.Conv2d(1, 16, 3, padding=1, bias=bias), norm(16), nn.ReLU(), between or nn.Identity()]
+    second = [nn.Conv2d(16, 16, 3, padding=1, bias=bias), norm(16), nn.ReLU()]
+    return nn.Sequential(*first, *second, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10))
+
+
+def fit(model: nn.Module, batch: int = 64, steps: int = 60, lr: float = 0.05, decay: float = 0.0) -> nn.Module:
+    """Train on digits with momentum."""
+    x, y, _, _ = digits()
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], lr, momentum=0.9, weight_decay=decay
+    )
+    model.train()
+    for _ in range(steps):
+        pick = torch.randint(len(x), (batch,))
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[pick]), y[pick]).backward()
+        optimizer.step()
+    return model
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor | None = None, training: bool = False) -> float:
+    """Percent right on the test images, in evaluation mode."""
+    _, _, test, y = digits()
+    model.train(training)
+    return 100 * float((model(test if x is None else x).argmax(1) == y).float().mean())
+
+
+def mean_of(make: Callable[[], float]) -> float:
+    """Over the seeds."""
+    values = []
+    for seed in range(SEEDS):
+        torch.manual_seed(seed)
+        values.append(make())
+    return round(sum(values) / len(values), 1)
+
+
+def against(bad: float, good: float, what: str, other: str) -> Result:
+    return f"Digits, {SEEDS} seeds: {bad:.1f}% right {what}, {good:.1f}% {other}.", {"bad": bad, "good": good}
+
+
+def nk101() -> Result:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)).double()
+    model(torch.randn(8, 3, 8, 8).double()).square().sum().backward()
+    bias, weight = (float(p.grad.abs().max()) for p in (model[0].bias, model[0].weight))  # type: ignore[union-attr]
+    return f"Largest gradient of the bias {bias:.1g}, of the weight {weight:.1g} (float64): rounding error alone.", {
+        "bias": bias,
+        "weight": weight,
+    }
+
+
+def nk102() -> Result:
+    x = torch.randn(64, 256)
+    one, two = nn.LayerNorm(256), nn.Sequential(nn.LayerNorm(256), nn.LayerNorm(256))
+    apart = float((one(x) - two(x)).detach().abs().max())
+    norm = float(one(x).detach().abs().max())
+    said = (
+        f"New, two layer norms give what one gives within {apart:.1g} of values up to {norm:.1f}: "
+        f"the second is work alone."
+    )
+    return said, {"difference": apart, "largest": norm}
+
+
+def nk103() -> Result:
+    def make(before: bool) -> nn.Module:
+        pairs = [[nn.BatchNorm2d(16), nn.ReLU()] for _ in range(2)]
+        first, second = pairs if before else [pair[::-1] for pair in pairs]
+        convs = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        return nn.Sequential(
+            convs[0], *first, convs[1], *second, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10)
+        )
+
+    scores = [mean_of(lambda b=b: accuracy(fit(make(b)))) for b in (False, True)]
+    return against(
+        *scores, "with the norm behind the activation", "before it; no harm is claimed here, the rule is info"
+    )
+
+
+def nk104() -> Result:
+    def run(rate: float) -> tuple[float, float]:
+        model = fit(net(nn.BatchNorm2d, between=nn.Dropout(rate)))
+        norm, seen = model[5], []
+        handle = norm.register_forward_pre_hook(lambda m, args: seen.append(args[0].transpose(0, 1).flatten(1).var(1)))
+        right = accuracy(model)
+        handle.remove()
+        return float((norm.running_var / seen[0]).median()), right
+
+    torch.manual_seed(0)
+    (ratio, right), (plain, right_plain) = run(0.5), run(0.0)
+    return (
+        f"Running over true variance in evaluation: {ratio:.2f} with dropout 0.5 before, {plain:.2f} without "
+        f"({right:.1f}% and {right_plain:.1f}% of the digits right).",
+        {"ratio": ratio, "plain": plain, "right": right, "right_plain": right_plain},
+    )
+
+
+def nk105() -> Result:
+    conv, norm = weight_norm(nn.Conv2d(3, 8, 3).double()), nn.BatchNorm2d(8, eps=1e-12).double()
+    (norm(conv(torch.randn(8, 3, 8, 8).double())) * torch.randn(8, 8, 6, 6).double()).sum().backward()
+    g, v = (float(p.grad.abs().max()) for p in conv.parametrizations.weight.parameters())
+    return f"Largest gradient of g {g:.1g}, of v {v:.1g} (float64, eps 1e-12): g cannot learn.", {"g": g, "v": v}
+
+
+def nk106() -> Result:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer = nn.utils.weight_norm(nn.Linear(8, 8))
+    layer(torch.randn(2, 8))
+    try:
+        copy.deepcopy(layer)
+        said = ""
+    except RuntimeError as error:
+        said = str(error).split(".")[0]
+    return (f"copy.deepcopy after a forward raises: {said}." if said else "copy.deepcopy works here."), {"raises": said}
+
+
+def nk107() -> Result:
+    norm = nn.BatchNorm1d(8)
+    first, second = torch.randn(4000, 8), 3 * torch.randn(4000, 8) + 5
+    for _ in range(100):
+        norm(first), norm(second)
+    norm.eval()
+    means = [float(norm(x).mean().detach()) for x in (first, second)]
+    return (
+        f"Two domains with means 0 and 5 share one: in evaluation their outputs have means "
+        f"{means[0]:.2f} and {means[1]:.2f}, "
+        "in training both 0.",
+        {"first": means[0], "second": means[1]},
+    )
+
+
+def nk108() -> Result:
+    norm, x = nn.LayerNorm(16), torch.randn(4, 16, 16, 16) * torch.logspace(-1, 1, 16)[None, :, None, None]
+    spread = [float(v) for v in (norm(x).detach().transpose(0, 1).flatten(1).std(1).aminmax())]
+    row = x.clone()
+    row[:, :, 0] += 5
+    moved = float((norm(row) - norm(x)).detach().abs().max())
+    return (
+        f"A row made brighter by 5 everywhere changes the output by {moved:.1g}: the brightness of rows is lost.",
+        {"changed": moved, "std": spread},
+    )
+
+
+def nk201() -> Result:
+    def wander(count: int) -> float:
+        x = torch.randn(4000, count, 8)
+        x[:, 0] = 1.0
+        moved = F.batch_norm(x.transpose(0, 1).reshape(count, -1), None, None, training=True)[0]
+        return float(moved.std())
+
+    few, many = wander(4), wander(64)
+    return (
+        f"The output for one and the same sample varies by {few:.2f} std with 3 other elements beside it, "
+        f"by {many:.2f} with 63.",
+        {"of_4": few, "of_64": many},
+    )
+
+
+def nk202() -> Result:
+    x = torch.randn(64, 4, requires_grad=True)
+    z = nn.GroupNorm(4, 4)(x)
+    z.sum().backward()
+    largest, grad = float(z.detach().abs().max()), float(x.grad.abs().max())  # type: ignore[union-attr]
+    return f"GroupNorm(4, 4) on 64 random rows: largest output {largest:g}, largest gradient {grad:g}.", {
+        "output": largest,
+        "gradient": grad,
+    }
+
+
+def nk203() -> Result:
+    x = torch.randn(4096, 8)
+    y = nn.GroupNorm(4, 8)(x).detach().abs()
+    share = 100 * float(((y - 1).abs() < 0.01).float().mean())
+    return f"GroupNorm(4, 8) on 4096 random rows: {share:.1f}% of the outputs are within 0.01 of -1 or 1.", {
+        "share": share
+    }
+
+
+def _broken(change: Callable[[nn.Module], None]) -> tuple[float, float]:
+    good, bad = [], []
+    for seed in range(SEEDS):
+        torch.manual_seed(seed)
+        model = fit(net(nn.BatchNorm2d))
+        good.append(accuracy(model))
+        change(model)
+        bad.append(accuracy(model))
+    return round(sum(bad) / SEEDS, 1), round(sum(good) / SEEDS, 1)
+
+
+def nk301() -> Result:
+    bad, good = _broken(lambda model: model[5].reset_running_stats())  # type: ignore[index]
+    return against(bad, good, "with the second norm's statistics at 0 and 1", "with its own")
+
+
+def nk302() -> Result:
+    _, _, test, _ = digits()
+    model = fit(net(nn.BatchNorm2d))
+    good, bad = accuracy(model), accuracy(model, test * 6 + 4.9)
+    again = accuracy(model, test * 6 + 4.9, training=True)
+    return (
+        f"Digits evaluated without the scaling of training: {bad:.1f}% right, {good:.1f}% with it; "
+        f"{again:.1f}% without it "
+        "when the norms use the batch.",
+        {"bad": bad, "good": good, "batch": again},
+    )
+
+
+def nk303() -> Result:
+    def run(momentum: float) -> float:
+        return mean_of(lambda: accuracy(fit(net(lambda c: nn.BatchNorm2d(c, momentum=momentum)), steps=20)))
+
+    return against(run(0.001), run(0.1), "after 20 steps with momentum 0.001", "with 0.1")
+
+
+def nk304() -> Result:
+    norm = nn.BatchNorm1d(1)
+    for _ in range(200):
+        norm(torch.zeros(64, 1))
+    y = float(norm.eval()(torch.tensor([[0.1]])).detach())
+    return f"A channel that was always 0 and then is 0.1 comes out as {y:.1f}.", {"output": y}
+
+
+def nk305() -> Result:
+    x = torch.tensor([70000.0])
+    lost = abs(float(x - x.bfloat16().float()))
+    return f"70000 in float16 is {float(x.half())}; in bfloat16 it is off by {lost:g}.", {"half": str(float(x.half()))}
+
+
+def nk306() -> Result:
+    norm = nn.BatchNorm1d(4)
+    norm(torch.full((8, 4), float("inf")))
+    for _ in range(1000):
+        norm(torch.randn(8, 4))
+    bad = int((~norm.eval()(torch.randn(8, 4)).isfinite()).sum())
+    return f"One infinite batch and 1000 good ones later, {bad} of 32 outputs are not finite.", {"bad": bad}
+
+
+def nk307() -> Result:
+    bad = [int((~HalfNorm(8, eps).half()(torch.zeros(2, 8).half()).isfinite()).sum()) for eps in (1e-8, 1e-5)]
+    return f"A row of zeros in float16: {bad[0]} of 16 outputs are NaN with eps=1e-8, {bad[1]} with 1e-5.", {"nan": bad}
+
+
+def nk308() -> Result:
+    def run(momentum: float) -> float:
+        return mean_of(lambda: accuracy(fit(net(lambda c: nn.BatchNorm2d(c, momentum=momentum)), batch=8, steps=150)))
+
+    def error(momentum: float) -> float:
+        norm = nn.BatchNorm1d(64, momentum=momentum)
+        for _ in range(200):
+            norm(torch.randn(8, 64))
+        return 100 * float((norm.running_var - 1).std())  # type: ignore[operator]
+
+    bad, good, off, near = run(0.99), run(0.1), error(0.99), error(0.1)
+    return (
+        f"With batches of 8 values the running variance errs by {off:.0f}% with momentum 0.99, by "
+        f"{near:.0f}% with 0.1. "
+        f"Digits, {SEEDS} seeds, batches of 8 images: {bad:.1f}% right with 0.99, {good:.1f}% with 0.1.",
+        {"error": off, "error_good": near, "bad": bad, "good": good},
+    )
+
+
+def nk309() -> Result:
+    def run(momentum: float) -> float:
+        return mean_of(lambda: accuracy(fit(net(lambda c: nn.BatchNorm2d(c, momentum=momentum)))))
+
+    return against(run(0.0), run(0.1), "with momentum 0", "with 0.1")
+
+
+def nk401() -> Result:
+    def scale(all_of_it: bool) -> float:
+        torch.manual_seed(0)
+        model, norms = net(nn.BatchNorm2d), []
+        norms = [p for m in model if isinstance(m, nn.BatchNorm2d) for p in m.parameters()]
+        rest = [p for p in model.parameters() if all(p is not n for n in norms)]
+        groups = [{"params": norms, "weight_decay": 0.05 if all_of_it else 0.0}, {"params": rest}]
+        optimizer = torch.optim.SGD(groups, 0.05, momentum=0.9, weight_decay=0.05)
+        x, y, _, _ = digits()
+        for _ in range(200):
+            pick = torch.randint(len(x), (64,))
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[pick]), y[pick]).backward()
+            optimizer.step()
+        return float(model[1].weight.detach().abs().mean())  # type: ignore[union-attr]
+
+    with_decay, without = scale(True), scale(False)
+    return (
+        f"Mean scale of the first norm after 200 steps with weight decay 0.05: {with_decay:.2f} if it is decayed, "
+        f"{without:.2f} if not.",
+        {"decayed": with_decay, "free": without},
+    )
+
+
+def nk402() -> Result:
+    torch.manual_seed(0)
+    model = fit(net(nn.BatchNorm2d))
+    _, _, test, _ = digits()
+    before = model.eval()[:7](test).detach()
+    model.requires_grad_(False).train()
+    for _ in range(50):
+        model(3 * test[:64] + 1)
+    after = model.eval()[:7](test).detach()
+    change = float((after - before).norm() / before.norm())
+    return (
+        f"With all parameters frozen, 50 forwards on other data in train mode change the features by "
+        f"{100 * change:.0f}%.",
+        {"change": change},
+    )
+
+
+def nk403() -> Result:
+    x = torch.randn(4000, 32, 8)
+    ranks = x.view(4000, 8, 4, 8).mean(2).std(1).mean()
+    return (
+        f"32 samples on 8 ranks: the means that the ranks subtract differ by {float(ranks):.2f} std, "
+        "and by 0 if synchronized.",
+        {"std": float(ranks)},
+    )
+
+
+def nk404() -> Result:
+    norm, x = nn.BatchNorm1d(4), torch.randn(8, 4)
+    other = x.clone()
+    other[1:] = torch.randn(7, 4)
+    change = float((norm(x)[0] - norm(other)[0]).detach().abs().max())
+    group = nn.GroupNorm(1, 4)
+    same = float((group(x)[0] - group(other)[0]).detach().abs().max())
+    return (
+        f"Other samples beside it change the output for one by {change:.2f} with batch norm, {same:g} with group norm.",
+        {
+            "batch": change,
+            "group": same,
+        },
+    )
+
+
+def nk405() -> Result:
+    norm, x = nn.GroupNorm(2, 8), torch.randn(1, 8, 10)
+    alone, beside = norm(x).detach(), norm(F.pad(x, (0, 30))).detach()[..., :10]
+    change = float((alone - beside).norm() / alone.norm())
+    return f"The same 10 positions, padded to 40: group norm's output changes by {100 * change:.0f}%.", {
+        "change": change
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {}
+    for name, measure in [(n, f) for n, f in globals().items() if n.startswith("nk")]:
+        torch.manual_seed(0)
+        start = time.perf_counter()
+        said, numbers = measure()
+        results[name.upper()] = {"said": said, "numbers": numbers}
+        print(f"{name.upper()} ({time.perf_counter() - start:.1f} s) {said}")
+    text = json.dumps({"torch": torch.__version__, "rules": results}, indent=1)
+    (RESULTS / "audit_harm.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""For each rule a model that trips it and one that does not; the pages in docs/audit show them, the tests run them."""
+
+# ruff: noqa: N802
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from normkit.tools.audit.report import Report
+from normkit.tools.audit.run import audit
+
+
+def images(*shape: int) -> Tensor:
+    """Random images that are the same each time."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def settled(model: nn.Module, x: Tensor) -> nn.Module:
+    """The model after enough batches for its running statistics to fit."""
+    with torch.no_grad():
+        for _ in range(50):
+            model.train()(x)
+    return model
+
+
+def NK101_trips() -> Report:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    return audit(model, images(4, 3, 8, 8))
+
+
+def NK101_clean() -> Report:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8))
+    return audit(model, images(4, 3, 8, 8))
+
+
+def NK102_trips() -> Report:
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.LayerNorm(8))
+    return audit(model, images(4, 8))
+
+
+def NK102_clean() -> Report:
+    model = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.LayerNorm(8))
+    return audit(model, images(4, 8))
+
+
+def NK103_trips() -> Report:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.BatchNorm2d(8))
+    return audit(model, images(4, 3, 8, 8))
+
+
+def NK103_clean() -> Report:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    return audit(model, images(4, 3, 8, 8))
+
+
+def NK104_trips() -> Report:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8), nn.BatchNorm1d(8))
+    return audit(model, images(4, 8))
+
+
+def NK104_clean() -> Report:
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 8))
+    return audit(model, images(4, 8))
+
+
+def NK105_trips() -> Report:
+    model = nn.Sequential(weight_norm(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8))
+    return audit(model, images(4, 3, 8, 8))
+
+
+def NK105_clean() -> Report:
+    model = nn.Sequential(weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    return audit(model, images(4, 3, 8, 8))
+
+
+def NK106_trips() -> Report:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = nn.utils.weight_norm(nn.Linear(8, 8))
+    return audit(model)
+
+
+def NK106_clean() -> Report:
+    model = weight_norm(nn.Linear(8, 8))
+    return audit(model)
+
+
+class TwoDomains(nn.Module):
+    """Two inputs from two distributions through one batch norm, or through one each."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first = first
+        self.second = second
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.first(x) + self.second(3 * x + 5)
+        return y
+
+
+def NK107_trips() -> Report:
+    norm = nn.BatchNorm2d(3)
+    return audit(TwoDomains(norm, norm), images(4, 3, 8, 8))
+
+
+def NK107_clean() -> Report:
+    return audit(TwoDomains(nn.BatchNorm2d(3), nn.BatchNorm2d(3)), images(4, 3, 8, 8))
+
+
+def NK108_trips() -> Report:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.LayerNorm(16))
+    return audit(model, images(4, 3, 16, 16))
+
+
+def NK108_clean() -> Report:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.LayerNorm([16, 16, 16]))
+    return audit(model, images(4, 3, 16, 16))
+
+
+def NK201_trips() -> Report:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+    return audit(model, images(4, 3, 8, 8), batch_size=64, world_size=8, accumulate=2)
+
+
+def NK201_clean() -> Report:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+    return audit(model, images(4, 3, 8, 8), batch_size=64)
+
+
+def NK202_trips() -> Report:
+    model = nn.Sequential(nn.Linear(8, 4), nn.GroupNorm(4, 4))
+    return audit(model, images(4, 8))
+
+
+def NK202_clean() -> Report:
+    model = nn.Sequential(nn.Linear(8, 4), nn.GroupNorm(1, 4))
+    return audit(model, images(4, 8))
+
+
+def NK203_trips() -> Report:
+    model = nn.Sequential(nn.Linear(8, 8), nn.GroupNorm(4, 8))
+    return audit(model, images(4, 8))
+
+
+def NK203_clean() -> Report:
+    model = nn.Sequential(nn.Linear(8, 8), nn.GroupNorm(1, 8))
+    return audit(model, images(4, 8))
+
+
+def NK301_trips() -> Report:
+    x = images(8, 3, 8, 8)
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    settled(model, x)
+    model[2] = nn.BatchNorm2d(3)
+    return audit(model, x)
+
+
+def NK301_clean() -> Report:
+    x = images(8, 3, 8, 8)
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    return audit(settled(model, x), x)
+
+
+def NK302_trips() -> Report:
+    x = images(8, 3, 8, 8)
+    model = settled(nn.Sequential(nn.BatchNorm2d(3)), x)
+    return audit(model, 255 * x)
+
+
+def NK302_clean() -> Report:
+    x = images(8, 3, 8, 8)
+    model = settled(nn.Sequential(nn.BatchNorm2d(3)), x)
+    return audit(model, x)
+
+
+def NK303_trips() -> Report:
+    model = nn.BatchNorm1d(3, momentum=0.01)
+    for _ in range(20):
+        model(images(16, 3))
+    return audit(model)
+
+
+def NK303_clean() -> Report:
+    model = nn.BatchNorm1d(3, momentum=0.1)
+    for _ in range(50):
+        model(images(16, 3))
+    return audit(model)
+
+
+def NK304_trips() -> Report:
+    x = images(8, 3, 8, 8)
+    x[:, 1] = 0.5
+    return audit(nn.Sequential(nn.BatchNorm2d(3)), x)
+
+
+def NK304_clean() -> Report:
+    return audit(nn.Sequential(nn.BatchNorm2d(3)), images(8, 3, 8, 8))
+
+
+def NK305_trips() -> Report:
+    return audit(nn.Sequential(nn.BatchNorm2d(3)), 1e6 * images(8, 3, 8, 8))
+
+
+def NK305_clean() -> Report:
+    return audit(nn.Sequential(nn.BatchNorm2d(3)), 255 * images(8, 3, 8, 8))
+
+
+def NK306_trips() -> Report:
+    model = nn.BatchNorm1d(3)
+    model(torch.full((4, 3), float("inf")))
+    return audit(model)
+
+
+def NK306_clean() -> Report:
+    model = nn.BatchNorm1d(3)
+    model(torch.randn(4, 3))
+    return audit(model)
+
+
+class HalfNorm(nn.Module):
+    """A norm written by hand, which computes in the dtype of its input."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x / (x.square().mean(-1, keepdim=True) + self.eps).sqrt()
+
+
+def NK307_trips() -> Report:
+    return audit(HalfNorm(8, eps=1e-8).half())
+
+
+def NK307_clean() -> Report:
+    return audit(HalfNorm(8, eps=1e-5).half())
+
+
+def NK308_trips() -> Report:
+    return audit(nn.BatchNorm2d(8, momentum=0.99))
+
+
+def NK308_clean() -> Report:
+    return audit(nn.BatchNorm2d(8, momentum=0.01))
+
+
+def NK309_trips() -> Report:
+    return audit(nn.BatchNorm2d(8, momentum=0.0))
+
+
+def NK309_clean() -> Report:
+    return audit(nn.BatchNorm2d(8, momentum=None))
+
+
+def NK401_trips() -> Report:
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+    return audit(model, optimizer=torch.optim.AdamW(model.parameters(), weight_decay=0.1))
+
+
+def NK401_clean() -> Report:
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+    groups: list[dict[str, Any]] = [
+        {"params": model[0].parameters()},
+        {"params": model[1].parameters(), "weight_decay": 0.0},
+    ]
+    return audit(model, optimizer=torch.optim.AdamW(groups, weight_decay=0.1))
+
+
+def NK402_trips() -> Report:
+    backbone = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)).requires_grad_(False)
+    return audit(nn.Sequential(backbone, nn.Linear(8, 2)).train())
+
+
+def NK402_clean() -> Report:
+    backbone = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)).requires_grad_(False)
+    model = nn.Sequential(backbone, nn.Linear(8, 2)).train()
+    backbone.eval()
+    return audit(model)
+
+
+def NK403_trips() -> Report:
+    return audit(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), world_size=8, batch_size=64)
+
+
+def NK403_clean() -> Report:
+    return audit(nn.Sequential(nn.Conv2d(3, 8, 3), nn.SyncBatchNorm(8)), world_size=8, batch_size=64)
+
+
+def NK404_trips() -> Report:
+    return audit(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), per_sample=True)
+
+
+def NK404_clean() -> Report:
+    return audit(nn.Sequential(nn.Linear(8, 8), nn.GroupNorm(2, 8)), per_sample=True)
+
+
+def NK405_trips() -> Report:
+    x = images(4, 8, 20)
+    for sample, length in enumerate([20, 15, 10, 5]):
+        x[sample, :, length:] = 0
+    return audit(nn.Sequential(nn.Conv1d(8, 8, 3), nn.BatchNorm1d(8)), x)
+
+
+def NK405_clean() -> Report:
+    return audit(nn.Sequential(nn.Conv1d(8, 8, 3), nn.BatchNorm1d(8)), images(4, 8, 20))

@@ -1,0 +1,212 @@
+"""Collects in one pass what the rules look at; the rules themselves run nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
+
+from normkit.errors import ArgumentError
+from normkit.tools.audit import trace
+from normkit.tools.audit.moments import Moments, moments, padded_share
+from normkit.tools.facts import Facts
+from normkit.tools.walk import norms as every_norm
+
+BATCHES = 16
+"""So many of a loader's batches are looked at: enough for a mean and a variance, and seconds at most."""
+
+
+@dataclass
+class Seen:
+    """A norm and what one run showed of it.
+
+    Attributes:
+        name: dotted.
+        module, facts: the norm and what is known of it.
+        shapes: of its input, one for each call of one forward.
+        calls: moments of each call of one forward; of batch norm only.
+        pooled: moments over all batches, with batch statistics in all batch norms in front of it.
+        padded: share of its input that is padding at the end of sequences.
+    """
+
+    name: str
+    module: nn.Module
+    facts: Facts
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    calls: list[Moments] = field(default_factory=list)
+    pooled: Moments | None = None
+    padded: float = 0.0
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether samples share statistics in training."""
+        return isinstance(self.module, _BatchNorm) or self.facts.kind == "batch_norm"
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there are running statistics that can be read."""
+        return self.is_batch and isinstance(self.module._buffers.get("running_var"), Tensor)
+
+    def buffer(self, name: str) -> Tensor:
+        """A buffer in float64, on the CPU."""
+        value = self.module._buffers[name]
+        assert value is not None
+        return value.detach().cpu().double()
+
+    def region(self, shape: tuple[int, ...]) -> int | None:
+        """How many elements of one sample share statistics, for an input of this shape; None if unknown."""
+        kind, positions = self.facts.kind, math.prod(shape[2:])
+        if kind in ("layer_norm", "rms_norm") and self.facts.axis == "last":
+            return self.facts.channels or None
+        if len(shape) < 2:
+            return None
+        if kind == "instance_norm":
+            ranks = self.facts.rank
+            return math.prod(shape[1:]) if ranks is not None and len(shape) == ranks + 1 else positions
+        if kind == "group_norm" and self.facts.groups:
+            return shape[1] // self.facts.groups * positions
+        return shape[1] if kind in ("layer_norm2d", "rms_norm") else None
+
+
+@dataclass
+class Subject:
+    """A model and everything that was found out about it.
+
+    Attributes:
+        model: the model.
+        norms: every norm once.
+        names: of every module.
+        graph: what feeds what; None without an example.
+        samples: first size of the example's first tensor, its number of samples.
+        failure: why the run of the example ended early; empty if it did not.
+        optimizer, batch_size, world_size, accumulate, per_sample: as given to `audit`.
+    """
+
+    model: nn.Module
+    norms: list[Seen]
+    names: dict[nn.Module, str]
+    graph: trace.Graph | None = None
+    samples: int = 1
+    failure: str = ""
+    optimizer: torch.optim.Optimizer | None = None
+    batch_size: int | None = None
+    world_size: int = 1
+    accumulate: int = 1
+    per_sample: bool = False
+
+    def called(self) -> list[tuple[Seen, trace.Node]]:
+        """Each call of each norm in the traced run."""
+        if self.graph is None:
+            return []
+        seen = {norm.module: norm for norm in self.norms}
+        return [(seen[node.module], node) for node in self.graph.nodes if node.module in seen]
+
+
+def collect(model: nn.Module, example: Any, loader: Any, **given: Any) -> Subject:
+    """Trace the example, then measure the inputs of the norms; the caller restores the model.
+
+    Args:
+        model: the model.
+        example: a tensor, a tuple of arguments or a mapping of keyword arguments; None for static facts only.
+        loader: gives batches of inputs, or pairs of inputs and targets; None for the example alone.
+        given: the other attributes of `Subject`.
+
+    Returns:
+        The facts.
+
+    Raises:
+        ArgumentError: the model raises on the example or on a batch.
+    """
+    found = [Seen(place.name, place.module, facts) for place, facts in every_norm(model)]
+    names = {module: name for name, module in model.named_modules()}
+    subject = Subject(model, found, names, **given)
+    batches = [example] if example is not None else []
+    if loader is not None:
+        batches = [_input_of(batch) for batch in trace.iterate(loader, BATCHES)]
+        if not batches:
+            raise ArgumentError("loader must give at least one batch, got none: a generator can be read only once")
+    if example is None and not batches:
+        return subject
+    _trace(subject, batches[0] if example is None else example)
+    if not subject.failure:
+        for batch in batches:
+            _measure(subject, batch)
+    return subject
+
+
+def _input_of(batch: Any) -> Any:
+    """Of a batch (input, target) the input."""
+    if isinstance(batch, tuple | list):
+        if not batch:
+            raise ArgumentError("a batch of the loader must hold an input, got an empty one: give (input, target)")
+        return batch[0]
+    return batch
+
+
+def arguments(example: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """What the model is called with."""
+    if isinstance(example, Mapping):
+        return (), example
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+def _trace(subject: Subject, example: Any) -> None:
+    args, kwargs = arguments(example)
+    sizes = [leaf.shape[0] for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()]
+    subject.samples = max(1, sizes[0]) if sizes else 1
+    by_module = {norm.module: norm for norm in subject.norms}
+    last: list[Seen] = []
+
+    def look(name: str, module: nn.Module, x: Tensor) -> None:
+        norm = by_module[module]
+        last[:] = [norm]
+        norm.shapes.append(tuple(x.shape))
+        if norm.is_batch or norm.facts.kind in ("instance_norm", "group_norm"):
+            norm.padded = max(norm.padded, padded_share(x))
+            measured = moments(x) if norm.is_batch else None
+            if measured is not None:
+                norm.calls.append(measured)
+
+    subject.model.eval()
+    known = {norm.module: norm.name for norm in subject.norms}
+    try:
+        subject.graph = trace.run(subject.model, args, kwargs, known, look)
+    except Exception as error:
+        # A norm that refuses its own input is a finding, and what came before it was seen.
+        if last and last[0].region(last[0].shapes[-1]) == 1:
+            subject.failure = f"the run of the example ended at {last[0].name}: {error}"
+            return
+        raise _wrong(error, example) from error
+
+
+def _measure(subject: Subject, batch: Any) -> None:
+    """Batch norms use the batch's statistics, as in the training that made the running ones."""
+    by_module = {norm.module: norm for norm in subject.norms if norm.is_batch and norm.calls}
+    if not by_module:
+        return
+
+    def look(name: str, module: nn.Module, x: Tensor) -> None:
+        measured, norm = moments(x), by_module[module]
+        module.training = measured is not None and measured.count > 1 and norm.keeps and not norm.facts.synced
+        if measured is not None:
+            norm.pooled = measured if norm.pooled is None else norm.pooled.with_(measured)
+
+    args, kwargs = arguments(batch)
+    try:
+        trace.each_norm(subject.model, args, kwargs, {m: norm.name for m, norm in by_module.items()}, look)
+    except Exception as error:
+        raise _wrong(error, batch) from error
+
+
+def _wrong(error: Exception, given: Any) -> ArgumentError:
+    said = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+    return ArgumentError(
+        f"the model must accept the example, got {type(error).__name__}: {error}\n    for {said}\n"
+        "give what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments"
+    )

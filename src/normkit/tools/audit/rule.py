@@ -1,0 +1,65 @@
+"""What a rule is: a check, and why it matters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from normkit.tools.audit.facts import Subject
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One place where a rule found what it looks for.
+
+    Attributes:
+        module: dotted name.
+        message: what was found, with the numbers.
+        measured: the same numbers as data.
+        severity: where it differs from the rule's.
+    """
+
+    module: str
+    message: str
+    measured: dict[str, Any] = field(default_factory=dict)
+    severity: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        code, severity, title: see `normkit.tools.audit.report.Finding`.
+        needs: what must be given for it to run: ``"example"``, ``"optimizer"``, ``"batch_size"``,
+            ``"world_size"``, ``"per_sample"``.
+        why, source, fix: see `Finding`.
+        check: from the facts to the places.
+    """
+
+    code: str
+    severity: str
+    title: str
+    why: str
+    source: str
+    fix: str
+    check: Callable[[Subject], Iterator[Hit]]
+    needs: tuple[str, ...] = ()
+
+    def missing(self, subject: Subject) -> str:
+        """Why it cannot run on these facts; empty if it can."""
+        lacking = {
+            "example": subject.graph is None and not subject.failure,
+            "optimizer": subject.optimizer is None,
+            "batch_size": subject.batch_size is None,
+            "world_size": subject.world_size == 1,
+            "per_sample": not subject.per_sample,
+        }
+        said = {"world_size": "world_size is 1", "per_sample": "per_sample=True is not given"}
+        for need in self.needs:
+            if lacking[need]:
+                return said.get(need, f"no {need} is given")
+        if "example" in self.needs and subject.failure and self.code != "NK202":
+            return "the run of the example did not end"
+        return ""

@@ -1,0 +1,138 @@
+"""`normkit.audit`: what is wrong with the normalization in a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from normkit.errors import ArgumentError, DtypeError, whole_number
+from normkit.tools.audit.facts import Subject, collect
+from normkit.tools.audit.guard import untouched
+from normkit.tools.audit.ignore import Ignore, suppressor
+from normkit.tools.audit.report import Finding, NotRun, Report, rank
+from normkit.tools.audit.rule import Rule
+from normkit.tools.audit.rules import RULES
+from normkit.tools.walk import walk
+
+
+def audit(
+    model: nn.Module,
+    example: Any = None,
+    loader: Any = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    batch_size: int | None = None,
+    world_size: int = 1,
+    accumulate: int = 1,
+    *,
+    per_sample: bool = False,
+    ignore: Ignore | str = (),
+) -> Report:
+    """Look for what is wrong with the normalization in a model.
+
+    With an example the model is run: what feeds what comes from that run and never from names. The model is left
+    exactly as it was: mode, hooks, buffers, gradients, and the state of the random generators; also when it raises.
+
+    Args:
+        model: any module. Compiled models and those in DistributedDataParallel are looked into.
+        example: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments.
+            None for the rules that need no run.
+        loader: gives batches of inputs, or pairs (input, target); the first 16 are compared with the running
+            statistics. Its first batch serves as the example if there is none.
+        optimizer: to see which parameters are under weight decay.
+        batch_size: samples of one optimizer step, over all ranks and accumulated micro-batches.
+        world_size: number of ranks.
+        accumulate: micro-batches of one step.
+        per_sample: also name the layers that mix samples, for vmap and per-sample gradients.
+        ignore: codes to suppress, or a mapping from patterns of module names to codes. A module with an attribute
+            ``normkit_ignore = ("NK101",)`` does the same for itself and what is inside it.
+
+    Returns:
+        A `Report`: findings with code, severity, place, measurement, reason and fix; and the rules that could not run.
+
+    Raises:
+        DtypeError: `model` is not a module, or `optimizer` is not an optimizer.
+        ArgumentError: a count below 1, a code that does not exist, or an example the model does not accept.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        >>> report = audit(model, torch.randn(2, 3, 8, 8))
+        >>> [(finding.code, finding.module) for finding in report.findings]
+        [('NK101', '0'), ('NK301', '')]
+
+    Source: each rule names its own; see docs/audit/index.md.
+    """
+    if not isinstance(model, nn.Module):
+        raise DtypeError(f"a model must be a torch.nn.Module, got {type(model).__name__}: pass the module itself")
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise DtypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}: pass it itself")
+    counts = {"batch_size": batch_size, "world_size": world_size, "accumulate": accumulate}
+    for name, count in counts.items():
+        if count is not None and whole_number(name, count) < 1:
+            raise ArgumentError(f"{name} must be at least 1, got {count}: count samples, ranks and micro-batches")
+    model = _inner(model)
+    next(iter(walk(model)))  # refuses scripted models, with the remedy
+    suppressed = suppressor(model, ignore)
+    lazy = [n for n, m in model.named_modules() if isinstance(m, LazyModuleMixin) and m.has_uninitialized_params()]  # type: ignore[misc]
+    if lazy:
+        example = loader = None
+    with untouched(model):
+        given = {**counts, "optimizer": optimizer, "per_sample": per_sample}
+        subject = collect(model, example, loader, **given)
+    # The model is its old self again: rules that ask for its mode see the user's.
+    findings: list[Finding] = []
+    not_run: list[NotRun] = []
+    for rule in RULES.values():
+        missing = rule.missing(subject)
+        if missing:
+            reason = f"{lazy[0]} is lazy: run one batch first" if lazy and "example" in missing else missing
+            not_run.append(NotRun(rule.code, rule.title, reason))
+        else:
+            findings.extend(_findings(rule, subject))
+    findings.sort(key=lambda finding: (-rank(finding.severity), finding.code))
+    return Report(
+        type(model).__name__,
+        tuple(f for f in findings if not suppressed(f.code, f.module)),
+        tuple(f for f in findings if suppressed(f.code, f.module)),
+        tuple(not_run),
+        len(subject.norms),
+        tuple(_notes(subject)),
+    )
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile's and the data-parallel wrappers."""
+    while True:
+        compiled = dict(model.named_children()).get("_orig_mod")
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif compiled is not None:
+            model = compiled
+        else:
+            return model
+
+
+def _findings(rule: Rule, subject: Subject) -> Iterator[Finding]:
+    seen = set()
+    for hit in rule.check(subject):
+        if (hit.module, hit.message) in seen:
+            continue
+        seen.add((hit.module, hit.message))
+        severity = hit.severity or rule.severity
+        yield Finding(
+            rule.code, severity, hit.module, rule.title, hit.message, hit.measured, rule.why, rule.source, rule.fix
+        )
+
+
+def _notes(subject: Subject) -> Iterator[str]:
+    if subject.failure:
+        yield subject.failure
+    for norm in subject.norms:
+        if norm.facts.kind is None and norm.facts.reason:
+            yield f"{norm.name} is not understood: {norm.facts.reason}"
+    never = [norm.name for norm in subject.norms if not norm.shapes]
+    if subject.graph is not None and never:
+        yield f"not reached by the example: {', '.join(never)}"

@@ -1,0 +1,57 @@
+"""A report in SARIF 2.1.0, which code hosts and editors show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from normkit.tools.audit.report import Finding, Report
+from normkit.tools.audit.rules import RULES
+
+LEVELS = {"info": "note", "warning": "warning", "error": "error"}
+SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+
+
+def sarif(report: Report) -> dict[str, Any]:
+    """The report as one run of SARIF; modules are logical locations.
+
+    Example:
+        >>> sarif(Report("Net", (), (), (), 0))["version"]
+        '2.1.0'
+
+    Source: OASIS, Static Analysis Results Interchange Format 2.1.0.
+    """
+    order = list(RULES)
+    rules = [
+        {
+            "id": rule.code,
+            "shortDescription": {"text": rule.title},
+            "fullDescription": {"text": f"{rule.why} ({rule.source})"},
+            "help": {"text": rule.fix},
+            "defaultConfiguration": {"level": LEVELS[rule.severity]},
+        }
+        for rule in RULES.values()
+    ]
+    results = [_result(f, report.model, order) for f in report.findings]
+    results += [_result(f, report.model, order) | {"suppressions": [{"kind": "external"}]} for f in report.suppressed]
+    notes = [
+        {"level": "note", "message": {"text": f"not run: {skipped.reason}"}, "associatedRule": {"id": skipped.code}}
+        for skipped in report.not_run
+    ]
+    run = {
+        "tool": {"driver": {"name": "normkit audit", "rules": rules}},
+        "results": results,
+        "invocations": [{"executionSuccessful": True, "toolConfigurationNotifications": notes}],
+    }
+    return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
+
+
+def _result(finding: Finding, model: str, order: list[str]) -> dict[str, Any]:
+    name = f"{model}.{finding.module}" if finding.module else model
+    return {
+        "ruleId": finding.code,
+        "ruleIndex": order.index(finding.code),
+        "level": LEVELS[finding.severity],
+        "message": {"text": f"{finding.module or model}: {finding.message}. {finding.fix}"},
+        "locations": [{"logicalLocations": [{"fullyQualifiedName": name, "kind": "member"}]}],
+        "properties": finding.measured,
+    }

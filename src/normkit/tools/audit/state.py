@@ -1,0 +1,259 @@
+"""Rules on running statistics, parameters and constants of a norm: NK301 to NK309."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from normkit.tools.audit.facts import Seen, Subject
+from normkit.tools.audit.rule import Hit, Rule
+
+ENOUGH = 32
+"""Elements of a channel below which a variance errs by more than a quarter: too few to blame anyone."""
+
+HUGE = 1e4
+"""Within a factor of 7 of the largest float16; what a net that works gives its norms is about 1."""
+
+
+def _fresh(norm: Seen) -> bool:
+    """The values that a new layer has, and nothing counted."""
+    counted = norm.module._buffers.get("num_batches_tracked")
+    untouched = bool((norm.buffer("running_mean") == 0).all() and (norm.buffer("running_var") == 1).all())
+    return untouched and (counted is None or int(counted) == 0)
+
+
+def never_updated(subject: Subject) -> Iterator[Hit]:
+    keeping = [norm for norm in subject.norms if norm.keeps]
+    fresh = [norm for norm in keeping if _fresh(norm)]
+    if fresh and len(fresh) == len(keeping):
+        # A model that has just been made: one remark, not one for each of its layers.
+        message = (
+            f"mean 0 and variance 1 as when made, in every batch norm ({len(fresh)}): evaluation would not normalize"
+        )
+        yield Hit("", message, {"layers": len(fresh)}, "info")
+        return
+    for norm in fresh:
+        message = f"mean 0 and variance 1 as when made, while {len(keeping) - len(fresh)} other batch norms have moved"
+        yield Hit(norm.name, message, {"others": len(keeping) - len(fresh)})
+
+
+def far_from_data(subject: Subject) -> Iterator[Hit]:
+    for norm in subject.norms:
+        seen = norm.pooled
+        if not norm.keeps or seen is None or seen.samples < 4 or seen.count < ENOUGH or _fresh(norm):
+            continue
+        eps = norm.facts.eps or 1e-5
+        shift = (norm.buffer("running_mean") - seen.mean).abs() / (seen.var + eps).sqrt()
+        ratio = (norm.buffer("running_var") + eps) / (seen.var + eps)
+        away = (shift > 1) | (ratio > 4) | (ratio < 0.25)
+        share = float(away.double().mean())
+        # A quarter of the channels: chance moves a few of them, in small batches and dead channels.
+        if share > 0.25:
+            measured = {"share": share, "shift": float(shift.median()), "ratio": float(ratio.median())}
+            message = (
+                f"{share:.0%} of the channels: median shift of the mean {measured['shift']:.2g} std, "
+                f"running variance {measured['ratio']:.2g} times that of {seen.samples} samples"
+            )
+            yield Hit(norm.name, message, measured)
+
+
+def stale(subject: Subject) -> Iterator[Hit]:
+    for norm in subject.norms:
+        counted, momentum = norm.module._buffers.get("num_batches_tracked"), getattr(norm.module, "momentum", None)
+        if not norm.keeps or counted is None or not momentum or not 0 < momentum < 1 or int(counted) == 0:
+            continue
+        left = (1 - momentum) ** int(counted)
+        if left > 0.1:
+            message = f"{left:.0%} of the statistics are still the initial ones, after {int(counted)} batches"
+            yield Hit(norm.name, message, {"left": left, "batches": int(counted), "momentum": momentum})
+
+
+def no_variance(subject: Subject) -> Iterator[Hit]:
+    for norm in subject.norms:
+        if not norm.keeps:
+            continue
+        flat = norm.buffer("running_var") <= 1e-12
+        seen = norm.pooled
+        # Behind a ReLU a channel is often zero for a few samples.
+        if seen is not None and seen.count >= 8 * ENOUGH and seen.samples >= 4:
+            flat = flat | seen.constant
+        if bool(flat.any()):
+            message = f"{int(flat.sum())} of {flat.numel()} channels do not vary"
+            yield Hit(norm.name, message, {"channels": int(flat.sum()), "of": flat.numel()})
+
+
+def exploding(subject: Subject) -> Iterator[Hit]:
+    for norm in subject.norms:
+        # Measured with batch statistics in front: fresh running ones let values grow that training keeps small.
+        largest = norm.pooled.largest if norm.pooled is not None else 0.0
+        if norm.keeps:
+            spread = norm.buffer("running_var").clamp(min=0).sqrt()
+            kept = torch.maximum(norm.buffer("running_mean").abs(), spread)
+            largest = max(largest, float(kept[kept.isfinite()].amax()) if bool(kept.isfinite().any()) else 0.0)
+        if largest > HUGE:
+            yield Hit(norm.name, f"values of {largest:.2g} enter it", {"largest": largest})
+
+
+def not_finite(subject: Subject) -> Iterator[Hit]:
+    for norm in subject.norms:
+        for key, value in [*norm.module._buffers.items(), *norm.module._parameters.items()]:
+            if not _is_plain(value) or not value.is_floating_point():  # type: ignore[union-attr]
+                continue
+            bad = int((~value.isfinite()).sum())  # type: ignore[union-attr]
+            if bad:
+                yield Hit(norm.name, f"{key} has {bad} values that are not finite", {"tensor": key, "values": bad})
+
+
+def _is_plain(value: Tensor | None) -> bool:
+    return value is not None and not nn.parameter.is_lazy(value) and not value.is_meta
+
+
+def eps_lost(subject: Subject) -> Iterator[Hit]:
+    for norm in subject.norms:
+        held = [p for p in norm.module._parameters.values() if _is_plain(p)]
+        dtypes = {p.dtype for p in held if p is not None}
+        half = dtypes & {torch.float16, torch.bfloat16}
+        eps = norm.facts.eps
+        if (
+            not norm.facts.shape
+            or norm.facts.kind == "local_response_norm"
+            or not (half or (eps or 1.0) < 1e-30 or eps == 0)
+        ):
+            continue
+        dtype = next(iter(half or dtypes), torch.float32)
+        if _fails_on_constant(norm, dtype):
+            said = "" if eps is None else f" with eps={eps:g}"
+            yield Hit(norm.name, f"zeros in {dtype} give NaN{said}", {"eps": eps, "dtype": str(dtype)})
+
+
+def _fails_on_constant(norm: Seen, dtype: torch.dtype) -> bool:
+    """Runs a copy, with statistics of a constant, on zeros."""
+    shape = (
+        (2, *norm.facts.shape) if norm.facts.axis == "last" else (2, *norm.facts.shape, *(2,) * (norm.facts.rank or 2))
+    )
+    try:
+        twin = copy.deepcopy(norm.module).eval()
+        for key, value in twin._buffers.items():
+            if key == "running_var" and value is not None:
+                value.zero_()
+        device = next((p.device for p in twin.parameters()), torch.device("cpu"))
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Its own bad parameters are NK306's business.
+            for p in twin.parameters():
+                p.nan_to_num_()
+            y = twin(torch.zeros(shape, dtype=dtype, device=device))
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    return isinstance(y, Tensor) and not bool(y.isfinite().all())
+
+
+def tensorflow_momentum(subject: Subject) -> Iterator[Hit]:
+    for norm in subject.norms:
+        momentum = getattr(norm.module, "momentum", None)
+        if norm.keeps and isinstance(momentum, float) and 0.9 <= momentum < 1:
+            steps = 1 / -math.log10(1 - momentum)
+            message = f"momentum={momentum:g}: a batch counts for a tenth after {steps:.2g} further batches"
+            yield Hit(norm.name, message, {"momentum": momentum})
+
+
+def no_momentum(subject: Subject) -> Iterator[Hit]:
+    for norm in subject.norms:
+        frozen = subject.model.training and not norm.module.training
+        if norm.keeps and getattr(norm.module, "momentum", None) == 0 and not frozen:
+            yield Hit(norm.name, "momentum=0: training leaves the running statistics as they are", {"momentum": 0})
+
+
+RULES = (
+    Rule(
+        "NK301",
+        "warning",
+        "running statistics never updated",
+        "Evaluation subtracts 0 and divides by 1: the norm does nothing, while training has normalized.",
+        "pytorch/pytorch#5406",
+        "Load the buffers with the checkpoint, train with the layer in train mode, or recalibrate on data.",
+        never_updated,
+    ),
+    Rule(
+        "NK302",
+        "warning",
+        "running statistics far from the data's",
+        "Training normalizes by the batch, evaluation by the running statistics; where they disagree, the model "
+        "trains well and evaluates badly.",
+        "pytorch/pytorch#5406; Wu & Johnson 2021, Rethinking Batch in BatchNorm, arXiv:2105.07576",
+        "Recalibrate the statistics on training data; look for another preprocessing, tiny batches or a domain shift.",
+        far_from_data,
+        ("example",),
+    ),
+    Rule(
+        "NK303",
+        "warning",
+        "running statistics not settled",
+        "After few batches the average is still mixed with the initial mean 0 and variance 1.",
+        "documentation of torch.nn.BatchNorm2d: running = (1 - momentum) * running + momentum * batch",
+        "Run more batches in train mode, use momentum=None for a plain average, or recalibrate.",
+        stale,
+    ),
+    Rule(
+        "NK304",
+        "warning",
+        "channels that do not vary",
+        "A channel without variance carries no information, and the norm multiplies by 1 / sqrt(eps) whatever noise "
+        "comes later: 316 times with the default eps.",
+        "Mehta et al. 2019, On Implicit Filter Level Sparsity, arXiv:1811.12495",
+        "Look at the layer before: dead after a high learning rate, or an input channel that never changes; prune.",
+        no_variance,
+    ),
+    Rule(
+        "NK305",
+        "warning",
+        "exploding input",
+        "Values near the end of float16 overflow in half precision; one that works gives its norms about 1.",
+        "Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740",
+        "Find the layer in front that lets values grow; check the learning rate, the preprocessing and residual sums.",
+        exploding,
+    ),
+    Rule(
+        "NK306",
+        "error",
+        "state that is not finite",
+        "One batch with NaN or infinity spoils running statistics for good, and every later evaluation with them.",
+        "pytorch/pytorch#88474",
+        "Reset the buffers and recalibrate; skip batches whose loss is not finite.",
+        not_finite,
+    ),
+    Rule(
+        "NK307",
+        "error",
+        "eps lost in the dtype of the arithmetic",
+        "An eps below the smallest float16, 6e-8, becomes 0 in arithmetic that stays in half precision; a constant "
+        "region is then divided by zero.",
+        "huggingface/transformers#33133; IEEE 754 binary16",
+        "Use eps=1e-5, or a norm that computes in float32, as all of normkit's do: normkit.convert(model).",
+        eps_lost,
+    ),
+    Rule(
+        "NK308",
+        "warning",
+        "momentum in the convention of TensorFlow",
+        "In PyTorch momentum is the weight of the new batch, in TensorFlow that of the old average. With 0.99 the "
+        "running statistics are those of the last batch.",
+        "documentation of torch.nn.BatchNorm2d and of tf.keras.layers.BatchNormalization",
+        "Use 1 - momentum: 0.1 for 0.9, 0.01 for 0.99.",
+        tensorflow_momentum,
+    ),
+    Rule(
+        "NK309",
+        "warning",
+        "momentum of zero",
+        "Running statistics never move, and nothing says so; evaluation goes on with what they were.",
+        "documentation of torch.nn.BatchNorm2d",
+        "Use momentum=0.1; to freeze statistics on purpose put the layer into eval mode.",
+        no_momentum,
+    ),
+)

@@ -1,0 +1,246 @@
+"""Rules on what stands before and behind a norm: NK101 to NK108."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
+
+from normkit.tools.audit.facts import Seen, Subject
+from normkit.tools.audit.rule import Hit, Rule
+from normkit.tools.audit.trace import Node, is_dropout, moves_only
+
+ACTIVATIONS = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.GELU,
+    nn.SiLU,
+    nn.Hardswish,
+    nn.Mish,
+    nn.Softplus,
+    nn.Sigmoid,
+    nn.LeakyReLU,
+    nn.ELU,
+)
+FUNCTIONS = {"relu", "relu_", "relu6", "gelu", "silu", "hardswish", "mish", "softplus", "sigmoid", "leaky_relu", "elu"}
+LINEAR = (_ConvNd, nn.Linear)
+
+
+def _is_activation(node: Node) -> bool:
+    return node.name in FUNCTIONS if node.module is None else isinstance(node.module, ACTIVATIONS)
+
+
+def _is_known(norm: Seen) -> bool:
+    """A norm whose output is its own, not that of an activation it brings along."""
+    children = (norm.module._modules.get(name) for name in norm.facts.extras)
+    return norm.facts.kind is not None and all(c is None or isinstance(c, nn.Identity) for c in children)
+
+
+def _removes_channel_means(norm: Seen) -> bool:
+    kind = norm.facts.kind
+    return (
+        norm.is_batch or kind == "instance_norm" or (kind == "group_norm" and norm.facts.groups == norm.facts.channels)
+    )
+
+
+def redundant_bias(subject: Subject) -> Iterator[Hit]:
+    assert subject.graph is not None
+    for norm, node in subject.called():
+        before = subject.graph.alone_before(node) if _removes_channel_means(norm) else None
+        if before is None or not isinstance(before.module, LINEAR) or len(subject.graph.calls(before.module)) > 1:
+            continue
+        bias = before.module._parameters.get("bias")
+        if bias is not None and bias.numel() == norm.facts.channels:
+            message = f"{bias.numel()} bias values vanish in {norm.name}"
+            yield Hit(before.name, message, {"bias": bias.numel(), "norm": norm.name})
+
+
+def two_in_a_row(subject: Subject) -> Iterator[Hit]:
+    assert subject.graph is not None
+    known = {norm.module: norm for norm in subject.norms}
+    for norm, node in subject.called():
+        before = subject.graph.alone_before(node)
+        first = known.get(before.module) if before is not None and before.module is not None else None
+        if first is not None and first is not norm and _is_known(first) and norm.facts.kind is not None:
+            yield Hit(norm.name, f"normalizes only what {first.name} has normalized", {"first": first.name})
+
+
+def after_activation(subject: Subject) -> Iterator[Hit]:
+    assert subject.graph is not None
+    for norm, node in subject.called():
+        if not (norm.is_batch or norm.facts.kind in ("instance_norm", "group_norm")):
+            continue
+        before = subject.graph.alone_before(node)
+        if before is None or not _is_activation(before):
+            continue
+        # Only behind a layer: after a pooled or summed stream the norm opens the next block.
+        source = subject.graph.alone_before(before)
+        if source is not None and isinstance(source.module, LINEAR):
+            yield Hit(norm.name, f"normalizes the output of {before.name}", {"activation": before.name})
+
+
+def dropout_before(subject: Subject) -> Iterator[Hit]:
+    assert subject.graph is not None
+    for norm, node in subject.called():
+        if not norm.keeps:
+            continue
+        here: Node | None = node
+        while here is not None and here.inputs and here.inputs[0] >= 0:
+            here = subject.graph.nodes[here.inputs[0]]
+            if is_dropout(here):
+                rate = float(getattr(here.module, "p", here.dropout))
+                yield Hit(norm.name, f"behind {here.name} with p={rate:g}", {"dropout": here.name, "p": rate})
+                break
+            if not (moves_only(here) or _is_activation(here) or isinstance(here.module, LINEAR)):
+                break
+
+
+def weight_norm_under(subject: Subject) -> Iterator[Hit]:
+    assert subject.graph is not None
+    for norm, node in subject.called():
+        before = subject.graph.alone_before(node) if norm.is_batch or norm.facts.kind == "instance_norm" else None
+        if before is not None and before.module is not None and _has_weight_norm(before.module):
+            yield Hit(before.name, f"its weight norm scales what {norm.name} normalizes", {"norm": norm.name})
+
+
+def _is_old_weight_norm(module: nn.Module) -> bool:
+    return any(type(hook).__name__ == "WeightNorm" for hook in module._forward_pre_hooks.values())
+
+
+def _has_weight_norm(module: nn.Module) -> bool:
+    if not parametrize.is_parametrized(module, "weight"):
+        return _is_old_weight_norm(module)
+    assert isinstance(module.parametrizations, nn.ModuleDict)
+    return any("WeightNorm" in type(each).__name__ for each in module.parametrizations["weight"].children())
+
+
+def old_weight_norm(subject: Subject) -> Iterator[Hit]:
+    for module, name in subject.names.items():
+        if _is_old_weight_norm(module):
+            yield Hit(name, f"{type(module).__name__} keeps weight_g and weight_v", {"class": type(module).__name__})
+
+
+def shared(subject: Subject) -> Iterator[Hit]:
+    for norm in subject.norms:
+        if len(norm.calls) < 2 or not norm.keeps:
+            continue
+        first = norm.calls[0]
+        deviation = (first.var + 1e-12).sqrt()
+        shifts = [float(((call.mean - first.mean).abs() / deviation).median()) for call in norm.calls[1:]]
+        measured = {"calls": len(norm.calls), "shift": max(shifts)}
+        message = f"called {len(norm.calls)} times in one forward; means differ by {max(shifts):.2g} std"
+        # Half a deviation between two domains: one pair of running statistics can fit neither.
+        yield Hit(norm.name, message, measured, "warning" if max(shifts) > 0.5 else "info")
+
+
+def over_width(subject: Subject) -> Iterator[Hit]:
+    assert subject.graph is not None
+    for norm, node in subject.called():
+        if norm.facts.kind not in ("layer_norm", "rms_norm") or norm.facts.axis != "last" or not norm.shapes:
+            continue
+        shape, here = norm.shapes[0], node
+        if len(norm.facts.shape) != 1 or len(shape) < 3:
+            continue
+        while here.inputs and here.inputs[0] >= 0:
+            here = subject.graph.nodes[here.inputs[0]]
+            if not (_is_activation(here) or is_dropout(here) or here.same):
+                break
+        # A convolution's channels are dimension 1, and nothing has moved them.
+        conv = here.module
+        if isinstance(conv, _ConvNd) and conv.out_channels == shape[1] and len(shape) == len(conv.kernel_size) + 2:
+            message = f"normalizes the last of the dimensions {shape}, and the {shape[1]} channels are dimension 1"
+            yield Hit(norm.name, message, {"shape": list(shape), "channels": shape[1]})
+
+
+RULES = (
+    Rule(
+        "NK101",
+        "info",
+        "redundant bias before a norm that subtracts the mean",
+        "The norm subtracts each channel's mean and the bias with it: its gradient is zero, and it costs memory, "
+        "time and optimizer state for nothing.",
+        "Ioffe & Szegedy 2015, arXiv:1502.03167, section 3.2",
+        "Make the layer with bias=False.",
+        redundant_bias,
+        ("example",),
+    ),
+    Rule(
+        "NK102",
+        "warning",
+        "two norms in a row",
+        "The second norm sees nothing but the output of the first: the first one's scale is divided out again, and "
+        "its time is lost.",
+        "Xiong et al. 2020, arXiv:2002.04745, for where the norms of a block belong",
+        "Keep one of them.",
+        two_in_a_row,
+        ("example",),
+    ),
+    Rule(
+        "NK103",
+        "info",
+        "norm after the activation",
+        "The published order is layer, norm, activation. Behind the activation the values are one-sided, and what "
+        "the norm gives on is not cut at zero. Some nets do it on purpose.",
+        "Ioffe & Szegedy 2015, arXiv:1502.03167, section 3.2",
+        "Put the norm between the layer and the activation, or compare both orders.",
+        after_activation,
+        ("example",),
+    ),
+    Rule(
+        "NK104",
+        "warning",
+        "dropout before batch norm",
+        "Dropout raises the variance in training and not in evaluation, so that the running variance is too large "
+        "for the inputs of evaluation.",
+        "Li et al. 2019, Understanding the Disharmony between Dropout and Batch Normalization, arXiv:1801.05134",
+        "Move dropout behind the last batch norm, or use a norm without running statistics.",
+        dropout_before,
+        ("example",),
+    ),
+    Rule(
+        "NK105",
+        "warning",
+        "weight norm under another norm",
+        "The outer norm divides by the scale of each output channel, so that the g of weight norm changes nothing "
+        "and gets no gradient.",
+        "Salimans & Kingma 2016, arXiv:1602.07868, offer weight norm in the place of batch norm",
+        "Remove one of the two: normkit.remove_weight_norm(layer).",
+        weight_norm_under,
+        ("example",),
+    ),
+    Rule(
+        "NK106",
+        "warning",
+        "deprecated torch.nn.utils.weight_norm",
+        "It keeps the weight as a plain attribute that a hook rewrites: deepcopy fails after a forward, and the "
+        "function is marked as deprecated.",
+        "documentation of torch.nn.utils.weight_norm; pytorch/pytorch#102981",
+        "Use normkit.weight_norm or torch.nn.utils.parametrizations.weight_norm; both read the old state dict.",
+        old_weight_norm,
+    ),
+    Rule(
+        "NK107",
+        "warning",
+        "one batch norm for several inputs of a forward",
+        "Each call normalizes by its own batch in training, while evaluation uses one mixture of all of them. If the "
+        "inputs differ in distribution, training and evaluation compute different functions.",
+        "Xie et al. 2020, Adversarial Examples Improve Image Recognition, arXiv:1911.09665; Chang et al. 2019, "
+        "arXiv:1906.03950",
+        "Give each call a batch norm of its own, join the inputs to one batch, or use group norm.",
+        shared,
+        ("example",),
+    ),
+    Rule(
+        "NK108",
+        "warning",
+        "layer norm over the width instead of the channels",
+        "The input is channels first, so that the last dimension is a row of pixels: each row is normalized alone, "
+        "and the weights belong to columns.",
+        "huggingface/pytorch-image-models#1340; Liu et al. 2022, arXiv:2201.03545, for the norm meant",
+        "Use normkit.LayerNorm2d(channels).",
+        over_width,
+        ("example",),
+    ),
+)

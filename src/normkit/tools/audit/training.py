@@ -1,0 +1,125 @@
+"""Rules on how the model is trained: NK401 to NK405."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from normkit.tools.audit.facts import Seen, Subject
+from normkit.tools.audit.rule import Hit, Rule
+
+
+def decayed(subject: Subject) -> Iterator[Hit]:
+    assert subject.optimizer is not None
+    decay = {id(p): float(g.get("weight_decay", 0)) for g in subject.optimizer.param_groups for p in g["params"]}
+    for norm in subject.norms:
+        found = {key: decay.get(id(p), 0.0) for key, p in norm.module._parameters.items() if p is not None}
+        found = {key: value for key, value in found.items() if value > 0}
+        if found:
+            yield Hit(norm.name, f"weight_decay={max(found.values()):g} on {' and '.join(found)}", {"decay": found})
+
+
+def unfrozen(subject: Subject) -> Iterator[Hit]:
+    if not any(p.requires_grad for p in subject.model.parameters()):
+        return
+    for norm in subject.norms:
+        if norm.keeps and norm.module.training and _is_frozen_place(subject, norm):
+            momentum = getattr(norm.module, "momentum", None)
+            message = "in train mode among frozen parameters: its running statistics go on moving"
+            yield Hit(norm.name, message, {"momentum": momentum})
+
+
+def _is_frozen_place(subject: Subject, norm: Seen) -> bool:
+    own = [*norm.module.parameters()]
+    if own:
+        return not any(p.requires_grad for p in own)
+    # Without parameters of its own the layer that feeds it tells.
+    calls = subject.graph.calls(norm.module) if subject.graph is not None else []
+    before = subject.graph.alone_before(calls[0]) if subject.graph is not None and calls else None
+    if before is None or not isinstance(before.module, _ConvNd | nn.Linear):
+        return False
+    return not any(p.requires_grad for p in before.module.parameters())
+
+
+def not_synced(subject: Subject) -> Iterator[Hit]:
+    for norm in subject.norms:
+        if not norm.is_batch or norm.facts.synced or (subject.model.training and not norm.module.training):
+            continue
+        per_rank = (
+            None if subject.batch_size is None else subject.batch_size // (subject.world_size * subject.accumulate)
+        )
+        said = "" if per_rank is None else f" of {per_rank} samples"
+        message = f"each of {subject.world_size} ranks normalizes by its own batch{said}"
+        # 16 images per rank is where Wu & He's figure 1 begins to bend.
+        small = per_rank is not None and per_rank < 16
+        yield Hit(norm.name, message, {"per_rank": per_rank}, "warning" if small else "info")
+
+
+def mixes_samples(subject: Subject) -> Iterator[Hit]:
+    for norm in subject.norms:
+        if norm.is_batch:
+            yield Hit(norm.name, f"{type(norm.module).__name__} takes statistics over the batch")
+
+
+def padding(subject: Subject) -> Iterator[Hit]:
+    for norm in subject.norms:
+        if norm.padded >= 0.05:
+            yield Hit(norm.name, f"{norm.padded:.0%} of the positions are padding", {"share": norm.padded})
+
+
+RULES = (
+    Rule(
+        "NK401",
+        "warning",
+        "norm parameters under weight decay",
+        "Decay pulls the scale of the norm towards zero although it does not overfit, and with it every feature.",
+        "He et al. 2019, Bag of Tricks, arXiv:1812.01187, section 3.1",
+        "Put weight and bias of the norms into a group with weight_decay=0.",
+        decayed,
+        ("optimizer",),
+    ),
+    Rule(
+        "NK402",
+        "warning",
+        "batch norm in train mode in a frozen part",
+        "requires_grad=False stops the optimizer and not the running statistics: the features of the frozen part "
+        "change under the part that is trained on them.",
+        "pytorch/pytorch#66073",
+        "Put the norms of the frozen part into eval mode after each model.train().",
+        unfrozen,
+    ),
+    Rule(
+        "NK403",
+        "info",
+        "batch norm not synchronized over ranks",
+        "Each rank normalizes by its own part of the batch, and only one rank's running statistics are saved.",
+        "Peng et al. 2018, MegDet, arXiv:1711.07240, on synchronized batch norm",
+        "torch.nn.SyncBatchNorm.convert_sync_batchnorm(model), or group norm.",
+        not_synced,
+        ("world_size",),
+    ),
+    Rule(
+        "NK404",
+        "info",
+        "layer that mixes samples",
+        "The output for a sample depends on the others, so that per-sample gradients are not defined, and under "
+        "vmap in-place updates of the statistics fail.",
+        "pytorch/opacus#319; documentation of torch.func, patching batch norm",
+        "Use group norm: normkit.convert(model, 'group_norm'), or evaluation mode.",
+        mixes_samples,
+        ("per_sample",),
+    ),
+    Rule(
+        "NK405",
+        "warning",
+        "padding enters the statistics",
+        "Mean and variance are those of data and padding together: the same sequence gives another output in a batch "
+        "with longer ones.",
+        "pytorch/pytorch#70529, pytorch/pytorch#81985",
+        "Take statistics over valid positions only, use layer norm per position, or batch sequences of equal length.",
+        padding,
+        ("example",),
+    ),
+)
