@@ -9,3 +9,10 @@ pytest.register_assert_rewrite("contract")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Names that are the same in every process: without random numbers and addresses."""
+    if isinstance(val, torch.Tensor):
+        return "x".join(map(str, val.shape)) or "scalar"
+    return type(val).__name__ if isinstance(val, torch.nn.Module) else None

@@ -59,7 +59,7 @@ def pairs() -> list:
     return found
 
 
-@pytest.mark.parametrize(("layer", "norm", "x"), pairs(), ids=str)
+@pytest.mark.parametrize(("layer", "norm", "x"), pairs())
 def test_a_norm_goes_into_the_layer_before_it(layer, norm, x):
     model = drawn(nn.Sequential(layer, norm))
     before = copy.deepcopy(model)
@@ -84,7 +84,7 @@ def layers_after() -> list:
     return found
 
 
-@pytest.mark.parametrize(("norm", "layer", "x"), layers_after(), ids=str)
+@pytest.mark.parametrize(("norm", "layer", "x"), layers_after())
 def test_a_norm_goes_into_the_layer_after_it(norm, layer, x):
     model = drawn(nn.Sequential(nn.ReLU(), norm, layer))
     folded, report = normkit.fold(model, x)

@@ -132,7 +132,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("module", KINDS, ids=str)
+@pytest.mark.parametrize("module", KINDS)
 def test_the_kind_of_known_classes(module):
     facts = describe(module)
     assert (facts.kind, facts.axis, facts.rank) == KINDS[module]
