@@ -222,15 +222,25 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
     bool found[TILE] = {};
     for (int64_t j = 0; j < t.n; ++j) padding[j] = 0;
     int64_t open = t.n;
-    for (int64_t r = 0; r < tiles.rows && open && f.center; ++r)
-      for (int64_t j = 0; j < t.n; ++j) {
-        const int64_t at = t.at(tiles, r) + j, head = j % v.width() / v.r1 * v.r1;
-        if (found[head] || !source.mask(at)) continue;
-        const A real = widen(x[at]) + (source.residual ? widen(source.residual[at]) : 0);
+    for (int64_t r = 0; r < tiles.rows && open && f.center; ++r) {
+      const int64_t at = t.at(tiles, r);
+      const auto take = [&](int64_t j) {
+        const int64_t head = remainder(j, v.width()) / v.r1 * v.r1;
+        if (found[head]) return;
         found[head] = true;
-        padding[head] = stored<S>(real);
+        padding[head] = stored<S>(widen(x[at + j]) + (source.residual ? widen(source.residual[at + j]) : 0));
         open -= tiles.fold * v.r1;
-      }
+      };
+      source.mask.runs(
+          at, t.n,
+          [&](int64_t start, int64_t length, bool is) {
+            for (int64_t j = start; is && j < start + length; ++j) take(j);
+          },
+          [&](int64_t start, int64_t length, const uint8_t* bytes) {
+            for (int64_t i = 0; i < length; ++i)
+              if (bytes[i]) take(start + i);
+          });
+    }
     for (int64_t j = 0; j < t.n; ++j) padding[j] = padding[j % v.width() / v.r1 * v.r1];
   };
   const auto moments_of_tall = [&](const Tile& t, int64_t tall, const A* padding, ColumnMoments& m) {
@@ -238,7 +248,7 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
     const int64_t end = least((tall + 1) * tiles.tall, tiles.rows);
     const auto plain = [x](int64_t at, int64_t n, T* buffer) { return load(x + at, buffer, n); };
     const auto fused = [&source, padding](int64_t at, int64_t n, T* buffer) {
-      return source(at, n, buffer, [padding](int64_t j) { return padding[j]; });
+      return source(at, n, buffer, Along<A>{padding});
     };
     // A short strip first: it takes two passes to find the mean that the others are guessed from.
     for (int64_t r = tall * tiles.tall, rows; r < end; r += rows) {
@@ -320,7 +330,7 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
     const int64_t n = t.n;
     const Source<S>& from_where = f.fixed ? source : again;
     for (int64_t r = from; r < to; ++r) {
-      const T* p = from_where(t.at(tiles, r), n, bx, [=](int64_t j) { return mu[j]; });
+      const T* p = from_where(t.at(tiles, r), n, bx, Along<A>{mu});
       T* q = writer.open(y + t.at(tiles, r));
       const A w = where.by_row ? affine.w(where.of_row(t, r)) : A(1), b = where.by_row ? affine.b(where.of_row(t, r)) : A(0);
       const auto apply = [&](int64_t left, int64_t right) {

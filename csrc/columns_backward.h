@@ -68,7 +68,7 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
         if (plain) {
           p = load(source.x + at, bx, t.n), pg = load(source.dy + at, bg, t.n);
         } else {
-          p = source.input(at, t.n, bx, [=](int64_t j) { return mu[j]; });
+          p = source.input(at, t.n, bx, Along<A>{mu});
           pg = source.gradient(at, t.n, bg, p, z_of(t, r0 + r, s, false));
         }
         const Row ready{p, pg,
@@ -121,7 +121,7 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     const Upstream<S>& upstream = sums_needed ? again : source;
     for (int64_t r = from; r < to; ++r) {
       const int64_t at = t.at(tiles, r);
-      const T* p = plain ? load(source.x + at, bx, n) : source.input(at, n, bx, [&s](int64_t j) { return s.mu[j]; });
+      const T* p = plain ? load(source.x + at, bx, n) : source.input(at, n, bx, Along<A>{s.mu});
       const T* g = plain ? load(source.dy + at, bg, n) : upstream.gradient(at, n, bg, p, z_of(t, r, s, true));
       T* q = writer.open(dx + t.at(tiles, r));
       const A row_weight = by_row ? affine.w(where.of_row(t, r)) : A(1);

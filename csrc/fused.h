@@ -39,27 +39,61 @@ struct Mask {
       }
     }
   }
-  // to = from, with `fill(i)` for what is not real; the two may be the same.
+  // Whether rows of n elements are all real or all padding.
+  bool has_whole_rows(int64_t n) const { return inner == 1 && channels % n == 0; }
+  // Whether so many neighbours are all real, by one look.
+  bool is_all_real(int64_t at, int64_t n) const {
+    return inner == 1 && divide(at, channels) == divide(at + n - 1, channels) && real[divide(at, channels)];
+  }
+  // to = from, with `fill` for what is not real; the two may be the same.
   template <class T, class Fill> void copy(const T* from, T* to, int64_t at, int64_t n, const Fill& fill) const {
     runs(at, n,
          [&](int64_t start, int64_t length, bool is) {
            if (!is)
-             for (int64_t i = start; i < start + length; ++i) to[i] = fill(i);
+             each<T>(start, start + length, [=](auto i) { i.put(to, fill(i)); });
            else if (to != from)
              std::memcpy(to + start, from + start, size_t(length) * sizeof(T));
          },
-         [&](int64_t start, int64_t length, const uint8_t* bytes) {
+         [&](int64_t start, int64_t length, const uint8_t* bytes) { blend(from, to, start, start + length, bytes - start, fill); });
+  }
+
+ private:
+  // The same from `i` to `end`, by a byte for each.
+  template <class T, class Fill>
+  static void blend(const T* from, T* to, int64_t i, int64_t end, const uint8_t* bytes, const Fill& fill) {
+#if defined(__AVX512F__)
+    if constexpr (ACROSS<arithmetic<T>>) {
+      const auto one = [=](auto at, __mmask16 is) { at.put(to, Pack(_mm512_mask_mov_ps(__m512(fill(at)), is, __m512(at(from))))); };
+      for (; i + PACK <= end; i += PACK) {
+        const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + i));
+        one(Whole{i}, _mm_test_epi8_mask(b, b));
+      }
+      if (i == end) return;
+      const __m128i b = _mm_maskz_loadu_epi8(lanes_left(end - i), bytes + i);
+      return one(Part{i, lanes_left(end - i)}, _mm_test_epi8_mask(b, b));
+    } else
+#endif
+    {
 #pragma omp simd
-           for (int64_t i = 0; i < length; ++i) to[start + i] = bytes[i] ? from[start + i] : fill(start + i);
-         });
+      for (int64_t j = i; j < end; ++j) {
+        const Element<arithmetic<T>> at{j};
+        to[j] = bytes[j] ? from[j] : T(fill(at));
+      }
+    }
   }
 };
 
-// An arithmetic value as loops see it, and what is left of a value once it has been stored.
-template <class T> T seen(arithmetic<T> a) {
-  if constexpr (std::is_same<T, arithmetic<T>>::value) return a;
-  else return narrow(a, T{});
-}
+// What padding is replaced by: one value, or one for each column.
+template <class A> struct Constant {
+  A value;
+  template <class At> auto operator()(At at) const { return at.of(value); }
+};
+template <class A> struct Along {
+  const A* values;
+  template <class At> auto operator()(At at) const { return at(values); }
+};
+
+// What is left of a value once it has been stored.
 template <class S> arithmetic<S> stored(arithmetic<S> a) {
   if constexpr (std::is_same<S, arithmetic<S>>::value) return a;
   else return widen(narrow(a, S{}));
@@ -87,7 +121,7 @@ template <class S> struct Source {
   }
   bool is_plain() const { return !residual && !mask; }
 
-  // n elements from `at`, at most BLOCK of them, with `fill(i)` for what is not real.
+  // n elements from `at`, at most BLOCK of them, with `fill` for what is not real.
   template <class Fill> const T* operator()(int64_t at, int64_t n, T* buffer, const Fill& fill) const {
     return is_plain() ? load(x + at, buffer, n) : fused(at, n, buffer, fill);
   }
@@ -98,8 +132,8 @@ template <class S> struct Source {
   template <class Fill> APART const T* fused(int64_t at, int64_t n, T* buffer, const Fill& fill) const {
     if (residual) add(at, n);
     const T* in = load((residual ? sum : x) + at, buffer, n);
-    if (!mask) return in;
-    mask.copy(in, buffer, at, n, [&](int64_t i) { return seen<T>(fill(i)); });
+    if (!mask || mask.is_all_real(at, n)) return in;
+    mask.copy(in, buffer, at, n, fill);
     return buffer;
   }
   void add(int64_t at, int64_t n) const {
@@ -143,12 +177,13 @@ template <class S> struct Upstream {
   template <class Z> const T* gradient(int64_t at, int64_t n, T* buffer, const T* p, const Z& z) const {
     if (activation != Activation::none) through_slope(at, n, p, z);
     const T* in = load((activation != Activation::none ? dx : dy) + at, buffer, n);
-    return mask ? filled(in, at, n, buffer, [](int64_t) { return A(0); }) : in;
+    return mask ? filled(in, at, n, buffer, Constant<A>{0}) : in;
   }
 
  private:
   template <class Fill> APART const T* filled(const T* in, int64_t at, int64_t n, T* buffer, const Fill& fill) const {
-    mask.copy(in, buffer, at, n, [&](int64_t i) { return seen<T>(fill(i)); });
+    if (mask.is_all_real(at, n)) return in;
+    mask.copy(in, buffer, at, n, fill);
     return buffer;
   }
   Upstream(const Upstream& u, const S* gradient) : x(u.x), dy(gradient), dx(u.dx), mask(u.mask), activation(Activation::none) {}
@@ -215,7 +250,7 @@ template <class S> class Writer {
       activate(fused_->activation, z, n);
       if constexpr (PACKED<S>) each<S>(0, n, [q, z](auto i) { i.put(q, i(z)); });
     }
-    if (const Mask mask{fused_}) mask.copy(q, q, at, n, [](int64_t) { return seen<T>(A(0)); });
+    if (const Mask mask{fused_}) mask.copy(q, q, at, n, Constant<A>{0});
     if (fused_->backward && fused_->residual) {
       const S* more = static_cast<const S*>(fused_->residual) + at;
       if constexpr (PACKED<S>) {

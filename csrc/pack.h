@@ -9,6 +9,7 @@ namespace {
 template <class A> struct Element {
   int64_t i;
   A operator()(const A* p, A = 0) const { return p[i]; }
+  A of(A value) const { return value; }
   void put(A* q, A v) const { q[i] = v; }
 };
 
@@ -23,6 +24,7 @@ struct Whole {
   template <class S> Pack operator()(const S* p, float = 0) const {
     return Pack(extend(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + i)), S{}));
   }
+  Pack of(float value) const { return Pack(_mm512_set1_ps(value)); }
   void put(float* q, Pack v) const { _mm512_storeu_ps(q + i, __m512(v)); }
   template <class S> void put(S* q, Pack v) const {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + i), round_to(__m512(v), S{}));
@@ -38,6 +40,7 @@ struct Part {
   template <class S> Pack operator()(const S* p, float fill = 0) const {
     return Pack(_mm512_mask_mov_ps(_mm512_set1_ps(fill), some, extend(_mm256_maskz_loadu_epi16(some, p + i), S{})));
   }
+  Pack of(float value) const { return Pack(_mm512_set1_ps(value)); }
   void put(float* q, Pack v) const { _mm512_mask_storeu_ps(q + i, some, __m512(v)); }
   template <class S> void put(S* q, Pack v) const { _mm256_mask_storeu_epi16(q + i, some, round_to(__m512(v), S{})); }
 };

@@ -86,13 +86,24 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
 
   // Padding stands for the mean of the first few real elements of its cell until `finish` takes it out again.
   Array<A> padding(source.mask ? v.cells() : 0);
-  const auto fill_of = [&](int64_t cell) { return [fill = source.mask ? padding[cell] : A(0)](int64_t) { return fill; }; };
+  const auto fill_of = [&](int64_t cell) { return Constant<A>{source.mask ? padding[cell] : A(0)}; };
   const auto find_padding = [&](int64_t cell) {
     double sum = 0, count = 0;
     for (int64_t s = 0; s < spans.per_cell && count == 0 && f.center; ++s)
       spans.blocks(cell, s, [&](int64_t at, int64_t, int64_t n, int64_t) {
-        for (int64_t i = at; i < at + n && count < LANES; ++i)
-          if (source.mask(i)) sum += widen(x[i]) + (source.residual ? widen(source.residual[i]) : 0), ++count;
+        const auto take = [&](int64_t i) {
+          sum += widen(x[i]) + (source.residual ? widen(source.residual[i]) : 0);
+          ++count;
+        };
+        source.mask.runs(
+            at, n,
+            [&](int64_t start, int64_t length, bool is) {
+              for (int64_t i = 0; is && i < length && count < LANES; ++i) take(at + start + i);
+            },
+            [&](int64_t start, int64_t length, const uint8_t* bytes) {
+              for (int64_t i = 0; i < length && count < LANES; ++i)
+                if (bytes[i]) take(at + start + i);
+            });
       });
     padding[cell] = count ? stored<S>(A(sum / count)) : A(0);
   };
@@ -138,7 +149,9 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
   // Moments of the real elements, from those of a cell whose padding stands at `fill`. It costs digits where that is far
   // from their mean: then `fill` moves there, and they are wanted again.
   const auto without_padding = [&](int64_t cell, Moments& m) {
-    const double real = f.fused->counts[cell], sum = (m.mean - double(padding[cell])) * m.count, shift = real ? sum / real : 0;
+    const double real = f.fused->counts[cell];
+    if (real == m.count) return false;
+    const double sum = (m.mean - double(padding[cell])) * m.count, shift = real ? sum / real : 0;
     m.m2 += sum * sum / m.count - sum * shift;
     if (m.m2 < 0) m.m2 = 0;
     m.mean = double(padding[cell]) + shift;
@@ -148,7 +161,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     return far_off;
   };
   const auto finish = [&](int64_t cell, const Moments& m) {
-    if (source.mask && m.count == 0) {
+    if (source.mask && f.fused->counts[cell] == 0) {
       if (mean) mean[cell] = 0;
       if (dev) dev[cell] = 1;
       return Scale<A>(0, 1, 0);
@@ -215,7 +228,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
         for (int64_t j = 0; j < v.r1; j += burst) {
           const int64_t n = least(burst, v.r1 - j), at = row * v.r1 + j;
           if (far) prefetch(x + at + AHEAD, n);
-          apply_block(source(at, n, buffer, [&](int64_t) { return scale.mean; }), at, j, n, scale, writer);
+          apply_block(source(at, n, buffer, Constant<A>{scale.mean}), at, j, n, scale, writer);
         }
       }
     });
@@ -236,7 +249,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     const int64_t n = v.r1;
     for (int64_t k = 0; k < rows; ++k) {
       fetch(first + k, 0);
-      in[k] = source((first + k) * n, n, buffer + k * BLOCK, [](int64_t) { return A(0); });
+      in[k] = source((first + k) * n, n, buffer + k * BLOCK, Constant<A>{0});
     }
     for (int64_t k = 0; k < rows; ++k) guess[k] = guess_mean(in[k], n, f.center);
     for (int64_t k = 0; k < rows; ++k) {
@@ -260,7 +273,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     const double per = 1.0 / double(n);
     for (int64_t k = 0; k < rows; ++k) {
       fetch(first + k, 0);
-      in[k] = source((first + k) * n, n, buffer + k * n, [](int64_t) { return A(0); });
+      in[k] = source((first + k) * n, n, buffer + k * n, Constant<A>{0});
     }
     if (f.center) {
       sums_of_rows<SIDE, T>(n, rows, a, b, [&](int64_t k) {
@@ -291,7 +304,10 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     }
     const Scales<A> scales(mu, var, f.eps);
     for (int64_t k = 0; k < rows && mean; ++k) mean[first + k] = A(mu[k]);
-    for (int64_t k = 0; k < rows && dev; ++k) dev[first + k] = A(std::sqrt(var[k]));
+    for (int64_t k = 0; k < rows && dev; ++k) {
+      const bool empty = source.mask && f.fused->counts[first + k] == 0;
+      dev[first + k] = empty ? A(1) : A(std::sqrt(var[k]));
+    }
     for (int64_t k = 0; k < rows; ++k) apply_block(in[k], (first + k) * n, 0, n, scales.of(k), writer);
   };
 
@@ -329,7 +345,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
                        least(SIDE, end - cell), affine, f.center, f.eps, writer);
       return;
     }
-    if (v.r0 == 1 && v.r1 <= BLOCK && !source.mask) {
+    if (v.r0 == 1 && v.r1 <= BLOCK && (!source.mask || source.mask.has_whole_rows(v.r1))) {
       const bool side = ACROSS<A> && v.r1 <= SHORT;
       const int64_t step = side ? SIDE : 4;
       for (int64_t cell = task * share.cells_per_task; cell < end; cell += step)

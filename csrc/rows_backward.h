@@ -61,7 +61,7 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     T bx[BLOCK], bg[BLOCK];
     const A m = scale.mean, rstd = scale.rstd;
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t) {
-      const T* px = source.input(at, n, bx, [m](int64_t) { return m; });
+      const T* px = source.input(at, n, bx, Constant<A>{m});
       const T* pg = source.gradient(at, n, bg, px, z_of(at, j, n, scale));
       affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
         const T *p = px + start, *g = pg + start;
@@ -107,7 +107,7 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     const A c1 = f.fixed || !f.center ? A(0) : -rstd * A(sums.g / count);
     const A c2 = f.fixed ? A(0) : -rstd * A(sums.gx / count);
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t) {
-      const T* px = again.input(at, n, bx, [m](int64_t) { return m; });
+      const T* px = again.input(at, n, bx, Constant<A>{m});
       const Upstream<S>& from = sums_needed ? again : source;
       const T* pg = from.gradient(at, n, bg, px, z_of(at, j, n, scale));
       T* out = writer.open(dx + at);
@@ -137,7 +137,7 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
       const A m = scale.mean, rstd = scale.rstd;
       for (int64_t left = 0; left < v.r1; left += BLOCK) {
         const int64_t n = least(BLOCK, v.r1 - left), at = row * v.r1 + left;
-        const T* px = source.input(at, n, bx, [m](int64_t) { return m; });
+        const T* px = source.input(at, n, bx, Constant<A>{m});
         const T* pg = source.gradient(at, n, bg, px, z_of(at, left, n, scale));
         T* out = dx ? writer.open(dx + at) : nullptr;
         affine.pieces(at, left, n, [&](int64_t start, int64_t length, int64_t index) {
@@ -176,7 +176,7 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     const Scales<A, G> scales(mu, var, f.eps);
     for (int64_t k = 0; k < rows; ++k) {
       const int64_t at = (first + k) * n;
-      p[k] = source.input(at, n, bx + k * ROOM, [&](int64_t) { return scales.mean[k]; });
+      p[k] = source.input(at, n, bx + k * ROOM, Constant<A>{scales.mean[k]});
       g[k] = source.gradient(at, n, bg + k * ROOM, p[k], z_of(at, 0, n, scales.of(k)));
     }
     A c1[G] = {}, c2[G] = {};

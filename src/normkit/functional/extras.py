@@ -141,15 +141,15 @@ def checked_extras(name: str, input: Tensor, pattern: str, extras: Extras) -> Ca
                 f"the residual of {name} must be {input.dtype} on {input.device} as the input is, "
                 f"got {residual.dtype} on {residual.device}: convert one of the two"
             )
-    features = {level.dim for level in parse(pattern).levels(input.shape) if level.feature}
-    places = [d for d in range(input.dim()) if d not in features]
     mask, lengths = extras.get("mask"), extras.get("lengths")
     if mask is not None and lengths is not None:
         raise ArgumentError(f"{name} takes a mask or lengths, got both: the mask says all that lengths can")
-    if lengths is not None:
-        mask = _mask_of(name, input, lengths, places)
-    if mask is not None:
-        mask = _without_channels(name, input, mask, places)
+    if mask is not None or lengths is not None:
+        features = {level.dim for level in parse(pattern).levels(input.shape) if level.feature}
+        places = [d for d in range(input.dim()) if d not in features]
+        if lengths is not None:
+            mask = _mask_of(name, input, lengths, places)
+        mask = None if mask is None else _without_channels(name, input, mask, places)
     activation = check_activation(name, extras.get("activation"))
     return Call(input, pattern, residual, mask, activation, bool(extras.get("return_residual")))
 

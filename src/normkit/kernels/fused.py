@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 from normkit.kernels import export
 from normkit.kernels.autograd import _input_shaped, _is_watched, _vjp, _wants_gradient
-from normkit.kernels.fit import Call, dense_like
+from normkit.kernels.fit import Call, dense_like, direct_plan, is_ready
 from normkit.kernels.native import Kernels, native
 from normkit.kernels.ops import library
 from normkit.kernels.reference import arithmetic_dtype
@@ -66,13 +66,12 @@ class Fused(NamedTuple):
 def counts_of(mask: Tensor, shape: Sequence[int], levels: Sequence[Level]) -> Tensor:
     """The number of real elements in each cell, float64, flat in logical order."""
     shared = [mask.shape[level.dim] == 1 and shape[level.dim] != 1 for level in levels]
-    places = mask.reshape([1 if one else level.size for one, level in zip(shared, levels, strict=True)])
-    reduced = [i for i, level in enumerate(levels) if level.reduced]
-    counts = places.to(torch.float64)
-    counts = counts.sum(reduced, keepdim=True) if reduced else counts
+    counts = mask.reshape([1 if one else level.size for one, level in zip(shared, levels, strict=True)])
+    reduced = [i for i, level in enumerate(levels) if level.reduced and not shared[i]]
+    counts = counts.sum(reduced, keepdim=True, dtype=torch.float64) if reduced else counts.to(torch.float64)
     times = math.prod([level.size for one, level in zip(shared, levels, strict=True) if one and level.reduced])
     kept = [1 if level.reduced else level.size for level in levels]
-    return (counts * times).expand(kept).reshape(-1)
+    return (counts if times == 1 else counts * times).expand(kept).reshape(-1)
 
 
 def reference(
@@ -168,6 +167,13 @@ def fused(
         out = reference(x, residual, mask, mean, std, weight, bias, pattern, eps, center, activation)
         total = out.sum if residual is None else dense_like(x, out.sum)
         return Fused(dense_like(x, out.y), total, out.mean, out.std)
+    if mask is None and (residual is None or residual.stride() == x.stride()):
+        plan = direct_plan(pattern, x.shape, x.stride())
+        if plan >= 0 and all(is_ready(t, x) for t in (mean, std, weight, bias)):
+            kind = _NUMBER[activation]
+            return Fused(
+                *kernels.fused(x, residual, None, None, 1, 1, mean, std, weight, bias, plan, eps, center, kind)
+            )
     call = Call(x, pattern)
     y, total, own_mean, own_std = kernels.fused(
         call.x,
@@ -223,6 +229,11 @@ def fused_backward(
             dw.reshape(-1).to(none.dtype) if want_weight and dw is not None else none,
             db.reshape(-1).to(none.dtype) if want_bias and db is not None else none.clone(),
         )
+    options: tuple[Any, ...] = (eps, center, fixed, _NUMBER[activation], want_weight, want_bias)
+    if mask is None and dy.stride() == x.stride() and (dsum is None or dsum.stride() == x.stride()):
+        plan = direct_plan(pattern, x.shape, x.stride())
+        if plan >= 0 and all(is_ready(t, x) for t in (mean, std, weight, bias)):
+            return kernels.fused_backward(dy, dsum, x, None, None, 1, 1, mean, std, weight, bias, plan, *options)
     call = Call(x, pattern)
     dx, dweight, dbias = kernels.fused_backward(
         call.into(dy),
@@ -234,12 +245,7 @@ def fused_backward(
         call.parameter(weight),
         call.parameter(bias),
         call.known_as,
-        eps,
-        center,
-        fixed,
-        _NUMBER[activation],
-        want_weight,
-        want_bias,
+        *options,
     )
     return call.out(dx), call.parameter_back(dweight), call.parameter_back(dbias)
 

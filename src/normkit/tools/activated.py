@@ -188,3 +188,15 @@ _NAMES: dict[type[nn.Module], str] = {
     nn.Sigmoid: "sigmoid",
     nn.Tanh: "tanh",
 }
+
+
+def module_of(activation: str) -> nn.Module:
+    """The activation as a module of its own.
+
+    >>> module_of("gelu_tanh")
+    GELU(approximate='tanh')
+    """
+    made = {name: cls for cls, name in _NAMES.items()}
+    if activation in made:
+        return made[activation]()
+    return nn.GELU(approximate="tanh") if activation == "gelu_tanh" else nn.LeakyReLU()

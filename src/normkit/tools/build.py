@@ -24,6 +24,7 @@ from normkit.layers import (
     RMSNorm,
 )
 from normkit.pattern import Region, bound
+from normkit.tools import absorb
 from normkit.tools.activated import ChannelAffine, LayerNorm2dLast, activated, fusible
 from normkit.tools.facts import Facts
 
@@ -225,7 +226,9 @@ def _made(
     if like is not None:
         arguments = arguments | {"device": like.device, "dtype": like.dtype}
     try:
-        activation = fusible({name: module._modules[name] for name in facts.extras})  # type: ignore[misc]
+        activation = facts.activation or fusible({name: module._modules[name] for name in facts.extras})  # type: ignore[misc]
+        if facts.activation and cls is ChannelAffine:
+            raise RefusedError(f"its {facts.activation} would be lost")
         if activation in (None, "none") or cls in (LayerNorm2dLast, ChannelAffine):
             layer = (activated(cls) if facts.extras else cls)(**arguments)
         else:
@@ -278,12 +281,7 @@ def _folded(module: Any, facts: Facts) -> nn.Module:
 
 
 def scale_and_shift(module: Any) -> tuple[Tensor, Tensor]:
-    """What a norm with running statistics does to each channel in evaluation: ``y = x * scale + shift``."""
-    with torch.no_grad():
-        inverse = (module.running_var.double() + module.eps).rsqrt()
-        scale = inverse if module.weight is None else module.weight.double() * inverse
-        shift = -module.running_mean.double() * scale
-        if module.bias is not None:
-            shift = shift + module.bias.double()
+    """`absorb.scale_and_shift` in the dtype of the norm."""
     dtype = module.running_mean.dtype if module.weight is None else module.weight.dtype
+    scale, shift = absorb.scale_and_shift(module, module.eps)
     return scale.to(dtype), shift.to(dtype)

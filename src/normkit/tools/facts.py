@@ -27,6 +27,7 @@ class Facts:
         synced: whether it takes statistics over several processes.
         pattern: the region, of a `normkit.Norm`.
         extras: children applied after the norm: ``"drop"``, ``"act"``.
+        activation: what one of normkit's layers applies itself, by its name.
         origin: the package its class comes from: ``"torch"``, ``"normkit"``, ``"timm"``, ``"transformers"``, ...
     """
 
@@ -46,6 +47,7 @@ class Facts:
     synced: bool = False
     pattern: str | None = None
     extras: tuple[str, ...] = ()
+    activation: str | None = None
     origin: str = ""
 
     @property

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from normkit.errors import ArgumentError
 from normkit.tools import absorb
 from normkit.tools.absorb import LAYERS, Layer
+from normkit.tools.activated import module_of
 from normkit.tools.flow import Flow, Graph, record, run, tensors_in
 from normkit.tools.fold_report import Fold, FoldRefusal, FoldReport
 from normkit.tools.walk import Facts, Place, norms, replace, walk
@@ -236,7 +237,8 @@ def _looks_like_batch_norm(module: nn.Module) -> bool:
 
 def _left(norm: nn.Module) -> nn.Module:
     """What a norm does behind its arithmetic: the dropout and activation it brings along, or nothing."""
-    steps = [norm._modules.get(key) for key in ("drop", "act")]
+    own = getattr(norm, "activation", None)
+    steps = [module_of(own) if isinstance(own, str) else None, *(norm._modules.get(key) for key in ("drop", "act"))]
     kept = [step for step in steps if step is not None and not isinstance(step, nn.Identity)]
     if not kept:
         return nn.Identity()

@@ -78,10 +78,10 @@ def describe(module: nn.Module) -> Facts | None:
     if "forward" in vars(module):
         return replace(facts, reason="its forward was exchanged on this very module")
     if isinstance(module, LayerNorm2d | Norm):
-        return _ours(module, facts)
+        return _with_options(module, _ours(module, facts))
     if base is None:
         return _of_any_class(module, facts)
-    return _of_torch(module, base, facts)
+    return _with_options(module, _of_torch(module, base, facts))
 
 
 def identity(module: nn.Module) -> Any:
@@ -96,6 +96,16 @@ def identity(module: nn.Module) -> Any:
     if len(children) > len(EXTRAS):
         return id(module)
     return type(module), repr(simple), repr(shapes), repr(buffers), repr(children), "forward" in vars(module)
+
+
+def _with_options(module: nn.Module, facts: Facts) -> Facts:
+    """What normkit's layers can do and torch's cannot."""
+    if not type(module).__module__.startswith("normkit."):
+        return facts
+    offset = 1.0 if getattr(module, "zero_centered", False) else facts.offset
+    half = any(p.dtype.itemsize == 2 for p in module.parameters())
+    twice = half and getattr(module, "cast", "after") == "before"
+    return replace(facts, activation=getattr(module, "activation", None), offset=offset, rounds_twice=twice)
 
 
 def _is_called_a_norm(module: nn.Module) -> bool:
