@@ -119,7 +119,12 @@ def main() -> None:
             rows.append({"name": name, "case": case, "milliseconds": times, "quiet": was_quiet})
             over, plain = times["torch"] / times["normkit"], times["normkit"] / times["plain"]
             print(f"{over:5.2f} x torch composed, {plain:4.2f} of the plain norm's time  {name}", flush=True)
-    print(summary(rows))
+    table = summary(rows)
+    print(table)
+    page = RESULTS.parents[1] / "docs" / "extras.md"
+    before, *_ = page.read_text().split("<!-- extras -->\n")
+    facts = f"One run of {machine()['date']} on {machine()['cpu']}, {machine()['threads']} threads:"
+    page.write_text(f"{before}<!-- extras -->\n{facts}\n\n{table}\n<!-- /extras -->\n")
     (RESULTS / "extras.json").write_text(json.dumps({"machine": machine(), "cells": rows}, indent=1) + "\n")
 
 
