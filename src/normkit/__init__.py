@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from normkit.layers import LocalResponseNorm as LocalResponseNorm
     from normkit.layers import Norm as Norm
     from normkit.layers import RMSNorm as RMSNorm
+    from normkit.layers import SyncBatchNorm as SyncBatchNorm
     from normkit.parametrize import init_weight_norm as init_weight_norm
     from normkit.parametrize import remove_weight_norm as remove_weight_norm
     from normkit.parametrize import remove_weight_standardization as remove_weight_standardization
@@ -42,7 +43,7 @@ _NAMES = {
     "normkit.backends": "show_backends",
     "normkit.layers": "BatchNorm1d BatchNorm2d BatchNorm3d GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d "
     "LayerNorm LayerNorm2d LazyBatchNorm1d LazyBatchNorm2d LazyBatchNorm3d LazyInstanceNorm1d LazyInstanceNorm2d "
-    "LazyInstanceNorm3d LocalResponseNorm Norm RMSNorm",
+    "LazyInstanceNorm3d LocalResponseNorm Norm RMSNorm SyncBatchNorm",
     "normkit.parametrize": "init_weight_norm remove_weight_norm remove_weight_standardization weight_norm "
     "weight_standardization",
     "normkit.study": "compare",

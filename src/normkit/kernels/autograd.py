@@ -331,8 +331,10 @@ def move(running: Running, mean: Tensor, std: Tensor) -> None:
         mean, var = _unbiased(running, mean, std)
         if mean.numel() > running.mean.numel():
             mean, var = mean.view(-1, running.mean.numel()).mean(0), var.view(-1, running.mean.numel()).mean(0)
-        running.mean.lerp_(mean.to(running.mean.dtype), running.momentum)
-        running.var.lerp_(var.to(running.var.dtype), running.momentum)
+        # A channel whose moments are not finite keeps what it has.
+        finite = mean.isfinite() & var.isfinite()
+        for old, new in ((running.mean, mean), (running.var, var)):
+            old.copy_(torch.where(finite, old.lerp(new.to(old.dtype), running.momentum), old))
 
 
 def _unbiased(running: Running, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from normkit.layers.instance import (
 from normkit.layers.layer import LayerNorm, LayerNorm2d
 from normkit.layers.local_response import LocalResponseNorm
 from normkit.layers.rms import RMSNorm
+from normkit.layers.sync import SyncBatchNorm
 
 __all__ = [
     "BatchNorm1d",
@@ -41,4 +42,5 @@ __all__ = [
     "LocalResponseNorm",
     "Norm",
     "RMSNorm",
+    "SyncBatchNorm",
 ]

@@ -13,6 +13,15 @@ from normkit.functional.extras import Extras, Output
 from normkit.layers._checks import check_channels, check_rank, checked, named, with_activation
 
 
+def share_of(layer: batchnorm._BatchNorm) -> tuple[Tensor | None, float]:
+    """The counter that a step of this layer moves, if any, and the share of the batch in the running statistics."""
+    counter = layer.num_batches_tracked if layer.training and layer.track_running_stats else None
+    momentum = layer.momentum
+    if momentum is None:
+        momentum = 0.0 if counter is None else 1.0 / (float(counter) + 1.0)
+    return counter, momentum
+
+
 class _BatchNorm(batchnorm._BatchNorm):
     """Abstract: state and signature are torch's, so that ``isinstance`` and state dicts agree; forward is ours."""
 
@@ -25,10 +34,7 @@ class _BatchNorm(batchnorm._BatchNorm):
         """Normalize, and update the running statistics if training; `extras` as in `normkit.functional`."""
         self._check_input_dim(input)
         check_channels(input, 1, self.num_features)
-        counter = self.num_batches_tracked if self.training and self.track_running_stats else None
-        momentum = self.momentum
-        if momentum is None:
-            momentum = 0.0 if counter is None else 1.0 / (float(counter) + 1.0)
+        counter, momentum = share_of(self)
         own = self.training or (self.running_mean is None and self.running_var is None)
         keep = self.track_running_stats or not self.training
         y = functional.batch_norm(
