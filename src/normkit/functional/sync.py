@@ -93,12 +93,18 @@ def synchronized(
             f"in the whole group, here shape {tuple(input.shape)}: use a larger batch, group_norm, or eval()"
         )
     y: Tensor = _Synchronized.apply(input, weight, bias, pooled, eps, process_group)
-    moves = running_mean is not None and running_var is not None and not is_recomputing()
-    if moves and (isinstance(count, Tensor) or count > 0):
-        assert running_mean is not None and running_var is not None
-        values = count.expand(input.shape[1]) if isinstance(count, Tensor) else count
-        move(Running(running_mean, running_var, values, momentum), pooled.mean, pooled.std)
+    if isinstance(count, Tensor) or count > 0:
+        _move(running_mean, running_var, count, momentum, pooled)
     return y, count
+
+
+def _move(
+    running_mean: Tensor | None, running_var: Tensor | None, count: int | Tensor, momentum: float, pooled: _Pooled
+) -> None:
+    if running_mean is None or running_var is None or is_recomputing():
+        return
+    values = count.expand(running_mean.shape) if isinstance(count, Tensor) else count
+    move(Running(running_mean, running_var, values, momentum), pooled.mean, pooled.std)
 
 
 class _Pooled(NamedTuple):

@@ -277,6 +277,15 @@ def normalized(
     return y
 
 
+def normalized_with_moments(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, pattern: str, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, mean and standard deviation, all three differentiable, under transforms as well."""
+    operator = torch.ops.normkit.normalize.default
+    out: tuple[Tensor, Tensor, Tensor] = _as_seen(operator)(x, weight, bias, pattern, eps, True)
+    return out
+
+
 def given(
     x: Tensor,
     mean: Tensor,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm
 
@@ -20,6 +21,33 @@ def share_of(layer: batchnorm._BatchNorm) -> tuple[Tensor | None, float]:
     if momentum is None:
         momentum = 0.0 if counter is None else 1.0 / (float(counter) + 1.0)
     return counter, momentum
+
+
+def check_input(layer: Any, input: Tensor) -> None:
+    """A layer with the names of batch norm gets an input of the dimensions and channels it was made for."""
+    check_rank(input, layer.layouts)
+    check_channels(input, 1, layer.num_features)
+
+
+def evaluated(layer: batchnorm._BatchNorm, input: Tensor) -> Tensor:
+    """What batch norm gives with the running statistics."""
+    y: Tensor = functional.batch_norm(
+        input, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, layer.eps
+    )
+    return y
+
+
+def keep_statistics(
+    layer: batchnorm._BatchNorm, input: Tensor, counter: Tensor | None, new: tuple[Tensor, Tensor] | None
+) -> None:
+    """Take over what a pure function has returned; an empty batch and a recomputed step count for nothing."""
+    if counter is None or new is None or not input.numel() or is_recomputing():
+        return
+    with torch.no_grad():
+        for buffer, value in zip((layer.running_mean, layer.running_var), new, strict=True):
+            assert buffer is not None
+            buffer.copy_(value)
+        counter.add_(1)
 
 
 class _BatchNorm(batchnorm._BatchNorm):

@@ -20,7 +20,12 @@ from normkit.layers.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d, share_of
 
 M = TypeVar("M", bound=nn.Module)
 
-_CONVERTED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm1d, BatchNorm2d, BatchNorm3d)
+_LAYOUTS: dict[type[nn.Module], dict[int, str]] = {
+    kind: ours.layouts
+    for theirs, ours in ((nn.BatchNorm1d, BatchNorm1d), (nn.BatchNorm2d, BatchNorm2d), (nn.BatchNorm3d, BatchNorm3d))
+    for kind in (theirs, ours)
+}
+"""What is converted, and the inputs it takes, then as before."""
 
 
 # Not a torch.nn.SyncBatchNorm, which DistributedDataParallel refuses on a CPU.
@@ -70,7 +75,7 @@ class SyncBatchNorm(batchnorm._BatchNorm):
 
     process_group: dist.ProcessGroup | None = None
     activation: str | None = None
-    # What `convert` made it from: whose check of the input still holds, and what `revert` makes of it again.
+    # What `convert` made it from, and `revert` makes of it again.
     origin: type[batchnorm._BatchNorm] | None = None
     added: ClassVar = ("process_group", "origin")
 
@@ -96,7 +101,7 @@ class SyncBatchNorm(batchnorm._BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         if self.origin is not None:
-            self.origin._check_input_dim(self, input)
+            check_rank(input, _LAYOUTS[self.origin])
         elif input.dim() < 2:
             check_rank(input, {2: "(N, C)", 3: "(N, C, ...)"})
 
@@ -153,7 +158,7 @@ class SyncBatchNorm(batchnorm._BatchNorm):
         left: dict[str, str] = {}
         for name, module in model.named_modules():
             kind = type(module)
-            if kind in _CONVERTED:
+            if kind in _LAYOUTS:
                 layer: Any = module
                 # As torch's lazy layers become others: nothing can be forgotten that is never copied.
                 layer.__class__ = SyncBatchNorm
