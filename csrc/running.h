@@ -1,10 +1,12 @@
 // Running statistics move towards those of a batch.
 #pragma once
+#include <cmath>
 #include <cstdint>
 
 namespace {
 
 // running = (1 - momentum) * running + momentum * batch, over `samples` rows of moments from `count` values each.
+// A channel whose moments are not finite keeps what it has: one bad batch must not spoil every evaluation after it.
 template <class A, class B>
 void move_running(B* running_mean, B* running_var, const A* mean, const A* dev, int64_t channels, int64_t samples,
                   double count, double momentum) {
@@ -15,6 +17,7 @@ void move_running(B* running_mean, B* running_var, const A* mean, const A* dev, 
       m += double(mean[s * channels + c]);
       v += double(dev[s * channels + c]) * double(dev[s * channels + c]);
     }
+    if (!std::isfinite(m) || !std::isfinite(v)) continue;
     running_mean[c] = B(double(running_mean[c]) + momentum * (m / double(samples) - double(running_mean[c])));
     running_var[c] = B(double(running_var[c]) + momentum * (v * unbiased - double(running_var[c])));
   }

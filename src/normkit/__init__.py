@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from normkit.layers import BatchNorm1d as BatchNorm1d
     from normkit.layers import BatchNorm2d as BatchNorm2d
     from normkit.layers import BatchNorm3d as BatchNorm3d
+    from normkit.layers import BatchRenorm1d as BatchRenorm1d
+    from normkit.layers import BatchRenorm2d as BatchRenorm2d
+    from normkit.layers import BatchRenorm3d as BatchRenorm3d
+    from normkit.layers import FrozenBatchNorm1d as FrozenBatchNorm1d
+    from normkit.layers import FrozenBatchNorm2d as FrozenBatchNorm2d
+    from normkit.layers import FrozenBatchNorm3d as FrozenBatchNorm3d
+    from normkit.layers import GhostBatchNorm1d as GhostBatchNorm1d
+    from normkit.layers import GhostBatchNorm2d as GhostBatchNorm2d
+    from normkit.layers import GhostBatchNorm3d as GhostBatchNorm3d
     from normkit.layers import GroupNorm as GroupNorm
     from normkit.layers import InstanceNorm1d as InstanceNorm1d
     from normkit.layers import InstanceNorm2d as InstanceNorm2d
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
     from normkit.layers import LocalResponseNorm as LocalResponseNorm
     from normkit.layers import Norm as Norm
     from normkit.layers import RMSNorm as RMSNorm
+    from normkit.layers import SyncBatchNorm as SyncBatchNorm
     from normkit.parametrize import init_weight_norm as init_weight_norm
     from normkit.parametrize import remove_weight_norm as remove_weight_norm
     from normkit.parametrize import remove_weight_standardization as remove_weight_standardization
@@ -47,9 +57,12 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "normkit.backends": "show_backends",
-    "normkit.layers": "BatchNorm1d BatchNorm2d BatchNorm3d GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d "
+    "normkit.layers": "BatchNorm1d BatchNorm2d BatchNorm3d "
+    "BatchRenorm1d BatchRenorm2d BatchRenorm3d GhostBatchNorm1d GhostBatchNorm2d GhostBatchNorm3d "
+    "FrozenBatchNorm1d FrozenBatchNorm2d FrozenBatchNorm3d "
+    "GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d "
     "LayerNorm LayerNorm2d LazyBatchNorm1d LazyBatchNorm2d LazyBatchNorm3d LazyInstanceNorm1d LazyInstanceNorm2d "
-    "LazyInstanceNorm3d LocalResponseNorm Norm RMSNorm",
+    "LazyInstanceNorm3d LocalResponseNorm Norm RMSNorm SyncBatchNorm",
     "normkit.parametrize": "init_weight_norm remove_weight_norm remove_weight_standardization weight_norm "
     "weight_standardization",
     "normkit.study": "compare",

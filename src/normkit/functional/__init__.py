@@ -1,16 +1,21 @@
 """Every normalization as a function: arithmetic, no state; signatures as in `torch.nn.functional`."""
 
 from normkit.functional.batch import batch_norm
+from normkit.functional.batch_update import batch_norm_update, batch_renorm, ghost_batch_norm
 from normkit.functional.general import normalize
 from normkit.functional.group import group_norm
 from normkit.functional.instance import instance_norm
 from normkit.functional.layer import layer_norm, layer_norm2d
 from normkit.functional.local_response import local_response_norm
 from normkit.functional.rms import rms_norm
+from normkit.functional.sync import sync_batch_norm
 from normkit.functional.weight_standardization import weight_standardization
 
 __all__ = [
     "batch_norm",
+    "batch_norm_update",
+    "batch_renorm",
+    "ghost_batch_norm",
     "group_norm",
     "instance_norm",
     "layer_norm",
@@ -18,5 +23,6 @@ __all__ = [
     "local_response_norm",
     "normalize",
     "rms_norm",
+    "sync_batch_norm",
     "weight_standardization",
 ]

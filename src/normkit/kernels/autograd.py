@@ -299,6 +299,17 @@ def normalized(
     return y
 
 
+def normalized_with_moments(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, pattern: str, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, mean and standard deviation, all three differentiable, under transforms as well."""
+    if _transforms() is not None:
+        # vmap would call the kernel once for each sample; plain torch it takes as a whole.
+        return reference.normalize(x, weight, bias, parse(pattern), eps, True)
+    out: tuple[Tensor, Tensor, Tensor] = torch.ops.normkit.normalize.default(x, weight, bias, pattern, eps, True)
+    return out
+
+
 def given(
     x: Tensor,
     mean: Tensor,
@@ -355,8 +366,10 @@ def move(running: Running, mean: Tensor, std: Tensor) -> None:
         mean, var = _unbiased(running, mean, std)
         if mean.numel() > running.mean.numel():
             mean, var = mean.view(-1, running.mean.numel()).mean(0), var.view(-1, running.mean.numel()).mean(0)
-        running.mean.lerp_(mean.to(running.mean.dtype), running.momentum)
-        running.var.lerp_(var.to(running.var.dtype), running.momentum)
+        # A channel whose moments are not finite keeps what it has.
+        finite = mean.isfinite() & var.isfinite()
+        for old, new in ((running.mean, mean), (running.var, var)):
+            old.copy_(torch.where(finite, old.lerp(new.to(old.dtype), running.momentum), old))
 
 
 def _unbiased(running: Running, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,9 @@ from normkit.layers.batch import (
     LazyBatchNorm2d,
     LazyBatchNorm3d,
 )
+from normkit.layers.frozen import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
 from normkit.layers.general import Norm
+from normkit.layers.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from normkit.layers.group import GroupNorm
 from normkit.layers.instance import (
     InstanceNorm1d,
@@ -20,12 +22,23 @@ from normkit.layers.instance import (
 )
 from normkit.layers.layer import LayerNorm, LayerNorm2d
 from normkit.layers.local_response import LocalResponseNorm
+from normkit.layers.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from normkit.layers.rms import RMSNorm
+from normkit.layers.sync import SyncBatchNorm
 
 __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
+    "FrozenBatchNorm1d",
+    "FrozenBatchNorm2d",
+    "FrozenBatchNorm3d",
+    "GhostBatchNorm1d",
+    "GhostBatchNorm2d",
+    "GhostBatchNorm3d",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -41,4 +54,5 @@ __all__ = [
     "LocalResponseNorm",
     "Norm",
     "RMSNorm",
+    "SyncBatchNorm",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm
 
@@ -11,6 +12,42 @@ from normkit import functional
 from normkit.functional.batch import is_recomputing
 from normkit.functional.extras import Extras, Output
 from normkit.layers._checks import check_channels, check_rank, checked, named, with_activation
+
+
+def share_of(layer: batchnorm._BatchNorm) -> tuple[Tensor | None, float]:
+    """The counter that a step of this layer moves, if any, and the share of the batch in the running statistics."""
+    counter = layer.num_batches_tracked if layer.training and layer.track_running_stats else None
+    momentum = layer.momentum
+    if momentum is None:
+        momentum = 0.0 if counter is None else 1.0 / (float(counter) + 1.0)
+    return counter, momentum
+
+
+def check_input(layer: Any, input: Tensor) -> None:
+    """A layer with the names of batch norm gets an input of the dimensions and channels it was made for."""
+    check_rank(input, layer.layouts)
+    check_channels(input, 1, layer.num_features)
+
+
+def evaluated(layer: batchnorm._BatchNorm, input: Tensor) -> Tensor:
+    """What batch norm gives with the running statistics."""
+    y: Tensor = functional.batch_norm(
+        input, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, layer.eps
+    )
+    return y
+
+
+def keep_statistics(
+    layer: batchnorm._BatchNorm, input: Tensor, counter: Tensor | None, new: tuple[Tensor, Tensor] | None
+) -> None:
+    """Take over what a pure function has returned; an empty batch and a recomputed step count for nothing."""
+    if counter is None or new is None or not input.numel() or is_recomputing():
+        return
+    with torch.no_grad():
+        for buffer, value in zip((layer.running_mean, layer.running_var), new, strict=True):
+            assert buffer is not None
+            buffer.copy_(value)
+        counter.add_(1)
 
 
 class _BatchNorm(batchnorm._BatchNorm):
@@ -25,10 +62,7 @@ class _BatchNorm(batchnorm._BatchNorm):
         """Normalize, and update the running statistics if training; `extras` as in `normkit.functional`."""
         self._check_input_dim(input)
         check_channels(input, 1, self.num_features)
-        counter = self.num_batches_tracked if self.training and self.track_running_stats else None
-        momentum = self.momentum
-        if momentum is None:
-            momentum = 0.0 if counter is None else 1.0 / (float(counter) + 1.0)
+        counter, momentum = share_of(self)
         own = self.training or (self.running_mean is None and self.running_var is None)
         keep = self.track_running_stats or not self.training
         y = functional.batch_norm(

@@ -1,0 +1,255 @@
+"""Batch normalization as a pure function, and its relatives: ghost batches and batch renormalization."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from normkit.errors import ArgumentError, ShapeError, whole_number
+from normkit.functional._checks import check_call, check_channels, check_dimensions
+from normkit.functional.batch import PATTERN
+from normkit.kernels.autograd import normalized_with_moments
+from normkit.kernels.reference import arithmetic_dtype
+
+
+class Statistics(NamedTuple):
+    """Running statistics of each channel."""
+
+    mean: Tensor
+    var: Tensor
+
+
+def batch_norm_update(
+    input: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Statistics]:
+    """`batch_norm` in training that changes nothing and returns the new running statistics.
+
+    The formulas are those of `batch_norm`. It runs under ``torch.func``: ``grad``, ``vjp``, ``vmap``, also over models
+    whose statistics are stacked. The statistics carry no gradient.
+
+    Args:
+        input: (N, C) or (N, C, ...), any strides.
+        running_mean, running_var: (C,), left as they are.
+        weight, bias: (C,) or None.
+        momentum: share of the new batch in the new statistics.
+        eps: added to the variance, in units of the input squared.
+
+    Returns:
+        The result, as `batch_norm` has it, and the new statistics; a channel whose moments are not finite keeps its
+        old ones, and so do all for an empty batch.
+
+    Raises:
+        ShapeError: one value per channel, or parameters of another size.
+
+    Example:
+        >>> import torch
+        >>> from normkit import functional
+        >>> x = torch.tensor([[1.0], [3.0]])
+        >>> y, new = functional.batch_norm_update(x, torch.zeros(1), torch.ones(1), eps=0.0)
+        >>> y.flatten(), new.mean, new.var
+        (tensor([-1.,  1.]), tensor([0.2000]), tensor([1.1000]))
+
+    Source: Ioffe & Szegedy 2015, arXiv:1502.03167.
+    """
+    count = _count("batch_norm_update", input, running_mean, running_var, weight, bias, eps)
+    old = Statistics(running_mean, running_var)
+    y, mean, std = normalized_with_moments(input, weight, bias, PATTERN, eps)
+    if not input.numel():
+        return y, Statistics(running_mean.clone(), running_var.clone())
+    return y, moved_towards(old, mean.detach(), _unbiased(std.detach(), count), momentum)
+
+
+def batch_renorm(
+    input: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    r_max: float = 3.0,
+    d_max: float = 5.0,
+) -> tuple[Tensor, Statistics]:
+    """Normalize by the batch, then correct towards what the running statistics would have given.
+
+    ``y = ((x - mean) / s * r + d) * weight + bias`` with ``r = clip(s / s_run, 1 / r_max, r_max)`` and
+    ``d = clip((mean - mean_run) / s_run, -d_max, d_max)``, where ``s = sqrt(var + eps)``. No gradient flows
+    through r and d. Without limits y is what evaluation gives; at r_max = 1 and d_max = 0 it is batch norm.
+
+    Args:
+        input: (N, C) or (N, C, ...), any strides.
+        running_mean, running_var: (C,), left as they are.
+        weight, bias: (C,) or None.
+        momentum: share of the new batch in the new statistics.
+        eps: added to both variances, in units of the input squared.
+        r_max: largest correction of the scale, at least 1.
+        d_max: largest correction of the mean, in standard deviations, at least 0.
+
+    Returns:
+        The result, and the new statistics as `batch_norm_update` has them.
+
+    Raises:
+        ArgumentError: r_max below 1, d_max below 0.
+        ShapeError: one value per channel, or parameters of another size.
+
+    Example:
+        >>> import torch
+        >>> from normkit.functional.batch_update import batch_renorm
+        >>> x = torch.tensor([[1.0], [3.0]])
+        >>> y, _ = batch_renorm(x, torch.zeros(1), torch.ones(1), eps=0.0)
+        >>> y.flatten()
+        tensor([1., 3.])
+
+    Source: Ioffe 2017, arXiv:1702.03275.
+    """
+    check_limits("batch_renorm", r_max, d_max)
+    count = _count("batch_renorm", input, running_mean, running_var, weight, bias, eps)
+    old = Statistics(running_mean, running_var)
+    if not input.numel():
+        return batch_norm_update(input, running_mean, running_var, weight, bias, momentum, eps)
+    x_hat, mean, std = normalized_with_moments(input, None, None, PATTERN, eps)
+    mean, std, dtype = mean.detach(), std.detach(), arithmetic_dtype(input.dtype)
+    run = (running_var.detach().to(dtype) + eps).sqrt()
+    scale = ((std.square() + eps).sqrt() / run).clamp(1 / r_max, r_max)
+    shift = ((mean - running_mean.detach().to(dtype)) / run).clamp(-d_max, d_max)
+    if weight is not None:
+        scale, shift = scale * weight.to(dtype), shift * weight.to(dtype)
+    if bias is not None:
+        shift = shift + bias.to(dtype)
+    shape = [-1, *[1] * (input.dim() - 2)]
+    y = torch.addcmul(shift.view(shape), x_hat.to(dtype), scale.view(shape)).to(input.dtype)
+    return y, moved_towards(old, mean, _unbiased(std, count), momentum)
+
+
+def ghost_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    virtual_batch_size: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Statistics | None]:
+    """`batch_norm` in training of each `virtual_batch_size` samples by themselves, in the order of the batch.
+
+    The new statistics move once, towards the averages of the chunks' means and unbiased variances, each chunk counted
+    by its size. The last chunk holds what is left; if that is a single value per channel, it joins the chunk before it.
+
+    Args:
+        input: (N, C) or (N, C, ...), any strides.
+        running_mean, running_var: (C,), left as they are; or None.
+        virtual_batch_size: samples in a chunk.
+        weight, bias: (C,) or None.
+        momentum: share of the new batch in the new statistics.
+        eps: added to the variance, in units of the input squared.
+
+    Returns:
+        The result, and the new statistics as `batch_norm_update` has them; None without old ones.
+
+    Raises:
+        ArgumentError: virtual_batch_size below 1.
+        ShapeError: one value per channel in a chunk, or parameters of another size.
+
+    Example:
+        >>> import torch
+        >>> from normkit.functional.batch_update import ghost_batch_norm
+        >>> x = torch.tensor([[1.0], [3.0], [20.0], [60.0]])
+        >>> ghost_batch_norm(x, None, None, 2, eps=0.0)[0].flatten()
+        tensor([-1.,  1., -1.,  1.])
+
+    Source: Hoffer, Hubara & Soudry 2017, arXiv:1705.08741.
+    """
+    if whole_number("virtual_batch_size", virtual_batch_size) < 1:
+        raise ArgumentError(f"virtual_batch_size must be at least 1, got {virtual_batch_size}: give samples in a chunk")
+    _count("ghost_batch_norm", input, running_mean, running_var, weight, bias, eps)
+    old = None if running_mean is None or running_var is None else Statistics(running_mean, running_var)
+    if not input.numel():
+        return torch.empty_like(input) + 0 * input, old
+    samples, channels = input.shape[:2]
+    each = input.numel() // (samples * channels)
+    sizes = _chunks(samples, virtual_batch_size, each)
+    if virtual_batch_size * each == 1:
+        raise ShapeError(
+            "ghost_batch_norm needs more than one value per channel in each chunk, for their variance to exist; got "
+            f"virtual_batch_size=1 for shape {tuple(input.shape)}: use at least 2"
+        )
+    even = [size for size in sizes if size == sizes[0]]
+    # One call for all chunks of the same size, one more for another size.
+    parts = (
+        [(input[: sum(even)], len(even)), (input[sum(even) :], 1)] if len(even) < len(sizes) else [(input, len(even))]
+    )
+    outputs, means, variances = [], [], []
+    for part, chunks in parts:
+        y, mean, std = normalized_with_moments(part, weight, bias, f"(g={chunks} [b]) c [...]", eps)
+        outputs.append(y)
+        count = part.numel() // (chunks * channels)
+        means.append(mean.detach().view(chunks, channels))
+        variances.append(_unbiased(std.detach(), count).view(chunks, channels))
+    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    if old is None:
+        return y, None
+    shares = torch.tensor(sizes, dtype=means[0].dtype, device=input.device)[:, None] / samples
+    return y, moved_towards(old, (torch.cat(means) * shares).sum(0), (torch.cat(variances) * shares).sum(0), momentum)
+
+
+def moved_towards(old: Statistics, mean: Tensor, var: Tensor, momentum: float) -> Statistics:
+    """The statistics after a batch; where its moments are not finite, what they were."""
+    finite = mean.isfinite() & var.isfinite()
+    new = [
+        torch.where(finite, was.lerp(now.to(was.dtype), momentum), was)
+        for was, now in zip((old.mean.detach(), old.var.detach()), (mean, var), strict=True)
+    ]
+    return Statistics(*new)
+
+
+def check_limits(name: str, r_max: float, d_max: float) -> None:
+    """The limits leave batch norm possible."""
+    if not r_max >= 1:
+        raise ArgumentError(f"r_max of {name} must be at least 1, got {r_max}: 1 is batch norm, the paper ends at 3")
+    if not d_max >= 0:
+        raise ArgumentError(f"d_max of {name} must not be negative, got {d_max}: 0 is batch norm, the paper ends at 5")
+
+
+def _chunks(samples: int, size: int, each: int) -> list[int]:
+    whole, rest = divmod(samples, size)
+    sizes = [size] * whole
+    if rest * each == 1 and sizes:
+        sizes[-1] += rest
+    elif rest:
+        sizes.append(rest)
+    return sizes
+
+
+def _unbiased(std: Tensor, count: int) -> Tensor:
+    return std.square() * (count / max(count - 1, 1))
+
+
+def _count(
+    name: str,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> int:
+    """Values of a channel, after the checks that all these functions share."""
+    check_call(name, input, eps)
+    check_dimensions(name, input, 2, "(N, C, ...)")
+    check_channels(name, input, running_mean, running_var, weight, bias)
+    count = input.numel() // max(input.shape[1], 1)
+    if count == 1:
+        raise ShapeError(
+            f"{name} needs more than one value per channel, for their variance to exist; got one from shape "
+            f"{tuple(input.shape)}: use a larger batch, group_norm, or running statistics by batch_norm"
+        )
+    return count

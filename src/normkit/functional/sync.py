@@ -1,0 +1,207 @@
+"""Batch normalization over all processes of a group, on whatever backend the group has."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from normkit.errors import ShapeError, StateError
+from normkit.functional._checks import check_call, check_channels, check_dimensions
+from normkit.functional.batch import PATTERN, batch_norm, is_recomputing
+from normkit.kernels import ops
+from normkit.kernels.autograd import Running, move
+from normkit.kernels.fit import dense_like
+from normkit.kernels.reference import arithmetic_dtype
+
+
+def sync_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    process_group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """`batch_norm` in training, with the moments of the batches of all processes taken together.
+
+    Every process sends its count, mean and deviation, once; the pooled moments are exact (Chan's formula), however
+    the batch is divided: ``mean = sum n_i mean_i / n``, ``var = sum n_i (var_i + (mean_i - mean)^2) / n``. Backward
+    sums two values per channel over the group, once. Gradients of weight and bias are this process's share, which
+    data-parallel training adds up.
+
+    Args:
+        input: (N, C) or (N, C, ...); N and the sizes behind C may differ between processes, N may be 0.
+        running_mean, running_var: (C,), updated in place, alike on every process; or None.
+        weight, bias: (C,) or None, the same on every process.
+        momentum: share of the new batch in the running statistics.
+        eps: added to the variance, in units of the input squared.
+        process_group: the processes; None for all. Without any, or with a single one, this is `batch_norm`.
+
+    Returns:
+        A tensor with the input's shape, dtype and memory layout.
+
+    Raises:
+        ShapeError: one value per channel in the whole group, on every process; or parameters of another size.
+        StateError: where the gradient is differentiated again.
+
+    Example:
+        >>> import torch
+        >>> from normkit.functional.sync import sync_batch_norm
+        >>> sync_batch_norm(torch.tensor([[1.0], [3.0]]), None, None, eps=0.0).flatten()
+        tensor([-1.,  1.])
+
+    Source: Chan, Golub & LeVeque 1979, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances.
+    """
+    return synchronized(input, running_mean, running_var, weight, bias, momentum, eps, process_group)[0]
+
+
+def world_size(process_group: dist.ProcessGroup | None) -> int:
+    """The number of processes that share a batch; 1 where there is no group, or this process is not in it."""
+    if not dist.is_available() or not dist.is_initialized():
+        return 1
+    return max(dist.get_world_size(process_group), 1)
+
+
+def synchronized(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    eps: float,
+    process_group: dist.ProcessGroup | None,
+) -> tuple[Tensor, int | Tensor]:
+    """The result, and how many values a channel has in the whole group: 0 where every process is empty."""
+    if world_size(process_group) == 1:
+        y = batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
+        return y, input.numel()
+    check_call("sync_batch_norm", input, eps)
+    check_dimensions("sync_batch_norm", input, 2, "(N, C, ...)")
+    check_channels("sync_batch_norm", input, running_mean, running_var, weight, bias)
+    pooled = _pooled(input.detach(), eps, process_group)
+    # Read by the processor only where that waits for no device; every process then raises alike.
+    count: int | Tensor = int(pooled.count) if input.is_cpu else pooled.count
+    if isinstance(count, int) and count == 1:
+        raise ShapeError(
+            "sync_batch_norm in training needs more than one value per channel, for their variance to exist; got one "
+            f"in the whole group, here shape {tuple(input.shape)}: use a larger batch, group_norm, or eval()"
+        )
+    y: Tensor = _Synchronized.apply(input, weight, bias, pooled, eps, process_group)
+    if isinstance(count, Tensor) or count > 0:
+        _move(running_mean, running_var, count, momentum, pooled)
+    return y, count
+
+
+def _move(
+    running_mean: Tensor | None, running_var: Tensor | None, count: int | Tensor, momentum: float, pooled: _Pooled
+) -> None:
+    if running_mean is None or running_var is None or is_recomputing():
+        return
+    values = count.expand(running_mean.shape) if isinstance(count, Tensor) else count
+    move(Running(running_mean, running_var, values, momentum), pooled.mean, pooled.std)
+
+
+class _Pooled(NamedTuple):
+    """Moments over the whole group, in the arithmetic of the input; the count is a tensor of no dimension."""
+
+    count: Tensor
+    mean: Tensor
+    std: Tensor
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """What is summed over processes: float64 where the device has it, so that counts beyond 2^24 are exact, too."""
+    return torch.float64 if x.device.type in ("cpu", "cuda") else torch.float32
+
+
+def _pooled(x: Tensor, eps: float, process_group: dist.ProcessGroup | None) -> _Pooled:
+    channels = x.shape[1]
+    mine = x.new_zeros(1 + 2 * channels, dtype=_wide(x))
+    if x.numel():
+        _, mean, std = ops.normalize(x, None, None, PATTERN, eps, True)
+        mine[0] = x.numel() // channels
+        mine[1 : 1 + channels] = mean
+        mine[1 + channels :] = std
+    parts = [torch.empty_like(mine) for _ in range(world_size(process_group))]
+    dist.all_gather(parts, mine, group=process_group)
+    every = torch.stack(parts)
+    counts, means, stds = every[:, :1], every[:, 1 : 1 + channels], every[:, 1 + channels :]
+    count = counts.sum()
+    shares = counts / count.clamp(min=1)
+    mean = (shares * means).sum(0)
+    var = (shares * (stds.square() + (means - mean).square())).sum(0)
+    dtype = arithmetic_dtype(x.dtype)
+    return _Pooled(count, mean.to(dtype), var.sqrt().to(dtype))
+
+
+class _Synchronized(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        x, weight, bias, pooled, ctx.eps, ctx.process_group = inputs
+        ctx.save_for_backward(x, weight, *pooled)
+        ctx.dtypes = [None if t is None else t.dtype for t in (weight, bias)]
+        if not x.numel():
+            return torch.empty_like(x)
+        return ops.standardize(x, pooled.mean, pooled.std, weight, bias, PATTERN, ctx.eps)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors[:2]
+        with torch.no_grad():
+            grads = _gradients(ctx, dy)
+        if torch.is_grad_enabled():
+            followed = [t for t in (dy, x, weight) if t is not None]
+            grads = [None if g is None else _Once.apply(g, *followed) for g in grads]
+        return *grads, None, None, None
+
+
+def _gradients(ctx: Any, dy: Tensor) -> list[Tensor | None]:
+    x, weight, count, mean, std = ctx.saved_tensors
+    want_x, want_weight, want_bias, *_ = ctx.needs_input_grad
+    # With moments that are given, the kernel's sums for weight and bias are those of dy * x_hat and of dy.
+    ones = torch.ones_like(mean)
+    if x.numel():
+        _, along, total = ops.backward(dy, x, mean, std, ones, PATTERN, ctx.eps, True, True, False, True, True)
+    else:
+        along, total = torch.zeros_like(mean), torch.zeros_like(mean)
+    dx = None
+    if want_x:
+        sums = torch.stack([along, total]).to(_wide(x))
+        dist.all_reduce(sums, group=ctx.process_group)
+        dx = _input_gradient(dy, x, weight, mean, std, sums / count.clamp(min=1), ctx.eps)
+    weight_dtype, bias_dtype = ctx.dtypes
+    return [dx, along.to(weight_dtype) if want_weight else None, total.to(bias_dtype) if want_bias else None]
+
+
+def _input_gradient(
+    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, std: Tensor, averages: Tensor, eps: float
+) -> Tensor:
+    """``dx = rstd * weight * (dy - mean(dy) - x_hat * mean(dy * x_hat))``, with means over the whole group."""
+    along, total = averages
+    rstd = (std.to(along.dtype).square() + eps).rsqrt()
+    scale = rstd if weight is None else rstd * weight.to(rstd.dtype)
+    shape = [1, -1, *[1] * (x.dim() - 2)]
+    scale, slope, shift, middle = (t.to(mean.dtype).view(shape) for t in (scale, -rstd * along, -total, mean))
+    dx = torch.addcmul(dy.to(mean.dtype) + shift, x.to(mean.dtype) - middle, slope).mul_(scale)
+    return dense_like(x, dx.to(x.dtype))
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that says why it has none of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *followed: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        raise StateError(
+            "sync_batch_norm over several processes has first derivatives only, and its gradient was differentiated "
+            "again: take batch_norm where a second derivative is needed, as SyncBatchNorm.revert(model) makes it"
+        )

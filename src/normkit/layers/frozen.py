@@ -1,0 +1,151 @@
+"""Batch normalization that no longer learns: statistics, weight and bias are constants."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self, Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import batchnorm
+
+from normkit import functional
+from normkit.errors import ArgumentError
+from normkit.functional.extras import Extras, Output
+from normkit.layers._checks import check_channels, check_rank, checked, with_activation
+
+
+class _FrozenBatchNorm(nn.Module):
+    """Abstract: buffers under the names that batch norm has in a state dict."""
+
+    layouts: ClassVar[dict[int, str]]
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.affine = affine
+        self.register_buffer("weight", torch.ones(num_features, device=device, dtype=dtype) if affine else None)
+        zeros = torch.zeros(num_features, device=device, dtype=dtype)
+        self.register_buffer("bias", zeros if affine and bias else None)
+        self.register_buffer("running_mean", torch.zeros_like(zeros))
+        self.register_buffer("running_var", torch.ones_like(zeros))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long, device=device))
+
+    @classmethod
+    def from_batch_norm(cls, layer: batchnorm._BatchNorm) -> Self:
+        """A frozen copy of a batch norm, which itself is left as it is.
+
+        Args:
+            layer: of torch.nn or normkit, with running statistics.
+
+        Returns:
+            A layer that gives what `layer` gives in evaluation.
+
+        Raises:
+            ArgumentError: a layer of another kind, or one without running statistics or not yet sized.
+        """
+        if not isinstance(layer, batchnorm._BatchNorm):
+            raise ArgumentError(f"{cls.__name__} is made of a batch norm, got {type(layer).__name__}: give the norm")
+        if layer.running_mean is None or isinstance(layer.running_mean, nn.UninitializedBuffer):
+            raise ArgumentError(
+                f"{cls.__name__} needs running statistics, got none from {type(layer).__name__}: "
+                "freeze a layer made with track_running_stats=True, after its first batch if it is lazy"
+            )
+        mean = layer.running_mean
+        options: dict[str, Any] = {"activation": getattr(layer, "activation", None)}
+        frozen = cls(
+            layer.num_features, layer.eps, layer.weight is not None, mean.device, mean.dtype,
+            bias=layer.bias is not None, **options,
+        )  # fmt: skip
+        with torch.no_grad():
+            for key, buffer in frozen.named_buffers():
+                setattr(frozen, key, getattr(layer, key).detach().clone().to(buffer.device))
+        return frozen.train(layer.training)
+
+    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
+        """Normalize with the constants, in either mode; `extras` as in `normkit.functional`."""
+        check_rank(input, self.layouts)
+        check_channels(input, 1, self.num_features)
+        return functional.batch_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            False,
+            0.0,
+            self.eps,
+            **with_activation(self, extras),
+        )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Frozen layers elsewhere have no counter, and nothing here depends on it.
+        state_dict.setdefault(prefix + "num_batches_tracked", self.num_batches_tracked)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, affine={self.affine}"
+
+
+@checked
+class FrozenBatchNorm1d(_FrozenBatchNorm):
+    """Batch norm of (N, C) or (N, C, L) as in evaluation, in either mode, with nothing to train.
+
+    ``y = (x - running_mean) / sqrt(running_var + eps) * weight + bias``, all four buffers under batch norm's names, so
+    that state dicts go both ways. No optimizer, weight decay or moving average sees them, and ``train()`` changes
+    nothing. The gradient of the input is exact, of any order.
+
+    Args:
+        num_features: number of channels C.
+        eps: added to the variance, in units of the input squared.
+        affine: whether there are weight and bias.
+        device, dtype: of the buffers.
+        bias: whether there is a bias beside the weight.
+        activation: a name, as in `normkit.functional.extras.Extras`, or None.
+
+    Returns:
+        From ``forward``: a tensor with the input's shape, dtype and memory layout.
+
+    Raises:
+        ArgumentError: num_features below 1, eps below 0.
+        ShapeError: from ``forward``, naming the layer: a wrong number of dimensions or channels.
+
+    Example:
+        >>> import torch, normkit
+        >>> layer = torch.nn.BatchNorm1d(3).eval()
+        >>> x = torch.randn(8, 3)
+        >>> torch.allclose(normkit.FrozenBatchNorm1d.from_batch_norm(layer)(x), layer(x))
+        True
+
+    Source: Girshick et al. 2018, Detectron, AffineChannel.
+    """
+
+    layouts: ClassVar = {2: "(N, C)", 3: "(N, C, L)"}
+
+
+@checked
+class FrozenBatchNorm2d(_FrozenBatchNorm):
+    """Batch norm of (N, C, H, W) with constant statistics, weight and bias; otherwise as `FrozenBatchNorm1d`."""
+
+    layouts: ClassVar = {4: "(N, C, H, W)"}
+
+
+@checked
+class FrozenBatchNorm3d(_FrozenBatchNorm):
+    """Batch norm of (N, C, D, H, W) with constant statistics, weight and bias; otherwise as `FrozenBatchNorm1d`."""
+
+    layouts: ClassVar = {5: "(N, C, D, H, W)"}
