@@ -134,6 +134,7 @@ def test_what_counts_for_nothing(name):
     empty = torch.empty(0, 3, 2, 5, requires_grad=True)
     layer(empty).sum().backward()
     assert empty.grad.shape == empty.shape
+    assert not layer.weight.grad.any()
     assert all(torch.equal(t, before[key]) for key, t in layer.state_dict().items())
     x = torch.randn(7, 3, 2, 5, requires_grad=True)
     once(x)
