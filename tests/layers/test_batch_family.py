@@ -165,6 +165,18 @@ def test_half_precision():
         torch.testing.assert_close(y.float(), wide, rtol=2**-7, atol=2**-6)
 
 
+@pytest.mark.parametrize("name", ["BatchRenorm2d", "GhostBatchNorm2d", "FrozenBatchNorm2d"])
+def test_compiled_as_one_graph(name):
+    layer = make(name)
+    plain = copy.deepcopy(layer)
+    x = torch.randn(7, 3, 2, 5)
+    torch.compiler.reset()
+    y = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
+    # The same operators, perhaps in other steps.
+    torch.testing.assert_close(y, plain(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(layer.state_dict(), plain.state_dict(), rtol=1e-6, atol=1e-6)
+
+
 def test_ghost_chunks():
     x = torch.randn(9, 3)
     plain = normkit.BatchNorm1d(3)
