@@ -134,6 +134,7 @@ def test_what_counts_for_nothing(name):
     empty = torch.empty(0, 3, 2, 5, requires_grad=True)
     layer(empty).sum().backward()
     assert empty.grad.shape == empty.shape
+    assert not layer.weight.grad.any()
     assert all(torch.equal(t, before[key]) for key, t in layer.state_dict().items())
     x = torch.randn(7, 3, 2, 5, requires_grad=True)
     once(x)
@@ -162,6 +163,18 @@ def test_half_precision():
         assert y.dtype == torch.bfloat16
         # Two roundings to 8 bits, of values below 8.
         torch.testing.assert_close(y.float(), wide, rtol=2**-7, atol=2**-6)
+
+
+@pytest.mark.parametrize("name", ["BatchRenorm2d", "GhostBatchNorm2d", "FrozenBatchNorm2d"])
+def test_compiled_as_one_graph(name):
+    layer = make(name)
+    plain = copy.deepcopy(layer)
+    x = torch.randn(7, 3, 2, 5)
+    torch.compiler.reset()
+    y = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
+    # The same operators, perhaps in other steps.
+    torch.testing.assert_close(y, plain(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(layer.state_dict(), plain.state_dict(), rtol=1e-6, atol=1e-6)
 
 
 def test_ghost_chunks():

@@ -14,7 +14,8 @@ import normkit
 from normkit import layers
 from normkit.errors import ArgumentError, DtypeError, ShapeError
 
-SHARED = sorted(name for name in layers.__all__ if hasattr(nn, name))
+# SyncBatchNorm is none of torch's, because DistributedDataParallel refuses that one on a CPU.
+SHARED = sorted(name for name in layers.__all__ if hasattr(nn, name) and name != "SyncBatchNorm")
 LAZY = [name for name in SHARED if name.startswith("Lazy")]
 SHAPES = {"1d": (4, 3, 5), "2d": (4, 3, 2, 5), "3d": (4, 3, 2, 2, 3)}
 

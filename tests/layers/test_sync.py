@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import normkit
 from normkit.errors import ArgumentError, ShapeError, StateError
+from normkit.functional import sync
 
 CHANNELS = 5
 # The shape of each process's batch. Different sizes, empty ones, one value on one process, channels_last as well.
@@ -285,6 +286,15 @@ def test_a_model_there_and_back(home):
     assert isinstance(normkit.SyncBatchNorm.convert(nn.BatchNorm1d(3)), normkit.SyncBatchNorm)
 
 
+def test_an_activation_stays():
+    layer = normkit.BatchNorm1d(3, activation="relu")
+    described = repr(layer)
+    assert repr(normkit.SyncBatchNorm.convert(layer)) == f"Sync{described.replace('1d', '')}"
+    assert layer(torch.randn(4, 3)).min() == 0
+    assert repr(normkit.SyncBatchNorm.revert(layer)) == described
+    assert normkit.SyncBatchNorm(3, activation="relu")(torch.randn(4, 3)).min() == 0
+
+
 def test_subclasses_that_do_more_are_left_alone_and_named():
     class BatchNormAct2d(nn.BatchNorm2d):
         """As timm has it: batch norm that goes on with an activation."""
@@ -299,6 +309,18 @@ def test_subclasses_that_do_more_are_left_alone_and_named():
         normkit.SyncBatchNorm.convert(model)
     assert type(model[0]) is BatchNormAct2d
     assert type(model[1]) is normkit.SyncBatchNorm
+
+
+def test_a_count_that_stays_on_its_device_moves_the_same():
+    """On a GPU nobody waits for the number of values; here both ways run on the CPU."""
+    for values in (0, 6):
+        statistics = [(torch.zeros(3), torch.ones(3)) for _ in range(2)]
+        pooled = sync._Pooled(torch.tensor(float(values), dtype=torch.float64), torch.rand(3), torch.rand(3))
+        sync._move(*statistics[0], pooled.values, 0.1, pooled)
+        if values:
+            sync._move(*statistics[1], values, 0.1, pooled)
+        # The kernel computes in float64, plain torch in float32.
+        torch.testing.assert_close(statistics[0], statistics[1], rtol=1e-6, atol=1e-7)
 
 
 def test_a_layer_made_so_is_not_reverted():

@@ -173,7 +173,7 @@ def ghost_batch_norm(
     _count("ghost_batch_norm", input, running_mean, running_var, weight, bias, eps)
     old = None if running_mean is None or running_var is None else Statistics(running_mean, running_var)
     if not input.numel():
-        return torch.empty_like(input) + 0 * input, old
+        return normalized_with_moments(input, weight, bias, PATTERN, eps)[0], old
     samples, channels = input.shape[:2]
     each = input.numel() // (samples * channels)
     sizes = _chunks(samples, virtual_batch_size, each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -79,20 +80,19 @@ def synchronized(
 ) -> tuple[Tensor, int | Tensor]:
     """The result, and how many values a channel has in the whole group: 0 where every process is empty."""
     if world_size(process_group) == 1:
-        y = batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
-        return y, input.numel()
+        return batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps), input.numel()
     check_call("sync_batch_norm", input, eps)
     check_dimensions("sync_batch_norm", input, 2, "(N, C, ...)")
     check_channels("sync_batch_norm", input, running_mean, running_var, weight, bias)
     pooled = _pooled(input.detach(), eps, process_group)
     # Read by the processor only where that waits for no device; every process then raises alike.
-    count: int | Tensor = int(pooled.count) if input.is_cpu else pooled.count
+    count: int | Tensor = int(pooled.values) if input.is_cpu else pooled.values
     if isinstance(count, int) and count == 1:
         raise ShapeError(
             "sync_batch_norm in training needs more than one value per channel, for their variance to exist; got one "
             f"in the whole group, here shape {tuple(input.shape)}: use a larger batch, group_norm, or eval()"
         )
-    y: Tensor = _Synchronized.apply(input, weight, bias, pooled, eps, process_group)
+    y = _apply(input, weight, bias, pooled, eps, process_group)
     if isinstance(count, Tensor) or count > 0:
         _move(running_mean, running_var, count, momentum, pooled)
     return y, count
@@ -108,9 +108,9 @@ def _move(
 
 
 class _Pooled(NamedTuple):
-    """Moments over the whole group, in the arithmetic of the input; the count is a tensor of no dimension."""
+    """Moments over the whole group, in the arithmetic of the input; `values` counts them, in no dimension."""
 
-    count: Tensor
+    values: Tensor
     mean: Tensor
     std: Tensor
 
@@ -157,8 +157,11 @@ class _Synchronized(torch.autograd.Function):
             grads = _gradients(ctx, dy)
         if torch.is_grad_enabled():
             followed = [t for t in (dy, x, weight) if t is not None]
-            grads = [None if g is None else _Once.apply(g, *followed) for g in grads]
+            grads = [None if g is None else _differentiated_once(g, *followed) for g in grads]
         return *grads, None, None, None
+
+
+_apply: Callable[..., Tensor] = _Synchronized.apply
 
 
 def _gradients(ctx: Any, dy: Tensor) -> list[Tensor | None]:
@@ -205,3 +208,6 @@ class _Once(torch.autograd.Function):
             "sync_batch_norm over several processes has first derivatives only, and its gradient was differentiated "
             "again: take batch_norm where a second derivative is needed, as SyncBatchNorm.revert(model) makes it"
         )
+
+
+_differentiated_once: Callable[..., Tensor] = _Once.apply

@@ -303,7 +303,7 @@ def normalized_with_moments(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, pattern: str, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, mean and standard deviation, all three differentiable, under transforms as well."""
-    if _transforms() is not None:
+    if not torch.compiler.is_compiling() and _transforms() is not None:
         # vmap would call the kernel once for each sample; plain torch it takes as a whole.
         return reference.normalize(x, weight, bias, parse(pattern), eps, True)
     out: tuple[Tensor, Tensor, Tensor] = torch.ops.normkit.normalize.default(x, weight, bias, pattern, eps, True)

@@ -61,7 +61,8 @@ class _GhostBatchNorm(batchnorm._BatchNorm):
         return y
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, virtual_batch_size={self.virtual_batch_size}"
+        described: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{described}, virtual_batch_size={self.virtual_batch_size}"
 
 
 @checked

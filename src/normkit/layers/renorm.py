@@ -59,7 +59,8 @@ class _BatchRenorm(batchnorm._BatchNorm):
         return y
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}"
+        described: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{described}, r_max={self.r_max}, d_max={self.d_max}"
 
 
 @checked

@@ -66,7 +66,7 @@ class SyncBatchNorm(batchnorm._BatchNorm):
         >>> import torch, normkit
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
         >>> normkit.SyncBatchNorm.convert(model)[1]
-        SyncBatchNorm(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+        SyncBatchNorm(8, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
         >>> type(normkit.SyncBatchNorm.revert(model)[1]).__name__
         'BatchNorm2d'
 
@@ -132,6 +132,10 @@ class SyncBatchNorm(batchnorm._BatchNorm):
             counter.add_(1)
         return y
 
+    def extra_repr(self) -> str:
+        described: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return described if self.activation is None else f"{described}, activation={self.activation!r}"
+
     @staticmethod
     def convert(model: M, process_group: dist.ProcessGroup | None = None) -> M:
         """Let every batch norm of a model normalize over all processes; `revert` takes it back.
@@ -191,7 +195,7 @@ class SyncBatchNorm(batchnorm._BatchNorm):
             >>> import torch, normkit
             >>> layer = normkit.SyncBatchNorm.convert(torch.nn.BatchNorm1d(3))
             >>> normkit.SyncBatchNorm.revert(layer)
-            BatchNorm1d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+            BatchNorm1d(3, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
         """
         left: list[str] = []
         for name, module in model.named_modules():
