@@ -11,6 +11,7 @@ from normkit.errors import ArgumentError, ShapeError, whole_number
 from normkit.functional._checks import check_call, check_channels, check_dimensions
 from normkit.functional.batch import PATTERN
 from normkit.kernels.autograd import normalized_with_moments
+from normkit.kernels.ops import library
 from normkit.kernels.reference import arithmetic_dtype
 
 
@@ -117,9 +118,8 @@ def batch_renorm(
         return batch_norm_update(input, running_mean, running_var, weight, bias, momentum, eps)
     x_hat, mean, std = normalized_with_moments(input, None, None, PATTERN, eps)
     mean, std, dtype = mean.detach(), std.detach(), arithmetic_dtype(input.dtype)
-    run = (running_var.detach().to(dtype) + eps).sqrt()
-    scale = ((std.square() + eps).sqrt() / run).clamp(1 / r_max, r_max)
-    shift = ((mean - running_mean.detach().to(dtype)) / run).clamp(-d_max, d_max)
+    correct = torch.ops.normkit.renorm_correction.default if torch.compiler.is_compiling() else _correction
+    scale, shift = correct(mean, std, running_mean.detach(), running_var.detach(), eps, r_max, d_max)
     if weight is not None:
         scale, shift = scale * weight.to(dtype), shift * weight.to(dtype)
     if bias is not None:
@@ -199,6 +199,29 @@ def ghost_batch_norm(
         return y, None
     shares = torch.tensor(sizes, dtype=means[0].dtype, device=input.device)[:, None] / samples
     return y, moved_towards(old, (torch.cat(means) * shares).sum(0), (torch.cat(variances) * shares).sum(0), momentum)
+
+
+def _correction(
+    mean: Tensor, std: Tensor, running_mean: Tensor, running_var: Tensor, eps: float, r_max: float, d_max: float
+) -> tuple[Tensor, Tensor]:
+    """r and d of batch renormalization."""
+    run = (running_var.to(std.dtype) + eps).sqrt()
+    r = ((std.square() + eps).sqrt() / run).clamp(1 / r_max, r_max)
+    return r, ((mean - running_mean.to(mean.dtype)) / run).clamp(-d_max, d_max)
+
+
+# An operator for torch.compile, which else computes r and d again in backward, from statistics that have moved since.
+library.define(
+    "renorm_correction(Tensor mean, Tensor std, Tensor running_mean, Tensor running_var, float eps, float r_max,"
+    " float d_max) -> (Tensor r, Tensor d)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+library.impl("renorm_correction", _correction, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("normkit::renorm_correction", lib=library)  # type: ignore[untyped-decorator]
+def _(mean: Tensor, std: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(std), torch.empty_like(mean)
 
 
 def moved_towards(old: Statistics, mean: Tensor, var: Tensor, momentum: float) -> Statistics:
