@@ -413,6 +413,9 @@ PyObject* learn(PyObject*, PyObject* const* args, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
+// skipped() -> how many channels have kept their running statistics so far, because a batch's moments were not finite.
+PyObject* skipped(PyObject*, PyObject*) { return PyLong_FromLongLong(skipped_channels); }
+
 // connect(path of the kernels' library) -> whether the door can be used from now on. Only the library that torch has
 // loaded knows the plans, so none is loaded here.
 PyObject* connect(PyObject*, PyObject* name) {
@@ -433,6 +436,7 @@ PyMethodDef methods[] = {
     {"standardize", fast(standardize), METH_FASTCALL, nullptr},
     {"weight_norm", fast(weight_norm), METH_FASTCALL, nullptr},
     {"learn", fast(learn), METH_FASTCALL, nullptr},
+    {"skipped", skipped, METH_NOARGS, nullptr},
     {"connect", connect, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };

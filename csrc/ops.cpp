@@ -290,7 +290,8 @@ std::tuple<Tensor, Tensor> cpu_weight_norm_backward(
   return {dv, dg};
 }
 
-void cpu_move_running(
+// How many channels were left alone.
+int64_t cpu_move_running(
     Tensor running_mean, Tensor running_var, const Tensor& mean, const Tensor& dev, int64_t count, double momentum) {
   const int64_t channels = running_mean.numel(), samples = mean.numel() / (channels ? channels : 1);
   STD_TORCH_CHECK(running_var.numel() == channels && mean.numel() == samples * channels && dev.numel() == mean.numel() &&
@@ -298,6 +299,7 @@ void cpu_move_running(
                   "normkit: running statistics must be contiguous, one for each channel");
   STD_TORCH_CHECK(running_mean.scalar_type() == running_var.scalar_type() && mean.scalar_type() == dev.scalar_type(),
                   "normkit: running statistics of one type");
+  const int64_t before = skipped_channels;
   const auto go = [&](auto* from_mean, auto* from_dev) {
     if (running_mean.scalar_type() == ScalarType::Double)
       move_running(static_cast<double*>(running_mean.mutable_data_ptr()), static_cast<double*>(running_var.mutable_data_ptr()),
@@ -310,6 +312,7 @@ void cpu_move_running(
     go(static_cast<const double*>(mean.const_data_ptr()), static_cast<const double*>(dev.const_data_ptr()));
   else
     go(static_cast<const float*>(mean.const_data_ptr()), static_cast<const float*>(dev.const_data_ptr()));
+  return skipped_channels - before;
 }
 
 std::string isa() { return kernels().isa; }
@@ -319,7 +322,7 @@ std::string isa() { return kernels().isa; }
 STABLE_TORCH_LIBRARY(normkit_native, m) {
   m.def("normalize(Tensor x, Tensor? weight, Tensor? bias, int plan, float eps, bool center) -> (Tensor, Tensor, Tensor)");
   m.def("infer(Tensor x, Tensor? weight, Tensor? bias, int plan, float eps, bool center) -> Tensor");
-  m.def("move_running(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor std, int count, float momentum) -> ()");
+  m.def("move_running(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor std, int count, float momentum) -> int");
   m.def("weight_norm(Tensor v, Tensor g, int plan) -> (Tensor, Tensor)");
   m.def("weight_norm_backward(Tensor dw, Tensor v, Tensor g, Tensor length, int plan) -> (Tensor, Tensor)");
   m.def("fused(Tensor x, Tensor? residual, Tensor? mask, Tensor? counts, int channels, int inner, Tensor? mean, Tensor? std, Tensor? weight, Tensor? bias, int plan, float eps, bool center, int activation) -> (Tensor, Tensor, Tensor, Tensor)");

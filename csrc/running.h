@@ -5,6 +5,9 @@
 
 namespace {
 
+// Channels that `move_running` has left alone so far; whoever wants to know compares before and after.
+int64_t skipped_channels = 0;
+
 // running = (1 - momentum) * running + momentum * batch, over `samples` rows of moments from `count` values each.
 // A channel whose moments are not finite keeps what it has: one bad batch must not spoil every evaluation after it.
 template <class A, class B>
@@ -17,7 +20,10 @@ void move_running(B* running_mean, B* running_var, const A* mean, const A* dev, 
       m += double(mean[s * channels + c]);
       v += double(dev[s * channels + c]) * double(dev[s * channels + c]);
     }
-    if (!std::isfinite(m) || !std::isfinite(v)) continue;
+    if (!std::isfinite(m) || !std::isfinite(v)) {
+      ++skipped_channels;
+      continue;
+    }
     running_mean[c] = B(double(running_mean[c]) + momentum * (m / double(samples) - double(running_mean[c])));
     running_var[c] = B(double(running_var[c]) + momentum * (v * unbiased - double(running_var[c])));
   }

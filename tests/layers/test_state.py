@@ -267,3 +267,23 @@ def test_counts_may_be_those_of_numpy():
     assert normkit.Norm("b [c] ...", numpy.int64(6))(x).shape == x.shape
     with pytest.raises(ArgumentError, match=r"num_groups must be a whole number of at least 1, got 3\.0: use int"):
         normkit.functional.group_norm(x, 3.0)
+
+
+@pytest.mark.parametrize("door", [True, False])
+def test_channels_whose_moments_are_not_finite_keep_their_statistics_and_are_counted(door, monkeypatch):
+    if not door:
+        monkeypatch.setattr("normkit.kernels.door.normalize", lambda *_: None)
+    layer = normkit.BatchNorm2d(3)
+    assert layer.num_batches_skipped is None
+    keys = list(layer.state_dict())
+    x = torch.randn(4, 3, 2, 2)
+    layer(x)
+    assert layer.num_batches_skipped is None
+    before = layer.running_mean.clone()
+    x[1, 1, 0, 0] = torch.inf
+    layer(x), layer(x)
+    assert layer.num_batches_skipped.tolist() == [0, 2, 0]
+    assert (layer.running_mean != before).tolist() == [True, False, True]
+    assert list(layer.state_dict()) == keys
+    layer.eval()(x)
+    assert copy.deepcopy(layer).num_batches_skipped.tolist() == [0, 2, 0]

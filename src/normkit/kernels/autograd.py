@@ -349,6 +349,17 @@ def standardized(
     return run(x, mean, std, weight, bias, pattern, eps)
 
 
+_skipped = 0
+
+
+def skipped_channels() -> int:
+    """How many channels have kept their running statistics so far, because a batch's moments were not finite.
+
+    Calls of the process in all; on a CPU, in eager execution.
+    """
+    return _skipped + door.skipped()
+
+
 def move(running: Running, mean: Tensor, std: Tensor) -> None:
     plain = (
         not isinstance(running.values, Tensor)
@@ -356,9 +367,10 @@ def move(running: Running, mean: Tensor, std: Tensor) -> None:
         and not _is_watched(running.mean)
         and not _is_watched(mean)
     )
+    global _skipped
     kernels = native().kernels if plain else None
     if kernels is not None and _is_counted(running.mean) and _is_counted(running.var):
-        kernels.move_running(running.mean, running.var, mean, std, running.values, running.momentum)
+        _skipped += kernels.move_running(running.mean, running.var, mean, std, running.values, running.momentum)
         # An operator with a schema of its own leaves the counting of in-place changes to its caller.
         torch.autograd.graph.increment_version([running.mean, running.var])
         return
@@ -368,6 +380,8 @@ def move(running: Running, mean: Tensor, std: Tensor) -> None:
             mean, var = mean.view(-1, running.mean.numel()).mean(0), var.view(-1, running.mean.numel()).mean(0)
         # A channel whose moments are not finite keeps what it has.
         finite = mean.isfinite() & var.isfinite()
+        if mean.is_cpu and not torch.compiler.is_compiling() and not _is_watched(mean):
+            _skipped += finite.numel() - int(finite.sum())
         for old, new in ((running.mean, mean), (running.var, var)):
             old.copy_(torch.where(finite, old.lerp(new.to(old.dtype), running.momentum), old))
 

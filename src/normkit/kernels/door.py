@@ -50,6 +50,9 @@ standardize: Callable[..., Tensor | None] = _nothing if _module is None else _mo
 weight_norm: Callable[..., Tensor | None] = _nothing if _module is None else _module.weight_norm
 """weight_norm(v, g, pattern)"""
 
+skipped: Callable[[], int] = (lambda: 0) if _module is None else _module.skipped
+"""Channels that have kept their running statistics so far, because a batch's moments were not finite."""
+
 
 def learn(pattern: str, shape: torch.Size, strides: tuple[int, ...], plan: int) -> bool:
     """Let the door carry out such calls, after one has passed all checks; True if it has forgotten all others."""

@@ -26,7 +26,7 @@ class Kernels:
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
     fused: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
     fused_backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    move_running: Callable[..., None]
+    move_running: Callable[..., int]
     weight_norm: Callable[..., tuple[Tensor, Tensor]]
     weight_norm_backward: Callable[..., tuple[Tensor, Tensor]]
 

@@ -6,11 +6,13 @@ from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.modules import batchnorm
 
 from normkit import functional
 from normkit.functional.batch import is_recomputing
 from normkit.functional.extras import Extras, Output
+from normkit.kernels.autograd import skipped_channels
 from normkit.layers._checks import check_channels, check_rank, checked, named, with_activation
 
 
@@ -65,6 +67,7 @@ class _BatchNorm(batchnorm._BatchNorm):
         counter, momentum = share_of(self)
         own = self.training or (self.running_mean is None and self.running_var is None)
         keep = self.track_running_stats or not self.training
+        before = 0 if counter is None or is_compiling() else skipped_channels()
         y = functional.batch_norm(
             input,
             self.running_mean if keep else None,
@@ -76,10 +79,26 @@ class _BatchNorm(batchnorm._BatchNorm):
             self.eps,
             **with_activation(self, extras),
         )
+        if counter is not None and not is_compiling() and skipped_channels() != before:
+            self._count_skipped(y[0] if isinstance(y, tuple) else y)
         # Counted after the call: a refused input, an empty batch and a recomputed one change no state.
         if counter is not None and input.numel() and not is_recomputing():
             counter.add_(1)
         return y
+
+    @property
+    def num_batches_skipped(self) -> Tensor | None:
+        """How often each channel kept its statistics because its moments were not finite; None if none ever did."""
+        return self._buffers.get("_batches_skipped")
+
+    def _count_skipped(self, y: Tensor) -> None:
+        """A channel whose moments are not finite shows it in its output."""
+        bad = ~y.detach().isfinite().transpose(0, 1).flatten(1).all(1)
+        counts = self.num_batches_skipped
+        if counts is None:  # no part of the state dict, whose keys are torch's
+            counts = torch.zeros_like(bad, dtype=torch.int64)
+            self.register_buffer("_batches_skipped", counts, persistent=False)
+        counts += bad
 
 
 @named
@@ -96,7 +115,8 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``. In training mean and variance are the batch's and
     move the running statistics: ``running = (1 - momentum) * running + momentum * batch``, with the unbiased
     variance. In evaluation the running statistics take their place. An empty batch, and a step that activation
-    checkpointing computes again, move and count nothing.
+    checkpointing computes again, move and count nothing. A channel whose moments are not finite keeps its statistics;
+    ``num_batches_skipped``, None until then, counts how often each did, in eager execution on a CPU.
 
     Args:
         num_features: number of channels C.
