@@ -111,14 +111,12 @@ template <class Body> void with(Activation kind, const Body& body) {
 // z = f(z)
 template <class A> void activate(Activation kind, A* z, int64_t n) {
   with(kind, [=](auto f) {
-#pragma omp simd
     for (int64_t i = 0; i < n; ++i) z[i] = f.value(z[i]);
   });
 }
 // g = g * f'(z)
 template <class A> void multiply_by_slope(Activation kind, const A* z, A* g, int64_t n) {
   with(kind, [=](auto f) {
-#pragma omp simd
     for (int64_t i = 0; i < n; ++i) g[i] *= f.slope(z[i]);
   });
 }

@@ -74,7 +74,6 @@ struct Mask {
     } else
 #endif
     {
-#pragma omp simd
       for (int64_t j = i; j < end; ++j) {
         const Element<arithmetic<T>> at{j};
         to[j] = bytes[j] ? from[j] : T(fill(at));

@@ -277,6 +277,13 @@ def test_half_precision_converts_as_torch_does(machine, dtype):
     rounded = Job(Call(ones, "[b] c [...]"), torch.zeros_like(ones), w, None, given, 0.0, True)
     rounded_row = Job(Call(ones, "b [c] ..."), torch.zeros_like(ones), w, None, (zero, one), 0.0, True)
     (y, *_), (z, *_), (row, *_) = machine.run([same, rounded, rounded_row])
-    torch.testing.assert_close(y, every, rtol=0, atol=0, equal_nan=True)
+    # Where a processor has an instruction for bfloat16, that takes subnormals for zero.
+    least = torch.finfo(dtype).smallest_normal if dtype is torch.bfloat16 else 0.0
+
+    def same_numbers(got: Tensor, want: Tensor) -> None:
+        got, want = (torch.where(t.abs() < least, 0, t) for t in (got, want))
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+    same_numbers(y, every)
     for out in (row, z):
-        torch.testing.assert_close(out.flatten(), w.to(dtype), rtol=0, atol=0, equal_nan=True)
+        same_numbers(out.flatten(), w.to(dtype))
