@@ -53,7 +53,8 @@ class _Fold:
         return flat.view(self.before, self.copies, -1).transpose(0, 1).reshape(self.copies, -1)
 
     def back(self, y: Tensor) -> Tensor:
-        return y.unflatten(self.at, (self.copies, self.shape[self.at]))
+        out: Tensor = y.unflatten(self.at, (self.copies, self.shape[self.at]))
+        return out
 
 
 def _with_copies(region: Region, dim: int, dims: int, copies: int) -> str:
