@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from normkit.errors import StateError
-from normkit.kernels import door, export, ops, reference
+from normkit.kernels import batched, door, export, ops, reference
 from normkit.kernels.native import native
 from normkit.kernels.reference import arithmetic_dtype
 from normkit.pattern import parse
@@ -233,8 +233,8 @@ def _as_seen(operator: Any) -> Any:
     return operator if operator in _MAPPED and _is_only_mapped() else _FORMULAS[operator]
 
 
-_MAPPED = (torch.ops.normkit.normalize.default, torch.ops.normkit.standardize.default)
-"""Operators that `torch.func.vmap` can take as they are: `normkit.kernels.batched` says how."""
+_MAPPED = batched.OPERATORS
+"""Operators that `torch.func.vmap` can take as they are."""
 
 
 def _is_only_mapped() -> bool:

@@ -119,3 +119,6 @@ def _standardize(
 
 torch.library.register_vmap("normkit::normalize", _normalize, lib=ops.library)
 torch.library.register_vmap("normkit::standardize", _standardize, lib=ops.library)
+
+OPERATORS = (torch.ops.normkit.normalize.default, torch.ops.normkit.standardize.default)
+"""What has a rule here."""

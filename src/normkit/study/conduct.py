@@ -1,146 +1,157 @@
-"""Carries a design out: tune, measure, time; each result is stored before it is counted."""
+"""Carries benches out: tune, measure, time; each result is stored before it is counted.
+
+A bench is a task and the design by which it is trained. The work of several goes to the same processes, stage by stage,
+so that no core waits for the end of one before the next begins.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from normkit.errors import ArgumentError
-from normkit.study import machine, verdict
-from normkit.study.comparison import Comparison, conclude
+from normkit.study import verdict
 from normkit.study.design import Design
-from normkit.study.run import Crew, Job, Timing, execute, time_steps
+from normkit.study.crew import Crew
+from normkit.study.run import Job, Run
 from normkit.study.store import Store, Times
 from normkit.study.task import Task
+from normkit.study.train import Timing, execute, time_steps
+from normkit.study.verdict import Table
 
 Progress = Callable[[int, int, str], None]
+Held = tuple[tuple[Task, Design], ...]
+Stack = tuple[int, tuple[Job, ...]]
+"""The number of a bench, and jobs of one of its methods at one batch size."""
 
 
-def conduct(
-    task: Task, design: Design, folder: Path, *, workers: int, progress: Progress, command: str = ""
-) -> Comparison:
-    """Do the runs of a design that are not in the store yet, and conclude from all of them.
+@dataclass
+class Bench:
+    """A task, how it is trained, and what has come of it so far."""
 
-    An interrupt (Ctrl-C) ends the study early: what is stored is concluded from, with `complete` False; with
-    nothing stored the interrupt is passed on.
+    name: str
+    task: Task
+    design: Design
+    timed: bool = False
+    runs: dict[Job, Run] = field(default_factory=dict)
+    times: dict[int, Times] = field(default_factory=dict)
 
-    Args:
-        task: what to train.
-        design: how, and how often.
-        folder: holds the store; made if need be.
-        workers: processes; 1 works in this one.
-        progress: called with (runs finished, runs in all, what is running).
-        command: for the report, what repeats the study.
+    @property
+    def table(self) -> Table:
+        """The runs by method and batch size."""
+        return verdict.cells(self.design, self.runs, self.times)
 
-    Raises:
-        ArgumentError: no folder can be made there.
-        StateError: the store cannot be opened, or a process died.
-    """
-    start = time.perf_counter()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(
-            f"out must be a folder, or a place where one can be made, got {str(folder)!r} ({error.strerror}): "
-            "name another"
-        ) from error
-    complete = True
-    with Store(folder / "study.sqlite3", task, design) as store:
-        study = _Study(design, store, progress)
-        try:
-            with Crew(task, design, workers) as crew:
-                study.train(crew, study.screening(), "trying learning rates")
-                study.train(crew, study.finals(), "choosing learning rates")
-                study.train(crew, study.measuring(), "measuring")
-                study.time(crew)
-        except KeyboardInterrupt:
-            if not study.runs:
-                raise
-            complete = False
-        except Exception as error:
-            error.add_note(f"Finished runs are kept in {folder}: the same call goes on from them.")
-            raise
-    return conclude(
-        task,
-        design,
-        study.runs,
-        study.times,
-        complete=complete,
-        machine=machine.facts() | {"workers": workers},
-        command=command,
-        seconds=time.perf_counter() - start,
-    )
+    def screening(self) -> Iterator[Job]:
+        """All rates on the tuning seeds."""
+        for method, batch_size in self._cells():
+            for seed in self.design.tuning_seeds:
+                for rate in self.design.rates:
+                    yield Job("tune", method, batch_size, rate, seed)
 
+    def growing(self) -> Iterator[Job]:
+        """Further rates where the best one lies at an end of the range."""
+        table = self.table
+        for method, batch_size in self._cells():
+            for rate in self.design.rates_beyond(table[method, batch_size].rate or 0.0):
+                for seed in self.design.tuning_seeds:
+                    yield Job("tune", method, batch_size, rate, seed)
 
-class _Study:
-    """The runs of one design so far, and what is left to do."""
-
-    def __init__(self, design: Design, store: Store, progress: Progress) -> None:
-        self.design, self.store, self.progress = design, store, progress
-        self.runs = store.runs()
-        self.times: dict[int, Times] = {}
-        self.total = design.runs + len(design.batch_sizes)
-        self.done = 0
-
-    def screening(self) -> list[Job]:
-        """All rates on the first tuning seed."""
-        # Large batches first here and below, so that no process is left alone with a long run at the end.
-        return [
-            Job("tune", method, batch_size, rate, self.design.tuning_seeds[0])
-            for batch_size in reversed(self.design.batch_sizes)
-            for rate in self.design.rates
-            for method in self.design.methods
-        ]
-
-    def finals(self) -> list[Job]:
-        """The best rates on the other tuning seeds."""
-        screened = {job: self.runs[job] for job in self.screening() if job in self.runs}
-        table = verdict.cells(self.design, screened, {})
-        return [
-            Job("tune", method, batch_size, rate, seed)
-            for batch_size in reversed(self.design.batch_sizes)
-            for seed in self.design.tuning_seeds[1:]
-            for method in self.design.methods
-            for rate in verdict.ranking(table[method, batch_size].tuning)[: self.design.finalists]
-        ]
-
-    def measuring(self) -> list[Job]:
+    def measuring(self) -> Iterator[Job]:
         """The chosen rate on every evaluation seed."""
-        table = verdict.cells(self.design, self.runs, {})
-        return [
-            Job("measure", method, batch_size, rate, seed)
-            for batch_size in reversed(self.design.batch_sizes)
-            for seed in self.design.evaluation_seeds
-            for method in self.design.methods
-            if (rate := table[method, batch_size].rate) is not None
-        ]
+        table = self.table
+        for method, batch_size in self._cells():
+            rate = table[method, batch_size].rate
+            for seed in self.design.evaluation_seeds:
+                if rate is not None:
+                    yield Job("measure", method, batch_size, rate, seed)
 
-    def train(self, crew: Crew, jobs: Sequence[Job], what: str) -> None:
-        """Run the jobs without a result; one that raised last time gets another chance."""
-        left = [job for job in jobs if job not in self.runs or self.runs[job].state == "failed"]
-        self._count(len(jobs) - len(left), what)
-        for run in crew.work(execute, left):
-            self.store.add(run)
-            self.runs[run.job] = run
-            self._count(1, what)
-
-    def time(self, crew: Crew) -> None:
-        """One batch size after the other: two timings at once would disturb each other."""
-        for batch_size in self.design.batch_sizes:
-            timing = Timing(batch_size, self._able(batch_size))
-            known = self.store.times(timing)
-            if known is None:
-                (known,) = crew.work(time_steps, [timing])
-                self.store.add_times(timing, known)
-            self.times[batch_size] = known
-            self._count(1, "timing")
-
-    def _able(self, batch_size: int) -> tuple[str, ...]:
+    def able(self, batch_size: int) -> tuple[str, ...]:
         """The methods that did not fail in every run; there is nothing to time of the others."""
-        table = verdict.cells(self.design, self.runs, {})
+        table = self.table
         return tuple(m for m in self.design.methods if table[m, batch_size].rate is not None)
 
-    def _count(self, finished: int, what: str) -> None:
-        self.done += finished
-        self.progress(self.done, self.total, what)
+    def _cells(self) -> Iterator[tuple[str, int]]:
+        # Large batches first, so that no process is left alone with a long run at the end.
+        for batch_size in reversed(self.design.batch_sizes):
+            for method in self.design.methods:
+                yield method, batch_size
+
+
+STAGES: Mapping[str, Callable[[Bench], Iterator[Job]]] = {
+    "trying learning rates": Bench.screening,
+    "trying further rates": Bench.growing,
+    "measuring": Bench.measuring,
+}
+
+
+def conduct(benches: Sequence[Bench], store: Store, crew: Crew, progress: Progress) -> None:
+    """Do the runs of the benches that are not in the store yet, and put all runs into the benches.
+
+    Args:
+        benches: in the order in which the crew holds their tasks and designs.
+        store: where finished runs are.
+        crew: who works.
+        progress: called with (runs finished, runs in all, what is running).
+    """
+    for bench in benches:
+        bench.runs |= store.runs(bench.task, bench.design)
+    timings = [(i, size) for i, bench in enumerate(benches) if bench.timed for size in bench.design.batch_sizes]
+    total, done = sum(bench.design.runs for bench in benches) + len(timings), 0
+    for what, jobs_of in STAGES.items():
+        asked = [(i, job) for i, bench in enumerate(benches) for job in jobs_of(bench)]
+        left = [(i, job) for i, job in asked if _is_open(benches[i], job)]
+        done += len(asked) - len(left)
+        progress(done, total, what)
+        for (number, jobs), runs in crew.work(train_stack, _stacks(benches, left)):
+            bench = benches[number]
+            for run in runs:
+                store.add(bench.task, bench.design, run)
+                bench.runs[run.job] = run
+            done += len(jobs)
+            progress(done, max(done, total), what)
+    for number, batch_size in timings:
+        # One after the other: two timings at once would disturb each other.
+        bench = benches[number]
+        timing = Timing(batch_size, bench.able(batch_size))
+        known = store.times(bench.task, bench.design, timing)
+        if known is None:
+            ((_, known),) = crew.work(time_bench, [(number, timing)])
+            store.add_times(bench.task, bench.design, timing, known)
+        bench.times[batch_size] = known
+        done += 1
+        progress(done, max(done, total), "timing")
+
+
+def train_stack(held: Held, stack: Stack) -> list[Run]:
+    """What a worker does with a stack."""
+    number, jobs = stack
+    return execute(*held[number], jobs)
+
+
+def time_bench(held: Held, item: tuple[int, Timing]) -> Times:
+    """What a worker does with a timing."""
+    number, timing = item
+    return time_steps(*held[number], timing)
+
+
+def _is_open(bench: Bench, job: Job) -> bool:
+    """Whether a job has no result yet; one that raised last time gets another chance."""
+    return job not in bench.runs or bench.runs[job].state == "failed"
+
+
+def _stacks(benches: Sequence[Bench], jobs: Sequence[tuple[int, Job]]) -> list[Stack]:
+    """Jobs of one bench, method and batch size together, equal rates side by side, the longest work first."""
+    groups: dict[tuple[Any, ...], list[Job]] = {}
+    for number, job in jobs:
+        groups.setdefault((number, job.kind, job.method, job.batch_size), []).append(job)
+    stacks: list[Stack] = []
+    for (number, *_), group in groups.items():
+        size = benches[number].design.stack
+        group.sort(key=lambda job: (job.rate, job.seed))
+        stacks += [(number, tuple(group[i : i + size])) for i in range(0, len(group), size)]
+
+    def work(stack: Stack) -> int:
+        number, jobs = stack
+        return benches[number].design.steps * jobs[0].batch_size * len(jobs)
+
+    return sorted(stacks, key=work, reverse=True)

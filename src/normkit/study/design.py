@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from normkit.errors import ArgumentError
-from normkit.study.task import Task, method_name
+from normkit.study.arms import method_name
+from normkit.study.task import Task
 
 Measure = Literal["error", "steps", "time", "gap"]
 
-LOWEST_RATE, HIGHEST_RATE = 1e-3, 1.0
+GROWTH = 3
+"""How many further rates are tried beyond an end of the range where the best one lies."""
 SMALLEST: dict[Measure, float] = {"error": 0.01, "steps": math.log2(1.1), "time": math.log2(1.1), "gap": 0.05}
 """The smallest effect that matters: a point of error, a tenth more steps or time (log2 ratio), 0.05 nats of loss."""
 
@@ -54,8 +56,11 @@ class Design:
         seeds, trials, steps, seed: as in `compare`.
         target_loss: training loss, averaged over the last `window` steps, that counts as arrived.
         window: steps over which a training loss is averaged.
-        momentum: of SGD; the rate falls to 0 along a half cosine.
-        finalists, final_seeds: that many of the best rates are tried on that many further seeds.
+        lowest_rate, highest_rate: ends of the range of learning rates; a rate falls to 0 along a half cosine.
+        choose: by what a learning rate is chosen: the error on validation samples, or the training loss.
+        tuning_runs: seeds that every learning rate is tried on.
+        stack: runs that are trained at once, where the model can be stacked.
+        device: where training takes place.
         alpha: chance of one wrong *better* or *supported* in a whole family of comparisons.
         gap_images: training images on which the loss in training mode is set against evaluation mode.
         time_rounds: rounds of the timing; in each, every method takes one step.
@@ -69,9 +74,12 @@ class Design:
     seed: int = 0
     target_loss: float = 0.5
     window: int = 20
-    momentum: float = 0.9
-    finalists: int = 2
-    final_seeds: int = 2
+    lowest_rate: float = 1e-3
+    highest_rate: float = 1.0
+    choose: Literal["validation", "training"] = "validation"
+    tuning_runs: int = 2
+    stack: int = 32
+    device: str = "cpu"
     alpha: float = 0.05
     gap_images: int = 256
     time_rounds: int = 60
@@ -83,8 +91,27 @@ class Design:
         >>> design(("none",), (8,), 2, 7, 50, 0).rates[:4]
         (0.001, 0.003162, 0.01, 0.03162)
         """
-        ratio = (HIGHEST_RATE / LOWEST_RATE) ** (1 / (self.trials - 1))
-        return tuple(float(f"{LOWEST_RATE * ratio**i:.4g}") for i in range(self.trials))
+        return tuple(self._rate(i) for i in range(self.trials))
+
+    def rates_beyond(self, rate: float) -> tuple[float, ...]:
+        """The rates to try next if this one is the best so far: further ones, if it is the last at either end.
+
+        >>> design(("none",), (8,), 2, 7, 50, 0).rates_beyond(1.0)
+        (3.162, 10.0, 31.62)
+        """
+        last = self.trials - 1
+        if rate == self._rate(last):
+            return tuple(self._rate(last + i) for i in range(1, GROWTH + 1))
+        return tuple(self._rate(-i) for i in range(1, GROWTH + 1)) if rate == self._rate(0) else ()
+
+    @property
+    def wide_rates(self) -> tuple[float, ...]:
+        """All rates that can come to be tried, ascending."""
+        return tuple(self._rate(i) for i in range(-GROWTH, self.trials + GROWTH))
+
+    def _rate(self, index: int) -> float:
+        ratio = (self.highest_rate / self.lowest_rate) ** (1 / (self.trials - 1))
+        return float(f"{self.lowest_rate * ratio**index:.4g}")
 
     @property
     def evaluation_seeds(self) -> tuple[int, ...]:
@@ -93,13 +120,13 @@ class Design:
 
     @property
     def tuning_seeds(self) -> tuple[int, ...]:
-        """Seeds the learning rate is chosen on, all rates on the first; no result uses any of them."""
-        return (1000 * self.seed, *(1000 * self.seed + 999 - i for i in range(self.final_seeds)))
+        """Seeds the learning rate is chosen on; no result uses any of them."""
+        return tuple(1000 * self.seed + 999 - i for i in range(self.tuning_runs))
 
     @property
     def runs(self) -> int:
         """Training runs in all."""
-        each = self.trials + self.finalists * self.final_seeds + self.seeds
+        each = self.trials * self.tuning_runs + self.seeds
         return each * len(self.methods) * len(self.batch_sizes)
 
     def contrast_batch(self, contrast: Contrast) -> int:
@@ -122,10 +149,11 @@ class Design:
             ),
             (
                 "Tuning",
-                f"SGD, momentum {self.momentum:g}, {self.steps} steps, rate falling to 0 along a half cosine. "
+                f"{self.steps} steps, rate falling to 0 along a half cosine. "
                 f"{self.trials} learning rates from {self.rates[0]:g} to {self.rates[-1]:g} for every method at "
-                f"every batch size, on one seed; the best {self.finalists} go to {self.final_seeds} further seeds, and "
-                "the lowest mean validation error wins (validation loss breaks ties). Results use other seeds.",
+                f"every batch size, each on {self.tuning_runs} seeds; the lowest mean validation error wins (validation "
+                f"loss breaks ties). Where the best rate is the first or last, {GROWTH} more are tried beyond it. "
+                "Results use other seeds.",
             ),
             (
                 "Measurement",

@@ -25,17 +25,17 @@ import normkit
 from normkit.errors import StateError
 from normkit.study.design import Design
 from normkit.study.machine import cpu_name
-from normkit.study.run import Job, Run, Timing
+from normkit.study.run import Job, Run
 from normkit.study.task import Task
+from normkit.study.train import Timing
 
 Times = dict[str, list[float]]
 
 
 class Store:
-    """The runs of one task and one way of training it, kept in a file that many such pairs may share."""
+    """The runs of any number of tasks, each with its way of being trained, in one file."""
 
-    def __init__(self, path: Path, task: Task, design: Design) -> None:
-        self.prefix = fingerprint(task, design)
+    def __init__(self, path: Path) -> None:
         try:
             with _quiet():
                 self._storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
@@ -53,16 +53,16 @@ class Store:
         self._storage.remove_session()
         self._storage.engine.dispose()
 
-    def runs(self) -> dict[Job, Run]:
-        """All runs of this fingerprint; of a job that was run again, the last."""
+    def runs(self, task: Task, design: Design) -> dict[Job, Run]:
+        """All runs of this task and design; of a job that was run again, the last."""
         found: dict[Job, Run] = {}
-        for trial in self._trials(f"{self.prefix}/"):
+        for trial in self._trials(f"{fingerprint(task, design)}/"):
             if "run" in trial.user_attrs:
                 run = Run.from_dict(trial.user_attrs["run"])
                 found[run.job] = run
         return found
 
-    def add(self, run: Run) -> None:
+    def add(self, task: Task, design: Design, run: Run) -> None:
         """Write one run; it is on disk when this returns."""
         job = run.job
         distributions: dict[str, BaseDistribution] = {
@@ -77,17 +77,17 @@ class Store:
             distributions=distributions,
             user_attrs={"run": asdict(run)},
         )
-        self._add(f"{job.kind}/{job.method}/batch {job.batch_size}", trial)
+        self._add(f"{fingerprint(task, design)}/{job.kind}/{job.method}/batch {job.batch_size}", trial)
 
-    def times(self, timing: Timing) -> Times | None:
+    def times(self, task: Task, design: Design, timing: Timing) -> Times | None:
         """Step times on this machine, if they were taken."""
-        taken = self._trials(f"{self.prefix}/{_name(timing)}")
+        taken = self._trials(f"{fingerprint(task, design)}/{_name(timing)}")
         return next((dict(trial.user_attrs["seconds"]) for trial in taken), None)
 
-    def add_times(self, timing: Timing, seconds: Times) -> None:
+    def add_times(self, task: Task, design: Design, timing: Timing, seconds: Times) -> None:
         """Write step times."""
         trial = create_trial(state=TrialState.COMPLETE, value=0.0, user_attrs={"seconds": seconds})
-        self._add(_name(timing), trial)
+        self._add(f"{fingerprint(task, design)}/{_name(timing)}", trial)
 
     def _trials(self, start: str) -> Iterator[FrozenTrial]:
         """All trials of the studies whose name starts like this, oldest first within a study."""
@@ -95,8 +95,7 @@ class Store:
             if name.startswith(start):
                 yield from optuna.load_study(study_name=name, storage=self._storage).get_trials(deepcopy=False)
 
-    def _add(self, name: str, trial: FrozenTrial) -> None:
-        full = f"{self.prefix}/{name}"
+    def _add(self, full: str, trial: FrozenTrial) -> None:
         if full not in self._studies:
             with _quiet():
                 self._studies[full] = optuna.create_study(storage=self._storage, study_name=full, load_if_exists=True)
@@ -111,7 +110,7 @@ def fingerprint(task: Task, design: Design) -> str:
     """Equal only where the same job gives the same run: data, training, torch and normkit's own code agree."""
     facts: dict[str, Any] = {
         "task": task.fingerprint(),
-        "training": (design.steps, design.window, design.momentum, design.gap_images),
+        "training": (design.steps, design.window, design.gap_images, design.device),
         "torch": torch.__version__,
         "code": code_digest(),
     }

@@ -20,6 +20,7 @@ from normkit.study.stats import Bound, Interval
 Relation = Literal["better", "worse", "equal", "not resolved"]
 Finding = Literal["supported", "contradicted", "not resolved"]
 Key = tuple[str, int]
+Table = Mapping[Key, "Cell"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,13 @@ class Cell:
     @cached_property
     def rate(self) -> float | None:
         """The chosen learning rate; None before tuning."""
-        return next(iter(ranking(self.tuning)), None)
+        return next(iter(ranking(self.tuning, self.design.choose)), None)
 
     @property
     def rate_on_edge(self) -> bool:
         """Whether the best rate may lie outside the range that was tried."""
-        return self.rate in (self.design.rates[0], self.design.rates[-1])
+        tried = [run.job.rate for run in self.tuning]
+        return bool(tried) and self.rate in (min(tried), max(tried))
 
     @property
     def error(self) -> Interval | None:
@@ -150,9 +152,11 @@ class ClaimVerdict:
     finding: Finding
 
 
-def ranking(tuning: Sequence[Run]) -> list[float]:
-    """Learning rates, the best first, by mean validation error; mean validation loss, then the lower rate, break
-    ties. Rates that were tried on fewer seeds than others dropped out earlier and are left out.
+def ranking(tuning: Sequence[Run], by: Literal["validation", "training"] = "validation") -> list[float]:
+    """Learning rates, the best first.
+
+    By mean validation error; mean validation loss, then the lower rate, break ties. Or by the mean training loss over
+    all steps, where a run whose loss left the finite numbers is the worst there is.
     """
     tried: dict[float, list[Run]] = {}
     for run in tuning:
@@ -161,11 +165,22 @@ def ranking(tuning: Sequence[Run]) -> list[float]:
     most = max(map(len, tried.values()), default=0)
 
     def order(rate: float) -> tuple[float, float, float]:
-        errors = [run.validation_error or 0.0 for run in tried[rate]]
-        losses = [math.inf if run.validation_loss is None else run.validation_loss for run in tried[rate]]
-        return math.fsum(errors) / most, math.fsum(losses) / most, rate
+        runs = tried[rate]
+        if by == "training":
+            return _mean([_area(run) for run in runs]), 0.0, rate
+        losses = [math.inf if run.validation_loss is None else run.validation_loss for run in runs]
+        return _mean([run.validation_error or 0.0 for run in runs]), _mean(losses), rate
 
     return sorted((rate for rate, runs in tried.items() if len(runs) == most), key=order)
+
+
+def _area(run: Run) -> float:
+    """The mean training loss of a run; infinite if it broke off."""
+    return math.inf if run.state == "untrained" and run.validation_loss is None else _mean(run.losses)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.inf
 
 
 def cells(
@@ -178,9 +193,9 @@ def cells(
         for method in design.methods:
             tuning = pick(
                 runs,
-                [Job("tune", method, batch_size, r, s) for s in design.tuning_seeds for r in design.rates],
+                [Job("tune", method, batch_size, r, s) for s in design.tuning_seeds for r in design.wide_rates],
             )
-            rate = next(iter(ranking(tuning)), None)
+            rate = next(iter(ranking(tuning, design.choose)), None)
             asked = design.evaluation_seeds if rate is not None else ()
             found[method, batch_size] = Cell(
                 method,
