@@ -6,13 +6,15 @@ so that no core waits for the end of one before the next begins.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from normkit.study import verdict
-from normkit.study.design import Design
 from normkit.study.crew import Crew
+from normkit.study.design import Design
 from normkit.study.run import Job, Run
 from normkit.study.store import Store, Times
 from normkit.study.task import Task
@@ -84,7 +86,9 @@ STAGES: Mapping[str, Callable[[Bench], Iterator[Job]]] = {
 }
 
 
-def conduct(benches: Sequence[Bench], store: Store, crew: Crew, progress: Progress) -> None:
+def conduct(
+    benches: Sequence[Bench], store: Store, crew: Crew, progress: Progress, minutes: float | None = None
+) -> bool:
     """Do the runs of the benches that are not in the store yet, and put all runs into the benches.
 
     Args:
@@ -92,7 +96,12 @@ def conduct(benches: Sequence[Bench], store: Store, crew: Crew, progress: Progre
         store: where finished runs are.
         crew: who works.
         progress: called with (runs finished, runs in all, what is running).
+        minutes: after which no further run begins.
+
+    Returns:
+        Whether everything was done.
     """
+    end = math.inf if minutes is None else time.perf_counter() + 60 * minutes
     for bench in benches:
         bench.runs |= store.runs(bench.task, bench.design)
     timings = [(i, size) for i, bench in enumerate(benches) if bench.timed for size in bench.design.batch_sizes]
@@ -109,6 +118,8 @@ def conduct(benches: Sequence[Bench], store: Store, crew: Crew, progress: Progre
                 bench.runs[run.job] = run
             done += len(jobs)
             progress(done, max(done, total), what)
+            if time.perf_counter() > end:
+                return False
     for number, batch_size in timings:
         # One after the other: two timings at once would disturb each other.
         bench = benches[number]
@@ -120,6 +131,7 @@ def conduct(benches: Sequence[Bench], store: Store, crew: Crew, progress: Progre
         bench.times[batch_size] = known
         done += 1
         progress(done, max(done, total), "timing")
+    return True
 
 
 def train_stack(held: Held, stack: Stack) -> list[Run]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -10,40 +9,8 @@ from normkit.errors import ArgumentError
 from normkit.study.arms import method_name
 from normkit.study.task import Task
 
-Measure = Literal["error", "steps", "time", "gap"]
-
 GROWTH = 3
 """How many further rates are tried beyond an end of the range where the best one lies."""
-SMALLEST: dict[Measure, float] = {"error": 0.01, "steps": math.log2(1.1), "time": math.log2(1.1), "gap": 0.05}
-"""The smallest effect that matters: a point of error, a tenth more steps or time (log2 ratio), 0.05 nats of loss."""
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """A claim as a difference that these runs measure: `more` minus `less` is positive if the claim holds.
-
-    `less` is None for the gap, which is a difference already; its claim names no direction, so its size counts.
-    `batch` is the batch size it is looked at.
-    """
-
-    claim: str
-    measure: Measure
-    more: str
-    less: str | None
-    batch: Literal["smallest", "largest"]
-
-
-CONTRASTS = (
-    Contrast("BN-1", "steps", "none", "batch_norm", "largest"),
-    Contrast("BN-4", "error", "batch_norm", "group_norm", "smallest"),
-    Contrast("BN-6", "gap", "batch_norm", None, "smallest"),
-    Contrast("LN-2", "time", "layer_norm", "batch_norm", "largest"),
-    Contrast("LN-2", "steps", "layer_norm", "batch_norm", "largest"),
-    Contrast("IN-2", "error", "instance_norm", "group_norm", "largest"),
-    Contrast("GN-1", "error", "batch_norm", "group_norm", "smallest"),
-    Contrast("WN-1", "steps", "none", "weight_norm", "largest"),
-    Contrast("WN-2", "steps", "weight_norm", "batch_norm", "largest"),
-)
 
 
 @dataclass(frozen=True)
@@ -62,6 +29,7 @@ class Design:
         stack: runs that are trained at once, where the model can be stacked.
         device: where training takes place.
         alpha: chance of one wrong *better* or *supported* in a whole family of comparisons.
+        smallest: the smallest difference of errors that matters.
         gap_images: training images on which the loss in training mode is set against evaluation mode.
         time_rounds: rounds of the timing; in each, every method takes one step.
     """
@@ -81,6 +49,7 @@ class Design:
     stack: int = 32
     device: str = "cpu"
     alpha: float = 0.05
+    smallest: float = 0.01
     gap_images: int = 256
     time_rounds: int = 60
 
@@ -129,17 +98,9 @@ class Design:
         each = self.trials * self.tuning_runs + self.seeds
         return each * len(self.methods) * len(self.batch_sizes)
 
-    def contrast_batch(self, contrast: Contrast) -> int:
-        """The batch size at which a claim is looked at."""
-        return self.batch_sizes[0 if contrast.batch == "smallest" else -1]
-
-    def contrasts(self) -> tuple[Contrast, ...]:
-        """The claims that the chosen methods can speak to."""
-        return tuple(c for c in CONTRASTS if c.more in self.methods and c.less in (None, *self.methods))
-
     def rules(self, task: Task) -> tuple[tuple[str, str], ...]:
         """The design in words, for the report: (heading, text)."""
-        point = 100 * SMALLEST["error"]
+        point = 100 * self.smallest
         return (
             ("Task", task.description),
             (
@@ -151,8 +112,9 @@ class Design:
                 "Tuning",
                 f"{self.steps} steps, rate falling to 0 along a half cosine. "
                 f"{self.trials} learning rates from {self.rates[0]:g} to {self.rates[-1]:g} for every method at "
-                f"every batch size, each on {self.tuning_runs} seeds; the lowest mean validation error wins (validation "
-                f"loss breaks ties). Where the best rate is the first or last, {GROWTH} more are tried beyond it. "
+                f"every batch size, each on {self.tuning_runs} seeds; the lowest mean validation error wins "
+                f"(validation loss breaks ties). Where the best rate is the first or last, {GROWTH} more are "
+                "tried beyond it. "
                 "Results use other seeds.",
             ),
             (
@@ -196,12 +158,6 @@ class Design:
                 f"{self.alpha:g} and the mean difference is at least {point:g} point; a method that any other is "
                 "better than is *behind*. *Equal* to the leader is one whose simultaneous interval of the difference "
                 f"lies within ±{point:g} point. Everything else is *not resolved*, and is said to be.",
-            ),
-            (
-                "Verdicts on claims",
-                "*Supported*: corrected p below the same level, and an effect that matters, in the claimed direction. "
-                "*Contradicted*: the simultaneous interval excludes any such effect. Otherwise *not resolved*. What "
-                f"matters: {point:g} point of error, 10 % of steps or time, {SMALLEST['gap']:g} of loss.",
             ),
         )
 

@@ -7,6 +7,7 @@ convolutions and linear layers under every arm.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ def convnet(
     classes: int = 10,
     after: bool = False,
     last_norm: bool = False,
-    padding: str = "zeros",
+    padding: Literal["zeros", "replicate"] = "zeros",
 ) -> nn.Sequential:
     """3x3 convolutions with ReLU, the mean over the positions that are left, a linear layer.
 
@@ -169,3 +170,25 @@ def recurrent(arm: str, seed: int, *, inputs: int, width: int, steps: int, class
 
 
 Builder = Callable[[str, int], nn.Module]
+
+
+@torch.no_grad()
+def set_by_data(net: nn.Sequential, images: Tensor) -> None:
+    """Scale and shift each convolution so that its outputs have mean 0 and variance 1 on these images.
+
+    The data-dependent initialization of weight norm, and of plain weights to compare with.
+    """
+    values = images
+    for layer in net:
+        if isinstance(layer, nn.Conv2d):
+            out = layer(values)
+            mean, std = out.mean((0, 2, 3)), out.std((0, 2, 3)).clamp(min=1e-6)
+            # The length of a normed weight is a parameter of its own.
+            parts: Any = getattr(layer, "parametrizations", None)
+            if parts is not None:
+                parts.weight.original0.div_(std.view_as(parts.weight.original0))
+            else:
+                layer.weight.div_(std.view(-1, 1, 1, 1))
+            assert layer.bias is not None
+            layer.bias.copy_((layer.bias - mean) / std)
+        values = layer(values)

@@ -83,7 +83,7 @@ class Replicas(ABC):
         """One training step of every copy; the losses before it."""
         self.zero_grad()
         losses = self.losses(loss, inputs, targets)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        losses.sum().backward()
         for optimizer, _ in self.optimizers:
             optimizer.step()
         return losses.detach()
@@ -197,7 +197,7 @@ class Stacked(Replicas):
         return parts
 
     def zero_grad(self) -> None:
-        torch._foreach_zero_([stacked.grad for stacked in self._trained()])
+        torch._foreach_zero_([stacked.grad for stacked in self._trained() if stacked.grad is not None])
 
     @torch.no_grad()
     def unstacked(self) -> list[nn.Module]:
@@ -236,7 +236,7 @@ def can_be_stacked(build: Callable[[], nn.Module], loss: Loss, inputs: Any, targ
             copies = kind([build(), build()])
             copies.train()
             losses = copies.losses(loss, *pytree.tree_map(lambda t: t.expand(2, *t.shape), (inputs, targets)))
-            losses.sum().backward()  # type: ignore[no-untyped-call]
+            losses.sum().backward()
             found.append(losses.detach())
     except Exception:
         # Whatever a stranger's model raises under vmap only says that it goes one by one.

@@ -146,7 +146,9 @@ class Task:
             order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
             kept = max(1, len(train) // 5)
             if len(train) < 2:
-                raise ArgumentError(f"train must have at least 2 samples to choose rates on one of them, got {len(train)}")
+                raise ArgumentError(
+                    f"train must have at least 2 samples to choose rates on one of them, got {len(train)}"
+                )
             object.__setattr__(self, "validation", train.cut(order[:kept].sort().values))
             train = train.cut(order[kept:].sort().values)
         else:

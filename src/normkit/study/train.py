@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,12 +91,11 @@ def _evaluate(task: Task, design: Design, jobs: Sequence[Job], copies: Replicas,
     copies.train(False)
     # A loss that left the finite numbers once is not trusted again.
     alive = [bool(losses[:, i].isfinite().all()) for i in range(len(jobs))]
-    train = _judge(task, design, copies, task.train) if any(alive) else []
     validation = _judge(task, design, copies, task.validation) if any(alive) else []
     measured = any(alive) and jobs[0].kind == "measure"
     test = _judge(task, design, copies, task.test) if measured else []
     probes = [task.probe(m) for m in copies.unstacked()] if measured and task.probe else [{} for _ in jobs]
-    gaps, recalibrated = _gap(task, design, copies, jobs[0].batch_size) if measured else ([], [])
+    training = _gap(task, design, copies, jobs[0].batch_size) if measured else None
     runs = []
     for i, job in enumerate(jobs):
         curve = losses[:, i].tolist()
@@ -110,12 +109,12 @@ def _evaluate(task: Task, design: Design, jobs: Sequence[Job], copies: Replicas,
                 state,
                 message,
                 _short(curve),
-                train_error=train[i][1],
+                train_error=training.errors[i] if training else None,
                 validation_error=_finite(validation[i][1]),
                 validation_loss=_finite(validation[i][0]),
                 test_error=test[i][1] if measured else None,
-                recalibrated_error=recalibrated[i] if recalibrated else None,
-                gap=_finite(gaps[i]) if gaps else None,
+                recalibrated_error=training.recalibrated[i] if training and training.recalibrated else None,
+                gap=_finite(training.gaps[i]) if training else None,
                 probes={name: value for name, value in probes[i].items() if math.isfinite(value)},
             )
         )
@@ -139,8 +138,8 @@ def _broken(task: Task, job: Job, curve: list[float]) -> Run:
         "untrained",
         f"the loss was {curve[end]} at step {end + 1}",
         _short(curve[:end]),
-        train_error=task.chance,
         validation_error=task.chance,
+        train_error=task.chance if job.kind == "measure" else None,
         test_error=task.chance if job.kind == "measure" else None,
     )
 
@@ -166,16 +165,22 @@ def _judge(task: Task, design: Design, copies: Replicas, part: Part) -> list[tup
     return [(loss, metric) for loss, metric in sums]
 
 
-def _gap(
-    task: Task, design: Design, copies: Replicas, batch_size: int
-) -> tuple[list[float], list[float | None] | None]:
-    """Evaluation minus training loss on the same samples, and the test metric with statistics computed anew.
+class _Training(NamedTuple):
+    """What some training samples say of each copy."""
 
-    One pass in training mode serves both: averaged over its batches, the running statistics are recalibrated.
+    errors: list[float]
+    gaps: list[float]
+    recalibrated: list[float]
+
+
+def _gap(task: Task, design: Design, copies: Replicas, batch_size: int) -> _Training:
+    """Error in evaluation mode; evaluation minus training loss; the test metric with statistics computed anew.
+
+    One pass in training mode serves the last two: averaged over its batches, the running statistics are recalibrated.
     """
     count = max(batch_size, min(design.gap_images, len(task.train)) // batch_size * batch_size)
     part = task.train.cut(torch.arange(count))
-    evaluation = [loss for loss, _ in _judge(task, design, copies, part)]
+    evaluation = _judge(task, design, copies, part)
     training = [0.0] * len(copies)
     with copies.averaging() as numbered:
         copies.train()
@@ -187,8 +192,9 @@ def _gap(
                 for i, outputs in enumerate(copies.outputs(inputs)):
                     training[i] += float(task.loss(outputs, targets)) * batch_size / count
         copies.train(False)
-        again = [m for _, m in _judge(task, design, copies, task.test)] if copies.keepers() else None
-    return [a - b for a, b in zip(evaluation, training, strict=True)], again  # type: ignore[return-value]
+        again = [metric for _, metric in _judge(task, design, copies, task.test)] if copies.keepers() else []
+    gaps = [loss - other for (loss, _), other in zip(evaluation, training, strict=True)]
+    return _Training([metric for _, metric in evaluation], gaps, again)
 
 
 @dataclass(frozen=True)
@@ -220,5 +226,3 @@ def time_steps(task: Task, design: Design, timing: Timing) -> dict[str, list[flo
             if count >= warm_up:
                 seconds[method].append(time.perf_counter() - start)
     return seconds
-
-
