@@ -33,8 +33,8 @@ class Evidence:
         unit: of the effect, which is positive if the claim holds.
         smallest: the smallest effect that matters.
         effect, wide: with the interval of 95 %, and with that which holds for all experiments at once.
-        bound: whether the estimate is one-sided, because some runs never arrived.
-        p_corrected: over all experiments of the suite.
+        bound: whether the estimate is one-sided, because some runs never arrived; "unknown" if runs of both arms.
+        p_corrected: over all experiments of the suite; None where the claim is that there is no difference.
         finding: by the rule.
         arms: what lies behind the effect.
         curves: training losses of each arm, seed by seed.
@@ -52,7 +52,7 @@ class Evidence:
     effect: Interval
     wide: Interval
     bound: Bound
-    p_corrected: float
+    p_corrected: float | None
     finding: Finding
     arms: tuple[ArmValues, ...]
     curves: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)

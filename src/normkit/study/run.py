@@ -29,7 +29,8 @@ class Run:
     `state` is "trained", "untrained" (loss not finite, or no better than guessing at the end) or "failed" (it
     raised; `message` says what, `trace` where). What was not measured is None. `gap` is the loss in evaluation mode
     minus the loss in training mode, `recalibrated_error` the test error after running statistics were computed anew,
-    `probes` what else the task measures of a trained model.
+    `probes` what else the task measures of a trained model. `seconds` is its share of the time that it and the runs
+    trained with it took.
     """
 
     job: Job
@@ -44,6 +45,7 @@ class Run:
     gap: float | None = None
     probes: dict[str, float] = field(default_factory=dict)
     trace: str = ""
+    seconds: float = 0.0
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Run:

@@ -12,7 +12,7 @@ from scipy import stats
 
 from normkit.errors import ArgumentError
 
-Bound = Literal["exact", "at least", "at most"]
+Bound = Literal["exact", "at least", "at most", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -110,16 +110,18 @@ def log2_ratios(
 
     Such a run is put at `cap`, where it would have arrived at the earliest. If only runs of `first` are, every
     ratio is at least the one returned and so is their mean; if only runs of `second` are, at most. If both
-    are, nothing is known and None is returned.
+    are, the mean is that of steps within the cap, and on which side of it the true one lies is unknown.
 
     >>> log2_ratios([100, None], [50, 50], cap=200)
     ([1.0, 2.0], 'at least')
     """
     pairs = list(zip(first, second, strict=True))
     late_first, late_second = any(a is None for a, _ in pairs), any(b is None for _, b in pairs)
-    if not pairs or (late_first and late_second):
+    if not pairs:
         return None
     ratios = [math.log2((a or cap) / (b or cap)) for a, b in pairs]
+    if late_first and late_second:
+        return ratios, "unknown"
     return ratios, "at least" if late_first else "at most" if late_second else "exact"
 
 

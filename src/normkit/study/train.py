@@ -6,7 +6,7 @@ import math
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -37,6 +37,13 @@ def execute(task: Task, design: Design, jobs: Sequence[Job]) -> list[Run]:
         design: how.
         jobs: of one method and one batch size.
     """
+    start = time.perf_counter()
+    runs = _execute(task, design, jobs)
+    share = (time.perf_counter() - start) / len(jobs)
+    return [replace(run, seconds=float(f"{share:.3g}")) for run in runs]
+
+
+def _execute(task: Task, design: Design, jobs: Sequence[Job]) -> list[Run]:
     if len(jobs) > 1 and design.stack > 1 and _is_stackable(task, jobs[0]):
         try:
             return _train(task, design, jobs, stacked=True)

@@ -138,7 +138,7 @@ def duration(seconds: float) -> str:
 
 def effect(evidence: Evidence) -> tuple[str, str]:
     """An effect and its interval in the unit of the experiment; a bound is written as one."""
-    mark = {"exact": "", "at least": "≥ ", "at most": "≤ "}[evidence.bound]
+    mark = {"exact": "", "at least": "≥ ", "at most": "≤ ", "unknown": "≈ "}[evidence.bound]
     interval = evidence.effect
     match evidence.unit:
         case "points":

@@ -24,7 +24,9 @@ MAIN = "digits"
 DEEP = ((16, 1), (16, 1), (16, 1), (16, 1), (16, 2), (16, 1), (16, 1), (16, 1))
 FLAT = ((16, 2), (16, 1), (16, 1), (16, 1))
 SMALL = ((16, 1), (16, 2), (16, 1))
-MLP_BATCHES = (2, 4, 8, 32)
+MLP_BATCHES = (2, 4, 32)
+SAMPLES = 3200
+"""Images that a perceptron sees at any batch size."""
 
 
 def _digits(name: str, arms: nets.Builder, *, noise: float = 0.2, train: int = 800, seed: int = 0) -> Task:
@@ -37,7 +39,9 @@ def deep(full: bool) -> Bench:
     arms = ("none", "none:init", "batch_norm", "batch_norm:last", "batch_norm:after", "layer_norm", "weight_norm")
     task = _digits("deep convolutional net", placed)
     seeds = 16 if full else 8
-    return Bench("deep", task, Design((*arms, "weight_norm:init"), (16,), seeds, 7, 200, choose="training"))
+    return Bench(
+        "deep", task, Design((*arms, "weight_norm:init"), (16,), seeds, 7, 200, target_loss=1.0, choose="training")
+    )
 
 
 def placed(arm: str, seed: int) -> nn.Module:
@@ -51,18 +55,19 @@ def placed(arm: str, seed: int) -> nn.Module:
 
 def rates(full: bool) -> Bench:
     """The deep net at every rate on several seeds: there is nothing to choose, so nothing is measured after."""
-    arms = ("none", "batch_norm", "group_norm", "instance_norm", "weight_norm")
-    runs = 12 if full else 6
+    arms = ("none", "batch_norm", "group_norm")
+    runs = 20 if full else 10
     design = Design(arms, (16,), 0, 9, 100, lowest_rate=1e-3, highest_rate=10.0, choose="training", tuning_runs=runs)
     return Bench("rates", _digits("deep convolutional net", partial(convnet, channels=DEEP)), design)
 
 
 def mlp_at(batch_size: int, full: bool) -> Bench:
     """A net without positions, so that N of batch norm is the batch size; equal samples at every batch size."""
+    arms = {2: ("batch_norm", "group_norm", "layer_norm"), 32: ("group_norm", "layer_norm")}
     build = partial(mlp, inputs=64, width=96, depth=4)
     task = _digits("perceptron", build, noise=0.3)
-    arms = ("none", "batch_norm", "group_norm", "layer_norm")
-    design = Design(arms, (batch_size,), 16 if full else 8, 6, 4800 // batch_size, highest_rate=0.3162)
+    asked = arms.get(batch_size, ("batch_norm", "group_norm"))
+    design = Design(asked, (batch_size,), 16 if full else 8, 6, SAMPLES // batch_size, highest_rate=0.3162)
     return Bench(f"mlp-{batch_size}", task, design)
 
 
@@ -70,7 +75,7 @@ def noise(full: bool) -> Bench:
     """Few images, a large batch, and statistics over less of it."""
     task = _digits("few images", partial(convnet, channels=FLAT), train=300)
     arms = ("batch_norm", "batch_norm:ghost-4", "batch_norm:ghost-16", "batch_norm:dropout-0.1")
-    design = Design(arms, (64,), 24 if full else 12, 5, 200, lowest_rate=1e-2)
+    design = Design(arms, (64,), 24 if full else 12, 5, 150, lowest_rate=1e-2)
     return Bench("noise", task, design)
 
 
@@ -86,8 +91,8 @@ def sequence(batch_size: int, full: bool) -> Bench:
 
 def early(full: bool) -> Bench:
     """A net that has seen few batches, when running statistics lag behind the most."""
-    task = _digits("start of training", partial(convnet, channels=SMALL))
-    design = Design(("batch_norm", "group_norm"), (8,), 16 if full else 8, 6, 30, window=10)
+    task = _digits("start of training", partial(convnet, channels=DEEP))
+    design = Design(("batch_norm", "group_norm"), (16,), 16 if full else 8, 6, 30, window=10)
     return Bench("early", task, design)
 
 
@@ -96,7 +101,7 @@ def contrast(full: bool) -> Bench:
     train, validation, test = (
         data.by_contrast(part, 6, seed) for seed, part in enumerate(data.digits((800, 200, 797), 0.05))
     )
-    arms = ("none", "batch_norm", "layer_norm", "instance_norm", "group_norm")
+    arms = ("batch_norm", "layer_norm", "instance_norm")
     build = partial(convnet, channels=SMALL, classes=6, padding="replicate")
     task = Task(None, train, test, validation=validation, arms=build, name="classes by contrast")
     return Bench("contrast", task, Design(arms, (16,), 12 if full else 6, 6, 150))
@@ -124,7 +129,7 @@ def stylizer(full: bool) -> Bench:
         smallest=0.05,
         name="stylizer",
     )
-    design = Design(("batch_norm", "instance_norm", "group_norm"), (8,), 12 if full else 6, 6, 150, lowest_rate=1e-4)
+    design = Design(("batch_norm", "instance_norm"), (8,), 12 if full else 6, 6, 150, lowest_rate=1e-4)
     return Bench("stylizer", task, design)
 
 

@@ -23,8 +23,8 @@ EXPERIMENTS = (
             "各方法使用使其平均训练损失最低的学习率。",
         ),
         measure=Text(
-            "Steps until the training loss, averaged over 20 steps, is 0.5: no norm over batch norm.",
-            "20 步平均训练损失降到 0.5 所需的步数：不归一化与批归一化之比。",
+            "Steps until the training loss, averaged over 20 steps, is 1: no norm over batch norm.",
+            "20 步平均训练损失降到 1 所需的步数：不归一化与批归一化之比。",
         ),
         unit="log2 ratio",
         effect=steps(PLAIN, NORMED),

@@ -7,9 +7,9 @@ from normkit.study.claims.experiment import Experiment
 from normkit.study.claims.measures import difference, test_error
 
 DESIGN = Text(
-    "Perceptron of four layers with 96 units on noisy digits; 4800 images are seen whatever the batch size. There are no "
+    "Perceptron of four layers with 96 units on noisy digits; 3200 images are seen whatever the batch size. There are no "
     "positions, so N, the values behind a statistic of batch norm, is the batch size.",
-    "带噪声数字上的四层感知机，每层 96 个单元；无论批量大小都共看 4800 张图像。没有空间位置，"
+    "带噪声数字上的四层感知机，每层 96 个单元；无论批量大小都共看 3200 张图像。没有空间位置，"
     "因此批归一化每个统计量所依据的数值个数 N 就等于批量。",
 )
 

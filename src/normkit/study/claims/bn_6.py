@@ -48,12 +48,12 @@ EXPERIMENTS = (
     experiment(
         "early in training",
         "early",
-        8,
+        16,
         Text(
             "Do the two modes differ after 30 steps, when running statistics lag behind?",
             "训练 30 步、滑动统计量尚滞后时，两种模式是否不同？",
         ),
-        Text("Three convolutions, batch 8, 30 steps.", "三个卷积层，批量 8，训练 30 步。"),
+        Text("Eight convolutions, batch 16, 30 steps.", "八个卷积层，批量 16，训练 30 步。"),
     ),
     experiment(
         "at the end",

@@ -66,8 +66,8 @@ class Experiment:
         arms: what to show beside it: (bench, arm, batch size).
         show: the value of a run that is shown of an arm.
         smallest: the smallest effect that matters; by default that of the unit.
-        equivalence: the claim is that there is no difference: the effect is that difference, and the claim is
-            supported if it is surely below the smallest that matters.
+        equivalence: the claim is that there is no difference, or ("upper") none that is positive: the effect is that
+            difference, and the claim is supported if it is surely below the smallest that matters.
         of_tuning: it reads the runs over learning rates and not those behind results.
         extended: whether it belongs to the full suite only.
     """
@@ -82,7 +82,7 @@ class Experiment:
     arms: tuple[Arm, ...]
     show: Callable[[Cell, Run], float | None]
     smallest: float | None = None
-    equivalence: bool = False
+    equivalence: Literal[False, True, "upper"] = False
     of_tuning: bool = False
     extended: bool = False
 
@@ -99,6 +99,12 @@ class Experiment:
     @property
     def rule(self) -> Text:
         """How the verdict is found."""
+        if self.equivalence == "upper":
+            return Text(
+                f"Supported if the simultaneous interval lies below {self._amount('en')}; contradicted if it lies above; "
+                "otherwise not resolved.",
+                f"若联合置信区间完全低于 {self._amount('zh')} 则成立；完全高于则不成立；否则未定。",
+            )
         if self.equivalence:
             return Text(
                 f"Supported if the simultaneous interval lies within ±{self._amount('en')}; contradicted if it lies "
@@ -124,19 +130,24 @@ class Experiment:
             return f"{self.matters:g}"
         return f"{100 * self.matters:g} points" if lang == "en" else f"{100 * self.matters:g} 个百分点"
 
-    def judge(self, measured: Measured, wide: Interval, p_corrected: float, alpha: float) -> Finding:
+    def judge(self, measured: Measured, wide: Interval, p_corrected: float | None, alpha: float) -> Finding:
         """The rule, carried out. A one-sided estimate can only speak for the side it is sure of."""
         if self.equivalence:
-            if -self.matters <= wide.low and wide.high <= self.matters:
+            lowest = -math.inf if self.equivalence == "upper" else -self.matters
+            if lowest <= wide.low and wide.high <= self.matters:
                 return "supported"
             return (
                 "contradicted"
                 if min(abs(wide.low), abs(wide.high)) > self.matters and (wide.low * wide.high > 0)
                 else "not resolved"
             )
-        if measured.bound != "at most" and p_corrected < alpha and measured.interval().value >= self.matters:
+        if (
+            measured.bound in ("exact", "at least")
+            and p_corrected < alpha
+            and measured.interval().value >= self.matters
+        ):
             return "supported"
-        if measured.bound != "at least" and wide.high < self.matters:
+        if measured.bound in ("exact", "at most") and wide.high < self.matters:
             return "contradicted"
         return "not resolved"
 
@@ -157,7 +168,9 @@ def judged(experiments: Sequence[Experiment], tables: Tables, alpha: float, comm
         and (measured := experiment.effect(tables)) is not None
         and len(measured.values) > 1
     ]
-    corrected = stats.holm([measured.p_value for _, measured in found])
+    tested = stats.holm([measured.p_value for experiment, measured in found if not experiment.equivalence])
+    ps = iter(tested)
+    corrected = [None if experiment.equivalence else next(ps) for experiment, _ in found]
     level = stats.family_level(alpha, len(found))
     evidence = []
     for (experiment, measured), p in zip(found, corrected, strict=True):

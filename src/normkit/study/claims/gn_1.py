@@ -9,18 +9,18 @@ from normkit.study.claims.measures import difference, test_error
 SMALL, LARGE = ("mlp-2", "group_norm", 2), ("mlp-32", "group_norm", 32)
 BETTER = (("mlp-2", "batch_norm", 2), SMALL)
 DESIGN = Text(
-    "Perceptron of four layers on noisy digits; 4800 images are seen at every batch size, the learning rate is chosen at "
+    "Perceptron of four layers on noisy digits; 3200 images are seen at every batch size, the learning rate is chosen at "
     "each.",
-    "带噪声数字上的四层感知机；各批量均看 4800 张图像，并分别选择学习率。",
+    "带噪声数字上的四层感知机；各批量均看 3200 张图像，并分别选择学习率。",
 )
 
 EXPERIMENTS = (
     Experiment(
         claim="GN-1",
-        name="flat over batch sizes",
+        name="no worse than at a large batch",
         question=Text(
-            "Is the error of group norm the same at batch 2 and at batch 32?",
-            "组归一化在批量 2 与批量 32 的误差是否相同？",
+            "Is the error of group norm at batch 2 no larger than at batch 32?",
+            "组归一化在批量 2 的误差是否不大于批量 32 的误差？",
         ),
         design=DESIGN,
         measure=Text(

@@ -40,8 +40,8 @@ EXPERIMENTS = (
             "看过的图像数相同时，批量 2 与批量 32 的误差是否相同？",
         ),
         design=Text(
-            "Perceptron on noisy digits, 4800 images seen, the learning rate chosen at each batch size.",
-            "带噪声数字上的感知机，共看 4800 张图像，各批量分别选择学习率。",
+            "Perceptron on noisy digits, 3200 images seen, the learning rate chosen at each batch size.",
+            "带噪声数字上的感知机，共看 3200 张图像，各批量分别选择学习率。",
         ),
         measure=Text(
             "Test error at batch 2 minus that at batch 32, both with layer norm; the claim is that there is no "

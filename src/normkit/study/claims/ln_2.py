@@ -41,8 +41,8 @@ EXPERIMENTS = (
             "八个卷积层，批量 16，训练 200 步；各方法使用自己的最佳学习率。",
         ),
         measure=Text(
-            "Steps until the training loss is 0.5: layer norm over batch norm.",
-            "训练损失降到 0.5 所需的步数：层归一化与批归一化之比。",
+            "Steps until the training loss is 1: layer norm over batch norm.",
+            "训练损失降到 1 所需的步数：层归一化与批归一化之比。",
         ),
         unit="log2 ratio",
         effect=steps(SLOW, FAST),

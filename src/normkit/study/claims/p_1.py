@@ -8,8 +8,8 @@ from normkit.study.claims.measures import steps, steps_to_target
 
 BEFORE, AFTER, LAST = (("deep", arm, 16) for arm in ("batch_norm", "batch_norm:after", "batch_norm:last"))
 MEASURE = Text(
-    "Steps until the training loss is 0.5: norm after the activation over norm before it.",
-    "训练损失降到 0.5 所需的步数：归一化在激活之后与在激活之前的比。",
+    "Steps until the training loss is 1: norm after the activation over norm before it.",
+    "训练损失降到 1 所需的步数：归一化在激活之后与在激活之前的比。",
 )
 
 EXPERIMENTS = (

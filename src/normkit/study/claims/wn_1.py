@@ -35,8 +35,8 @@ def steadier(more: Arm, less: Arm) -> Effect:
 
 
 MEASURE = Text(
-    "Steps until the training loss, averaged over 20 steps, is 0.5: plain weights over weight norm.",
-    "20 步平均训练损失降到 0.5 所需的步数：普通权重与权重归一化之比。",
+    "Steps until the training loss, averaged over 20 steps, is 1: plain weights over weight norm.",
+    "20 步平均训练损失降到 1 所需的步数：普通权重与权重归一化之比。",
 )
 EXPERIMENTS = (
     Experiment(

@@ -189,7 +189,7 @@ def _claim(evidence: Evidence) -> dict[str, Any]:
         "effect": effect,
         "spread": spread,
         "n": f"{evidence.effect.n}",
-        "p": f"{evidence.p_corrected:.2g}",
+        "p": words.MISSING if evidence.p_corrected is None else f"{evidence.p_corrected:.2g}",
         "finding": evidence.finding,
         "tone": evidence.finding.replace(" ", "-"),
     }
