@@ -2,15 +2,14 @@
 
 The parts, in the order data passes them: `task` (what is trained) and `arms` (under which normalization), `design`
 (what is measured and how it will be judged, fixed before any result), `run` and `train` (one training run, or many at
-once by `replicas`), `crew` (over processes), `store` (every finished run on disk), `conduct` (carries the design out),
+once by `replicas`), `crew` (over processes), `store` (every finished run on disk), `conduct` (carries designs out),
 `stats` and `verdict` (what follows), `claims` (the experiments on the claims of the catalog), `comparison` (all of it
-as data), `report` (results.json and a page). `embedded`, `nets`, `data`, `style` and `probes` are what is trained when
+as data), `report` (results.json and a page); `setup` puts a study together and `whole` sees it through. `embedded`, `nets`, `data`, `style` and `probes` are what is trained when
 the user brings nothing.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -95,37 +94,24 @@ def compare(
     """
     _require_extra()
     from normkit.study import machine, report
-    from normkit.study.comparison import conclude
-    from normkit.study.conduct import conduct
-    from normkit.study.crew import Crew
     from normkit.study.setup import made, prepared
-    from normkit.study.store import Store
+    from normkit.study.whole import carry_out
 
     benches, experiments = prepared(task, methods, batch_sizes, seeds, trials, steps, claims, full, device, seed)
     crew_size = workers if workers is not None else min(machine.cores(), 8)
     if crew_size < 1:
         raise ArgumentError(f"workers must be at least 1, got {workers}: leave it out for one per core")
-    folder, start = made(Path(out)), time.perf_counter()
-    with _shown(progress) as tell, Store(folder / "study.sqlite3") as store:
-        try:
-            with Crew(tuple((bench.task, bench.design) for bench in benches), crew_size) as crew:
-                complete = conduct(benches, store, crew, tell, minutes)
-        except KeyboardInterrupt:
-            if not any(bench.runs for bench in benches):
-                raise
-            complete = False
-        except Exception as error:
-            error.add_note(f"Finished runs are kept in {folder}: the same call goes on from them.")
-            raise
-    comparison = conclude(
-        benches[0],
-        benches[1:],
-        experiments,
-        complete=complete,
-        machine=machine.facts() | {"workers": crew_size},
-        command=_command(benches[0].design, task, claims, full),
-        seconds=time.perf_counter() - start,
-    )
+    folder = made(Path(out))
+    with _shown(progress) as tell:
+        comparison = carry_out(
+            benches,
+            experiments,
+            folder,
+            workers=crew_size,
+            progress=tell,
+            minutes=minutes,
+            command=_command(benches[0].design, task, claims, full),
+        )
     return replace(comparison, path=report.write(comparison, folder))
 
 

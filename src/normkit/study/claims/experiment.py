@@ -136,16 +136,10 @@ class Experiment:
             lowest = -math.inf if self.equivalence == "upper" else -self.matters
             if lowest <= wide.low and wide.high <= self.matters:
                 return "supported"
-            return (
-                "contradicted"
-                if min(abs(wide.low), abs(wide.high)) > self.matters and (wide.low * wide.high > 0)
-                else "not resolved"
-            )
-        if (
-            measured.bound in ("exact", "at least")
-            and p_corrected < alpha
-            and measured.interval().value >= self.matters
-        ):
+            outside = wide.low > self.matters or wide.high < lowest
+            return "contradicted" if outside else "not resolved"
+        sure = p_corrected is not None and p_corrected < alpha
+        if sure and measured.bound in ("exact", "at least") and measured.interval().value >= self.matters:
             return "supported"
         if measured.bound in ("exact", "at most") and wide.high < self.matters:
             return "contradicted"

@@ -24,15 +24,15 @@ EXPERIMENTS = (
         ),
         design=DESIGN,
         measure=Text(
-            "Test error at batch 2 minus that at batch 32; the claim is that there is no difference.",
-            "批量 2 与批量 32 的测试误差之差；论断是没有差别。",
+            "Test error at batch 2 minus that at batch 32; the claim is that it is not larger.",
+            "批量 2 的测试误差减去批量 32 的测试误差；论断是前者不更大。",
         ),
         unit="points",
         effect=difference(SMALL, LARGE),
         arms=(SMALL, LARGE),
         show=test_error,
         smallest=0.02,
-        equivalence=True,
+        equivalence="upper",
     ),
     Experiment(
         claim="GN-1",
