@@ -131,7 +131,7 @@ def table(comparison: Comparison) -> Table:
 
 
 def _require_extra() -> None:
-    needed = ("numpy", "scipy", "sklearn", "optuna", "matplotlib", "jinja2", "rich")
+    needed = ("numpy", "scipy", "sklearn", "optuna", "pebble", "matplotlib", "jinja2", "rich")
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise StateError(

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from normkit.errors import ArgumentError
+from normkit.errors import ArgumentError, StateError
 from normkit.study import machine, verdict
 from normkit.study.comparison import Comparison, conclude
+from normkit.study.crew import Crew, Lost, muster
 from normkit.study.design import Design
-from normkit.study.run import Crew, Job, Timing, execute, time_steps
+from normkit.study.run import Job, Run, Timing, execute, time_steps
 from normkit.study.store import Store, Times
 from normkit.study.task import Task
 
@@ -49,7 +50,7 @@ def conduct(
     with Store(folder / "study.sqlite3", task, design) as store:
         study = _Study(design, store, progress)
         try:
-            with Crew(task, design, workers) as crew:
+            with muster((task, design), workers) as crew:
                 study.train(crew, study.screening(), "trying learning rates")
                 study.train(crew, study.finals(), "choosing learning rates")
                 study.train(crew, study.measuring(), "measuring")
@@ -120,7 +121,8 @@ class _Study:
         """Run the jobs without a result; one that raised last time gets another chance."""
         left = [job for job in jobs if job not in self.runs or self.runs[job].state == "failed"]
         self._count(len(jobs) - len(left), what)
-        for run in crew.work(execute, left):
+        for job, result in crew.work(_execute, left):
+            run = Run(job, "failed", result.reason, trace=result.trace) if isinstance(result, Lost) else result
             self.store.add(run)
             self.runs[run.job] = run
             self._count(1, what)
@@ -131,7 +133,10 @@ class _Study:
             timing = Timing(batch_size, self._able(batch_size))
             known = self.store.times(timing)
             if known is None:
-                (known,) = crew.work(time_steps, [timing])
+                ((_, result),) = crew.work(_time_steps, [timing])
+                if isinstance(result, Lost):
+                    raise StateError(f"the timing of batch size {batch_size} was lost: {result.reason}")
+                known = result
                 self.store.add_times(timing, known)
             self.times[batch_size] = known
             self._count(1, "timing")
@@ -144,3 +149,13 @@ class _Study:
     def _count(self, finished: int, what: str) -> None:
         self.done += finished
         self.progress(self.done, self.total, what)
+
+
+def _execute(held: tuple[Task, Design], job: Job) -> Run:
+    """By its name in a worker; see `execute`."""
+    return execute(*held, job)
+
+
+def _time_steps(held: tuple[Task, Design], timing: Timing) -> Times:
+    """By its name in a worker; see `time_steps`."""
+    return time_steps(*held, timing)

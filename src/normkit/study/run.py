@@ -1,31 +1,20 @@
-"""Trains one configuration; carries out many of them over processes with one torch thread each."""
+"""Trains one configuration and evaluates it."""
 
 from __future__ import annotations
 
 import math
-import multiprocessing
-import pickle
-import signal
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normkit.errors import StateError
 from normkit.study.design import Design
 from normkit.study.task import Split, Task
-
-In = TypeVar("In")
-Out = TypeVar("Out")
 
 GUESSING = 0.95
 """A final training loss above this part of log(classes) is no better than guessing."""
@@ -47,8 +36,9 @@ class Run:
     """What came of a job. Losses are those of the training batches; errors are fractions, in evaluation mode.
 
     `state` is "trained", "untrained" (loss not finite, or no better than guessing at the end) or "failed" (it
-    raised; `message` says what). What was not measured is None. `gap` is the loss in evaluation mode minus the
-    loss in training mode, `recalibrated_error` the test error after running statistics were computed anew.
+    raised, died or took too long; `message` says what, `trace` where). What was not measured is None. `gap` is the
+    loss in evaluation mode minus the loss in training mode, `recalibrated_error` the test error after running
+    statistics were computed anew.
     """
 
     job: Job
@@ -61,6 +51,7 @@ class Run:
     test_error: float | None = None
     recalibrated_error: float | None = None
     gap: float | None = None
+    trace: str = ""
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Run:
@@ -94,7 +85,7 @@ def execute(task: Task, design: Design, job: Job) -> Run:
     try:
         return train(task, design, job)
     except Exception as error:
-        return Run(job, "failed", f"{type(error).__name__}: {error}")
+        return Run(job, "failed", f"{type(error).__name__}: {error}", trace=traceback.format_exc())
 
 
 def train(task: Task, design: Design, job: Job) -> Run:
@@ -213,78 +204,3 @@ def _gap(task: Task, design: Design, model: nn.Module, batch_size: int) -> tuple
     model.eval()
     gap = evaluation - training
     return gap if math.isfinite(gap) else None, _judge(model, task.test)[1] if keepers else None
-
-
-class Crew:
-    """Worker processes that hold the task; with one worker the work is done in this process.
-
-    Spawned rather than forked: a fork of a process whose torch has started threads can hang.
-    """
-
-    def __init__(self, task: Task, design: Design, workers: int) -> None:
-        self.task, self.design = task, design
-        self.pool: ProcessPoolExecutor | None = None
-        if workers > 1:
-            # Through a file: a worker that dies at its start, before it has read a pipe, would leave this process
-            # waiting for it for ever if the data did not fit into the pipe.
-            self.parcel = tempfile.TemporaryDirectory()
-            path = Path(self.parcel.name, "task.pickle")
-            path.write_bytes(pickle.dumps((task, design)))
-            self.pool = ProcessPoolExecutor(
-                workers, multiprocessing.get_context("spawn"), initializer=_enlist, initargs=(path,)
-            )
-
-    def __enter__(self) -> Crew:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(cancel_futures=True)
-            self.parcel.cleanup()
-
-    def work(self, function: Callable[[Task, Design, In], Out], inputs: Sequence[In]) -> Iterator[Out]:
-        """The results of `function(task, design, input)`, each as soon as it is there, in any order."""
-        if self.pool is None:
-            for item in inputs:
-                with one_thread():
-                    result = function(self.task, self.design, item)
-                yield result
-            return
-        try:
-            futures = [self.pool.submit(_serve, function, item) for item in inputs]
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise StateError(
-                "the training processes must live until their work is done, but one ended early. A script that "
-                "calls compare must do so under `if __name__ == '__main__':`; otherwise memory may have run out: "
-                "call again with workers=1, finished runs are kept"
-            ) from error
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread, the former number afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-_held: tuple[Task, Design] | None = None
-"""In a worker process: what its parent gave it."""
-
-
-def _enlist(parcel: Path) -> None:
-    global _held
-    # An interrupt reaches the whole process group; only the parent may answer, it has the store.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    _held = pickle.loads(parcel.read_bytes())
-
-
-def _serve(function: Callable[[Task, Design, In], Out], item: In) -> Out:
-    assert _held is not None
-    return function(*_held, item)
