@@ -92,6 +92,16 @@ def compare(
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the report.")] = Path(_COMPARE["out"]),
     seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = _COMPARE["seed"],
     progress: Annotated[bool, typer.Option(help="Show a bar.")] = _COMPARE["progress"],
+    store: Annotated[
+        str | None,
+        typer.Option(
+            envvar="NORMKIT_STORE", help="URL of a database for the finished runs.", show_default="a file in --out"
+        ),
+    ] = _COMPARE["store"],
+    resume: Annotated[bool, typer.Option("--resume", help="Fail if there is nothing to go on from.")] = False,
+    executor: Annotated[str, typer.Option(help="processes, or ray for a cluster.")] = _COMPARE["executor"],
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster.")] = _COMPARE["address"],
+    time_limit: Annotated[float | None, typer.Option(help="Seconds a run may take.")] = _COMPARE["time_limit"],
 ) -> None:
     """Find out which normalization to use: train a small network under each, at an equal tuning budget.
 
@@ -108,6 +118,11 @@ def compare(
         out=out,
         seed=seed,
         progress=progress,
+        store=store,
+        resume=resume,
+        executor=executor,
+        address=address,
+        time_limit=time_limit,
     )
     # The title of the table is the answer.
     Console().print(study.table(comparison))

@@ -1,9 +1,9 @@
 """The experiment behind `normkit compare`: which normalization should I use?
 
 The parts, in the order data passes them: `task` (what is trained), `design` (what is measured and how it will be
-judged, fixed before any result), `run` (training, over processes), `store` (every finished run on disk), `conduct`
-(carries the design out), `stats` and `verdict` (what follows), `comparison` (all of it as data), `report`
-(results.json and a page).
+judged, fixed before any result), `run` (training), `crew` (over processes or machines), `store` (every finished run
+on disk, in a `database` at a `location`), `conduct` (carries the design out), `stats` and `verdict` (what follows),
+`comparison` (all of it as data), `report` (results.json and a page).
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ def compare(
     out: str | Path = "report",
     seed: int = 0,
     progress: bool | Progress = True,
+    store: str | None = None,
+    resume: bool = False,
+    executor: str = "processes",
+    address: str | None = None,
+    time_limit: float | None = None,
 ) -> Comparison:
     """Train one small network under every normalization at an equal tuning budget, and write the report.
 
@@ -61,15 +66,24 @@ def compare(
         seed: the one number all randomness comes from.
         progress: True shows bars, False nothing; a function is called with (runs finished, runs in all, what is
             running).
+        store: URL of a database for the finished runs, such as "postgresql+psycopg://user@host/name", instead of
+            the file in `out`. Several calls may share it, also from several machines: each takes the runs that the
+            others have not.
+        resume: demand that the study was begun before; without it, one that was is resumed all the same.
+        executor: "processes" on this machine, or "ray" for a cluster (`pip install "normkit[ray]"`).
+        address: of the Ray cluster, such as "auto" or "ray://host:10001"; None makes one on this machine.
+        time_limit: seconds a run may take; then it is stopped and counts as failed. Not with workers=1, where the
+            runs are made in the calling process.
 
     Returns:
         The `Comparison`: data with `to_dict()`, a table as `str`, `answer`, and `path` of the page. After an
         interrupt (Ctrl-C) it rests on the runs that were finished, and `complete` is False.
 
     Raises:
-        ArgumentError: an unknown method, a number that leaves nothing to measure, or a folder that cannot be made.
+        ArgumentError: an unknown method or executor, a number that leaves nothing to measure, a URL that is none,
+            or a folder that cannot be made.
         StateError: a package of the extra is missing (`pip install "normkit[compare]"`), the store cannot be
-            opened, or a process died.
+            used, there is nothing to resume, or no process can be started.
 
     Example:
         >>> import normkit, tempfile
@@ -81,7 +95,7 @@ def compare(
     """
     _require_extra()
     from normkit.study import design as plan
-    from normkit.study import machine, report, task
+    from normkit.study import report, task
     from normkit.study.conduct import conduct
 
     design = plan.design(tuple(methods), tuple(batch_sizes), seeds, trials, steps, seed)
@@ -91,12 +105,22 @@ def compare(
             f"batch sizes must be at most {len(work.train)}, the number of images to train on, "
             f"got {design.batch_sizes[-1]}: choose smaller ones"
         )
-    crew = workers if workers is not None else min(machine.cores(), 8)
-    if crew < 1:
-        raise ArgumentError(f"workers must be at least 1, got {workers}: leave it out for one per core")
+    crew = _workers(workers, executor, time_limit)
     folder = Path(out)
     with _shown(progress) as tell:
-        comparison = conduct(work, design, folder, workers=crew, progress=tell, command=_command(design))
+        comparison = conduct(
+            work,
+            design,
+            folder,
+            workers=crew,
+            progress=tell,
+            command=_command(design),
+            store=store,
+            resume=resume,
+            executor=executor,
+            address=address,
+            limit=time_limit,
+        )
     return replace(comparison, path=report.write(comparison, folder))
 
 
@@ -138,6 +162,22 @@ def _require_extra() -> None:
             f"compare needs packages that the core of normkit does not; missing: {', '.join(missing)}. "
             'Install them with: pip install "normkit[compare]"'
         )
+
+
+def _workers(asked: int | None, executor: str, limit: float | None) -> int:
+    """How many runs at a time."""
+    from normkit.study import machine
+
+    if asked is not None and asked < 1:
+        raise ArgumentError(f"workers must be at least 1, got {asked}: leave it out for one per core")
+    if limit is not None and not limit > 0:
+        raise ArgumentError(f"time_limit must be more than 0 seconds, got {limit}: leave it out for none")
+    if limit is not None and executor == "processes" and asked == 1:
+        raise ArgumentError(
+            f"time_limit needs runs that can be stopped, in processes of their own, got {limit:g} with workers=1: "
+            "give workers=2 or more"
+        )
+    return asked or max(min(machine.cores(), 8), 1 if limit is None else 2)
 
 
 def _command(design: Design) -> str:

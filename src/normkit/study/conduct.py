@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from normkit.errors import ArgumentError, StateError
+from normkit.errors import ArgumentError
 from normkit.study import machine, verdict
 from normkit.study.comparison import Comparison, conclude
 from normkit.study.crew import Crew, Lost, muster
 from normkit.study.design import Design
+from normkit.study.location import Location
 from normkit.study.run import Job, Run, Timing, execute, time_steps
 from normkit.study.store import Store, Times
 from normkit.study.task import Task
@@ -19,7 +21,18 @@ Progress = Callable[[int, int, str], None]
 
 
 def conduct(
-    task: Task, design: Design, folder: Path, *, workers: int, progress: Progress, command: str = ""
+    task: Task,
+    design: Design,
+    folder: Path,
+    *,
+    workers: int,
+    progress: Progress,
+    command: str = "",
+    store: str | None = None,
+    resume: bool = False,
+    executor: str = "processes",
+    address: str | None = None,
+    limit: float | None = None,
 ) -> Comparison:
     """Do the runs of a design that are not in the store yet, and conclude from all of them.
 
@@ -29,14 +42,18 @@ def conduct(
     Args:
         task: what to train.
         design: how, and how often.
-        folder: holds the store; made if need be.
-        workers: processes; 1 works in this one.
+        folder: holds the store, unless `store` names a database; made if need be.
+        workers: runs at a time; 1 works in this process.
         progress: called with (runs finished, runs in all, what is running).
         command: for the report, what repeats the study.
+        store: URL of a database.
+        resume: demand that the study was begun before.
+        executor, address: see `crew.muster`.
+        limit: seconds a run may take.
 
     Raises:
-        ArgumentError: no folder can be made there.
-        StateError: the store cannot be opened, or a process died.
+        ArgumentError: no folder can be made there, or the executor or the URL is unknown.
+        StateError: the store cannot be used, or no worker can be started.
     """
     start = time.perf_counter()
     try:
@@ -47,10 +64,12 @@ def conduct(
             "name another"
         ) from error
     complete = True
-    with Store(folder / "study.sqlite3", task, design) as store:
-        study = _Study(design, store, progress)
+    where = Location.of(store or folder / "study.sqlite3")
+    crew = muster((task, design), workers, executor=executor, address=address)
+    with Store(where, task, design, resume=resume) as kept:
+        study = _Study(design, kept, progress, limit)
         try:
-            with muster((task, design), workers) as crew:
+            with crew:
                 study.train(crew, study.screening(), "trying learning rates")
                 study.train(crew, study.finals(), "choosing learning rates")
                 study.train(crew, study.measuring(), "measuring")
@@ -60,7 +79,7 @@ def conduct(
                 raise
             complete = False
         except Exception as error:
-            error.add_note(f"Finished runs are kept in {folder}: the same call goes on from them.")
+            error.add_note(f"Finished runs are kept in {where if store else folder}: the same call goes on from them.")
             raise
     return conclude(
         task,
@@ -68,7 +87,7 @@ def conduct(
         study.runs,
         study.times,
         complete=complete,
-        machine=machine.facts() | {"workers": workers},
+        machine=machine.facts() | {"workers": workers, "executor": executor},
         command=command,
         seconds=time.perf_counter() - start,
     )
@@ -77,8 +96,8 @@ def conduct(
 class _Study:
     """The runs of one design so far, and what is left to do."""
 
-    def __init__(self, design: Design, store: Store, progress: Progress) -> None:
-        self.design, self.store, self.progress = design, store, progress
+    def __init__(self, design: Design, store: Store, progress: Progress, limit: float | None) -> None:
+        self.design, self.store, self.progress, self.limit = design, store, progress, limit
         self.runs = store.runs()
         self.times: dict[int, Times] = {}
         self.total = design.runs + len(design.batch_sizes)
@@ -121,11 +140,23 @@ class _Study:
         """Run the jobs without a result; one that raised last time gets another chance."""
         left = [job for job in jobs if job not in self.runs or self.runs[job].state == "failed"]
         self._count(len(jobs) - len(left), what)
-        for job, result in crew.work(_execute, left):
+        for job, result in crew.work(_execute, self._still(left, what), self.limit):
             run = Run(job, "failed", result.reason, trace=result.trace) if isinstance(result, Lost) else result
             self.store.add(run)
             self.runs[run.job] = run
             self._count(1, what)
+
+    def _still(self, jobs: list[Job], what: str) -> Iterator[Job]:
+        """The jobs one by one, each when a worker is free; those that another process has done meanwhile are kept."""
+        while jobs:
+            job = self.store.take(jobs)
+            jobs.remove(job)
+            run = self.store.find(job)
+            if run is None:
+                yield job
+            else:
+                self.runs[job] = run
+                self._count(1, what)
 
     def time(self, crew: Crew) -> None:
         """One batch size after the other: two timings at once would disturb each other."""
@@ -133,9 +164,17 @@ class _Study:
             timing = Timing(batch_size, self._able(batch_size))
             known = self.store.times(timing)
             if known is None:
-                ((_, result),) = crew.work(_time_steps, [timing])
+                # It takes every method's steps in turn, so it may take as long as that many runs.
+                limit = self.limit and self.limit * len(self.design.methods)
+                ((_, result),) = crew.work(_time_steps, [timing], limit)
                 if isinstance(result, Lost):
-                    raise StateError(f"the timing of batch size {batch_size} was lost: {result.reason}")
+                    warnings.warn(
+                        f"the step times at {batch_size} images per step are missing from the report, because their "
+                        f"measurement was lost ({result.reason}): the same call tries again",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+                    continue
                 known = result
                 self.store.add_times(timing, known)
             self.times[batch_size] = known

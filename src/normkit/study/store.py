@@ -1,4 +1,4 @@
-"""Every finished run on disk before it is shown: an optuna storage in one SQLite file, read back to resume.
+"""Every finished run on disk before it is shown: an optuna storage in an SQLite file or any other database.
 
 Runs that can differ in their result never meet: the studies are named after a fingerprint of the data, the
 training and the code. Any optuna tool can open the file, for instance `optuna-dashboard sqlite:///study.sqlite3`.
@@ -7,63 +7,86 @@ training and the code. Any optuna tool can open the file, for instance `optuna-d
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import optuna
 import torch
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import OptunaError
-from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
+from optuna.trial import TrialState, create_trial
 
 import normkit
 from normkit.errors import StateError
+from normkit.study.database import Database
 from normkit.study.design import Design
+from normkit.study.location import Location
 from normkit.study.machine import cpu_name
 from normkit.study.run import Job, Run, Timing
 from normkit.study.task import Task
 
 Times = dict[str, list[float]]
 
+FORMAT = 1
+"""Of what this file writes into optuna's tables; another number is refused."""
+_ABOUT = "normkit"
+"""The optuna study that says of what format the others are, and which fingerprints were begun."""
+
 
 class Store:
-    """The runs of one task and one way of training it, kept in a file that many such pairs may share."""
+    """The runs of one task and one way of training it, in a database that many such pairs may share.
 
-    def __init__(self, path: Path, task: Task, design: Design) -> None:
+    Several processes may write to it at once. A run is one transaction, so there is all of it or nothing.
+
+    Args:
+        where: a database, or the path of an SQLite file.
+        task, design: their fingerprint names the runs.
+        resume: demand that these runs were begun before.
+
+    Raises:
+        StateError: the database cannot be used, or there is nothing to resume; so do all methods.
+    """
+
+    def __init__(self, where: Location | Path, task: Task, design: Design, *, resume: bool = False) -> None:
+        self.where = where if isinstance(where, Location) else Location.of(where)
         self.prefix = fingerprint(task, design)
-        try:
-            with _quiet():
-                self._storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
-        except (SQLAlchemyError, OptunaError) as error:
+        self._owner = uuid.uuid4().hex
+        if resume and self.where.file is not None and not self.where.file.exists():
             raise StateError(
-                f"the store of finished runs must be a file that compare has made and may write to, but {path} cannot "
-                f"be opened ({getattr(error, 'orig', error)}): move it away, or choose another folder with out"
-            ) from error
-        self._studies: dict[str, optuna.Study] = {}
+                f"resume goes on with a store that exists, but there is no {self.where}: leave out resume to begin "
+                "one, or name the folder (out) or the database (store) of the study"
+            )
+        self._database = Database(self.where)
+        try:
+            self._database.use(lambda: self._sign(resume))
+        except BaseException:
+            self._database.close()
+            raise
 
     def __enter__(self) -> Store:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._storage.remove_session()
-        self._storage.engine.dispose()
+        self._database.close()
 
     def runs(self) -> dict[Job, Run]:
-        """All runs of this fingerprint; of a job that was run again, the last."""
+        """All runs of this fingerprint; of a job that was run again, the last that did not fail."""
         found: dict[Job, Run] = {}
-        for trial in self._trials(f"{self.prefix}/"):
+        for trial in self._database.use(lambda: list(self._database.trials(f"{self.prefix}/"))):
             if "run" in trial.user_attrs:
                 run = Run.from_dict(trial.user_attrs["run"])
-                found[run.job] = run
+                if run.state != "failed" or run.job not in found or found[run.job].state == "failed":
+                    found[run.job] = run
         return found
 
+    def find(self, job: Job) -> Run | None:
+        """The run of a job, if it is there by now and did not fail, whichever process has written it."""
+        return self._database.use(lambda: self._find(job))
+
     def add(self, run: Run) -> None:
-        """Write one run; it is on disk when this returns."""
+        """Write one run, unless it is there already; it is on disk when this returns."""
         job = run.job
         distributions: dict[str, BaseDistribution] = {
             "rate": FloatDistribution(1e-6, 1e3, log=True),
@@ -77,30 +100,67 @@ class Store:
             distributions=distributions,
             user_attrs={"run": asdict(run)},
         )
-        self._add(f"{job.kind}/{job.method}/batch {job.batch_size}", trial)
+
+        def write() -> None:
+            # Asked at every attempt: the answer to one that succeeded may have been lost with the connection.
+            if self._find(job) is None:
+                self._database.study(self._place(job)).add_trial(trial)
+
+        self._database.use(write)
+
+    def take(self, jobs: Sequence[Job]) -> Job:
+        """The first job that no other process has taken, else the first; others are told.
+
+        It binds nobody, so that a process that dies leaves nothing locked: at worst a job is run twice, with the
+        same result.
+        """
+        name = f"{self.prefix}/taken"
+        taken = self._database.use(lambda: self._database.study(name).user_attrs)
+        job = next((job for job in jobs if taken.get(_key(job), self._owner) == self._owner), jobs[0])
+        self._database.use(lambda: self._database.study(name).set_user_attr(_key(job), self._owner))
+        return job
 
     def times(self, timing: Timing) -> Times | None:
         """Step times on this machine, if they were taken."""
-        taken = self._trials(f"{self.prefix}/{_name(timing)}")
+        name = f"{self.prefix}/{_name(timing)}"
+        taken = self._database.use(lambda: list(self._database.trials(name)))
         return next((dict(trial.user_attrs["seconds"]) for trial in taken), None)
 
     def add_times(self, timing: Timing, seconds: Times) -> None:
         """Write step times."""
         trial = create_trial(state=TrialState.COMPLETE, value=0.0, user_attrs={"seconds": seconds})
-        self._add(_name(timing), trial)
+        self._database.use(lambda: self._database.study(f"{self.prefix}/{_name(timing)}").add_trial(trial))
 
-    def _trials(self, start: str) -> Iterator[FrozenTrial]:
-        """All trials of the studies whose name starts like this, oldest first within a study."""
-        for name in optuna.get_all_study_names(self._storage):
-            if name.startswith(start):
-                yield from optuna.load_study(study_name=name, storage=self._storage).get_trials(deepcopy=False)
+    def _sign(self, resume: bool) -> None:
+        """Leave the number of the format and the fingerprint, or check what others have left."""
+        about = self._database.study(_ABOUT)
+        written = about.user_attrs
+        if written.get("format", FORMAT) != FORMAT:
+            raise StateError(
+                f"the store must have format {FORMAT}, but {self.where} was written by another version of normkit, in "
+                f"format {written['format']}: name another store, or use that version"
+            )
+        if self.prefix in written:
+            return
+        if resume:
+            raise StateError(
+                f"resume goes on with a study that was begun, but {self.where} has none with this data, this training "
+                "and this version of normkit and torch: leave out resume to begin it"
+            )
+        about.set_user_attr("format", FORMAT)
+        about.set_user_attr(self.prefix, normkit.__version__)
 
-    def _add(self, name: str, trial: FrozenTrial) -> None:
-        full = f"{self.prefix}/{name}"
-        if full not in self._studies:
-            with _quiet():
-                self._studies[full] = optuna.create_study(storage=self._storage, study_name=full, load_if_exists=True)
-        self._studies[full].add_trial(trial)
+    def _find(self, job: Job) -> Run | None:
+        study = self._database.study(self._place(job))
+        runs = (Run.from_dict(t.user_attrs["run"]) for t in study.get_trials(False, (TrialState.COMPLETE,)))
+        return next((run for run in runs if run.job == job), None)
+
+    def _place(self, job: Job) -> str:
+        return f"{self.prefix}/{job.kind}/{job.method}/batch {job.batch_size}"
+
+
+def _key(job: Job) -> str:
+    return f"{job.kind}/{job.method}/{job.batch_size}/{job.rate!r}/{job.seed}"
 
 
 def _name(timing: Timing) -> str:
@@ -128,14 +188,3 @@ def code_digest() -> str:
         if path not in shows and root / "study" / "report" not in path.parents:
             digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Optuna announces every new study; that is a detail of this file."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)

@@ -1,0 +1,200 @@
+"""`kill -9` at any moment, and two processes on one store: no finished run is lost, changed or stored twice."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+
+from normkit.errors import StateError
+from normkit.study import conduct, design, task
+from normkit.study.run import Job, Run
+from normkit.study.store import Store
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import test_study_kill
+
+if __name__ == "__main__":
+    test_study_kill.study(Path(sys.argv[1]), int(sys.argv[2]), workers=2)
+"""
+DIGITS = task.digits()
+
+
+def plan(seeds: int) -> design.Design:
+    return replace(design.design(("BN",), (4,), seeds, 3, 40, 0), gap_images=32, time_rounds=3)
+
+
+def study(folder: Path, seeds: int, workers: int = 1, **options: object) -> None:
+    conduct.conduct(DIGITS, plan(seeds), folder, workers=workers, progress=lambda *_: None, **options)  # type: ignore[arg-type]
+
+
+@contextmanager
+def started(folder: Path, seeds: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The study in a process group of its own; nothing of it is left behind."""
+    script = folder / "script.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(folder), str(seeds)],
+        env=os.environ | {"PYTHONPATH": paths},
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        if members(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def members(group: int) -> list[int]:
+    """The living processes of a group, without Python's own that clean up behind their parent."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, leader = (path / "stat").read_text().rpartition(")")[2].split()[:3]
+            command = (path / "cmdline").read_text()
+        except OSError:
+            continue
+        if int(leader) == group and state != "Z" and "resource_tracker" not in command:
+            found.append(int(path.name))
+    return found
+
+
+def stored(folder: Path) -> dict[Job, Run]:
+    """The runs that are there; none of a file that is not there yet."""
+    if not (folder / "study.sqlite3").exists():
+        return {}
+    with Store(folder / "study.sqlite3", DIGITS, plan(2)) as store:
+        return store.runs()
+
+
+def copies(folder: Path) -> Counter[str]:
+    """How often each job was stored as finished."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.sqlite3'}")
+    try:
+        trials = [trial for found in optuna.get_all_study_summaries(storage) for trial in found_trials(storage, found)]
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+    return Counter(str(trial.user_attrs["run"]["job"]) for trial in trials if "run" in trial.user_attrs)
+
+
+def found_trials(
+    storage: optuna.storages.RDBStorage, summary: optuna.study.StudySummary
+) -> list[optuna.trial.FrozenTrial]:
+    study = optuna.load_study(study_name=summary.study_name, storage=storage)
+    return study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+
+
+def await_(condition: object, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture(autouse=True)
+def without_announcements() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    yield
+    optuna.logging.set_verbosity(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_killed_study_leaves_its_runs_and_no_process(tmp_path: Path) -> None:
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    cut.mkdir()
+    with started(cut, seeds=2) as process:
+        await_(lambda: stored(cut), 30)
+        # Only the parent: its workers must notice by themselves.
+        process.kill()
+        await_(lambda: not members(process.pid), 10)
+    before = stored(cut)
+    study(cut, 2, resume=True)
+    study(whole, 2)
+    after = stored(cut)
+    assert 0 < len(before) < len(after)
+    assert {job: after[job] for job in before} == before
+    assert after == stored(whole)
+    assert max(copies(cut).values()) == 1
+
+
+@pytest.mark.slow
+def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
+    cut, whole, seeds = tmp_path / "cut", tmp_path / "whole", 200
+    cut.mkdir()
+    moments = random.Random(0)
+    sizes = []
+    for kill in range(20):
+        before = stored(cut)
+        with started(cut, seeds) as process:
+            # A start takes some seconds, so that some kills come before anything, some while the store is opened.
+            time.sleep(moments.uniform(0.5, 9.0))
+            assert process.poll() is None, "the study was too short for the test"
+            durable = stored(cut)
+            if kill % 2:
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
+            process.wait()
+            await_(lambda process=process: not members(process.pid), 10)
+        after = stored(cut)
+        assert {job: after[job] for job in before} == before
+        assert {job: after[job] for job in durable} == durable
+        assert max(copies(cut).values(), default=1) == 1
+        sizes.append(len(after))
+    print("runs after each kill:", sizes)
+    assert len(set(sizes)) > 5, "the kills came too early to say anything"
+    study(cut, seeds, workers=2, resume=True)
+    study(whole, seeds)
+    assert stored(cut) == stored(whole)
+    assert max(copies(cut).values()) == 1
+    assert len(copies(cut)) == len(stored(cut))
+
+
+@pytest.mark.slow
+def test_two_at_once_share_the_work(tmp_path: Path) -> None:
+    shared, whole = tmp_path / "shared", tmp_path / "whole"
+    shared.mkdir()
+    with started(shared, seeds=30) as first, started(shared, seeds=30) as second:
+        assert first.wait(300) == 0
+        assert second.wait(300) == 0
+    study(whole, 30)
+    assert stored(shared) == stored(whole)
+    assert max(copies(shared).values()) == 1
+    storage = optuna.storages.RDBStorage(f"sqlite:///{shared / 'study.sqlite3'}")
+    (name,) = (name for name in optuna.get_all_study_names(storage) if name.endswith("/taken"))
+    owners = Counter(optuna.load_study(study_name=name, storage=storage).user_attrs.values())
+    storage.remove_session()
+    storage.engine.dispose()
+    # One may have begun a little later; neither may have done nearly all.
+    assert len(owners) == 2
+    assert min(owners.values()) > 0.2 * sum(owners.values())
+
+
+def test_resume_demands_a_store_and_a_study_in_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        StateError, match=r"there is no .*study.sqlite3: leave out resume to begin one, or name the folder"
+    ):
+        study(tmp_path, 2, resume=True)
+    assert not (tmp_path / "study.sqlite3").exists()
+    with Store(tmp_path / "study.sqlite3", DIGITS, plan(2)):
+        pass
+    with pytest.raises(
+        StateError, match=r"has none with this data, this training and this version .*: leave out resume"
+    ):
+        Store(tmp_path / "study.sqlite3", task.digits(1), plan(2), resume=True)
