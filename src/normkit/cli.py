@@ -124,6 +124,9 @@ def compare(
         address=address,
         time_limit=time_limit,
     )
+    if comparison.path is None:
+        # Another rank of torchrun reports.
+        return
     # The title of the table is the answer.
     Console().print(study.table(comparison))
     typer.echo(f"Report: {comparison.path}")

@@ -50,7 +50,7 @@ def compare(
     """Train one small network under every normalization at an equal tuning budget, and write the report.
 
     The design, the statistics and the rule of the answer are in the report; `normkit.study.design` fixes them
-    before a run.
+    before a run. Under torchrun the ranks share the work through the store, and rank 0 writes the report.
 
     Args:
         methods: names or aliases from the catalog ("batch_norm", "BN"), and "none" for no normalization,
@@ -60,7 +60,8 @@ def compare(
         seeds: evaluation runs of every method at every batch size.
         trials: learning rates tried for every method at every batch size, on seeds of their own.
         steps: training steps of one run.
-        workers: processes, one torch thread each; None is one per core, at most 8.
+        workers: runs at a time, one process and one torch thread each; None is one per core: of this machine, at
+            most 8, or of the Ray cluster.
         out: folder for `index.html`, `results.json` and the store `study.sqlite3`. A store that is already there
             is resumed: no finished run is run again.
         seed: the one number all randomness comes from.
@@ -76,7 +77,7 @@ def compare(
             runs are made in the calling process.
 
     Returns:
-        The `Comparison`: data with `to_dict()`, a table as `str`, `answer`, and `path` of the page. After an
+        The `Comparison`: data with `to_dict()`, a table as `str`, `answer`, and `path` of the page, None on ranks other than 0. After an
         interrupt (Ctrl-C) it rests on the runs that were finished, and `complete` is False.
 
     Raises:
@@ -97,6 +98,7 @@ def compare(
     from normkit.study import design as plan
     from normkit.study import report, task
     from normkit.study.conduct import conduct
+    from normkit.study.crew import ranks
 
     design = plan.design(tuple(methods), tuple(batch_sizes), seeds, trials, steps, seed)
     work = task.digits(seed)
@@ -105,14 +107,14 @@ def compare(
             f"batch sizes must be at most {len(work.train)}, the number of images to train on, "
             f"got {design.batch_sizes[-1]}: choose smaller ones"
         )
-    crew = _workers(workers, executor, time_limit)
+    _check_workers(workers, executor, time_limit)
     folder = Path(out)
-    with _shown(progress) as tell:
+    with _shown(progress if ranks.rank() == 0 else False) as tell:
         comparison = conduct(
             work,
             design,
             folder,
-            workers=crew,
+            workers=workers,
             progress=tell,
             command=_command(design),
             store=store,
@@ -121,7 +123,7 @@ def compare(
             address=address,
             limit=time_limit,
         )
-    return replace(comparison, path=report.write(comparison, folder))
+    return replace(comparison, path=report.write(comparison, folder)) if ranks.rank() == 0 else comparison
 
 
 def table(comparison: Comparison) -> Table:
@@ -164,20 +166,24 @@ def _require_extra() -> None:
         )
 
 
-def _workers(asked: int | None, executor: str, limit: float | None) -> int:
-    """How many runs at a time."""
+def _default_workers() -> int:
+    # Here, because the front door of the study loads no torch.
     from normkit.study import machine
+    from normkit.study.crew import ranks
 
+    return machine.cores() if ranks.world() == 1 else 1
+
+
+def _check_workers(asked: int | None, executor: str, limit: float | None) -> None:
     if asked is not None and asked < 1:
         raise ArgumentError(f"workers must be at least 1, got {asked}: leave it out for one per core")
     if limit is not None and not limit > 0:
         raise ArgumentError(f"time_limit must be more than 0 seconds, got {limit}: leave it out for none")
-    if limit is not None and executor == "processes" and asked == 1:
+    if limit is not None and executor == "processes" and (asked or _default_workers()) == 1:
         raise ArgumentError(
             f"time_limit needs runs that can be stopped, in processes of their own, got {limit:g} with workers=1: "
             "give workers=2 or more"
         )
-    return asked or max(min(machine.cores(), 8), 1 if limit is None else 2)
 
 
 def _command(design: Design) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from normkit.errors import ArgumentError
 from normkit.study import machine, verdict
 from normkit.study.comparison import Comparison, conclude
-from normkit.study.crew import Crew, Lost, muster
+from normkit.study.crew import Crew, Lost, muster, ranks
 from normkit.study.design import Design
 from normkit.study.location import Location
 from normkit.study.run import Job, Run, Timing, execute, time_steps
@@ -25,7 +25,7 @@ def conduct(
     design: Design,
     folder: Path,
     *,
-    workers: int,
+    workers: int | None,
     progress: Progress,
     command: str = "",
     store: str | None = None,
@@ -43,12 +43,11 @@ def conduct(
         task: what to train.
         design: how, and how often.
         folder: holds the store, unless `store` names a database; made if need be.
-        workers: runs at a time; 1 works in this process.
+        workers, executor, address: see `crew.muster`.
         progress: called with (runs finished, runs in all, what is running).
         command: for the report, what repeats the study.
         store: URL of a database.
         resume: demand that the study was begun before.
-        executor, address: see `crew.muster`.
         limit: seconds a run may take.
 
     Raises:
@@ -65,6 +64,7 @@ def conduct(
         ) from error
     complete = True
     where = Location.of(store or folder / "study.sqlite3")
+    ranks.check(executor, where.file is not None)
     crew = muster((task, design), workers, executor=executor, address=address)
     with Store(where, task, design, resume=resume) as kept:
         study = _Study(design, kept, progress, limit)
@@ -73,7 +73,8 @@ def conduct(
                 study.train(crew, study.screening(), "trying learning rates")
                 study.train(crew, study.finals(), "choosing learning rates")
                 study.train(crew, study.measuring(), "measuring")
-                study.time(crew)
+                if ranks.rank() == 0:
+                    study.time(crew)
         except KeyboardInterrupt:
             if not study.runs:
                 raise
@@ -87,7 +88,7 @@ def conduct(
         study.runs,
         study.times,
         complete=complete,
-        machine=machine.facts() | {"workers": workers, "executor": executor},
+        machine=machine.facts() | {"workers": crew.workers, "executor": executor},
         command=command,
         seconds=time.perf_counter() - start,
     )

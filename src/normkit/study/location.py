@@ -74,10 +74,12 @@ class Location:
 
     def driver_missing(self, error: ImportError) -> StateError:
         """The package that speaks to this database is not installed."""
+        # Optuna puts an error of its own round it, without the name.
+        name = error.name or getattr(error.__cause__, "name", None) or error
         extra = self.url.drivername in ("postgresql", "postgresql+psycopg")
         remedy = 'pip install "normkit[postgres]", and a URL that starts with postgresql+psycopg://'
         return StateError(
-            f"the store {self} needs a package that is not installed ({error.name or error}): "
+            f"the store {self} needs a package that is not installed ({name}): "
             + (remedy if extra else "install it with pip")
         )
 

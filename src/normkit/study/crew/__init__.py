@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from normkit.errors import ArgumentError, nearest
+from normkit.study import machine
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -41,7 +42,9 @@ class Lost:
 
 
 class Crew(Protocol):
-    """Workers with one torch thread each, for as long as the `with` block lasts."""
+    """Workers with one torch thread each, for as long as the `with` block lasts; `workers` items at a time."""
+
+    workers: int
 
     def __enter__(self) -> Crew: ...
 
@@ -66,14 +69,19 @@ class Crew(Protocol):
         ...
 
 
-def muster(held: Any, workers: int, *, executor: str = "processes", address: str | None = None) -> Crew:
+def muster(held: Any, workers: int | None, *, executor: str = "processes", address: str | None = None) -> Crew:
     """The crew for an executor.
 
     Args:
         held: what every item is worked on with; anything that can be pickled.
-        workers: how many items are worked on at a time; 1 is this process itself, if `executor` is "processes".
+        workers: how many items are worked on at a time; None is one for each core, but at most 8 processes, or
+            under torchrun one for each rank. 1 is this process itself, if `executor` is "processes".
         executor: "processes" or "ray".
         address: of the Ray cluster; None is one that is found running, else one made on this machine.
+
+    Raises:
+        ArgumentError: there is no such executor, or an address without a cluster.
+        StateError: a package is missing.
 
     >>> with muster(10, workers=1) as crew:
     ...     list(crew.work(divmod, [3, 0]))[0]
@@ -88,7 +96,10 @@ def muster(held: Any, workers: int, *, executor: str = "processes", address: str
             f"address is that of a Ray cluster, got {address!r} with executor={executor!r}: give executor='ray' too"
         )
     if executor == "ray":
-        raise ArgumentError("executor='ray' is not here yet")
-    from normkit.study.crew import local
+        from normkit.study.crew.cluster import Cluster
 
+        return Cluster(held, workers, address)
+    from normkit.study.crew import local, ranks
+
+    workers = workers or (1 if ranks.world() > 1 else min(machine.cores(), 8))
     return local.Alone(held) if workers == 1 else local.Processes(held, workers)

@@ -30,6 +30,8 @@ from normkit.study.crew import In, Lost, Out
 class Alone:
     """Does the work in this process. An item cannot be stopped here, so `limit` has no effect."""
 
+    workers = 1
+
     def __init__(self, held: Any) -> None:
         self.held = held
 
