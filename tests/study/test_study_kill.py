@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -103,12 +104,19 @@ def found_trials(
 
 def owners(folder: Path) -> Counter[str]:
     """How many jobs each process has taken."""
-    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.sqlite3'}")
-    (name,) = (name for name in optuna.get_all_study_names(storage) if name.endswith("/taken"))
-    found = Counter(optuna.load_study(study_name=name, storage=storage).user_attrs.values())
-    storage.remove_session()
-    storage.engine.dispose()
+    connection = sqlite3.connect(folder / "study.sqlite3")
+    found = Counter(owner for (owner,) in connection.execute("select owner from normkit_taken"))
+    connection.close()
     return found
+
+
+def twice(found: Counter[str]) -> int:
+    """How many results were stored besides a first one.
+
+    When a stage has nothing else left, a process runs what the other one is at; if both end within the same
+    milliseconds, both are stored. With three stages and two workers at the end of each that makes 6 at the most.
+    """
+    return sum(found.values()) - len(found)
 
 
 def assert_same(runs: dict[Job, Run], others: dict[Job, Run]) -> None:
@@ -198,10 +206,32 @@ def test_two_at_once_share_the_work(tmp_path: Path) -> None:
         assert second.wait(300) == 0
     study(whole, 30)
     assert_same(stored(shared), stored(whole))
-    assert max(copies(shared).values()) == 1
+    assert twice(copies(shared)) <= 6
     # One may have begun a little later; neither may have done nearly all.
     assert len(owners(shared)) == 2
     assert min(owners(shared).values()) > 0.2 * sum(owners(shared).values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_an_interrupt_of_the_whole_group_leaves_a_report(tmp_path: Path) -> None:
+    command = "compare --methods BN --batch-sizes 4 --seeds 100 --trials 3 --steps 60 --workers 2 --no-progress --out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from normkit.cli import app; app()", *command.split(), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    await_(lambda: (tmp_path / "study.sqlite3").exists() and len(copies(tmp_path)) > 10, 60)
+    os.killpg(process.pid, signal.SIGINT)
+    said, trouble = process.communicate(timeout=30)
+    assert process.returncode == 130, trouble
+    assert "Report: " in said
+    assert trouble.strip() == "Interrupted. The same command goes on from here."
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["complete"] is False
+    assert members(process.pid) == []
 
 
 RANKS = """
@@ -211,7 +241,8 @@ from pathlib import Path
 import normkit
 
 if __name__ == "__main__":
-    found = normkit.compare(methods=["BN"], batch_sizes=[4], seeds=20, trials=3, steps=40, out=sys.argv[1], progress=False)
+    found = normkit.compare(methods=["BN"], batch_sizes=[4], seeds=20, trials=3, steps=40, out=sys.argv[1],
+                            progress=False)
     Path(sys.argv[1], f"rank{'' if found.path else ' other'}.txt").write_text(json.dumps(len(found.cells)))
 """
 
@@ -234,7 +265,7 @@ def test_the_ranks_of_torchrun_share_the_work(tmp_path: Path) -> None:
         "rank.txt",
         "rank other.txt",
     }
-    assert max(copies(out).values()) == 1
+    assert twice(copies(out)) <= 6
     assert min(owners(out).values()) > 0.2 * sum(owners(out).values())
     alone = normkit.compare(
         methods=["BN"], batch_sizes=[4], seeds=20, trials=3, steps=40, workers=1, out=tmp_path / "alone", progress=False

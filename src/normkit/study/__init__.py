@@ -77,8 +77,9 @@ def compare(
             runs are made in the calling process.
 
     Returns:
-        The `Comparison`: data with `to_dict()`, a table as `str`, `answer`, and `path` of the page, None on ranks other than 0. After an
-        interrupt (Ctrl-C) it rests on the runs that were finished, and `complete` is False.
+        The `Comparison`: data with `to_dict()`, a table as `str`, `answer`, and `path` of the page, which is None
+        on ranks other than 0. After an interrupt (Ctrl-C) it rests on the runs that were finished, and `complete`
+        is False.
 
     Raises:
         ArgumentError: an unknown method or executor, a number that leaves nothing to measure, a URL that is none,

@@ -10,11 +10,21 @@ from typing import Any, TypeVar
 import optuna
 import sqlalchemy
 from optuna.trial import FrozenTrial
+from sqlalchemy.exc import IntegrityError
 
 from normkit.errors import NormkitError, StateError
 from normkit.study.location import BROKEN, Location, cause
 
 T = TypeVar("T")
+
+TAKEN = sqlalchemy.Table(
+    "normkit_taken",
+    sqlalchemy.MetaData(),
+    sqlalchemy.Column("study", sqlalchemy.String(16), primary_key=True),
+    sqlalchemy.Column("job", sqlalchemy.String(500), primary_key=True),
+    sqlalchemy.Column("owner", sqlalchemy.String(32), nullable=False),
+)
+"""Who runs what, beside optuna's tables: the one thing that must be decided between processes in one step."""
 
 PATIENCE = 60.0
 """Seconds to wait for a lock, or for a server to come back."""
@@ -54,6 +64,21 @@ class Database:
             if name.startswith(start):
                 yield from self.study(name).get_trials(deepcopy=False)
 
+    def taken(self, study: str) -> dict[str, str]:
+        """The owner of each job that was taken."""
+        query = sqlalchemy.select(TAKEN.c.job, TAKEN.c.owner).where(TAKEN.c.study == study)
+        with self._storage.engine.connect() as connection:
+            return {row.job: row.owner for row in connection.execute(query)}
+
+    def take(self, study: str, job: str, owner: str) -> bool:
+        """Whether the job is this owner's from now on, or was already."""
+        try:
+            with self._storage.engine.begin() as connection:
+                connection.execute(TAKEN.insert().values(study=study, job=job, owner=owner))
+        except IntegrityError:
+            return self.taken(study).get(job) == owner
+        return True
+
     def use(self, action: Callable[[], T]) -> T:
         """The action's value; it is repeated while the database is locked or away, and may be begun several times."""
         end = time.monotonic() + PATIENCE
@@ -85,7 +110,9 @@ class Database:
             options = {"connect_args": {"timeout": PATIENCE}}
         try:
             with _quiet():
-                return optuna.storages.RDBStorage(self.where.text, engine_kwargs=options)
+                storage = optuna.storages.RDBStorage(self.where.text, engine_kwargs=options)
+            TAKEN.metadata.create_all(storage.engine)
+            return storage
         except RuntimeError as error:
             # How optuna refuses the tables of another version.
             raise self.where.refusal(error) from None

@@ -10,7 +10,7 @@ import hashlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +114,11 @@ class Store:
         It binds nobody, so that a process that dies leaves nothing locked: at worst a job is run twice, with the
         same result.
         """
-        name = f"{self.prefix}/taken"
-        taken = self._database.use(lambda: self._database.study(name).user_attrs)
-        job = next((job for job in jobs if taken.get(_key(job), self._owner) == self._owner), jobs[0])
-        self._database.use(lambda: self._database.study(name).set_user_attr(_key(job), self._owner))
-        return job
+        taken = self._database.use(lambda: self._database.taken(self.prefix))
+        for job in jobs:
+            if taken.get(_key(job), self._owner) == self._owner and self._database.use(partial(self._mine, job)):
+                return job
+        return jobs[0]
 
     def times(self, timing: Timing) -> Times | None:
         """Step times on this machine, if they were taken."""
@@ -130,6 +130,9 @@ class Store:
         """Write step times."""
         trial = create_trial(state=TrialState.COMPLETE, value=0.0, user_attrs={"seconds": seconds})
         self._database.use(lambda: self._database.study(f"{self.prefix}/{_name(timing)}").add_trial(trial))
+
+    def _mine(self, job: Job) -> bool:
+        return self._database.take(self.prefix, _key(job), self._owner)
 
     def _sign(self, resume: bool) -> None:
         """Leave the number of the format and the fingerprint, or check what others have left."""
