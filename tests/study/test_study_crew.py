@@ -5,15 +5,20 @@ import signal
 import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import normkit
 from normkit.errors import ArgumentError
+from normkit.study import conduct, design, task
 from normkit.study.crew import Lost, muster
 from normkit.study.crew.local import Processes
+from normkit.study.run import Job, Run
 
 
 class TwoPartsError(Exception):
@@ -122,6 +127,62 @@ def test_a_pool_that_breaks_is_made_again_and_loses_nothing() -> None:
     with Breaking(40, 2) as crew:
         assert dict(crew.work(slow, range(5))) == {item: 40 + item for item in range(5)}
         assert crew.pools == 3
+
+
+def deadly(method: str, seed: int) -> nn.Module:
+    if method == "group_norm":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task.convnet(method, seed)
+
+
+@pytest.mark.slow
+def test_runs_that_kill_their_process_fail_and_the_study_goes_on(tmp_path: Path) -> None:
+    broken = replace(task.digits(), build=deadly)
+    plan = replace(design.design(("BN", "GN"), (4,), 2, 3, 40, 0), gap_images=32, time_rounds=3)
+    found = conduct.conduct(broken, plan, tmp_path, workers=2, progress=lambda *_: None)
+    assert found.complete
+    assert {(run.job.method, run.message.partition(":")[0]) for run in found.failures} == {
+        ("group_norm", "its process died")
+    }
+    assert len(found.failures) == 3
+    assert len(found.cell("batch_norm", 4).runs) == 2
+    assert found.cell("batch_norm", 4).time_ratio is not None
+
+
+def endless(task: object, design: object, timing: object) -> None:
+    raise MemoryError
+
+
+def instant(task: object, design: object, job: Job) -> Run:
+    test_error = 0.2 if job.kind == "measure" else None
+    return Run(job, "trained", "", (1.0,) * 40, 0.1, 0.2, 0.5, test_error, test_error, test_error)
+
+
+def test_step_times_that_are_lost_are_missing_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = replace(design.design(("BN",), (4,), 2, 3, 40, 0), gap_images=32, time_rounds=3)
+    monkeypatch.setattr(conduct, "execute", instant)
+    monkeypatch.setattr(conduct, "time_steps", endless)
+    with pytest.warns(
+        RuntimeWarning, match=r"times at 4 images per step are missing .* \(MemoryError: \): the same call"
+    ):
+        found = conduct.conduct(task.digits(), plan, tmp_path, workers=1, progress=lambda *_: None)
+    assert found.cell("batch_norm", 4).time_ratio is None
+    assert len(found.cell("batch_norm", 4).runs) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"workers": 1, "time_limit": 5.0}, r"in processes of their own, got 5 with workers=1: give workers=2 or more"),
+        ({"time_limit": 0.0}, r"time_limit must be more than 0 seconds, got 0.0: leave it out for none"),
+        ({"time_limit": float("nan")}, r"time_limit must be more than 0 seconds, got nan"),
+        ({"workers": 0}, r"workers must be at least 1, got 0: leave it out for one per core"),
+    ],
+)
+def test_a_limit_that_cannot_be_kept_is_refused(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        normkit.compare(out=tmp_path / "out", progress=False, **given)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

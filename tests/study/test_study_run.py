@@ -189,6 +189,7 @@ def test_a_run_that_raises_is_recorded_and_the_study_goes_on(tmp_path: Path) -> 
     assert found.complete
     assert {(f.job.method, f.message) for f in found.failures} == {("group_norm", "RuntimeError: no room for it")}
     assert len(found.failures) == 3
+    assert all('raise RuntimeError("no room for it")' in f["trace"] for f in found.to_dict()["failures"])
     assert len(found.cell("batch_norm", 4).runs) == 2
     assert found.cell("group_norm", 4).error is None
     assert found.cell("group_norm", 4).time_ratio is None
