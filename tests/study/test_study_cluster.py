@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -91,3 +92,20 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.delitem(sys.modules, "normkit.study.crew.cluster", raising=False)
     with pytest.raises(StateError, match=r'executor="ray" needs a package .*\(ray\): pip install "normkit\[ray\]"'):
         normkit.compare(methods=["BN"], batch_sizes=[4], seeds=2, trials=3, steps=40, out=tmp_path, executor="ray")
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # In a process of its own, as above.
+    code = (
+        f"from normkit.study.crew import muster; muster(1, 2, executor='ray', address='127.0.0.1:{port}').__enter__()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(
+        f"normkit.errors.StateError: a Ray cluster must answer at the address, got '127.0.0.1:{port}'"
+    )
+    assert said.endswith("ray start --head, or leave the address out to make one on this machine")
