@@ -68,3 +68,58 @@ def test_forward_mode_leaves_no_tangent_in_running_statistics():
     with torch.autograd.forward_ad.dual_level():
         layer(torch.autograd.forward_ad.make_dual(x, x))
         assert torch.autograd.forward_ad.unpack_dual(layer.running_mean).tangent is None
+
+
+MAPPED = {
+    "batch_norm": (lambda: normkit.BatchNorm2d(8), (3, 4, 8, 5, 5)),
+    "batch_norm, flat": (lambda: normkit.BatchNorm1d(8), (3, 4, 8)),
+    "group_norm": (lambda: normkit.GroupNorm(4, 8), (3, 4, 8, 5, 5)),
+    "instance_norm": (lambda: normkit.InstanceNorm2d(8, affine=True), (3, 4, 8, 5, 5)),
+    "layer_norm of an image": (lambda: normkit.Norm("b [c ...]", num_features=8), (3, 4, 8, 5, 5)),
+    "layer_norm2d": (lambda: normkit.LayerNorm2d(8), (3, 4, 8, 5, 5)),
+    "layer_norm": (lambda: normkit.LayerNorm(8), (3, 4, 6, 8)),
+    "layer_norm of two": (lambda: normkit.LayerNorm((6, 8)), (3, 4, 6, 8)),
+    "rms_norm": (lambda: normkit.RMSNorm(8), (3, 4, 6, 8)),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("at", [0, 1, -1])
+@pytest.mark.parametrize("case", MAPPED)
+def test_copies_of_a_layer_side_by_side_are_those_layers(case, at, training):
+    make, shape = MAPPED[case]
+    layers = [make().train(training) for _ in range(shape[0])]
+    for parameter in [p for layer in layers for p in layer.parameters()]:
+        torch.nn.init.normal_(parameter)
+    parameters, buffers = torch.func.stack_module_state(layers)
+    x = torch.randn(shape).movedim(0, at).contiguous().requires_grad_()
+    leaves = [x, *parameters.values()]
+
+    def one(p, b, x):
+        return torch.func.functional_call(layers[0], (p, b), (x,))
+
+    # Without the fallback, which would call the kernel once for each copy, a call that has no rule is an error.
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    try:
+        y = torch.func.vmap(one, in_dims=(0, 0, at))(parameters, buffers, x)
+    finally:
+        torch._C._functorch._set_vmap_fallback_enabled(True)
+    dy = torch.randn_like(y)
+    gradients = torch.autograd.grad(y, leaves, dy)
+    gradients = (gradients[0].movedim(at, 0), *gradients[1:])
+    for i, layer in enumerate(layers):
+        xi = x.movedim(at, 0)[i].detach().requires_grad_()
+        yi = layer(xi)
+        # The same kernel on another view: sums in another order, a few roundings of values of order 1 to 10.
+        torch.testing.assert_close(y[i], yi, atol=4e-6, rtol=1e-5)
+        for mine, alone in zip(gradients, torch.autograd.grad(yi, [xi, *layer.parameters()], dy[i]), strict=True):
+            torch.testing.assert_close(mine[i], alone, atol=3e-5, rtol=1e-5)
+        for name, buffer in layer.named_buffers():
+            torch.testing.assert_close(buffers[name][i], buffer)
+
+
+def test_copies_may_share_input_and_weights():
+    layer = normkit.GroupNorm(2, 6)
+    x, bias = torch.randn(4, 6, 3), torch.randn(5, 6)
+    y = torch.func.vmap(lambda b: normkit.functional.group_norm(x, 2, layer.weight, b))(bias)
+    torch.testing.assert_close(y, layer(x) + bias[:, None, :, None])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from normkit.errors import StateError
-from normkit.kernels import door, export, ops, reference
+from normkit.kernels import batched, door, export, ops, reference
 from normkit.kernels.native import native
 from normkit.kernels.reference import arithmetic_dtype
 from normkit.pattern import parse
@@ -230,7 +230,21 @@ def _as_seen(operator: Any) -> Any:
     """The operator for whatever watches."""
     if torch.compiler.is_compiling() or (_transforms() is None and forward_ad._current_level < 0):
         return operator
-    return _FORMULAS[operator]
+    return operator if operator in _MAPPED and _is_only_mapped() else _FORMULAS[operator]
+
+
+_MAPPED = batched.OPERATORS
+"""Operators that `torch.func.vmap` can take as they are."""
+
+
+def _is_only_mapped() -> bool:
+    """Whether every transform round the call is a `vmap`; what differentiates is outside of them, torch's autograd."""
+    if forward_ad._current_level >= 0:
+        return False
+    return all(level.key() == torch._C._functorch.TransformType.Vmap for level in _stack() or ())
+
+
+_stack = torch._C._functorch.get_interpreter_stack
 
 
 def _wants_gradient(*tensors: Tensor | None) -> bool:

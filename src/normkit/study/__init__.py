@@ -1,13 +1,17 @@
 """The experiment behind `normkit compare`: which normalization should I use?
 
-The parts, in the order data passes them: `task` (what is trained), `design` (what is measured and how it will be
-judged, fixed before any result), `run` (training), `crew` (over processes or machines), `store` (every finished run
-on disk, in a `database` at a `location`), `conduct` (carries the design out), `stats` and `verdict` (what follows),
-`comparison` (all of it as data), `report` (results.json and a page).
+The parts, in the order data passes them: `task` (what is trained) and `arms` (under which normalization), `design`
+(what is measured and how it will be judged, fixed before any result), `run` and `train` (one training run, or many at
+once by `replicas`), `crew` (over processes or machines), `store` (every finished run on disk, in a
+`database` at a `location`), `conduct` (carries the design out),
+`stats` and `verdict` (what follows), `claims` (the experiments on the claims of the catalog), `comparison` (all of it
+as data), `report` (results.json and a page). `embedded`, `nets`, `data`, `style` and `probes` are what is trained when
+the user brings nothing.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,21 +26,25 @@ if TYPE_CHECKING:
 
     from normkit.study.comparison import Comparison
     from normkit.study.design import Design
+    from normkit.study.task import Task
 
 Progress = Callable[[int, int, str], None]
 
 __all__ = ["compare", "table"]
 
-METHODS = ("none", "batch_norm", "layer_norm", "instance_norm", "group_norm", "weight_norm")
-
 
 def compare(
+    task: Task | None = None,
     *,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] | None = None,
     batch_sizes: Sequence[int] = (2, 32),
     seeds: int = 10,
     trials: int = 7,
-    steps: int = 400,
+    steps: int | None = None,
+    claims: Sequence[str] | bool | None = None,
+    full: bool = False,
+    minutes: float | None = None,
+    device: str = "cpu",
     workers: int | None = None,
     out: str | Path = "report",
     seed: int = 0,
@@ -47,19 +55,25 @@ def compare(
     address: str | None = None,
     time_limit: float | None = None,
 ) -> Comparison:
-    """Train one small network under every normalization at an equal tuning budget, and write the report.
+    """Train a model under every normalization at an equal tuning budget, and write the report.
 
-    The design, the statistics and the rule of the answer are in the report; `normkit.study.design` fixes them
-    before a run. Under torchrun the ranks share the work through the store, and rank 0 writes the report.
+    Without a task of yours it trains a small network on embedded data, and measures every claim of the catalog in
+    experiments of their own. Design, statistics and rules are in the report; they are fixed before a run.
 
     Args:
-        methods: names or aliases from the catalog ("batch_norm", "BN"), and "none" for no normalization,
-            which is always trained too because steps and times are given relative to it.
-        batch_sizes: images per training step, at most as many as there are to train on; everything is measured
+        task: your model and data, a `normkit.Task`; None for the embedded suite.
+        methods: names or aliases from the catalog ("batch_norm", "BN"), "unchanged" for the model as it is, and
+            "none" for no normalization, which is always trained too because steps and times are given relative to it.
+        batch_sizes: samples per training step, at most as many as there are to train on; everything is measured
             at each.
         seeds: evaluation runs of every method at every batch size.
         trials: learning rates tried for every method at every batch size, on seeds of their own.
-        steps: training steps of one run.
+        steps: training steps of one run; by default those of the task.
+        claims: ids of the claims to measure, such as ["BN-4"], all of them by default; False for none. The
+            comparison itself is then trained only as far as these claims need it.
+        full: more seeds behind each claim, for narrower intervals.
+        minutes: begin no further run after so many; the same call goes on from there.
+        device: where to train, as torch names it.
         workers: runs at a time, one process and one torch thread each; None is one per core: of this machine, at
             most 8, or of the Ray cluster.
         out: folder for `index.html`, `results.json` and the store `study.sqlite3`. A store that is already there
@@ -82,8 +96,8 @@ def compare(
         is False.
 
     Raises:
-        ArgumentError: an unknown method or executor, a number that leaves nothing to measure, a URL that is none,
-            or a folder that cannot be made.
+        ArgumentError: an unknown method or claim, a number that leaves nothing to measure, a model without a place
+            for a norm, or a folder that cannot be made.
         StateError: a package of the extra is missing (`pip install "normkit[compare]"`), the store cannot be
             used, there is nothing to resume, or no process can be started.
 
@@ -91,39 +105,46 @@ def compare(
         >>> import normkit, tempfile
         >>> folder = tempfile.mkdtemp()
         >>> found = normkit.compare(methods=["BN"], batch_sizes=[8], seeds=2, trials=3, steps=40, workers=1,
-        ...                         out=folder, progress=False)
+        ...                         claims=False, out=folder, progress=False)
         >>> found.path.name, found.complete, sorted(cell.method for cell in found.cells)
         ('index.html', True, ['batch_norm', 'none'])
     """
     _require_extra()
-    from normkit.study import design as plan
-    from normkit.study import report, task
+    from normkit.study import machine, report
+    from normkit.study.comparison import conclude
     from normkit.study.conduct import conduct
-    from normkit.study.crew import ranks
+    from normkit.study.crew import muster, ranks
+    from normkit.study.location import Location
+    from normkit.study.setup import made, prepared
+    from normkit.study.store import Store
 
-    design = plan.design(tuple(methods), tuple(batch_sizes), seeds, trials, steps, seed)
-    work = task.digits(seed)
-    if design.batch_sizes[-1] > len(work.train):
-        raise ArgumentError(
-            f"batch sizes must be at most {len(work.train)}, the number of images to train on, "
-            f"got {design.batch_sizes[-1]}: choose smaller ones"
-        )
+    benches, experiments = prepared(task, methods, batch_sizes, seeds, trials, steps, claims, full, device, seed)
     _check_workers(workers, executor, time_limit)
-    folder = Path(out)
-    with _shown(progress if ranks.rank() == 0 else False) as tell:
-        comparison = conduct(
-            work,
-            design,
-            folder,
-            workers=workers,
-            progress=tell,
-            command=_command(design),
-            store=store,
-            resume=resume,
-            executor=executor,
-            address=address,
-            limit=time_limit,
-        )
+    held = tuple((bench.task, bench.design) for bench in benches)
+    crew = muster(held, workers, executor=executor, address=address)
+    folder, start = made(Path(out)), time.perf_counter()
+    where = Location.of(store or folder / "study.sqlite3")
+    ranks.check(executor, where.file is not None)
+    with _shown(progress if ranks.rank() == 0 else False) as tell, Store(where, resume=resume) as kept:
+        try:
+            with crew:
+                complete = conduct(benches, kept, crew, tell, minutes, time_limit)
+        except KeyboardInterrupt:
+            if not any(bench.runs for bench in benches):
+                raise
+            complete = False
+        except Exception as error:
+            error.add_note(f"Finished runs are kept in {where if store else folder}: the same call goes on from them.")
+            raise
+    comparison = conclude(
+        benches[0],
+        benches[1:],
+        experiments,
+        complete=complete,
+        machine=machine.facts() | {"workers": crew.workers, "executor": executor},
+        command=_command(benches[0].design, task, claims, full),
+        seconds=time.perf_counter() - start,
+    )
     return replace(comparison, path=report.write(comparison, folder)) if ranks.rank() == 0 else comparison
 
 
@@ -158,7 +179,7 @@ def table(comparison: Comparison) -> Table:
 
 
 def _require_extra() -> None:
-    needed = ("numpy", "scipy", "sklearn", "optuna", "pebble", "matplotlib", "jinja2", "rich")
+    needed = ("numpy", "scipy", "sklearn", "optuna", "pebble", "matplotlib", "jinja2", "rich", "cloudpickle")
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise StateError(
@@ -187,12 +208,15 @@ def _check_workers(asked: int | None, executor: str, limit: float | None) -> Non
         )
 
 
-def _command(design: Design) -> str:
+def _command(design: Design, task: Task | None, claims: Sequence[str] | bool | None, full: bool) -> str:
     """What repeats the study on the command line."""
     sizes = ",".join(map(str, design.batch_sizes))
+    chosen = {None: "", True: "", False: " --no-claims"}.get(claims) if not isinstance(claims, Sequence) else ""
+    named = f" --claims {','.join(claims)}" if isinstance(claims, Sequence) else chosen
     return (
-        f"normkit compare --methods {','.join(design.methods)} --batch-sizes {sizes} --seeds {design.seeds} "
-        f"--trials {design.trials} --steps {design.steps} --seed {design.seed}"
+        f"normkit compare {'' if task is None else 'pkg.module:task '}--methods {','.join(design.methods)} "
+        f"--batch-sizes {sizes} --seeds {design.seeds} --trials {design.trials} --steps {design.steps} "
+        f"--seed {design.seed}{'' if task else named}{' --full' if full else ''}"
     )
 
 

@@ -10,11 +10,13 @@ from typing import Any
 
 from normkit import catalog
 from normkit.study import verdict, words
+from normkit.study.claims.experiment import Experiment, judged
+from normkit.study.conduct import Bench
 from normkit.study.design import Design
-from normkit.study.run import Job, Run
+from normkit.study.evidence import Evidence
+from normkit.study.run import Run
 from normkit.study.stats import Interval
-from normkit.study.task import Task
-from normkit.study.verdict import Cell, ClaimVerdict, Pair, Standing
+from normkit.study.verdict import Cell, Pair, Standing
 
 HEADINGS = ("batch", "method", "error", "95 %", "standing", "steps", "time", "gap", "untrained")
 NOTE = (
@@ -32,7 +34,8 @@ class Comparison:
         design, rules: the experiment, as data and in words.
         task: name of what was trained.
         cells: what was measured, one for each method and batch size.
-        pairs, standings, claims: what follows, by the rules.
+        pairs, standings: what follows, by the rules.
+        evidence: what the experiments say of the claims of the catalog, in its order; none for a task of one's own.
         failures: runs that raised, with their messages.
         complete: False if the study was interrupted; then everything rests on the runs that were finished.
         machine: processor, versions, kernels.
@@ -47,7 +50,7 @@ class Comparison:
     cells: tuple[Cell, ...]
     pairs: tuple[Pair, ...]
     standings: tuple[Standing, ...]
-    claims: tuple[ClaimVerdict, ...]
+    evidence: tuple[Evidence, ...]
     failures: tuple[Run, ...]
     complete: bool
     machine: Mapping[str, Any]
@@ -80,7 +83,7 @@ class Comparison:
     @property
     def not_measured(self) -> tuple[tuple[str, str], ...]:
         """Claims of the catalog that these runs say nothing about: (id, text)."""
-        measured = {claim.contrast.claim for claim in self.claims}
+        measured = {evidence.claim for evidence in self.evidence}
         return tuple((claim, text) for claim, text in catalog.CLAIMS.items() if claim not in measured)
 
     @property
@@ -130,7 +133,7 @@ class Comparison:
             "cells": [_cell_dict(cell) for cell in self.cells],
             "pairs": [asdict(pair) for pair in self.pairs],
             "standings": [asdict(s) | {"front": s.front} for s in self.standings],
-            "claims": [asdict(claim) for claim in self.claims],
+            "evidence": [_evidence_dict(evidence) for evidence in self.evidence],
             "not_measured": dict(self.not_measured),
             "failures": [{"job": asdict(run.job), "message": run.message, "trace": run.trace} for run in self.failures],
             "machine": dict(self.machine),
@@ -174,28 +177,36 @@ class Comparison:
 
 
 def conclude(
-    task: Task,
-    design: Design,
-    runs: Mapping[Job, Run],
-    times: Mapping[int, Mapping[str, Sequence[float]]],
+    bench: Bench,
+    others: Sequence[Bench] = (),
+    experiments: Sequence[Experiment] = (),
     *,
     complete: bool,
     machine: Mapping[str, Any],
     command: str,
     seconds: float,
 ) -> Comparison:
-    """Apply the rules of the design to the runs that are there."""
-    table = verdict.cells(design, runs, times)
-    judged = verdict.pairs(design, table)
-    shown = [run for cell in table.values() for run in (*cell.tuning, *cell.runs)]
+    """Apply the rules to the runs that are there.
+
+    Args:
+        bench: what the answer is about.
+        others: further benches that experiments read from.
+        experiments: what is asked of them.
+        complete, machine, command, seconds: as in `Comparison`.
+    """
+    design, table = bench.design, bench.table
+    judgements = verdict.pairs(design, table)
+    shown = [run for each in (bench, *others) for run in each.runs.values()]
     return Comparison(
         design=design,
-        rules=design.rules(task),
-        task=task.name,
+        rules=design.rules(bench.task),
+        task=bench.task.name,
         cells=tuple(table.values()),
-        pairs=judged,
-        standings=tuple(verdict.standing(size, table, judged) for size in design.batch_sizes),
-        claims=verdict.claims(design, table),
+        pairs=judgements,
+        standings=tuple(verdict.standing(size, table, judgements) for size in design.batch_sizes),
+        evidence=judged(
+            experiments, {each.name: each.table for each in (bench, *others)}, design.alpha, "normkit compare"
+        ),
         failures=tuple(run for run in shown if run.state == "failed"),
         complete=complete,
         machine=machine,
@@ -231,6 +242,17 @@ def _cell_dict(cell: Cell) -> dict[str, Any]:
         "tuning": [asdict(replace(run, losses=())) for run in cell.tuning],
         "runs": [asdict(run) for run in cell.runs],
     }
+
+
+def _evidence_dict(evidence: Evidence) -> dict[str, Any]:
+    """Texts in both languages, so that the page can be written again in either."""
+    plain = asdict(evidence)
+    for name in ("question", "design", "measure", "rule"):
+        text = getattr(evidence, name)
+        plain[name] = {lang: text.to(lang) for lang in catalog.LANGUAGES}
+    for arm, row in zip(evidence.arms, plain["arms"], strict=True):
+        row["label"] = {lang: arm.label.to(lang) for lang in catalog.LANGUAGES}
+    return plain
 
 
 def _interval(interval: Interval | None) -> dict[str, Any] | None:

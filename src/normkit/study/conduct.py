@@ -1,201 +1,213 @@
-"""Carries a design out: tune, measure, time; each result is stored before it is counted."""
+"""Carries benches out: tune, measure, time; each result is stored before it is counted.
+
+A bench is a task and the design by which it is trained. The work of several goes to the same processes, stage by stage,
+so that no core waits for the end of one before the next begins.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from normkit.errors import ArgumentError
-from normkit.study import machine, verdict
-from normkit.study.comparison import Comparison, conclude
-from normkit.study.crew import Crew, Lost, muster, ranks
+from normkit.study import verdict
+from normkit.study.crew import Crew, Lost, ranks
 from normkit.study.design import Design
-from normkit.study.location import Location
-from normkit.study.run import Job, Run, Timing, execute, time_steps
+from normkit.study.run import Job, Run
 from normkit.study.store import Store, Times
 from normkit.study.task import Task
+from normkit.study.train import Timing, execute, time_steps
+from normkit.study.verdict import Table
 
 Progress = Callable[[int, int, str], None]
+Held = tuple[tuple[Task, Design], ...]
+Stack = tuple[int, tuple[Job, ...]]
+"""The number of a bench, and jobs of one of its methods at one batch size."""
+
+
+@dataclass
+class Bench:
+    """A task, how it is trained, and what has come of it so far."""
+
+    name: str
+    task: Task
+    design: Design
+    timed: bool = False
+    runs: dict[Job, Run] = field(default_factory=dict)
+    times: dict[int, Times] = field(default_factory=dict)
+
+    @property
+    def table(self) -> Table:
+        """The runs by method and batch size."""
+        return verdict.cells(self.design, self.runs, self.times)
+
+    def screening(self) -> Iterator[Job]:
+        """All rates on the tuning seeds."""
+        for method, batch_size in self._cells():
+            for seed in self.design.tuning_seeds:
+                for rate in self.design.rates:
+                    yield Job("tune", method, batch_size, rate, seed)
+
+    def growing(self) -> Iterator[Job]:
+        """Further rates where the best one lies at an end of the range."""
+        table = self.table
+        for method, batch_size in self._cells():
+            for rate in self.design.rates_beyond(table[method, batch_size].rate or 0.0):
+                for seed in self.design.tuning_seeds:
+                    yield Job("tune", method, batch_size, rate, seed)
+
+    def measuring(self) -> Iterator[Job]:
+        """The chosen rate on every evaluation seed."""
+        table = self.table
+        for method, batch_size in self._cells():
+            rate = table[method, batch_size].rate
+            for seed in self.design.evaluation_seeds:
+                if rate is not None:
+                    yield Job("measure", method, batch_size, rate, seed)
+
+    def able(self, batch_size: int) -> tuple[str, ...]:
+        """The methods that did not fail in every run; there is nothing to time of the others."""
+        table = self.table
+        return tuple(m for m in self.design.methods if table[m, batch_size].rate is not None)
+
+    def _cells(self) -> Iterator[tuple[str, int]]:
+        # Large batches first, so that no process is left alone with a long run at the end.
+        for batch_size in reversed(self.design.batch_sizes):
+            for method in self.design.methods:
+                yield method, batch_size
+
+
+STAGES: Mapping[str, Callable[[Bench], Iterator[Job]]] = {
+    "trying learning rates": Bench.screening,
+    "trying further rates": Bench.growing,
+    "measuring": Bench.measuring,
+}
 
 
 def conduct(
-    task: Task,
-    design: Design,
-    folder: Path,
-    *,
-    workers: int | None,
+    benches: Sequence[Bench],
+    store: Store,
+    crew: Crew,
     progress: Progress,
-    command: str = "",
-    store: str | None = None,
-    resume: bool = False,
-    executor: str = "processes",
-    address: str | None = None,
+    minutes: float | None = None,
     limit: float | None = None,
-) -> Comparison:
-    """Do the runs of a design that are not in the store yet, and conclude from all of them.
-
-    An interrupt (Ctrl-C) ends the study early: what is stored is concluded from, with `complete` False; with
-    nothing stored the interrupt is passed on.
+) -> bool:
+    """Do the runs of the benches that are not in the store yet, and put all runs into the benches.
 
     Args:
-        task: what to train.
-        design: how, and how often.
-        folder: holds the store, unless `store` names a database; made if need be.
-        workers, executor, address: see `crew.muster`.
+        benches: in the order in which the crew holds their tasks and designs.
+        store: where finished runs are.
+        crew: who works.
         progress: called with (runs finished, runs in all, what is running).
-        command: for the report, what repeats the study.
-        store: URL of a database.
-        resume: demand that the study was begun before.
+        minutes: after which no further run begins.
         limit: seconds a run may take.
 
-    Raises:
-        ArgumentError: no folder can be made there, or the executor or the URL is unknown.
-        StateError: the store cannot be used, or no worker can be started.
+    Returns:
+        Whether everything was done.
     """
-    start = time.perf_counter()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(
-            f"out must be a folder, or a place where one can be made, got {str(folder)!r} ({error.strerror}): "
-            "name another"
-        ) from error
-    complete = True
-    where = Location.of(store or folder / "study.sqlite3")
-    ranks.check(executor, where.file is not None)
-    crew = muster((task, design), workers, executor=executor, address=address)
-    with Store(where, task, design, resume=resume) as kept:
-        study = _Study(design, kept, progress, limit)
-        try:
-            with crew:
-                study.train(crew, study.screening(), "trying learning rates")
-                study.train(crew, study.finals(), "choosing learning rates")
-                study.train(crew, study.measuring(), "measuring")
-                if ranks.rank() == 0:
-                    study.time(crew)
-        except KeyboardInterrupt:
-            if not study.runs:
-                raise
-            complete = False
-        except Exception as error:
-            error.add_note(f"Finished runs are kept in {where if store else folder}: the same call goes on from them.")
-            raise
-    return conclude(
-        task,
-        design,
-        study.runs,
-        study.times,
-        complete=complete,
-        machine=machine.facts() | {"workers": crew.workers, "executor": executor},
-        command=command,
-        seconds=time.perf_counter() - start,
-    )
+    end = math.inf if minutes is None else time.perf_counter() + 60 * minutes
+    store.begin([(bench.task, bench.design) for bench in benches])
+    for bench in benches:
+        bench.runs |= store.runs(bench.task, bench.design)
+    timings = [(i, size) for i, bench in enumerate(benches) if bench.timed for size in bench.design.batch_sizes]
+    total, done = sum(bench.design.runs for bench in benches) + len(timings), 0
+    for what, jobs_of in STAGES.items():
+        asked = [(i, job) for i, bench in enumerate(benches) for job in jobs_of(bench)]
+        left = [(i, job) for i, job in asked if _is_open(benches[i], job)]
+        done += len(asked) - len(left)
+        progress(done, total, what)
+        stacks = _stacks(benches, left)
+        # A stack may take as long as its runs one after the other.
+        patience = limit and limit * max((len(jobs) for _, jobs in stacks), default=1)
+        # What another process has done meanwhile is never yielded, and counted at the end of the stage.
+        there = done + len(left)
+        for (number, jobs), result in crew.work(train_stack, _still(benches, store, stacks), patience):
+            bench = benches[number]
+            for run in _runs(jobs, result):
+                store.add(bench.task, bench.design, run)
+                bench.runs[run.job] = run
+            done += len(jobs)
+            progress(done, max(done, total), what)
+            if time.perf_counter() > end:
+                return False
+        done = there
+    for number, batch_size in timings if ranks.rank() == 0 else ():
+        # One after the other: two timings at once would disturb each other.
+        bench = benches[number]
+        timing = Timing(batch_size, bench.able(batch_size))
+        known = store.times(bench.task, bench.design, timing)
+        if known is None:
+            patience = limit and limit * len(bench.design.methods)
+            ((_, taken),) = crew.work(time_bench, [(number, timing)], patience)
+            if isinstance(taken, Lost):
+                warnings.warn(
+                    f"the step times at {batch_size} images per step are missing from the report, because their "
+                    f"measurement was lost ({taken.reason}): the same call tries again",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                continue
+            known = taken
+            store.add_times(bench.task, bench.design, timing, known)
+        bench.times[batch_size] = known
+        done += 1
+        progress(done, max(done, total), "timing")
+    return True
 
 
-class _Study:
-    """The runs of one design so far, and what is left to do."""
-
-    def __init__(self, design: Design, store: Store, progress: Progress, limit: float | None) -> None:
-        self.design, self.store, self.progress, self.limit = design, store, progress, limit
-        self.runs = store.runs()
-        self.times: dict[int, Times] = {}
-        self.total = design.runs + len(design.batch_sizes)
-        self.done = 0
-
-    def screening(self) -> list[Job]:
-        """All rates on the first tuning seed."""
-        # Large batches first here and below, so that no process is left alone with a long run at the end.
-        return [
-            Job("tune", method, batch_size, rate, self.design.tuning_seeds[0])
-            for batch_size in reversed(self.design.batch_sizes)
-            for rate in self.design.rates
-            for method in self.design.methods
-        ]
-
-    def finals(self) -> list[Job]:
-        """The best rates on the other tuning seeds."""
-        screened = {job: self.runs[job] for job in self.screening() if job in self.runs}
-        table = verdict.cells(self.design, screened, {})
-        return [
-            Job("tune", method, batch_size, rate, seed)
-            for batch_size in reversed(self.design.batch_sizes)
-            for seed in self.design.tuning_seeds[1:]
-            for method in self.design.methods
-            for rate in verdict.ranking(table[method, batch_size].tuning)[: self.design.finalists]
-        ]
-
-    def measuring(self) -> list[Job]:
-        """The chosen rate on every evaluation seed."""
-        table = verdict.cells(self.design, self.runs, {})
-        return [
-            Job("measure", method, batch_size, rate, seed)
-            for batch_size in reversed(self.design.batch_sizes)
-            for seed in self.design.evaluation_seeds
-            for method in self.design.methods
-            if (rate := table[method, batch_size].rate) is not None
-        ]
-
-    def train(self, crew: Crew, jobs: Sequence[Job], what: str) -> None:
-        """Run the jobs without a result; one that raised last time gets another chance."""
-        left = [job for job in jobs if job not in self.runs or self.runs[job].state == "failed"]
-        self._count(len(jobs) - len(left), what)
-        for job, result in crew.work(_execute, self._still(left, what), self.limit):
-            run = Run(job, "failed", result.reason, trace=result.trace) if isinstance(result, Lost) else result
-            self.store.add(run)
-            self.runs[run.job] = run
-            self._count(1, what)
-
-    def _still(self, jobs: list[Job], what: str) -> Iterator[Job]:
-        """The jobs one by one, each when a worker is free; those that another process has done meanwhile are kept."""
-        while jobs:
-            job = self.store.take(jobs)
-            jobs.remove(job)
-            run = self.store.find(job)
-            if run is None:
-                yield job
-            else:
-                self.runs[job] = run
-                self._count(1, what)
-
-    def time(self, crew: Crew) -> None:
-        """One batch size after the other: two timings at once would disturb each other."""
-        for batch_size in self.design.batch_sizes:
-            timing = Timing(batch_size, self._able(batch_size))
-            known = self.store.times(timing)
-            if known is None:
-                # It takes every method's steps in turn, so it may take as long as that many runs.
-                limit = self.limit and self.limit * len(self.design.methods)
-                ((_, result),) = crew.work(_time_steps, [timing], limit)
-                if isinstance(result, Lost):
-                    warnings.warn(
-                        f"the step times at {batch_size} images per step are missing from the report, because their "
-                        f"measurement was lost ({result.reason}): the same call tries again",
-                        RuntimeWarning,
-                        stacklevel=2,
-                    )
-                    continue
-                known = result
-                self.store.add_times(timing, known)
-            self.times[batch_size] = known
-            self._count(1, "timing")
-
-    def _able(self, batch_size: int) -> tuple[str, ...]:
-        """The methods that did not fail in every run; there is nothing to time of the others."""
-        table = verdict.cells(self.design, self.runs, {})
-        return tuple(m for m in self.design.methods if table[m, batch_size].rate is not None)
-
-    def _count(self, finished: int, what: str) -> None:
-        self.done += finished
-        self.progress(self.done, self.total, what)
+def _still(benches: Sequence[Bench], store: Store, stacks: list[Stack]) -> Iterator[Stack]:
+    """The stacks one by one, each when a worker is free, without what another process has done meanwhile."""
+    while stacks:
+        pairs = [(benches[number].task, benches[number].design, jobs) for number, jobs in stacks]
+        number, jobs = stacks.pop(store.take(pairs))
+        bench = benches[number]
+        found = [store.find(bench.task, bench.design, job) for job in jobs]
+        bench.runs |= {run.job: run for run in found if run is not None}
+        left = tuple(job for job, run in zip(jobs, found, strict=True) if run is None)
+        if left:
+            yield number, left
 
 
-def _execute(held: tuple[Task, Design], job: Job) -> Run:
-    """By its name in a worker; see `execute`."""
-    return execute(*held, job)
+def _runs(jobs: Sequence[Job], result: list[Run] | Lost) -> list[Run]:
+    """The runs of a stack; if it was lost, all of them have failed."""
+    if isinstance(result, Lost):
+        return [Run(job, "failed", result.reason, trace=result.trace) for job in jobs]
+    return result
 
 
-def _time_steps(held: tuple[Task, Design], timing: Timing) -> Times:
-    """By its name in a worker; see `time_steps`."""
-    return time_steps(*held, timing)
+def train_stack(held: Held, stack: Stack) -> list[Run]:
+    """What a worker does with a stack."""
+    number, jobs = stack
+    return execute(*held[number], jobs)
+
+
+def time_bench(held: Held, item: tuple[int, Timing]) -> Times:
+    """What a worker does with a timing."""
+    number, timing = item
+    return time_steps(*held[number], timing)
+
+
+def _is_open(bench: Bench, job: Job) -> bool:
+    """Whether a job has no result yet; one that raised last time gets another chance."""
+    return job not in bench.runs or bench.runs[job].state == "failed"
+
+
+def _stacks(benches: Sequence[Bench], jobs: Sequence[tuple[int, Job]]) -> list[Stack]:
+    """Jobs of one bench, method and batch size together, equal rates side by side, the longest work first."""
+    groups: dict[tuple[Any, ...], list[Job]] = {}
+    for number, job in jobs:
+        groups.setdefault((number, job.kind, job.method, job.batch_size), []).append(job)
+    stacks: list[Stack] = []
+    for (number, *_), group in groups.items():
+        size = benches[number].design.stack
+        group.sort(key=lambda job: (job.rate, job.seed))
+        stacks += [(number, tuple(group[i : i + size])) for i in range(0, len(group), size)]
+
+    def work(stack: Stack) -> int:
+        number, jobs = stack
+        return benches[number].design.steps * jobs[0].batch_size * len(jobs)
+
+    return sorted(stacks, key=work, reverse=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -70,13 +70,16 @@ class Database:
         with self._storage.engine.connect() as connection:
             return {row.job: row.owner for row in connection.execute(query)}
 
-    def take(self, study: str, job: str, owner: str) -> bool:
-        """Whether the job is this owner's from now on, or was already."""
+    def take(self, study: str, jobs: Sequence[str], owner: str) -> bool:
+        """Whether the jobs are this owner's from now on, or were already: all of them or none."""
+        mine = self.taken(study)
+        rows = [{"study": study, "job": job, "owner": owner} for job in jobs if mine.get(job) != owner]
         try:
             with self._storage.engine.begin() as connection:
-                connection.execute(TAKEN.insert().values(study=study, job=job, owner=owner))
+                if rows:
+                    connection.execute(TAKEN.insert(), rows)
         except IntegrityError:
-            return self.taken(study).get(job) == owner
+            return False
         return True
 
     def use(self, action: Callable[[], T]) -> T:

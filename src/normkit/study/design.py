@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from normkit.errors import ArgumentError
-from normkit.study.task import Task, method_name
+from normkit.study.arms import method_name
+from normkit.study.task import Task
 
-Measure = Literal["error", "steps", "time", "gap"]
-
-LOWEST_RATE, HIGHEST_RATE = 1e-3, 1.0
-SMALLEST: dict[Measure, float] = {"error": 0.01, "steps": math.log2(1.1), "time": math.log2(1.1), "gap": 0.05}
-"""The smallest effect that matters: a point of error, a tenth more steps or time (log2 ratio), 0.05 nats of loss."""
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """A claim as a difference that these runs measure: `more` minus `less` is positive if the claim holds.
-
-    `less` is None for the gap, which is a difference already; its claim names no direction, so its size counts.
-    `batch` is the batch size it is looked at.
-    """
-
-    claim: str
-    measure: Measure
-    more: str
-    less: str | None
-    batch: Literal["smallest", "largest"]
-
-
-CONTRASTS = (
-    Contrast("BN-1", "steps", "none", "batch_norm", "largest"),
-    Contrast("BN-4", "error", "batch_norm", "group_norm", "smallest"),
-    Contrast("BN-6", "gap", "batch_norm", None, "smallest"),
-    Contrast("LN-2", "time", "layer_norm", "batch_norm", "largest"),
-    Contrast("LN-2", "steps", "layer_norm", "batch_norm", "largest"),
-    Contrast("IN-2", "error", "instance_norm", "group_norm", "largest"),
-    Contrast("GN-1", "error", "batch_norm", "group_norm", "smallest"),
-    Contrast("WN-1", "steps", "none", "weight_norm", "largest"),
-    Contrast("WN-2", "steps", "weight_norm", "batch_norm", "largest"),
-)
+GROWTH = 3
+"""How many further rates are tried beyond an end of the range where the best one lies."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +23,13 @@ class Design:
         seeds, trials, steps, seed: as in `compare`.
         target_loss: training loss, averaged over the last `window` steps, that counts as arrived.
         window: steps over which a training loss is averaged.
-        momentum: of SGD; the rate falls to 0 along a half cosine.
-        finalists, final_seeds: that many of the best rates are tried on that many further seeds.
+        lowest_rate, highest_rate: ends of the range of learning rates; a rate falls to 0 along a half cosine.
+        choose: by what a learning rate is chosen: the error on validation samples, or the training loss.
+        tuning_runs: seeds that every learning rate is tried on.
+        stack: runs that are trained at once, where the model can be stacked.
+        device: where training takes place.
         alpha: chance of one wrong *better* or *supported* in a whole family of comparisons.
+        smallest: the smallest difference of errors that matters.
         gap_images: training images on which the loss in training mode is set against evaluation mode.
         time_rounds: rounds of the timing; in each, every method takes one step.
     """
@@ -69,10 +42,14 @@ class Design:
     seed: int = 0
     target_loss: float = 0.5
     window: int = 20
-    momentum: float = 0.9
-    finalists: int = 2
-    final_seeds: int = 2
+    lowest_rate: float = 1e-3
+    highest_rate: float = 1.0
+    choose: Literal["validation", "training"] = "validation"
+    tuning_runs: int = 2
+    stack: int = 32
+    device: str = "cpu"
     alpha: float = 0.05
+    smallest: float = 0.01
     gap_images: int = 256
     time_rounds: int = 60
 
@@ -83,8 +60,27 @@ class Design:
         >>> design(("none",), (8,), 2, 7, 50, 0).rates[:4]
         (0.001, 0.003162, 0.01, 0.03162)
         """
-        ratio = (HIGHEST_RATE / LOWEST_RATE) ** (1 / (self.trials - 1))
-        return tuple(float(f"{LOWEST_RATE * ratio**i:.4g}") for i in range(self.trials))
+        return tuple(self._rate(i) for i in range(self.trials))
+
+    def rates_beyond(self, rate: float) -> tuple[float, ...]:
+        """The rates to try next if this one is the best so far: further ones, if it is the last at either end.
+
+        >>> design(("none",), (8,), 2, 7, 50, 0).rates_beyond(1.0)
+        (3.162, 10.0, 31.62)
+        """
+        last = self.trials - 1
+        if rate == self._rate(last):
+            return tuple(self._rate(last + i) for i in range(1, GROWTH + 1))
+        return tuple(self._rate(-i) for i in range(1, GROWTH + 1)) if rate == self._rate(0) else ()
+
+    @property
+    def wide_rates(self) -> tuple[float, ...]:
+        """All rates that can come to be tried, ascending."""
+        return tuple(self._rate(i) for i in range(-GROWTH, self.trials + GROWTH))
+
+    def _rate(self, index: int) -> float:
+        ratio = (self.highest_rate / self.lowest_rate) ** (1 / (self.trials - 1))
+        return float(f"{self.lowest_rate * ratio**index:.4g}")
 
     @property
     def evaluation_seeds(self) -> tuple[int, ...]:
@@ -93,26 +89,18 @@ class Design:
 
     @property
     def tuning_seeds(self) -> tuple[int, ...]:
-        """Seeds the learning rate is chosen on, all rates on the first; no result uses any of them."""
-        return (1000 * self.seed, *(1000 * self.seed + 999 - i for i in range(self.final_seeds)))
+        """Seeds the learning rate is chosen on; no result uses any of them."""
+        return tuple(1000 * self.seed + 999 - i for i in range(self.tuning_runs))
 
     @property
     def runs(self) -> int:
         """Training runs in all."""
-        each = self.trials + self.finalists * self.final_seeds + self.seeds
+        each = self.trials * self.tuning_runs + self.seeds
         return each * len(self.methods) * len(self.batch_sizes)
-
-    def contrast_batch(self, contrast: Contrast) -> int:
-        """The batch size at which a claim is looked at."""
-        return self.batch_sizes[0 if contrast.batch == "smallest" else -1]
-
-    def contrasts(self) -> tuple[Contrast, ...]:
-        """The claims that the chosen methods can speak to."""
-        return tuple(c for c in CONTRASTS if c.more in self.methods and c.less in (None, *self.methods))
 
     def rules(self, task: Task) -> tuple[tuple[str, str], ...]:
         """The design in words, for the report: (heading, text)."""
-        point = 100 * SMALLEST["error"]
+        point = 100 * self.smallest
         return (
             ("Task", task.description),
             (
@@ -122,10 +110,12 @@ class Design:
             ),
             (
                 "Tuning",
-                f"SGD, momentum {self.momentum:g}, {self.steps} steps, rate falling to 0 along a half cosine. "
+                f"{self.steps} steps, rate falling to 0 along a half cosine. "
                 f"{self.trials} learning rates from {self.rates[0]:g} to {self.rates[-1]:g} for every method at "
-                f"every batch size, on one seed; the best {self.finalists} go to {self.final_seeds} further seeds, and "
-                "the lowest mean validation error wins (validation loss breaks ties). Results use other seeds.",
+                f"every batch size, each on {self.tuning_runs} seeds; the lowest mean validation error wins "
+                f"(validation loss breaks ties). Where the best rate is the first or last, {GROWTH} more are "
+                "tried beyond it. "
+                "Results use other seeds.",
             ),
             (
                 "Measurement",
@@ -168,12 +158,6 @@ class Design:
                 f"{self.alpha:g} and the mean difference is at least {point:g} point; a method that any other is "
                 "better than is *behind*. *Equal* to the leader is one whose simultaneous interval of the difference "
                 f"lies within ±{point:g} point. Everything else is *not resolved*, and is said to be.",
-            ),
-            (
-                "Verdicts on claims",
-                "*Supported*: corrected p below the same level, and an effect that matters, in the claimed direction. "
-                "*Contradicted*: the simultaneous interval excludes any such effect. Otherwise *not resolved*. What "
-                f"matters: {point:g} point of error, 10 % of steps or time, {SMALLEST['gap']:g} of loss.",
             ),
         )
 

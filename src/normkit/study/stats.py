@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from scipy import stats
 
 from normkit.errors import ArgumentError
 
-Bound = Literal["exact", "at least", "at most"]
+Bound = Literal["exact", "at least", "at most", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -110,16 +110,18 @@ def log2_ratios(
 
     Such a run is put at `cap`, where it would have arrived at the earliest. If only runs of `first` are, every
     ratio is at least the one returned and so is their mean; if only runs of `second` are, at most. If both
-    are, nothing is known and None is returned.
+    are, the mean is that of steps within the cap, and on which side of it the true one lies is unknown.
 
     >>> log2_ratios([100, None], [50, 50], cap=200)
     ([1.0, 2.0], 'at least')
     """
     pairs = list(zip(first, second, strict=True))
     late_first, late_second = any(a is None for a, _ in pairs), any(b is None for _, b in pairs)
-    if not pairs or (late_first and late_second):
+    if not pairs:
         return None
     ratios = [math.log2((a or cap) / (b or cap)) for a, b in pairs]
+    if late_first and late_second:
+        return ratios, "unknown"
     return ratios, "at least" if late_first else "at most" if late_second else "exact"
 
 
@@ -146,3 +148,42 @@ def median_steps(steps: Sequence[int | None], cap: int) -> tuple[float, bool] | 
     if math.isinf(upper):
         return (float(cap) if math.isinf(lower) else (lower + cap) / 2), True
     return (lower + upper) / 2, False
+
+
+def complete(columns: Sequence[Mapping[int, float | None]]) -> list[list[float]]:
+    """The rows (one for each seed) in which every column (one for each arm) has a value.
+
+    >>> complete([{1: 0.5, 2: 0.25}, {1: 0.75, 2: None}])
+    [[0.5, 0.75]]
+    """
+    shared = sorted(set.intersection(*(set(column) for column in columns))) if columns else []
+    rows = [[column[seed] for column in columns] for seed in shared]
+    return [[value for value in row if value is not None] for row in rows if None not in row]
+
+
+def held_out_range(rows: Sequence[Sequence[float]]) -> list[float]:
+    """For each row its value in the highest column minus that in the lowest, as the other rows rank the columns.
+
+    >>> held_out_range([[1.0, 2.0], [1.0, 3.0], [2.0, 2.5]])
+    [1.0, 2.0, 0.5]
+    """
+    table = np.asarray(rows)
+    found = []
+    for i, row in enumerate(table):
+        others = np.delete(table, i, axis=0).mean(axis=0)
+        found.append(float(row[others.argmax()] - row[others.argmin()]))
+    return found
+
+
+def permutation_test(rows: Sequence[Sequence[float]], draws: int = 9999) -> float:
+    """p of no difference between columns, values being exchanged within rows: the variance of column means decides.
+
+    >>> permutation_test([[1.0, 2.0, 3.0]] * 8) < 0.001
+    True
+    """
+    table = np.asarray(rows)
+    generator = np.random.default_rng(0)
+    observed = table.mean(axis=0).var()
+    drawn = generator.permuted(np.broadcast_to(table, (draws, *table.shape)), axis=2).mean(axis=1).var(axis=1)
+    # The order that was observed is one of those that could have been drawn.
+    return float((1 + (drawn >= observed * (1 - 1e-12)).sum()) / (1 + draws))

@@ -24,8 +24,9 @@ from normkit.study.database import Database
 from normkit.study.design import Design
 from normkit.study.location import Location
 from normkit.study.machine import cpu_name
-from normkit.study.run import Job, Run, Timing
+from normkit.study.run import Job, Run
 from normkit.study.task import Task
+from normkit.study.train import Timing
 
 Times = dict[str, list[float]]
 
@@ -36,22 +37,21 @@ _ABOUT = "normkit"
 
 
 class Store:
-    """The runs of one task and one way of training it, in a database that many such pairs may share.
+    """The runs of any number of tasks, each with its way of being trained, in one database.
 
     Several processes may write to it at once. A run is one transaction, so there is all of it or nothing.
 
     Args:
         where: a database, or the path of an SQLite file.
-        task, design: their fingerprint names the runs.
-        resume: demand that these runs were begun before.
+        resume: demand that it is there, and that a study that is begun was begun before.
 
     Raises:
         StateError: the database cannot be used, or there is nothing to resume; so do all methods.
     """
 
-    def __init__(self, where: Location | Path, task: Task, design: Design, *, resume: bool = False) -> None:
+    def __init__(self, where: Location | Path, *, resume: bool = False) -> None:
         self.where = where if isinstance(where, Location) else Location.of(where)
-        self.prefix = fingerprint(task, design)
+        self._resume = resume
         self._owner = uuid.uuid4().hex
         if resume and self.where.file is not None and not self.where.file.exists():
             raise StateError(
@@ -60,7 +60,7 @@ class Store:
             )
         self._database = Database(self.where)
         try:
-            self._database.use(lambda: self._sign(resume))
+            self._database.use(self._check)
         except BaseException:
             self._database.close()
             raise
@@ -71,23 +71,28 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self._database.close()
 
-    def runs(self) -> dict[Job, Run]:
-        """All runs of this fingerprint; of a job that was run again, the last that did not fail."""
+    def begin(self, studies: Sequence[tuple[Task, Design]]) -> None:
+        """Leave the fingerprints of what is about to be run; to resume, one of them must be there."""
+        self._database.use(lambda: self._sign([fingerprint(*study) for study in studies]))
+
+    def runs(self, task: Task, design: Design) -> dict[Job, Run]:
+        """All runs of this task and design; of a job that was run again, the last that did not fail."""
         found: dict[Job, Run] = {}
-        for trial in self._database.use(lambda: list(self._database.trials(f"{self.prefix}/"))):
+        start = f"{fingerprint(task, design)}/"
+        for trial in self._database.use(lambda: list(self._database.trials(start))):
             if "run" in trial.user_attrs:
                 run = Run.from_dict(trial.user_attrs["run"])
                 if run.state != "failed" or run.job not in found or found[run.job].state == "failed":
                     found[run.job] = run
         return found
 
-    def find(self, job: Job) -> Run | None:
+    def find(self, task: Task, design: Design, job: Job) -> Run | None:
         """The run of a job, if it is there by now and did not fail, whichever process has written it."""
-        return self._database.use(lambda: self._find(job))
+        return self._database.use(lambda: self._find(_place(task, design, job), job))
 
-    def add(self, run: Run) -> None:
+    def add(self, task: Task, design: Design, run: Run) -> None:
         """Write one run, unless it is there already; it is on disk when this returns."""
-        job = run.job
+        job, place = run.job, _place(task, design, run.job)
         distributions: dict[str, BaseDistribution] = {
             "rate": FloatDistribution(1e-6, 1e3, log=True),
             "seed": IntDistribution(0, 10**9),
@@ -103,63 +108,68 @@ class Store:
 
         def write() -> None:
             # Asked at every attempt: the answer to one that succeeded may have been lost with the connection.
-            if self._find(job) is None:
-                self._database.study(self._place(job)).add_trial(trial)
+            if self._find(place, job) is None:
+                self._database.study(place).add_trial(trial)
 
         self._database.use(write)
 
-    def take(self, jobs: Sequence[Job]) -> Job:
-        """The first job that no other process has taken, else the first; others are told.
+    def take(self, stacks: Sequence[tuple[Task, Design, Sequence[Job]]]) -> int:
+        """The number of the first stack of which no other process has taken a job, else 0; others are told.
 
         It binds nobody, so that a process that dies leaves nothing locked: at worst a job is run twice, with the
         same result.
         """
-        taken = self._database.use(lambda: self._database.taken(self.prefix))
-        for job in jobs:
-            if taken.get(_key(job), self._owner) == self._owner and self._database.use(partial(self._mine, job)):
-                return job
-        return jobs[0]
+        taken: dict[str, dict[str, str]] = {}
+        for number, (task, design, jobs) in enumerate(stacks):
+            study, keys = fingerprint(task, design), [_key(job) for job in jobs]
+            if study not in taken:
+                taken[study] = self._database.use(partial(self._database.taken, study))
+            free = all(taken[study].get(key, self._owner) == self._owner for key in keys)
+            if free and self._database.use(partial(self._database.take, study, keys, self._owner)):
+                return number
+        return 0
 
-    def times(self, timing: Timing) -> Times | None:
+    def times(self, task: Task, design: Design, timing: Timing) -> Times | None:
         """Step times on this machine, if they were taken."""
-        name = f"{self.prefix}/{_name(timing)}"
+        name = f"{fingerprint(task, design)}/{_name(timing)}"
         taken = self._database.use(lambda: list(self._database.trials(name)))
         return next((dict(trial.user_attrs["seconds"]) for trial in taken), None)
 
-    def add_times(self, timing: Timing, seconds: Times) -> None:
+    def add_times(self, task: Task, design: Design, timing: Timing, seconds: Times) -> None:
         """Write step times."""
+        name = f"{fingerprint(task, design)}/{_name(timing)}"
         trial = create_trial(state=TrialState.COMPLETE, value=0.0, user_attrs={"seconds": seconds})
-        self._database.use(lambda: self._database.study(f"{self.prefix}/{_name(timing)}").add_trial(trial))
+        self._database.use(lambda: self._database.study(name).add_trial(trial))
 
-    def _mine(self, job: Job) -> bool:
-        return self._database.take(self.prefix, _key(job), self._owner)
-
-    def _sign(self, resume: bool) -> None:
-        """Leave the number of the format and the fingerprint, or check what others have left."""
-        about = self._database.study(_ABOUT)
-        written = about.user_attrs
+    def _check(self) -> None:
+        written = self._database.study(_ABOUT).user_attrs
         if written.get("format", FORMAT) != FORMAT:
             raise StateError(
                 f"the store must have format {FORMAT}, but {self.where} was written by another version of normkit, in "
                 f"format {written['format']}: name another store, or use that version"
             )
-        if self.prefix in written:
-            return
-        if resume:
+
+    def _sign(self, studies: Sequence[str]) -> None:
+        about = self._database.study(_ABOUT)
+        written = about.user_attrs
+        if self._resume and not any(study in written for study in studies):
             raise StateError(
                 f"resume goes on with a study that was begun, but {self.where} has none with this data, this training "
                 "and this version of normkit and torch: leave out resume to begin it"
             )
-        about.set_user_attr("format", FORMAT)
-        about.set_user_attr(self.prefix, normkit.__version__)
+        for study in studies:
+            if study not in written:
+                about.set_user_attr("format", FORMAT)
+                about.set_user_attr(study, normkit.__version__)
 
-    def _find(self, job: Job) -> Run | None:
-        study = self._database.study(self._place(job))
+    def _find(self, place: str, job: Job) -> Run | None:
+        study = self._database.study(place)
         runs = (Run.from_dict(t.user_attrs["run"]) for t in study.get_trials(False, (TrialState.COMPLETE,)))
         return next((run for run in runs if run.job == job), None)
 
-    def _place(self, job: Job) -> str:
-        return f"{self.prefix}/{job.kind}/{job.method}/batch {job.batch_size}"
+
+def _place(task: Task, design: Design, job: Job) -> str:
+    return f"{fingerprint(task, design)}/{job.kind}/{job.method}/batch {job.batch_size}"
 
 
 def _key(job: Job) -> str:
@@ -174,7 +184,7 @@ def fingerprint(task: Task, design: Design) -> str:
     """Equal only where the same job gives the same run: data, training, torch and normkit's own code agree."""
     facts: dict[str, Any] = {
         "task": task.fingerprint(),
-        "training": (design.steps, design.window, design.momentum, design.gap_images),
+        "training": (design.steps, design.window, design.gap_images, design.device),
         "torch": torch.__version__,
         "code": code_digest(),
     }

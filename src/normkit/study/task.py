@@ -1,165 +1,273 @@
-"""What is trained: data in three parts that never meet, and a network in which only the normalization varies."""
+"""What is trained: a model's factory and data in three parts that never meet."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+import inspect
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset, TensorDataset, default_collate
 
-import normkit
-from normkit import catalog
-from normkit.errors import ArgumentError, nearest
+from normkit.errors import ArgumentError, ShapeError
 
-CHANNELS = ((16, 1), (16, 2), (32, 2), (32, 1))
-"""Output channels and stride of each convolution; the last two work on 2x2 positions."""
+Arms = Callable[[str, int], nn.Module]
+Metric = Callable[[Any, Any], Any]
 
-GROUPS = 4
-NOISE = 0.2
-PARTS = (600, 400, 797)
+
+def sgd(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum 0.9."""
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+
+
+def wrong(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The share of samples whose largest output is not the target's; classes in dimension 1.
+
+    >>> wrong(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0])).item()
+    0.5
+    """
+    return (outputs.argmax(1) != targets).double().mean()
 
 
 @dataclass(frozen=True)
-class Split:
-    """Inputs and labels that are used for one purpose only."""
+class Part:
+    """Inputs and targets that are used for one purpose only: tensors, or any data set with a length."""
 
-    inputs: Tensor
-    labels: Tensor
+    data: Any
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.data[1]) if isinstance(self.data, tuple) else len(self.data)
+
+    def take(self, index: Tensor) -> tuple[Any, Any]:
+        """Inputs and targets at these places, in the shape of `index`."""
+        if isinstance(self.data, tuple):
+            inputs, targets = pytree.tree_map(lambda t: t[index], self.data)
+            return inputs, targets
+        flat = default_collate([self.data[i] for i in index.flatten().tolist()])
+        inputs, targets = pytree.tree_map(lambda t: t.unflatten(0, index.shape), flat)
+        return inputs, targets
+
+    def chunks(self, size: int) -> Iterable[tuple[Any, Any]]:
+        """All of it, in order, at most `size` samples at once."""
+        for index in torch.arange(len(self)).split(size):
+            yield self.take(index)
+
+    def cut(self, index: Tensor) -> Part:
+        """The part of it at these places."""
+        if isinstance(self.data, tuple):
+            return Part(pytree.tree_map(lambda t: t[index], self.data))
+        return Part(torch.utils.data.Subset(self.data, index.tolist()))
+
+    def digest(self) -> str:
+        """Of the content, where it is tensors; of some samples, where each has to be fetched."""
+        digest = hashlib.sha256(str(len(self)).encode())
+        at = torch.linspace(0, len(self) - 1, 16).long()
+        some = self.data if isinstance(self.data, tuple) else self.take(at)
+        for leaf in pytree.tree_leaves(some):
+            digest.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class Task:
-    """A model to be trained under several normalizations, and the data to do it on.
+    """A model that is to be trained under several normalizations, and the data to do it on.
 
-    Attributes:
-        name, description: for the report; the name stands in the answer.
-        train, validation, test: weights, learning rate and result each come from a part of their own.
-        build: (method, seed) -> a fresh model; equal seeds give equal convolution and linear weights
-            under every method. A function of a module, so that a worker process can import it.
-        classes: number of labels.
+    Args:
+        model: a function that makes the model, or the class. It is called for every run, with torch's generator
+            seeded; equal seeds must give equal weights. Its norms are exchanged (`normkit.convert`); where it has
+            none, norms are put behind its layers (`normkit.insert`).
+        train: what the weights are learned from: a `torch.utils.data.Dataset` with a length, or a pair of tensors
+            (inputs, targets), samples in dimension 0.
+        test: what results are measured on, once, at the end of a run.
+        validation: what learning rates are chosen on; a fifth of `train` if left out.
+        loss: (outputs, targets) -> mean loss; cross entropy by default.
+        metric: (outputs, targets) -> what is reported, **lower is better** (for accuracy give ``1 - accuracy``), as
+            a mean over the samples; the share of wrong classes by default, where targets are whole numbers, else the
+            loss.
+        optimizer: (parameters, lr) -> a `torch.optim.Optimizer`; SGD with momentum 0.9 by default.
+        max_steps: training steps of one run, at most.
+        rates: lowest and highest learning rate that are tried first; the range grows where the best lies at its end.
+        smallest: the smallest difference of the metric that matters to you; 0.01 by default for an error.
+        name: stands in the answer.
+        description: for the report.
+        probe: further numbers of a trained model, {name: number}, measured beside the test.
+        arms: for those who build every variant themselves: (arm, seed) -> model. Then `model` is not needed.
+
+    Raises:
+        ArgumentError: parts that are empty or no data set, a model that is no function.
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.randn(60, 4), torch.randint(0, 3, (60,))
+        >>> task = Task(lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), (x, y), (x, y))
+        >>> len(task.train), len(task.validation), len(task.test)
+        (48, 12, 60)
     """
 
-    name: str
-    description: str
-    train: Split
-    validation: Split
-    test: Split
-    build: Callable[[str, int], nn.Module]
-    classes: int
+    model: Callable[[], nn.Module] | None
+    train: Any
+    test: Any
+    validation: Any = None
+    loss: Metric = F.cross_entropy
+    metric: Metric | None = None
+    optimizer: Callable[..., torch.optim.Optimizer] = sgd
+    max_steps: int = 400
+    rates: tuple[float, float] = (1e-3, 1.0)
+    smallest: float | None = None
+    name: str = "this task"
+    description: str = ""
+    probe: Callable[[nn.Module], dict[str, float]] | None = None
+    arms: Arms | None = None
+
+    def __post_init__(self) -> None:
+        if self.arms is None and not callable(self.model):
+            raise ArgumentError(
+                f"model must be a function that makes the model, got {type(self.model).__name__}: every run starts "
+                "from a model of its own, so give the class or `lambda: Net(...)`"
+            )
+        for name in ("loss", "optimizer"):
+            if not callable(getattr(self, name)):
+                raise ArgumentError(f"{name} must be a function, got {getattr(self, name)!r}: see normkit.Task")
+        if self.max_steps < 1:
+            raise ArgumentError(f"max_steps must be at least 1, got {self.max_steps}: 400 is the default")
+        low, high = self.rates
+        if not 0 < low < high:
+            raise ArgumentError(f"rates must be a lowest and a higher learning rate above 0, got {self.rates}")
+        train, test = _part("train", self.train), _part("test", self.test)
+        if self.validation is None:
+            # A fixed split, the same in every process.
+            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+            kept = max(1, len(train) // 5)
+            if len(train) < 2:
+                raise ArgumentError(
+                    f"train must have at least 2 samples to choose rates on one of them, got {len(train)}"
+                )
+            object.__setattr__(self, "validation", train.cut(order[:kept].sort().values))
+            train = train.cut(order[kept:].sort().values)
+        else:
+            object.__setattr__(self, "validation", _part("validation", self.validation))
+        object.__setattr__(self, "train", train)
+        object.__setattr__(self, "test", test)
+        if self.metric is None:
+            object.__setattr__(self, "metric", wrong if self.classes else self.loss)
+        if self.smallest is None:
+            object.__setattr__(self, "smallest", 0.01)
+
+    @cached_property
+    def classes(self) -> int | None:
+        """Number of classes, where the targets are classes."""
+        data = self.test.data
+        targets = data[1] if isinstance(data, tuple) else self.test.take(torch.arange(min(len(self.test), 256)))[1]
+        if self.loss is not F.cross_entropy or not isinstance(targets, Tensor) or targets.is_floating_point():
+            return None
+        return int(targets.max()) + 1
 
     @property
+    def is_percent(self) -> bool:
+        """Whether the metric is a share, and is written as a percentage."""
+        return self.metric is wrong
+
+    def build(self, method: str, seed: int) -> nn.Module:
+        """A fresh model under a method; equal seeds give equal weights under every method."""
+        from normkit.study.arms import applied
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if self.arms is not None:
+                return self.arms(method, seed)
+            assert self.model is not None
+            model = self.model()
+            if not isinstance(model, nn.Module):
+                raise ArgumentError(f"model must make a torch module, got {type(model).__name__}: return the model")
+            example, _ = self.train.take(torch.arange(min(2, len(self.train))))
+            return applied(model, method, example)
+
+    @cached_property
     def chance(self) -> float:
-        """The error of guessing; what a run that breaks off is charged with."""
-        return 1 - 1 / self.classes
+        """The metric of guessing; what a run that breaks off is charged with."""
+        return 1 - 1 / self.classes if self.classes and self.metric is wrong else self._untrained()
+
+    @property
+    def guess_loss(self) -> float | None:
+        """The loss of guessing, where that is known."""
+        return math.log(self.classes) if self.classes else None
+
+    def _untrained(self) -> float:
+        model = self.build("none", 0).eval()
+        inputs, targets = self.test.take(torch.arange(min(256, len(self.test))))
+        with torch.no_grad():
+            return self.measured(model(inputs), targets)
+
+    def measured(self, outputs: Any, targets: Any) -> float:
+        """The metric as a number; what is no number is the user's mistake and is said to be."""
+        assert self.metric is not None
+        value = self.metric(outputs, targets)
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ShapeError(
+                f"metric must give one number, got a tensor of shape {tuple(value.shape)}: return its mean over samples"
+            )
+        return float(value)
 
     def fingerprint(self) -> str:
-        """Changes when the data or the text of the task does."""
-        digest = hashlib.sha256(f"{self.name} {self.description} {self.build.__qualname__}".encode())
+        """Changes when the data, the text of the task or the code of its functions does."""
+        digest = hashlib.sha256(f"{self.name} {self.description} {self.rates}".encode())
+        for function in (self.model, self.arms, self.loss, self.metric, self.optimizer, self.probe):
+            digest.update(_source(function).encode())
         for part in (self.train, self.validation, self.test):
-            digest.update(part.inputs.numpy().tobytes() + part.labels.numpy().tobytes())
+            digest.update(part.digest().encode())
         return digest.hexdigest()[:16]
 
 
-def digits(seed: int = 0) -> Task:
-    """scikit-learn's 1797 handwritten digits of 8x8 pixels, made harder by noise.
+def subset(task: Task, images: int) -> Task:
+    """The same task with fewer samples to train on.
 
-    Without the noise every method classifies nearly all digits and nothing can be compared. The noise is
-    part of the data set: an image looks the same each time it is seen.
-
-    Args:
-        seed: of the noise and of the split.
-
-    >>> task = digits()
-    >>> [len(part) for part in (task.train, task.validation, task.test)]
-    [600, 400, 797]
+    Raises:
+        ArgumentError: more are asked for than there are.
     """
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
-    inputs = inputs + NOISE * torch.randn(inputs.shape, generator=generator)
-    order = torch.randperm(len(inputs), generator=generator)
-    train, validation, test = (Split(inputs[index], torch.as_tensor(labels)[index]) for index in order.split(PARTS))
-    mean, std = train.inputs.mean(), train.inputs.std()
-    train, validation, test = (Split((s.inputs - mean) / std, s.labels) for s in (train, validation, test))
-    return Task(
-        name="noisy 8x8 digits",
-        description=(
-            f"scikit-learn digits, 8x8 pixels, 10 classes, Gaussian pixel noise {NOISE:g} of the pixel range; "
-            f"{PARTS[0]} images to train, {PARTS[1]} to choose the learning rate, {PARTS[2]} to test. "
-            f"{len(CHANNELS)} convolutions 3x3 with {', '.join(str(c) for c, _ in CHANNELS)} channels "
-            f"(strides {', '.join(str(s) for _, s in CHANNELS)}), each followed by the norm and a ReLU, "
-            "then the mean over the 2x2 positions left and a linear layer. Layer norm covers all channels and "
-            f"positions of an image, group norm has {GROUPS} groups, weight norm starts from the weights all others "
-            "start from."
-        ),
-        train=train,
-        validation=validation,
-        test=test,
-        build=convnet,
-        classes=10,
-    )
+    if not 1 <= images <= len(task.train):
+        raise ArgumentError(f"a subset has 1 to {len(task.train)} samples, got {images}")
+    return replace(task, train=task.train.cut(torch.arange(images)))
 
 
-_NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "batch_norm": normkit.BatchNorm2d,
-    "layer_norm": lambda channels: normkit.Norm("b [c ...]", num_features=channels),
-    "instance_norm": lambda channels: normkit.InstanceNorm2d(channels, affine=True),
-    "group_norm": lambda channels: normkit.GroupNorm(GROUPS, channels),
-}
-_PLAIN = ("none", "weight_norm")
-"""Nothing stands behind the convolution, so it keeps its bias; the others centre and add a bias of their own."""
+def _part(name: str, given: Any) -> Part:
+    if isinstance(given, Part):
+        part = given
+    elif isinstance(given, TensorDataset) and len(given.tensors) == 2:
+        part = Part(tuple(given.tensors))
+    elif isinstance(given, Dataset):
+        if not hasattr(given, "__len__"):
+            raise ArgumentError(f"{name} must have a length, got {type(given).__name__}: use a map-style data set")
+        part = Part(given)
+    elif isinstance(given, Sequence) and len(given) == 2:
+        inputs, targets = given
+        sizes = {len(leaf) for leaf in pytree.tree_leaves((inputs, targets)) if isinstance(leaf, Tensor)}
+        if len(sizes) != 1:
+            raise ArgumentError(
+                f"{name} must be a pair of tensors with one length, got lengths {sorted(sizes)}: inputs and targets "
+                "have the samples in dimension 0"
+            )
+        part = Part((inputs, targets))
+    else:
+        raise ArgumentError(
+            f"{name} must be a torch Dataset with a length or a pair of tensors (inputs, targets), got "
+            f"{type(given).__name__}: for a DataLoader give its .dataset"
+        )
+    if len(part) == 0:
+        raise ArgumentError(f"{name} must have samples, got none")
+    return part
 
 
-def method_name(name: str) -> str:
-    """The one name of a method that `convnet` can build, from a name or alias.
-
-    >>> method_name("BN")
-    'batch_norm'
-    """
-    known = (*_PLAIN, *_NORMS)
-    found = "none" if name == "none" else catalog.find(name).name
-    if found not in known:
-        raise ArgumentError(f"compare trains {', '.join(known)}, got {name!r}: {nearest(found, known)}")
-    return found
-
-
-def convnet(method: str, seed: int) -> nn.Sequential:
-    """A small convolutional network; the norm stands after each convolution and before its ReLU.
-
-    Args:
-        method: "none" or the name of a method.
-        seed: of the weights: He-normal, biases 0.
-
-    >>> plain, normed = convnet("none", 1), convnet("group_norm", 1)
-    >>> torch.equal(plain[0].weight, normed[0].weight), plain[0].bias is None, normed[0].bias is None
-    (True, False, True)
-    """
-    generator = torch.Generator().manual_seed(seed)
-    layers: list[nn.Module] = []
-    before = 1
-    # Constructors draw weights that are overwritten below; the caller's random state must not notice.
-    with torch.random.fork_rng(devices=[]):
-        for channels, stride in CHANNELS:
-            conv = nn.Conv2d(before, channels, 3, stride, padding=1, bias=method in _PLAIN)
-            _start(conv, generator)
-            layers.append(normkit.weight_norm(conv) if method == "weight_norm" else conv)
-            if method in _NORMS:
-                layers.append(_NORMS[method](channels))
-            layers.append(nn.ReLU())
-            before = channels
-        head = nn.Linear(before, 10)
-    _start(head, generator)
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
-
-
-def _start(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
-    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+def _source(function: Any) -> str:
+    if isinstance(function, partial):
+        return f"{_source(function.func)} {function.args} {sorted(function.keywords.items())}"
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return getattr(function, "__qualname__", repr(type(function)))

@@ -1,4 +1,4 @@
-"""From runs to statements: what each method reached, which of two is better, what became of each claim.
+"""From runs to statements: what each method reached, and which of two is better.
 
 Nothing here is chosen in the light of results; the rules stand in `design` and their numbers with them.
 """
@@ -13,13 +13,13 @@ from itertools import combinations
 from typing import Literal
 
 from normkit.study import stats
-from normkit.study.design import SMALLEST, Contrast, Design, Measure
+from normkit.study.design import Design
 from normkit.study.run import Job, Run, smooth
-from normkit.study.stats import Bound, Interval
+from normkit.study.stats import Interval
 
 Relation = Literal["better", "worse", "equal", "not resolved"]
-Finding = Literal["supported", "contradicted", "not resolved"]
 Key = tuple[str, int]
+Table = Mapping[Key, "Cell"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,13 @@ class Cell:
     @cached_property
     def rate(self) -> float | None:
         """The chosen learning rate; None before tuning."""
-        return next(iter(ranking(self.tuning)), None)
+        return next(iter(ranking(self.tuning, self.design.choose)), None)
 
     @property
     def rate_on_edge(self) -> bool:
         """Whether the best rate may lie outside the range that was tried."""
-        return self.rate in (self.design.rates[0], self.design.rates[-1])
+        tried = [run.job.rate for run in self.tuning]
+        return bool(tried) and self.rate in (min(tried), max(tried))
 
     @property
     def error(self) -> Interval | None:
@@ -133,26 +134,11 @@ class Standing:
         return (self.leader, *self.equal_to, *self.unresolved) if self.leader else ()
 
 
-@dataclass(frozen=True)
-class ClaimVerdict:
-    """What became of a claim. The effect is positive if the claim holds, in the units of its measure.
+def ranking(tuning: Sequence[Run], by: Literal["validation", "training"] = "validation") -> list[float]:
+    """Learning rates, the best first.
 
-    For steps and time it is a log2 ratio, and `bound` says whether the estimate is one-sided because some
-    runs never arrived.
-    """
-
-    contrast: Contrast
-    batch_size: int
-    effect: Interval
-    wide: Interval
-    bound: Bound
-    p_corrected: float
-    finding: Finding
-
-
-def ranking(tuning: Sequence[Run]) -> list[float]:
-    """Learning rates, the best first, by mean validation error; mean validation loss, then the lower rate, break
-    ties. Rates that were tried on fewer seeds than others dropped out earlier and are left out.
+    By mean validation error; mean validation loss, then the lower rate, break ties. Or by the mean training loss over
+    all steps, where a run whose loss left the finite numbers is the worst there is.
     """
     tried: dict[float, list[Run]] = {}
     for run in tuning:
@@ -161,11 +147,22 @@ def ranking(tuning: Sequence[Run]) -> list[float]:
     most = max(map(len, tried.values()), default=0)
 
     def order(rate: float) -> tuple[float, float, float]:
-        errors = [run.validation_error or 0.0 for run in tried[rate]]
-        losses = [math.inf if run.validation_loss is None else run.validation_loss for run in tried[rate]]
-        return math.fsum(errors) / most, math.fsum(losses) / most, rate
+        runs = tried[rate]
+        if by == "training":
+            return _mean([_area(run) for run in runs]), 0.0, rate
+        losses = [math.inf if run.validation_loss is None else run.validation_loss for run in runs]
+        return _mean([run.validation_error or 0.0 for run in runs]), _mean(losses), rate
 
     return sorted((rate for rate, runs in tried.items() if len(runs) == most), key=order)
+
+
+def _area(run: Run) -> float:
+    """The mean training loss of a run; infinite if it broke off."""
+    return math.inf if run.state == "untrained" and run.validation_loss is None else _mean(run.losses)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.inf
 
 
 def cells(
@@ -178,9 +175,9 @@ def cells(
         for method in design.methods:
             tuning = pick(
                 runs,
-                [Job("tune", method, batch_size, r, s) for s in design.tuning_seeds for r in design.rates],
+                [Job("tune", method, batch_size, r, s) for s in design.tuning_seeds for r in design.wide_rates],
             )
-            rate = next(iter(ranking(tuning)), None)
+            rate = next(iter(ranking(tuning, design.choose)), None)
             asked = design.evaluation_seeds if rate is not None else ()
             found[method, batch_size] = Cell(
                 method,
@@ -218,7 +215,7 @@ def pairs(design: Design, table: Mapping[Key, Cell]) -> tuple[Pair, ...]:
 
 def relation(design: Design, difference: Interval, wide: Interval, p_corrected: float) -> Relation:
     """The rule of the answer; a positive difference speaks for the first of the two."""
-    smallest = SMALLEST["error"]
+    smallest = design.smallest
     if p_corrected < design.alpha and abs(difference.value) >= smallest:
         return "better" if difference.value > 0 else "worse"
     return "equal" if -smallest <= wide.low and wide.high <= smallest else "not resolved"
@@ -253,65 +250,6 @@ def relations(method: str, batch_size: int, judged: Sequence[Pair]) -> dict[str,
         elif pair.batch_size == batch_size and pair.second == method:
             found[pair.first] = turned.get(pair.relation, pair.relation)
     return found
-
-
-def claims(design: Design, table: Mapping[Key, Cell]) -> tuple[ClaimVerdict, ...]:
-    """Every claim that the runs can speak to, judged as one family."""
-    raw: list[tuple[Contrast, list[float], Bound]] = []
-    for contrast in design.contrasts():
-        evidence = _evidence(contrast, design, table)
-        if evidence is not None and len(evidence[0]) > 1:
-            raw.append((contrast, *evidence))
-    corrected = stats.holm([_test(contrast.measure)(values) for contrast, values, _ in raw])
-    level = stats.family_level(design.alpha, len(raw))
-    found = []
-    for (contrast, values, bound), p in zip(raw, corrected, strict=True):
-        interval = stats.median_interval if contrast.measure == "time" else stats.t_interval
-        effect, wide = interval(values), interval(values, level)
-        finding = judge(effect, wide, bound, p, SMALLEST[contrast.measure], design.alpha)
-        batch_size = design.contrast_batch(contrast)
-        found.append(ClaimVerdict(contrast, batch_size, effect, wide, bound, p, finding))
-    return tuple(found)
-
-
-def judge(effect: Interval, wide: Interval, bound: Bound, p_corrected: float, smallest: float, alpha: float) -> Finding:
-    """The rule for claims. A one-sided estimate can only speak for the side it is sure of."""
-    if bound != "at most" and p_corrected < alpha and effect.value >= smallest:
-        return "supported"
-    if bound != "at least" and wide.high < smallest:
-        return "contradicted"
-    return "not resolved"
-
-
-def _test(measure: Measure) -> Callable[[Sequence[float]], float]:
-    return stats.sign_test if measure == "time" else stats.t_test
-
-
-def _evidence(contrast: Contrast, design: Design, table: Mapping[Key, Cell]) -> tuple[list[float], Bound] | None:
-    """The effect of a contrast, seed by seed (for times, round by round)."""
-    batch_size = design.contrast_batch(contrast)
-    more = table[contrast.more, batch_size]
-    if contrast.less is None:
-        gaps = [run.gap for run in more.runs if run.gap is not None]
-        return [math.copysign(1.0, math.fsum(gaps)) * gap for gap in gaps], "exact"
-    less = table[contrast.less, batch_size]
-    if contrast.measure == "error":
-        return paired(more, less, lambda run: run.test_error), "exact"
-    if contrast.measure == "time":
-        if not more.seconds or not less.seconds:
-            return None
-        return [math.log2(a / b) for a, b in zip(more.seconds, less.seconds, strict=True)], "exact"
-    shared = _shared_seeds(more, less)
-    return stats.log2_ratios(
-        [s for s, run in zip(more.steps, more.runs, strict=True) if run.job.seed in shared],
-        [s for s, run in zip(less.steps, less.runs, strict=True) if run.job.seed in shared],
-        design.steps,
-    )
-
-
-def _shared_seeds(a: Cell, b: Cell) -> set[int]:
-    seeds = [{run.job.seed for run in cell.runs if run.state != "failed"} for cell in (a, b)]
-    return seeds[0] & seeds[1]
 
 
 def paired(a: Cell, b: Cell, value: Callable[[Run], float | None]) -> list[float]:

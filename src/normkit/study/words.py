@@ -6,18 +6,22 @@ import math
 from collections.abc import Sequence
 
 from normkit import catalog
+from normkit.study.evidence import Evidence
 from normkit.study.stats import Interval
 
 MISSING = "–"
 
 
-def title(method: str) -> str:
+_OTHERS = {"none": catalog.Text("No norm", "不归一化"), "unchanged": catalog.Text("As it is", "原样")}
+
+
+def title(method: str, lang: str = "en") -> str:
     """A method's name as it stands in a table.
 
-    >>> title("none")
-    'No norm'
+    >>> title("none"), title("none", "zh")
+    ('No norm', '不归一化')
     """
-    return "No norm" if method == "none" else catalog.find(method).title
+    return (_OTHERS[method] if method in _OTHERS else catalog.find(method).title).to(lang)
 
 
 def inline(method: str) -> str:
@@ -130,3 +134,19 @@ def duration(seconds: float) -> str:
     """
     minutes, rest = divmod(math.floor(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def effect(evidence: Evidence) -> tuple[str, str]:
+    """An effect and its interval in the unit of the experiment; a bound is written as one."""
+    mark = {"exact": "", "at least": "≥ ", "at most": "≤ ", "unknown": "≈ "}[evidence.bound]
+    interval = evidence.effect
+    match evidence.unit:
+        case "points":
+            value, spread = points(interval)
+        case "log2 ratio" | "log10 ratio":
+            base = 2 if evidence.unit == "log2 ratio" else 10
+            value, low, high = (f"{base**x:.2f}" for x in (interval.value, interval.low, interval.high))
+            value, spread = f"{value}×", f"{low} to {high}"
+        case _:
+            value, spread = signed(interval, 2 if abs(interval.value) > 0.01 else 4)
+    return mark + value, "" if mark else spread

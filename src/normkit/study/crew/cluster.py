@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import cloudpickle
+
 from normkit.errors import StateError
 from normkit.study.crew import In, Lost, Out
 from normkit.study.crew.local import attempt, one_thread
@@ -66,7 +68,7 @@ class Cluster:
         # Rounded down: Ray counts in ten thousandths.
         share = min(1.0, math.floor(1e4 * gpus / self.workers) / 1e4)
         self.task: Any = self.ray.remote(num_cpus=1, num_gpus=share, max_retries=0)(_serve)
-        self.place = self.ray.put(pickle.dumps(self.held))
+        self.place = self.ray.put(cloudpickle.dumps(self.held))
         return self
 
     def __exit__(self, *_: object) -> None:

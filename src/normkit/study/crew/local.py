@@ -20,6 +20,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Generic
 
+import cloudpickle
 import torch
 from pebble import ProcessExpired, ProcessPool
 
@@ -65,7 +66,7 @@ class Processes:
         # Through a file: a worker that dies at its start, before it has read a pipe, would leave this process
         # waiting for it for ever if the data did not fit into the pipe.
         self.parcel = tempfile.TemporaryDirectory(prefix="normkit-")
-        Path(self.parcel.name, "held.pickle").write_bytes(pickle.dumps(self.held))
+        Path(self.parcel.name, "held.pickle").write_bytes(cloudpickle.dumps(self.held))
         self.pool = self._pool()
         return self
 

@@ -20,7 +20,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from normkit.study import words
 from normkit.study.comparison import Comparison
-from normkit.study.design import SMALLEST
 from normkit.study.run import smooth
 from normkit.study.stats import Interval, t_interval
 from normkit.study.verdict import Cell
@@ -76,7 +75,7 @@ def errors(comparison: Comparison, batch_size: int) -> str | None:
 
     def draw(axes: Axes) -> None:
         leader = _value(shown[-1].error)
-        axes.axvspan(leader, leader + SMALLEST["error"], color=LINE, alpha=0.45, linewidth=0)
+        axes.axvspan(leader, leader + comparison.design.smallest, color=LINE, alpha=0.45, linewidth=0)
         for row, cell in enumerate(shown):
             seeds = [run.test_error for run in cell.runs if run.test_error is not None]
             axes.plot(seeds, [row + 0.22] * len(seeds), ".", color=COLOURS[cell.method], alpha=0.45, markersize=5)

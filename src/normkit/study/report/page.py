@@ -12,10 +12,10 @@ from markupsafe import Markup, escape
 from normkit import catalog, draw, pattern
 from normkit.study import words
 from normkit.study.comparison import Comparison, place_of
-from normkit.study.design import SMALLEST
+from normkit.study.embedded import CHANNELS, GROUPS
+from normkit.study.evidence import Evidence
 from normkit.study.report import figures
-from normkit.study.task import CHANNELS, GROUPS
-from normkit.study.verdict import Cell, ClaimVerdict, Pair
+from normkit.study.verdict import Cell, Pair
 
 _PLACES = {
     "leads": "front",
@@ -45,7 +45,7 @@ def render(comparison: Comparison) -> str:
         comparison=comparison,
         style=Markup(_source("style.css")),
         words=words,
-        smallest_error=SMALLEST["error"],
+        smallest_error=comparison.design.smallest,
         chips=_chips(comparison),
         safe=[words.inline(method) for method in comparison.safe],
         legend={
@@ -68,7 +68,7 @@ def render(comparison: Comparison) -> str:
             for c in comparison.cells
             if c.error is not None and c.recalibrated_error is not None
         ],
-        claims=[_claim(claim) for claim in comparison.claims],
+        claims=[_claim(evidence) for evidence in comparison.evidence],
         not_measured=[(claim, text, catalog.EVIDENCE[claim]) for claim, text in comparison.not_measured],
         pairs=[_pair(pair) for pair in comparison.pairs],
         on_edge=[
@@ -92,7 +92,7 @@ def _emphasis(text: str) -> Markup:
 def _chips(comparison: Comparison) -> list[tuple[str, str]]:
     design = comparison.design
     runs = sum(len(cell.tuning) + len(cell.runs) for cell in comparison.cells)
-    found = [claim.finding for claim in comparison.claims]
+    found = [evidence.finding for evidence in comparison.evidence]
     tally = " · ".join(str(found.count(finding)) for finding in ("supported", "contradicted", "not resolved"))
     return [
         ("training runs", f"{runs}"),
@@ -177,32 +177,19 @@ def _pair(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _claim(claim: ClaimVerdict) -> dict[str, Any]:
-    contrast = claim.contrast
-    more = words.inline(contrast.more)
-    less = words.inline(contrast.less) if contrast.less else ""
-    interval = claim.effect
-    bound = {"exact": "", "at least": "≥ ", "at most": "≤ "}[claim.bound]
-    if contrast.measure in ("steps", "time"):
-        what = "steps to target" if contrast.measure == "steps" else "time per step"
-        compared = f"{what}: {more} ÷ {less}"
-        value, low, high = (f"{2**x:.2f}" for x in (interval.value, interval.low, interval.high))
-        effect, spread = f"{bound}{value}×", f"{low} to {high}" if not bound else ""
-    elif contrast.measure == "error":
-        compared = f"test error in points: {more} − {less}"
-        effect, spread = words.points(interval)
-    else:
-        compared = f"size of the train/eval gap: {more}"
-        effect, spread = words.signed(interval)
+def _claim(evidence: Evidence) -> dict[str, Any]:
+    """One experiment as a row: what was compared, the effect, the verdict."""
+    effect, spread = words.effect(evidence)
     return {
-        "id": contrast.claim,
-        "text": catalog.CLAIMS[contrast.claim],
-        "compared": compared,
-        "batch_size": claim.batch_size,
+        "id": evidence.claim,
+        "text": catalog.CLAIMS[evidence.claim],
+        "name": evidence.name,
+        "question": evidence.question,
+        "compared": evidence.measure,
         "effect": effect,
         "spread": spread,
-        "n": f"{interval.n} {'rounds' if contrast.measure == 'time' else 'seeds'}",
-        "p": f"{claim.p_corrected:.2g}",
-        "finding": claim.finding,
-        "tone": claim.finding.replace(" ", "-"),
+        "n": f"{evidence.effect.n}",
+        "p": words.MISSING if evidence.p_corrected is None else f"{evidence.p_corrected:.2g}",
+        "finding": evidence.finding,
+        "tone": evidence.finding.replace(" ", "-"),
     }

@@ -1,0 +1,154 @@
+"""What the experiments on claims are measured on: one bench may serve several of them.
+
+Designs are written down here before any result; nothing in them is changed in the light of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from normkit.study import data, nets
+from normkit.study.conduct import Bench
+from normkit.study.design import Design
+from normkit.study.nets import convnet, mlp, recurrent
+from normkit.study.probes import OfImages
+from normkit.study.style import StyleLoss, Stylizer
+from normkit.study.task import Task
+
+MAIN = "digits"
+"""The bench of the comparison itself."""
+
+DEEP = ((16, 1), (16, 1), (16, 1), (16, 1), (16, 2), (16, 1), (16, 1), (16, 1))
+FLAT = ((16, 2), (16, 1), (16, 1), (16, 1))
+SMALL = ((16, 1), (16, 2), (16, 1))
+MLP_BATCHES = (2, 4, 32)
+SAMPLES = 3200
+"""Images that a perceptron sees at any batch size."""
+
+
+def _digits(name: str, arms: nets.Builder, *, noise: float = 0.2, train: int = 800, seed: int = 0) -> Task:
+    parts = data.digits((train, 200, 797), noise, seed)
+    return Task(None, parts[0], parts[2], validation=parts[1], arms=arms, name=name)
+
+
+def deep(full: bool) -> Bench:
+    """Eight convolutions, where what a norm does for training shows."""
+    arms = ("none", "none:init", "batch_norm", "batch_norm:last", "batch_norm:after", "layer_norm", "weight_norm")
+    task = _digits("deep convolutional net", placed)
+    seeds = 16 if full else 8
+    return Bench(
+        "deep", task, Design((*arms, "weight_norm:init"), (16,), seeds, 7, 200, target_loss=1.0, choose="training")
+    )
+
+
+def placed(arm: str, seed: int) -> nn.Module:
+    """The deep net; ``after`` and ``last`` say where its norms stand, ``init`` that the data set its weights."""
+    method, _, option = arm.partition(":")
+    net = convnet(method, seed, channels=DEEP, after=option == "after", last_norm=option == "last")
+    if option == "init":
+        nets.set_by_data(net, data.digits((800, 200, 797), 0.2)[0][0][:64])
+    return net
+
+
+def rates(full: bool) -> Bench:
+    """The deep net at every rate on several seeds: there is nothing to choose, so nothing is measured after."""
+    arms = ("none", "batch_norm", "group_norm")
+    runs = 20 if full else 10
+    design = Design(arms, (16,), 0, 9, 100, lowest_rate=1e-3, highest_rate=10.0, choose="training", tuning_runs=runs)
+    return Bench("rates", _digits("deep convolutional net", partial(convnet, channels=DEEP)), design)
+
+
+def mlp_at(batch_size: int, full: bool) -> Bench:
+    """A net without positions, so that N of batch norm is the batch size; equal samples at every batch size."""
+    arms = {2: ("batch_norm", "group_norm", "layer_norm"), 32: ("group_norm", "layer_norm")}
+    build = partial(mlp, inputs=64, width=96, depth=4)
+    task = _digits("perceptron", build, noise=0.3)
+    asked = arms.get(batch_size, ("batch_norm", "group_norm"))
+    design = Design(asked, (batch_size,), 16 if full else 8, 6, SAMPLES // batch_size, highest_rate=0.3162)
+    return Bench(f"mlp-{batch_size}", task, design)
+
+
+def noise(full: bool) -> Bench:
+    """Few images, a large batch, and statistics over less of it."""
+    task = _digits("few images", partial(convnet, channels=FLAT), train=300)
+    arms = ("batch_norm", "batch_norm:ghost-4", "batch_norm:ghost-16", "batch_norm:dropout-0.1")
+    design = Design(arms, (64,), 24 if full else 12, 5, 150, lowest_rate=1e-2)
+    return Bench("noise", task, design)
+
+
+def sequence(batch_size: int, full: bool) -> Bench:
+    """Digits row by row through a recurrent net."""
+    train, validation, test = (data.rows(part) for part in data.digits((800, 200, 797), 0.2))
+    arms = ("none", "batch_norm", "layer_norm", *(("batch_norm:each-step",) if full else ()))
+    build = partial(recurrent, inputs=8, width=48, steps=8)
+    task = Task(None, train, test, validation=validation, arms=build, name="recurrent net")
+    steps = {4: 600, 32: 200}[batch_size]
+    return Bench(f"sequence-{batch_size}", task, Design(arms, (batch_size,), 16 if full else 8, 6, steps))
+
+
+def early(full: bool) -> Bench:
+    """A net that has seen few batches, when running statistics lag behind the most."""
+    task = _digits("start of training", partial(convnet, channels=DEEP))
+    design = Design(("batch_norm", "group_norm"), (16,), 16 if full else 8, 6, 30, window=10)
+    return Bench("early", task, design)
+
+
+def contrast(full: bool) -> Bench:
+    """Classes that differ in contrast alone."""
+    train, validation, test = (
+        data.by_contrast(part, 6, seed) for seed, part in enumerate(data.digits((800, 200, 797), 0.05))
+    )
+    arms = ("batch_norm", "layer_norm", "instance_norm")
+    build = partial(convnet, channels=SMALL, classes=6, padding="replicate")
+    task = Task(None, train, test, validation=validation, arms=build, name="classes by contrast")
+    return Bench("contrast", task, Design(arms, (16,), 12 if full else 6, 6, 150))
+
+
+def groups(width: int, full: bool) -> Bench:
+    """The same net with another number of groups."""
+    task = _digits("groups", partial(convnet, channels=tuple((width, stride) for _, stride in FLAT)))
+    counts = [n for n in (1, 2, 4, 8, 16) if n <= width]
+    arms = tuple(f"group_norm:{n}" for n in counts)
+    return Bench(f"groups-{width}", task, Design(arms, (16,), 16 if full else 8, 5, 200, lowest_rate=1e-2))
+
+
+def stylizer(full: bool) -> Bench:
+    """Pieces of one photograph in the style of the other."""
+    content = [data.patches(0, 16, count, seed) for seed, count in enumerate((256, 64, 128))]
+    train, validation, test = ((part, part) for part in content)
+    task = Task(
+        None,
+        train,
+        test,
+        validation=validation,
+        loss=StyleLoss(data.patches(1, 16, 256, 9)),
+        arms=partial(Stylizer, width=16),
+        smallest=0.05,
+        name="stylizer",
+    )
+    design = Design(("batch_norm", "instance_norm"), (8,), 12 if full else 6, 6, 150, lowest_rate=1e-4)
+    return Bench("stylizer", task, design)
+
+
+BENCHES: dict[str, Callable[[bool], Bench]] = {
+    "deep": deep,
+    "rates": rates,
+    **{f"mlp-{size}": partial(mlp_at, size) for size in MLP_BATCHES},
+    "noise": noise,
+    "sequence-4": partial(sequence, 4),
+    "sequence-32": partial(sequence, 32),
+    "early": early,
+    "contrast": contrast,
+    "groups-8": partial(groups, 8),
+    "groups-16": partial(groups, 16),
+    "stylizer": stylizer,
+}
+"""By name; each is made when it is asked for: (whether with tight intervals) -> bench."""
+
+
+def images_probe(test: data.Pair) -> OfImages:
+    """What the comparison's own models are asked beside their error."""
+    return OfImages(*test)

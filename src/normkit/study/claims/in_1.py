@@ -1,0 +1,70 @@
+"""IN-1: instance norm removes the style of an image and serves style transfer."""
+
+from __future__ import annotations
+
+from normkit.catalog import Text
+from normkit.study.claims.experiment import Experiment
+from normkit.study.claims.measures import difference, probed, test_error
+
+
+def invariance(other: str, name: str, question: Text) -> Experiment:
+    """How many errors a change of contrast and brightness adds."""
+    arms = (("digits", other, 32), ("digits", "instance_norm", 32))
+    return Experiment(
+        claim="IN-1",
+        name=name,
+        question=question,
+        design=Text(
+            "Trained nets of the comparison; each test image gets a contrast between e^-1.1 and e^1.1 and a brightness "
+            "between -1 and 1 of its own.",
+            "比较实验中训练好的网络；每张测试图像各取 e^-1.1 到 e^1.1 之间的对比度与 -1 到 1 之间的亮度。",
+        ),
+        measure=Text(
+            "By how much the test error rises: the other method minus instance norm.",
+            "测试误差的上升幅度：另一方法减实例归一化。",
+        ),
+        unit="points",
+        effect=difference(*arms, probed("style_rise")),
+        arms=arms,
+        show=probed("style_rise"),
+    )
+
+
+STYLIZED = (("stylizer", "batch_norm", 8), ("stylizer", "instance_norm", 8))
+EXPERIMENTS = (
+    invariance(
+        "batch_norm",
+        "contrast and brightness, against batch norm",
+        Text(
+            "Is a net with instance norm less disturbed by contrast and brightness than one with batch norm?",
+            "与批归一化相比，使用实例归一化的网络是否更少受对比度与亮度影响？",
+        ),
+    ),
+    invariance(
+        "group_norm",
+        "contrast and brightness, against group norm",
+        Text("And less than one with group norm?", "与组归一化相比呢？"),
+    ),
+    Experiment(
+        claim="IN-1",
+        name="stylizer",
+        question=Text(
+            "Does a net that paints in a style reach a lower loss with instance norm than with batch norm?",
+            "做风格迁移的网络使用实例归一化是否比批归一化达到更低的损失？",
+        ),
+        design=Text(
+            "Four convolutions from image to image, pieces of one photograph in the style of another: Gram matrices of "
+            "random filters and the pooled content; batch 8, 150 steps.",
+            "从图像到图像的四个卷积层，把一张照片的小块画成另一张照片的风格：随机滤波器的 Gram 矩阵加池化后的内容；"
+            "批量 8，训练 150 步。",
+        ),
+        measure=Text(
+            "Loss on new pieces, evaluation mode: batch norm minus instance norm.",
+            "新图块上推理模式的损失：批归一化减实例归一化。",
+        ),
+        unit="nats",
+        effect=difference(*STYLIZED),
+        arms=STYLIZED,
+        show=test_error,
+    ),
+)

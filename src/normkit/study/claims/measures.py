@@ -1,0 +1,103 @@
+"""Effects that several experiments share: differences of errors, ratios of steps and of times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from normkit.study import stats
+from normkit.study.claims.experiment import Arm, Measured, Tables
+from normkit.study.run import Run, smooth
+from normkit.study.verdict import Cell, paired
+
+Effect = Callable[[Tables], Measured | None]
+Value = Callable[[Cell, Run], float | None]
+
+
+def test_error(cell: Cell, run: Run) -> float | None:
+    """What is shown of a run where errors are compared."""
+    return run.test_error
+
+
+def steps_to_target(cell: Cell, run: Run) -> float | None:
+    """Steps until the smoothed loss is at the target; a run that does not arrive is put at the end."""
+    design = cell.design
+    if run.state != "trained":
+        return float(design.steps)
+    step = stats.arrival(smooth(run.losses, design.window), design.window, design.target_loss)
+    return float(step or design.steps)
+
+
+def probed(name: str) -> Value:
+    """What is shown where a further number of the trained model is compared."""
+    return lambda cell, run: run.probes.get(name)
+
+
+def difference(more: Arm, less: Arm, value: Value = test_error) -> Effect:
+    """`value(more) - value(less)`, seed by seed."""
+
+    def effect(tables: Tables) -> Measured | None:
+        a, b = _cell(tables, more), _cell(tables, less)
+        values = paired(a, b, lambda run: value(a, run))
+        return Measured(values) if len(values) > 1 else None
+
+    return effect
+
+
+def level(arm: Arm, value: Value) -> Effect:
+    """`value(arm)` itself, seed by seed."""
+
+    def effect(tables: Tables) -> Measured | None:
+        cell = _cell(tables, arm)
+        values = [v for run in cell.runs if (v := value(cell, run)) is not None]
+        return Measured(values) if len(values) > 1 else None
+
+    return effect
+
+
+def steps(more: Arm, less: Arm) -> Effect:
+    """log2 of steps to the target, `more` over `less`, with a bound where runs did not arrive."""
+
+    def effect(tables: Tables) -> Measured | None:
+        a, b = _cell(tables, more), _cell(tables, less)
+        shared = {run.job.seed for run in a.runs} & {run.job.seed for run in b.runs}
+        found = stats.log2_ratios(_arrivals(a, shared), _arrivals(b, shared), a.design.steps)
+        return None if found is None else Measured(*found)
+
+    return effect
+
+
+def times(more: Arm, less: Arm) -> Effect:
+    """log2 of the time of a step, `more` over `less`, round by round."""
+
+    def effect(tables: Tables) -> Measured | None:
+        a, b = _cell(tables, more), _cell(tables, less)
+        if not a.seconds or not b.seconds:
+            return None
+        return Measured([math.log2(x / y) for x, y in zip(a.seconds, b.seconds, strict=True)], by_median=True)
+
+    return effect
+
+
+def highest_rates(cell: Cell, target: float) -> dict[int, float]:
+    """For each tuning seed the log10 of the highest rate at which the loss at the end is below `target`.
+
+    A seed at which no rate trains counts as half a decade below the lowest that was tried.
+    """
+    found: dict[int, float] = {}
+    lowest = min(run.job.rate for run in cell.tuning)
+    for run in cell.tuning:
+        smoothed = smooth(run.losses, cell.design.window)
+        trains = run.state == "trained" and bool(smoothed) and smoothed[-1] < target
+        before = found.get(run.job.seed, math.log10(lowest) - 0.5)
+        found[run.job.seed] = max(before, math.log10(run.job.rate)) if trains else before
+    return found
+
+
+def _arrivals(cell: Cell, seeds: set[int]) -> Sequence[int | None]:
+    return [s for s, run in zip(cell.steps, cell.runs, strict=True) if run.job.seed in seeds]
+
+
+def _cell(tables: Tables, arm: Arm) -> Cell:
+    bench, name, size = arm
+    return tables[bench][name, size]

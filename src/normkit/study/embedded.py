@@ -1,0 +1,49 @@
+"""The task that `compare` trains when it is given none: noisy digits under a small convolutional network."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from normkit.study import data, nets
+from normkit.study.probes import OfImages
+from normkit.study.task import Task
+
+CHANNELS = ((16, 1), (16, 2), (32, 2), (32, 1))
+"""Output channels and stride of each convolution; the last two work on 2x2 positions."""
+
+GROUPS = 4
+NOISE = 0.2
+PARTS = (600, 400, 797)
+METHODS = ("none", "batch_norm", "layer_norm", "instance_norm", "group_norm", "weight_norm")
+"""What this network can be built under."""
+
+
+def digits(seed: int = 0) -> Task:
+    """scikit-learn's digits with noise, and the network of the comparison.
+
+    Args:
+        seed: of the noise and of the split.
+
+    >>> task = digits()
+    >>> [len(part) for part in (task.train, task.validation, task.test)]
+    [600, 400, 797]
+    """
+    train, validation, test = data.digits(PARTS, NOISE, seed)
+    return Task(
+        model=None,
+        train=train,
+        validation=validation,
+        test=test,
+        arms=partial(nets.convnet, channels=CHANNELS),
+        probe=OfImages(*test),
+        name="noisy 8x8 digits",
+        description=(
+            f"scikit-learn digits, 8x8 pixels, 10 classes, Gaussian pixel noise {NOISE:g} of the pixel range; "
+            f"{PARTS[0]} images to train, {PARTS[1]} to choose the learning rate, {PARTS[2]} to test. "
+            f"{len(CHANNELS)} convolutions 3x3 with {', '.join(str(c) for c, _ in CHANNELS)} channels "
+            f"(strides {', '.join(str(s) for _, s in CHANNELS)}), each followed by the norm and a ReLU, "
+            "then the mean over the 2x2 positions left and a linear layer. Layer norm covers all channels and "
+            f"positions of an image, group norm has {GROUPS} groups, weight norm starts from the weights all others "
+            "start from. SGD with momentum 0.9."
+        ),
+    )

@@ -1,0 +1,194 @@
+"""The networks of the embedded suite, each under any arm: a method, or a method with options such as ``ghost-4``.
+
+An arm is written ``method[:option ...]``; the networks say which options they know. Equal seeds give equal weights of
+convolutions and linear layers under every arm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import normkit
+from normkit.errors import ArgumentError
+
+PLAIN = ("none", "weight_norm")
+"""Nothing stands behind the convolution, so it keeps its bias; the others centre and add a bias of their own."""
+
+
+def groups_of(channels: int) -> int:
+    """Four groups, as all experiments have them that do not vary their number."""
+    return min(4, channels)
+
+
+def norm_of(arm: str, channels: int, dims: int) -> nn.Module | None:
+    """The layer of an arm behind `channels` channels with `dims` dimensions of positions, or None.
+
+    >>> norm_of("group_norm:8", 16, 2), norm_of("batch_norm:ghost-4", 16, 2)
+    (GroupNorm(8, 16, eps=1e-05, affine=True, bias=True), GhostBatchNorm2d(16, eps=1e-05, momentum=0.1, affine=True, \
+bias=True, track_running_stats=True, virtual_batch_size=4))
+    """
+    method, _, option = arm.partition(":")
+    match method:
+        case "batch_norm" if option.startswith("ghost-"):
+            ghost = {0: normkit.GhostBatchNorm1d, 2: normkit.GhostBatchNorm2d}[dims]
+            return ghost(channels, int(option.removeprefix("ghost-")))
+        case "batch_norm":
+            return normkit.BatchNorm2d(channels) if dims else normkit.BatchNorm1d(channels)
+        case "layer_norm":
+            return normkit.Norm("b [c ...]", num_features=channels) if dims else normkit.LayerNorm(channels)
+        case "instance_norm" if dims:
+            return normkit.InstanceNorm2d(channels, affine=True)
+        case "group_norm":
+            return normkit.GroupNorm(int(option) if option.isdecimal() else groups_of(channels), channels)
+        case "none" | "weight_norm":
+            return None
+    raise ArgumentError(f"no arm of these networks is called {arm!r}: use a method that their inputs allow")
+
+
+def started(layer: nn.Module, generator: torch.Generator) -> None:
+    """He-normal weights, no bias."""
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def convnet(
+    arm: str,
+    seed: int,
+    *,
+    channels: tuple[tuple[int, int], ...],
+    classes: int = 10,
+    after: bool = False,
+    last_norm: bool = False,
+    padding: Literal["zeros", "replicate"] = "zeros",
+) -> nn.Sequential:
+    """3x3 convolutions with ReLU, the mean over the positions that are left, a linear layer.
+
+    Args:
+        arm: ``none``, ``weight_norm``, or a norm that stands after each convolution and before its ReLU; with the
+            option ``dropout-0.1`` that much of each map is dropped behind the ReLU.
+        seed: of the weights.
+        channels: output channels and stride of each convolution.
+        classes: outputs.
+        after: whether the norm stands behind the ReLU instead.
+        last_norm: whether one norm more stands before the mean over positions.
+        padding: what stands around an image.
+
+    >>> plain, normed = (convnet(arm, 1, channels=((4, 1),)) for arm in ("none", "group_norm"))
+    >>> torch.equal(plain[0].weight, normed[0].weight), plain[0].bias is None, normed[0].bias is None
+    (True, False, True)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    method, _, option = arm.partition(":")
+    layers: list[nn.Module] = []
+    before = 1
+    # Constructors draw weights that are overwritten below; the caller's random state must not notice.
+    with torch.random.fork_rng(devices=[]):
+        for width, stride in channels:
+            # Behind the ReLU a norm does not take the convolution's bias away.
+            bias = method in PLAIN or after
+            conv = nn.Conv2d(before, width, 3, stride, padding=1, bias=bias, padding_mode=padding)
+            started(conv, generator)
+            layers.append(normkit.weight_norm(conv) if method == "weight_norm" else conv)
+            norm = norm_of(arm.partition(":dropout")[0], width, 2)
+            layers += [part for part in ((nn.ReLU(), norm) if after else (norm, nn.ReLU())) if part is not None]
+            if option.startswith("dropout-"):
+                layers.append(nn.Dropout2d(float(option.removeprefix("dropout-"))))
+            before = width
+        if last_norm and (last := norm_of(arm, before, 2)) is not None:
+            layers.append(last)
+        head = nn.Linear(before, classes)
+    started(head, generator)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+
+
+def mlp(arm: str, seed: int, *, inputs: int, width: int, depth: int, classes: int = 10) -> nn.Sequential:
+    """Linear layers with ReLU; the norm stands before each ReLU. There are no positions: N is the batch size."""
+    generator = torch.Generator().manual_seed(seed)
+    method = arm.partition(":")[0]
+    layers: list[nn.Module] = [nn.Flatten()]
+    before = inputs
+    with torch.random.fork_rng(devices=[]):
+        for _ in range(depth):
+            linear = nn.Linear(before, width, bias=method in PLAIN)
+            started(linear, generator)
+            layers.append(normkit.weight_norm(linear) if method == "weight_norm" else linear)
+            norm = norm_of(arm, width, 0)
+            layers += [norm, nn.ReLU()] if norm is not None else [nn.ReLU()]
+            before = width
+        head = nn.Linear(before, classes)
+    started(head, generator)
+    return nn.Sequential(*layers, head)
+
+
+class Recurrent(nn.Module):
+    """A tanh RNN over the rows of an image; the norm stands on the sum that goes into the tanh.
+
+    Batch norm keeps one set of statistics for all time steps, which is what a layer in a loop does; with the option
+    ``each-step`` one set for each step.
+    """
+
+    def __init__(self, arm: str, seed: int, inputs: int, width: int, steps: int, classes: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        method, _, option = arm.partition(":")
+        with torch.random.fork_rng(devices=[]):
+            self.into = nn.Linear(inputs, width)
+            self.again = nn.Linear(width, width, bias=False)
+            self.head = nn.Linear(width, classes)
+            count = steps if option == "each-step" else 1
+            norms = [norm_of(method, width, 0) for _ in range(count)]
+            self.norms = nn.ModuleList([norm for norm in norms if norm is not None])
+        for layer in (self.into, self.head):
+            nn.init.xavier_normal_(layer.weight, generator=generator)
+            nn.init.zeros_(layer.bias)
+        nn.init.orthogonal_(self.again.weight, generator=generator)
+        if method == "weight_norm":
+            normkit.weight_norm(self.into)
+            normkit.weight_norm(self.again)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(N, T, inputs) -> (N, classes)."""
+        state = rows.new_zeros(rows.shape[0], self.again.out_features)
+        for t in range(rows.shape[1]):
+            total = self.into(rows[:, t]) + self.again(state)
+            if len(self.norms):
+                total = self.norms[t % len(self.norms)](total)
+            state = torch.tanh(total)
+        out: Tensor = self.head(state)
+        return out
+
+
+def recurrent(arm: str, seed: int, *, inputs: int, width: int, steps: int, classes: int = 10) -> nn.Module:
+    """A `Recurrent` of an arm."""
+    return Recurrent(arm, seed, inputs, width, steps, classes)
+
+
+Builder = Callable[[str, int], nn.Module]
+
+
+@torch.no_grad()
+def set_by_data(net: nn.Sequential, images: Tensor) -> None:
+    """Scale and shift each convolution so that its outputs have mean 0 and variance 1 on these images.
+
+    The data-dependent initialization of weight norm, and of plain weights to compare with.
+    """
+    values = images
+    for layer in net:
+        if isinstance(layer, nn.Conv2d):
+            out = layer(values)
+            mean, std = out.mean((0, 2, 3)), out.std((0, 2, 3)).clamp(min=1e-6)
+            # The length of a normed weight is a parameter of its own.
+            parts: Any = getattr(layer, "parametrizations", None)
+            if parts is not None:
+                parts.weight.original0.div_(std.view_as(parts.weight.original0))
+            else:
+                layer.weight.div_(std.view(-1, 1, 1, 1))
+            assert layer.bias is not None
+            layer.bias.copy_((layer.bias - mean) / std)
+        values = layer(values)
