@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,11 @@ from torch import nn
 
 import normkit
 from normkit.errors import ArgumentError
-from normkit.study import conduct, design, task
+from normkit.study import conduct, design, embedded, nets
 from normkit.study.crew import Lost, muster
 from normkit.study.crew.local import Processes
 from normkit.study.run import Job, Run
+from normkit.study.store import Store
 
 
 class TwoPartsError(Exception):
@@ -132,42 +134,48 @@ def test_a_pool_that_breaks_is_made_again_and_loses_nothing() -> None:
 def deadly(method: str, seed: int) -> nn.Module:
     if method == "group_norm":
         os.kill(os.getpid(), signal.SIGKILL)
-    return task.convnet(method, seed)
+    return nets.convnet(method, seed, channels=embedded.CHANNELS)
+
+
+def bench(arms: Any) -> conduct.Bench:
+    plan = replace(design.design(("BN", "GN"), (4,), 2, 3, 40, 0), gap_images=32, time_rounds=3)
+    return conduct.Bench("main", replace(embedded.digits(), arms=arms), plan, timed=True)
 
 
 @pytest.mark.slow
 def test_runs_that_kill_their_process_fail_and_the_study_goes_on(tmp_path: Path) -> None:
-    broken = replace(task.digits(), build=deadly)
-    plan = replace(design.design(("BN", "GN"), (4,), 2, 3, 40, 0), gap_images=32, time_rounds=3)
-    found = conduct.conduct(broken, plan, tmp_path, workers=2, progress=lambda *_: None)
-    assert found.complete
-    assert {(run.job.method, run.message.partition(":")[0]) for run in found.failures} == {
-        ("group_norm", "its process died")
-    }
-    assert len(found.failures) == 3
-    assert len(found.cell("batch_norm", 4).runs) == 2
-    assert found.cell("batch_norm", 4).time_ratio is not None
+    one = bench(deadly)
+    with muster(((one.task, one.design),), 2) as crew, Store(tmp_path / "s.sqlite3") as store:
+        assert conduct.conduct([one], store, crew, lambda *_: None)
+        assert store.runs(one.task, one.design) == one.runs
+    fates = {(run.job.method, run.state, run.message.partition(":")[0]) for run in one.runs.values()}
+    assert fates >= {("group_norm", "failed", "its process died")}
+    assert {method for method, state, _ in fates if state == "failed"} == {"group_norm"}
+    assert len(one.table["batch_norm", 4].runs) == 2
+    assert set(one.times[4]) == {"none", "batch_norm"}
 
 
 def endless(task: object, design: object, timing: object) -> None:
     raise MemoryError
 
 
-def instant(task: object, design: object, job: Job) -> Run:
-    test_error = 0.2 if job.kind == "measure" else None
-    return Run(job, "trained", "", (1.0,) * 40, 0.1, 0.2, 0.5, test_error, test_error, test_error)
+def instant(task: object, design: object, jobs: Sequence[Job]) -> list[Run]:
+    return [Run(job, "trained", "", (1.0,) * 40, 0.1, 0.2, 0.5, 0.2, 0.2, 0.2) for job in jobs]
 
 
 def test_step_times_that_are_lost_are_missing_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = replace(design.design(("BN",), (4,), 2, 3, 40, 0), gap_images=32, time_rounds=3)
     monkeypatch.setattr(conduct, "execute", instant)
     monkeypatch.setattr(conduct, "time_steps", endless)
-    with pytest.warns(
-        RuntimeWarning, match=r"times at 4 images per step are missing .* \(MemoryError: \): the same call"
+    one = bench(nets.convnet)
+    lost = r"times at 4 images per step are missing .* \(MemoryError: \): the same call"
+    with (
+        muster(((one.task, one.design),), 1) as crew,
+        Store(tmp_path / "s.sqlite3") as store,
+        pytest.warns(RuntimeWarning, match=lost),
     ):
-        found = conduct.conduct(task.digits(), plan, tmp_path, workers=1, progress=lambda *_: None)
-    assert found.cell("batch_norm", 4).time_ratio is None
-    assert len(found.cell("batch_norm", 4).runs) == 2
+        assert conduct.conduct([one], store, crew, lambda *_: None)
+    assert one.times == {}
+    assert len(one.table["batch_norm", 4].runs) == 2
 
 
 @pytest.mark.parametrize(

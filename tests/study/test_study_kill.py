@@ -13,15 +13,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 
 import normkit
 from normkit.errors import ArgumentError, StateError
-from normkit.study import conduct, design, run, task
 from normkit.study.run import Job, Run
+from normkit.study.setup import prepared
 from normkit.study.store import Store
+from normkit.study.train import execute
 
 SCRIPT = """
 import sys
@@ -31,15 +33,19 @@ import test_study_kill
 if __name__ == "__main__":
     test_study_kill.study(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
 """
-DIGITS = task.digits()
+GIVEN: dict[str, Any] = {
+    "methods": ["BN"],
+    "batch_sizes": [4],
+    "trials": 3,
+    "steps": 40,
+    "claims": False,
+    "progress": False,
+}
+BENCH = prepared(None, ["BN"], [4], 2, 3, 40, False, False, "cpu", 0)[0][0]
 
 
-def plan(seeds: int) -> design.Design:
-    return replace(design.design(("BN",), (4,), seeds, 3, 40, 0), gap_images=32, time_rounds=3)
-
-
-def study(folder: Path, seeds: int, workers: int = 1, **options: object) -> None:
-    conduct.conduct(DIGITS, plan(seeds), folder, workers=workers, progress=lambda *_: None, **options)  # type: ignore[arg-type]
+def study(folder: Path, seeds: int, workers: int = 1, **options: Any) -> None:
+    normkit.compare(**GIVEN, seeds=seeds, out=folder, workers=workers, **options)
 
 
 @contextmanager
@@ -80,8 +86,8 @@ def stored(folder: Path) -> dict[Job, Run]:
     """The runs that are there; none of a file that is not there yet."""
     if not (folder / "study.sqlite3").exists():
         return {}
-    with Store(folder / "study.sqlite3", DIGITS, plan(2)) as store:
-        return store.runs()
+    with Store(folder / "study.sqlite3") as store:
+        return store.runs(BENCH.task, BENCH.design)
 
 
 def copies(folder: Path) -> Counter[str]:
@@ -114,7 +120,7 @@ def twice(found: Counter[str]) -> int:
     """How many results were stored besides a first one.
 
     When a stage has nothing else left, a process runs what the other one is at; if both end within the same
-    milliseconds, both are stored. With three stages and two workers at the end of each that makes 6 at the most.
+    milliseconds, both are stored. With three stages and two workers at the end of each that makes 6 stacks of runs at the most.
     """
     return sum(found.values()) - len(found)
 
@@ -129,7 +135,8 @@ def assert_same(runs: dict[Job, Run], others: dict[Job, Run]) -> None:
         one, other = runs[job], others[job]
         for a, b in ((one.validation_loss, other.validation_loss), (one.gap, other.gap)):
             assert a == b or (a is not None and b is not None and abs(a - b) <= 1e-6)
-        assert replace(one, validation_loss=None, gap=None) == replace(other, validation_loss=None, gap=None)
+        same = {"validation_loss": None, "gap": None, "seconds": 0.0}
+        assert replace(one, **same) == replace(other, **same)
 
 
 def await_(condition: object, seconds: float) -> None:
@@ -159,13 +166,13 @@ def test_a_killed_study_goes_on_from_its_runs(tmp_path: Path) -> None:
     assert {job: after[job] for job in before} == before
     # What both processes have trained is what training gives; the slow test compares all of it.
     some = (next(iter(before)), max(after, key=lambda job: job.seed))
-    assert_same({job: after[job] for job in some}, {job: run.train(DIGITS, plan(2), job) for job in some})
+    assert_same({job: after[job] for job in some}, {job: execute(BENCH.task, BENCH.design, [job])[0] for job in some})
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
-    cut, whole, seeds = tmp_path / "cut", tmp_path / "whole", 200
+    cut, whole, seeds = tmp_path / "cut", tmp_path / "whole", 400
     cut.mkdir()
     moments = random.Random(0)
     sizes = []
@@ -206,7 +213,7 @@ def test_two_at_once_share_the_work(tmp_path: Path) -> None:
         assert second.wait(300) == 0
     study(whole, 30)
     assert_same(stored(shared), stored(whole))
-    assert twice(copies(shared)) <= 6
+    assert twice(copies(shared)) <= 6 * BENCH.design.stack
     # One may have begun a little later; neither may have done nearly all.
     assert len(owners(shared)) == 2
     assert min(owners(shared).values()) > 0.2 * sum(owners(shared).values())
@@ -241,7 +248,8 @@ from pathlib import Path
 import normkit
 
 if __name__ == "__main__":
-    found = normkit.compare(methods=["BN"], batch_sizes=[4], seeds=20, trials=3, steps=40, out=sys.argv[1],
+    found = normkit.compare(methods=["BN"], batch_sizes=[4], seeds=20, trials=3, steps=40, claims=False,
+                            out=sys.argv[1],
                             progress=False)
     Path(sys.argv[1], f"rank{'' if found.path else ' other'}.txt").write_text(json.dumps(len(found.cells)))
 """
@@ -265,11 +273,9 @@ def test_the_ranks_of_torchrun_share_the_work(tmp_path: Path) -> None:
         "rank.txt",
         "rank other.txt",
     }
-    assert twice(copies(out)) <= 6
+    assert twice(copies(out)) <= 6 * BENCH.design.stack
     assert min(owners(out).values()) > 0.2 * sum(owners(out).values())
-    alone = normkit.compare(
-        methods=["BN"], batch_sizes=[4], seeds=20, trials=3, steps=40, workers=1, out=tmp_path / "alone", progress=False
-    )
+    alone = normkit.compare(**GIVEN, seeds=20, workers=1, out=tmp_path / "alone")
     cells = json.loads((out / "results.json").read_text(encoding="utf-8"))["cells"]
     assert [cell["error"] for cell in cells] == [cell["error"] for cell in alone.to_dict()["cells"]]
     assert all(cell["time_ratio"] for cell in cells)
@@ -294,9 +300,8 @@ def test_resume_demands_a_store_and_a_study_in_it(tmp_path: Path) -> None:
     ):
         study(tmp_path, 2, resume=True)
     assert not (tmp_path / "study.sqlite3").exists()
-    with Store(tmp_path / "study.sqlite3", DIGITS, plan(2)):
-        pass
+    study(tmp_path, 2)
     with pytest.raises(
         StateError, match=r"has none with this data, this training and this version .*: leave out resume"
     ):
-        Store(tmp_path / "study.sqlite3", task.digits(1), plan(2), resume=True)
+        study(tmp_path, 2, resume=True, seed=1)

@@ -17,20 +17,47 @@ import sqlalchemy
 
 import normkit
 from normkit.errors import ArgumentError, StateError
-from normkit.study import database, design, task
+from normkit.study import database, design, embedded
 from normkit.study.location import Location
 from normkit.study.run import Job, Run
 from normkit.study.store import Store
 
-DIGITS = task.digits()
+DIGITS = embedded.digits()
 PLAN = replace(design.design(("BN",), (4,), 2, 3, 40, 0), gap_images=32, time_rounds=3)
 SECRET = "s3cr{t}/word"
+STUDY = (DIGITS, PLAN)
 JOB = Job("tune", "none", 4, 0.1, 7)
 RUN = Run(JOB, "trained", losses=(2.0, 1.5), validation_error=0.25)
 
 
-def opened(where: str | Path) -> Store:
-    return Store(Location.of(where), DIGITS, PLAN)
+class Opened:
+    """A store with one task and design; it is begun."""
+
+    def __init__(self, where: str | Path) -> None:
+        self.store = Store(Location.of(where))
+        self.store.begin([STUDY])
+        self._database = self.store._database
+
+    def __enter__(self) -> "Opened":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.store.__exit__()
+
+    def add(self, run: Run) -> None:
+        self.store.add(*STUDY, run)
+
+    def find(self, job: Job) -> Run | None:
+        return self.store.find(*STUDY, job)
+
+    def runs(self) -> dict[Job, Run]:
+        return self.store.runs(*STUDY)
+
+    def take(self, jobs: list[Job]) -> Job:
+        return jobs[self.store.take([(*STUDY, [job]) for job in jobs])]
+
+
+opened = Opened
 
 
 @pytest.mark.parametrize("url", ["sqlite:///:memory:", "sqlite://", "sqlite:///"])
@@ -90,9 +117,9 @@ def test_a_folder_that_is_not_there_and_a_file_that_may_not_be_written(tmp_path:
         pytest.raises(
             StateError, match=r"may write to, but .*s.sqlite3 cannot be opened \(attempt to write a readonly"
         ),
-        Store(Location.of(f"sqlite:///file:{tmp_path}/s.sqlite3?mode=ro&uri=true"), task.digits(1), PLAN),
+        Store(Location.of(f"sqlite:///file:{tmp_path}/s.sqlite3?mode=ro&uri=true")) as store,
     ):
-        pass
+        store.begin([(embedded.digits(1), PLAN)])
 
 
 def test_somebody_elses_database_stays_as_it_is(tmp_path: Path) -> None:
@@ -249,6 +276,7 @@ def test_postgresql_gives_what_sqlite_gives(server: tuple[str, str, str], tmp_pa
         "seeds": 2,
         "trials": 3,
         "steps": 40,
+        "claims": False,
         "workers": 2,
         "progress": False,
     }

@@ -94,7 +94,8 @@ class Store:
         """Write one run, unless it is there already; it is on disk when this returns."""
         job, place = run.job, _place(task, design, run.job)
         distributions: dict[str, BaseDistribution] = {
-            "rate": FloatDistribution(1e-6, 1e3, log=True),
+            # Wide, because the range of rates grows where the best one lies at its end.
+            "rate": FloatDistribution(1e-30, 1e30, log=True),
             "seed": IntDistribution(0, 10**9),
         }
         error = run.validation_error if job.kind == "tune" else run.test_error
