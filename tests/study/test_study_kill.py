@@ -120,7 +120,8 @@ def twice(found: Counter[str]) -> int:
     """How many results were stored besides a first one.
 
     When a stage has nothing else left, a process runs what the other one is at; if both end within the same
-    milliseconds, both are stored. With three stages and two workers at the end of each that makes 6 stacks of runs at the most.
+    milliseconds, both are stored. With three stages and two workers at the end of each that makes 6 stacks of runs
+    at the most.
     """
     return sum(found.values()) - len(found)
 

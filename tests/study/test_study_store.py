@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
+import test_study_kill
 
 import normkit
 from normkit.errors import ArgumentError, StateError
 from normkit.study import database, design, embedded
+from normkit.study.comparison import Comparison
 from normkit.study.location import Location
 from normkit.study.run import Job, Run
 from normkit.study.store import Store
@@ -267,6 +269,10 @@ def shell(command: str) -> None:
         assert done.returncode == 0, said.read().decode()
 
 
+def all_runs(found: Comparison) -> dict[Job, Run]:
+    return {run.job: run for cell in found.cells for run in (*cell.tuning, *cell.runs)}
+
+
 @pytest.mark.slow
 def test_postgresql_gives_what_sqlite_gives(server: tuple[str, str, str], tmp_path: Path) -> None:
     url, _, _ = server
@@ -285,7 +291,7 @@ def test_postgresql_gives_what_sqlite_gives(server: tuple[str, str, str], tmp_pa
     again = normkit.compare(**given, out=tmp_path / "again", store=url, resume=True)
     assert not (tmp_path / "first" / "study.sqlite3").exists()
     for other in (first, again):
-        assert [(c.tuning, c.runs, c.error) for c in other.cells] == [(c.tuning, c.runs, c.error) for c in file.cells]
+        test_study_kill.assert_same(all_runs(other), all_runs(file))
     assert [c.seconds for c in again.cells] == [c.seconds for c in first.cells]
     for path in (tmp_path / "first").iterdir():
         assert "s3cr" not in path.read_text(encoding="utf-8")
