@@ -181,7 +181,7 @@ def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
         before = stored(cut)
         with started(cut, seeds) as process:
             # A start takes some seconds, so that some kills come before anything, some while the store is opened.
-            time.sleep(moments.uniform(0.5, 9.0))
+            time.sleep(moments.uniform(2.0, 25.0))
             assert process.poll() is None, "the study was too short for the test"
             durable = stored(cut)
             # Half the time only the parent: its workers must notice by themselves.

@@ -52,6 +52,7 @@ class Store:
     def __init__(self, where: Location | Path, *, resume: bool = False) -> None:
         self.where = where if isinstance(where, Location) else Location.of(where)
         self._resume = resume
+        self._prefixes: dict[tuple[int, int], tuple[str, Task, Design]] = {}
         self._owner = uuid.uuid4().hex
         if resume and self.where.file is not None and not self.where.file.exists():
             raise StateError(
@@ -73,12 +74,12 @@ class Store:
 
     def begin(self, studies: Sequence[tuple[Task, Design]]) -> None:
         """Leave the fingerprints of what is about to be run; to resume, one of them must be there."""
-        self._database.use(lambda: self._sign([fingerprint(*study) for study in studies]))
+        self._database.use(lambda: self._sign([self._prefix(*study) for study in studies]))
 
     def runs(self, task: Task, design: Design) -> dict[Job, Run]:
         """All runs of this task and design; of a job that was run again, the last that did not fail."""
         found: dict[Job, Run] = {}
-        start = f"{fingerprint(task, design)}/"
+        start = f"{self._prefix(task, design)}/"
         for trial in self._database.use(lambda: list(self._database.trials(start))):
             if "run" in trial.user_attrs:
                 run = Run.from_dict(trial.user_attrs["run"])
@@ -88,11 +89,11 @@ class Store:
 
     def find(self, task: Task, design: Design, job: Job) -> Run | None:
         """The run of a job, if it is there by now and did not fail, whichever process has written it."""
-        return self._database.use(lambda: self._find(_place(task, design, job), job))
+        return self._database.use(lambda: self._find(self._place(task, design, job), job))
 
     def add(self, task: Task, design: Design, run: Run) -> None:
         """Write one run, unless it is there already; it is on disk when this returns."""
-        job, place = run.job, _place(task, design, run.job)
+        job, place = run.job, self._place(task, design, run.job)
         distributions: dict[str, BaseDistribution] = {
             # Wide, because the range of rates grows where the best one lies at its end.
             "rate": FloatDistribution(1e-30, 1e30, log=True),
@@ -122,7 +123,7 @@ class Store:
         """
         taken: dict[str, dict[str, str]] = {}
         for number, (task, design, jobs) in enumerate(stacks):
-            study, keys = fingerprint(task, design), [_key(job) for job in jobs]
+            study, keys = self._prefix(task, design), [_key(job) for job in jobs]
             if study not in taken:
                 taken[study] = self._database.use(partial(self._database.taken, study))
             free = all(taken[study].get(key, self._owner) == self._owner for key in keys)
@@ -132,13 +133,13 @@ class Store:
 
     def times(self, task: Task, design: Design, timing: Timing) -> Times | None:
         """Step times on this machine, if they were taken."""
-        name = f"{fingerprint(task, design)}/{_name(timing)}"
+        name = f"{self._prefix(task, design)}/{_name(timing)}"
         taken = self._database.use(lambda: list(self._database.trials(name)))
         return next((dict(trial.user_attrs["seconds"]) for trial in taken), None)
 
     def add_times(self, task: Task, design: Design, timing: Timing, seconds: Times) -> None:
         """Write step times."""
-        name = f"{fingerprint(task, design)}/{_name(timing)}"
+        name = f"{self._prefix(task, design)}/{_name(timing)}"
         trial = create_trial(state=TrialState.COMPLETE, value=0.0, user_attrs={"seconds": seconds})
         self._database.use(lambda: self._database.study(name).add_trial(trial))
 
@@ -168,9 +169,16 @@ class Store:
         runs = (Run.from_dict(t.user_attrs["run"]) for t in study.get_trials(False, (TrialState.COMPLETE,)))
         return next((run for run in runs if run.job == job), None)
 
+    def _place(self, task: Task, design: Design, job: Job) -> str:
+        return f"{self._prefix(task, design)}/{job.kind}/{job.method}/batch {job.batch_size}"
 
-def _place(task: Task, design: Design, job: Job) -> str:
-    return f"{fingerprint(task, design)}/{job.kind}/{job.method}/batch {job.batch_size}"
+    def _prefix(self, task: Task, design: Design) -> str:
+        """The fingerprint; made once, because it reads all data."""
+        key = (id(task), id(design))
+        if key not in self._prefixes:
+            # Kept with its objects, so that no other ones get their ids.
+            self._prefixes[key] = (fingerprint(task, design), task, design)
+        return self._prefixes[key][0]
 
 
 def _key(job: Job) -> str:
