@@ -173,7 +173,7 @@ def test_a_killed_study_goes_on_from_its_runs(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
-    cut, whole, seeds = tmp_path / "cut", tmp_path / "whole", 400
+    cut, whole, seeds = tmp_path / "cut", tmp_path / "whole", 800
     cut.mkdir()
     moments = random.Random(0)
     sizes = []
@@ -181,7 +181,7 @@ def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
         before = stored(cut)
         with started(cut, seeds) as process:
             # A start takes some seconds, so that some kills come before anything, some while the store is opened.
-            time.sleep(moments.uniform(2.0, 25.0))
+            time.sleep(moments.uniform(0.5, 9.0))
             assert process.poll() is None, "the study was too short for the test"
             durable = stored(cut)
             # Half the time only the parent: its workers must notice by themselves.
