@@ -132,12 +132,21 @@ def test_compare_without_options_asks_for_the_defaults(asked: dict[str, object])
 def test_compare_passes_every_option_on(asked: dict[str, object]):
     run(
         *("compare", "--methods", "none, BN", "--batch-sizes", "2,16", "--seeds", "3", "--trials", "4"),
-        *("--steps", "50", "--workers", "1", "--out", "there", "--seed", "7", "--no-progress"),
+        *("--steps", "50", "--workers", "1", "--out", "there", "--seed", "7", "--no-progress", "--resume"),
+        *("--store", "sqlite:///x", "--executor", "ray", "--address", "auto", "--time-limit", "2.5"),
     )
     assert asked == {
         "methods": ["none", "BN"], "batch_sizes": [2, 16], "seeds": 3, "trials": 4, "steps": 50, "workers": 1,
-        "out": Path("there"), "seed": 7, "progress": False,
+        "out": Path("there"), "seed": 7, "progress": False, "store": "sqlite:///x", "resume": True, "executor": "ray",
+        "address": "auto", "time_limit": 2.5,
     }  # fmt: skip
+
+
+def test_compare_takes_the_store_from_the_environment(asked: dict[str, object], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NORMKIT_STORE", "postgresql+psycopg://anna:secret@host/runs")
+    assert "secret" not in run("compare")
+    assert asked["store"] == "postgresql+psycopg://anna:secret@host/runs"
+    assert "secret" not in run("compare", "--help")
 
 
 def test_compare_interrupted_ends_as_a_shell_expects(asked: dict[str, object]):

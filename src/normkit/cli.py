@@ -81,17 +81,27 @@ def compare(
         typer.Option(
             help="Of none, BN, LN, IN, GN, WN, with commas between; none is always trained.", show_default="all"
         ),
-    ] = ",".join(_COMPARE["methods"]),
+    ] = "",
     batch_sizes: Annotated[str, typer.Option(help="Images per training step, with commas between.")] = ",".join(
         map(str, _COMPARE["batch_sizes"])
     ),
     seeds: Annotated[int, typer.Option(help="Training runs behind each result.")] = _COMPARE["seeds"],
     trials: Annotated[int, typer.Option(help="Learning rates tried for each method.")] = _COMPARE["trials"],
-    steps: Annotated[int, typer.Option(help="Training steps of one run.")] = _COMPARE["steps"],
+    steps: Annotated[int | None, typer.Option(help="Training steps of one run.")] = _COMPARE["steps"],
     workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one per core")] = _COMPARE["workers"],
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the report.")] = Path(_COMPARE["out"]),
     seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = _COMPARE["seed"],
     progress: Annotated[bool, typer.Option(help="Show a bar.")] = _COMPARE["progress"],
+    store: Annotated[
+        str | None,
+        typer.Option(
+            envvar="NORMKIT_STORE", help="URL of a database for the finished runs.", show_default="a file in --out"
+        ),
+    ] = _COMPARE["store"],
+    resume: Annotated[bool, typer.Option("--resume", help="Fail if there is nothing to go on from.")] = False,
+    executor: Annotated[str, typer.Option(help="processes, or ray for a cluster.")] = _COMPARE["executor"],
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster.")] = _COMPARE["address"],
+    time_limit: Annotated[float | None, typer.Option(help="Seconds a run may take.")] = _COMPARE["time_limit"],
 ) -> None:
     """Find out which normalization to use: train a small network under each, at an equal tuning budget.
 
@@ -99,7 +109,7 @@ def compare(
     Interrupted (Ctrl-C), it goes on when the same command is given again.
     """
     comparison = study.compare(
-        methods=_listed(methods),
+        methods=_listed(methods) or None,
         batch_sizes=[_whole(size) for size in _listed(batch_sizes)],
         seeds=seeds,
         trials=trials,
@@ -108,7 +118,15 @@ def compare(
         out=out,
         seed=seed,
         progress=progress,
+        store=store,
+        resume=resume,
+        executor=executor,
+        address=address,
+        time_limit=time_limit,
     )
+    if comparison.path is None:
+        # Another rank of torchrun reports.
+        return
     # The title of the table is the answer.
     Console().print(study.table(comparison))
     typer.echo(f"Report: {comparison.path}")

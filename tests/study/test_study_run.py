@@ -13,6 +13,7 @@ import normkit
 from normkit.errors import ArgumentError, StateError
 from normkit.study import conduct, design, embedded, nets, replicas, run, train
 from normkit.study.comparison import Comparison
+from normkit.study.crew import muster
 from normkit.study.run import Job, Run
 from normkit.study.setup import made
 from normkit.study.store import Store, fingerprint
@@ -41,7 +42,9 @@ def whole(
     work: Task, plan: design.Design, folder: Path, progress: conduct.Progress | None = None, workers: int = 1
 ) -> Comparison:
     bench = conduct.Bench("digits", work, plan, timed=True)
-    return carry_out([bench], (), folder, workers=workers, progress=progress or silent)
+    with Store(folder / "study.sqlite3") as store:
+        crew = muster(((work, plan),), workers)
+        return carry_out([bench], (), store, crew, progress=progress or silent)
 
 
 def silent(done: int, total: int, what: str) -> None:
@@ -211,6 +214,7 @@ def test_a_run_that_raises_is_recorded_and_the_study_goes_on(tmp_path: Path) -> 
     assert found.complete
     assert {(f.job.method, f.message) for f in found.failures} == {("group_norm", "RuntimeError: no room for it")}
     assert len(found.failures) == 6
+    assert all('raise RuntimeError("no room for it")' in f["trace"] for f in found.to_dict()["failures"])
     assert len(found.cell("batch_norm", 4).runs) == 2
     assert found.cell("group_norm", 4).error is None
     assert found.cell("group_norm", 4).time_ratio is None
@@ -255,9 +259,9 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
     assert not cut.complete
     assert sum(len(cell.tuning) + len(cell.runs) for cell in cut.cells) == 6
     assert "nothing has been measured yet" in cut.answer
-    whole = whole(DIGITS, p, tmp_path, silent)
-    assert whole.complete
-    assert len(whole.cell("batch_norm", 4).runs) == 2
+    rest = whole(DIGITS, p, tmp_path, silent)
+    assert rest.complete
+    assert len(rest.cell("batch_norm", 4).runs) == 2
 
 
 def test_an_interrupt_before_anything_is_passed_on(tmp_path: Path) -> None:

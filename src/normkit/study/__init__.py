@@ -2,10 +2,11 @@
 
 The parts, in the order data passes them: `task` (what is trained) and `arms` (under which normalization), `design`
 (what is measured and how it will be judged, fixed before any result), `run` and `train` (one training run, or many at
-once by `replicas`), `crew` (over processes), `store` (every finished run on disk), `conduct` (carries designs out),
-`stats` and `verdict` (what follows), `claims` (the experiments on the claims of the catalog), `comparison` (all of it
-as data), `report` (results.json and a page); `setup` puts a study together and `whole` sees it through. `embedded`, `nets`, `data`, `style` and `probes` are what is trained when
-the user brings nothing.
+once by `replicas`), `crew` (over processes or machines), `store` (every finished run on disk, in a `database` at a
+`location`), `conduct` (carries designs out), `stats` and `verdict` (what follows), `claims` (the experiments on the
+claims of the catalog), `comparison` (all of it as data), `report` (results.json and a page). `setup` puts a study
+together and `whole` sees it through. `embedded`, `nets`, `data`, `style` and `probes` are what is trained when the
+user brings nothing.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ def compare(
     out: str | Path = "report",
     seed: int = 0,
     progress: bool | Progress = True,
+    store: str | None = None,
+    resume: bool = False,
+    executor: str = "processes",
+    address: str | None = None,
+    time_limit: float | None = None,
 ) -> Comparison:
     """Train a model under every normalization at an equal tuning budget, and write the report.
 
@@ -67,22 +73,32 @@ def compare(
         full: more seeds behind each claim, for narrower intervals.
         minutes: begin no further run after so many; the same call goes on from there.
         device: where to train, as torch names it.
-        workers: processes, one torch thread each; None is one per core, at most 8.
+        workers: runs at a time, one process and one torch thread each; None is one per core: of this machine, at
+            most 8, or of the Ray cluster.
         out: folder for `index.html`, `results.json` and the store `study.sqlite3`. A store that is already there
             is resumed: no finished run is run again.
         seed: the one number all randomness comes from.
         progress: True shows bars, False nothing; a function is called with (runs finished, runs in all, what is
             running).
+        store: URL of a database for the finished runs, such as "postgresql+psycopg://user@host/name", instead of
+            the file in `out`. Several calls may share it, also from several machines: each takes the runs that the
+            others have not.
+        resume: demand that the study was begun before; without it, one that was is resumed all the same.
+        executor: "processes" on this machine, or "ray" for a cluster (`pip install "normkit[ray]"`).
+        address: of the Ray cluster, such as "auto" or "ray://host:10001"; None makes one on this machine.
+        time_limit: seconds a run may take; then it is stopped and counts as failed. Not with workers=1, where the
+            runs are made in the calling process.
 
     Returns:
-        The `Comparison`: data with `to_dict()`, a table as `str`, `answer`, and `path` of the page. After an
-        interrupt (Ctrl-C) it rests on the runs that were finished, and `complete` is False.
+        The `Comparison`: data with `to_dict()`, a table as `str`, `answer`, and `path` of the page, which is None
+        on ranks other than 0. After an interrupt (Ctrl-C) it rests on the runs that were finished, and `complete`
+        is False.
 
     Raises:
         ArgumentError: an unknown method or claim, a number that leaves nothing to measure, a model without a place
             for a norm, or a folder that cannot be made.
         StateError: a package of the extra is missing (`pip install "normkit[compare]"`), the store cannot be
-            opened, or a process died.
+            used, there is nothing to resume, or no process can be started.
 
     Example:
         >>> import normkit, tempfile
@@ -93,26 +109,31 @@ def compare(
         ('index.html', True, ['batch_norm', 'none'])
     """
     _require_extra()
-    from normkit.study import machine, report
+    from normkit.study import report
+    from normkit.study.crew import muster, ranks
+    from normkit.study.location import Location
     from normkit.study.setup import made, prepared
+    from normkit.study.store import Store
     from normkit.study.whole import carry_out
 
     benches, experiments = prepared(task, methods, batch_sizes, seeds, trials, steps, claims, full, device, seed)
-    crew_size = workers if workers is not None else min(machine.cores(), 8)
-    if crew_size < 1:
-        raise ArgumentError(f"workers must be at least 1, got {workers}: leave it out for one per core")
+    _check_workers(workers, executor, time_limit)
+    crew = muster(tuple((bench.task, bench.design) for bench in benches), workers, executor=executor, address=address)
     folder = made(Path(out))
-    with _shown(progress) as tell:
+    where = Location.of(store or folder / "study.sqlite3")
+    ranks.check(executor, where.file is not None)
+    with _shown(progress if ranks.rank() == 0 else False) as tell, Store(where, resume=resume) as kept:
         comparison = carry_out(
             benches,
             experiments,
-            folder,
-            workers=crew_size,
+            kept,
+            crew,
             progress=tell,
             minutes=minutes,
+            limit=time_limit,
             command=_command(benches[0].design, task, claims, full),
         )
-    return replace(comparison, path=report.write(comparison, folder))
+    return replace(comparison, path=report.write(comparison, folder)) if ranks.rank() == 0 else comparison
 
 
 def table(comparison: Comparison) -> Table:
@@ -146,12 +167,32 @@ def table(comparison: Comparison) -> Table:
 
 
 def _require_extra() -> None:
-    needed = ("numpy", "scipy", "sklearn", "optuna", "matplotlib", "jinja2", "rich", "cloudpickle")
+    needed = ("numpy", "scipy", "sklearn", "optuna", "pebble", "matplotlib", "jinja2", "rich", "cloudpickle")
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise StateError(
             f"compare needs packages that the core of normkit does not; missing: {', '.join(missing)}. "
             'Install them with: pip install "normkit[compare]"'
+        )
+
+
+def _default_workers() -> int:
+    # Here, because the front door of the study loads no torch.
+    from normkit.study import machine
+    from normkit.study.crew import ranks
+
+    return machine.cores() if ranks.world() == 1 else 1
+
+
+def _check_workers(asked: int | None, executor: str, limit: float | None) -> None:
+    if asked is not None and asked < 1:
+        raise ArgumentError(f"workers must be at least 1, got {asked}: leave it out for one per core")
+    if limit is not None and not limit > 0:
+        raise ArgumentError(f"time_limit must be more than 0 seconds, got {limit}: leave it out for none")
+    if limit is not None and executor == "processes" and (asked or _default_workers()) == 1:
+        raise ArgumentError(
+            f"time_limit needs runs that can be stopped, in processes of their own, got {limit:g} with workers=1: "
+            "give workers=2 or more"
         )
 
 

@@ -135,7 +135,7 @@ class Comparison:
             "standings": [asdict(s) | {"front": s.front} for s in self.standings],
             "evidence": [_evidence_dict(evidence) for evidence in self.evidence],
             "not_measured": dict(self.not_measured),
-            "failures": [{"job": asdict(run.job), "message": run.message} for run in self.failures],
+            "failures": [{"job": asdict(run.job), "message": run.message, "trace": run.trace} for run in self.failures],
             "machine": dict(self.machine),
             "command": self.command,
             "seconds": round(self.seconds, 1),

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from normkit.study import verdict
-from normkit.study.crew import Crew
+from normkit.study.crew import Crew, Lost, ranks
 from normkit.study.design import Design
 from normkit.study.run import Job, Run
 from normkit.study.store import Store, Times
@@ -87,7 +88,12 @@ STAGES: Mapping[str, Callable[[Bench], Iterator[Job]]] = {
 
 
 def conduct(
-    benches: Sequence[Bench], store: Store, crew: Crew, progress: Progress, minutes: float | None = None
+    benches: Sequence[Bench],
+    store: Store,
+    crew: Crew,
+    progress: Progress,
+    minutes: float | None = None,
+    limit: float | None = None,
 ) -> bool:
     """Do the runs of the benches that are not in the store yet, and put all runs into the benches.
 
@@ -97,11 +103,13 @@ def conduct(
         crew: who works.
         progress: called with (runs finished, runs in all, what is running).
         minutes: after which no further run begins.
+        limit: seconds a run may take.
 
     Returns:
         Whether everything was done.
     """
     end = math.inf if minutes is None else time.perf_counter() + 60 * minutes
+    store.begin([(bench.task, bench.design) for bench in benches])
     for bench in benches:
         bench.runs |= store.runs(bench.task, bench.design)
     timings = [(i, size) for i, bench in enumerate(benches) if bench.timed for size in bench.design.batch_sizes]
@@ -111,27 +119,63 @@ def conduct(
         left = [(i, job) for i, job in asked if _is_open(benches[i], job)]
         done += len(asked) - len(left)
         progress(done, total, what)
-        for (number, jobs), runs in crew.work(train_stack, _stacks(benches, left)):
+        stacks = _stacks(benches, left)
+        # A stack may take as long as its runs one after the other.
+        patience = limit and limit * max((len(jobs) for _, jobs in stacks), default=1)
+        # What another process has done meanwhile is never yielded, and counted at the end of the stage.
+        there = done + len(left)
+        for (number, jobs), result in crew.work(train_stack, _still(benches, store, stacks), patience):
             bench = benches[number]
-            for run in runs:
+            for run in _runs(jobs, result):
                 store.add(bench.task, bench.design, run)
                 bench.runs[run.job] = run
             done += len(jobs)
             progress(done, max(done, total), what)
             if time.perf_counter() > end:
                 return False
-    for number, batch_size in timings:
+        done = there
+    for number, batch_size in timings if ranks.rank() == 0 else ():
         # One after the other: two timings at once would disturb each other.
         bench = benches[number]
         timing = Timing(batch_size, bench.able(batch_size))
         known = store.times(bench.task, bench.design, timing)
         if known is None:
-            ((_, known),) = crew.work(time_bench, [(number, timing)])
+            patience = limit and limit * len(bench.design.methods)
+            ((_, taken),) = crew.work(time_bench, [(number, timing)], patience)
+            if isinstance(taken, Lost):
+                warnings.warn(
+                    f"the step times at {batch_size} images per step are missing from the report, because their "
+                    f"measurement was lost ({taken.reason}): the same call tries again",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                continue
+            known = taken
             store.add_times(bench.task, bench.design, timing, known)
         bench.times[batch_size] = known
         done += 1
         progress(done, max(done, total), "timing")
     return True
+
+
+def _still(benches: Sequence[Bench], store: Store, stacks: list[Stack]) -> Iterator[Stack]:
+    """The stacks one by one, each when a worker is free, without what another process has done meanwhile."""
+    while stacks:
+        pairs = [(benches[number].task, benches[number].design, jobs) for number, jobs in stacks]
+        number, jobs = stacks.pop(store.take(pairs))
+        bench = benches[number]
+        found = [store.find(bench.task, bench.design, job) for job in jobs]
+        bench.runs |= {run.job: run for run in found if run is not None}
+        left = tuple(job for job, run in zip(jobs, found, strict=True) if run is None)
+        if left:
+            yield number, left
+
+
+def _runs(jobs: Sequence[Job], result: list[Run] | Lost) -> list[Run]:
+    """The runs of a stack; if it was lost, all of them have failed."""
+    if isinstance(result, Lost):
+        return [Run(job, "failed", result.reason, trace=result.trace) for job in jobs]
+    return result
 
 
 def train_stack(held: Held, stack: Stack) -> list[Run]:

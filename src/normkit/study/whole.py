@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from normkit.study import machine
 from normkit.study.claims.experiment import Experiment
@@ -17,11 +16,12 @@ from normkit.study.store import Store
 def carry_out(
     benches: Sequence[Bench],
     experiments: Sequence[Experiment],
-    folder: Path,
+    store: Store,
+    crew: Crew,
     *,
-    workers: int,
     progress: Progress,
     minutes: float | None = None,
+    limit: float | None = None,
     command: str = "",
 ) -> Comparison:
     """Do what is not in the store yet, and conclude from all of it.
@@ -32,33 +32,33 @@ def carry_out(
     Args:
         benches: that of the answer first.
         experiments: what is asked of them.
-        folder: holds the store.
-        workers: processes; 1 works in this one.
+        store: where finished runs are.
+        crew: who works; it holds the tasks and designs of the benches.
         progress: called with (runs finished, runs in all, what is running).
         minutes: after which no further run begins.
+        limit: seconds a run may take.
         command: for the report, what repeats the study.
 
     Raises:
-        StateError: the store cannot be opened, or a process died.
+        StateError: the store cannot be used, or no process can be started.
     """
     start = time.perf_counter()
-    with Store(folder / "study.sqlite3") as store:
-        try:
-            with Crew(tuple((bench.task, bench.design) for bench in benches), workers) as crew:
-                complete = conduct(benches, store, crew, progress, minutes)
-        except KeyboardInterrupt:
-            if not any(bench.runs for bench in benches):
-                raise
-            complete = False
-        except Exception as error:
-            error.add_note(f"Finished runs are kept in {folder}: the same call goes on from them.")
+    try:
+        with crew:
+            complete = conduct(benches, store, crew, progress, minutes, limit)
+    except KeyboardInterrupt:
+        if not any(bench.runs for bench in benches):
             raise
+        complete = False
+    except Exception as error:
+        error.add_note(f"Finished runs are kept in {store.where}: the same call goes on from them.")
+        raise
     return conclude(
         benches[0],
         benches[1:],
         experiments,
         complete=complete,
-        machine=machine.facts() | {"workers": workers},
+        machine=machine.facts() | {"workers": crew.workers, "executor": crew.executor},
         command=command,
         seconds=time.perf_counter() - start,
     )

@@ -1,0 +1,149 @@
+"""An optuna storage that several processes may use at once: waits for locks, names what is wrong in words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import optuna
+import sqlalchemy
+from optuna.trial import FrozenTrial
+from sqlalchemy.exc import IntegrityError
+
+from normkit.errors import NormkitError, StateError
+from normkit.study.location import BROKEN, Location, cause
+
+T = TypeVar("T")
+
+TAKEN = sqlalchemy.Table(
+    "normkit_taken",
+    sqlalchemy.MetaData(),
+    sqlalchemy.Column("study", sqlalchemy.String(16), primary_key=True),
+    sqlalchemy.Column("job", sqlalchemy.String(500), primary_key=True),
+    sqlalchemy.Column("owner", sqlalchemy.String(32), nullable=False),
+)
+"""Who runs what, beside optuna's tables: the one thing that must be decided between processes in one step."""
+
+PATIENCE = 60.0
+"""Seconds to wait for a lock, or for a server to come back."""
+_PASSING = ("locked", "already exists", "unique", "duplicate", "deadlock")
+"""Said when another process was at the same place at the same time."""
+
+
+class Database:
+    """The storage at a location, made there if need be.
+
+    Raises:
+        StateError: it cannot be used; so do all methods.
+    """
+
+    def __init__(self, where: Location) -> None:
+        self.where = where
+        self._reached = False
+        self._studies: dict[str, optuna.Study] = {}
+        self._storage = self.use(self._open)
+        self._reached = True
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
+    def study(self, name: str) -> optuna.Study:
+        """An optuna study, made if need be. One object each, because it remembers the trials it has read."""
+        if name not in self._studies:
+            with _quiet():
+                self._studies[name] = optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
+        return self._studies[name]
+
+    def trials(self, start: str) -> Iterator[FrozenTrial]:
+        """All trials of the studies whose name starts like this, oldest first within a study."""
+        for name in optuna.get_all_study_names(self._storage):
+            if name.startswith(start):
+                yield from self.study(name).get_trials(deepcopy=False)
+
+    def taken(self, study: str) -> dict[str, str]:
+        """The owner of each job that was taken."""
+        query = sqlalchemy.select(TAKEN.c.job, TAKEN.c.owner).where(TAKEN.c.study == study)
+        with self._storage.engine.connect() as connection:
+            return {row.job: row.owner for row in connection.execute(query)}
+
+    def take(self, study: str, jobs: Sequence[str], owner: str) -> bool:
+        """Whether the jobs are this owner's from now on, or were already: all of them or none."""
+        mine = self.taken(study)
+        rows = [{"study": study, "job": job, "owner": owner} for job in jobs if mine.get(job) != owner]
+        try:
+            with self._storage.engine.begin() as connection:
+                if rows:
+                    connection.execute(TAKEN.insert(), rows)
+        except IntegrityError:
+            return False
+        return True
+
+    def use(self, action: Callable[[], T]) -> T:
+        """The action's value; it is repeated while the database is locked or away, and may be begun several times."""
+        end = time.monotonic() + PATIENCE
+        pause = 0.05
+        while True:
+            try:
+                return action()
+            except NormkitError:
+                raise
+            except BROKEN as error:
+                if time.monotonic() + pause > end or not self._passes(error):
+                    # A server's driver may quote the URL, and a traceback would show that: no chain there.
+                    raise self.where.refusal(error) from (error if self.where.file is not None else None)
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
+
+    def _passes(self, error: Exception) -> bool:
+        """Whether a trouble may pass by itself."""
+        said = cause(error).lower()
+        if any(word in said for word in _PASSING):
+            return True
+        # A server that was never reached is more likely misnamed than away.
+        return self._reached and self.where.file is None and "connect" in said
+
+    def _open(self) -> optuna.storages.RDBStorage:
+        _refuse_strangers(self.where)
+        options: dict[str, Any] = {"pool_pre_ping": True}
+        if self.where.file is not None:
+            options = {"connect_args": {"timeout": PATIENCE}}
+        try:
+            with _quiet():
+                storage = optuna.storages.RDBStorage(self.where.text, engine_kwargs=options)
+            TAKEN.metadata.create_all(storage.engine)
+            return storage
+        except RuntimeError as error:
+            # How optuna refuses the tables of another version.
+            raise self.where.refusal(error) from None
+
+
+def _refuse_strangers(where: Location) -> None:
+    """An SQLite file with tables that are not optuna's is somebody else's, and stays as it is."""
+    if where.file is None or not where.file.exists():
+        return
+    engine = sqlalchemy.create_engine(where.url, connect_args={"timeout": PATIENCE})
+    try:
+        tables = set(sqlalchemy.inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
+    # One of optuna's is enough: a process that was killed while it made them may have left some.
+    if tables and not any(table.startswith(("studies", "study_", "trial", "version_info")) for table in tables):
+        raise StateError(
+            f"the store of finished runs must be a file that compare has made, but {where} is another database, with "
+            f"the tables {', '.join(sorted(tables)[:4])}: move it away, or choose another folder with out"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna announces every new study; that is a detail of this file."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -1,0 +1,321 @@
+"""Where the runs are kept: what is refused, in which words, and never with a password; PostgreSQL for real."""
+
+import glob
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+import test_study_kill
+
+import normkit
+from normkit.errors import ArgumentError, StateError
+from normkit.study import database, design, embedded
+from normkit.study.comparison import Comparison
+from normkit.study.location import Location
+from normkit.study.run import Job, Run
+from normkit.study.store import Store
+
+DIGITS = embedded.digits()
+PLAN = replace(design.design(("BN",), (4,), 2, 3, 40, 0), gap_images=32, time_rounds=3)
+SECRET = "s3cr{t}/word"
+STUDY = (DIGITS, PLAN)
+JOB = Job("tune", "none", 4, 0.1, 7)
+RUN = Run(JOB, "trained", losses=(2.0, 1.5), validation_error=0.25)
+
+
+class Opened:
+    """A store with one task and design; it is begun."""
+
+    def __init__(self, where: str | Path) -> None:
+        self.store = Store(Location.of(where))
+        self.store.begin([STUDY])
+        self._database = self.store._database
+
+    def __enter__(self) -> "Opened":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.store.__exit__()
+
+    def add(self, run: Run) -> None:
+        self.store.add(*STUDY, run)
+
+    def find(self, job: Job) -> Run | None:
+        return self.store.find(*STUDY, job)
+
+    def runs(self) -> dict[Job, Run]:
+        return self.store.runs(*STUDY)
+
+    def take(self, jobs: list[Job]) -> Job:
+        return jobs[self.store.take([(*STUDY, [job]) for job in jobs])]
+
+
+opened = Opened
+
+
+@pytest.mark.parametrize("url", ["sqlite:///:memory:", "sqlite://", "sqlite:///"])
+def test_a_store_that_would_not_last_is_refused(url: str) -> None:
+    with pytest.raises(
+        ArgumentError, match=r"must outlive this process, got an SQLite database in memory: name a file"
+    ):
+        opened(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["runs.sqlite3", f"nosuch://anna:{SECRET}@host/runs", f"postgresql://anna:{SECRET}@host:x/runs"]
+)
+def test_what_is_no_url_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(
+        ArgumentError, match="store must be the URL of a database that SQLAlchemy knows, such as"
+    ) as caught:
+        opened(url)
+    assert SECRET not in told(caught.value)
+
+
+def told(error: BaseException) -> str:
+    """All that a traceback shows of an error: its text and that of those it came from."""
+    chain = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return f"{error} {getattr(error, '__notes__', '')} {told(chain) if chain else ''}"
+
+
+def test_a_missing_driver_is_named() -> None:
+    with pytest.raises(
+        StateError, match=r"the store mysql://anna:\*\*\*@host/runs needs a package .*MySQLdb.*with pip"
+    ):
+        opened(f"mysql://anna:{SECRET.replace('/', '')}@host/runs?ssl_key=hidden")
+    error = Location.of("postgresql+psycopg://host/runs").driver_missing(ImportError(name="psycopg"))
+    assert 'pip install "normkit[postgres]"' in str(error)
+
+
+def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = sqlalchemy.URL.create("postgresql+psycopg", "anna", SECRET, "127.0.0.1", port, "runs").render_as_string(False)
+    pytest.importorskip("psycopg")
+    with pytest.raises(
+        StateError,
+        match=rf"can be reached .* but postgresql\+psycopg://anna:\*\*\*@127.0.0.1:{port}/runs answers: .*refused",
+    ) as caught:
+        opened(url)
+    assert "s3cr" not in told(caught.value)
+
+
+def test_a_folder_that_is_not_there_and_a_file_that_may_not_be_written(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match=r"cannot be opened \(unable to open database file\)"):
+        opened(f"sqlite:///{tmp_path}/no/folder.sqlite3")
+    with opened(tmp_path / "s.sqlite3"):
+        pass
+    with (
+        pytest.raises(
+            StateError, match=r"may write to, but .*s.sqlite3 cannot be opened \(attempt to write a readonly"
+        ),
+        Store(Location.of(f"sqlite:///file:{tmp_path}/s.sqlite3?mode=ro&uri=true")) as store,
+    ):
+        store.begin([(embedded.digits(1), PLAN)])
+
+
+def test_somebody_elses_database_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "other.sqlite3"
+    connection = sqlite3.connect(path)
+    connection.execute("create table recipes (name text)")
+    connection.commit()
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(StateError, match=r"other.sqlite3 is another database, with the tables recipes: move it away"):
+        opened(path)
+    assert path.read_bytes() == before
+
+
+def change(path: Path, statement: str) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+def test_another_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite3"
+    with opened(path) as store:
+        store.add(RUN)
+    change(path, "update study_user_attributes set value_json = '99' where key = 'format'")
+    with pytest.raises(
+        StateError, match=r"must have format 1, but .*s.sqlite3 was written by another version of normkit, in format 99"
+    ):
+        opened(path)
+    change(path, "update study_user_attributes set value_json = '1' where key = 'format'")
+    with opened(path) as store:
+        assert store.runs() == {JOB: RUN}
+    change(path, "update alembic_version set version_num = 'v2.6.0.a'")
+    with pytest.raises(StateError, match=r"the tables of the optuna that is installed, but .* by another version"):
+        opened(path)
+
+
+def test_a_full_disk_is_named_and_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with opened(tmp_path / "s.sqlite3") as store:
+        store.add(RUN)
+        engine = store._database._storage.engine
+        engine.dispose()
+        # SQLite's own limit; it answers as on a full disk.
+        sqlalchemy.event.listen(
+            engine, "connect", lambda connection, _: connection.execute("pragma max_page_count = 1")
+        )
+        big = replace(RUN, job=replace(JOB, seed=8), losses=(1.5,) * 50_000)
+        with pytest.raises(
+            StateError, match=r"needs room, but the disk of .* is full \(database or disk is full\): make room"
+        ):
+            store.add(big)
+    with opened(tmp_path / "s.sqlite3") as store:
+        assert store.runs() == {JOB: RUN}
+        store.add(big)
+        assert store.runs()[big.job] == big
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite3"
+    with opened(path) as store:
+        holder = sqlite3.connect(path, check_same_thread=False)
+        holder.execute("begin exclusive")
+        threading.Timer(0.5, holder.rollback).start()
+        store.add(RUN)
+        holder.close()
+        assert store.find(JOB) == RUN
+
+
+def test_a_lock_that_stays_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "PATIENCE", 0.1)
+    path = tmp_path / "s.sqlite3"
+    with opened(path) as store:
+        holder = sqlite3.connect(path)
+        holder.execute("begin exclusive")
+        with pytest.raises(StateError, match="database is locked"):
+            store.find(JOB)
+        holder.close()
+
+
+def test_a_run_is_stored_once_and_a_failed_one_gives_way(tmp_path: Path) -> None:
+    failed = Run(JOB, "failed", "its process died")
+    with opened(tmp_path / "s.sqlite3") as one, opened(tmp_path / "s.sqlite3") as other:
+        one.add(failed)
+        assert one.find(JOB) is None
+        assert one.runs() == {JOB: failed}
+        other.add(RUN)
+        one.add(RUN)
+        one.add(failed)
+        assert one.find(JOB) == other.find(JOB) == RUN
+        assert one.runs() == other.runs() == {JOB: RUN}
+
+
+def test_each_process_takes_what_others_have_not(tmp_path: Path) -> None:
+    jobs = [replace(JOB, seed=seed) for seed in range(3)]
+    with opened(tmp_path / "s.sqlite3") as one, opened(tmp_path / "s.sqlite3") as other:
+        assert one.take(jobs) == jobs[0]
+        assert other.take(jobs) == jobs[1]
+        # What it has taken itself it may take again: after an interrupt, for one.
+        assert one.take(jobs[:2]) == jobs[0]
+        assert other.take(jobs[:1]) == jobs[0]
+
+
+BINARIES = sorted(glob.glob("/usr/lib/postgresql/*/bin"))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, str, str]]:
+    """A PostgreSQL server with a password: the URL, and the commands that start and stop it."""
+    pytest.importorskip("psycopg")
+    if not BINARIES:
+        pytest.skip("PostgreSQL is not installed (/usr/lib/postgresql)")
+    if os.geteuid() == 0 and not shutil.which("runuser"):
+        pytest.skip("PostgreSQL refuses root, and there is no runuser")
+    # Not tmp_path: the user postgres may not enter root's folders.
+    folder = tempfile.mkdtemp(prefix="normkit-postgres-")
+    Path(folder, "password").write_text(SECRET, encoding="utf-8")
+    prefix = ""
+    if os.geteuid() == 0:
+        shutil.chown(folder, "postgres")
+        shutil.chown(f"{folder}/password", "postgres")
+        prefix = "runuser -u postgres -- "
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    control = f"{prefix}{BINARIES[-1]}/pg_ctl -D {folder}/data -w"
+    start = f"{control} -l {folder}/log -o '-p {port} -k {folder} -c listen_addresses=127.0.0.1' start"
+    stop = f"{control} -m fast stop"
+    try:
+        shell(f"{prefix}{BINARIES[-1]}/initdb -D {folder}/data -U anna --pwfile={folder}/password -A scram-sha-256")
+        shell(start)
+        url = sqlalchemy.URL.create("postgresql+psycopg", "anna", SECRET, "127.0.0.1", port, "postgres")
+        yield url.render_as_string(hide_password=False), start, stop
+    finally:
+        subprocess.run(stop, shell=True, capture_output=True, check=False)
+        shutil.rmtree(folder)
+
+
+def shell(command: str) -> None:
+    # To a file: the server keeps the pipe of its starter open.
+    with tempfile.TemporaryFile() as said:
+        done = subprocess.run(command, shell=True, stdout=said, stderr=said, cwd="/", check=False)
+        said.seek(0)
+        assert done.returncode == 0, said.read().decode()
+
+
+def all_runs(found: Comparison) -> dict[Job, Run]:
+    return {run.job: run for cell in found.cells for run in (*cell.tuning, *cell.runs)}
+
+
+@pytest.mark.slow
+def test_postgresql_gives_what_sqlite_gives(server: tuple[str, str, str], tmp_path: Path) -> None:
+    url, _, _ = server
+    given = {
+        "methods": ["BN"],
+        "batch_sizes": [4],
+        "seeds": 2,
+        "trials": 3,
+        "steps": 40,
+        "claims": False,
+        "workers": 2,
+        "progress": False,
+    }
+    file = normkit.compare(**given, out=tmp_path / "file")
+    first = normkit.compare(**given, out=tmp_path / "first", store=url)
+    again = normkit.compare(**given, out=tmp_path / "again", store=url, resume=True)
+    assert not (tmp_path / "first" / "study.sqlite3").exists()
+    for other in (first, again):
+        test_study_kill.assert_same(all_runs(other), all_runs(file))
+    assert [c.seconds for c in again.cells] == [c.seconds for c in first.cells]
+    for path in (tmp_path / "first").iterdir():
+        assert "s3cr" not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_back_is_waited_for(server: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    url, start, stop = server
+    jobs = [replace(JOB, seed=seed) for seed in (98, 99, 100)]
+    with opened(url) as store:
+        store.add(replace(RUN, job=jobs[0]))
+        shell(stop)
+        back = threading.Timer(3.0, shell, (start,))
+        back.start()
+        store.add(replace(RUN, job=jobs[1]))
+        back.join()
+        assert set(jobs[:2]) <= set(store.runs())
+        monkeypatch.setattr(database, "PATIENCE", 1.0)
+        shell(stop)
+        with pytest.raises(
+            StateError, match=r"written to, but postgresql\+psycopg://anna:\*\*\*@.* answers: "
+        ) as caught:
+            store.add(replace(RUN, job=jobs[2]))
+        assert "s3cr" not in told(caught.value)
+        shell(start)
+        assert jobs[2] not in store.runs()
+        assert set(jobs[:2]) <= set(store.runs())
