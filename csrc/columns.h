@@ -208,7 +208,7 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
   using A = arithmetic<S>;
   using T = Seen<S>;
   const S* x = static_cast<const S*>(f.x);
-  const Source<S> source(f.x, f.fused), again = source.again();
+  const Source<S> source(f.x, f.fused), shown = (f.fixed ? source : source.again()).unmasked();
   S* y = static_cast<S*>(f.y);
   A* mean = static_cast<A*>(f.mean);
   A* dev = static_cast<A*>(f.std);
@@ -328,9 +328,8 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
     T bx[TILE];
     Writer<S> writer(y, v.numel(), f.fused);
     const int64_t n = t.n;
-    const Source<S>& from_where = f.fixed ? source : again;
     for (int64_t r = from; r < to; ++r) {
-      const T* p = from_where(t.at(tiles, r), n, bx, Along<A>{mu});
+      const T* p = shown(t.at(tiles, r), n, bx, Constant<A>{0});
       T* q = writer.open(y + t.at(tiles, r));
       const A w = where.by_row ? affine.w(where.of_row(t, r)) : A(1), b = where.by_row ? affine.b(where.of_row(t, r)) : A(0);
       const auto apply = [&](int64_t left, int64_t right) {

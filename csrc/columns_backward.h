@@ -12,7 +12,7 @@ struct ColumnSums {
 template <class S> void backward_columns(const View& v, const Backward& f, const Pool& pool) {
   using A = arithmetic<S>;
   using T = Seen<S>;
-  const Upstream<S> source(f), again = source.again();
+  const Upstream<S> source(f), shown = (needs_sums(f) ? source.again() : source).unmasked();
   const A *mean = static_cast<const A*>(f.mean), *dev = static_cast<const A*>(f.std);
   S* dx = static_cast<S*>(f.dx);
   const Affine<A> affine(v, f.weight, f.fused ? f.fused->bias : nullptr);
@@ -118,11 +118,10 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     T bx[TILE], bg[TILE];
     Writer<S> writer(dx, v.numel(), f.fused);
     const int64_t n = t.n;
-    const Upstream<S>& upstream = sums_needed ? again : source;
     for (int64_t r = from; r < to; ++r) {
       const int64_t at = t.at(tiles, r);
-      const T* p = plain ? load(source.x + at, bx, n) : source.input(at, n, bx, Along<A>{s.mu});
-      const T* g = plain ? load(source.dy + at, bg, n) : upstream.gradient(at, n, bg, p, z_of(t, r, s, true));
+      const T* p = plain ? load(source.x + at, bx, n) : shown.input(at, n, bx, Constant<A>{0});
+      const T* g = plain ? load(source.dy + at, bg, n) : shown.gradient(at, n, bg, p, z_of(t, r, s, true));
       T* q = writer.open(dx + t.at(tiles, r));
       const A row_weight = by_row ? affine.w(where.of_row(t, r)) : A(1);
       each<T>(0, n, [=, mu = s.mu, rstd = s.rstd, w = s.w, c1 = s.c1, c2 = s.c2](auto at) {

@@ -26,24 +26,36 @@ struct Mask {
 
   // same(start, length, whether real) for neighbours that share a byte, or each(start, length, bytes) for those that do not.
   template <class Same, class Each> void runs(int64_t at, int64_t n, const Same& same, const Each& each_) const {
-    for (int64_t done = 0, length; done < n; done += length) {
-      const int64_t here = at + done, place = remainder(here, inner);
-      const int64_t byte = divide(here, channels * inner) * inner + place;
-      if (inner == 1) {
-        length = (divide(here, channels) + 1) * channels - here;
+    if (inner == 1) {
+      int64_t place = divide(at, channels), length = (place + 1) * channels - at;
+      for (int64_t done = 0; done < n; done += length, length = channels, ++place) {
         if (length > n - done) length = n - done;
-        same(done, length, real[byte] != 0);
-      } else {
-        length = inner - place < n - done ? inner - place : n - done;
-        each_(done, length, real + byte);
+        same(done, length, real[place] != 0);
       }
+      return;
+    }
+    int64_t place = remainder(at, inner), line = divide(at, inner), length = inner - place;
+    for (int64_t done = 0; done < n; done += length, length = inner, place = 0, ++line) {
+      if (length > n - done) length = n - done;
+      each_(done, length, real + divide(line, channels) * inner + place);
     }
   }
   // Whether rows of n elements are all real or all padding.
   bool has_whole_rows(int64_t n) const { return inner == 1 && channels % n == 0; }
-  // Whether so many neighbours are all real, by one look.
+  // Whether n neighbours are all real: then nothing has to be done to them.
   bool is_all_real(int64_t at, int64_t n) const {
-    return inner == 1 && divide(at, channels) == divide(at + n - 1, channels) && real[divide(at, channels)];
+    if (inner == 1) {
+      const int64_t first = divide(at, channels);
+      if (!real[first]) return false;
+      const int64_t here = (first + 1) * channels - at;
+      return n <= here || are_real(real + first + 1, (n - here + channels - 1) / channels);
+    }
+    int64_t place = remainder(at, inner), line = divide(at, inner), length = inner - place;
+    for (int64_t done = 0; done < n; done += length, length = inner, place = 0, ++line) {
+      if (length > n - done) length = n - done;
+      if (!are_real(real + divide(line, channels) * inner + place, length)) return false;
+    }
+    return true;
   }
   // to = from, with `fill` for what is not real; the two may be the same.
   template <class T, class Fill> void copy(const T* from, T* to, int64_t at, int64_t n, const Fill& fill) const {
@@ -58,19 +70,49 @@ struct Mask {
   }
 
  private:
-  // The same from `i` to `end`, by a byte for each.
+  static bool are_real(const uint8_t* bytes, int64_t n) {
+    constexpr uint64_t low = 0x7F7F7F7F7F7F7F7Full;
+    int64_t i = 0;
+#if defined(__AVX512F__)
+    for (; i + 64 <= n; i += 64) {
+      const __m512i b = _mm512_loadu_si512(bytes + i);
+      if (_mm512_test_epi8_mask(b, b) != ~__mmask64(0)) return false;
+    }
+#endif
+    for (; i + 8 <= n; i += 8) {  // the highest bit of each byte says whether it is 0
+      uint64_t w;
+      std::memcpy(&w, bytes + i, 8);
+      if (~((((w & low) + low) | w) | low)) return false;
+    }
+    for (; i < n; ++i)
+      if (!bytes[i]) return false;
+    return true;
+  }
+
+  // The same from `i` to `end`, by a byte for each. Real elements go as they are, not through the arithmetic type.
   template <class T, class Fill>
   static void blend(const T* from, T* to, int64_t i, int64_t end, const uint8_t* bytes, const Fill& fill) {
 #if defined(__AVX512F__)
     if constexpr (ACROSS<arithmetic<T>>) {
-      const auto one = [=](auto at, __mmask16 is) { at.put(to, Pack(_mm512_mask_mov_ps(__m512(fill(at)), is, __m512(at(from))))); };
-      for (; i + PACK <= end; i += PACK) {
-        const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + i));
-        one(Whole{i}, _mm_test_epi8_mask(b, b));
+      const auto one = [=](auto at, __mmask16 some, __mmask16 is) {
+        if (from == to) store(to + at.i, some & __mmask16(~is), fill(at));
+        else take(from + at.i, to + at.i, some, is, fill(at));
+      };
+      for (; i + 64 <= end; i += 64) {
+        const __m512i b = _mm512_loadu_si512(bytes + i);
+        const __mmask64 is = _mm512_test_epi8_mask(b, b);
+        if (is == ~__mmask64(0)) {
+          if (from != to) std::memcpy(to + i, from + i, 64 * sizeof(T));
+          continue;
+        }
+        for (int k = 0; k < 64; k += PACK) one(Whole{i + k}, __mmask16(0xFFFF), __mmask16(is >> k));
       }
-      if (i == end) return;
-      const __m128i b = _mm_maskz_loadu_epi8(lanes_left(end - i), bytes + i);
-      return one(Part{i, lanes_left(end - i)}, _mm_test_epi8_mask(b, b));
+      for (; i < end; i += PACK) {
+        const __mmask16 some = end - i < PACK ? lanes_left(end - i) : __mmask16(0xFFFF);
+        const __m128i b = _mm_maskz_loadu_epi8(some, bytes + i);
+        if (some == 0xFFFF) one(Whole{i}, some, _mm_test_epi8_mask(b, b));
+        else one(Part{i, some}, some, _mm_test_epi8_mask(b, b));
+      }
     } else
 #endif
     {
@@ -80,6 +122,17 @@ struct Mask {
       }
     }
   }
+#if defined(__AVX512F__)
+  static void store(float* to, __mmask16 some, Pack v) { _mm512_mask_storeu_ps(to, some, __m512(v)); }
+  template <class T> static void store(T* to, __mmask16 some, Pack v) { _mm256_mask_storeu_epi16(to, some, round_to(__m512(v), T{})); }
+  // What is real of `from`, else v.
+  static void take(const float* from, float* to, __mmask16 some, __mmask16 is, Pack v) {
+    _mm512_mask_storeu_ps(to, some, _mm512_mask_loadu_ps(__m512(v), is, from));
+  }
+  template <class T> static void take(const T* from, T* to, __mmask16 some, __mmask16 is, Pack v) {
+    _mm256_mask_storeu_epi16(to, some, _mm256_mask_loadu_epi16(round_to(__m512(v), T{}), is, from));
+  }
+#endif
 };
 
 // What padding is replaced by: one value, or one for each column.
@@ -116,6 +169,12 @@ template <class S> struct Source {
   Source again() const {
     Source s = *this;
     if (sum) s.x = sum, s.residual = nullptr;
+    return s;
+  }
+  // The same where padding may be whatever it is, because what comes of it is set to 0.
+  Source unmasked() const {
+    Source s = *this;
+    s.mask = Mask(nullptr);
     return s;
   }
   bool is_plain() const { return !residual && !mask; }
@@ -155,8 +214,8 @@ template <class S> struct Upstream {
   using T = Seen<S>;
   const S *x, *dy;
   S* dx;
-  const Mask mask;
-  const Activation activation;
+  Mask mask;
+  Activation activation;
 
   Upstream(const normkit::Backward& f)
       : x(static_cast<const S*>(f.x)), dy(static_cast<const S*>(f.dy)), dx(static_cast<S*>(f.dx)), mask(f.fused),
@@ -166,6 +225,13 @@ template <class S> struct Upstream {
     Upstream u = *this;
     if (activation == Activation::none) return u;
     return Upstream(u, dx);
+  }
+
+  // The same where padding may be whatever it is, because what comes of it is set to 0.
+  Upstream unmasked() const {
+    Upstream u = *this;
+    u.mask = Mask(nullptr);
+    return u;
   }
 
   template <class Fill> const T* input(int64_t at, int64_t n, T* buffer, const Fill& fill) const {
@@ -249,7 +315,7 @@ template <class S> class Writer {
       activate(fused_->activation, z, n);
       if constexpr (PACKED<S>) each<S>(0, n, [q, z](auto i) { i.put(q, i(z)); });
     }
-    if (const Mask mask{fused_}) mask.copy(q, q, at, n, Constant<A>{0});
+    if (const Mask mask{fused_}; mask && !mask.is_all_real(at, n)) mask.copy(q, q, at, n, Constant<A>{0});
     if (fused_->backward && fused_->residual) {
       const S* more = static_cast<const S*>(fused_->residual) + at;
       if constexpr (PACKED<S>) {

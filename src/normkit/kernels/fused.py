@@ -168,12 +168,10 @@ def fused(
         out = reference(x, residual, mask, mean, std, weight, bias, pattern, eps, center, activation)
         total = out.sum if residual is None else dense_like(x, out.sum)
         return Fused(dense_like(x, out.y), total, out.mean, out.std)
-    if plan >= 0 and mask is None and (residual is None or residual.stride() == x.stride()):
-        if all(is_ready(t, x) for t in (mean, std, weight, bias)):
-            kind = _NUMBER[activation]
-            return Fused(
-                *kernels.fused(x, residual, None, None, 1, 1, mean, std, weight, bias, plan, eps, center, kind)
-            )
+    as_it_is = plan >= 0 and mask is None and (residual is None or residual.stride() == x.stride())
+    if as_it_is and all(is_ready(t, x) for t in (mean, std, weight, bias)):
+        kind = _NUMBER[activation]
+        return Fused(*kernels.fused(x, residual, None, None, 1, 1, mean, std, weight, bias, plan, eps, center, kind))
     call = Call(x, pattern)
     y, total, own_mean, own_std = kernels.fused(
         call.x,
