@@ -61,11 +61,14 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     for (int64_t j = 0; j < t.n; ++j) sums.g[j] = sums.gx[j] = 0;
     const int64_t end = least((tall + 1) * tiles.tall, tiles.rows);
     for (int64_t r0 = tall * tiles.tall; r0 < end; r0 += tiles.strip) {
+      const int64_t strip = least(tiles.strip, end - r0);
+      const bool simple = plain || (source.activation == Activation::none &&
+                                    (!source.mask || source.mask.is_all_real(t.at(tiles, r0), (strip - 1) * tiles.width_all + t.n)));
       const auto row = [&](int64_t r, int k) {
         const int64_t at = t.at(tiles, r0 + r);
         T *bx = buffer + k * TILE, *bg = buffer + (4 + k) * TILE;
         const T *p, *pg;
-        if (plain) {
+        if (simple) {
           p = load(source.x + at, bx, t.n), pg = load(source.dy + at, bg, t.n);
         } else {
           p = source.input(at, t.n, bx, Along<A>{mu});
@@ -83,7 +86,7 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
         }
         return ready;
       };
-      sum_columns<T>(least(tiles.strip, end - r0), t.n, g, gx, row, nothing, [=](const Row& p, auto at, auto& a, auto& b) {
+      sum_columns<T>(strip, t.n, g, gx, row, nothing, [=](const Row& p, auto at, auto& a, auto& b) {
         a = at(p.g) * p.w;
         b = a * ((at(p.x) - at(mu)) * at(rstd));
       });
@@ -120,6 +123,7 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     const int64_t n = t.n;
     for (int64_t r = from; r < to; ++r) {
       const int64_t at = t.at(tiles, r);
+      if (source.mask && (r - from) % GLANCE == 0) writer.ahead(dx + at, (least(GLANCE, to - r) - 1) * tiles.width_all + n);
       const T* p = plain ? load(source.x + at, bx, n) : shown.input(at, n, bx, Constant<A>{0});
       const T* g = plain ? load(source.dy + at, bg, n) : shown.gradient(at, n, bg, p, z_of(t, r, s, true));
       T* q = writer.open(dx + t.at(tiles, r));

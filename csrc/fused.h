@@ -74,8 +74,9 @@ struct Mask {
     constexpr uint64_t low = 0x7F7F7F7F7F7F7F7Full;
     int64_t i = 0;
 #if defined(__AVX512F__)
-    for (; i + 64 <= n; i += 64) {
-      const __m512i b = _mm512_loadu_si512(bytes + i);
+    for (; i + 256 <= n; i += 256) {
+      const auto part = [=](int k) { return _mm512_loadu_si512(bytes + i + 64 * k); };
+      const __m512i b = _mm512_min_epu8(_mm512_min_epu8(part(0), part(1)), _mm512_min_epu8(part(2), part(3)));
       if (_mm512_test_epi8_mask(b, b) != ~__mmask64(0)) return false;
     }
 #endif
@@ -94,24 +95,35 @@ struct Mask {
   static void blend(const T* from, T* to, int64_t i, int64_t end, const uint8_t* bytes, const Fill& fill) {
 #if defined(__AVX512F__)
     if constexpr (ACROSS<arithmetic<T>>) {
-      const auto one = [=](auto at, __mmask16 some, __mmask16 is) {
-        if (from == to) store(to + at.i, some & __mmask16(~is), fill(at));
-        else take(from + at.i, to + at.i, some, is, fill(at));
-      };
       for (; i + 64 <= end; i += 64) {
         const __m512i b = _mm512_loadu_si512(bytes + i);
         const __mmask64 is = _mm512_test_epi8_mask(b, b);
         if (is == ~__mmask64(0)) {
           if (from != to) std::memcpy(to + i, from + i, 64 * sizeof(T));
-          continue;
+        } else if constexpr (PACKED<T>) {
+          for (int k = 0; k < 64; k += 2 * PACK) {
+            const __m256i low = round_to(__m512(fill(Whole{i + k})), T{}), high = round_to(__m512(fill(Whole{i + k + PACK})), T{});
+            const __m512i v = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+            if (from == to) _mm512_mask_storeu_epi16(to + i + k, ~__mmask32(is >> k), v);
+            else _mm512_storeu_si512(to + i + k, _mm512_mask_loadu_epi16(v, __mmask32(is >> k), from + i + k));
+          }
+        } else {
+          for (int k = 0; k < 64; k += PACK) {
+            const __m512 v = __m512(fill(Whole{i + k}));
+            if (from == to) _mm512_mask_storeu_ps(to + i + k, __mmask16(~(is >> k)), v);
+            else _mm512_storeu_ps(to + i + k, _mm512_mask_loadu_ps(v, __mmask16(is >> k), from + i + k));
+          }
         }
-        for (int k = 0; k < 64; k += PACK) one(Whole{i + k}, __mmask16(0xFFFF), __mmask16(is >> k));
       }
       for (; i < end; i += PACK) {
         const __mmask16 some = end - i < PACK ? lanes_left(end - i) : __mmask16(0xFFFF);
         const __m128i b = _mm_maskz_loadu_epi8(some, bytes + i);
-        if (some == 0xFFFF) one(Whole{i}, some, _mm_test_epi8_mask(b, b));
-        else one(Part{i, some}, some, _mm_test_epi8_mask(b, b));
+        const __mmask16 is = _mm_test_epi8_mask(b, b);
+        const __m512 v = __m512(fill(Part{i, some}));
+        if constexpr (PACKED<T>)
+          _mm256_mask_storeu_epi16(to + i, some, _mm256_mask_loadu_epi16(round_to(v, T{}), is, from + i));
+        else
+          _mm512_mask_storeu_ps(to + i, some, _mm512_mask_loadu_ps(v, is, from + i));
       }
     } else
 #endif
@@ -122,17 +134,6 @@ struct Mask {
       }
     }
   }
-#if defined(__AVX512F__)
-  static void store(float* to, __mmask16 some, Pack v) { _mm512_mask_storeu_ps(to, some, __m512(v)); }
-  template <class T> static void store(T* to, __mmask16 some, Pack v) { _mm256_mask_storeu_epi16(to, some, round_to(__m512(v), T{})); }
-  // What is real of `from`, else v.
-  static void take(const float* from, float* to, __mmask16 some, __mmask16 is, Pack v) {
-    _mm512_mask_storeu_ps(to, some, _mm512_mask_loadu_ps(__m512(v), is, from));
-  }
-  template <class T> static void take(const T* from, T* to, __mmask16 some, __mmask16 is, Pack v) {
-    _mm256_mask_storeu_epi16(to, some, _mm256_mask_loadu_epi16(round_to(__m512(v), T{}), is, from));
-  }
-#endif
 };
 
 // What padding is replaced by: one value, or one for each column.
@@ -273,7 +274,8 @@ template <class S> class Writer {
   static constexpr bool SAME = std::is_same<S, T>::value;
   const S* base_;
   const Fusion* fused_;
-  const bool past_, after_;
+  const bool past_;
+  bool after_;
   S* y_ = nullptr;
   T buffer_[BLOCK];
 
@@ -285,6 +287,11 @@ template <class S> class Writer {
   Writer(const Writer&) = delete;
   Writer& operator=(const Writer&) = delete;
 
+  // What comes next lies between `from` and `from + n`. Where that is real, a mask is nothing to look at.
+  void ahead(const S* from, int64_t n) {
+    const Mask mask{fused_};
+    if (mask) after_ = (fused_->backward ? fused_->residual != nullptr : fused_->activation != Activation::none) || !mask.is_all_real(from - base_, n);
+  }
   T* open(S* y) {
     y_ = y;
     if constexpr (SAME) return past_ ? buffer_ : y;
