@@ -54,7 +54,7 @@ class _GhostBatchNorm(batchnorm._BatchNorm):
         check_input(self, input)
         if not self.training:
             return evaluated(self, input, with_activation(self, extras))
-        call = checked_without_mask(self._get_name(), input, PATTERN, with_activation(self, extras))
+        call = checked_without_mask(type(self).__name__, input, PATTERN, with_activation(self, extras))
         total = call.summed()
         counter, momentum = share_of(self)
         running = self.running_mean, self.running_var

@@ -51,7 +51,7 @@ class _BatchRenorm(batchnorm._BatchNorm):
         check_input(self, input)
         if not self.training:
             return evaluated(self, input, with_activation(self, extras))
-        call = checked_without_mask(self._get_name(), input, PATTERN, with_activation(self, extras))
+        call = checked_without_mask(type(self).__name__, input, PATTERN, with_activation(self, extras))
         total = call.summed()
         counter, momentum = share_of(self)
         assert self.running_mean is not None
