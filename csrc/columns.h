@@ -14,6 +14,8 @@ constexpr int64_t TALL = 16384;
 constexpr int64_t STRIPS = 4;
 constexpr int64_t FIRST = 16;
 constexpr int64_t FOLDED = 192;
+// Rows whose mask is looked at together.
+constexpr int64_t GLANCE = 16;
 
 struct Tiles {
   const View& v;
@@ -208,7 +210,7 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
   using A = arithmetic<S>;
   using T = Seen<S>;
   const S* x = static_cast<const S*>(f.x);
-  const Source<S> source(f.x, f.fused), again = source.again();
+  const Source<S> source(f.x, f.fused), shown = (f.fixed ? source : source.again()).unmasked();
   S* y = static_cast<S*>(f.y);
   A* mean = static_cast<A*>(f.mean);
   A* dev = static_cast<A*>(f.std);
@@ -256,7 +258,8 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
       const auto strip = [&](const auto& get) {
         strip_moments(get, source, padding, t.at(tiles, r), tiles.width_all, rows, t.n, far ? tiles.ahead : 0, f.center, f.eps, m);
       };
-      source.is_plain() ? strip(plain) : strip(fused);
+      const bool real = source.mask && !source.residual && source.mask.is_all_real(t.at(tiles, r), (rows - 1) * tiles.width_all + t.n);
+      source.is_plain() || real ? strip(plain) : strip(fused);
     }
   };
   // From column moments to what each column is scaled with. Cells of several columns, and those folded, are merged first.
@@ -328,9 +331,10 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
     T bx[TILE];
     Writer<S> writer(y, v.numel(), f.fused);
     const int64_t n = t.n;
-    const Source<S>& from_where = f.fixed ? source : again;
     for (int64_t r = from; r < to; ++r) {
-      const T* p = from_where(t.at(tiles, r), n, bx, Along<A>{mu});
+      if (source.mask && (r - from) % GLANCE == 0)
+        writer.ahead(y + t.at(tiles, r), (least(GLANCE, to - r) - 1) * tiles.width_all + n);
+      const T* p = shown(t.at(tiles, r), n, bx, Constant<A>{0});
       T* q = writer.open(y + t.at(tiles, r));
       const A w = where.by_row ? affine.w(where.of_row(t, r)) : A(1), b = where.by_row ? affine.b(where.of_row(t, r)) : A(0);
       const auto apply = [&](int64_t left, int64_t right) {

@@ -12,7 +12,7 @@ struct ColumnSums {
 template <class S> void backward_columns(const View& v, const Backward& f, const Pool& pool) {
   using A = arithmetic<S>;
   using T = Seen<S>;
-  const Upstream<S> source(f), again = source.again();
+  const Upstream<S> source(f), shown = (needs_sums(f) ? source.again() : source).unmasked();
   const A *mean = static_cast<const A*>(f.mean), *dev = static_cast<const A*>(f.std);
   S* dx = static_cast<S*>(f.dx);
   const Affine<A> affine(v, f.weight, f.fused ? f.fused->bias : nullptr);
@@ -61,11 +61,14 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     for (int64_t j = 0; j < t.n; ++j) sums.g[j] = sums.gx[j] = 0;
     const int64_t end = least((tall + 1) * tiles.tall, tiles.rows);
     for (int64_t r0 = tall * tiles.tall; r0 < end; r0 += tiles.strip) {
+      const int64_t strip = least(tiles.strip, end - r0);
+      const bool simple = plain || (source.activation == Activation::none &&
+                                    (!source.mask || source.mask.is_all_real(t.at(tiles, r0), (strip - 1) * tiles.width_all + t.n)));
       const auto row = [&](int64_t r, int k) {
         const int64_t at = t.at(tiles, r0 + r);
         T *bx = buffer + k * TILE, *bg = buffer + (4 + k) * TILE;
         const T *p, *pg;
-        if (plain) {
+        if (simple) {
           p = load(source.x + at, bx, t.n), pg = load(source.dy + at, bg, t.n);
         } else {
           p = source.input(at, t.n, bx, Along<A>{mu});
@@ -83,7 +86,7 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
         }
         return ready;
       };
-      sum_columns<T>(least(tiles.strip, end - r0), t.n, g, gx, row, nothing, [=](const Row& p, auto at, auto& a, auto& b) {
+      sum_columns<T>(strip, t.n, g, gx, row, nothing, [=](const Row& p, auto at, auto& a, auto& b) {
         a = at(p.g) * p.w;
         b = a * ((at(p.x) - at(mu)) * at(rstd));
       });
@@ -118,11 +121,11 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     T bx[TILE], bg[TILE];
     Writer<S> writer(dx, v.numel(), f.fused);
     const int64_t n = t.n;
-    const Upstream<S>& upstream = sums_needed ? again : source;
     for (int64_t r = from; r < to; ++r) {
       const int64_t at = t.at(tiles, r);
-      const T* p = plain ? load(source.x + at, bx, n) : source.input(at, n, bx, Along<A>{s.mu});
-      const T* g = plain ? load(source.dy + at, bg, n) : upstream.gradient(at, n, bg, p, z_of(t, r, s, true));
+      if (source.mask && (r - from) % GLANCE == 0) writer.ahead(dx + at, (least(GLANCE, to - r) - 1) * tiles.width_all + n);
+      const T* p = plain ? load(source.x + at, bx, n) : shown.input(at, n, bx, Constant<A>{0});
+      const T* g = plain ? load(source.dy + at, bg, n) : shown.gradient(at, n, bg, p, z_of(t, r, s, true));
       T* q = writer.open(dx + t.at(tiles, r));
       const A row_weight = by_row ? affine.w(where.of_row(t, r)) : A(1);
       each<T>(0, n, [=, mu = s.mu, rstd = s.rstd, w = s.w, c1 = s.c1, c2 = s.c2](auto at) {

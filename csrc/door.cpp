@@ -18,7 +18,9 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <string>
 #include <unordered_map>
 
@@ -314,6 +316,24 @@ void move(Tensor& running_mean, Tensor& running_var, const Tensor& mean, const T
     if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
 }
 
+Tensor root_of(const Tensor& var) {
+  const Tensor dev = fresh(var, var.numel());
+  const auto root = [&]<class T>(T) {
+    const T* v = var.const_data_ptr<T>();
+    T* d = dev.mutable_data_ptr<T>();
+    for (int64_t i = 0; i < dev.numel(); ++i) d[i] = std::sqrt(v[i]);
+  };
+  if (dev.scalar_type() == at::kDouble) root(0.0);
+  else root(0.0f);
+  return dev;
+}
+
+}  // namespace
+
+#include "door_fused.h"
+
+namespace {
+
 // What Python sees ----------------------------------------------------------------------------------------
 
 // normalize(x, weight, bias, pattern, eps, center, last, running_mean, running_var, momentum) -> y, or None where the
@@ -359,14 +379,7 @@ PyObject* standardize(PyObject*, PyObject* const* args, Py_ssize_t) {
   if (!mean.defined() || !var.defined() || !is_statistic(mean, c.x, channels) || !is_statistic(var, c.x, channels))
     Py_RETURN_NONE;
   c.fixed = true;
-  const Tensor dev = fresh(c.x, c.view->cells());
-  const auto root = [&]<class T>(T) {
-    const T* v = var.const_data_ptr<T>();
-    T* d = dev.mutable_data_ptr<T>();
-    for (int64_t i = 0; i < dev.numel(); ++i) d[i] = std::sqrt(v[i]);
-  };
-  if (dev.scalar_type() == at::kDouble) root(0.0);
-  else root(0.0f);
+  const Tensor dev = root_of(var);
   Tensor y = c.run(mean, dev);
   if (c.is_followed()) c.record(y, mean, dev);
   return THPVariable_Wrap(std::move(y));
@@ -434,6 +447,7 @@ PyCFunction fast(F* f) {
 PyMethodDef methods[] = {
     {"normalize", fast(normalize), METH_FASTCALL, nullptr},
     {"standardize", fast(standardize), METH_FASTCALL, nullptr},
+    {"fused", fast(fused), METH_FASTCALL, nullptr},
     {"weight_norm", fast(weight_norm), METH_FASTCALL, nullptr},
     {"learn", fast(learn), METH_FASTCALL, nullptr},
     {"skipped", skipped, METH_NOARGS, nullptr},

@@ -26,24 +26,36 @@ struct Mask {
 
   // same(start, length, whether real) for neighbours that share a byte, or each(start, length, bytes) for those that do not.
   template <class Same, class Each> void runs(int64_t at, int64_t n, const Same& same, const Each& each_) const {
-    for (int64_t done = 0, length; done < n; done += length) {
-      const int64_t here = at + done, place = remainder(here, inner);
-      const int64_t byte = divide(here, channels * inner) * inner + place;
-      if (inner == 1) {
-        length = (divide(here, channels) + 1) * channels - here;
+    if (inner == 1) {
+      int64_t place = divide(at, channels), length = (place + 1) * channels - at;
+      for (int64_t done = 0; done < n; done += length, length = channels, ++place) {
         if (length > n - done) length = n - done;
-        same(done, length, real[byte] != 0);
-      } else {
-        length = inner - place < n - done ? inner - place : n - done;
-        each_(done, length, real + byte);
+        same(done, length, real[place] != 0);
       }
+      return;
+    }
+    int64_t place = remainder(at, inner), line = divide(at, inner), length = inner - place;
+    for (int64_t done = 0; done < n; done += length, length = inner, place = 0, ++line) {
+      if (length > n - done) length = n - done;
+      each_(done, length, real + divide(line, channels) * inner + place);
     }
   }
   // Whether rows of n elements are all real or all padding.
   bool has_whole_rows(int64_t n) const { return inner == 1 && channels % n == 0; }
-  // Whether so many neighbours are all real, by one look.
+  // Whether n neighbours are all real: then nothing has to be done to them.
   bool is_all_real(int64_t at, int64_t n) const {
-    return inner == 1 && divide(at, channels) == divide(at + n - 1, channels) && real[divide(at, channels)];
+    if (inner == 1) {
+      const int64_t first = divide(at, channels);
+      if (!real[first]) return false;
+      const int64_t here = (first + 1) * channels - at;
+      return n <= here || are_real(real + first + 1, (n - here + channels - 1) / channels);
+    }
+    int64_t place = remainder(at, inner), line = divide(at, inner), length = inner - place;
+    for (int64_t done = 0; done < n; done += length, length = inner, place = 0, ++line) {
+      if (length > n - done) length = n - done;
+      if (!are_real(real + divide(line, channels) * inner + place, length)) return false;
+    }
+    return true;
   }
   // to = from, with `fill` for what is not real; the two may be the same.
   template <class T, class Fill> void copy(const T* from, T* to, int64_t at, int64_t n, const Fill& fill) const {
@@ -58,19 +70,61 @@ struct Mask {
   }
 
  private:
-  // The same from `i` to `end`, by a byte for each.
+  static bool are_real(const uint8_t* bytes, int64_t n) {
+    constexpr uint64_t low = 0x7F7F7F7F7F7F7F7Full;
+    int64_t i = 0;
+#if defined(__AVX512F__)
+    for (; i + 256 <= n; i += 256) {
+      const auto part = [=](int k) { return _mm512_loadu_si512(bytes + i + 64 * k); };
+      const __m512i b = _mm512_min_epu8(_mm512_min_epu8(part(0), part(1)), _mm512_min_epu8(part(2), part(3)));
+      if (_mm512_test_epi8_mask(b, b) != ~__mmask64(0)) return false;
+    }
+#endif
+    for (; i + 8 <= n; i += 8) {  // the highest bit of each byte says whether it is 0
+      uint64_t w;
+      std::memcpy(&w, bytes + i, 8);
+      if (~((((w & low) + low) | w) | low)) return false;
+    }
+    for (; i < n; ++i)
+      if (!bytes[i]) return false;
+    return true;
+  }
+
+  // The same from `i` to `end`, by a byte for each. Real elements go as they are, not through the arithmetic type.
   template <class T, class Fill>
   static void blend(const T* from, T* to, int64_t i, int64_t end, const uint8_t* bytes, const Fill& fill) {
 #if defined(__AVX512F__)
     if constexpr (ACROSS<arithmetic<T>>) {
-      const auto one = [=](auto at, __mmask16 is) { at.put(to, Pack(_mm512_mask_mov_ps(__m512(fill(at)), is, __m512(at(from))))); };
-      for (; i + PACK <= end; i += PACK) {
-        const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + i));
-        one(Whole{i}, _mm_test_epi8_mask(b, b));
+      for (; i + 64 <= end; i += 64) {
+        const __m512i b = _mm512_loadu_si512(bytes + i);
+        const __mmask64 is = _mm512_test_epi8_mask(b, b);
+        if (is == ~__mmask64(0)) {
+          if (from != to) std::memcpy(to + i, from + i, 64 * sizeof(T));
+        } else if constexpr (PACKED<T>) {
+          for (int k = 0; k < 64; k += 2 * PACK) {
+            const __m256i low = round_to(__m512(fill(Whole{i + k})), T{}), high = round_to(__m512(fill(Whole{i + k + PACK})), T{});
+            const __m512i v = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+            if (from == to) _mm512_mask_storeu_epi16(to + i + k, ~__mmask32(is >> k), v);
+            else _mm512_storeu_si512(to + i + k, _mm512_mask_loadu_epi16(v, __mmask32(is >> k), from + i + k));
+          }
+        } else {
+          for (int k = 0; k < 64; k += PACK) {
+            const __m512 v = __m512(fill(Whole{i + k}));
+            if (from == to) _mm512_mask_storeu_ps(to + i + k, __mmask16(~(is >> k)), v);
+            else _mm512_storeu_ps(to + i + k, _mm512_mask_loadu_ps(v, __mmask16(is >> k), from + i + k));
+          }
+        }
       }
-      if (i == end) return;
-      const __m128i b = _mm_maskz_loadu_epi8(lanes_left(end - i), bytes + i);
-      return one(Part{i, lanes_left(end - i)}, _mm_test_epi8_mask(b, b));
+      for (; i < end; i += PACK) {
+        const __mmask16 some = end - i < PACK ? lanes_left(end - i) : __mmask16(0xFFFF);
+        const __m128i b = _mm_maskz_loadu_epi8(some, bytes + i);
+        const __mmask16 is = _mm_test_epi8_mask(b, b);
+        const __m512 v = __m512(fill(Part{i, some}));
+        if constexpr (PACKED<T>)
+          _mm256_mask_storeu_epi16(to + i, some, _mm256_mask_loadu_epi16(round_to(v, T{}), is, from + i));
+        else
+          _mm512_mask_storeu_ps(to + i, some, _mm512_mask_loadu_ps(v, is, from + i));
+      }
     } else
 #endif
     {
@@ -118,6 +172,12 @@ template <class S> struct Source {
     if (sum) s.x = sum, s.residual = nullptr;
     return s;
   }
+  // The same where padding may be whatever it is, because what comes of it is set to 0.
+  Source unmasked() const {
+    Source s = *this;
+    s.mask = Mask(nullptr);
+    return s;
+  }
   bool is_plain() const { return !residual && !mask; }
 
   // n elements from `at`, at most BLOCK of them, with `fill` for what is not real.
@@ -155,8 +215,8 @@ template <class S> struct Upstream {
   using T = Seen<S>;
   const S *x, *dy;
   S* dx;
-  const Mask mask;
-  const Activation activation;
+  Mask mask;
+  Activation activation;
 
   Upstream(const normkit::Backward& f)
       : x(static_cast<const S*>(f.x)), dy(static_cast<const S*>(f.dy)), dx(static_cast<S*>(f.dx)), mask(f.fused),
@@ -166,6 +226,13 @@ template <class S> struct Upstream {
     Upstream u = *this;
     if (activation == Activation::none) return u;
     return Upstream(u, dx);
+  }
+
+  // The same where padding may be whatever it is, because what comes of it is set to 0.
+  Upstream unmasked() const {
+    Upstream u = *this;
+    u.mask = Mask(nullptr);
+    return u;
   }
 
   template <class Fill> const T* input(int64_t at, int64_t n, T* buffer, const Fill& fill) const {
@@ -207,7 +274,8 @@ template <class S> class Writer {
   static constexpr bool SAME = std::is_same<S, T>::value;
   const S* base_;
   const Fusion* fused_;
-  const bool past_, after_;
+  const bool past_;
+  bool after_;
   S* y_ = nullptr;
   T buffer_[BLOCK];
 
@@ -219,6 +287,11 @@ template <class S> class Writer {
   Writer(const Writer&) = delete;
   Writer& operator=(const Writer&) = delete;
 
+  // What comes next lies between `from` and `from + n`. Where that is real, a mask is nothing to look at.
+  void ahead(const S* from, int64_t n) {
+    const Mask mask{fused_};
+    if (mask) after_ = (fused_->backward ? fused_->residual != nullptr : fused_->activation != Activation::none) || !mask.is_all_real(from - base_, n);
+  }
   T* open(S* y) {
     y_ = y;
     if constexpr (SAME) return past_ ? buffer_ : y;
@@ -249,7 +322,7 @@ template <class S> class Writer {
       activate(fused_->activation, z, n);
       if constexpr (PACKED<S>) each<S>(0, n, [q, z](auto i) { i.put(q, i(z)); });
     }
-    if (const Mask mask{fused_}) mask.copy(q, q, at, n, Constant<A>{0});
+    if (const Mask mask{fused_}; mask && !mask.is_all_real(at, n)) mask.copy(q, q, at, n, Constant<A>{0});
     if (fused_->backward && fused_->residual) {
       const S* more = static_cast<const S*>(fused_->residual) + at;
       if constexpr (PACKED<S>) {

@@ -75,7 +75,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
   using A = arithmetic<S>;
   using T = Seen<S>;
   const S* x = static_cast<const S*>(f.x);
-  const Source<S> source(f.x, f.fused), again = source.again();
+  const Source<S> source(f.x, f.fused), again = source.again(), shown = (f.fixed ? source : again).unmasked();
   S* y = static_cast<S*>(f.y);
   A* mean = static_cast<A*>(f.mean);
   A* dev = static_cast<A*>(f.std);
@@ -204,10 +204,9 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
   };
   const auto apply_span = [&](int64_t cell, int64_t s, const Scale<A>& scale, Writer<S>& writer) {
     T buffer[BLOCK];
-    const auto fill = fill_of(cell);
     const int64_t step = cell_far ? BURST : BLOCK;
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t ahead) {
-      const T* in = again(at, n, buffer, fill);
+      const T* in = shown(at, n, buffer, Constant<A>{0});
       for (int64_t i = 0; i < n; i += step) {
         if (cell_far) prefetch(x + ahead + i, least(step, n - i));
         apply_block(in + i, at + i, j + i, least(step, n - i), scale, writer);
@@ -228,7 +227,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
         for (int64_t j = 0; j < v.r1; j += burst) {
           const int64_t n = least(burst, v.r1 - j), at = row * v.r1 + j;
           if (far) prefetch(x + at + AHEAD, n);
-          apply_block(source(at, n, buffer, Constant<A>{scale.mean}), at, j, n, scale, writer);
+          apply_block(shown(at, n, buffer, Constant<A>{0}), at, j, n, scale, writer);
         }
       }
     });

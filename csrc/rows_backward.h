@@ -16,7 +16,7 @@ struct CellSums {
 template <class S> void backward_rows(const View& v, const Backward& f, const Pool& pool) {
   using A = arithmetic<S>;
   using T = Seen<S>;
-  const Upstream<S> source(f), again = source.again();
+  const Upstream<S> source(f), shown = (needs_sums(f) ? source.again() : source).unmasked();
   const A *mean = static_cast<const A*>(f.mean), *dev = static_cast<const A*>(f.std);
   S* dx = static_cast<S*>(f.dx);
   const Affine<A> affine(v, f.weight, f.fused ? f.fused->bias : nullptr);
@@ -107,9 +107,8 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     const A c1 = f.fixed || !f.center ? A(0) : -rstd * A(sums.g / count);
     const A c2 = f.fixed ? A(0) : -rstd * A(sums.gx / count);
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t) {
-      const T* px = again.input(at, n, bx, Constant<A>{m});
-      const Upstream<S>& from = sums_needed ? again : source;
-      const T* pg = from.gradient(at, n, bg, px, z_of(at, j, n, scale));
+      const T* px = shown.input(at, n, bx, Constant<A>{m});
+      const T* pg = shown.gradient(at, n, bg, px, z_of(at, j, n, scale));
       T* out = writer.open(dx + at);
       affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
         const T *p = px + start, *g = pg + start;

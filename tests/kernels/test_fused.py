@@ -31,15 +31,14 @@ def worst(got: Tensor, want: Tensor) -> float:
     return ((got.double() - want).abs().max() / max(1.0, want.abs().max().item())).item()
 
 
-def check(pattern, shape, layout, dtype, activation, residual, padded, affine, fixed):
+def check(pattern, shape, layout, dtype, activation, residual, padded, affine, fixed, mask=None):
     def draw(*sizes: int) -> Tensor:
         return torch.randn(sizes).to(dtype)
 
     x = (2 * torch.randn(shape) + 3 * torch.randn(1, shape[1], 1, 1)).to(dtype).contiguous(memory_format=layout)
     leaves: dict[str, Tensor] = {"x": x}
-    mask = None
     if padded:
-        mask = torch.rand(shape[0], 1, *shape[2:]) > 0.4
+        mask = torch.rand(shape[0], 1, *shape[2:]) > 0.4 if mask is None else mask
         leaves["x"] = torch.where(mask, x, torch.tensor(torch.nan, dtype=dtype)).contiguous(memory_format=layout)
     if residual:
         leaves["residual"] = draw(*shape).contiguous(memory_format=layout)
@@ -104,6 +103,21 @@ def test_kernels_give_what_the_definition_gives(part):
         torch.manual_seed(index)
         pattern, *rest = CASES[index]
         check(pattern, *rest, fixed=pattern == PATTERNS["batch"] and index % 3 == 0)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS.values())
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_long_runs_of_real_elements_and_of_padding(pattern, layout):
+    """As lengths make them: blocks that are all real pass as without a mask, beside some of padding and mixed ones."""
+    for channels, dtype, activation in (
+        (16, torch.float32, "none"),
+        (66, torch.bfloat16, "silu"),
+        (6, torch.float64, "none"),
+    ):
+        torch.manual_seed(channels)
+        mask = torch.arange(40 * 33).view(1, 1, 40, 33) < torch.tensor([40 * 33, 701, 0, 1319]).view(4, 1, 1, 1)
+        residual = dtype is torch.float64
+        check(pattern, (4, channels, 40, 33), layout, dtype, activation, residual, True, True, False, mask)
 
 
 @pytest.mark.slow

@@ -141,6 +141,34 @@ def test_both_orders_of_cast_and_a_weight_around_zero(dtype):
     assert padded[:3].all()
 
 
+CHUNKED = {
+    "ghost": lambda **k: normkit.GhostBatchNorm1d(6, 2, **k),
+    "renorm": lambda **k: normkit.BatchRenorm1d(6, **k),
+    "sync": lambda **k: normkit.SyncBatchNorm(6, **k),
+}
+
+
+@pytest.mark.parametrize("name", CHUNKED)
+@pytest.mark.parametrize("training", [True, False])
+def test_relatives_of_batch_norm_take_residual_and_activation(name, training):
+    torch.manual_seed(0)
+    fused, plain = shaken(CHUNKED[name](activation="gelu")).train(training), CHUNKED[name]().train(training)
+    plain.load_state_dict(fused.state_dict())
+    x, r = torch.randn(4, 6, 9), torch.randn(4, 6, 9)
+    y, total = fused(x, residual=r, return_residual=True)
+    assert torch.equal(total, x + r)
+    torch.testing.assert_close(y, F.gelu(plain(x + r)), rtol=1e-5, atol=1e-5)
+    for got, want in zip(fused.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(got, want)
+    if name == "sync" or not training:
+        assert not fused(x, lengths=LENGTHS)[2].any()
+        return
+    before = {key: t.clone() for key, t in fused.state_dict().items()}
+    with pytest.raises(ArgumentError, match=r"counts every position .* got lengths=: leave lengths out, or use batch"):
+        fused(x, lengths=LENGTHS)
+    assert all(torch.equal(t, before[key]) for key, t in fused.state_dict().items())
+
+
 X = torch.zeros(4, 6, 9)
 
 

@@ -93,6 +93,38 @@ def check_case(name: str, rank: int, dtype: torch.dtype, channels_last: bool, **
     alike(layer)
 
 
+def check_mask(rank: int) -> None:
+    """Padding counts on no process, and one of them may have nothing else: as the real rows of all in one batch."""
+    shape = (3, CHANNELS, 4)
+    everyone = [batch(shape, r, torch.float64, False) for r in range(dist.get_world_size())]
+    layer = layer_for(torch.float64)
+    for kept in ([[4, 1, 0], [2, 4, 3], [1, 1, 4]], [[0, 0, 0], [4, 2, 1], [3, 3, 3]]):
+        lengths = [kept[r % 3] for r in range(len(everyone))]
+        masks = [torch.arange(4) < torch.tensor(own)[:, None] for own in lengths]
+        real = [m.flatten() for m in masks]
+        picked = [x.detach().transpose(1, 2)[m].T[None] for (x, _), m in zip(everyone, masks, strict=True)]
+        upstream = [g.transpose(1, 2)[m].T[None] for (_, g), m in zip(everyone, masks, strict=True)]
+        expected = oracle(picked, upstream, layer)
+        x, g = everyone[rank]
+        with torch.no_grad():
+            x.masked_fill_(~masks[rank][:, None], torch.nan)
+        twin = copy.deepcopy(layer)
+        y = twin(x, lengths=lengths[rank])
+        (dx,) = torch.autograd.grad(y, x, g)
+        assert not y.transpose(1, 2)[~masks[rank]].any()
+        assert not dx.transpose(1, 2)[~masks[rank]].any()
+        first = sum(int(m.sum()) for m in real[:rank])
+        mine = slice(first, first + int(real[rank].sum()))
+        # A few roundings of values near 1 from numbers near 40, as above.
+        torch.testing.assert_close(y.detach().transpose(1, 2)[masks[rank]], expected["y"][mine], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(dx.transpose(1, 2)[masks[rank]], expected["dx"][mine], rtol=1e-12, atol=1e-12)
+        for key in ("running_mean", "running_var"):
+            torch.testing.assert_close(getattr(twin, key), getattr(expected["module"], key), rtol=1e-12, atol=0)
+        alike(twin)
+        with torch.no_grad():
+            x.copy_(batch(shape, rank, torch.float64, False)[0])
+
+
 def alike(layer: nn.Module) -> None:
     """All processes hold the same statistics, to the last bit."""
     for tensor in layer.state_dict().values():
@@ -188,6 +220,7 @@ def work(rank: int, world: int, file: str, thorough: bool) -> None:
             for name in CASES:
                 check_case(name, rank, torch.float32, channels_last=name == "other sizes")
             check_case("uneven", rank, torch.float64, channels_last=False, affine=False)
+            check_mask(rank)
             check_collectives(rank)
             check_errors(rank)
             check_groups_and_modes(rank)

@@ -60,11 +60,12 @@ def batch_norm(
 
     Source: Ioffe & Szegedy 2015, arXiv:1502.03167.
     """
-    if not extras and not is_compiling():
-        if training:
-            y = door.normalize(input, weight, bias, PATTERN, eps, True, None, running_mean, running_var, momentum)
+    if not is_compiling():
+        if not training:
+            y = standardized(input, running_mean, running_var, weight, bias, eps, extras)
         else:
-            y = door.standardize(input, weight, bias, PATTERN, eps, running_mean, running_var)
+            plain = (input, weight, bias, PATTERN, eps, True, None, running_mean, running_var, momentum)
+            y = door.fused(*plain, extras) if extras else door.normalize(*plain)
         if y is not None:
             return y
     check_call("batch_norm", input, eps)
@@ -91,6 +92,23 @@ def batch_norm(
         call = checked_extras("batch_norm", input, PATTERN, extras)
         return normalized_with("batch_norm", call, weight, bias, eps, running)
     return normalized(input, weight, bias, PATTERN, eps, True, running)
+
+
+def standardized(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    extras: Extras,
+) -> Output | None:
+    """What the door makes of a call with running statistics; None where the longer way has to be taken."""
+    if not extras:
+        return door.standardize(input, weight, bias, PATTERN, eps, running_mean, running_var)
+    if running_mean is None or running_var is None:
+        return None
+    return door.fused(input, weight, bias, PATTERN, eps, True, None, running_mean, running_var, None, extras)
 
 
 def normalized_with(

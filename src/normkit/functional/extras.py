@@ -73,6 +73,16 @@ class Call(NamedTuple):
         """What the caller asked for."""
         return (out.y, out.sum if self.residual is not None else self.input) if self.return_residual else out.y
 
+    def summed(self) -> Tensor:
+        """What is normalized, where that takes more than one pass."""
+        return self.input if self.residual is None else self.input + self.residual
+
+    def finished(self, y: Tensor, total: Tensor) -> Output:
+        """What the caller asked for, of a result that lacks activation and padding, and of `summed`."""
+        y = ACTIVATIONS[self.activation](y)
+        y = y if self.mask is None else y.masked_fill(~self.mask, 0)
+        return (y, total) if self.return_residual else y
+
     def run_cast_first(self, weight: Tensor | None, bias: Tensor | None, eps: float, center: bool) -> fused.Fused:
         """Normalize, cast to the input's dtype, and only then apply weight and bias, in that dtype."""
         out = self._replace(activation="none").run(None, None, eps, center)
@@ -86,6 +96,21 @@ class Call(NamedTuple):
         if self.mask is None:
             return None
         return counts_of(self.mask, self.input.shape, parse(self.pattern).levels(self.input.shape))
+
+
+def checked_without_mask(name: str, input: Tensor, pattern: str, extras: Extras) -> Call:
+    """As `checked_extras`, for what cannot leave padding out.
+
+    Raises:
+        ArgumentError: mask or lengths, beside what `checked_extras` raises.
+    """
+    for key in ("mask", "lengths"):
+        if extras.get(key) is not None:
+            raise ArgumentError(
+                f"{name} counts every position of a batch in training, got {key}=: "
+                f"leave {key} out, or use batch norm, which takes it"
+            )
+    return checked_extras(name, input, pattern, extras)
 
 
 def batch_of_one(extras: Extras) -> Extras:

@@ -50,8 +50,9 @@ def group_norm(
     Source: Wu & He 2018, arXiv:1803.08494.
     """
     pattern = f"b (g={num_groups} [c]) [...]"
-    if not extras and not is_compiling():
-        y = door.normalize(input, weight, bias, pattern, eps, True, None, None, None, None)
+    if not is_compiling():
+        plain = (input, weight, bias, pattern, eps, True, None, None, None, None)
+        y = door.fused(*plain, extras) if extras else door.normalize(*plain)
         if y is not None:
             return y
     check_call("group_norm", input, eps)

@@ -59,14 +59,15 @@ def instance_norm(
 
     Source: Ulyanov, Vedaldi & Lempitsky 2016, arXiv:1607.08022.
     """
-    if use_input_stats and not extras and not is_compiling():
-        y = door.normalize(input, weight, bias, PATTERN, eps, True, None, running_mean, running_var, momentum)
+    if use_input_stats and not is_compiling():
+        plain = (input, weight, bias, PATTERN, eps, True, None, running_mean, running_var, momentum)
+        y = door.fused(*plain, extras) if extras else door.normalize(*plain)
         if y is not None:
             return y
     check_call("instance_norm", input, eps)
     check_dimensions("instance_norm", input, 3, "(N, C, positions ...)")
-    if not use_input_stats and not extras and not is_compiling():
-        y = door.standardize(input, weight, bias, batch.PATTERN, eps, running_mean, running_var)
+    if not use_input_stats and not is_compiling():
+        y = batch.standardized(input, running_mean, running_var, weight, bias, eps, extras)
         if y is not None:
             return y
     check_channels("instance_norm", input, running_mean, running_var, weight, bias)

@@ -83,9 +83,10 @@ def layer_norm(
             return layer_norm(input, normalized_shape, weight, bias, eps, **extras)
         call = checked_extras("layer_norm", input, last_dims_pattern(len(normalized_shape)), extras)
         return call.output(call.run_cast_first(weight, bias, eps, True))
-    if not extras and not is_compiling():
+    if not is_compiling():
         pattern = last_dims_pattern(len(normalized_shape))
-        y = door.normalize(input, weight, bias, pattern, eps, True, normalized_shape, None, None, None)
+        plain = (input, weight, bias, pattern, eps, True, normalized_shape, None, None, None)
+        y = door.fused(*plain, extras) if extras else door.normalize(*plain)
         if y is not None:
             return y
     check_call("layer_norm", input, eps)
@@ -130,8 +131,9 @@ def layer_norm2d(
 
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450; per pixel as in ConvNeXt, Liu et al. 2022, arXiv:2201.03545.
     """
-    if not extras and not is_compiling():
-        y = door.normalize(input, weight, bias, PATTERN_2D, eps, True, None, None, None, None)
+    if not is_compiling():
+        plain = (input, weight, bias, PATTERN_2D, eps, True, None, None, None, None)
+        y = door.fused(*plain, extras) if extras else door.normalize(*plain)
         if y is not None:
             return y
     check_call("layer_norm2d", input, eps)

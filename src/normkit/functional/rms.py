@@ -67,9 +67,10 @@ def rms_norm(
             eps = torch.finfo(arithmetic_dtype(input.dtype)).eps
         call = checked_extras("rms_norm", input, last_dims_pattern(len(normalized_shape)), extras)
         return call.output(call.run_cast_first(weight, None, eps, False))
-    if not extras and not is_compiling():
+    if not is_compiling():
         pattern = last_dims_pattern(len(normalized_shape))
-        y = door.normalize(input, weight, None, pattern, eps, False, normalized_shape, None, None, None)
+        plain = (input, weight, None, pattern, eps, False, normalized_shape, None, None, None)
+        y = door.fused(*plain, extras) if extras else door.normalize(*plain)
         if y is not None:
             return y
     check_call("rms_norm", input, 0.0 if eps is None else eps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,8 @@ from torch import Tensor
 from normkit.errors import ShapeError, StateError
 from normkit.functional._checks import check_call, check_channels, check_dimensions
 from normkit.functional.batch import PATTERN, batch_norm, is_recomputing
-from normkit.kernels import ops
+from normkit.functional.extras import Extras, Output, checked_extras
+from normkit.kernels import fused, ops
 from normkit.kernels.autograd import Running, move
 from normkit.kernels.fit import dense_like
 from normkit.kernels.reference import arithmetic_dtype
@@ -27,7 +28,8 @@ def sync_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     process_group: dist.ProcessGroup | None = None,
-) -> Tensor:
+    **extras: Unpack[Extras],
+) -> Output:
     """`batch_norm` in training, with the moments of the batches of all processes taken together.
 
     Every process sends its count, mean and deviation, once; the pooled moments are exact (Chan's formula), however
@@ -42,6 +44,8 @@ def sync_batch_norm(
         momentum: share of the new batch in the running statistics.
         eps: added to the variance, in units of the input squared.
         process_group: the processes; None for all. Without any, or with a single one, this is `batch_norm`.
+        extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them.
+            Each process gives the mask of its own batch, or all give none.
 
     Returns:
         A tensor with the input's shape, dtype and memory layout.
@@ -58,7 +62,7 @@ def sync_batch_norm(
 
     Source: Chan, Golub & LeVeque 1979, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances.
     """
-    return synchronized(input, running_mean, running_var, weight, bias, momentum, eps, process_group)[0]
+    return synchronized(input, running_mean, running_var, weight, bias, momentum, eps, process_group, extras)[0]
 
 
 def world_size(process_group: dist.ProcessGroup | None) -> int:
@@ -77,14 +81,20 @@ def synchronized(
     momentum: float,
     eps: float,
     process_group: dist.ProcessGroup | None,
-) -> tuple[Tensor, int | Tensor]:
+    extras: Extras,
+) -> tuple[Output, int | Tensor]:
     """The result, and how many values a channel has in the whole group: 0 where every process is empty."""
     if world_size(process_group) == 1:
-        return batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps), input.numel()
+        y = batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps, **extras)
+        return y, input.numel()
     check_call("sync_batch_norm", input, eps)
     check_dimensions("sync_batch_norm", input, 2, "(N, C, ...)")
     check_channels("sync_batch_norm", input, running_mean, running_var, weight, bias)
-    pooled = _pooled(input.detach(), eps, process_group)
+    call = checked_extras("sync_batch_norm", input, PATTERN, extras)
+    total = call.summed()
+    # With padding at 0 here and in what is made of y, its share in every sum of backward is 0.
+    x = total if call.mask is None else total.masked_fill(~call.mask, 0)
+    pooled = _pooled(x.detach(), call.mask, eps, process_group)
     # Read by the processor only where that waits for no device; every process then raises alike.
     count: int | Tensor = int(pooled.values) if input.is_cpu else pooled.values
     if isinstance(count, int) and count == 1:
@@ -92,10 +102,10 @@ def synchronized(
             "sync_batch_norm in training needs more than one value per channel, for their variance to exist; got one "
             f"in the whole group, here shape {tuple(input.shape)}: use a larger batch, group_norm, or eval()"
         )
-    y = _apply(input, weight, bias, pooled, eps, process_group)
+    y = _apply(x, weight, bias, pooled, eps, process_group)
     if isinstance(count, Tensor) or count > 0:
         _move(running_mean, running_var, count, momentum, pooled)
-    return y, count
+    return call.finished(y, total), count
 
 
 def _move(
@@ -120,12 +130,15 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.device.type in ("cpu", "cuda") else torch.float32
 
 
-def _pooled(x: Tensor, eps: float, process_group: dist.ProcessGroup | None) -> _Pooled:
+def _pooled(x: Tensor, mask: Tensor | None, eps: float, process_group: dist.ProcessGroup | None) -> _Pooled:
     channels = x.shape[1]
     mine = x.new_zeros(1 + 2 * channels, dtype=_wide(x))
     if x.numel():
-        _, mean, std = ops.normalize(x, None, None, PATTERN, eps, True)
-        mine[0] = x.numel() // channels
+        if mask is None:
+            _, mean, std = ops.normalize(x, None, None, PATTERN, eps, True)
+        else:
+            *_, mean, std = fused.fused(x, None, mask, None, None, None, None, PATTERN, eps, True, "none")
+        mine[0] = x.numel() // channels if mask is None else mask.sum()
         mine[1 : 1 + channels] = mean
         mine[1 + channels :] = std
     parts = [torch.empty_like(mine) for _ in range(world_size(process_group))]

@@ -1,8 +1,8 @@
 """The short way in for eager calls on a CPU, if it was built for the installed torch; without it results are the same.
 
-`normalize`, `standardize` and `weight_norm` do a whole call, gradients included, in C++ (csrc/door.cpp). They answer
-None wherever something is not plain, new or wrong: the caller then takes the longer way, which says what is wrong, and
-from which `learn` keeps the plan for the next call.
+`normalize`, `standardize`, `fused` and `weight_norm` do a whole call, gradients included, in C++ (csrc/door.cpp). They
+answer None wherever something is not plain, new or wrong: the caller then takes the longer way, which says what is
+wrong, and from which `learn` keeps the plan for the next call.
 """
 
 from __future__ import annotations
@@ -46,6 +46,13 @@ the caller has checked them. Running statistics are moved, unless activation che
 """
 standardize: Callable[..., Tensor | None] = _nothing if _module is None else _module.standardize
 """standardize(x, weight, bias, pattern, eps, running_mean, running_var), all but x for dimension 1"""
+
+fused: Callable[..., Any] = _nothing if _module is None else _module.fused
+"""fused(x, weight, bias, pattern, eps, center, last, running_mean, running_var, momentum, extras)
+
+As `normalize`, with the keyword arguments of a call that fuses more; without a momentum x is standardized by the
+running statistics. What comes back is what the caller of the function wants: y, or with return_residual a pair.
+"""
 
 weight_norm: Callable[..., Tensor | None] = _nothing if _module is None else _module.weight_norm
 """weight_norm(v, g, pattern)"""

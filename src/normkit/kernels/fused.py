@@ -163,17 +163,15 @@ def fused(
     activation: str,
 ) -> Fused:
     kernels = _kernels_for(x)
+    plan = -1 if kernels is None else direct_plan(pattern, x.shape, x.stride())
     if kernels is None:
         out = reference(x, residual, mask, mean, std, weight, bias, pattern, eps, center, activation)
         total = out.sum if residual is None else dense_like(x, out.sum)
         return Fused(dense_like(x, out.y), total, out.mean, out.std)
-    if mask is None and (residual is None or residual.stride() == x.stride()):
-        plan = direct_plan(pattern, x.shape, x.stride())
-        if plan >= 0 and all(is_ready(t, x) for t in (mean, std, weight, bias)):
-            kind = _NUMBER[activation]
-            return Fused(
-                *kernels.fused(x, residual, None, None, 1, 1, mean, std, weight, bias, plan, eps, center, kind)
-            )
+    as_it_is = plan >= 0 and mask is None and (residual is None or residual.stride() == x.stride())
+    if as_it_is and all(is_ready(t, x) for t in (mean, std, weight, bias)):
+        kind = _NUMBER[activation]
+        return Fused(*kernels.fused(x, residual, None, None, 1, 1, mean, std, weight, bias, plan, eps, center, kind))
     call = Call(x, pattern)
     y, total, own_mean, own_std = kernels.fused(
         call.x,
@@ -324,11 +322,8 @@ def _backward(ctx: Any, dy: Tensor | None, dsum: Tensor | None, *_: Tensor | Non
     dsum = dsum if ctx.has_residual else None
     if dy is None:
         return (dsum if want_x else None, dsum if want_residual else None, *(None,) * 9)
-    run = fused_backward
-    if torch.is_grad_enabled() or _is_watched(dy) or _is_watched(x):
-        run = torch.ops.normkit.fused_backward.default
     rest = (ctx.pattern, ctx.eps, ctx.center, ctx.fixed, ctx.activation)
-    dx, dweight, dbias = run(dy, dsum, x, mask, mean, std, weight, bias, *rest, want_weight, want_bias)
+    dx, dweight, dbias = gradients(dy, dsum, x, mask, mean, std, weight, bias, *rest, want_weight, want_bias)
     dmean = dstd = None
     if ctx.fixed and (want_mean or want_std):
 
@@ -396,6 +391,32 @@ class _Fused(torch.autograd.Function):
         return out
 
     backward = staticmethod(_backward)
+
+
+def gradients(
+    dy: Tensor,
+    dsum: Tensor | None,
+    x: Tensor,
+    mask: Tensor | None,
+    mean: Tensor,
+    std: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    pattern: str,
+    eps: float,
+    center: bool,
+    fixed: bool,
+    activation: int | str,
+    want_weight: bool,
+    want_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``normkit::fused_backward``; the door comes here, too, with what it cannot do itself."""
+    name = activation if isinstance(activation, str) else list(ACTIVATIONS)[activation]
+    inputs = (dy, dsum, x, mask, mean, std, weight, bias, pattern, eps, center, fixed, name, want_weight, want_bias)
+    if torch.is_grad_enabled() or _is_watched(dy) or _is_watched(x):
+        out: tuple[Tensor, Tensor, Tensor] = torch.ops.normkit.fused_backward.default(*inputs)
+        return out
+    return fused_backward(*inputs)
 
 
 _apply: Callable[..., tuple[Tensor, ...]] = super(torch.autograd.Function, _Fused).apply

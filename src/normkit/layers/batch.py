@@ -31,12 +31,10 @@ def check_input(layer: Any, input: Tensor) -> None:
     check_channels(input, 1, layer.num_features)
 
 
-def evaluated(layer: batchnorm._BatchNorm, input: Tensor) -> Tensor:
+def evaluated(layer: batchnorm._BatchNorm, input: Tensor, extras: Extras) -> Output:
     """What batch norm gives with the running statistics."""
-    y: Tensor = functional.batch_norm(
-        input, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, layer.eps
-    )
-    return y
+    running = layer.running_mean, layer.running_var
+    return functional.batch_norm(input, *running, layer.weight, layer.bias, False, 0.0, layer.eps, **extras)
 
 
 def keep_statistics(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn.modules import batchnorm
 
 from normkit.errors import ArgumentError, whole_number
+from normkit.functional.batch import PATTERN
 from normkit.functional.batch_update import ghost_batch_norm
-from normkit.layers._checks import checked
+from normkit.functional.extras import Extras, Output, checked_without_mask
+from normkit.layers._checks import checked, with_activation
 from normkit.layers.batch import (
     BatchNorm1d,
     BatchNorm2d,
@@ -47,18 +49,20 @@ class _GhostBatchNorm(batchnorm._BatchNorm):
         super().__init__(num_features, eps, momentum, affine, True, device, dtype, bias=bias)
         self.virtual_batch_size = virtual_batch_size
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize, and update the running statistics if training."""
+    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
+        """Normalize, and update the running statistics if training; a mask in evaluation alone."""
         check_input(self, input)
         if not self.training:
-            return evaluated(self, input)
+            return evaluated(self, input, with_activation(self, extras))
+        call = checked_without_mask(type(self).__name__, input, PATTERN, with_activation(self, extras))
+        total = call.summed()
         counter, momentum = share_of(self)
         running = self.running_mean, self.running_var
         y, new = ghost_batch_norm(
-            input, *running, self.virtual_batch_size, self.weight, self.bias, momentum, self.eps
+            total, *running, self.virtual_batch_size, self.weight, self.bias, momentum, self.eps
         )  # fmt: skip
         keep_statistics(self, input, counter, new)
-        return y
+        return call.finished(y, total)
 
     def extra_repr(self) -> str:
         described: str = super().extra_repr()  # type: ignore[no-untyped-call]

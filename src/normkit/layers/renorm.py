@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn.modules import batchnorm
 
+from normkit.functional.batch import PATTERN
 from normkit.functional.batch_update import batch_renorm, check_limits
-from normkit.layers._checks import checked
+from normkit.functional.extras import Extras, Output, checked_without_mask
+from normkit.layers._checks import checked, with_activation
 from normkit.layers.batch import (
     BatchNorm1d,
     BatchNorm2d,
@@ -44,19 +46,21 @@ class _BatchRenorm(batchnorm._BatchNorm):
         self.r_max = r_max
         self.d_max = d_max
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize, and update the running statistics if training."""
+    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
+        """Normalize, and update the running statistics if training; a mask in evaluation alone."""
         check_input(self, input)
         if not self.training:
-            return evaluated(self, input)
+            return evaluated(self, input, with_activation(self, extras))
+        call = checked_without_mask(type(self).__name__, input, PATTERN, with_activation(self, extras))
+        total = call.summed()
         counter, momentum = share_of(self)
         assert self.running_mean is not None
         assert self.running_var is not None
         running = self.running_mean, self.running_var
         limits = self.r_max, self.d_max
-        y, new = batch_renorm(input, *running, self.weight, self.bias, momentum, self.eps, *limits)
+        y, new = batch_renorm(total, *running, self.weight, self.bias, momentum, self.eps, *limits)
         keep_statistics(self, input, counter, new)
-        return y
+        return call.finished(y, total)
 
     def extra_repr(self) -> str:
         described: str = super().extra_repr()  # type: ignore[no-untyped-call]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, Unpack
 
 import torch
 import torch.distributed as dist
@@ -12,10 +12,9 @@ from torch.nn.modules import batchnorm
 
 from normkit import functional
 from normkit.functional.batch import is_recomputing
-from normkit.functional.extras import check_activation
+from normkit.functional.extras import Extras, Output
 from normkit.functional.sync import synchronized, world_size
-from normkit.kernels.fused import ACTIVATIONS
-from normkit.layers._checks import check_channels, check_rank, checked
+from normkit.layers._checks import check_channels, check_rank, checked, with_activation
 from normkit.layers.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d, share_of
 
 M = TypeVar("M", bound=nn.Module)
@@ -91,13 +90,9 @@ class SyncBatchNorm(batchnorm._BatchNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        activation: str | None = None,
     ) -> None:
-        check_activation("SyncBatchNorm", activation)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.process_group = process_group
-        if activation is not None:
-            self.activation = activation
 
     def _check_input_dim(self, input: Tensor) -> None:
         if self.origin is not None:
@@ -105,36 +100,33 @@ class SyncBatchNorm(batchnorm._BatchNorm):
         elif input.dim() < 2:
             check_rank(input, {2: "(N, C)", 3: "(N, C, ...)"})
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize, and update the running statistics if training."""
+    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
+        """Normalize, and update the running statistics if training; `extras` as in `normkit.functional`."""
         self._check_input_dim(input)
         check_channels(input, 1, self.num_features)
-        y = self._across(input) if self.training and world_size(self.process_group) > 1 else self._alone(input)
-        return y if self.activation is None else ACTIVATIONS[self.activation](y)
+        across = self.training and world_size(self.process_group) > 1
+        return (self._across if across else self._alone)(input, with_activation(self, extras))
 
-    def _across(self, input: Tensor) -> Tensor:
+    def _across(self, input: Tensor, extras: Extras) -> Output:
         counter, momentum = share_of(self)
         keep = self.track_running_stats
         running = (self.running_mean, self.running_var) if keep else (None, None)
-        y, count = synchronized(input, *running, self.weight, self.bias, momentum, self.eps, self.process_group)
+        group = self.process_group
+        y, count = synchronized(input, *running, self.weight, self.bias, momentum, self.eps, group, extras)
         if counter is not None and not is_recomputing():
             # An empty process counts with the others, so that all hold the same state.
             counter.add_(count > 0)
         return y
 
-    def _alone(self, input: Tensor) -> Tensor:
+    def _alone(self, input: Tensor, extras: Extras) -> Output:
         counter, momentum = share_of(self)
         own = self.training or (self.running_mean is None and self.running_var is None)
         keep = self.track_running_stats or not self.training
         running = (self.running_mean, self.running_var) if keep else (None, None)
-        y: Tensor = functional.batch_norm(input, *running, self.weight, self.bias, own, momentum, self.eps)
+        y = functional.batch_norm(input, *running, self.weight, self.bias, own, momentum, self.eps, **extras)
         if counter is not None and input.numel() and not is_recomputing():
             counter.add_(1)
         return y
-
-    def extra_repr(self) -> str:
-        described: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return described if self.activation is None else f"{described}, activation={self.activation!r}"
 
     @staticmethod
     def convert(model: M, process_group: dist.ProcessGroup | None = None) -> M:
