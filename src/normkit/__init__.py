@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from normkit.parametrize import weight_norm as weight_norm
     from normkit.parametrize import weight_standardization as weight_standardization
     from normkit.study import compare as compare
+    from normkit.study.task import Task as Task
     from normkit.tools.audit import audit as audit
     from normkit.tools.convert import convert as convert
     from normkit.tools.fold import fold as fold
@@ -66,6 +67,7 @@ _NAMES = {
     "normkit.parametrize": "init_weight_norm remove_weight_norm remove_weight_standardization weight_norm "
     "weight_standardization",
     "normkit.study": "compare",
+    "normkit.study.task": "Task",
     "normkit.tools.audit": "audit",
     "normkit.tools.fold": "fold",
     "normkit.tools.freeze": "freeze unfreeze",

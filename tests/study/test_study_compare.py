@@ -13,7 +13,7 @@ import pytest
 import normkit
 from normkit import catalog, study
 from normkit.errors import ArgumentError, StateError
-from normkit.study import comparison, words
+from normkit.study import comparison, terminal, words
 from normkit.study.report import figures, page, write
 from normkit.study.stats import Interval
 
@@ -30,6 +30,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> comparison.Comparison:
         trials=3,
         steps=60,
         workers=2,
+        claims=False,
         out=tmp_path_factory.mktemp("report"),
         progress=False,
     )
@@ -91,7 +92,7 @@ def test_everything_was_run(found: comparison.Comparison) -> None:
     ]  # fmt: skip
     for cell in found.cells:
         assert len(cell.runs) == 2
-        assert len(cell.tuning) == 3 + 2 * 2
+        assert len(cell.tuning) >= 3 * 2
         assert cell.time_ratio is not None
     assert found.cell("none", 4).time_ratio == Interval(1.0, 1.0, 1.0, 60)
 
@@ -148,10 +149,8 @@ def test_the_file_holds_every_run(results: dict, found: comparison.Comparison) -
 
 def test_what_is_not_measured_says_so(html: str, results: dict) -> None:
     shown = Page(html).unmeasured
-    measured = {claim["contrast"]["claim"] for claim in results["claims"]}
-    assert set(shown) == set(catalog.CLAIMS) - measured
-    assert {"BN-5", "IN-1", "GN-2", "P-1"} <= set(shown)
-    assert "BN-6" in measured
+    assert results["evidence"] == []
+    assert set(shown) == set(catalog.CLAIMS)
     assert all("not measured yet" in text for text in shown.values())
 
 
@@ -162,7 +161,7 @@ def test_every_claim_is_reached_from_its_method(html: str) -> None:
 
 def test_an_unfinished_study_is_called_so(found: comparison.Comparison, tmp_path: Path, html: str) -> None:
     assert "was interrupted" not in html
-    cut = replace(found, complete=False, cells=tuple(replace(c, runs=(), seconds=()) for c in found.cells), claims=())
+    cut = replace(found, complete=False, cells=tuple(replace(c, runs=(), seconds=()) for c in found.cells))
     cut = replace(cut, standings=tuple(replace(s, leader=None) for s in cut.standings), pairs=())
     text = write(cut, tmp_path).read_text(encoding="utf-8")
     Page(text)
@@ -185,7 +184,7 @@ def test_the_terminal_says_the_same(found: comparison.Comparison) -> None:
 
     console = Console(width=100, file=open("/dev/null", "w"), record=True)  # noqa: SIM115
     with console.file:
-        console.print(study.table(found))
+        console.print(terminal.table(found))
     printed = console.export_text()
     for row in found.rows():
         line = next(line for line in printed.splitlines() if row[1] in line and row[2] in line)
@@ -203,12 +202,15 @@ def test_progress_is_told_in_order(tmp_path: Path) -> None:
         trials=3,
         steps=40,
         workers=1,
+        claims=False,
         out=tmp_path,
         progress=lambda *now: told.append(now),
     )
     done = [count for count, *_ in told]
     assert done == sorted(done)
-    assert told[-1][:2] == (3 + 4 + 2 + 1, 10)
+    done, total, _ = told[-1]
+    # Three rates on two tuning seeds, two seeds behind the result, and the timing; more where the range grew.
+    assert done == total >= 6 + 2 + 1
     assert [what for *_, what in told[-1:]] == ["timing"]
 
 
@@ -227,7 +229,7 @@ def test_workers_are_counted(tmp_path: Path) -> None:
 
 def test_a_batch_is_no_larger_than_the_data(tmp_path: Path) -> None:
     with pytest.raises(
-        ArgumentError, match="batch sizes must be at most 600, the number of images to train on, got 601"
+        ArgumentError, match="batch sizes must be at most 600, the number of samples to train on, got 601"
     ):
         normkit.compare(batch_sizes=[2, 601], out=tmp_path)
 

@@ -41,7 +41,7 @@ GIVEN: dict[str, Any] = {
     "claims": False,
     "progress": False,
 }
-BENCH = prepared(None, ["BN"], [4], 2, 3, 40, False, False, "cpu", 0)[0][0]
+BENCH = prepared(methods=["BN"], batch_sizes=[4], seeds=2, trials=3, steps=40, claims=False)[0][0]
 
 
 def study(folder: Path, seeds: int, workers: int = 1, **options: Any) -> None:

@@ -32,6 +32,10 @@ COLOURS = {
     "instance_norm": "#cc79a7",
     "group_norm": "#009e73",
     "weight_norm": "#d55e00",
+    "unchanged": "#56b4e9",
+    "rms_norm": "#b59f00",
+    "layer_norm2d": "#8c6bb1",
+    "weight_standardization": "#8b4513",
 }
 """Okabe and Ito's palette, told apart by every kind of colour vision; the page replaces each by its variable."""
 ERROR_TICKS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1)
@@ -42,6 +46,10 @@ MARKERS = {
     "instance_norm": "v",
     "group_norm": "D",
     "weight_norm": "P",
+    "unchanged": "X",
+    "rms_norm": "<",
+    "layer_norm2d": ">",
+    "weight_standardization": "p",
 }
 _VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {
     colour: f"--{method.replace('_', '-')}" for method, colour in COLOURS.items()
@@ -179,7 +187,7 @@ def rates(comparison: Comparison, batch_size: int) -> str | None:
             points = [
                 (run.job.rate, run.validation_error, run.state)
                 for run in cell.tuning
-                if run.validation_error is not None and run.job.seed == first
+                if run.validation_error is not None and run.job.seed == first and not run.job.options
             ]
             colour = COLOURS[cell.method]
             axes.plot([p[0] for p in points], [p[1] for p in points], color=colour, linewidth=1.4)

@@ -111,12 +111,12 @@ def _method(comparison: Comparison, method: str) -> dict[str, Any]:
         "variable": f"--{method.replace('_', '-')}",
         "measured": [_measured(comparison, comparison.cell(method, s)) for s in comparison.design.batch_sizes],
     }
-    if method == "none":
+    if method in ("none", "unchanged"):
         return row | {
             "cube": None,
             "pattern": None,
-            "formula": "y = x",
-            "principle": "The convolution's output goes into the activation as it is.",
+            "formula": "y = x" if method == "none" else "",
+            "principle": "No values are normalized." if method == "none" else "The model with the norms it came with.",
             "where": "the yardstick of this comparison",
             "strengths": (),
             "weaknesses": (),
