@@ -19,8 +19,9 @@ from benchmarks.measure import RESULTS, machine
 from normkit.study import data, embedded
 from normkit.study.claims.benches import DEEP
 from normkit.study.design import Design
-from normkit.study.nets import Builder, convnet, mlp, recurrent
+from normkit.study.nets import Builder, convnet, mlp
 from normkit.study.run import Job
+from normkit.study.sequences import recurrent
 from normkit.study.task import Task
 from normkit.study.train import execute
 

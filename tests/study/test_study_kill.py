@@ -157,7 +157,7 @@ def without_announcements() -> Iterator[None]:
 
 def test_a_killed_study_goes_on_from_its_runs(tmp_path: Path) -> None:
     with started(tmp_path, seeds=2, workers=1) as process:
-        await_(lambda: stored(tmp_path), 30)
+        await_(lambda: stored(tmp_path), 120)
         process.kill()
         process.wait()
     before = stored(tmp_path)

@@ -305,7 +305,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
         f"out={str(tmp_path)!r}, progress=False)\n"
     )
     # Without an answer it would wait for ever; importing torch twice takes a few seconds.
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
     assert "A script that calls compare must do so under `if __name__ == '__main__':`" in done.stderr
 

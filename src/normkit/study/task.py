@@ -203,7 +203,9 @@ class Task:
     @cached_property
     def chance(self) -> float:
         """The metric of guessing; what a run that breaks off is charged with."""
-        return 1 - 1 / self.classes if self.classes and self.metric is wrong else self._untrained()
+        if self.classes and self.metric is wrong:
+            return 1 - 1 / self.classes
+        return self.guess_loss if self.guess_loss and self.metric is self.loss else self._untrained()
 
     @property
     def guess_loss(self) -> float | None:
