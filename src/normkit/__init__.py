@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from normkit.tools.freeze import unfreeze as unfreeze
     from normkit.tools.insert import insert as insert
     from normkit.tools.recalibrate import recalibrate as recalibrate
+    from normkit.tools.watch import watch as watch
 
 __version__ = "0.1.0"
 
@@ -72,6 +73,7 @@ _NAMES = {
     "normkit.tools.recalibrate": "recalibrate",
     "normkit.tools.convert": "convert",
     "normkit.tools.insert": "insert",
+    "normkit.tools.watch": "watch",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
