@@ -30,7 +30,7 @@ def draw(records: Sequence[NormRecord], value: str, log: bool | None = None) -> 
     Args:
         records: of any steps and norms.
         value: name of the figure, as `NormRecord` has it.
-        log: whether colours follow the logarithm; None for where all are positive and span a factor above 100.
+        log: whether colours follow the logarithm; None for where all are positive and span a factor above 30.
 
     Returns:
         One ``<svg>`` element. Cells without a number are left open, those with inf or nan are red.
@@ -87,7 +87,7 @@ class _Scale:
         self.low, self.high = min(finite), max(finite)
         if log and self.low <= 0:
             raise ArgumentError(f"a logarithmic scale needs positive numbers, got {self.low:.3g}: leave log=False")
-        self.log = self.low > 0 and self.high > 100 * self.low if log is None else log
+        self.log = self.low > 0 and self.high > 30 * self.low if log is None else log
 
     def place(self, value: float) -> float:
         """Between 0 and 1."""

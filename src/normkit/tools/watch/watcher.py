@@ -88,7 +88,7 @@ class Watch:
         Args:
             path: an SVG file to write; None to write none.
             value: name of the figure, as `NormRecord` has it.
-            log: whether colours follow the logarithm; None for where all are positive and span a factor above 100.
+            log: whether colours follow the logarithm; None for where all are positive and span a factor above 30.
 
         Returns:
             One ``<svg>`` element. Cells without a number are left open, those with inf or nan are red.
