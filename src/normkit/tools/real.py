@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
-from normkit.functional.extras import Extras, checked_extras
+from normkit.functional.extras import Extras, batch_of_one, checked_extras
 
 FIRST = "[b] c [...]"
 """The region of one channel over everything, where channels are dimension 1."""
@@ -38,12 +39,17 @@ def input_of(norm: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     return x if residual is None else x.detach() + residual.detach()
 
 
+def is_unbatched(norm: nn.Module, x: Tensor) -> bool:
+    """Whether the input is one sample, without the batch dimension that only instance norm can do without."""
+    return isinstance(norm, _InstanceNorm) and x.dim() == norm._get_no_batch_dim()
+
+
 def mask_of(norm: nn.Module, x: Tensor, kwargs: Mapping[str, Any], pattern: str) -> Tensor | None:
     """Which elements of an input are real, from the mask or the lengths of the call; None where all are.
 
     Args:
         norm: whose call it is; only normkit's take a mask.
-        x: its input.
+        x: its input; a single sample with a batch dimension of 1.
         kwargs: of the call.
         pattern: says which dimensions are channels.
 
@@ -56,6 +62,10 @@ def mask_of(norm: nn.Module, x: Tensor, kwargs: Mapping[str, Any], pattern: str)
     if not takes_extras(norm) or (kwargs.get("mask") is None and kwargs.get("lengths") is None):
         return None
     extras: Extras = {"mask": kwargs.get("mask"), "lengths": kwargs.get("lengths")}
+    given = extras["mask"]
+    if isinstance(norm, _InstanceNorm) and given is not None and given.dim() < x.dim() - 1 and x.shape[0] == 1:
+        # The mask of one sample.
+        extras = batch_of_one(extras)
     return checked_extras(type(norm).__name__, x, pattern, extras).mask
 
 

@@ -84,6 +84,8 @@ def recalibrate(
     variances, as running statistics are, leaves out how the batches' means differ. Counts and moments are merged in
     float64 by Chan's formula. Instance norms get the average over all instances of their means and unbiased variances.
 
+    What a `mask=` or `lengths=` tells a norm is padding is no part of the data; a `residual=` is added first, as it does.
+
     Only the norms are in training mode meanwhile: dropout is off. With one phase each norm normalizes by the batch, as
     in training, so a deep norm's statistics are those of inputs that evaluation does not give it. What evaluation
     needs is a fixed point: statistics which, when every norm uses them, are the statistics of the inputs. The input of

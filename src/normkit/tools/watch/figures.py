@@ -16,7 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normkit.kernels.ops import normalize
 from normkit.tools.facts import Facts
-from normkit.tools.real import FIRST, input_of, last, mask_of, real_positions
+from normkit.tools.real import FIRST, input_of, is_unbatched, last, mask_of, real_positions
 from normkit.tools.watch.record import COUNTS, DEAD, NormRecord
 
 MOMENTS = ("mean", "std", "mean_min", "mean_max", "std_min", "std_max")
@@ -50,10 +50,10 @@ class Row:
         x = input_of(norm, args, kwargs)
         if not isinstance(x, Tensor) or not x.is_floating_point():
             return
-        self._unbatched = isinstance(norm, _InstanceNorm) and x.dim() == norm._get_no_batch_dim()
+        self._unbatched = is_unbatched(norm, x)
         x = x.detach().unsqueeze(0) if self._unbatched else x.detach()
         pattern = _pattern(norm, self.facts, x)
-        if pattern is not None and not self._unbatched:
+        if pattern is not None:
             self._mask = mask_of(norm, x, kwargs, pattern)
         x, pattern = self._real(x, pattern)
         if not x.numel():
