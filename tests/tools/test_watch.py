@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import csv
+import functools
 import json
 import pickle
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -14,13 +17,14 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.utils import parametrizations
-from torch.utils.checkpoint import checkpoint
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import normkit
 from normkit.errors import ArgumentError, DtypeError, StateError
 from normkit.tools.watch import NormRecord, heat_map, watcher
 from normkit.tools.watch.record import FIELDS
-from zoo import image_model, language_model
+from zoo import IMAGES, SOUND, TEXT, image_model, language_model
 
 # Moments are kept in float32: one rounding of each number that is summed up, and a few of the sums.
 CLOSE = {"rel": 1e-5, "abs": 1e-6}
@@ -490,6 +494,113 @@ def test_under_vmap_and_grad_nothing_is_recorded():
     torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, torch.randn(3, 4))
     watched.close()
     assert not watched.records
+
+
+def test_what_listens_to_operators_does_not_hear_the_watch():
+    class Log(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[str] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    model, x = small(), torch.randn(16, 4)
+    with Log() as alone:
+        model(x).sum().backward()
+    with normkit.watch(model, every=1) as watched, Log() as beside:
+        model(x).sum().backward()
+    # The second backward adds to the gradients there are; apart from that the operators are the same.
+    forward = alone.seen.index("aten.sum.default")
+    assert beside.seen[:forward] == alone.seen[:forward]
+    assert not {"aten.aminmax.default", "aten.linalg_vector_norm.default"} & {*beside.seen}
+    assert watched.records[0].grad_output > 0
+
+
+def test_under_selective_checkpointing():
+    def save_all(*args: Any, **kwargs: Any) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_SAVE
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Tanh(), nn.LayerNorm(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            contexts = functools.partial(create_selective_checkpoint_contexts, save_all)
+            return checkpoint(self.inner, x, use_reentrant=False, context_fn=contexts)
+
+    model, x = Block(), torch.randn(8, 4)
+    expected, _ = run(copy.deepcopy(model), x, 2)
+    with normkit.watch(model, every=1) as watched:
+        found, _ = run(model, x, 2)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert len(watched.records) == 4
+
+
+def test_under_autocast():
+    model, x = small(nn.LayerNorm(8)), torch.randn(16, 4)
+    model[2].p = 0.0
+    twin = copy.deepcopy(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, _ = run(twin, x, 2)
+        with normkit.watch(model, every=1) as watched:
+            found, _ = run(model, x, 2)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = model[0](x)
+    assert watched.records[0].input_std == pytest.approx(seen.double().std(correction=0).item(), rel=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
+def test_a_trace_does_not_hold_the_watch():
+    model = small(nn.LayerNorm(8))
+    model[2].p = 0.0
+    with normkit.watch(model, every=1, start=0) as watched:
+        traced = torch.jit.trace(model, torch.randn(2, 4), check_trace=False)
+    assert not watched.records
+    assert "aminmax" not in str(traced.inlined_graph)
+
+
+@pytest.mark.slow
+def test_a_killed_run_loses_nothing(tmp_path: Path):
+    program = """if True:
+        import os, sys, torch, normkit
+        model = torch.nn.Sequential(torch.nn.LayerNorm(4))
+        watched = normkit.watch(model, every=1, to=[sys.argv[1] + "/a.csv", sys.argv[1] + "/a.jsonl"])
+        for _ in range(6):
+            model(torch.randn(2, 4)).sum().backward()
+        os.kill(os.getpid(), 9)
+    """
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert done.returncode == -9
+    # All but the step that it was killed in.
+    assert steps_in(tmp_path / "a.csv") == steps_in(tmp_path / "a.jsonl") == [*range(5)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*IMAGES, *TEXT, *SOUND])
+def test_every_norm_of_other_peoples_models(name: str):
+    model, x = image_model(name) if name in IMAGES else language_model(name)
+    model.train()
+    called: set[str] = set()
+    found = [(place.name, place.module, facts) for place, facts in normkit.tools.walk.norms(model)]
+    for norm_name, module, _ in found:
+        module.register_forward_hook(lambda *_, norm_name=norm_name: called.add(norm_name))
+    if not found:
+        with pytest.raises(StateError, match="has none"):
+            normkit.watch(model)
+        return
+    with normkit.watch(model, every=1) as watched:
+        model(x).square().mean().backward()
+    assert called
+    assert {r.norm for r in watched.records} == called
+    for record in watched.records:
+        assert record.channels == next(module for n, module, _ in found if n == record.norm).weight.numel()
+        assert record.input_std > 0
+        assert record.output_std is not None
+        assert record.nonfinite_input == 0
 
 
 def test_under_distributed_data_parallel(tmp_path: Path):

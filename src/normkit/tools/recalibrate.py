@@ -84,7 +84,7 @@ def recalibrate(
     variances, as running statistics are, leaves out how the batches' means differ. Counts and moments are merged in
     float64 by Chan's formula. Instance norms get the average over all instances of their means and unbiased variances.
 
-    What a `mask=` or `lengths=` tells a norm is padding is no part of the data; a `residual=` is added first, as it does.
+    Padding that a norm is told of by ``mask=`` or ``lengths=`` is no part of the data; a ``residual=`` is added first.
 
     Only the norms are in training mode meanwhile: dropout is off. With one phase each norm normalizes by the batch, as
     in training, so a deep norm's statistics are those of inputs that evaluation does not give it. What evaluation

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from normkit.errors import ArgumentError, StateError, whole_number
@@ -162,7 +164,7 @@ class Watch:
             return
         step = self.steps
         self.steps += 1
-        if step % self.every == 0 and torch._C._functorch.peek_interpreter_stack() is None:
+        if step % self.every == 0 and not _is_traced():
             self._listen(Step(step), args, kwargs)
 
     def _listen(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -201,7 +203,7 @@ class Watch:
             calls.append(row)
             step.order.append(row)
             running.append(row)
-            with torch.no_grad():
+            with _aside():
                 row.input(module, args, kwargs)
             if len(calls) == 1:
                 for key in ("weight", "bias"):
@@ -211,7 +213,7 @@ class Watch:
             if not running:
                 return
             row = running.pop()
-            with torch.no_grad():
+            with _aside():
                 y = row.output(output)
             step.handles += _on_gradient(y, [row], "grad_output")
 
@@ -263,11 +265,24 @@ def _on_gradient(tensor: Tensor | None, rows: list[Row], name: str) -> list[Remo
         return []
 
     def hook(grad: Tensor) -> None:
-        with torch.no_grad():
+        with _aside():
             for row in rows:
                 row.gradient(name, grad)
 
     return [tensor.register_hook(hook)]
+
+
+@contextlib.contextmanager
+def _aside() -> Iterator[None]:
+    """Compute what belongs to nobody's graph and is seen by nobody who listens to operators: selective checkpointing
+    would miss it when it computes the forward again, and a counter of operations would count it."""
+    with torch.no_grad(), _disable_current_modes():
+        yield
+
+
+def _is_traced() -> bool:
+    """Whether tensors are not plain: under `torch.func` or `torch.jit.trace`."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None
 
 
 def _is_compiled(root: nn.Module) -> bool:
