@@ -770,6 +770,8 @@ def test_an_exception_inside_the_model(error: type[BaseException]):
     with normkit.watch(model, every=1) as watched:
         with pytest.raises(error):
             model(torch.randn(2, 4))
+        if error is ZeroDivisionError:  # torch runs no hook after an interrupt; then the next forward takes them off
+            assert everything(model)["modules"]["0"] == before["0"]
         model[1].error = None
         train(model, 1)
         assert everything(model)["modules"]["0"] == before["0"]
