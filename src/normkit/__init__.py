@@ -52,7 +52,9 @@ if TYPE_CHECKING:
     from normkit.tools.freeze import freeze as freeze
     from normkit.tools.freeze import unfreeze as unfreeze
     from normkit.tools.insert import insert as insert
+    from normkit.tools.param_groups import param_groups as param_groups
     from normkit.tools.recalibrate import recalibrate as recalibrate
+    from normkit.tools.watch import watch as watch
 
 __version__ = "0.1.0"
 
@@ -72,8 +74,10 @@ _NAMES = {
     "normkit.tools.fold": "fold",
     "normkit.tools.freeze": "freeze unfreeze",
     "normkit.tools.recalibrate": "recalibrate",
+    "normkit.tools.param_groups": "param_groups",
     "normkit.tools.convert": "convert",
     "normkit.tools.insert": "insert",
+    "normkit.tools.watch": "watch",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
