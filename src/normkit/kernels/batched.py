@@ -8,6 +8,7 @@ has been mapped the tensor already lies so in memory, and nothing is copied.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,17 +24,10 @@ class _Fold:
     """One mapped call: how its tensors go into the call that serves all copies, and come out of it."""
 
     def __init__(self, x: Tensor, at: int, pattern: str) -> None:
-        self.copies, region = x.shape[at], parse(pattern)
-        one = x.movedim(at, 0)
-        self.shape = one.shape[1:]
-        levels = region.levels(self.shape)
-        # Next to the channels, so that the weights of all copies are those of one long row of channels.
-        host = next((level for level in levels if level.feature), levels[0])
-        self.at = host.dim
-        self.x = one.movedim(0, self.at).flatten(self.at, self.at + 1)
-        self.pattern = _with_copies(region, self.at, len(self.shape), self.copies)
-        kept = [level for level in levels if not level.reduced]
-        self.before = math.prod(level.size for level in kept if level.dim < self.at)
+        self.copies = x.shape[at]
+        self.shape = (*x.shape[:at], *x.shape[at + 1 :])
+        self.at, self.pattern, self.before = _folded(pattern, self.shape, self.copies)
+        self.x = x.movedim(at, self.at).flatten(self.at, self.at + 1)
 
     def parameter(self, flat: Tensor | None, at: int | None) -> Tensor | None:
         """The weights of all copies in a row."""
@@ -55,6 +49,18 @@ class _Fold:
     def back(self, y: Tensor) -> Tensor:
         out: Tensor = y.unflatten(self.at, (self.copies, self.shape[self.at]))
         return out
+
+
+@lru_cache(maxsize=1024)
+def _folded(pattern: str, shape: tuple[int, ...], copies: int) -> tuple[int, str, int]:
+    """The dimension that takes the copies in, the pattern with them, and the kept elements before that dimension."""
+    region = parse(pattern)
+    levels = region.levels(shape)
+    # Next to the channels, so that the weights of all copies are those of one long row of channels.
+    host = next((level for level in levels if level.feature), levels[0])
+    kept = [level for level in levels if not level.reduced]
+    before = math.prod(level.size for level in kept if level.dim < host.dim)
+    return host.dim, _with_copies(region, host.dim, len(shape), copies), before
 
 
 def _with_copies(region: Region, dim: int, dims: int, copies: int) -> str:

@@ -1,8 +1,9 @@
 """Many copies of a model trained at once: small models are bound by the calls, not by the arithmetic.
 
 `Stacked` lays the parameters of all copies on one another and maps the model over them (`torch.func.vmap`), so that
-one call of torch serves all; `Apart` goes through the copies one by one, for models that cannot be mapped. Either way
-the copies share nothing: what becomes of one does not depend on the others.
+one call of torch serves all; of a training step of many, what the mapping comes to is written down once and repeated.
+`Apart` goes through the copies one by one, for models that cannot be mapped. Either way the copies share nothing: what
+becomes of one does not depend on the others.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from normkit.study.run import Setting
 
 Loss = Callable[[Any, Any], Tensor]
+Tensors = dict[str, Tensor]
+Gradients = Sequence[Tensor | None]
+Step = Callable[..., tuple[Tensor, Gradients]]
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
 _ELEMENTWISE = (
@@ -36,6 +41,9 @@ _ELEMENTWISE = (
 )
 """Their step treats each number alone, so one step on stacked parameters is the step of each copy."""
 
+WORTH = 60
+"""From so many steps on it pays to write a step down, which takes as long as some tens of them."""
+
 
 class Replicas(ABC):
     """Copies of one architecture, each with its own parameters and running statistics."""
@@ -48,8 +56,11 @@ class Replicas(ABC):
         return len(self.models)
 
     @abstractmethod
-    def losses(self, loss: Loss, inputs: Any, targets: Any) -> Tensor:
-        """The loss of each copy on its own batch: the first dimension of inputs and targets is that of the copies."""
+    def descend(self, loss: Loss, inputs: Any, targets: Any) -> Tensor:
+        """The loss of each copy on its own batch, whose gradients the optimizers then have.
+
+        The first dimension of inputs and targets is that of the copies.
+        """
 
     @abstractmethod
     def outputs(self, inputs: Any) -> list[Any]:
@@ -58,10 +69,6 @@ class Replicas(ABC):
     @abstractmethod
     def optimize(self, make: MakeOptimizer, settings: Sequence[Setting]) -> None:
         """Give each copy an optimizer with its own learning rate and options."""
-
-    @abstractmethod
-    def zero_grad(self) -> None:
-        """Set all gradients to 0."""
 
     @abstractmethod
     def keepers(self) -> list[nn.Module]:
@@ -82,12 +89,10 @@ class Replicas(ABC):
 
     def step(self, loss: Loss, inputs: Any, targets: Any) -> Tensor:
         """One training step of every copy; the losses before it."""
-        self.zero_grad()
-        losses = self.losses(loss, inputs, targets)
-        losses.sum().backward()
+        losses = self.descend(loss, inputs, targets)
         for optimizer, _ in self.optimizers:
             optimizer.step()
-        return losses.detach()
+        return losses
 
     def scale_rates(self, factor: float) -> None:
         """Set every learning rate to this part of what it started from."""
@@ -119,11 +124,13 @@ class Replicas(ABC):
 class Apart(Replicas):
     """The copies one by one."""
 
-    def losses(self, loss: Loss, inputs: Any, targets: Any) -> Tensor:
+    def descend(self, loss: Loss, inputs: Any, targets: Any) -> Tensor:
         found = []
         for i, model in enumerate(self.models):
-            x, y = _take(inputs, i), _take(targets, i)
-            found.append(loss(model(x), y))
+            model.zero_grad()
+            value = loss(model(_take(inputs, i)), _take(targets, i))
+            value.backward()
+            found.append(value.detach())
         return torch.stack(found)
 
     def outputs(self, inputs: Any) -> list[Any]:
@@ -132,10 +139,6 @@ class Apart(Replicas):
     def optimize(self, make: MakeOptimizer, settings: Sequence[Setting]) -> None:
         for model, (rate, options) in zip(self.models, settings, strict=True):
             self._keep(make([p for p in model.parameters() if p.requires_grad], rate, **dict(options)))
-
-    def zero_grad(self) -> None:
-        for model in self.models:
-            model.zero_grad()
 
     def keepers(self) -> list[nn.Module]:
         return [module for model in self.models for module in _keepers(model)]
@@ -148,28 +151,50 @@ class Apart(Replicas):
 class Stacked(Replicas):
     """The copies on one another."""
 
-    def __init__(self, models: Sequence[nn.Module]) -> None:
+    def __init__(self, models: Sequence[nn.Module], steps: int = 0) -> None:
         super().__init__(models)
+        self.parts: list[tuple[Tensor, str, slice | int]] = []
+        self._steps = steps
+        self._step: Step | None = None
         parameters, self.buffers = stack_module_state(self.models)
         self.parameters = {
             name: stacked.detach().requires_grad_(models[0].get_parameter(name).requires_grad)
             for name, stacked in parameters.items()
         }
-        for stacked in self._trained():
-            stacked.grad = torch.zeros_like(stacked)
 
-    def _trained(self) -> list[Tensor]:
-        return [stacked for stacked in self.parameters.values() if stacked.requires_grad]
+    def _trained(self) -> dict[str, Tensor]:
+        return {name: stacked for name, stacked in self.parameters.items() if stacked.requires_grad}
 
     def _call(self, parameters: Any, buffers: Any, inputs: Any) -> Any:
         return functional_call(self.models[0], (parameters, buffers), (inputs,))
 
-    def losses(self, loss: Loss, inputs: Any, targets: Any) -> Tensor:
-        def one(parameters: Any, buffers: Any, x: Any, y: Any) -> Tensor:
-            return loss(self._call(parameters, buffers, x), y)
+    def descend(self, loss: Loss, inputs: Any, targets: Any) -> Tensor:
+        given = (self.parameters, self.buffers, inputs, targets)
+        if self._step is None:
+            mapped = self._mapped(loss)
+            self._step = _written(mapped, given) if self._steps >= WORTH else mapped
+        with torch.no_grad():
+            losses, gradients = self._step(*given)
+        found = dict(zip(self._trained(), gradients, strict=True))
+        for part, name, index in self.parts:
+            gradient = found[name]
+            part.grad = None if gradient is None else gradient[index]
+        return losses
 
-        found: Tensor = vmap(one)(self.parameters, self.buffers, inputs, targets)
-        return found
+    def _mapped(self, loss: Loss) -> Step:
+        """Losses and gradients of all copies, as a function of all that they depend on."""
+
+        def one(parameters: Tensors, buffers: Tensors, inputs: Any, targets: Any) -> Tensor:
+            return loss(self._call(parameters, buffers, inputs), targets)
+
+        def step(parameters: Tensors, buffers: Tensors, inputs: Any, targets: Any) -> tuple[Tensor, Gradients]:
+            with torch.enable_grad():
+                leaves = {k: v.detach().requires_grad_(self.parameters[k].requires_grad) for k, v in parameters.items()}
+                losses = vmap(one)(leaves, buffers, inputs, targets)
+                trained = [leaf for leaf in leaves.values() if leaf.requires_grad]
+                return losses.detach(), torch.autograd.grad(losses.sum(), trained, allow_unused=True)
+
+        return step
 
     def outputs(self, inputs: Any) -> list[Any]:
         stacked = vmap(self._call, in_dims=(0, 0, None))(self.parameters, self.buffers, inputs)
@@ -188,17 +213,10 @@ class Stacked(Replicas):
             start += count
 
     def _part(self, index: slice | int) -> list[Tensor]:
-        """The parameters of some copies as an optimizer takes them; they and their gradients are views."""
-        parts = []
-        for stacked in self._trained():
-            part = stacked.detach()[index]
-            assert stacked.grad is not None
-            part.grad = stacked.grad[index]
-            parts.append(part)
-        return parts
-
-    def zero_grad(self) -> None:
-        torch._foreach_zero_([stacked.grad for stacked in self._trained() if stacked.grad is not None])
+        """The parameters of some copies as an optimizer takes them: views, given their gradients at each step."""
+        parts = {name: stacked.detach()[index] for name, stacked in self._trained().items()}
+        self.parts += [(part, name, index) for name, part in parts.items()]
+        return list(parts.values())
 
     @torch.no_grad()
     def unstacked(self) -> list[nn.Module]:
@@ -231,24 +249,51 @@ def can_be_stacked(build: Callable[[], nn.Module], loss: Loss, inputs: Any, targ
         loss: (outputs, targets) -> a number.
         inputs, targets: one batch.
     """
+    batch = pytree.tree_map(lambda t: t.expand(2, *t.shape), (inputs, targets))
+    found = []
     try:
-        found = []
         for kind in (Stacked, Apart):
             copies = kind([build(), build()])
             copies.train()
-            losses = copies.losses(loss, *pytree.tree_map(lambda t: t.expand(2, *t.shape), (inputs, targets)))
-            losses.sum().backward()
-            found.append(losses.detach())
+            found.append(copies.descend(loss, *batch))
     except Exception:
         # Whatever a stranger's model raises under vmap only says that it goes one by one.
         return False
-    # Equal up to rounding; half a percent tells rounding through many layers from another computation.
-    return torch.allclose(found[0], found[1], rtol=5e-3, atol=1e-4)
+    return _agree(found[0], found[1])
 
 
-def replicas(models: Sequence[nn.Module], stacked: bool) -> Replicas:
-    """The copies, on one another where that is known to work and there is more than one."""
-    return Stacked(models) if stacked and len(models) > 1 else Apart(models)
+def _written(mapped: Step, given: tuple[Any, ...]) -> Step:
+    """The operations that a call comes to, as one list to repeat; the call itself where they cannot be written down.
+
+    It spares the layers of functorch, which cost more than the arithmetic of small models. Tried out on another batch,
+    because what depends on values would be written down as it was for the first.
+    """
+
+    def copied() -> tuple[Any, ...]:
+        parameters, buffers, inputs, targets = pytree.tree_map(lambda t: t.clone(), given)
+        return parameters, buffers, *pytree.tree_map(lambda t: t.roll(1, 0), (inputs, targets))
+
+    try:
+        with torch.no_grad():
+            written = make_fx(mapped)(*pytree.tree_map(lambda t: t.clone(), given))
+            once, again = copied(), copied()
+            losses, gradients = written(*once)
+            others, slopes = mapped(*again)
+    except Exception:
+        return mapped
+    leaves = [pytree.tree_leaves(each) for each in ((losses, gradients, once[1]), (others, slopes, again[1]))]
+    same = all(_agree(a, b) for a, b in zip(*leaves, strict=True))
+    return written if same else mapped
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    """Equal up to rounding; half a percent tells rounding through many layers from another computation."""
+    return torch.allclose(one.double(), other.double(), rtol=5e-3, atol=1e-4, equal_nan=True)
+
+
+def replicas(models: Sequence[nn.Module], stacked: bool, steps: int = 0) -> Replicas:
+    """The copies, on one another where that is known to work and there is more than one; to be trained for `steps`."""
+    return Stacked(models, steps) if stacked and len(models) > 1 else Apart(models)
 
 
 def _keepers(model: nn.Module) -> list[nn.Module]:

@@ -24,7 +24,7 @@ Metric = Callable[[Any, Any], Any]
 
 def sgd(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum 0.9."""
-    return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, fused=True)
 
 
 def wrong(outputs: Tensor, targets: Tensor) -> Tensor:

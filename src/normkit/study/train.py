@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from normkit.study.design import Design
 from normkit.study.replicas import Replicas, can_be_stacked, replicas
@@ -74,7 +74,9 @@ def _train(task: Task, design: Design, jobs: Sequence[Job], stacked: bool) -> li
     with torch.random.fork_rng(devices=[]), _precision(design):
         # What a model draws while it trains, for dropout say, follows its seed.
         torch.manual_seed(jobs[0].seed)
-        copies = replicas([task.build(job.method, job.seed).to(design.device, _held(design)) for job in jobs], stacked)
+        copies = replicas(
+            [task.build(job.method, job.seed).to(design.device, _held(design)) for job in jobs], stacked, design.steps
+        )
         copies.optimize(task.optimizer, [job.setting for job in jobs])
         losses: list[Tensor] = []
         for step, index in enumerate(order):
@@ -98,6 +100,10 @@ def _on(design: Design, tree: Any) -> Any:
         return leaf.to(design.device, _held(design) if leaf.is_floating_point() else None)
 
     return torch.utils._pytree.tree_map(move, tree)
+
+
+def _placed(task: Task, design: Design, method: str, seed: int) -> nn.Module:
+    return task.build(method, seed).to(design.device, _held(design))
 
 
 def _held(design: Design) -> torch.dtype:
@@ -236,10 +242,7 @@ def time_steps(task: Task, design: Design, timing: Timing) -> dict[str, list[flo
     The rate is 0: the arithmetic is that of training, and no method drifts into other numbers meanwhile.
     """
     seed = design.tuning_seeds[0]
-    models = {
-        method: replicas([task.build(method, seed).to(design.device, _held(design))], False)
-        for method in timing.methods
-    }
+    models = {method: replicas([_placed(task, design, method, seed)], False) for method in timing.methods}
     for copies in models.values():
         copies.optimize(task.optimizer, [(1.0, ())])
         copies.scale_rates(0.0)
