@@ -175,7 +175,8 @@ class Stacked(Replicas):
             self._step = _written(mapped, given) if self._steps >= WORTH else mapped
         with torch.no_grad():
             losses, gradients = self._step(*given)
-        found = dict(zip(self._trained(), gradients, strict=True))
+        trained = self._trained()
+        found = {name: _laid_out(g, like) for (name, like), g in zip(trained.items(), gradients, strict=True)}
         for part, name, index in self.parts:
             gradient = found[name]
             part.grad = None if gradient is None else gradient[index]
@@ -284,6 +285,13 @@ def _written(mapped: Step, given: tuple[Any, ...]) -> Step:
     leaves = [pytree.tree_leaves(each) for each in ((losses, gradients, once[1]), (others, slopes, again[1]))]
     same = all(_agree(a, b) for a, b in zip(*leaves, strict=True))
     return written if same else mapped
+
+
+def _laid_out(gradient: Tensor | None, like: Tensor) -> Tensor | None:
+    """A gradient laid out as its parameter, as autograd leaves them; optimizers of one pass rely on it."""
+    if gradient is None or gradient.stride() == like.stride():
+        return gradient
+    return torch.empty_like(like).copy_(gradient)
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
