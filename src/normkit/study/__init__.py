@@ -53,6 +53,7 @@ def compare(
     executor: str = "processes",
     address: str | None = None,
     time_limit: float | None = None,
+    lang: str = "en",
 ) -> Comparison:
     """Train a model under every normalization at an equal tuning budget, and write the report.
 
@@ -88,6 +89,7 @@ def compare(
         address: of the Ray cluster, such as "auto" or "ray://host:10001"; None makes one on this machine.
         time_limit: seconds a run may take; then it is stopped and counts as failed. Not with workers=1, where the
             runs are made in the calling process.
+        lang: language of the page, "en" or "zh".
 
     Returns:
         The `Comparison`: data with `to_dict()`, a table as `str`, `answer`, and `path` of the page, which is None
@@ -133,41 +135,40 @@ def compare(
             limit=time_limit,
             command=_command(benches[0].design, task, claims, full),
         )
-    return replace(comparison, path=report.write(comparison, folder)) if ranks.rank() == 0 else comparison
+    return replace(comparison, path=report.write(comparison, folder, lang)) if ranks.rank() == 0 else comparison
 
 
-def table(comparison: Comparison) -> Table:
-    """The comparison as a table for the terminal (rich); lowest error first within each batch size."""
+def table(comparison: Comparison, lang: str = "en") -> Table:
+    """The comparison as a table for the terminal (rich), in "en" or "zh"; lowest error first in each batch size."""
     from rich import box
     from rich.table import Table
 
-    from normkit.study.comparison import HEADINGS
-
     shown = Table(
-        title=comparison.answer,
+        title=comparison.answer.to(lang),
         title_justify="left",
         title_style="bold",
-        caption=comparison.note,
+        caption=comparison.note.to(lang),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     # The last column says who did not train; where all did, a narrow terminal can do without it.
-    width = len(HEADINGS) if any(cell.untrained for cell in comparison.cells) else len(HEADINGS) - 1
-    for heading in HEADINGS[:width]:
-        shown.add_column(heading, justify="left" if heading in ("method", "standing") else "right")
+    headings = comparison.headings(lang)
+    width = len(headings) if any(cell.untrained for cell in comparison.cells) else len(headings) - 1
+    for place, heading in enumerate(headings[:width]):
+        shown.add_column(heading, justify="left" if place in (1, 4) else "right")
     before = ""
-    for row in comparison.rows():
+    for row in comparison.rows(lang):
         if before and row[0] != before:
             shown.add_section()
-        style = "green" if row[4] == "leads" else "dim" if row[4] == "behind" else ""
+        style = "green" if row[4] in ("leads", "领先") else "dim" if row[4] in ("behind", "落后") else ""
         shown.add_row(row[0] if row[0] != before else "", *row[1:width], style=style)
         before = row[0]
     return shown
 
 
 def _require_extra() -> None:
-    needed = ("numpy", "scipy", "sklearn", "optuna", "pebble", "matplotlib", "jinja2", "rich", "cloudpickle")
+    needed = ("numpy", "scipy", "sklearn", "optuna", "pebble", "jinja2", "rich", "cloudpickle")
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise StateError(
