@@ -12,6 +12,7 @@ from normkit.study.task import Task
 CHANNELS = ((16, 1), (16, 2), (32, 2), (32, 1))
 """Output channels and stride of each convolution; the last two work on 2x2 positions."""
 
+NAME = Text("noisy 8x8 digits", "带噪声的 8×8 手写数字")
 GROUPS = 4
 NOISE = 0.2
 PARTS = (600, 400, 797)
@@ -37,7 +38,7 @@ def digits(seed: int = 0) -> Task:
         test=test,
         arms=partial(nets.convnet, channels=CHANNELS),
         probe=OfImages(*test),
-        name=Text("noisy 8x8 digits", "带噪声的 8×8 手写数字"),
+        name=NAME,
         description=Text(
             f"scikit-learn digits, 8x8 pixels, 10 classes, Gaussian pixel noise {NOISE:g} of the pixel range; "
             f"{PARTS[0]} images to train, {PARTS[1]} to choose the learning rate, {PARTS[2]} to test. "
