@@ -11,6 +11,7 @@ from typing import Literal
 from normkit.catalog import Text
 from normkit.study import stats
 from normkit.study.evidence import ArmValues, Evidence, Finding, Form, Unit
+from normkit.study.metric import ERROR
 from normkit.study.run import Run
 from normkit.study.stats import Bound, Interval
 from normkit.study.verdict import Cell, Table
@@ -149,7 +150,7 @@ class Experiment:
             return f"{self.matters:g} nats" if lang == "en" else f"{self.matters:g} 奈特"
         if self.unit == "share":
             return f"{self.matters:g}"
-        return f"{100 * self.matters:g} points" if lang == "en" else f"{100 * self.matters:g} 个百分点"
+        return ERROR.amount(self.matters, lang)
 
     def judge(self, measured: Measured, wide: Interval, p_corrected: float | None, alpha: float) -> Finding:
         """The rule, carried out. A one-sided estimate can only speak for the side it is sure of."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from normkit.errors import ArgumentError
+from normkit.study import export
 from normkit.study.comparison import Comparison
 from normkit.study.report.page import render
 
@@ -28,6 +30,46 @@ def write_page(comparison: Comparison, page: Path, lang: str = "en") -> Path:
     """Write the page alone."""
     replace_file(page, render(comparison, lang))
     return page
+
+
+def again(
+    comparison: Comparison,
+    source: Path,
+    lang: str = "en",
+    page: Path | None = None,
+    *,
+    parquet: bool = False,
+    tensorboard: bool = False,
+) -> list[str]:
+    """Write the page of a comparison that was read, and what else is asked for, beside it.
+
+    Args:
+        comparison: what was read.
+        source: the folder or the file that it was read from.
+        lang: of the page.
+        page: where to write it; by default index.html beside the results.
+        parquet, tensorboard: what else to write.
+
+    Returns:
+        A line for each thing written.
+
+    Raises:
+        StateError: a package for what else is asked is missing; nothing was written then.
+    """
+    folder = source if source.is_dir() else source.parent
+    lines = []
+    if parquet:
+        lines += [f"Parquet: {path}" for path in export.parquet(comparison, folder)]
+    if tensorboard:
+        lines.append(f"TensorBoard: tensorboard --logdir {export.tensorboard(comparison, folder)}")
+    target = page or folder / "index.html"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return [f"Report: {write_page(comparison, target, lang)}", *lines]
+    except OSError as error:
+        raise ArgumentError(
+            f"out must be a file that can be written, got {str(target)!r} ({error.strerror}): name another"
+        ) from error
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -89,7 +89,7 @@ def curve_plot(
         plot.line(list(zip(curve.steps, curve.value, strict=True)), css, method)
     if target is not None and low < target < high:
         plot.segment((0, target), (last, target), "var(--muted)", css="target")
-        plot.text(width - 8, plot.y(target) - 4, say("target", lang), "end")
+        plot.text(width - 8, plot.y(target) - 4, say("target", lang), "end", css="halo")
     return plot.svg(label)
 
 

@@ -101,7 +101,8 @@ def _clauses(found: Comparison, lang: str) -> Markup:
             before, after = f"{standing.batch_size} {name} ", f"{standing.batch_size} 时，{name}的"
             text = text.replace(before, f"{standing.batch_size} <strong>{name}</strong> ")
             text = text.replace(after, f"{standing.batch_size} 时，<strong>{name}</strong>的")
-    return Markup(text)
+    # A line for each batch size.
+    return Markup(text.replace("; at", ";<br>at").replace("；批量", "；<br>批量").replace("”上：", "”上：<br>", 1))
 
 
 def _panels(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from normkit.study import words
 from normkit.study.comparison import Comparison
-from normkit.study.evidence import Evidence, Unit
+from normkit.study.evidence import Evidence, Form, Unit
 from normkit.study.metric import number
 from normkit.study.report.curves import mean_curve
 from normkit.study.report.figures import WIDTH, colour, curve_plot
@@ -87,7 +87,9 @@ def arms(evidence: Evidence, lang: str) -> str | None:
     row = 46.0
     height = 14 + row * len(shown) + 36
     plot = Plot(WIDTH, height, Scale(low, high, 12, WIDTH - 12, log), Scale(-0.5, len(shown) - 0.5, 14, height - 36))
-    plot.grid_x(plot.x.ticks(5), lambda v: words.shown(v, evidence.form), say(f"form.{evidence.form}", lang))
+    # A percentage says what it is.
+    label = "" if evidence.form == "share" else say(f"form.{evidence.form}", lang)
+    plot.grid_x(plot.x.ticks(5), lambda v: _tick(v, evidence.form), label)
     colours = arm_colours(evidence)
     counts = {len(arm.values) for arm in shown}
     if len(counts) == 1 and counts.pop() <= PAIRED:
@@ -137,6 +139,13 @@ def _effect(plot: Plot, evidence: Evidence, size: float) -> None:
     plot.segment((near[0], 0), (near[1], 0), css)
     if math.isfinite(evidence.effect.value):
         plot.mark((evidence.effect.value, 0), "circle", css, size=size)
+
+
+def _tick(value: float, form: Form) -> str:
+    """A round value, without its unit where the axis has it."""
+    if form == "share":
+        return f"{100 * value:g} %"
+    return f"{1000 * value if form == 'seconds' else value:g}".replace("-", "−")
 
 
 def _reach(evidence: Evidence) -> tuple[float, float]:
