@@ -176,7 +176,9 @@ class Comparison:
                         words.steps(cell.median_steps),
                         words.times(cell.time_ratio)[0],
                         words.signed(cell.gap)[0],
-                        f"{cell.untrained}/{len(cell.runs)}" if lang == "zh" else f"{cell.untrained} of {len(cell.runs)}",
+                        f"{cell.untrained}/{len(cell.runs)}"
+                        if lang == "zh"
+                        else f"{cell.untrained} of {len(cell.runs)}",
                     )
                 )
         return found

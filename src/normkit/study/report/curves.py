@@ -39,7 +39,8 @@ def mean_curve(losses: Sequence[Sequence[float]], window: int) -> Curve:
     lengths = sorted((len(line) for line in lines), reverse=True)
     length = lengths[min(1, len(lengths) - 1)]
     log = all(value > 0 for line in lines for value in line)
-    picked = sorted({round(i * (length - 1) / max(1, POINTS - 1)) for i in range(min(POINTS, length))})
+    count = min(POINTS, length)
+    picked = [round(i * (length - 1) / max(1, count - 1)) for i in range(count)]
     curve = Curve([], [], [], [])
     for place in picked:
         there = np.asarray([line[place] for line in lines if len(line) > place])

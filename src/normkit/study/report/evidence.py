@@ -12,6 +12,7 @@ from normkit.study.comparison import Comparison
 from normkit.study.evidence import Evidence
 from normkit.study.report import methods, small
 from normkit.study.report.texts import say
+from normkit.study.stats import Interval
 
 
 def claims(found: Comparison, lang: str) -> list[dict[str, Any]]:
@@ -56,6 +57,7 @@ def experiment(found: Comparison, e: Evidence, lang: str) -> dict[str, Any]:
         "wide": wide[1],
         "bound": "" if e.bound == "exact" else say(f"bound.{e.bound}", lang),
         "n": e.effect.n,
+        "smallest": words.in_unit(e, Interval(e.smallest, 0.0, 0.0, 0), lang)[0].lstrip("+"),
         "p": say("p.none", lang) if e.p_corrected is None else words.probability(e.p_corrected),
         "finding": say(f"finding.{e.finding}", lang),
         "badge": methods.badge([e], lang),

@@ -24,7 +24,12 @@ def row(found: Comparison, cell: Cell, lang: str) -> dict[str, Any]:
         ("train-error", train[0], cell.train_error and cell.train_error.value, ""),
         ("steps", words.steps(cell.median_steps), cell.median_steps and cell.median_steps[0], ""),
         ("gap", gap[0], cell.gap and cell.gap.value, ""),
-        ("time", words.milliseconds(cell.seconds), sorted(cell.seconds)[len(cell.seconds) // 2] if cell.seconds else None, ""),
+        (
+            "time",
+            words.milliseconds(cell.seconds),
+            sorted(cell.seconds)[len(cell.seconds) // 2] if cell.seconds else None,
+            "",
+        ),
         ("ratio", ratio[0], cell.time_ratio and cell.time_ratio.value, ratio[1]),
         ("memory", words.size(cell.saved_bytes), cell.saved_bytes, ""),
         ("rate", words.rate(cell.rate), cell.rate, ""),

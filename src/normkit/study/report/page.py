@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
-from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
 
-from normkit.errors import ArgumentError
 from normkit.catalog import LANGUAGES
+from normkit.errors import ArgumentError
 from normkit.study import words
 from normkit.study.comparison import Comparison
 from normkit.study.report import evidence, figures, methods, numbers

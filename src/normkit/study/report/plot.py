@@ -136,7 +136,9 @@ class Plot:
                 f'<path class="{css}"{_of(method)} style="stroke:{colour}" d="M{"L".join(map(self._at, points))}"/>'
             )
 
-    def band(self, xs: Sequence[float], lows: Sequence[float], highs: Sequence[float], colour: str, method: str) -> None:
+    def band(
+        self, xs: Sequence[float], lows: Sequence[float], highs: Sequence[float], colour: str, method: str
+    ) -> None:
         """What lies between two lines."""
         if len(xs) > 1:
             there = "L".join(map(self._at, zip(xs, highs, strict=True)))

@@ -117,9 +117,7 @@ def arm_curves(evidence: Evidence, lang: str) -> str | None:
         if curve.steps:
             drawn.append(("", css, curve))
     last = max((curve.steps[-1] for *_, curve in drawn), default=0)
-    return curve_plot(
-        drawn, last, lang, say("alt.arm.curves", lang, question=evidence.question.to(lang)), height=250.0
-    )
+    return curve_plot(drawn, last, lang, say("alt.arm.curves", lang, question=evidence.question.to(lang)), height=250.0)
 
 
 def arm_colours(evidence: Evidence) -> list[str]:
