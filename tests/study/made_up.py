@@ -1,4 +1,4 @@
-"""A comparison from made-up runs, without training: what the report has to show at its richest, and of another metric."""
+"""Comparisons from made-up runs, without training: all that the report can show, and a metric that is no share."""
 
 from __future__ import annotations
 

@@ -121,7 +121,8 @@ def test_a_method_is_hidden_everywhere(opened: Open) -> None:
     shown = opened()
     marks = shown.locator('[data-m="batch_norm"]')
     others = shown.locator('[data-m="group_norm"]')
-    visible = "all => all.filter(e => getComputedStyle(e).display !== 'none' && getComputedStyle(e).visibility !== 'hidden').length"
+    visible = """all => all.map(e => getComputedStyle(e)).filter(
+        style => style.display !== "none" && style.visibility !== "hidden").length"""
     count, rest = marks.count(), others.evaluate_all(visible)
     assert marks.evaluate_all(visible) == count > 20
     button = shown.locator('.legend [data-hides="batch_norm"]')
@@ -162,11 +163,12 @@ def test_nothing_is_wider_than_the_screen(opened: Open, lang: str, size: dict[st
     shown = opened(lang, size=size)
     shown.locator("#open-all").click()
     assert shown.evaluate("() => document.documentElement.scrollWidth") <= size["width"]
-    # Letters in figures are not too small to read: at least 8.5 pixels on a phone.
+    # Letters in figures are scaled with them, and must not become too small to read.
     smallest = shown.locator("svg.plot").evaluate_all(
-        "all => Math.min(...all.map(e => 11.5 * e.getBoundingClientRect().width / e.viewBox.baseVal.width))"
+        "all => Math.min(...all.map(e => e.getBoundingClientRect().width / e.viewBox.baseVal.width"
+        " * parseFloat(getComputedStyle(e).fontSize)))"
     )
-    assert smallest >= 8
+    assert smallest >= 9
 
 
 def test_the_keyboard_reaches_the_answer_first(opened: Open) -> None:

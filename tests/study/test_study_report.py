@@ -9,6 +9,7 @@ import re
 import string
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import made_up
@@ -29,7 +30,6 @@ from normkit.study.stats import Interval
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 LANGS = ("en", "zh")
-SPECIAL = "<processor> & more"
 
 
 class Page(HTMLParser):
@@ -107,7 +107,7 @@ def test_the_page_can_be_read_by_all(pages: dict[str, str], lang: str) -> None:
     levels = [int(str(e["tag"])[1]) for e in parsed.elements if re.fullmatch("h[1-6]", str(e["tag"]))]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(levels))
     for cell in parsed.all("th"):
         assert cell.get("scope") in ("col", "row")
     for svg in parsed.all("svg"):
@@ -374,7 +374,7 @@ def test_a_metric_that_is_no_share(regression: Comparison) -> None:
         f"On my curve, at batch size 4 batch norm has the lowest mean squared ({mean:.2f})"
     )
     assert "errors" not in regression.answer
-    assert f"批归一化的mean squared最低（{mean:.2f}）" in regression.answer.zh
+    assert f"批归一化的 mean squared 最低（{mean:.2f}）" in regression.answer.zh
     assert dict(regression.rules)["The answer"].count("±0.5") == 1
     for lang in LANGS:
         text = page.render(regression, lang)
@@ -466,10 +466,8 @@ def test_parquet_comes_back(found: Comparison, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cells.parquet", "runs.parquet"]
     runs, expected = pandas.read_parquet(paths[0]), found.to_pandas("runs")
     assert list(runs.columns) == list(expected.columns)
-    for name in runs.columns:
-        pandas.testing.assert_series_equal(
-            runs[name].map(lambda v: list(v) if name == "losses" else v), expected[name], check_dtype=False
-        )
+    runs["losses"] = runs["losses"].map(list)
+    pandas.testing.assert_frame_equal(runs, expected, check_dtype=False)
 
 
 def test_tensorboard_holds_the_curves(found: Comparison, tmp_path: Path) -> None:
@@ -552,7 +550,7 @@ def test_the_report_command_writes_the_page_again(found: Comparison, tmp_path: P
 
 def test_a_page_that_cannot_be_written_is_said(found: Comparison, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArgumentError, match="out must be a file that can be written, got .*: name another"):
+    with pytest.raises(ArgumentError, match=r"out must be a file that can be written, got .*: name another"):
         again(found, tmp_path, page=tmp_path / "file" / "index.html")
 
 

@@ -50,7 +50,10 @@ def _chinese(found: Comparison, standing: Standing) -> str:
     leader = found.cell(standing.leader, standing.batch_size)
     assert leader.error is not None
     value = found.metric.value(leader.error.value)
-    text = f"{where}{words.title(leader.method, 'zh')}的{found.metric.name.zh}最低（{value}）"
+    name = found.metric.name.zh
+    # Latin letters stand apart from Chinese ones.
+    space = " " if name.isascii() else ""
+    text = f"{where}{words.title(leader.method, 'zh')}的{space}{name}{space}最低（{value}）"
     behind, equal, unresolved = _groups(standing, "zh")
     if equal:
         text += f"，{words.listing(equal, 'zh')}与之相当"
@@ -61,7 +64,7 @@ def _chinese(found: Comparison, standing: Standing) -> str:
         return f"{text}，但 {seeds}不足以将其他任何方法与它区分开"
     if behind and not equal and len(behind) < len(unresolved):
         return f"{text}，只有{words.listing(behind, 'zh')}落后，{seeds}不足以将其余方法与它区分开"
-    return f"{text}，但{seeds}不足以将{words.listing(unresolved, 'zh')}与它区分开"
+    return f"{text}，但 {seeds}不足以将{words.listing(unresolved, 'zh')}与它区分开"
 
 
 def _groups(standing: Standing, lang: str) -> tuple[list[str], list[str], list[str]]:

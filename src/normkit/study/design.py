@@ -204,7 +204,8 @@ class Design:
                 "better than is *behind*. *Equal* to the leader is one whose simultaneous interval of the difference "
                 f"lies within ±{least}. Everything else is *not resolved*, and is said to be.",
                 f"在每个批量下，平均{test.zh}最低的方法*领先*；从未训练成功的方法不能领先，记为*落后*。若配对 t 检验"
-                f"（对所有批量的所有方法对做 Holm 校正）得 p < {self.alpha:g} 且平均差不小于 {least_zh}，则一种方法*优于*"
+                f"（对所有批量的所有方法对做 Holm 校正）得 p < {self.alpha:g} 且平均差不小于 "
+                f"{least_zh}，则一种方法*优于*"
                 f"另一种；被任何方法优于的方法*落后*。若与领先者之差的联合置信区间落在 ±{least_zh}之内，则与其*相当*。"
                 "其余均为*未定*，并如实说明。",
             ),

@@ -34,7 +34,8 @@ def load(path: Path) -> Comparison:
         ) from error
     except ValueError as error:
         raise ArgumentError(
-            f"a report is read from the results.json that compare has written, but {file} is not JSON ({error}): {AGAIN}"
+            f"a report is read from the results.json that compare has written, but {file} is not JSON ({error}): "
+            f"{AGAIN}"
         ) from error
     return comparison_of(data)
 

@@ -10,7 +10,7 @@ from normkit.study.evidence import Evidence, Form
 from normkit.study.metric import ERROR, MISSING, Metric, number, span
 from normkit.study.stats import Interval
 
-__all__ = ["MISSING"]
+__all__ = ["MISSING", "span"]
 
 _OTHERS = {"none": catalog.Text("No norm", "不归一化"), "unchanged": catalog.Text("As it is", "原样")}
 _UNSPLIT = {"rms_norm": "RMS norm", "unchanged": "the model as it is"}

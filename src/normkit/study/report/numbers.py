@@ -93,7 +93,7 @@ def untrained(found: Comparison, lang: str) -> list[tuple[str, str]]:
             count = say("messages.count", lang, count=cell.untrained, runs=len(cell.runs))
             reasons = words.listing([say(key, lang) for key in why], lang)
             where = f"{words.title(cell.method, lang)}, {say('batch', lang, size=cell.batch_size)}"
-            shown.append((where if lang == "en" else where.replace(", ", "，"), f"{count}: {reasons}"))
+            shown.append((where if lang == "en" else where.replace(", ", "，"), count + say("colon", lang) + reasons))
     return shown
 
 

@@ -31,7 +31,7 @@ TEXTS: Mapping[str, Text] = {
         ("nav.how", "How", "测量方法"),
         ("nav.origin", "Provenance", "来源"),
         ("theme", "Light or dark", "明暗主题"),
-        ("incomplete", "Not complete", "尚未完成"),
+        ("incomplete", "Not complete.", "尚未完成。"),
         (
             "incomplete.text",
             "The study was interrupted. What follows rests on the runs that were finished; give the same command again "
@@ -53,6 +53,7 @@ TEXTS: Mapping[str, Text] = {
         ("batch", "batch size {size}", "批量 {size}"),
         ("dots", "Dots are seeds; the mark is their mean with its 95 % interval; the grey band is the smallest "
          "difference that matters.", "圆点为各个种子；标记为其均值与 95 % 区间；灰带为有意义的最小差异。"),
+        ("colon", ": ", "："),
         # Methods
         ("methods", "The methods side by side", "各方法对照"),
         (
