@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from torch import nn
 from typer.testing import CliRunner
 
+import normkit
 from normkit import catalog, cli
 from normkit.errors import ArgumentError, StateError
-from normkit.study import claims, export, memory, metric, reading, words
+from normkit.study import arms, claims, export, memory, metric, reading, words
 from normkit.study.comparison import Comparison
 from normkit.study.report import again, curves, page, plot, said, texts, write
 from normkit.study.stats import Interval
@@ -257,6 +258,24 @@ def test_an_unfinished_study_is_called_so(found: Comparison) -> None:
 def test_the_page_exists_in_two_languages(found: Comparison) -> None:
     with pytest.raises(ArgumentError, match="the page exists in en and zh, got 'fr': use one of these"):
         page.render(found, "fr")
+    with pytest.raises(ArgumentError, match="the page exists in en and zh, got 'fr'"):
+        normkit.compare(lang="fr")
+
+
+def test_every_method_has_its_place_on_the_page(regression: Comparison) -> None:
+    """Methods that the embedded task is not built under, for a model of the user's."""
+    (first, *_) = regression.cells
+    assert set(arms.KNOWN) <= set(plot.MARKERS)
+    known = {method.name for method in catalog.METHODS}
+    others = ["unchanged", *(name for name in plot.MARKERS if name in known)]
+    cells = (first, *(replace(first, method=name) for name in others))
+    standing = replace(regression.standings[0], leader="unchanged", behind=tuple(others[1:]), unresolved=("none",))
+    plan = replace(regression.design, methods=("none", *others))
+    every = replace(regression, cells=cells, design=plan, standings=(standing,), pairs=())
+    for lang in LANGS:
+        parsed = Page(page.render(every, lang))
+        assert {str(e["data-m"]) for e in parsed.all("tr") if e.get("data-m")} == {"none", *others}
+    assert "the model as it is has the lowest mean squared" in every.answer
 
 
 # Colours

@@ -4,8 +4,9 @@ The parts, in the order data passes them: `task` (what is trained) and `arms` (u
 (what is measured and how it will be judged, fixed before any result), `run` and `train` (one training run, or many at
 once by `replicas`), `crew` (over processes or machines), `store` (every finished run on disk, in a `database` at a
 `location`), `conduct` (carries designs out), `stats` and `verdict` (what follows), `claims` (the experiments on the
-claims of the catalog), `comparison` (all of it as data), `report` (results.json and a page). `setup` puts a study
-together and `whole` sees it through. `embedded`, `nets`, `data`, `style` and `probes` are what is trained when the
+claims of the catalog), `comparison` (all of it as data, `answer` in a sentence, `reading` back from a file, `export` to
+other programs), `report` (results.json and a page; `words` and `metric` say how numbers are written). `setup` puts a
+study together and `whole` sees it through. `embedded`, `nets`, `data`, `style` and `probes` are what is trained when the
 user brings nothing.
 """
 
@@ -118,6 +119,7 @@ def compare(
     from normkit.study.store import Store
     from normkit.study.whole import carry_out
 
+    report.check(lang)
     benches, experiments = prepared(task, methods, batch_sizes, seeds, trials, steps, claims, full, device, seed)
     _check_workers(workers, executor, time_limit)
     crew = muster(tuple((bench.task, bench.design) for bench in benches), workers, executor=executor, address=address)

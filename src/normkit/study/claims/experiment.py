@@ -237,7 +237,8 @@ def _label(arm: str, size: int) -> Text:
     from normkit.study import words
 
     name, _, option = arm.partition(":")
-    en, zh = (f" ({text})" if (text := _option(option, lang)) else "" for lang in ("en", "zh"))
+    en = f" ({_option(option, 'en')})" if option else ""
+    zh = f"（{_option(option, 'zh')}）" if option else ""
     return Text(f"{words.inline(name)}{en}, batch {size}", f"{words.title(name, 'zh')}{zh}，批量 {size}")
 
 

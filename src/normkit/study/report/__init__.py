@@ -8,7 +8,9 @@ from pathlib import Path
 from normkit.errors import ArgumentError
 from normkit.study import export
 from normkit.study.comparison import Comparison
-from normkit.study.report.page import render
+from normkit.study.report.page import check, render
+
+__all__ = ["again", "check", "render", "write", "write_page"]
 
 
 def write(comparison: Comparison, folder: Path, lang: str = "en") -> Path:

@@ -84,7 +84,7 @@ def _arm(e: Evidence, index: int, lang: str) -> dict[str, Any]:
         "spread": ""
         if interval is None
         else words.span(words.shown(interval.low, e.form), words.shown(interval.high, e.form), lang),
-        "n": len(values),
+        "each": "" if many else say("arm.values", lang),
         "values": say("arm.rounds", lang, count=len(values)) if many else " · ".join(values),
     }
 

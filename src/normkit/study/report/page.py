@@ -32,8 +32,7 @@ def render(found: Comparison, lang: str = "en") -> str:
     Raises:
         ArgumentError: no such language.
     """
-    if lang not in LANGUAGES:
-        raise ArgumentError(f"the page exists in {' and '.join(LANGUAGES)}, got {lang!r}: use one of these")
+    check(lang)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_source),
         autoescape=True,
@@ -71,6 +70,12 @@ def render(found: Comparison, lang: str = "en") -> str:
         rules=[(heading.to(lang), _emphasis(text.to(lang))) for heading, text in found.rules],
         facts=_facts(found, lang),
     )
+
+
+def check(lang: str) -> None:
+    """Whether the page exists in a language; asked before a study, so that it is not for nothing."""
+    if lang not in LANGUAGES:
+        raise ArgumentError(f"the page exists in {' and '.join(LANGUAGES)}, got {lang!r}: use one of these")
 
 
 def _say(lang: str, key: str, **values: object) -> str:

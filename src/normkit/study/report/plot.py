@@ -59,6 +59,9 @@ class Scale:
         return [round(i * step, 12) for i in range(first, last + 1)]
 
     def _log_ticks(self, count: int) -> list[float]:
+        if self.high / self.low < 2.5:
+            # Too little for powers of ten to say anything.
+            return Scale(self.low, self.high, 0, 1).ticks(count)
         powers = range(math.floor(math.log10(self.low)) - 1, math.ceil(math.log10(self.high)) + 1)
         for digits in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
             found = [d * 10.0**p for p in powers for d in digits]
