@@ -6,8 +6,8 @@ once by `replicas`), `crew` (over processes or machines), `store` (every finishe
 `location`), `conduct` (carries designs out), `stats` and `verdict` (what follows), `claims` (the experiments on the
 claims of the catalog), `comparison` (all of it as data, `answer` in a sentence, `reading` back from a file, `export` to
 other programs), `report` (results.json and a page; `words` and `metric` say how numbers are written). `setup` puts a
-study together and `whole` sees it through. `embedded`, `nets`, `data`, `style` and `probes` are what is trained when the
-user brings nothing.
+study together and `whole` sees it through. `embedded`, `nets`, `data`, `style` and `probes` are what is trained when
+the user brings nothing.
 """
 
 from __future__ import annotations
