@@ -65,8 +65,8 @@ def block(code: str, which: str) -> str:
             imports = imports.replace(line, "")
     if "Tensor" in code_text:
         imports = imports.replace("from torch import nn", "from torch import Tensor, nn")
-    if "Any" in code_text:
-        imports = f"from typing import Any\n\n{imports}"
+    if "param_groups(" in code_text:
+        imports += ", param_groups"
     if "torch." not in code_text.replace("nn.", ""):
         imports = imports.replace("import torch\n", "")
     return f"```python\n{imports}\n\n\n{code_text.rstrip()}\n```"

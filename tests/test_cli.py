@@ -113,20 +113,19 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """What the command asks `compare` for, without the minutes that the answer takes."""
     seen: dict[str, object] = {}
 
-    def compare(**options: object) -> SimpleNamespace:
-        seen.update(options)
-        return SimpleNamespace(path=Path("somewhere/index.html"), complete=seen["seeds"] != 2)
+    def compare(task: object, **options: object) -> SimpleNamespace:
+        seen.update(options, task=task)
+        return SimpleNamespace(path=Path("somewhere/index.html"), complete=seen["seeds"] != 2, evidence=())
 
     monkeypatch.setattr(cli.study, "compare", compare)
-    monkeypatch.setattr(cli.study, "table", lambda comparison, lang: f"table of {comparison.path}")
+    monkeypatch.setattr(cli.terminal, "table", lambda comparison, lang: f"table of {comparison.path}")
     return seen
 
 
 def test_compare_without_options_asks_for_the_defaults(asked: dict[str, object]):
     printed = run("compare")
     assert printed == f"table of {Path('somewhere/index.html')}\nReport: {Path('somewhere/index.html')}\n"
-    lists = {name: list(COMPARE[name]) for name in ("methods", "batch_sizes")}
-    assert asked == COMPARE | lists | {"out": Path(COMPARE["out"])}
+    assert asked == COMPARE | {"batch_sizes": list(COMPARE["batch_sizes"]), "out": Path(COMPARE["out"])}
 
 
 def test_compare_passes_every_option_on(asked: dict[str, object]):
@@ -134,12 +133,45 @@ def test_compare_passes_every_option_on(asked: dict[str, object]):
         *("compare", "--methods", "none, BN", "--batch-sizes", "2,16", "--seeds", "3", "--trials", "4"),
         *("--steps", "50", "--workers", "1", "--out", "there", "--seed", "7", "--no-progress", "--resume"),
         *("--store", "sqlite:///x", "--executor", "ray", "--address", "auto", "--time-limit", "2.5", "--lang", "zh"),
+        *("--claims", "BN-4, GN-1", "--full", "--minutes", "3", "--device", "cuda:1", "--dtype", "bfloat16"),
     )
     assert asked == {
-        "methods": ["none", "BN"], "batch_sizes": [2, 16], "seeds": 3, "trials": 4, "steps": 50, "workers": 1,
-        "out": Path("there"), "seed": 7, "progress": False, "store": "sqlite:///x", "resume": True, "executor": "ray",
-        "address": "auto", "time_limit": 2.5, "lang": "zh",
+        "task": None, "methods": ["none", "BN"], "batch_sizes": [2, 16], "seeds": 3, "trials": 4, "steps": 50,
+        "workers": 1, "out": Path("there"), "seed": 7, "progress": False, "store": "sqlite:///x", "resume": True,
+        "executor": "ray", "address": "auto", "time_limit": 2.5, "claims": ["BN-4", "GN-1"], "full": True,
+        "minutes": 3.0, "device": "cuda:1", "dtype": "bfloat16", "lang": "zh",
     }  # fmt: skip
+    run("compare", "--no-claims")
+    assert asked["claims"] is False
+    assert "exclude each other: give one" in run("compare", "--claims", "BN-1", "--no-claims", code=2)
+
+
+def test_compare_takes_a_task_by_name(asked: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "given_task.py").write_text(
+        "import torch, normkit\n"
+        "x, y = torch.randn(20, 4), torch.randn(20, 1)\n"
+        "task = normkit.Task(lambda: torch.nn.Linear(4, 1), (x, y), (x, y), loss=torch.nn.functional.mse_loss)\n"
+        "def make():\n    return task\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("task", "make"):
+        run("compare", f"given_task:{name}")
+        assert isinstance(asked["task"], normkit.Task)
+        assert asked["task"].origin == f"given_task:{name}"
+    assert "must be a normkit.Task or a function that makes one, got Tensor" in run("compare", "given_task:x", code=2)
+    assert "given_task has no 'taks': did you mean 'task'?" in run("compare", "given_task:taks", code=2)
+    assert "must be importable, got ModuleNotFoundError" in run("compare", "no_such_module:task", code=2)
+    assert "named as pkg.module:name, got 'task'" in run("compare", "task", code=2)
+
+
+def test_compare_dry_run_shows_the_plan_and_trains_nothing_to_the_end(tmp_path: Path):
+    printed = run(
+        *("compare", "--dry-run", "--methods", "BN", "--batch-sizes", "4", "--seeds", "2", "--trials", "3"),
+        *("--steps", "40", "--no-claims", "--out", str(tmp_path / "none"), "--workers", "2"),
+    )
+    assert re.search(r"digits +2 +4 +40 +16 +0 +\d+ s\n", printed)
+    assert re.search(r"16 runs are left: about \d+ s with 2 at a time", printed)
+    assert not (tmp_path / "none").exists()
 
 
 def test_compare_takes_the_store_from_the_environment(asked: dict[str, object], monkeypatch: pytest.MonkeyPatch):

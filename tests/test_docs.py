@@ -125,7 +125,7 @@ def test_the_command_line_of_the_readme_is_understood(monkeypatch: pytest.Monkey
     blocks = CODE.findall((ROOT / "README.md").read_text(encoding="utf-8"))
     lines = [line for language, code in blocks if language == "sh" for line in code.splitlines()]
     commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("normkit ")]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         # Asked for help, a command still checks its options, and the long one does not run.
         arguments = [*command, "--help"] if command[0] == "compare" else command

@@ -45,13 +45,16 @@ if TYPE_CHECKING:
     from normkit.parametrize import weight_norm as weight_norm
     from normkit.parametrize import weight_standardization as weight_standardization
     from normkit.study import compare as compare
+    from normkit.study.task import Task as Task
     from normkit.tools.audit import audit as audit
     from normkit.tools.convert import convert as convert
     from normkit.tools.fold import fold as fold
     from normkit.tools.freeze import freeze as freeze
     from normkit.tools.freeze import unfreeze as unfreeze
     from normkit.tools.insert import insert as insert
+    from normkit.tools.param_groups import param_groups as param_groups
     from normkit.tools.recalibrate import recalibrate as recalibrate
+    from normkit.tools.watch import watch as watch
 
 __version__ = "0.1.0"
 
@@ -66,12 +69,15 @@ _NAMES = {
     "normkit.parametrize": "init_weight_norm remove_weight_norm remove_weight_standardization weight_norm "
     "weight_standardization",
     "normkit.study": "compare",
+    "normkit.study.task": "Task",
     "normkit.tools.audit": "audit",
     "normkit.tools.fold": "fold",
     "normkit.tools.freeze": "freeze unfreeze",
     "normkit.tools.recalibrate": "recalibrate",
+    "normkit.tools.param_groups": "param_groups",
     "normkit.tools.convert": "convert",
     "normkit.tools.insert": "insert",
+    "normkit.tools.watch": "watch",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

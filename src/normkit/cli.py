@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from normkit import __version__, catalog, draw, study
 from normkit.catalog import show
 from normkit.errors import NormkitError
+from normkit.study import terminal
 
 try:
     import typer
@@ -76,18 +77,33 @@ def main(
 
 @app.command()
 def compare(
+    task: Annotated[
+        str | None,
+        typer.Argument(
+            help="pkg.module:task, a normkit.Task or a function that makes one.", show_default="the embedded data"
+        ),
+    ] = None,
     methods: Annotated[
         str,
-        typer.Option(
-            help="Of none, BN, LN, IN, GN, WN, with commas between; none is always trained.", show_default="all"
-        ),
+        typer.Option(help="BN, LN, ..., unchanged, with commas between; none is always trained.", show_default="all"),
     ] = "",
-    batch_sizes: Annotated[str, typer.Option(help="Images per training step, with commas between.")] = ",".join(
+    batch_sizes: Annotated[str, typer.Option(help="Samples per training step, with commas between.")] = ",".join(
         map(str, _COMPARE["batch_sizes"])
     ),
     seeds: Annotated[int, typer.Option(help="Training runs behind each result.")] = _COMPARE["seeds"],
     trials: Annotated[int, typer.Option(help="Learning rates tried for each method.")] = _COMPARE["trials"],
-    steps: Annotated[int | None, typer.Option(help="Training steps of one run.")] = _COMPARE["steps"],
+    steps: Annotated[int | None, typer.Option(help="Training steps of one run.", show_default="the task's")] = _COMPARE[
+        "steps"
+    ],
+    claims: Annotated[
+        str, typer.Option(help="Claims of the catalog to measure too, such as BN-4,GN-1.", show_default="all")
+    ] = "",
+    no_claims: Annotated[bool, typer.Option("--no-claims", help="The comparison alone.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="More seeds behind each claim.")] = _COMPARE["full"],
+    minutes: Annotated[float | None, typer.Option(help="Begin no run after so many.")] = _COMPARE["minutes"],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its time, and stop.")] = False,
+    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1.")] = _COMPARE["device"],
+    dtype: Annotated[str, typer.Option(help="float32, float64, or bfloat16 for autocast.")] = _COMPARE["dtype"],
     workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one per core")] = _COMPARE["workers"],
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the report.")] = Path(_COMPARE["out"]),
     seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = _COMPARE["seed"],
@@ -104,20 +120,36 @@ def compare(
     time_limit: Annotated[float | None, typer.Option(help="Seconds a run may take.")] = _COMPARE["time_limit"],
     lang: _Language = Lang.EN,
 ) -> None:
-    """Find out which normalization to use: train a small network under each, at an equal tuning budget.
+    """Find out which normalization to use: train a model under each, at an equal tuning budget.
 
+    Without a task it trains a small network on embedded data and measures every claim of the catalog.
     It takes minutes, and writes index.html and results.json into --out.
     Interrupted (Ctrl-C), it goes on when the same command is given again.
     """
+    if claims and no_claims:
+        raise typer.BadParameter("--claims and --no-claims exclude each other: give one")
+    asked: dict[str, Any] = {
+        "methods": _listed(methods) or None,
+        "batch_sizes": [_whole(size) for size in _listed(batch_sizes)],
+        "seeds": seeds,
+        "trials": trials,
+        "steps": steps,
+        "claims": False if no_claims else _listed(claims) or None,
+        "full": full,
+        "device": device,
+        "dtype": dtype,
+        "seed": seed,
+    }
+    work = study.named_task(task) if task else None
+    if dry_run:
+        typer.echo(str(study.plan(work, workers=workers, out=out, store=store, **asked)))
+        return
     comparison = study.compare(
-        methods=_listed(methods) or None,
-        batch_sizes=[_whole(size) for size in _listed(batch_sizes)],
-        seeds=seeds,
-        trials=trials,
-        steps=steps,
+        work,
+        **asked,
+        minutes=minutes,
         workers=workers,
         out=out,
-        seed=seed,
         progress=progress,
         store=store,
         resume=resume,
@@ -130,11 +162,14 @@ def compare(
         # Another rank of torchrun reports.
         return
     # The title of the table is the answer.
-    Console().print(study.table(comparison, lang))
+    Console().print(terminal.table(comparison, lang))
+    if comparison.evidence:
+        Console().print(terminal.findings(comparison, lang))
     typer.echo(f"Report: {comparison.path}")
     if not comparison.complete:
-        typer.echo("Interrupted. The same command goes on from here.", err=True)
-        raise typer.Exit(_INTERRUPTED)
+        late = minutes is not None
+        typer.echo(f"{'Time is up' if late else 'Interrupted'}. The same command goes on from here.", err=True)
+        raise typer.Exit(0 if late else _INTERRUPTED)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`compare` from end to end on a small design: results.json, the terminal, and that they agree."""
+"""`compare` from end to end on a small design: the page, results.json, the terminal, and that they agree."""
 
 import doctest
 import importlib
@@ -10,7 +10,7 @@ import pytest
 import normkit
 from normkit import study
 from normkit.errors import ArgumentError, StateError
-from normkit.study import comparison, words
+from normkit.study import comparison, terminal, words
 from normkit.study.stats import Interval
 
 
@@ -44,7 +44,7 @@ def test_everything_was_run(found: comparison.Comparison) -> None:
     ]  # fmt: skip
     for cell in found.cells:
         assert len(cell.runs) == 2
-        assert len(cell.tuning) == 3 + 2 * 2
+        assert len(cell.tuning) >= 3 * 2
         assert cell.time_ratio is not None
     assert found.cell("none", 4).time_ratio == Interval(1.0, 1.0, 1.0, 60)
 
@@ -62,7 +62,7 @@ def test_the_terminal_says_the_same(found: comparison.Comparison) -> None:
 
     console = Console(width=100, file=open("/dev/null", "w"), record=True)  # noqa: SIM115
     with console.file:
-        console.print(study.table(found))
+        console.print(terminal.table(found))
     printed = console.export_text()
     for row in found.rows():
         line = next(line for line in printed.splitlines() if row[1] in line and row[2] in line)
@@ -86,7 +86,9 @@ def test_progress_is_told_in_order(tmp_path: Path) -> None:
     )
     done = [count for count, *_ in told]
     assert done == sorted(done)
-    assert told[-1][:2] == (3 + 4 + 2 + 1, 10)
+    done, total, _ = told[-1]
+    # Three rates on two tuning seeds, two seeds behind the result, and the timing; more where the range grew.
+    assert done == total >= 6 + 2 + 1
     assert [what for *_, what in told[-1:]] == ["timing"]
 
 
@@ -105,7 +107,7 @@ def test_workers_are_counted(tmp_path: Path) -> None:
 
 def test_a_batch_is_no_larger_than_the_data(tmp_path: Path) -> None:
     with pytest.raises(
-        ArgumentError, match="batch sizes must be at most 600, the number of images to train on, got 601"
+        ArgumentError, match="batch sizes must be at most 600, the number of samples to train on, got 601"
     ):
         normkit.compare(batch_sizes=[2, 601], out=tmp_path)
 

@@ -41,7 +41,7 @@ GIVEN: dict[str, Any] = {
     "claims": False,
     "progress": False,
 }
-BENCH = prepared(None, ["BN"], [4], 2, 3, 40, False, False, "cpu", 0)[0][0]
+BENCH = prepared(methods=["BN"], batch_sizes=[4], seeds=2, trials=3, steps=40, claims=False)[0][0]
 
 
 def study(folder: Path, seeds: int, workers: int = 1, **options: Any) -> None:
@@ -157,7 +157,7 @@ def without_announcements() -> Iterator[None]:
 
 def test_a_killed_study_goes_on_from_its_runs(tmp_path: Path) -> None:
     with started(tmp_path, seeds=2, workers=1) as process:
-        await_(lambda: stored(tmp_path), 30)
+        await_(lambda: stored(tmp_path), 120)
         process.kill()
         process.wait()
     before = stored(tmp_path)

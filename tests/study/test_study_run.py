@@ -197,7 +197,7 @@ def test_a_run_that_never_leaves_guessing_is_untrained() -> None:
 
 def test_times_are_taken_of_every_method_in_turn() -> None:
     p = plan("BN", "GN")
-    seconds = run.time_steps(DIGITS, p, run.Timing(4, p.methods))
+    seconds = train.time_steps(DIGITS, p, train.Timing(4, p.methods))
     assert set(seconds) == {"none", "batch_norm", "group_norm"}
     assert all(len(taken) == 3 and min(taken) > 0 for taken in seconds.values())
 
@@ -278,7 +278,9 @@ def test_an_unforeseen_error_says_what_is_kept(tmp_path: Path) -> None:
 
     with pytest.raises(ZeroDivisionError) as caught:
         whole(DIGITS, plan("BN"), tmp_path, fail)
-    assert caught.value.__notes__ == [f"Finished runs are kept in {tmp_path}: the same call goes on from them."]
+    assert caught.value.__notes__ == [
+        f"Finished runs are kept in {tmp_path / 'study.sqlite3'}: the same call goes on from them."
+    ]
 
 
 def test_a_folder_or_a_store_of_another_kind_is_refused(tmp_path: Path) -> None:
@@ -303,7 +305,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
         f"out={str(tmp_path)!r}, progress=False)\n"
     )
     # Without an answer it would wait for ever; importing torch twice takes a few seconds.
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
     assert "A script that calls compare must do so under `if __name__ == '__main__':`" in done.stderr
 
@@ -317,7 +319,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
         ({"steps": 10}, "steps must be at least 40, got 10: a shorter run has no curve"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"batch_sizes": ()}, r"there must be a batch size, and none below 1, got \[\]"),
-        ({"methods": ("spectral_norm",)}, "compare trains none, unchanged, batch_norm"),
+        ({"methods": ("local_response_norm",)}, "compare trains none, unchanged, batch_norm"),
         ({"methods": ("group_nrom",)}, "did you mean 'group_norm'"),
     ],
 )

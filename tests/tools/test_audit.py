@@ -17,9 +17,9 @@ import normkit
 from normkit import cli
 from normkit.errors import ArgumentError, DtypeError, StateError
 from normkit.tools.audit import examples
-from normkit.tools.audit.load import example_of, load
 from normkit.tools.audit.moments import moments, padded_share
 from normkit.tools.audit.rules import RULES
+from normkit.tools.load import example_of, load
 
 DOCS = Path(__file__).parents[2] / "docs" / "audit"
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)

@@ -74,6 +74,95 @@ def test_uneven_batches_give_the_moments_of_their_concatenation(home, kind, shap
     assert norm.training
 
 
+class Masked(nn.Module):
+    """Takes padded sequences, and says to its norm which positions are real, in one of the ways there are."""
+
+    def __init__(self, norm: nn.Module, way: str) -> None:
+        super().__init__()
+        self.norm, self.way = norm, way
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        real = torch.arange(x.shape[2]) < lengths[:, None]
+        if self.way == "lengths":
+            return self.norm(x, lengths=lengths)
+        if self.way == "residual":
+            return self.norm(x / 4, mask=real, residual=3 * x / 4)
+        return self.norm(input=x, mask=real)
+
+
+def padded(samples: list[Tensor], size: int) -> list[dict[str, Tensor]]:
+    """Batches with garbage as padding, which would show in any statistics."""
+    made = []
+    for part in (samples[i : i + size] for i in range(0, len(samples), size)):
+        lengths = torch.tensor([x.shape[1] for x in part])
+        batch = torch.full((len(part), part[0].shape[0], int(lengths.max()) + 2), 1e6)
+        for row, x in zip(batch, part, strict=True):
+            row[:, : x.shape[1]] = x
+        made.append({"x": batch, "lengths": lengths})
+    return made
+
+
+@pytest.mark.parametrize("way", ["mask", "lengths", "residual"])
+@pytest.mark.parametrize("kind", [normkit.BatchNorm1d, normkit.InstanceNorm1d])
+def test_statistics_of_masked_data_are_those_of_the_data_without_padding(kind, way):
+    norm = kind(3, track_running_stats=True)
+    samples = [torch.randn(3, n) * 4 + 2 for n in (7, 1, 2, 5, 3)]
+    if kind is normkit.InstanceNorm1d:
+        samples = [x for x in samples if x.shape[1] > 1]  # a single value has no variance
+    model = Masked(norm, way)
+    report = normkit.recalibrate(model, padded(samples, 2))
+    if kind is normkit.BatchNorm1d:
+        everything_real = torch.cat(samples, 1).double()
+        mean, var = everything_real.mean(1), everything_real.var(1, correction=1)
+    else:
+        mean = torch.stack([x.double().mean(1) for x in samples]).mean(0)
+        var = torch.stack([x.double().var(1, correction=1) for x in samples]).mean(0)
+    # x / 4 is exact and 3 * x / 4 rounds once, in each of the values.
+    tolerance = {"rtol": 1e-6, "atol": 1e-6} if way == "residual" else ROUNDING
+    torch.testing.assert_close(norm.running_mean.double(), mean, **tolerance)
+    torch.testing.assert_close(norm.running_var.double(), var, **tolerance)
+    assert report.norms[0].elements == sum(x.shape[1] for x in samples)
+
+
+def test_padding_alone_is_no_data():
+    norm = normkit.BatchNorm1d(3)
+    batches = padded([torch.randn(3, 4), torch.randn(3, 2)], 1)
+    nothing = {"x": torch.full((2, 3, 4), 1e6), "lengths": torch.tensor([0, 0])}
+    normkit.recalibrate(model := Masked(norm, "lengths"), batches)
+    expected = copy.deepcopy(norm)
+    report = normkit.recalibrate(model, [batches[0], nothing, batches[1]])
+    assert torch.equal(norm.running_var, expected.running_var)
+    assert norm.num_batches_tracked == 2
+    assert report.norms[0].elements == 6
+
+
+def test_a_single_real_value_meets_the_statistics_so_far():
+    norm = normkit.BatchNorm1d(2)
+    samples = [torch.randn(2, 5), torch.randn(2, 1)]
+    normkit.recalibrate(Masked(norm, "mask"), padded(samples, 1))
+    data = torch.cat(samples, 1).double()
+    torch.testing.assert_close(norm.running_mean.double(), data.mean(1), **ROUNDING)
+    torch.testing.assert_close(norm.running_var.double(), data.var(1, correction=1), **ROUNDING)
+
+
+def test_the_mask_of_one_instance():
+    norm = normkit.InstanceNorm1d(2, track_running_stats=True)
+    x = torch.randn(2, 5)
+    real = torch.tensor([True, True, True, False, False])
+    normkit.recalibrate(norm, [x], forward=lambda m, x: m(x, mask=real))
+    torch.testing.assert_close(norm.running_mean.double(), x[:, :3].double().mean(1), **ROUNDING)
+    torch.testing.assert_close(norm.running_var.double(), x[:, :3].double().var(1, correction=1), **ROUNDING)
+
+
+def test_a_mask_over_images():
+    norm = normkit.BatchNorm2d(3)
+    x, real = torch.randn(2, 3, 4, 5), torch.rand(2, 4, 5) > 0.5
+    normkit.recalibrate(norm, [x], forward=lambda m, x: m(x, mask=real))
+    data = torch.stack([x[:, c][real] for c in range(3)]).double()
+    torch.testing.assert_close(norm.running_mean.double(), data.mean(1), **ROUNDING)
+    torch.testing.assert_close(norm.running_var.double(), data.var(1, correction=1), **ROUNDING)
+
+
 def test_a_mean_a_million_times_the_deviation_is_no_obstacle():
     norm = nn.BatchNorm2d(3)
     batches = batches_of(3, 8, 8, scale=1e-2, mean=1e4)

@@ -4,10 +4,10 @@ The parts, in the order data passes them: `task` (what is trained) and `arms` (u
 (what is measured and how it will be judged, fixed before any result), `run` and `train` (one training run, or many at
 once by `replicas`), `crew` (over processes or machines), `store` (every finished run on disk, in a `database` at a
 `location`), `conduct` (carries designs out), `stats` and `verdict` (what follows), `claims` (the experiments on the
-claims of the catalog), `comparison` (all of it as data, `answer` in a sentence, `reading` back from a file, `export` to
-other programs), `report` (results.json and a page; `words` and `metric` say how numbers are written). `setup` puts a
-study together and `whole` sees it through. `embedded`, `nets`, `data`, `style` and `probes` are what is trained when
-the user brings nothing.
+claims of the catalog), `comparison` (all of it as data; `answer` in a sentence, `reading` back from a file, `export` to
+other programs), `report` (results.json and a page) and `terminal`, with `words` and `metric` for numbers. `setup`
+puts a study together, `outline` says what it will take, `whole` sees it through. `embedded`, `nets`, `data`, `style`
+and `probes` are what is trained when the user brings nothing.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from normkit.errors import ArgumentError, StateError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from normkit.study.comparison import Comparison
     from normkit.study.design import Design
+    from normkit.study.outline import Outline
     from normkit.study.task import Task
 
 Progress = Callable[[int, int, str], None]
 
-__all__ = ["compare", "table"]
+__all__ = ["compare", "named_task", "plan"]
 
 
 def compare(
@@ -45,6 +44,7 @@ def compare(
     full: bool = False,
     minutes: float | None = None,
     device: str = "cpu",
+    dtype: str = "float32",
     workers: int | None = None,
     out: str | Path = "report",
     seed: int = 0,
@@ -70,11 +70,12 @@ def compare(
         seeds: evaluation runs of every method at every batch size.
         trials: learning rates tried for every method at every batch size, on seeds of their own.
         steps: training steps of one run; by default those of the task.
-        claims: ids of the claims to measure, such as ["BN-4"], all of them by default; False for none. The
-            comparison itself is then trained only as far as these claims need it.
+        claims: ids of the claims to measure beside the comparison, such as ["BN-4"]; all of them by default, none
+            for False or with a task.
         full: more seeds behind each claim, for narrower intervals.
         minutes: begin no further run after so many; the same call goes on from there.
         device: where to train, as torch names it.
+        dtype: "float32" or "float64" for weights and arithmetic, or "bfloat16" for autocast to it.
         workers: runs at a time, one process and one torch thread each; None is one per core: of this machine, at
             most 8, or of the Ray cluster.
         out: folder for `index.html`, `results.json` and the store `study.sqlite3`. A store that is already there
@@ -120,7 +121,19 @@ def compare(
     from normkit.study.whole import carry_out
 
     report.check(lang)
-    benches, experiments = prepared(task, methods, batch_sizes, seeds, trials, steps, claims, full, device, seed)
+    benches, experiments = prepared(
+        task,
+        methods=methods,
+        batch_sizes=batch_sizes,
+        seeds=seeds,
+        trials=trials,
+        steps=steps,
+        claims=claims,
+        full=full,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+    )
     _check_workers(workers, executor, time_limit)
     crew = muster(tuple((bench.task, bench.design) for bench in benches), workers, executor=executor, address=address)
     folder = made(Path(out))
@@ -140,33 +153,52 @@ def compare(
     return replace(comparison, path=report.write(comparison, folder, lang)) if ranks.rank() == 0 else comparison
 
 
-def table(comparison: Comparison, lang: str = "en") -> Table:
-    """The comparison as a table for the terminal (rich), in "en" or "zh"; lowest error first in each batch size."""
-    from rich import box
-    from rich.table import Table
+def plan(
+    task: Task | None = None,
+    *,
+    workers: int | None = None,
+    out: str | Path = "report",
+    store: str | None = None,
+    **asked: Any,
+) -> Outline:
+    """What `compare` would do with the same arguments, and about how long it would take; a few steps are trained.
 
-    shown = Table(
-        title=comparison.answer.to(lang),
-        title_justify="left",
-        title_style="bold",
-        caption=comparison.note.to(lang),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    # The last column says who did not train; where all did, a narrow terminal can do without it.
-    headings = comparison.headings(lang)
-    width = len(headings) if any(cell.untrained for cell in comparison.cells) else len(headings) - 1
-    for place, heading in enumerate(headings[:width]):
-        shown.add_column(heading, justify="left" if place in (1, 4) else "right")
-    before = ""
-    for row in comparison.rows(lang):
-        if before and row[0] != before:
-            shown.add_section()
-        style = "green" if row[4] in ("leads", "领先") else "dim" if row[4] in ("behind", "落后") else ""
-        shown.add_row(row[0] if row[0] != before else "", *row[1:width], style=style)
-        before = row[0]
-    return shown
+    Returns:
+        The `Outline`: rows as data, a table as `str`, `seconds`.
+
+    Raises:
+        ArgumentError, StateError: as `compare`.
+    """
+    _require_extra()
+    from normkit.study import machine
+    from normkit.study.location import Location
+    from normkit.study.outline import outline
+    from normkit.study.setup import prepared
+    from normkit.study.store import Store
+
+    _check_workers(workers, "processes", None)
+    benches, _ = prepared(task, **asked)
+    where = Location.of(store or Path(out) / "study.sqlite3")
+    if where.file is None or where.file.exists():
+        with Store(where) as kept:
+            for bench in benches:
+                bench.runs |= kept.runs(bench.task, bench.design)
+    return outline(benches, workers or min(machine.cores(), 8))
+
+
+def named_task(target: str) -> Task:
+    """The task that the command line names: ``pkg.module:task``, a `Task` or a function that makes one."""
+    _require_extra()
+    from normkit.study.task import Task
+    from normkit.tools.load import named
+
+    found = named(target)
+    made = found if isinstance(found, Task) or not callable(found) else found()
+    if not isinstance(made, Task):
+        raise ArgumentError(
+            f"{target} must be a normkit.Task or a function that makes one, got {type(made).__name__}: see normkit.Task"
+        )
+    return replace(made, origin=target)
 
 
 def _require_extra() -> None:
@@ -205,7 +237,7 @@ def _command(design: Design, task: Task | None, claims: Sequence[str] | bool | N
     chosen = {None: "", True: "", False: " --no-claims"}.get(claims) if not isinstance(claims, Sequence) else ""
     named = f" --claims {','.join(claims)}" if isinstance(claims, Sequence) else chosen
     return (
-        f"normkit compare {'' if task is None else 'pkg.module:task '}--methods {','.join(design.methods)} "
+        f"normkit compare {'' if task is None else f'{task.origin} '}--methods {','.join(design.methods)} "
         f"--batch-sizes {sizes} --seeds {design.seeds} --trials {design.trials} --steps {design.steps} "
         f"--seed {design.seed}{'' if task else named}{' --full' if full else ''}"
     )

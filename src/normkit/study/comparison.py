@@ -231,7 +231,7 @@ class Comparison:
         return render(self)
 
     def __rich__(self) -> Any:
-        from normkit.study import table
+        from normkit.study.terminal import table
 
         return table(self)
 

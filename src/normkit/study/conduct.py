@@ -59,14 +59,23 @@ class Bench:
                 for seed in self.design.tuning_seeds:
                     yield Job("tune", method, batch_size, rate, seed)
 
+    def trying_options(self) -> Iterator[Job]:
+        """What the task opens to the search beside the rate, at the best rate."""
+        table = self.table
+        for method, batch_size in self._cells() if self.design.options else ():
+            rate = table[method, batch_size].rate
+            for options in self.design.options if rate is not None else ():
+                for seed in self.design.tuning_seeds:
+                    yield Job("tune", method, batch_size, rate or 0.0, seed, options)
+
     def measuring(self) -> Iterator[Job]:
-        """The chosen rate on every evaluation seed."""
+        """The chosen rate and options on every evaluation seed."""
         table = self.table
         for method, batch_size in self._cells():
-            rate = table[method, batch_size].rate
-            for seed in self.design.evaluation_seeds:
-                if rate is not None:
-                    yield Job("measure", method, batch_size, rate, seed)
+            setting = table[method, batch_size].setting
+            for seed in self.design.evaluation_seeds if setting else ():
+                assert setting is not None
+                yield Job("measure", method, batch_size, setting[0], seed, setting[1])
 
     def able(self, batch_size: int) -> tuple[str, ...]:
         """The methods that did not fail in every run; there is nothing to time of the others."""
@@ -83,6 +92,7 @@ class Bench:
 STAGES: Mapping[str, Callable[[Bench], Iterator[Job]]] = {
     "trying learning rates": Bench.screening,
     "trying further rates": Bench.growing,
+    "trying options": Bench.trying_options,
     "measuring": Bench.measuring,
 }
 
@@ -203,7 +213,7 @@ def _stacks(benches: Sequence[Bench], jobs: Sequence[tuple[int, Job]]) -> list[S
     stacks: list[Stack] = []
     for (number, *_), group in groups.items():
         size = benches[number].design.stack
-        group.sort(key=lambda job: (job.rate, job.seed))
+        group.sort(key=lambda job: (job.rate, repr(job.options), job.seed))
         stacks += [(number, tuple(group[i : i + size])) for i in range(0, len(group), size)]
 
     def work(stack: Stack) -> int:

@@ -9,8 +9,10 @@ from typing import Any, Literal
 from normkit.catalog import Text
 from normkit.errors import ArgumentError
 from normkit.study.arms import method_name
+from normkit.study.run import Options
 from normkit.study.task import Task
 
+DTYPES = ("float32", "float64", "bfloat16")
 GROWTH = 3
 """How many further rates are tried beyond an end of the range where the best one lies."""
 
@@ -30,6 +32,8 @@ class Design:
         tuning_runs: seeds that every learning rate is tried on.
         stack: runs that are trained at once, where the model can be stacked.
         device: where training takes place.
+        options: further settings of the optimizer that are tried at the best rate, beside its defaults.
+        dtype: "float32" or "float64" throughout, or "bfloat16" for autocast to it.
         alpha: chance of one wrong *better* or *supported* in a whole family of comparisons.
         smallest: the smallest difference of errors that matters.
         gap_images: training images on which the loss in training mode is set against evaluation mode.
@@ -50,6 +54,8 @@ class Design:
     tuning_runs: int = 2
     stack: int = 32
     device: str = "cpu"
+    dtype: str = "float32"
+    options: tuple[Options, ...] = ()
     alpha: float = 0.05
     smallest: float = 0.01
     gap_images: int = 256
@@ -97,7 +103,7 @@ class Design:
     @property
     def runs(self) -> int:
         """Training runs in all."""
-        each = self.trials * self.tuning_runs + self.seeds
+        each = (self.trials + len(self.options)) * self.tuning_runs + self.seeds
         return each * len(self.methods) * len(self.batch_sizes)
 
     def rules(self, task: Task) -> tuple[tuple[Text, Text], ...]:

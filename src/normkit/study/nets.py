@@ -126,49 +126,6 @@ def mlp(arm: str, seed: int, *, inputs: int, width: int, depth: int, classes: in
     return nn.Sequential(*layers, head)
 
 
-class Recurrent(nn.Module):
-    """A tanh RNN over the rows of an image; the norm stands on the sum that goes into the tanh.
-
-    Batch norm keeps one set of statistics for all time steps, which is what a layer in a loop does; with the option
-    ``each-step`` one set for each step.
-    """
-
-    def __init__(self, arm: str, seed: int, inputs: int, width: int, steps: int, classes: int) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        method, _, option = arm.partition(":")
-        with torch.random.fork_rng(devices=[]):
-            self.into = nn.Linear(inputs, width)
-            self.again = nn.Linear(width, width, bias=False)
-            self.head = nn.Linear(width, classes)
-            count = steps if option == "each-step" else 1
-            norms = [norm_of(method, width, 0) for _ in range(count)]
-            self.norms = nn.ModuleList([norm for norm in norms if norm is not None])
-        for layer in (self.into, self.head):
-            nn.init.xavier_normal_(layer.weight, generator=generator)
-            nn.init.zeros_(layer.bias)
-        nn.init.orthogonal_(self.again.weight, generator=generator)
-        if method == "weight_norm":
-            normkit.weight_norm(self.into)
-            normkit.weight_norm(self.again)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """(N, T, inputs) -> (N, classes)."""
-        state = rows.new_zeros(rows.shape[0], self.again.out_features)
-        for t in range(rows.shape[1]):
-            total = self.into(rows[:, t]) + self.again(state)
-            if len(self.norms):
-                total = self.norms[t % len(self.norms)](total)
-            state = torch.tanh(total)
-        out: Tensor = self.head(state)
-        return out
-
-
-def recurrent(arm: str, seed: int, *, inputs: int, width: int, steps: int, classes: int = 10) -> nn.Module:
-    """A `Recurrent` of an arm."""
-    return Recurrent(arm, seed, inputs, width, steps, classes)
-
-
 Builder = Callable[[str, int], nn.Module]
 
 

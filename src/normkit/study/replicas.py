@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.utils import _pytree as pytree
 
+from normkit.study.run import Setting
+
 Loss = Callable[[Any, Any], Tensor]
-MakeOptimizer = Callable[[list[Tensor], float], torch.optim.Optimizer]
+MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
 _ELEMENTWISE = (
     torch.optim.SGD,
@@ -40,7 +42,6 @@ class Replicas(ABC):
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         self.models = list(models)
-        self.rates: list[float] = []
         self.optimizers: list[tuple[torch.optim.Optimizer, list[float]]] = []
 
     def __len__(self) -> int:
@@ -55,8 +56,8 @@ class Replicas(ABC):
         """What each copy makes of the same inputs."""
 
     @abstractmethod
-    def optimize(self, make: MakeOptimizer, rates: Sequence[float]) -> None:
-        """Give each copy an optimizer with its own learning rate."""
+    def optimize(self, make: MakeOptimizer, settings: Sequence[Setting]) -> None:
+        """Give each copy an optimizer with its own learning rate and options."""
 
     @abstractmethod
     def zero_grad(self) -> None:
@@ -128,9 +129,9 @@ class Apart(Replicas):
     def outputs(self, inputs: Any) -> list[Any]:
         return [model(inputs) for model in self.models]
 
-    def optimize(self, make: MakeOptimizer, rates: Sequence[float]) -> None:
-        for model, rate in zip(self.models, rates, strict=True):
-            self._keep(make([p for p in model.parameters() if p.requires_grad], rate))
+    def optimize(self, make: MakeOptimizer, settings: Sequence[Setting]) -> None:
+        for model, (rate, options) in zip(self.models, settings, strict=True):
+            self._keep(make([p for p in model.parameters() if p.requires_grad], rate, **dict(options)))
 
     def zero_grad(self) -> None:
         for model in self.models:
@@ -174,16 +175,16 @@ class Stacked(Replicas):
         stacked = vmap(self._call, in_dims=(0, 0, None))(self.parameters, self.buffers, inputs)
         return [_take(stacked, i) for i in range(len(self))]
 
-    def optimize(self, make: MakeOptimizer, rates: Sequence[float]) -> None:
-        probe = make([torch.zeros(1, requires_grad=True)], rates[0])
+    def optimize(self, make: MakeOptimizer, settings: Sequence[Setting]) -> None:
         start = 0
-        for rate, same in groupby(rates):
+        for (rate, options), same in groupby(settings):
             count = len(list(same))
+            probe = make([torch.zeros(1, requires_grad=True)], rate, **dict(options))
             if type(probe) in _ELEMENTWISE:
-                self._keep(make(self._part(slice(start, start + count)), rate))
+                self._keep(make(self._part(slice(start, start + count)), rate, **dict(options)))
             else:
                 for i in range(start, start + count):
-                    self._keep(make(self._part(i), rate))
+                    self._keep(make(self._part(i), rate, **dict(options)))
             start += count
 
     def _part(self, index: slice | int) -> list[Tensor]:

@@ -10,16 +10,30 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+Options = tuple[tuple[str, Any], ...]
+"""Names and values, sorted by name."""
+Setting = tuple[float, Options]
+"""A learning rate and options."""
+
 
 @dataclass(frozen=True)
 class Job:
-    """One training run: `tune` runs choose the rate on validation images, `measure` runs also see the test."""
+    """One training run: `tune` runs choose the setting on validation images, `measure` runs also see the test.
+
+    `options` are given to the optimizer beside the rate, where the task opens some to the search.
+    """
 
     kind: Literal["tune", "measure"]
     method: str
     batch_size: int
     rate: float
     seed: int
+    options: Options = ()
+
+    @property
+    def setting(self) -> Setting:
+        """What is tuned."""
+        return self.rate, self.options
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,8 @@ class Run:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Run:
         """The run that `dataclasses.asdict` was made from."""
-        return cls(**(data | {"job": Job(**data["job"]), "losses": tuple(data["losses"])}))
+        options = tuple((name, value) for name, value in data["job"].get("options", ()))
+        return cls(**(data | {"job": Job(**data["job"] | {"options": options}), "losses": tuple(data["losses"])}))
 
 
 def batches(images: int, batch_size: int, steps: int, seed: int) -> Tensor:

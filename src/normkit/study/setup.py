@@ -2,68 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from normkit.errors import ArgumentError
+import torch
+from optuna import create_study
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import RandomSampler
+
+from normkit.errors import ArgumentError, nearest
 from normkit.study import embedded
-from normkit.study.arms import OF_LAYERS
+from normkit.study.arms import OF_LAYERS, OF_WEIGHTS
 from normkit.study.claims import chosen
 from normkit.study.claims.benches import BENCHES, MAIN
 from normkit.study.claims.experiment import Experiment
 from normkit.study.conduct import Bench
-from normkit.study.design import Design, design
+from normkit.study.design import DTYPES, Design, design
+from normkit.study.run import Options
 from normkit.study.task import Task
+from normkit.tools.walk import norms
 
 OWN_METHODS = ("unchanged", "batch_norm", "layer_norm", "instance_norm", "group_norm", "weight_norm")
 """What a model of the user's is put under, as far as it has a place for it."""
 
 
 def prepared(
-    task: Task | None,
-    methods: Sequence[str] | None,
-    batch_sizes: Sequence[int],
-    seeds: int,
-    trials: int,
-    steps: int | None,
-    claims: Sequence[str] | bool | None,
-    full: bool,
-    device: str,
-    seed: int,
+    task: Task | None = None,
+    *,
+    methods: Sequence[str] | None = None,
+    batch_sizes: Sequence[int] = (2, 32),
+    seeds: int = 10,
+    trials: int = 7,
+    steps: int | None = None,
+    claims: Sequence[str] | bool | None = None,
+    full: bool = False,
+    device: str = "cpu",
+    dtype: str = "float32",
+    seed: int = 0,
 ) -> tuple[list[Bench], tuple[Experiment, ...]]:
     """The benches, that of the answer first, and the experiments that read from them; arguments as in `compare`."""
-    work = embedded.digits(seed) if task is None else task
     if task is not None and not isinstance(task, Task):
         raise ArgumentError(f"task must be a normkit.Task, got {type(task).__name__}: make one of your model and data")
+    _check_place(device, dtype)
+    work = embedded.digits(seed) if task is None else task
     asked = tuple(methods) if methods is not None else (embedded.METHODS if task is None else OWN_METHODS)
     plan = design(asked, tuple(batch_sizes), seeds, trials, work.max_steps if steps is None else steps, seed)
     plan = replace(
-        plan, lowest_rate=work.rates[0], highest_rate=work.rates[1], smallest=work.smallest or 0.01, device=device
+        plan,
+        lowest_rate=work.rates[0],
+        highest_rate=work.rates[1],
+        smallest=work.smallest or 0.01,
+        device=device,
+        dtype=dtype,
+        options=drawn(work.search, trials, seed),
     )
-    if task is None:
-        unknown = [name for name in plan.methods if name not in embedded.METHODS]
-        if unknown:
-            raise ArgumentError(
-                f"the embedded network can be built under {', '.join(embedded.METHODS)}, got {', '.join(unknown)}: "
-                "leave it out, or give a task of yours"
-            )
-    else:
-        plan = _buildable(work, plan, strict=methods is not None)
     if plan.batch_sizes[-1] > len(work.train):
         raise ArgumentError(
             f"batch sizes must be at most {len(work.train)}, the number of samples to train on, "
             f"got {plan.batch_sizes[-1]}: choose smaller ones"
         )
+    if task is not None:
+        return [Bench(MAIN, work, _buildable(work, plan, strict=methods is not None), timed=True)], ()
+    unknown = [name for name in plan.methods if name not in embedded.METHODS]
+    if unknown:
+        raise ArgumentError(
+            f"the embedded network can be built under {', '.join(embedded.METHODS)}, got {', '.join(unknown)}: "
+            "leave it out, or give a task of yours"
+        )
     main = Bench(MAIN, work, plan, timed=True)
-    if task is not None or claims is False:
+    if claims is False:
         return [main], ()
-    experiments = chosen(None if claims is None or claims is True else claims, full=full)
+    asked_for = chosen(None if claims is None or claims is True else claims, full=full)
+    experiments = tuple(experiment for experiment in asked_for if _has_arms(experiment, main))
     names = dict.fromkeys(name for experiment in experiments for name in experiment.benches if name != MAIN)
     benches = [main, *(BENCHES[name](full) for name in names)]
     for bench in benches[1:]:
-        bench.design = replace(bench.design, seed=seed, device=device)
-    return benches, tuple(e for e in experiments if _has_arms(e, main))
+        bench.design = replace(bench.design, seed=seed, device=device, dtype=dtype)
+    return benches, experiments
+
+
+def drawn(search: Mapping[str, Any], count: int, seed: int) -> tuple[Options, ...]:
+    """Settings to try, beside the defaults, out of what a task opens to the search; none twice.
+
+    >>> drawn({"weight_decay": [0.0, 1e-4]}, 7, seed=0)
+    ((('weight_decay', 0.0),), (('weight_decay', 0.0001),))
+    """
+    if not search:
+        return ()
+    kinds = {
+        name: values if isinstance(values, BaseDistribution) else CategoricalDistribution(list(values))
+        for name, values in search.items()
+    }
+    study = create_study(sampler=RandomSampler(seed=seed))
+    found: dict[Options, None] = {}
+    # Where there are few settings in all, the same ones come again.
+    for _ in range(20 * count):
+        if len(found) < count - 1:
+            found[tuple(sorted(study.ask(kinds).params.items()))] = None
+    return tuple(sorted(found, key=repr))
+
+
+def _check_place(device: str, dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise ArgumentError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}: {nearest(dtype, DTYPES)}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise ArgumentError(
+            f"device must be one that torch can use here, got {device!r} ({why}): leave it out"
+        ) from error
 
 
 def _has_arms(experiment: Experiment, main: Bench) -> bool:
@@ -74,6 +124,7 @@ def _has_arms(experiment: Experiment, main: Bench) -> bool:
 
 def _buildable(task: Task, plan: Design, strict: bool) -> Design:
     """The design with the methods that the model has a place for; asked for by name, a method must have one."""
+    task.rehearse()
     able = []
     for method in plan.methods:
         try:
@@ -82,8 +133,13 @@ def _buildable(task: Task, plan: Design, strict: bool) -> Design:
         except ArgumentError:
             if strict or method == "none":
                 raise
-    if not set(able) & {*OF_LAYERS, "weight_norm", "unchanged"}:
+    if strict:
+        return plan
+    if not set(able) & {*OF_LAYERS, *OF_WEIGHTS}:
         raise ArgumentError("the model must have a place for some norm, and no method finds one: name one to see why")
+    if task.arms is None and not any(True for _ in norms(task.build("unchanged", 0))):
+        # It would be trained twice: as it is, and without norms.
+        able.remove("unchanged")
     return replace(plan, methods=tuple(able))
 
 

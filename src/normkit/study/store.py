@@ -182,7 +182,9 @@ class Store:
 
 
 def _key(job: Job) -> str:
-    return f"{job.kind}/{job.method}/{job.batch_size}/{job.rate!r}/{job.seed}"
+    return f"{job.kind}/{job.method}/{job.batch_size}/{job.rate!r}/{job.seed}" + (
+        f"/{job.options}" if job.options else ""
+    )
 
 
 def _name(timing: Timing) -> str:
@@ -193,7 +195,7 @@ def fingerprint(task: Task, design: Design) -> str:
     """Equal only where the same job gives the same run: data, training, torch and normkit's own code agree."""
     facts: dict[str, Any] = {
         "task": task.fingerprint(),
-        "training": (design.steps, design.window, design.gap_images, design.device),
+        "training": (design.steps, design.window, design.gap_images, design.device, design.dtype),
         "torch": torch.__version__,
         "code": code_digest(),
     }

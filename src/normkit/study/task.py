@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -94,12 +94,15 @@ class Task:
             a mean over the samples; the share of wrong classes by default, where targets are whole numbers, else the
             loss.
         optimizer: (parameters, lr) -> a `torch.optim.Optimizer`; SGD with momentum 0.9 by default.
+        search: further arguments of `optimizer` to tune beside the rate, by name: a sequence of values to choose
+            from, or an `optuna` distribution. As many settings are tried as rates, the same for every method.
         max_steps: training steps of one run, at most.
         rates: lowest and highest learning rate that are tried first; the range grows where the best lies at its end.
         smallest: the smallest difference of the metric that matters to you; 0.01 by default for an error.
         name: stands in the answer.
         description: for the report.
         probe: further numbers of a trained model, {name: number}, measured beside the test.
+        origin: how the command line names it.
         arms: for those who build every variant themselves: (arm, seed) -> model. Then `model` is not needed.
         metric_name: what the metric is called in the report, such as "mean squared error"; by default the name of
             its function.
@@ -124,6 +127,7 @@ class Task:
     loss: Metric = F.cross_entropy
     metric: Metric | None = None
     optimizer: Callable[..., torch.optim.Optimizer] = sgd
+    search: Mapping[str, Any] = field(default_factory=dict)
     max_steps: int = 400
     rates: tuple[float, float] = (1e-3, 1.0)
     smallest: float | None = None
@@ -131,11 +135,12 @@ class Task:
     description: str = ""
     probe: Callable[[nn.Module], dict[str, float]] | None = None
     arms: Arms | None = None
+    origin: str = "pkg.module:task"
     metric_name: str = ""
     share: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.arms is None and not callable(self.model):
+        if self.arms is None and (not callable(self.model) or isinstance(self.model, nn.Module)):
             raise ArgumentError(
                 f"model must be a function that makes the model, got {type(self.model).__name__}: every run starts "
                 "from a model of its own, so give the class or `lambda: Net(...)`"
@@ -145,6 +150,12 @@ class Task:
                 raise ArgumentError(f"{name} must be a function, got {getattr(self, name)!r}: see normkit.Task")
         if self.max_steps < 1:
             raise ArgumentError(f"max_steps must be at least 1, got {self.max_steps}: 400 is the default")
+        for name, values in self.search.items():
+            if isinstance(values, str) or (isinstance(values, Sequence) and not values):
+                raise ArgumentError(
+                    f"search[{name!r}] must be a sequence of values or an optuna distribution, got {values!r}: "
+                    "write {'weight_decay': [0, 1e-4]}, say"
+                )
         low, high = self.rates
         if not 0 < low < high:
             raise ArgumentError(f"rates must be a lowest and a higher learning rate above 0, got {self.rates}")
@@ -202,7 +213,9 @@ class Task:
     @cached_property
     def chance(self) -> float:
         """The metric of guessing; what a run that breaks off is charged with."""
-        return 1 - 1 / self.classes if self.classes and self.metric is wrong else self._untrained()
+        if self.classes and self.metric is wrong:
+            return 1 - 1 / self.classes
+        return self.guess_loss if self.guess_loss and self.metric is self.loss else self._untrained()
 
     @property
     def guess_loss(self) -> float | None:
@@ -215,6 +228,23 @@ class Task:
         with torch.no_grad():
             return self.measured(model(inputs), targets)
 
+    def rehearse(self) -> None:
+        """Model, loss, metric and optimizer once, so that a mistake in them is told before hours of training.
+
+        Raises:
+            ArgumentError, ShapeError: the loss or the metric gives no finite number.
+        """
+        model = self.build("none", 0)
+        self.optimizer([p for p in model.parameters() if p.requires_grad] or [torch.zeros(1)], self.rates[0])
+        inputs, targets = self.train.take(torch.arange(min(4, len(self.train))))
+        loss = self.loss(model(inputs), targets)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.isfinite():
+            raise ArgumentError(
+                f"loss must give one finite number as a tensor, got {loss!r} from the untrained model: return the mean "
+                "over samples"
+            )
+        self._untrained()
+
     def measured(self, outputs: Any, targets: Any) -> float:
         """The metric as a number; what is no number is the user's mistake and is said to be."""
         assert self.metric is not None
@@ -223,11 +253,16 @@ class Task:
             raise ShapeError(
                 f"metric must give one number, got a tensor of shape {tuple(value.shape)}: return its mean over samples"
             )
+        if not math.isfinite(value):
+            raise ArgumentError(
+                f"metric must give a finite number, got {float(value)} on {_count(targets)} samples: look at what it "
+                "divides by"
+            )
         return float(value)
 
     def fingerprint(self) -> str:
         """Changes when the data, the text of the task or the code of its functions does."""
-        digest = hashlib.sha256(f"{self.name} {self.description} {self.rates}".encode())
+        digest = hashlib.sha256(f"{self.name} {self.description} {self.rates} {sorted(self.search.items())}".encode())
         for function in (self.model, self.arms, self.loss, self.metric, self.optimizer, self.probe):
             digest.update(_source(function).encode())
         for part in (self.train, self.validation, self.test):
@@ -244,6 +279,10 @@ def subset(task: Task, images: int) -> Task:
     if not 1 <= images <= len(task.train):
         raise ArgumentError(f"a subset has 1 to {len(task.train)} samples, got {images}")
     return replace(task, train=task.train.cut(torch.arange(images)))
+
+
+def _count(targets: Any) -> int:
+    return next((len(leaf) for leaf in pytree.tree_leaves(targets) if isinstance(leaf, Tensor) and leaf.dim()), 1)
 
 
 def _part(name: str, given: Any) -> Part:

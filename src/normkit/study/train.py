@@ -71,26 +71,44 @@ def _is_stackable(task: Task, job: Job) -> bool:
 
 def _train(task: Task, design: Design, jobs: Sequence[Job], stacked: bool) -> list[Run]:
     order = torch.stack([batches(len(task.train), job.batch_size, design.steps, job.seed) for job in jobs], dim=1)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _precision(design):
         # What a model draws while it trains, for dropout say, follows its seed.
         torch.manual_seed(jobs[0].seed)
-        copies = replicas([task.build(job.method, job.seed).to(design.device) for job in jobs], stacked)
-        copies.optimize(task.optimizer, [job.rate for job in jobs])
+        copies = replicas([task.build(job.method, job.seed).to(design.device, _held(design)) for job in jobs], stacked)
+        copies.optimize(task.optimizer, [job.setting for job in jobs])
         losses: list[Tensor] = []
         for step, index in enumerate(order):
             # Half a cosine, from the whole rate down to nothing.
             copies.scale_rates(0.5 * (1 + math.cos(math.pi * step / design.steps)))
-            inputs, targets = _on(design.device, task.train.take(index))
+            inputs, targets = _on(design, task.train.take(index))
             losses.append(copies.step(task.loss, inputs, targets))
             if step % 20 == 19 and not losses[-1].isfinite().any():
                 break
         return _evaluate(task, design, jobs, copies, torch.stack(losses).cpu())
 
 
-def _on(device: str, tree: Any) -> Any:
-    if device == "cpu":
+def _on(design: Design, tree: Any) -> Any:
+    """Tensors where and as what the design computes; whole numbers keep their type."""
+    if (design.device, design.dtype) == ("cpu", "float32"):
         return tree
-    return torch.utils._pytree.tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, tree)
+
+    def move(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return leaf.to(design.device, _held(design) if leaf.is_floating_point() else None)
+
+    return torch.utils._pytree.tree_map(move, tree)
+
+
+def _held(design: Design) -> torch.dtype:
+    """What weights are held as."""
+    return torch.float64 if design.dtype == "float64" else torch.float32
+
+
+def _precision(design: Design) -> torch.autocast:
+    """Where operations run in lower precision than weights are held in."""
+    kind = torch.device(design.device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=design.dtype == "bfloat16")
 
 
 @torch.no_grad()
@@ -164,7 +182,7 @@ def _judge(task: Task, design: Design, copies: Replicas, part: Part) -> list[tup
     """Mean loss and metric of each copy on a part."""
     sums = [[0.0, 0.0] for _ in range(len(copies))]
     for inputs, targets in part.chunks(CHUNK):
-        inputs, targets = _on(design.device, inputs), _on(design.device, targets)
+        inputs, targets = _on(design, inputs), _on(design, targets)
         share = len(torch.utils._pytree.tree_leaves(targets)[0]) / len(part)
         for total, outputs in zip(sums, copies.outputs(inputs), strict=True):
             total[0] += share * float(task.loss(outputs, targets))
@@ -195,7 +213,7 @@ def _gap(task: Task, design: Design, copies: Replicas, batch_size: int) -> _Trai
             torch.manual_seed(0)
             for number, (inputs, targets) in enumerate(part.chunks(batch_size), start=1):
                 numbered(number)
-                inputs, targets = _on(design.device, inputs), _on(design.device, targets)
+                inputs, targets = _on(design, inputs), _on(design, targets)
                 for i, outputs in enumerate(copies.outputs(inputs)):
                     training[i] += float(task.loss(outputs, targets)) * batch_size / count
         copies.train(False)
@@ -218,18 +236,22 @@ def time_steps(task: Task, design: Design, timing: Timing) -> dict[str, list[flo
     The rate is 0: the arithmetic is that of training, and no method drifts into other numbers meanwhile.
     """
     seed = design.tuning_seeds[0]
-    models = {method: replicas([task.build(method, seed).to(design.device)], False) for method in timing.methods}
+    models = {
+        method: replicas([task.build(method, seed).to(design.device, _held(design))], False)
+        for method in timing.methods
+    }
     for copies in models.values():
-        copies.optimize(task.optimizer, [1.0])
+        copies.optimize(task.optimizer, [(1.0, ())])
         copies.scale_rates(0.0)
     warm_up = 5
     seconds: dict[str, list[float]] = {method: [] for method in models}
     order = batches(len(task.train), timing.batch_size, design.time_rounds + warm_up, seed)
     for count, index in enumerate(order):
-        inputs, targets = _on(design.device, task.train.take(index.unsqueeze(0)))
+        inputs, targets = _on(design, task.train.take(index.unsqueeze(0)))
         for method, copies in models.items():
             start = time.perf_counter()
-            copies.step(task.loss, inputs, targets).item()
+            with _precision(design):
+                copies.step(task.loss, inputs, targets).item()
             if count >= warm_up:
                 seconds[method].append(time.perf_counter() - start)
     return seconds

@@ -14,7 +14,7 @@ from typing import Literal
 
 from normkit.study import stats
 from normkit.study.design import Design
-from normkit.study.run import Job, Run, smooth
+from normkit.study.run import Job, Options, Run, Setting, smooth
 from normkit.study.stats import Interval
 
 Relation = Literal["better", "worse", "equal", "not resolved"]
@@ -40,9 +40,19 @@ class Cell:
     plain_seconds: tuple[float, ...] = ()
     saved_bytes: int | None = None
 
-    @cached_property
+    @property
     def rate(self) -> float | None:
         """The chosen learning rate; None before tuning."""
+        return self.setting[0] if self.setting else None
+
+    @property
+    def options(self) -> Options:
+        """The chosen options of the optimizer."""
+        return self.setting[1] if self.setting else ()
+
+    @cached_property
+    def setting(self) -> Setting | None:
+        """Rate and options together."""
         return next(iter(ranking(self.tuning, self.design.choose)), None)
 
     @property
@@ -136,26 +146,26 @@ class Standing:
         return (self.leader, *self.equal_to, *self.unresolved) if self.leader else ()
 
 
-def ranking(tuning: Sequence[Run], by: Literal["validation", "training"] = "validation") -> list[float]:
-    """Learning rates, the best first.
+def ranking(tuning: Sequence[Run], by: Literal["validation", "training"] = "validation") -> list[Setting]:
+    """Learning rates with options, the best first.
 
     By mean validation error; mean validation loss, then the lower rate, break ties. Or by the mean training loss over
     all steps, where a run whose loss left the finite numbers is the worst there is.
     """
-    tried: dict[float, list[Run]] = {}
+    tried: dict[Setting, list[Run]] = {}
     for run in tuning:
         if run.validation_error is not None:
-            tried.setdefault(run.job.rate, []).append(run)
+            tried.setdefault(run.job.setting, []).append(run)
     most = max(map(len, tried.values()), default=0)
 
-    def order(rate: float) -> tuple[float, float, float]:
-        runs = tried[rate]
+    def order(setting: Setting) -> tuple[float, float, float]:
+        runs = tried[setting]
         if by == "training":
-            return _mean([_area(run) for run in runs]), 0.0, rate
+            return _mean([_area(run) for run in runs]), 0.0, setting[0]
         losses = [math.inf if run.validation_loss is None else run.validation_loss for run in runs]
-        return _mean([run.validation_error or 0.0 for run in runs]), _mean(losses), rate
+        return _mean([run.validation_error or 0.0 for run in runs]), _mean(losses), setting[0]
 
-    return sorted((rate for rate, runs in tried.items() if len(runs) == most), key=order)
+    return sorted((setting for setting, runs in tried.items() if len(runs) == most), key=order)
 
 
 def _area(run: Run) -> float:
@@ -179,14 +189,30 @@ def cells(
                 runs,
                 [Job("tune", method, batch_size, r, s) for s in design.tuning_seeds for r in design.wide_rates],
             )
-            rate = next(iter(ranking(tuning, design.choose)), None)
-            asked = design.evaluation_seeds if rate is not None else ()
+            best = ranking(tuning, design.choose)[:1]
+            tuning += pick(
+                runs,
+                [
+                    Job("tune", method, batch_size, rate, s, options)
+                    for rate, _ in best
+                    for options in design.options
+                    for s in design.tuning_seeds
+                ],
+            )
+            best = ranking(tuning, design.choose)[:1]
             found[method, batch_size] = Cell(
                 method,
                 batch_size,
                 design,
                 tuning,
-                pick(runs, [Job("measure", method, batch_size, rate or 0.0, seed) for seed in asked]),
+                pick(
+                    runs,
+                    [
+                        Job("measure", method, batch_size, rate, seed, options)
+                        for rate, options in best
+                        for seed in design.evaluation_seeds
+                    ],
+                ),
                 tuple(seconds.get(method, ())),
                 tuple(seconds.get("none", ())),
             )

@@ -11,6 +11,7 @@ from torch import distributed as dist
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from normkit.tools.real import real_positions
 from normkit.tools.running import statistics_of
 
 CHUNK = 1 << 22
@@ -53,16 +54,38 @@ class Moments:
         batched = x.unsqueeze(0) if x.dim() == self.norm._get_no_batch_dim() else x  # type: ignore[operator]
         return batched.flatten(2)
 
-    def add(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Count an input in; return its own mean and biased variance per channel."""
+    def add(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Count an input in; return its own mean and biased variance per channel.
+
+        Args:
+            x: the input of a call.
+            mask: True for what is real, with size 1 in the channel dimension and all others as in `x`; padding counts
+                nowhere, and an instance that is nothing else is none. None where all is real.
+        """
         rows = self.rows(x.detach())
         own = Moments(self.norm)
+        if mask is not None and not self.pooled:
+            return self._add_instances(rows, self.rows(mask))
+        if mask is not None:
+            rows = real_positions(x.detach(), mask, 0).unsqueeze(2)
         for part in rows.split(max(CHUNK // max(rows[:1].numel(), 1), 1)):
             if part.numel():
                 own.merge(*self._of(part))
         self.merge(own.count, own.mean, own.spread)
         self.calls += 1
         self.elements += rows.shape[0] * rows.shape[2]
+        return own.mean, own.spread / max(own.count, 1)
+
+    def _add_instances(self, rows: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Count in what is real of each instance, one by one, since each has a number of positions of its own."""
+        own = Moments(self.norm)
+        for row, kept in zip(rows, real[:, 0], strict=True):
+            values = row[:, kept].unsqueeze(0)
+            if values.numel():
+                own.merge(*self._of(values))
+        self.merge(own.count, own.mean, own.spread)
+        self.calls += 1
+        self.elements += int(real.sum())
         return own.mean, own.spread / max(own.count, 1)
 
     def _of(self, part: Tensor) -> tuple[int, Tensor, Tensor]:

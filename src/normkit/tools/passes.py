@@ -16,6 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normkit.errors import StateError
 from normkit.tools.moments import Moments, meeting_place, reduce_over_ranks
+from normkit.tools.real import FIRST, input_of, is_unbatched, mask_of
 from normkit.tools.running import statistics_of
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -62,15 +63,16 @@ def _listen(seen: Moments, turns: Iterator[int]) -> Callable[..., None]:
     """A hook that counts the input in, and lets the norm use statistics where the batch has none of its own."""
 
     def hook(norm: _NormBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else kwargs["input"]
-        if not x.numel():
+        x = input_of(norm, args, kwargs)
+        mask = mask_of(norm, x.unsqueeze(0) if is_unbatched(norm, x) else x, kwargs, FIRST)
+        if not x.numel() or (mask is not None and not mask.any()):
             return
         if not seen.calls:
             seen.first = next(turns)
-        mean, var = seen.add(x)
+        mean, var = seen.add(x, mask)
         if not norm.training or isinstance(norm, _InstanceNorm):
             return
-        alone = seen.rows(x)[:, 0].numel() == 1
+        alone = (seen.rows(x)[:, 0].numel() if mask is None else int(mask.sum())) == 1
         if alone or isinstance(norm, nn.SyncBatchNorm):
             # A single value has no variance: it meets the statistics so far. A SyncBatchNorm would wait for ranks.
             norm.training = False

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import UninitializedBuffer
 
 from normkit.errors import ArgumentError, StateError, whole_number
 from normkit.tools.freeze import is_frozen
 from normkit.tools.moments import Moments
 from normkit.tools.passes import Forward, call, collect, shown, write
-from normkit.tools.running import keeps_statistics, norms_of, statistics_of
+from normkit.tools.running import bare, keeps_statistics, norms_of, statistics_of
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,8 @@ def recalibrate(
     variances, as running statistics are, leaves out how the batches' means differ. Counts and moments are merged in
     float64 by Chan's formula. Instance norms get the average over all instances of their means and unbiased variances.
 
+    Padding that a norm is told of by ``mask=`` or ``lengths=`` is no part of the data; a ``residual=`` is added first.
+
     Only the norms are in training mode meanwhile: dropout is off. With one phase each norm normalizes by the batch, as
     in training, so a deep norm's statistics are those of inputs that evaluation does not give it. What evaluation
     needs is a fixed point: statistics which, when every norm uses them, are the statistics of the inputs. The input of
@@ -135,7 +136,7 @@ def recalibrate(
             f"phases={phases} reads the batches {phases} times, got a {type(batches).__name__}, which can be read "
             "once: give a list or a DataLoader"
         )
-    model = _bare(model)
+    model = bare(model)
     every = {name: norm for name, norm in norms_of(model).items() if keeps_statistics(norm)}
     norms = {name: norm for name, norm in every.items() if not is_frozen(norm)}
     for name, norm in norms.items():
@@ -198,17 +199,6 @@ def _groups(moments: Mapping[_NormBase, Moments], phases: int) -> list[list[_Nor
 
 def _row(name: str, norm: nn.Module, outcome: str, *figures: Any) -> RecalibratedNorm:
     return RecalibratedNorm(name, type(norm).__name__, outcome, *figures)
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    """The model without the wrappers that keep a graph or exchange buffers, for which ranks would have to keep step."""
-    while True:
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
-        elif isinstance(model, torch._dynamo.OptimizedModule):
-            model = model._orig_mod
-        else:
-            return model
 
 
 def _state(norm: _NormBase) -> dict[str, Tensor]:

@@ -5,13 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
 
 from normkit.errors import ArgumentError, nearest
 
 Where = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 """Names or patterns of names (``layer1.*``), or a function of name and module that says yes; None for all."""
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model without the wrappers that keep a graph or exchange buffers, for which ranks would have to keep step."""
+    while True:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            model = model._orig_mod
+        else:
+            return model
 
 
 def keeps_statistics(module: nn.Module) -> bool:

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from functools import partial
 
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from normkit.study import data, nets
 from normkit.study.conduct import Bench
 from normkit.study.design import Design
-from normkit.study.nets import convnet, mlp, recurrent
-from normkit.study.probes import OfImages
+from normkit.study.nets import convnet, mlp
+from normkit.study.sequences import characters, recurrent, transformer
 from normkit.study.style import StyleLoss, Stylizer
 from normkit.study.task import Task
 
@@ -89,6 +90,32 @@ def sequence(batch_size: int, full: bool) -> Bench:
     return Bench(f"sequence-{batch_size}", task, Design(arms, (batch_size,), 16 if full else 8, 6, steps))
 
 
+def text(full: bool) -> Bench:
+    """The next character of Python's standard library, by a recurrent net."""
+    design = Design(
+        ("batch_norm", "layer_norm"), (8,), 12 if full else 6, 4, 250, lowest_rate=3.162e-2, stack=16, smallest=0.05
+    )
+    return Bench("text", _text(partial(characters, width=64, steps=24)), design)
+
+
+def attention(full: bool) -> Bench:
+    """The next character, by a Transformer."""
+    arms = ("none", "batch_norm", "layer_norm")
+    design = Design(arms, (8,), 12 if full else 6, 6, 600, lowest_rate=1e-3, highest_rate=0.3162, smallest=0.05)
+    return Bench("attention", _text(partial(transformer, width=64, depth=3, steps=24)), design)
+
+
+def _text(build: nets.Builder) -> Task:
+    pieces = data.text(25, 0)
+    train, validation, test = (
+        (part[:, :-1], part[:, 1:]) for part in (pieces[:4000], pieces[4000:4500], pieces[4500:5500])
+    )
+    # Nats per character: of the share of wrong characters little is to be seen after so few steps.
+    return Task(
+        None, train, test, validation=validation, arms=build, metric=cross_entropy, smallest=0.05, name="characters"
+    )
+
+
 def early(full: bool) -> Bench:
     """A net that has seen few batches, when running statistics lag behind the most."""
     task = _digits("start of training", partial(convnet, channels=DEEP))
@@ -140,6 +167,8 @@ BENCHES: dict[str, Callable[[bool], Bench]] = {
     "noise": noise,
     "sequence-4": partial(sequence, 4),
     "sequence-32": partial(sequence, 32),
+    "text": text,
+    "attention": attention,
     "early": early,
     "contrast": contrast,
     "groups-8": partial(groups, 8),
@@ -147,8 +176,3 @@ BENCHES: dict[str, Callable[[bool], Bench]] = {
     "stylizer": stylizer,
 }
 """By name; each is made when it is asked for: (whether with tight intervals) -> bench."""
-
-
-def images_probe(test: data.Pair) -> OfImages:
-    """What the comparison's own models are asked beside their error."""
-    return OfImages(*test)

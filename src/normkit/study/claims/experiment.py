@@ -180,7 +180,7 @@ def judged(experiments: Sequence[Experiment], tables: Tables, alpha: float, comm
     found = [
         (experiment, measured)
         for experiment in experiments
-        if all(bench in tables for bench in experiment.benches)
+        if all((arm, size) in tables.get(bench, {}) for bench, arm, size in experiment.arms)
         and (measured := experiment.effect(tables)) is not None
         and len(measured.values) > 1
     ]

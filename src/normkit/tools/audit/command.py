@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 
 from normkit.errors import ArgumentError, nearest
-from normkit.tools.audit.load import example_of, load
 from normkit.tools.audit.report import SEVERITIES
 from normkit.tools.audit.run import audit
+from normkit.tools.load import example_of, load
 
 FORMATS = ("text", "json", "sarif")
 

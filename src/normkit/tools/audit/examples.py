@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from normkit.tools.audit.report import Report
 from normkit.tools.audit.run import audit
+from normkit.tools.param_groups import param_groups
 
 
 def images(*shape: int) -> Tensor:
@@ -264,11 +264,7 @@ def NK401_trips() -> Report:
 
 def NK401_clean() -> Report:
     model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
-    groups: list[dict[str, Any]] = [
-        {"params": model[0].parameters()},
-        {"params": model[1].parameters(), "weight_decay": 0.0},
-    ]
-    return audit(model, optimizer=torch.optim.AdamW(groups, weight_decay=0.1))
+    return audit(model, optimizer=torch.optim.AdamW(param_groups(model, weight_decay=0.1)))
 
 
 def NK402_trips() -> Report:

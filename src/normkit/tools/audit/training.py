@@ -76,7 +76,7 @@ RULES = (
         "norm parameters under weight decay",
         "Decay pulls the scale of the norm towards zero although it does not overfit, and with it every feature.",
         "He et al. 2019, Bag of Tricks, arXiv:1812.01187, section 3.1",
-        "Put weight and bias of the norms into a group with weight_decay=0.",
+        "Make the optimizer of normkit.param_groups(model, weight_decay=...): norms and biases go without decay.",
         decayed,
         ("optimizer",),
     ),

@@ -1,4 +1,4 @@
-"""Finds the model that the command line names: ``pkg.module:factory``."""
+"""Finds what the command line names: ``pkg.module:factory``."""
 
 from __future__ import annotations
 
@@ -31,21 +31,7 @@ def load(target: str) -> tuple[nn.Module, Any]:
         >>> load("torch.nn:Identity")
         (Identity(), None)
     """
-    module_name, _, name = target.partition(":")
-    if not module_name or not name:
-        raise ArgumentError(f"a model is named as pkg.module:factory, got {target!r}: write for instance nets:make")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ArgumentError(
-            f"the module of {target!r} must be importable, got {type(error).__name__}: {error}: "
-            "run the command where python -c 'import ...' works"
-        ) from error
-    factory = getattr(module, name, None)
-    if factory is None:
-        raise ArgumentError(f"{module_name} has no {name!r}: {nearest(name, dir(module))}")
+    factory = named(target)
     made = factory if isinstance(factory, nn.Module) or not callable(factory) else factory()
     if isinstance(made, tuple) and len(made) == 2:
         model, example = made
@@ -57,6 +43,33 @@ def load(target: str) -> tuple[nn.Module, Any]:
             "return the model from the factory"
         )
     return model, example
+
+
+def named(target: str) -> Any:
+    """What ``"pkg.module:name"`` means; the current directory is searched, too.
+
+    Raises:
+        ArgumentError: the text, the module or the name in it cannot be used.
+
+    >>> named("math:pi")
+    3.141592653589793
+    """
+    module_name, _, name = target.partition(":")
+    if not module_name or not name:
+        raise ArgumentError(f"a target is named as pkg.module:name, got {target!r}: write for instance nets:make")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ArgumentError(
+            f"the module of {target!r} must be importable, got {type(error).__name__}: {error}: "
+            "run the command where python -c 'import ...' works"
+        ) from error
+    found = getattr(module, name, None)
+    if found is None:
+        raise ArgumentError(f"{module_name} has no {name!r}: {nearest(name, dir(module))}")
+    return found
 
 
 def example_of(shape: str) -> torch.Tensor:
