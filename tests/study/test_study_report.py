@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 import normkit
 from normkit import catalog, cli
 from normkit.errors import ArgumentError, StateError
-from normkit.study import arms, claims, export, memory, metric, reading, words
+from normkit.study import arms, claims, design, export, memory, metric, reading, train, words
 from normkit.study.comparison import Comparison
 from normkit.study.report import again, curves, page, plot, said, texts, write
 from normkit.study.stats import Interval
@@ -454,7 +454,18 @@ def test_memory_of_a_comparison(found: Comparison) -> None:
 def test_memory_of_a_model_that_fails_is_none() -> None:
     x, y = torch.randn(10, 3), torch.randint(0, 2, (10,))
     task = made_up.Task(lambda: nn.Linear(4, 2), (x, y), (x, y))
-    assert memory.of_task(task, "none", 4, "cpu") is None
+    assert train.weigh_step(task, design.design(("BN",), (4,), 2, 3, 40, 0), "none", 4) is None
+
+
+def test_memory_follows_the_precision() -> None:
+    x, y = torch.randn(10, 3), torch.randint(0, 2, (10,))
+    task = made_up.Task(lambda: nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)), (x, y), (x, y))
+    plan = design.design(("BN",), (4,), 2, 3, 40, 0)
+    single, double = (train.weigh_step(task, replace(plan, dtype=dtype), "none", 4) for dtype in ("float32", "float64"))
+    # Only the targets, eight bytes each, and the sum of weights of the loss are no larger.
+    assert single is not None
+    assert double is not None
+    assert 1.6 * single < double < 2 * single
 
 
 # Other forms

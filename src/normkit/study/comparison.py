@@ -16,10 +16,10 @@ from normkit.study.claims.experiment import Experiment, judged
 from normkit.study.conduct import Bench
 from normkit.study.design import Design
 from normkit.study.evidence import Evidence
-from normkit.study.memory import of_task
 from normkit.study.metric import Metric
 from normkit.study.run import Run
 from normkit.study.stats import Interval
+from normkit.study.train import weigh_step
 from normkit.study.verdict import Cell, Pair, Standing
 
 FORMAT = 2
@@ -286,7 +286,7 @@ def _weighed(bench: Bench, cell: Cell) -> Cell:
     """The cell with what a step keeps in memory; of what never ran there is nothing to weigh."""
     if not cell.runs or not bench.timed:
         return cell
-    return replace(cell, saved_bytes=of_task(bench.task, cell.method, cell.batch_size, bench.design.device))
+    return replace(cell, saved_bytes=weigh_step(bench.task, bench.design, cell.method, cell.batch_size))
 
 
 def place_of(method: str, standing: Standing) -> str:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-
-from normkit.study.task import Task
 
 
 def saved_bytes(model: nn.Module, loss: Any, inputs: Any, targets: Any) -> int:
@@ -23,6 +19,7 @@ def saved_bytes(model: nn.Module, loss: Any, inputs: Any, targets: Any) -> int:
         loss: (outputs, targets) -> a number.
         inputs, targets: one batch.
 
+    >>> import torch
     >>> layer = nn.Sequential(nn.Linear(4, 8, bias=False), nn.Sigmoid())
     >>> x = torch.zeros(2, 4)
     >>> saved_bytes(layer, lambda y, _: y.sum(), x, None)  # x, and the output of the sigmoid
@@ -41,20 +38,3 @@ def saved_bytes(model: nn.Module, loss: Any, inputs: Any, targets: Any) -> int:
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         loss(model(inputs), targets)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
-def of_task(task: Task, method: str, batch_size: int, device: str) -> int | None:
-    """Of one step of a task under a method; None where that step fails, as its runs will have said."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(0)
-        try:
-            model = task.build(method, 0).to(device).train()
-            # A batch may not be divisible into less than it was cut from: take it whole.
-            index = torch.arange(batch_size) % len(task.train)
-            inputs, targets = torch.utils._pytree.tree_map(
-                lambda t: t.to(device) if isinstance(t, Tensor) else t, task.train.take(index)
-            )
-            return saved_bytes(model, task.loss, inputs, targets)
-        except Exception:
-            return None
