@@ -344,6 +344,8 @@ def test_results_come_back_whole(found: Comparison, regression: Comparison, tmp_
         for source in (folder, folder / "results.json"):
             back = Comparison.load(source)
             assert json.loads(json.dumps(back.to_dict())) == data
+            assert back.design == each.design
+            assert back.cells == each.cells
             assert back.answer.zh == each.answer.zh
             assert page.render(back, "zh") == page.render(each, "zh")
 

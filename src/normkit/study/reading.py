@@ -97,8 +97,12 @@ def _comparison(data: Mapping[str, Any]) -> Comparison:
 
 
 def _design(data: Mapping[str, Any]) -> Design:
-    given = {field.name: data[field.name] for field in fields(Design)}
-    return Design(**(given | {name: tuple(given[name]) for name in ("methods", "batch_sizes")}))
+    return Design(**{field.name: _tuple(data[field.name]) for field in fields(Design)})
+
+
+def _tuple(value: Any) -> Any:
+    """Lists, as a file has them, are tuples in what is frozen."""
+    return tuple(_tuple(item) for item in value) if isinstance(value, list) else value
 
 
 def _cell(data: Mapping[str, Any], design: Design, plain: tuple[float, ...]) -> Cell:
