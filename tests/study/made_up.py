@@ -42,8 +42,11 @@ def runs_of(plan: Design, scale: float) -> dict[Job, Run]:
                     job = Job("tune", method, size, rate, seed)
                     value = level * (1 + abs(number - 1))
                     runs[job] = Run(job, "trained", validation_error=value, validation_loss=value)
+                for chosen in plan.options:
+                    job = Job("tune", method, size, plan.rates[1], seed, chosen)
+                    runs[job] = Run(job, "trained", validation_error=level / 2, validation_loss=level)
             for number, seed in enumerate(plan.evaluation_seeds):
-                job = Job("measure", method, size, plan.rates[1], seed)
+                job = Job("measure", method, size, plan.rates[1], seed, plan.options[0] if plan.options else ())
                 losses = tuple(
                     float(f"{v:.4g}") for v in 2.3 * np.exp(-np.arange(STEPS) / 25) + draw.uniform(0, 0.1, STEPS)
                 )
@@ -107,6 +110,6 @@ def of_regression(**change: object) -> Comparison:
         smallest=0.5,
         **change,  # type: ignore[arg-type]
     )
-    plan = replace(design(("BN", "LN"), (4,), SEEDS, 3, STEPS, 0), smallest=0.5)
+    plan = replace(design(("BN", "LN"), (4,), SEEDS, 3, STEPS, 0), smallest=0.5, options=((("momentum", 0.5),),))
     bench = Bench("task", task, plan, timed=True, runs=runs_of(plan, 30.0), times=times_of(plan))
     return conclude(bench, complete=True, machine={}, command="normkit compare pkg:task", seconds=3.0)

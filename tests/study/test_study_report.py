@@ -403,6 +403,7 @@ def test_a_metric_that_is_no_share(regression: Comparison) -> None:
         row = next(e for e in parsed.all("tr") if e.get("data-batch") and e["data-m"] == "batch_norm")
         assert f"{mean:.2f}" in str(row["text"])
         assert "%" not in str(row["text"])
+        assert "momentum=0.5" in str(row["text"])
         # An interval of something above 1 is not cut at 1.
         assert lowest.error is not None
         assert words.error(lowest.error, regression.metric, lang)[1] in str(row["text"])

@@ -112,6 +112,9 @@ class Design:
 
     def _training(self, task: Task) -> Iterator[tuple[Text, Text]]:
         test, validation = task.reported.label("test"), task.reported.label("validation")
+        count = len(self.options)
+        more = f" At the best rate, {count} settings of the optimizer are tried beside its defaults." if count else ""
+        more_zh = f"在最佳学习率下，除默认值外还尝试 {count} 组优化器设置。" if count else ""
         if task.description:
             zh = task.description.zh if isinstance(task.description, Text) else task.description
             yield Text("Task", "任务"), Text(task.description, zh)
@@ -130,10 +133,11 @@ class Design:
                 f"{self.trials} learning rates from {self.rates[0]:g} to {self.rates[-1]:g} for every method at "
                 f"every batch size, each on {self.tuning_runs} seeds; the lowest mean {validation} wins "
                 f"(validation loss breaks ties). Where the best rate is the first or last, {GROWTH} more are "
-                "tried beyond it. Results use other seeds.",
+                f"tried beyond it.{more} Results use other seeds.",
                 f"每次训练 {self.steps} 步，学习率沿半个余弦降到 0。每种方法在每个批量下都尝试从 {self.rates[0]:g} 到 "
                 f"{self.rates[-1]:g} 的 {self.trials} 个学习率，每个用 {self.tuning_runs} 个种子；平均{validation.zh}"
-                f"最低者胜出（持平时看验证损失）。若最佳学习率位于两端，则向外再试 {GROWTH} 个。结果使用另外的种子。",
+                f"最低者胜出（持平时看验证损失）。若最佳学习率位于两端，则向外再试 {GROWTH} 个。"
+                f"{more_zh}结果使用另外的种子。",
             ),
         )
         yield (

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normkit.errors import ArgumentError, StateError, nearest
+from normkit.study import words
 from normkit.study.run import Run
 
 if TYPE_CHECKING:
@@ -66,7 +67,13 @@ def tensorboard(found: Comparison, folder: Path) -> Path:
                 for step, loss in enumerate(run.losses, start=1):
                     writer.add_scalar("training loss", loss, step)
                 writer.add_hparams(
-                    {"method": job.method, "batch_size": job.batch_size, "rate": job.rate, "seed": job.seed},
+                    {
+                        "method": job.method,
+                        "batch_size": job.batch_size,
+                        "rate": job.rate,
+                        "seed": job.seed,
+                        "options": words.options(job.options),
+                    },
                     {f"result/{name}": value for name, value in _results(run).items() if value is not None},
                     run_name=".",
                 )
@@ -89,6 +96,7 @@ def _cells(found: Comparison) -> Iterator[dict[str, Any]]:
             "batch_size": cell.batch_size,
             "standing": found.place(cell),
             "rate": cell.rate,
+            "options": words.options(cell.options),
         }
         for name in ("error", "train_error", "recalibrated_error", "gap", "time_ratio"):
             interval = getattr(cell, name)
@@ -108,6 +116,7 @@ def _runs(found: Comparison) -> Iterator[dict[str, Any]]:
                 "method": job.method,
                 "batch_size": job.batch_size,
                 "rate": job.rate,
+                "options": words.options(job.options),
                 "seed": job.seed,
                 "state": run.state,
                 "message": run.message,

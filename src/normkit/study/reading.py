@@ -15,7 +15,7 @@ from normkit.study.comparison import FORMAT, Comparison
 from normkit.study.design import Design
 from normkit.study.evidence import ArmValues, Evidence
 from normkit.study.metric import Metric
-from normkit.study.run import Job, Run
+from normkit.study.run import Run
 from normkit.study.stats import Interval
 from normkit.study.verdict import Cell, Pair, Standing
 
@@ -85,10 +85,7 @@ def _comparison(data: Mapping[str, Any]) -> Comparison:
             for s in data["standings"]
         ),
         evidence=tuple(_evidence(evidence) for evidence in data["evidence"]),
-        failures=tuple(
-            Run(Job(**failure["job"]), "failed", failure["message"], trace=failure["trace"])
-            for failure in data["failures"]
-        ),
+        failures=tuple(Run.from_dict({**failure, "state": "failed", "losses": ()}) for failure in data["failures"]),
         complete=data["complete"],
         machine=data["machine"],
         command=data["command"],

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from normkit import catalog
 from normkit.study.evidence import Evidence, Form
 from normkit.study.metric import ERROR, MISSING, Metric, number, span
+from normkit.study.run import Options
 from normkit.study.stats import Interval
 
 __all__ = ["MISSING", "span"]
@@ -127,6 +128,15 @@ def rate(value: float | None) -> str:
     '0.032'
     """
     return MISSING if value is None else f"{value:.2g}"
+
+
+def options(chosen: Options) -> str:
+    """Options of the optimizer as they would be written in a call.
+
+    >>> options((("momentum", 0.9), ("nesterov", True)))
+    'momentum=0.9, nesterov=True'
+    """
+    return ", ".join(f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in chosen)
 
 
 def duration(seconds: float, lang: str = "en") -> str:

@@ -233,7 +233,8 @@ def _by_rate(cell: Cell) -> dict[float, tuple[float, bool]]:
     """For each rate the mean over seeds, and whether every run trained."""
     found: dict[float, list[tuple[float, bool]]] = {}
     for run in cell.tuning:
-        if run.validation_error is not None:
+        # Options of the optimizer are tried at the best rate alone.
+        if run.validation_error is not None and not run.job.options:
             found.setdefault(run.job.rate, []).append((run.validation_error, run.state == "trained"))
     return {
         rate: (math.fsum(v for v, _ in runs) / len(runs), all(trained for _, trained in runs))

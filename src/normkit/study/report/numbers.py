@@ -32,7 +32,7 @@ def row(found: Comparison, cell: Cell, lang: str) -> dict[str, Any]:
         ),
         ("ratio", ratio[0], cell.time_ratio and cell.time_ratio.value, ratio[1]),
         ("memory", words.size(cell.saved_bytes), cell.saved_bytes, ""),
-        ("rate", words.rate(cell.rate), cell.rate, ""),
+        ("rate", words.rate(cell.rate), cell.rate, words.options(cell.options)),
         ("untrained", f"{cell.untrained}/{len(cell.runs)}", cell.untrained, ""),
     ]
     return {
