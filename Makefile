@@ -27,6 +27,7 @@ $(VENV)/test.stamp: $(VENV)/compare.stamp
 	@echo "Installing the checkers ..."
 	@$(PIP) pytest pytest-xdist hypothesis ruff mypy pre-commit
 	@$(PIP) torchvision timm transformers onnx onnxruntime onnxscript tensorboard
+	@$(PIP) pandas pyarrow playwright matplotlib
 	@touch $@
 
 compare: $(VENV)/compare.stamp ## compare the normalizations on the embedded data and write report/index.html
@@ -42,7 +43,7 @@ format: $(VENV)/test.stamp ## put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/compare.stamp ## time the kernels against torch and torch.compile, half an hour; numbers go to benchmarks/results/
+bench: $(VENV)/test.stamp ## time the kernels against torch and torch.compile, half an hour; numbers go to benchmarks/results/
 	$(BIN)/python -m benchmarks.run; status=$$?; $(BIN)/python -m benchmarks.show benchmarks/results/cpu.json --docs docs/performance.md; exit $$status
 
 clean: ## remove everything that the other commands made

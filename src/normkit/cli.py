@@ -118,6 +118,7 @@ def compare(
     executor: Annotated[str, typer.Option(help="processes, or ray for a cluster.")] = _COMPARE["executor"],
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster.")] = _COMPARE["address"],
     time_limit: Annotated[float | None, typer.Option(help="Seconds a run may take.")] = _COMPARE["time_limit"],
+    lang: _Language = Lang.EN,
 ) -> None:
     """Find out which normalization to use: train a model under each, at an equal tuning budget.
 
@@ -155,14 +156,15 @@ def compare(
         executor=executor,
         address=address,
         time_limit=time_limit,
+        lang=lang,
     )
     if comparison.path is None:
         # Another rank of torchrun reports.
         return
     # The title of the table is the answer.
-    Console().print(terminal.table(comparison))
+    Console().print(terminal.table(comparison, lang))
     if comparison.evidence:
-        Console().print(terminal.findings(comparison))
+        Console().print(terminal.findings(comparison, lang))
     typer.echo(f"Report: {comparison.path}")
     if not comparison.complete:
         late = minutes is not None
@@ -272,6 +274,22 @@ def backends() -> None:
     from normkit import show_backends
 
     typer.echo(str(show_backends()))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="What was --out of normkit compare, or its results.json.")],
+    lang: _Language = Lang.EN,
+    out: Annotated[Path | None, typer.Option("--out", "-o", dir_okay=False, help="The page to write.")] = None,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Also write runs.parquet and cells.parquet.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write logs for TensorBoard.")] = False,
+) -> None:
+    """Write the page of a comparison again, from its results.json; nothing is run."""
+    from normkit.study import report as pages
+    from normkit.study.comparison import Comparison
+
+    for line in pages.again(Comparison.load(folder), folder, lang, out, parquet=parquet, tensorboard=tensorboard):
+        typer.echo(line)
 
 
 def _listed(text: str) -> list[str]:

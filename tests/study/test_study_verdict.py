@@ -107,7 +107,7 @@ def test_when_nothing_trains_nobody_wins() -> None:
     p = plan(("BN",))
     found = conclude(p, made_up(p, dict.fromkeys(p.methods, [0.9] * SEEDS), state="untrained"))
     assert found.standings[0].leader is None
-    assert found.answer == "On noisy 8x8 digits, with 8 images per step no method trained."
+    assert found.answer == "On noisy 8x8 digits, at batch size 8 no method trained."
     assert found.cell("batch_norm", 8).untrained == SEEDS
 
 

@@ -4,7 +4,8 @@ The parts, in the order data passes them: `task` (what is trained) and `arms` (u
 (what is measured and how it will be judged, fixed before any result), `run` and `train` (one training run, or many at
 once by `replicas`), `crew` (over processes or machines), `store` (every finished run on disk, in a `database` at a
 `location`), `conduct` (carries designs out), `stats` and `verdict` (what follows), `claims` (the experiments on the
-claims of the catalog), `comparison` (all of it as data), `report` (results.json and a page) and `terminal`. `setup`
+claims of the catalog), `comparison` (all of it as data; `answer` in a sentence, `reading` back from a file, `export` to
+other programs), `report` (results.json and a page) and `terminal`, with `words` and `metric` for numbers. `setup`
 puts a study together, `outline` says what it will take, `whole` sees it through. `embedded`, `nets`, `data`, `style`
 and `probes` are what is trained when the user brings nothing.
 """
@@ -53,6 +54,7 @@ def compare(
     executor: str = "processes",
     address: str | None = None,
     time_limit: float | None = None,
+    lang: str = "en",
 ) -> Comparison:
     """Train a model under every normalization at an equal tuning budget, and write the report.
 
@@ -89,6 +91,7 @@ def compare(
         address: of the Ray cluster, such as "auto" or "ray://host:10001"; None makes one on this machine.
         time_limit: seconds a run may take; then it is stopped and counts as failed. Not with workers=1, where the
             runs are made in the calling process.
+        lang: language of the page, "en" or "zh".
 
     Returns:
         The `Comparison`: data with `to_dict()`, a table as `str`, `answer`, and `path` of the page, which is None
@@ -117,6 +120,7 @@ def compare(
     from normkit.study.store import Store
     from normkit.study.whole import carry_out
 
+    report.check(lang)
     benches, experiments = prepared(
         task,
         methods=methods,
@@ -146,7 +150,7 @@ def compare(
             limit=time_limit,
             command=_command(benches[0].design, task, claims, full),
         )
-    return replace(comparison, path=report.write(comparison, folder)) if ranks.rank() == 0 else comparison
+    return replace(comparison, path=report.write(comparison, folder, lang)) if ranks.rank() == 0 else comparison
 
 
 def plan(
@@ -198,7 +202,7 @@ def named_task(target: str) -> Task:
 
 
 def _require_extra() -> None:
-    needed = ("numpy", "scipy", "sklearn", "optuna", "pebble", "matplotlib", "jinja2", "rich", "cloudpickle")
+    needed = ("numpy", "scipy", "sklearn", "optuna", "pebble", "jinja2", "rich", "cloudpickle")
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise StateError(

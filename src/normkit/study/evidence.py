@@ -11,6 +11,8 @@ from normkit.study.stats import Bound, Interval
 
 Finding = Literal["supported", "contradicted", "not resolved"]
 Unit = Literal["points", "log2 ratio", "nats", "log10 ratio", "share"]
+Form = Literal["share", "steps", "rate", "seconds", "number"]
+"""What the values of an arm are: a fraction, training steps, a learning rate, a time, or anything else."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Evidence:
         bound: whether the estimate is one-sided, because some runs never arrived; "unknown" if runs of both arms.
         p_corrected: over all experiments of the suite; None where the claim is that there is no difference.
         finding: by the rule.
+        form: what the values of the arms are.
         arms: what lies behind the effect.
         curves: training losses of each arm, seed by seed.
         repeat: the command.
@@ -54,6 +57,7 @@ class Evidence:
     bound: Bound
     p_corrected: float | None
     finding: Finding
+    form: Form
     arms: tuple[ArmValues, ...]
     curves: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
     repeat: str = ""

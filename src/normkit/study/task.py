@@ -17,6 +17,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from normkit.errors import ArgumentError, ShapeError
+from normkit.study.metric import ERROR, LOSS, named
+from normkit.study.metric import Metric as Reported
 
 Arms = Callable[[str, int], nn.Module]
 Metric = Callable[[Any, Any], Any]
@@ -102,6 +104,10 @@ class Task:
         probe: further numbers of a trained model, {name: number}, measured beside the test.
         origin: how the command line names it.
         arms: for those who build every variant themselves: (arm, seed) -> model. Then `model` is not needed.
+        metric_name: what the metric is called in the report, such as "mean squared error"; by default the name of
+            its function.
+        share: whether the metric is a fraction from 0 to 1, to be written as a percentage; by default only the share
+            of wrong classes is.
 
     Raises:
         ArgumentError: parts that are empty or no data set, a model that is no function.
@@ -130,6 +136,8 @@ class Task:
     probe: Callable[[nn.Module], dict[str, float]] | None = None
     arms: Arms | None = None
     origin: str = "pkg.module:task"
+    metric_name: str = ""
+    share: bool | None = None
 
     def __post_init__(self) -> None:
         if self.arms is None and (not callable(self.model) or isinstance(self.model, nn.Module)):
@@ -181,9 +189,11 @@ class Task:
         return int(targets.max()) + 1
 
     @property
-    def is_percent(self) -> bool:
-        """Whether the metric is a share, and is written as a percentage."""
-        return self.metric is wrong
+    def reported(self) -> Reported:
+        """The metric's name, and how its values are written."""
+        usual = ERROR if self.metric is wrong else LOSS if self.metric is self.loss else None
+        given = self.metric_name or (usual.name if usual else getattr(self.metric, "__name__", ""))
+        return Reported(named(given), self.metric is wrong if self.share is None else self.share)
 
     def build(self, method: str, seed: int) -> nn.Module:
         """A fresh model under a method; equal seeds give equal weights under every method."""

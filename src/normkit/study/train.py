@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from normkit.study.design import Design
+from normkit.study.memory import saved_bytes
 from normkit.study.replicas import Replicas, can_be_stacked, replicas
 from normkit.study.run import Job, Run, batches, smooth
 from normkit.study.task import Part, Task
@@ -258,3 +260,18 @@ def time_steps(task: Task, design: Design, timing: Timing) -> dict[str, list[flo
             if count >= warm_up:
                 seconds[method].append(time.perf_counter() - start)
     return seconds
+
+
+def weigh_step(task: Task, design: Design, method: str, batch_size: int) -> int | None:
+    """Bytes that one training step keeps for its backward pass; None where it fails, as its runs will have said."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # What there is to warn of has been said in training.
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        try:
+            model = task.build(method, design.tuning_seeds[0]).to(design.device, _held(design)).train()
+            inputs, targets = _on(design, task.train.take(torch.arange(batch_size)))
+            with _precision(design):
+                return saved_bytes(model, task.loss, inputs, targets)
+        except Exception:
+            return None

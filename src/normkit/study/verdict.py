@@ -27,7 +27,8 @@ class Cell:
     """Everything measured of one method at one batch size.
 
     `tuning` holds the runs over learning rates, `runs` those behind the results in the order of the seeds;
-    `seconds` and `plain_seconds` are step times, round by round, of the method and of no norm.
+    `seconds` and `plain_seconds` are step times, round by round, of the method and of no norm; `saved_bytes` is what
+    one training step keeps for its backward pass.
     """
 
     method: str
@@ -37,6 +38,7 @@ class Cell:
     runs: tuple[Run, ...]
     seconds: tuple[float, ...] = ()
     plain_seconds: tuple[float, ...] = ()
+    saved_bytes: int | None = None
 
     @property
     def rate(self) -> float | None:

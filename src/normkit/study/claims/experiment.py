@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from normkit.catalog import Text
 from normkit.study import stats
-from normkit.study.evidence import ArmValues, Evidence, Finding, Unit
+from normkit.study.evidence import ArmValues, Evidence, Finding, Form, Unit
+from normkit.study.metric import ERROR
 from normkit.study.run import Run
 from normkit.study.stats import Bound, Interval
 from normkit.study.verdict import Cell, Table
@@ -26,6 +28,26 @@ SMALLEST: dict[Unit, float] = {
     "share": 0.01,
 }
 """The smallest effect that matters: a point of error, a tenth more steps or time, 0.05 nats of loss, half a decade."""
+
+FORMS: dict[Unit, Form] = {
+    "points": "share",
+    "log2 ratio": "steps",
+    "nats": "number",
+    "log10 ratio": "rate",
+    "share": "number",
+}
+"""What the arms of an experiment show, by the unit of its effect; where that is one of times, they show times."""
+
+_OPTIONS = (
+    (r"ghost-(\d+)", r"groups of \1", r"每组 \1 个样本"),
+    (r"dropout-([\d.]+)", r"dropout \1", r"dropout \1"),
+    (r"(\d+)", r"groups: \1", r"\1 组"),
+    ("after", "behind the ReLU", "在 ReLU 之后"),
+    ("last", "normalized classifier", "分类器前再归一化"),
+    ("init", "started from data", "按数据初始化"),
+    ("each-step", "statistics for each time step", "每个时间步各有统计量"),
+)
+"""The options of arms in words: pattern, English, Chinese."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +150,7 @@ class Experiment:
             return f"{self.matters:g} nats" if lang == "en" else f"{self.matters:g} 奈特"
         if self.unit == "share":
             return f"{self.matters:g}"
-        return f"{100 * self.matters:g} points" if lang == "en" else f"{100 * self.matters:g} 个百分点"
+        return ERROR.amount(self.matters, lang)
 
     def judge(self, measured: Measured, wide: Interval, p_corrected: float | None, alpha: float) -> Finding:
         """The rule, carried out. A one-sided estimate can only speak for the side it is sure of."""
@@ -185,7 +207,8 @@ def judged(experiments: Sequence[Experiment], tables: Tables, alpha: float, comm
                 bound=measured.bound,
                 p_corrected=p,
                 finding=experiment.judge(measured, wide, p, alpha),
-                arms=tuple(_arm(experiment, arm, size, cell) for arm, size, cell in cells),
+                form="seconds" if measured.by_median else FORMS[experiment.unit],
+                arms=tuple(_arm(experiment, arm, size, cell, measured.by_median) for arm, size, cell in cells),
                 curves={
                     _label(arm, size): tuple(run.losses for run in _shown(experiment, cell))
                     for arm, size, cell in cells
@@ -203,10 +226,10 @@ def _shown(experiment: Experiment, cell: Cell) -> Sequence[Run]:
     return [run for run in cell.tuning if run.job.rate == cell.rate]
 
 
-def _arm(experiment: Experiment, arm: str, size: int, cell: Cell) -> ArmValues:
-    runs = _shown(experiment, cell)
-    values = tuple(v for run in runs if (v := experiment.show(cell, run)) is not None and math.isfinite(v))
-    interval = stats.t_interval(values) if len(values) > 1 else None
+def _arm(experiment: Experiment, arm: str, size: int, cell: Cell, timed: bool) -> ArmValues:
+    found = cell.seconds if timed else [experiment.show(cell, run) for run in _shown(experiment, cell)]
+    values = tuple(v for v in found if v is not None and math.isfinite(v))
+    interval = (stats.median_interval if timed else stats.t_interval)(values) if len(values) > 1 else None
     return ArmValues(_label(arm, size), arm.partition(":")[0], values, interval)
 
 
@@ -214,6 +237,13 @@ def _label(arm: str, size: int) -> Text:
     from normkit.study import words
 
     name, _, option = arm.partition(":")
-    en = words.inline(name) + (f" ({option})" if option else "")
-    zh = words.title(name, "zh") + (f"（{option}）" if option else "")
-    return Text(f"{en}, batch {size}", f"{zh}，批量 {size}")
+    en = f" ({_option(option, 'en')})" if option else ""
+    zh = f"（{_option(option, 'zh')}）" if option else ""
+    return Text(f"{words.inline(name)}{en}, batch {size}", f"{words.title(name, 'zh')}{zh}，批量 {size}")
+
+
+def _option(option: str, lang: Literal["en", "zh"]) -> str:
+    for pattern, *forms in _OPTIONS:
+        if found := re.fullmatch(pattern, option):
+            return found.expand(forms[lang == "zh"])
+    return option

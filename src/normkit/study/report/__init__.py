@@ -5,23 +5,77 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from normkit.errors import ArgumentError
+from normkit.study import export
 from normkit.study.comparison import Comparison
-from normkit.study.report.page import render
+from normkit.study.report.page import check, render
+
+__all__ = ["again", "check", "render", "write", "write_page"]
 
 
-def write(comparison: Comparison, folder: Path) -> Path:
+def write(comparison: Comparison, folder: Path, lang: str = "en") -> Path:
     """Write both files into a folder; each takes the place of the old one only when it is whole.
+
+    Args:
+        comparison: what to write.
+        folder: where to.
+        lang: of the page, "en" or "zh"; `results.json` holds both.
 
     Returns:
         The path of the page.
     """
-    page = folder / "index.html"
-    _replace(folder / "results.json", json.dumps(comparison.to_dict(), indent=1, allow_nan=False) + "\n")
-    _replace(page, render(comparison))
+    replace_file(folder / "results.json", json.dumps(comparison.to_dict(), indent=1, allow_nan=False) + "\n")
+    return write_page(comparison, folder / "index.html", lang)
+
+
+def write_page(comparison: Comparison, page: Path, lang: str = "en") -> Path:
+    """Write the page alone."""
+    replace_file(page, render(comparison, lang))
     return page
 
 
-def _replace(path: Path, text: str) -> None:
+def again(
+    comparison: Comparison,
+    source: Path,
+    lang: str = "en",
+    page: Path | None = None,
+    *,
+    parquet: bool = False,
+    tensorboard: bool = False,
+) -> list[str]:
+    """Write the page of a comparison that was read, and what else is asked for, beside it.
+
+    Args:
+        comparison: what was read.
+        source: the folder or the file that it was read from.
+        lang: of the page.
+        page: where to write it; by default index.html beside the results.
+        parquet, tensorboard: what else to write.
+
+    Returns:
+        A line for each thing written.
+
+    Raises:
+        StateError: a package for what else is asked is missing; nothing was written then.
+    """
+    folder = source if source.is_dir() else source.parent
+    lines = []
+    if parquet:
+        lines += [f"Parquet: {path}" for path in export.parquet(comparison, folder)]
+    if tensorboard:
+        lines.append(f"TensorBoard: tensorboard --logdir {export.tensorboard(comparison, folder)}")
+    target = page or folder / "index.html"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return [f"Report: {write_page(comparison, target, lang)}", *lines]
+    except OSError as error:
+        raise ArgumentError(
+            f"out must be a file that can be written, got {str(target)!r} ({error.strerror}): name another"
+        ) from error
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Put a text in the place of a file, at once."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)

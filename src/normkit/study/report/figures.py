@@ -1,300 +1,263 @@
-"""The plots of the page: matplotlib draws, the page's own colours and font are put in afterwards.
-
-Each plot is one small panel, so that the page can set panels side by side or, on a phone, below each other. Where
-nothing has been measured there is None in its place.
-"""
+"""The figures of the comparison: one panel for each batch size; None where nothing has been measured."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import matplotlib as mpl
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from collections.abc import Sequence
 
 from normkit.study import words
 from normkit.study.comparison import Comparison
-from normkit.study.run import smooth
-from normkit.study.stats import Interval, t_interval
+from normkit.study.report.curves import Curve, mean_curve
+from normkit.study.report.plot import MARKERS, Plot, Scale, around, marker
+from normkit.study.report.texts import say
+from normkit.study.stats import Interval
 from normkit.study.verdict import Cell
 
-INK, MUTED, LINE = "#101112", "#707172", "#d0d1d2"
-COLOURS = {
-    "none": "#6b7281",
-    "batch_norm": "#0072b2",
-    "layer_norm": "#e69f00",
-    "instance_norm": "#cc79a7",
-    "group_norm": "#009e73",
-    "weight_norm": "#d55e00",
-    "unchanged": "#56b4e9",
-    "rms_norm": "#b59f00",
-    "layer_norm2d": "#8c6bb1",
-    "weight_standardization": "#8b4513",
-}
-"""Okabe and Ito's palette, told apart by every kind of colour vision; the page replaces each by its variable."""
-ERROR_TICKS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1)
-MARKERS = {
-    "none": "o",
-    "batch_norm": "s",
-    "layer_norm": "^",
-    "instance_norm": "v",
-    "group_norm": "D",
-    "weight_norm": "P",
-    "unchanged": "X",
-    "rms_norm": "<",
-    "layer_norm2d": ">",
-    "weight_standardization": "p",
-}
-_VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {
-    colour: f"--{method.replace('_', '-')}" for method, colour in COLOURS.items()
-}
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": MUTED,
-    "axes.labelsize": 10,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "axes.grid": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.5,
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-}
+WIDTH, HEIGHT = 440.0, 290.0
+ROW = 27.0
 
 
-def errors(comparison: Comparison, batch_size: int) -> str | None:
-    """Test error of each method: every seed a dot, the mean with its interval, the leader on top."""
-    shown = [c for c in _cells(comparison, batch_size) if c.error is not None]
-    shown.sort(key=lambda cell: -_value(cell.error))
+def colour(method: str) -> str:
+    """The page's variable of a method."""
+    return f"var(--{method.replace('_', '-')})"
+
+
+def errors(found: Comparison, size: int, lang: str) -> str | None:
+    """The test metric of each method: every seed a dot, the mean with its interval, the leader on top."""
+    shown = [cell for cell in _cells(found, size) if cell.error is not None]
+    shown.sort(key=lambda cell: _value(cell.error))
     if not shown:
         return None
+    seeds = {cell.method: [r.test_error for r in cell.runs if r.test_error is not None] for cell in shown}
+    values = [v for each in seeds.values() for v in each]
+    values += [end for cell in shown if cell.error for end in (cell.error.low, cell.error.high)]
+    low, high = around(values, room=0.04)
+    low = max(0.0, low) if found.metric.share else low
+    plot = _rows(shown, low, high, lang)
+    leader = _value(shown[0].error)
+    plot.zone(leader, min(leader + found.design.smallest, high))
+    plot.grid_x(plot.x.ticks(5), lambda v: _axis(found, v), found.metric.label("test").to(lang))
+    for row, cell in enumerate(shown):
+        interval = cell.error
+        assert interval is not None
+        plot.dots([(value, row + 0.26) for value in seeds[cell.method]], colour(cell.method), cell.method)
+        _whisker(plot, cell.method, interval, row - 0.08)
+        value, spread = words.error(interval, found.metric, lang)
+        said = f"{words.title(cell.method, lang)}: {value} ({spread})"
+        plot.mark((interval.value, row - 0.08), MARKERS[cell.method], colour(cell.method), cell.method, title=said)
+    return plot.svg(say("alt.errors", lang, size=size, metric=found.metric.label("test").to(lang)))
 
-    def draw(axes: Axes) -> None:
-        leader = _value(shown[-1].error)
-        axes.axvspan(leader, leader + comparison.design.smallest, color=LINE, alpha=0.45, linewidth=0)
-        for row, cell in enumerate(shown):
-            seeds = [run.test_error for run in cell.runs if run.test_error is not None]
-            axes.plot(seeds, [row + 0.22] * len(seeds), ".", color=COLOURS[cell.method], alpha=0.45, markersize=5)
-            _mark(axes, cell.method, cell.error, row)
-        _name_rows(axes, shown)
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_xlabel("test error")
 
-    return panel(draw, f"Test error of each method with {batch_size} images per step", salt=f"errors{batch_size}")
-
-
-def curves(comparison: Comparison, batch_size: int) -> str | None:
+def curves(found: Comparison, size: int, lang: str) -> str | None:
     """Training loss over the steps: geometric mean over seeds, smoothed, with its 95 % band."""
-    design = comparison.design
-    if not any(cell.runs for cell in _cells(comparison, batch_size)):
-        return None
-    ends: list[float] = []
-
-    def draw(axes: Axes) -> None:
-        for cell in _cells(comparison, batch_size):
-            lines = [np.log(np.maximum(smooth(run.losses, design.window), 1e-4)) for run in cell.runs if run.losses]
-            # A run that broke off has no loss from there on; the mean goes as far as two runs do.
-            length = sorted((len(line) for line in lines), reverse=True)[1] if len(lines) > 1 else 0
-            bands = [t_interval([float(line[i]) for line in lines if len(line) > i]) for i in range(length)]
-            steps = np.arange(length) + design.window
-            value, low, high = (np.exp([getattr(band, name) for band in bands]) for name in ("value", "low", "high"))
-            ends.extend(value[-1:])
-            colour = COLOURS[cell.method]
-            axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
-            axes.plot(
-                steps,
-                value,
-                color=colour,
-                marker=MARKERS[cell.method],
-                markevery=(0.08, 0.16),
-                markersize=4.5,
-            )
-        axes.axhline(design.target_loss, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
-        # Curves that have fallen well below the target leave its right end free, others its left.
-        right = all(end < design.target_loss / 2 for end in ends)
-        axes.text(
-            design.steps if right else 2,
-            design.target_loss * 1.04,
-            "target",
-            ha="right" if right else "left",
-            color=MUTED,
-            fontsize=9,
-        )
-        axes.set_yscale("log")
-        _log_ticks(axes, [digit * 10.0**power for power in range(-4, 2) for digit in (1, 2, 5)], "{:g}")
-        axes.set_xlim(0, design.steps)
-        axes.set_xlabel("training step")
-        axes.set_ylabel("training loss")
-
-    return panel(draw, f"Training loss over the steps with {batch_size} images per step", salt=f"curves{batch_size}")
-
-
-def batch_sizes(comparison: Comparison) -> str | None:
-    """Test error against batch size, one line for each method."""
-    sizes = comparison.design.batch_sizes
-    methods = comparison.design.methods
-    if len(sizes) < 2 or not any(cell.error for cell in comparison.cells):
-        return None
-
-    def draw(axes: Axes) -> None:
-        for index, method in enumerate(methods):
-            shift = 1.025 ** (index - (len(methods) - 1) / 2)
-            cells = [comparison.cell(method, size) for size in sizes]
-            points = [(c.batch_size * shift, c.error) for c in cells if c.error is not None]
-            if not points:
-                continue
-            values = [_value(interval) for _, interval in points]
-            reach = [
-                [value - interval.low for value, (_, interval) in zip(values, points, strict=True)],
-                [interval.high - value for value, (_, interval) in zip(values, points, strict=True)],
-            ]
-            axes.errorbar(
-                [x for x, _ in points], values, reach, color=COLOURS[method], marker=MARKERS[method], markersize=6
-            )
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(FixedLocator(sizes))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axes.margins(x=0.12)
-        axes.set_yscale("log")
-        _log_ticks(axes, ERROR_TICKS, "{:.0%}")
-        axes.set_xlabel("images per step")
-        axes.set_ylabel("test error")
-
-    return panel(draw, "Test error against batch size", salt="sizes")
-
-
-def rates(comparison: Comparison, batch_size: int) -> str | None:
-    """Validation error against learning rate on the first tuning seed; crosses did not train, rings were chosen."""
-    first = comparison.design.tuning_seeds[0]
-    if not any(cell.tuning for cell in _cells(comparison, batch_size)):
-        return None
-
-    def draw(axes: Axes) -> None:
-        for cell in _cells(comparison, batch_size):
-            points = [
-                (run.job.rate, run.validation_error, run.state)
-                for run in cell.tuning
-                if run.validation_error is not None and run.job.seed == first and not run.job.options
-            ]
-            colour = COLOURS[cell.method]
-            axes.plot([p[0] for p in points], [p[1] for p in points], color=colour, linewidth=1.4)
-            for rate, error, state in points:
-                marker = "x" if state == "untrained" else MARKERS[cell.method]
-                axes.plot([rate], [error], color=colour, marker=marker, markersize=5)
-                if rate == cell.rate:
-                    axes.plot([rate], [error], "o", markersize=12, markerfacecolor="none", markeredgecolor=colour)
-        axes.set_xscale("log")
-        ticks = comparison.design.rates
-        axes.xaxis.set_major_locator(FixedLocator(ticks[:: max(1, len(ticks) // 8)]))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: words.rate(x)))
-        axes.set_yscale("log")
-        _log_ticks(axes, ERROR_TICKS, "{:.0%}")
-        axes.set_xlabel("learning rate")
-        axes.set_ylabel("validation error")
-
-    return panel(
-        draw, f"Validation error against learning rate with {batch_size} images per step", salt=f"rates{batch_size}"
+    design = found.design
+    drawn = [
+        (cell.method, colour(cell.method), mean_curve([run.losses for run in cell.runs], design.window))
+        for cell in _cells(found, size)
+    ]
+    return curve_plot(
+        [(method, css, curve) for method, css, curve in drawn if curve.steps],
+        design.steps,
+        lang,
+        say("alt.curves", lang, size=size),
+        target=design.target_loss,
     )
 
 
-def gaps(comparison: Comparison, batch_size: int) -> str | None:
+def curve_plot(
+    drawn: Sequence[tuple[str, str, Curve]],
+    last: int,
+    lang: str,
+    label: str,
+    target: float | None = None,
+    width: float = WIDTH,
+    height: float = HEIGHT,
+) -> str | None:
+    """Curves with their bands, from (method, colour, curve)."""
+    if not drawn:
+        return None
+    log = all(value > 0 for *_, curve in drawn for value in curve.value)
+    ends = [v for *_, curve in drawn for v in (*curve.value, *_clipped(curve, log))]
+    low, high = around(ends, log=log, room=0.03)
+    plot = Plot(width, height, Scale(0, last, 46, width - 8), Scale(low, high, height - 38, 26, log))
+    plot.grid_x(plot.x.ticks(5), lambda v: f"{v:g}", say("axis.step", lang))
+    plot.grid_y(plot.y.ticks(6), lambda v: f"{v:g}".replace("-", "−"), say("axis.loss", lang))
+    for method, css, curve in drawn:
+        lows, highs = ([min(max(v, low), high) for v in ends] for ends in (curve.low, curve.high))
+        plot.band(curve.steps, lows, highs, css, method)
+    for method, css, curve in drawn:
+        plot.line(list(zip(curve.steps, curve.value, strict=True)), css, method)
+    if target is not None and low < target < high:
+        plot.segment((0, target), (last, target), "var(--muted)", css="target")
+        plot.text(width - 8, plot.y(target) - 4, say("target", lang), "end", css="halo")
+    return plot.svg(label)
+
+
+def batch_sizes(found: Comparison, lang: str) -> str | None:
+    """The test metric against batch size, one line for each method."""
+    sizes, methods = found.design.batch_sizes, found.design.methods
+    if len(sizes) < 2 or not any(cell.error for cell in found.cells):
+        return None
+    intervals = [cell.error for cell in found.cells if cell.error is not None]
+    log = found.metric.share and min(i.value for i in intervals) > 0
+    ends = [v for i in intervals for v in (i.value, i.high, i.low if i.low > 0 or not log else i.value)]
+    low, high = around(ends, log=log)
+    plot = Plot(
+        WIDTH,
+        HEIGHT,
+        Scale(sizes[0] / 1.35, sizes[-1] * 1.35, 52, WIDTH - 8, log=True),
+        Scale(low, high, HEIGHT - 38, 26, log),
+    )
+    plot.grid_x(sizes, lambda v: f"{v:g}", say("axis.batch", lang))
+    plot.grid_y(plot.y.ticks(6), lambda v: _axis(found, v), found.metric.label("test").to(lang))
+    for index, method in enumerate(methods):
+        shift = (sizes[-1] / sizes[0] * 2) ** (0.012 * (index - (len(methods) - 1) / 2))
+        cells = [found.cell(method, size) for size in sizes]
+        points = [(cell.batch_size * shift, cell.error) for cell in cells if cell.error is not None]
+        plot.line([(x, i.value) for x, i in points], colour(method), method)
+        for x, interval in points:
+            plot.segment((x, max(interval.low, low)), (x, min(interval.high, high)), colour(method), method)
+            plot.mark((x, interval.value), MARKERS[method], colour(method), method)
+    return plot.svg(say("alt.sizes", lang, metric=found.metric.label("test").to(lang)))
+
+
+def rates(found: Comparison, size: int, lang: str) -> str | None:
+    """The validation metric against learning rate, mean over tuning seeds; crosses did not train, rings were chosen."""
+    tried = {cell.method: _by_rate(cell) for cell in _cells(found, size)}
+    values = [value for points in tried.values() for value, _ in points.values()]
+    if not values:
+        return None
+    every = sorted({rate for points in tried.values() for rate in points})
+    log = found.metric.share and min(values) > 0
+    low, high = around(values, log=log)
+    plot = Plot(
+        WIDTH,
+        HEIGHT,
+        Scale(every[0] / 1.4, every[-1] * 1.4, 52, WIDTH - 8, log=True),
+        Scale(low, high, HEIGHT - 38, 26, log),
+    )
+    shown = every[:: math.ceil(len(every) / 8)]
+    plot.grid_x(shown, words.rate, say("axis.rate", lang))
+    plot.grid_y(plot.y.ticks(6), lambda v: _axis(found, v), found.metric.label("validation").to(lang))
+    for cell in _cells(found, size):
+        points, css = tried[cell.method], colour(cell.method)
+        plot.line([(rate, value) for rate, (value, _) in points.items()], css, cell.method)
+        for rate, (value, trained) in points.items():
+            plot.mark((rate, value), MARKERS[cell.method] if trained else "cross", css, cell.method, size=3.4)
+            if rate == cell.rate:
+                plot.mark((rate, value), "ring", css, cell.method, size=9)
+    return plot.svg(say("alt.rates", lang, size=size, metric=found.metric.label("validation").to(lang)))
+
+
+def gaps(found: Comparison, size: int, lang: str) -> str | None:
     """Loss in evaluation mode minus loss in training mode, with intervals."""
-    shown = [c for c in _cells(comparison, batch_size)[::-1] if c.gap is not None]
+    shown = [cell for cell in _cells(found, size) if cell.gap is not None]
     if not shown:
         return None
-
-    def draw(axes: Axes) -> None:
-        axes.axvline(0, color=MUTED, linewidth=1)
-        for row, cell in enumerate(shown):
-            _mark(axes, cell.method, cell.gap, row)
-        _name_rows(axes, shown)
-        reach = max([0.1, *(1.1 * abs(end) for cell in shown if cell.gap for end in (cell.gap.low, cell.gap.high))])
-        axes.set_xlim(-reach, reach)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel("loss in evaluation − loss in training mode")
-
-    return panel(draw, f"Train/eval gap with {batch_size} images per step", salt=f"gaps{batch_size}")
+    reach = max([0.1, *(1.1 * abs(end) for c in shown if c.gap for end in (c.gap.low, c.gap.high))])
+    plot = _rows(shown, -reach, reach, lang)
+    plot.grid_x(plot.x.ticks(4), lambda v: words.plus(v, 2 if reach < 1 else 1), say("axis.gap", lang))
+    plot.segment((0, -0.5), (0, len(shown) - 0.5), "var(--muted)", css="zero")
+    for row, cell in enumerate(shown):
+        assert cell.gap is not None
+        _whisker(plot, cell.method, cell.gap, row)
+        plot.mark((cell.gap.value, row), MARKERS[cell.method], colour(cell.method), cell.method)
+    return plot.svg(say("alt.gaps", lang, size=size))
 
 
-def swatch(method: str, salt: str) -> str:
-    """The line and marker of a method, for a legend."""
-
-    def draw(axes: Axes) -> None:
-        axes.set_axis_off()
-        axes.plot([0, 1, 2], [0, 0, 0], color=COLOURS[method], marker=MARKERS[method], markevery=[1], markersize=6)
-
-    return panel(draw, f"Line of {words.inline(method)}", salt=f"{salt} {method}", size=(0.4, 0.2))
-
-
-def panel(draw: Callable[[Axes], None], label: str, *, salt: str, size: tuple[float, float] = (5.6, 3.5)) -> str:
-    """One plot as SVG to stand inside a page: no outside reference, ids of its own, the page's colours and font.
-
-    Args:
-        draw: puts the plot on the axes.
-        label: what the plot shows, for those who do not see it.
-        salt: makes the ids differ from those of other plots on the page.
-        size: in inches of 72 units.
-    """
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": salt}):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.add_subplot())
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return _for_page(text.getvalue(), label, salt)
+def times(found: Comparison, size: int, lang: str) -> str | None:
+    """Time of a step relative to no norm: every round a dot, the median with its interval."""
+    shown = [cell for cell in _cells(found, size) if cell.time_ratio is not None]
+    if not shown:
+        return None
+    ratios = {c.method: [a / b for a, b in zip(c.seconds, c.plain_seconds, strict=True)] for c in shown}
+    # A few rounds that something else disturbed would make the rest too small to see.
+    values = [v for each in ratios.values() for v in sorted(each)[: math.ceil(0.95 * len(each))]]
+    low, high = around([1.0, *values], room=0.05)
+    plot = _rows(shown, max(0.0, low), high, lang)
+    plot.grid_x(plot.x.ticks(5), lambda v: f"{v:g}×", say("axis.time", lang))
+    plot.segment((1, -0.5), (1, len(shown) - 0.5), "var(--muted)", css="zero")
+    for row, cell in enumerate(shown):
+        interval = cell.time_ratio
+        assert interval is not None
+        css = colour(cell.method)
+        inside = [(v, row + 0.26) for v in ratios[cell.method] if max(0.0, low) <= v <= high]
+        plot.dots(inside, css, cell.method, radius=1.6)
+        _whisker(plot, cell.method, interval, row - 0.08)
+        plot.mark((interval.value, row - 0.08), MARKERS[cell.method], css, cell.method)
+    return plot.svg(say("alt.times", lang, size=size))
 
 
-def _for_page(svg: str, label: str, salt: str) -> str:
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    view = re.search(r'viewBox="[^"]*"', svg)
-    assert view is not None
-    svg = re.sub(r"<svg[^>]*>", f'<svg {view[0]} role="img" aria-label="{label}">', svg, count=1)
-    # Axes and ticks are numbered alike in every plot; nothing refers to those ids.
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace("xlink:href", "href")
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    return svg
+def memory(found: Comparison, size: int, lang: str) -> str | None:
+    """What one step keeps for its backward pass, as bars."""
+    shown = [cell for cell in _cells(found, size) if cell.saved_bytes is not None]
+    if not shown:
+        return None
+    most = max(cell.saved_bytes or 0 for cell in shown)
+    unit, name = next(((u, n) for u, n in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")) if most >= u), (1, "B"))
+    plot = _rows(shown, 0, 1.22 * most / unit or 1.0, lang)
+    plot.grid_x(plot.x.ticks(4), lambda v: f"{v:g} {name}", say("axis.memory", lang))
+    for row, cell in enumerate(shown):
+        length, css = (cell.saved_bytes or 0) / unit, colour(cell.method)
+        plot.segment((0, row), (length, row), css, cell.method, css="amount")
+        plot.text(plot.x(length) + 5, plot.y(row) + 4, words.size(cell.saved_bytes), method=cell.method)
+    return plot.svg(say("alt.memory", lang, size=size))
 
 
-def _cells(comparison: Comparison, batch_size: int) -> list[Cell]:
-    return [comparison.cell(method, batch_size) for method in comparison.design.methods]
+def swatch(method: str) -> str:
+    """The line and marker of a method, for a legend; its name stands beside it."""
+    return (
+        f'<svg class="swatch" viewBox="0 0 28 14" aria-hidden="true" style="color:{colour(method)}">'
+        f'<path class="mo" d="M1 7H27"/>{marker(14, 7, MARKERS[method], 4.6)}</svg>'
+    )
+
+
+def _rows(shown: Sequence[Cell], low: float, high: float, lang: str) -> Plot:
+    """A plot with one row for each method, from the top down."""
+    height = 12 + ROW * len(shown) + 40
+    letters = max(sum(2 if letter > "\u2e80" else 1.08 for letter in words.title(c.method, lang)) for c in shown)
+    left = min(178.0, 14 + 6.3 * letters)
+    plot = Plot(WIDTH, height, Scale(low, high, left, WIDTH - 12), Scale(-0.5, len(shown) - 0.5, 8, height - 40))
+    for row, cell in enumerate(shown):
+        name = words.title(cell.method, lang)
+        plot.text(left - 10, plot.y(row) + 4, name, "end", css="name", method=cell.method)
+    return plot
+
+
+def _whisker(plot: Plot, method: str, interval: Interval, row: float) -> None:
+    low, high = (min(max(v, plot.x.low), plot.x.high) for v in (interval.low, interval.high))
+    plot.segment((low, row), (high, row), colour(method), method)
+
+
+def _by_rate(cell: Cell) -> dict[float, tuple[float, bool]]:
+    """For each rate the mean over seeds, and whether every run trained."""
+    found: dict[float, list[tuple[float, bool]]] = {}
+    for run in cell.tuning:
+        # Options of the optimizer are tried at the best rate alone.
+        if run.validation_error is not None and not run.job.options:
+            found.setdefault(run.job.rate, []).append((run.validation_error, run.state == "trained"))
+    return {
+        rate: (math.fsum(v for v, _ in runs) / len(runs), all(trained for _, trained in runs))
+        for rate, runs in sorted(found.items())
+    }
+
+
+def _axis(found: Comparison, value: float) -> str:
+    return f"{100 * value:g} %" if found.metric.share else f"{value:g}".replace("-", "−")
+
+
+def _clipped(curve: Curve, log: bool) -> list[float]:
+    """Ends of a band as far as they may stretch the scale: no more than three times the line."""
+    if not log:
+        return [*curve.low, *curve.high]
+    return [max(a, v / 3) for a, v in zip(curve.low, curve.value, strict=True)] + [
+        min(a, 3 * v) for a, v in zip(curve.high, curve.value, strict=True)
+    ]
+
+
+def _cells(found: Comparison, size: int) -> list[Cell]:
+    return [found.cell(method, size) for method in found.design.methods]
 
 
 def _value(interval: Interval | None) -> float:
-    return math.nan if interval is None else interval.value
-
-
-def _mark(axes: Axes, method: str, interval: Interval | None, row: float) -> None:
-    if interval is not None:
-        colour = COLOURS[method]
-        axes.plot([interval.low, interval.high], [row, row], color=colour, linewidth=2.4)
-        axes.plot([interval.value], [row], color=colour, marker=MARKERS[method], markersize=7)
-
-
-def _name_rows(axes: Axes, shown: Sequence[Cell]) -> None:
-    axes.set_yticks(range(len(shown)), [words.title(cell.method) for cell in shown])
-    axes.tick_params(axis="y", length=0, labelcolor=INK)
-    axes.grid(visible=False, axis="y")
-    axes.spines["left"].set_visible(False)
-    axes.set_ylim(-0.6, len(shown) - 0.4)
-
-
-def _log_ticks(axes: Axes, ticks: Sequence[float], form: str) -> None:
-    axes.yaxis.set_major_locator(FixedLocator(ticks))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: form.format(y)))
+    return math.inf if interval is None else interval.value
