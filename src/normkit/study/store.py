@@ -181,6 +181,24 @@ class Store:
         return self._prefixes[key][0]
 
 
+_SHOWS = (
+    "normkit/cli.py",
+    "normkit/__main__.py",
+    "normkit/draw.py",
+    "normkit/study/report/*",
+    "normkit/study/claims/??_?.py",
+    "normkit/study/claims/p_1.py",
+    "normkit/study/claims/experiment.py",
+    "normkit/study/claims/measures.py",
+    *(
+        f"normkit/study/{name}.py"
+        for name in ("answer", "comparison", "evidence", "export", "memory", "metric", "outline", "reading", "stats")
+    ),
+    *(f"normkit/study/{name}.py" for name in ("terminal", "verdict", "whole", "words")),
+)
+"""Code that no result of a run depends on."""
+
+
 def _key(job: Job) -> str:
     return f"{job.kind}/{job.method}/{job.batch_size}/{job.rate!r}/{job.seed}" + (
         f"/{job.options}" if job.options else ""
@@ -206,9 +224,8 @@ def fingerprint(task: Task, design: Design) -> str:
 def code_digest() -> str:
     """Of all of normkit's code that a run can pass through; what only shows results is left out."""
     root = Path(normkit.__file__).parent
-    shows = {root / "cli.py", root / "draw.py", root / "study" / "verdict.py", root / "study" / "stats.py"}
     digest = hashlib.sha256()
     for path in sorted((*root.rglob("*.py"), *root.rglob("*.so"))):
-        if path not in shows and root / "study" / "report" not in path.parents:
+        if not any(path.match(pattern) for pattern in _SHOWS):
             digest.update(path.read_bytes())
     return digest.hexdigest()
