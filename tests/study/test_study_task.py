@@ -262,7 +262,7 @@ def test_stacked_copies_are_trained_as_they_are_alone(method: str) -> None:
     task = Task(net, (X, Y), (X, Y))
     plan = Design(("none", method), (8,), 2, 3, 30, window=10)
     jobs = [Job("measure", method, 8, rate, seed) for rate in (0.01, 0.1) for seed in (1, 2, 3)]
-    assert replicas.can_be_stacked(lambda: task.build(method, 1), task.loss, X[:8], Y[:8])
+    assert replicas.can_be_stacked(lambda seed: task.build(method, seed), task.loss, X[:8], Y[:8])
     together, apart = (train._train(task, plan, jobs, stacked=stacked) for stacked in (True, False))
     for a, b in zip(together, apart, strict=True):
         # Sums in another order over 30 steps: rounding grows along the way.
@@ -272,9 +272,34 @@ def test_stacked_copies_are_trained_as_they_are_alone(method: str) -> None:
 
 def test_dropout_is_not_stacked_and_trains_all_the_same() -> None:
     task = Task(lambda: nn.Sequential(net(), nn.Dropout(0.5)), (X, Y), (X, Y))
-    assert not replicas.can_be_stacked(lambda: task.build("none", 1), task.loss, X[:8], Y[:8])
+    assert not replicas.can_be_stacked(lambda seed: task.build("none", seed), task.loss, X[:8], Y[:8])
     runs = train.execute(task, Design(("none",), (8,), 2, 3, 40), [Job("tune", "none", 8, 0.1, s) for s in (1, 2)])
     assert [run.state for run in runs] != ["failed", "failed"]
+
+
+def test_numbers_that_are_in_no_buffer_are_not_stacked() -> None:
+    class Projected(nn.Module):
+        """Its random directions are a plain attribute, another one in each copy."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.directions, self.head = torch.randn(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x @ self.directions)
+
+    task = Task(Projected, (X, Y), (X, Y))
+    assert not replicas.can_be_stacked(lambda seed: task.build("none", seed), task.loss, X[:8], Y[:8])
+
+
+def test_a_step_that_looks_at_values_is_not_written_down() -> None:
+    def step(parameters: object, buffers: object, inputs: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
+        factor = 2.0 if float(inputs[0, 0]) > 0 else 1.0
+        return factor * inputs.sum(1), [inputs * factor]
+
+    batches = torch.tensor([[1.0, 2.0], [-1.0, 2.0]])
+    assert replicas._written(step, ({}, {}, batches, batches)) is None
+    assert replicas._written(lambda p, b, x, y: (x.sum(1), [x * y]), ({}, {}, batches, batches)) is not None
 
 
 def test_an_optimizer_that_looks_at_whole_tensors_gets_each_copy_alone() -> None:

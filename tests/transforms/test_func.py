@@ -123,3 +123,29 @@ def test_copies_may_share_input_and_weights():
     x, bias = torch.randn(4, 6, 3), torch.randn(5, 6)
     y = torch.func.vmap(lambda b: normkit.functional.group_norm(x, 2, layer.weight, b))(bias)
     torch.testing.assert_close(y, layer(x) + bias[:, None, :, None])
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((4, 3, 2, 2), 0), ((5, 6), 0), ((5, 6), 1), ((4, 3, 2), 2), ((5, 6), None)]
+)
+@pytest.mark.parametrize("at", [0, 1])
+def test_copies_of_a_normed_weight_are_one_call(shape, dim, at):
+    from normkit.kernels import weight
+
+    v = torch.randn(7, *shape).movedim(0, at).requires_grad_()
+    kept = [1 if d != dim else n for d, n in enumerate(shape)] if dim is not None else []
+    g = torch.rand(7, *kept).requires_grad_()
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    try:
+        w = torch.func.vmap(lambda v, g: weight.normalized_weight(v, g, dim), in_dims=(at, 0))(v, g)
+    finally:
+        torch._C._functorch._set_vmap_fallback_enabled(True)
+    dw = torch.randn_like(w)
+    dv, dg = torch.autograd.grad(w, (v, g), dw)
+    for i in range(7):
+        vi, gi = v.movedim(at, 0)[i].detach().requires_grad_(), g[i].detach().requires_grad_()
+        wi = weight.normalized_weight(vi, gi, dim)
+        # The same kernel on another view: sums in another order.
+        torch.testing.assert_close(w[i], wi, atol=1e-6, rtol=1e-5)
+        for mine, alone in zip((dv.movedim(at, 0)[i], dg[i]), torch.autograd.grad(wi, (vi, gi), dw[i]), strict=True):
+            torch.testing.assert_close(mine, alone, atol=1e-5, rtol=1e-5)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from normkit.kernels import door
-from normkit.kernels.autograd import _is_watched, _vjp, _wants_gradient
+from normkit.kernels.autograd import _is_only_mapped, _is_watched, _vjp, _wants_gradient
 from normkit.kernels.fit import dense_like, direct_plan, is_ready
 from normkit.kernels.native import native
 from normkit.kernels.ops import library
@@ -178,6 +178,32 @@ torch.library.register_autograd(
 )
 
 
+def _mapped(
+    info: Any, in_dims: tuple[int | None, ...], v: Tensor, g: Tensor, dim: int | None
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    """`torch.func.vmap`: the weights of all copies side by side are one weight of more channels."""
+    copies = info.batch_size
+    stacked, lengths = (
+        t.expand(copies, *t.shape) if at is None else t.movedim(at, 0)
+        for t, at in zip((v, g), in_dims[:2], strict=True)
+    )
+    at = 0 if dim is None else dim
+    if dim is None:
+        # One length for each copy.
+        flat, rows = stacked.flatten(1), lengths.reshape(copies, 1)
+    else:
+        flat = stacked.movedim(0, at).flatten(at, at + 1)
+        whole = lengths.dim() == stacked.dim()
+        rows = lengths.movedim(0, at).flatten(at, at + 1) if whole else lengths.flatten()
+    w, length = torch.ops.normkit.weight_norm.default(flat, rows, at)
+    if dim is None:
+        return (w.view(stacked.shape), length.view(copies, -1)), (0, 0)
+    return (w.unflatten(at, (copies, stacked.shape[at + 1])), length.view(copies, -1)), (at, 0)
+
+
+torch.library.register_vmap("normkit::weight_norm", _mapped, lib=library)
+
+
 class _WeightNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
@@ -200,7 +226,7 @@ def _is_plain() -> bool:
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
     return (
-        torch._C._functorch.peek_interpreter_stack() is not None
+        (torch._C._functorch.peek_interpreter_stack() is not None and not _is_only_mapped())
         or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
     )

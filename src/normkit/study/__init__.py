@@ -135,10 +135,10 @@ def compare(
         seed=seed,
     )
     _check_workers(workers, executor, time_limit)
+    where = Location.of(store or Path(out) / "study.sqlite3")
+    ranks.check(executor, where.file is not None)
     crew = muster(tuple((bench.task, bench.design) for bench in benches), workers, executor=executor, address=address)
     folder = made(Path(out))
-    where = Location.of(store or folder / "study.sqlite3")
-    ranks.check(executor, where.file is not None)
     with _shown(progress if ranks.rank() == 0 else False) as tell, Store(where, resume=resume) as kept:
         comparison = carry_out(
             benches,

@@ -21,8 +21,8 @@ BROKEN = (SQLAlchemyError, OptunaError, ImportError)
 class Location:
     """A database; as text it shows neither the password nor the options, which may hold secrets too.
 
-    >>> str(Location.of("postgresql+psycopg://anna:secret@host/runs?sslpassword=hidden"))
-    'postgresql+psycopg://anna:***@host/runs'
+    >>> str(Location.of("postgresql+psycopg://user:secret@host/runs?sslpassword=hidden"))
+    'postgresql+psycopg://user:***@host/runs'
     """
 
     url: sqlalchemy.URL = field(repr=False)

@@ -26,6 +26,8 @@ Loss = Callable[[Any, Any], Tensor]
 Tensors = dict[str, Tensor]
 Gradients = Sequence[Tensor | None]
 Step = Callable[..., tuple[Tensor, Gradients]]
+Known = dict[int, Step | None]
+"""Steps written down, by the number of copies."""
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
 _ELEMENTWISE = (
@@ -40,9 +42,6 @@ _ELEMENTWISE = (
     torch.optim.RMSprop,
 )
 """Their step treats each number alone, so one step on stacked parameters is the step of each copy."""
-
-WORTH = 60
-"""From so many steps on it pays to write a step down, which takes as long as some tens of them."""
 
 
 class Replicas(ABC):
@@ -151,10 +150,10 @@ class Apart(Replicas):
 class Stacked(Replicas):
     """The copies on one another."""
 
-    def __init__(self, models: Sequence[nn.Module], steps: int = 0) -> None:
+    def __init__(self, models: Sequence[nn.Module], known: Known | None = None) -> None:
         super().__init__(models)
+        self._known = known
         self.parts: list[tuple[Tensor, str, slice | int]] = []
-        self._steps = steps
         self._step: Step | None = None
         parameters, self.buffers = stack_module_state(self.models)
         self.parameters = {
@@ -172,7 +171,9 @@ class Stacked(Replicas):
         given = (self.parameters, self.buffers, inputs, targets)
         if self._step is None:
             mapped = self._mapped(loss)
-            self._step = _written(mapped, given) if self._steps >= WORTH else mapped
+            if self._known is not None and len(self) not in self._known:
+                self._known[len(self)] = _written(mapped, given)
+            self._step = (self._known and self._known[len(self)]) or mapped
         with torch.no_grad():
             losses, gradients = self._step(*given)
         trained = self._trained()
@@ -240,13 +241,14 @@ class Stacked(Replicas):
                 buffer.zero_()
 
 
-def can_be_stacked(build: Callable[[], nn.Module], loss: Loss, inputs: Any, targets: Any) -> bool:
+def can_be_stacked(build: Callable[[int], nn.Module], loss: Loss, inputs: Any, targets: Any) -> bool:
     """Whether two copies of a model on one another compute what they compute alone, tried on a batch.
 
-    Not so for a model that draws random numbers (dropout), branches on values, or has state that is not in buffers.
+    Not so for a model that draws random numbers (dropout), branches on values, or has numbers of its own that are
+    neither parameters nor buffers.
 
     Args:
-        build: makes the model; two calls give equal ones.
+        build: makes the model from a seed.
         loss: (outputs, targets) -> a number.
         inputs, targets: one batch.
     """
@@ -254,7 +256,7 @@ def can_be_stacked(build: Callable[[], nn.Module], loss: Loss, inputs: Any, targ
     found = []
     try:
         for kind in (Stacked, Apart):
-            copies = kind([build(), build()])
+            copies = kind([build(0), build(1)])
             copies.train()
             found.append(copies.descend(loss, *batch))
     except Exception:
@@ -263,8 +265,8 @@ def can_be_stacked(build: Callable[[], nn.Module], loss: Loss, inputs: Any, targ
     return _agree(found[0], found[1])
 
 
-def _written(mapped: Step, given: tuple[Any, ...]) -> Step:
-    """The operations that a call comes to, as one list to repeat; the call itself where they cannot be written down.
+def _written(mapped: Step, given: tuple[Any, ...]) -> Step | None:
+    """The operations that a call comes to, as one list to repeat; None where they cannot be written down.
 
     It spares the layers of functorch, which cost more than the arithmetic of small models. Tried out on another batch,
     because what depends on values would be written down as it was for the first.
@@ -281,10 +283,10 @@ def _written(mapped: Step, given: tuple[Any, ...]) -> Step:
             losses, gradients = written(*once)
             others, slopes = mapped(*again)
     except Exception:
-        return mapped
+        return None
     leaves = [pytree.tree_leaves(each) for each in ((losses, gradients, once[1]), (others, slopes, again[1]))]
     same = all(_agree(a, b) for a, b in zip(*leaves, strict=True))
-    return written if same else mapped
+    return written if same else None
 
 
 def _laid_out(gradient: Tensor | None, like: Tensor) -> Tensor | None:
@@ -299,9 +301,15 @@ def _agree(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one.double(), other.double(), rtol=5e-3, atol=1e-4, equal_nan=True)
 
 
-def replicas(models: Sequence[nn.Module], stacked: bool, steps: int = 0) -> Replicas:
-    """The copies, on one another where that is known to work and there is more than one; to be trained for `steps`."""
-    return Stacked(models, steps) if stacked and len(models) > 1 else Apart(models)
+def replicas(models: Sequence[nn.Module], stacked: bool, known: Known | None = None) -> Replicas:
+    """The copies, on one another where that is known to work and there is more than one.
+
+    Args:
+        models: of one architecture.
+        stacked: whether `can_be_stacked`.
+        known: steps written down for equal models, loss and batches; new ones are added. None writes none down.
+    """
+    return Stacked(models, known) if stacked and len(models) > 1 else Apart(models)
 
 
 def _keepers(model: nn.Module) -> list[nn.Module]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from normkit.study.design import Design
 from normkit.study.memory import saved_bytes
-from normkit.study.replicas import Replicas, can_be_stacked, replicas
+from normkit.study.replicas import Known, Replicas, can_be_stacked, replicas
 from normkit.study.run import Job, Run, batches, smooth
 from normkit.study.task import Part, Task
 
@@ -24,9 +24,12 @@ GUESSING = 0.95
 
 CHUNK = 512
 """Samples that are evaluated at once."""
+WORTH = 60
+"""From so many steps on it pays to write one down, which takes as long as some tens of them."""
 
 _stacks: dict[tuple[str, str, str], bool] = {}
 """What was found out about the models of this process: whether copies can be stacked."""
+_steps: dict[tuple[Any, ...], Known] = {}
 
 
 def execute(task: Task, design: Design, jobs: Sequence[Job]) -> list[Run]:
@@ -67,8 +70,15 @@ def _is_stackable(task: Task, job: Job) -> bool:
     if key not in _stacks:
         inputs, targets = task.train.take(torch.arange(min(job.batch_size, len(task.train))))
         with torch.random.fork_rng(devices=[]):
-            _stacks[key] = can_be_stacked(lambda: task.build(job.method, job.seed), task.loss, inputs, targets)
+            _stacks[key] = can_be_stacked(lambda seed: task.build(job.method, seed), task.loss, inputs, targets)
     return _stacks[key]
+
+
+def _known_steps(task: Task, design: Design, job: Job) -> Known | None:
+    """Training steps written down in this process, of which one may serve many runs."""
+    if design.steps < WORTH:
+        return None
+    return _steps.setdefault((task.fingerprint(), job.method, job.batch_size, design.device, design.dtype), {})
 
 
 def _train(task: Task, design: Design, jobs: Sequence[Job], stacked: bool) -> list[Run]:
@@ -76,9 +86,8 @@ def _train(task: Task, design: Design, jobs: Sequence[Job], stacked: bool) -> li
     with torch.random.fork_rng(devices=[]), _precision(design):
         # What a model draws while it trains, for dropout say, follows its seed.
         torch.manual_seed(jobs[0].seed)
-        copies = replicas(
-            [task.build(job.method, job.seed).to(design.device, _held(design)) for job in jobs], stacked, design.steps
-        )
+        models = [task.build(job.method, job.seed).to(design.device, _held(design)) for job in jobs]
+        copies = replicas(models, stacked, _known_steps(task, design, jobs[0]) if stacked else None)
         copies.optimize(task.optimizer, [job.setting for job in jobs])
         losses: list[Tensor] = []
         for step, index in enumerate(order):
