@@ -175,9 +175,9 @@ def test_compare_dry_run_shows_the_plan_and_trains_nothing_to_the_end(tmp_path: 
 
 
 def test_compare_takes_the_store_from_the_environment(asked: dict[str, object], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("NORMKIT_STORE", "postgresql+psycopg://anna:secret@host/runs")
+    monkeypatch.setenv("NORMKIT_STORE", "postgresql+psycopg://owner:secret@host/runs")
     assert "secret" not in run("compare")
-    assert asked["store"] == "postgresql+psycopg://anna:secret@host/runs"
+    assert asked["store"] == "postgresql+psycopg://owner:secret@host/runs"
     assert "secret" not in run("compare", "--help")
 
 

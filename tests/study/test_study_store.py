@@ -71,7 +71,7 @@ def test_a_store_that_would_not_last_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["runs.sqlite3", f"nosuch://anna:{SECRET}@host/runs", f"postgresql://anna:{SECRET}@host:x/runs"]
+    "url", ["runs.sqlite3", f"nosuch://owner:{SECRET}@host/runs", f"postgresql://owner:{SECRET}@host:x/runs"]
 )
 def test_what_is_no_url_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(
@@ -89,9 +89,9 @@ def told(error: BaseException) -> str:
 
 def test_a_missing_driver_is_named() -> None:
     with pytest.raises(
-        StateError, match=r"the store mysql://anna:\*\*\*@host/runs needs a package .*MySQLdb.*with pip"
+        StateError, match=r"the store mysql://owner:\*\*\*@host/runs needs a package .*MySQLdb.*with pip"
     ):
-        opened(f"mysql://anna:{SECRET.replace('/', '')}@host/runs?ssl_key=hidden")
+        opened(f"mysql://owner:{SECRET.replace('/', '')}@host/runs?ssl_key=hidden")
     error = Location.of("postgresql+psycopg://host/runs").driver_missing(ImportError(name="psycopg"))
     assert 'pip install "normkit[postgres]"' in str(error)
 
@@ -100,11 +100,11 @@ def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    url = sqlalchemy.URL.create("postgresql+psycopg", "anna", SECRET, "127.0.0.1", port, "runs").render_as_string(False)
+    url = sqlalchemy.URL.create("postgresql+psycopg", "owner", SECRET, "127.0.0.1", port, "runs").render_as_string(False)
     pytest.importorskip("psycopg")
     with pytest.raises(
         StateError,
-        match=rf"can be reached .* but postgresql\+psycopg://anna:\*\*\*@127.0.0.1:{port}/runs answers: .*refused",
+        match=rf"can be reached .* but postgresql\+psycopg://owner:\*\*\*@127.0.0.1:{port}/runs answers: .*refused",
     ) as caught:
         opened(url)
     assert "s3cr" not in told(caught.value)
@@ -252,9 +252,9 @@ def server() -> Iterator[tuple[str, str, str]]:
     start = f"{control} -l {folder}/log -o '-p {port} -k {folder} -c listen_addresses=127.0.0.1' start"
     stop = f"{control} -m fast stop"
     try:
-        shell(f"{prefix}{BINARIES[-1]}/initdb -D {folder}/data -U anna --pwfile={folder}/password -A scram-sha-256")
+        shell(f"{prefix}{BINARIES[-1]}/initdb -D {folder}/data -U owner --pwfile={folder}/password -A scram-sha-256")
         shell(start)
-        url = sqlalchemy.URL.create("postgresql+psycopg", "anna", SECRET, "127.0.0.1", port, "postgres")
+        url = sqlalchemy.URL.create("postgresql+psycopg", "owner", SECRET, "127.0.0.1", port, "postgres")
         yield url.render_as_string(hide_password=False), start, stop
     finally:
         subprocess.run(stop, shell=True, capture_output=True, check=False)
@@ -312,7 +312,7 @@ def test_a_server_that_comes_back_is_waited_for(server: tuple[str, str, str], mo
         monkeypatch.setattr(database, "PATIENCE", 1.0)
         shell(stop)
         with pytest.raises(
-            StateError, match=r"written to, but postgresql\+psycopg://anna:\*\*\*@.* answers: "
+            StateError, match=r"written to, but postgresql\+psycopg://owner:\*\*\*@.* answers: "
         ) as caught:
             store.add(replace(RUN, job=jobs[2]))
         assert "s3cr" not in told(caught.value)
