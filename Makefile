@@ -27,7 +27,7 @@ $(VENV)/test.stamp: $(VENV)/compare.stamp
 	@echo "Installing the checkers ..."
 	@$(PIP) pytest pytest-xdist hypothesis ruff mypy pre-commit
 	@$(PIP) torchvision timm transformers onnx onnxruntime onnxscript tensorboard
-	@$(PIP) pandas pyarrow playwright matplotlib
+	@$(PIP) pandas pyarrow playwright matplotlib triton
 	@touch $@
 
 compare: $(VENV)/compare.stamp ## compare the normalizations on the embedded data and write report/index.html

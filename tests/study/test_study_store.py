@@ -100,7 +100,9 @@ def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    url = sqlalchemy.URL.create("postgresql+psycopg", "owner", SECRET, "127.0.0.1", port, "runs").render_as_string(False)
+    url = sqlalchemy.URL.create("postgresql+psycopg", "owner", SECRET, "127.0.0.1", port, "runs").render_as_string(
+        False
+    )
     pytest.importorskip("psycopg")
     with pytest.raises(
         StateError,
