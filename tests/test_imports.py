@@ -14,7 +14,7 @@ SOURCE = Path(normkit.__file__).parent
 ORDER = ["errors", "pattern", "catalog", "plan", "kernels", "backends", "functional", "layers", "parametrize", "tools"]
 ORDER += ["draw", "study", "cli", "__main__"]
 # Within the kernels.
-INSIDE = ["native", "door", "reference", "triton", "backend", "fit", "ops", "autograd", "weight"]
+INSIDE = ["native", "door", "reference", "triton", "backend", "fit", "ops", "quantized", "autograd", "weight"]
 
 
 def imported(path):

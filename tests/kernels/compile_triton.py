@@ -20,6 +20,7 @@ from normkit.kernels.triton import launch
 from normkit.pattern import parse
 
 TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8"}
+TYPES |= {torch.float8_e4m3fn: "fp8e4nv"}
 
 
 def source(kernel: Any, pointers: tuple[Any, ...], rest: tuple[Any, ...]) -> ASTSource:
@@ -68,6 +69,8 @@ def main(targets: list[GPUTarget]) -> None:
         g = torch.empty(1 if dim is None else v.shape[0])
         _, length = weight.weight_norm(v, g, dim)
         weight.weight_norm_backward(v, v, g, length, dim)
+    rows = torch.empty(4096, 1024, dtype=torch.bfloat16)
+    launch.quantize(rows, rows[0], rows[0], None, 1e-5, True, torch.float8_e4m3fn)
     launch.move_running(*(torch.empty(64) for _ in range(4)), 8, 0.1)
 
 

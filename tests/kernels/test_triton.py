@@ -16,6 +16,7 @@ from torch import Tensor
 
 import contract
 from cases import CASES
+from normkit import functional
 from normkit.errors import ShapeError
 from normkit.kernels import autograd, fit, fused, ops, reference, weight
 from normkit.kernels.triton import launch
@@ -259,6 +260,39 @@ def test_running_statistics(samples):
         torch.testing.assert_close(got.cpu(), torch.where(finite, first.lerp(new, 0.3), first))
 
 
+def rounded_by_torch(values, _, output_dtype, rounding_mode):
+    assert "RTNE" in str(rounding_mode)
+    kinds = {"fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2}
+    return torch.from_numpy(values).to(kinds[str(output_dtype)]).view(torch.uint8).numpy()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("given", [False, True])
+def test_rows_in_eight_bits(monkeypatch, dtype, given):
+    if DEVICE == "cpu":
+        # The interpreter loses a carry when it rounds to 8 bits: 63 becomes 32.
+        monkeypatch.setattr("triton.runtime.interpreter._convert_float", rounded_by_torch)
+    for length in (7, 300):
+        x, w, b = draw(5, 3, length), draw(length), draw(length)
+        scale = torch.tensor(0.01, device=DEVICE) if given else None
+        y, own = functional.quantized_layer_norm(x, w, b, dtype=dtype, scale=scale)
+        want = torch.nn.functional.layer_norm(x, (length,), w, b)
+        want = want.clamp(-own * torch.finfo(dtype).max, own * torch.finfo(dtype).max)
+        assert y.shape == x.shape
+        assert y.dtype == dtype
+        assert own.shape == (() if given else (5, 3, 1))
+        # Half a unit of the format's last place; the smallest numbers have a fixed one.
+        step = torch.finfo(dtype)
+        bound = (want.abs() * step.eps / 2 + own * step.smallest_normal * step.eps) * 1.01 + 1e-6
+        assert ((y.float() * own - want).abs() <= bound).all()
+        if not given:
+            assert torch.equal(y.float().abs().amax(-1), torch.full((5, 3), step.max, device=DEVICE))
+    rms, own = functional.quantized_rms_norm(x, w, dtype=dtype)
+    assert (
+        (rms.float() * own - torch.nn.functional.rms_norm(x, (length,), w, 1e-6)).abs() <= 0.1 * own * step.max
+    ).all()
+
+
 # Promises --------------------------------------------------------------------------------------------------
 
 
@@ -341,7 +375,7 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path, target):
     lines = [line.split() for line in done.stdout.splitlines()]
     assert {name for name, *_ in lines} == {
         "feature_sums", "input_gradient", "move_running", "normalize", "part_along", "part_lengths", "part_moments",
-        "part_sums", "weight_norm", "weight_norm_backward",
+        "part_sums", "quantize", "weight_norm", "weight_norm_backward",
     }  # fmt: skip
     if target == "cuda:90":
         # Memory is read and written in words of 16 bytes: a kernel's first form is that of fp32, side by side.

@@ -167,6 +167,38 @@ def normalize(
             tl.store(y + off, z, mask=inside)
 
 
+@triton.jit(do_not_specialize=["rows"])
+def quantize(
+    x, weight, bias, given, y, scale_out, rows, R,
+    EPS: tl.constexpr, CENTER: tl.constexpr, MOST: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, BIG: tl.constexpr,
+):  # fmt: skip
+    """Rows normalized and divided by a scale, which is given or brings each row's largest value to MOST."""
+    block = tl.program_id(0)
+    if BIG:
+        block = block.to(tl.int64)
+    row = block * BK + tl.arange(0, BK)
+    place = tl.arange(0, BR)
+    inside = (row < rows)[:, None] & (place < R)[None, :]
+    off = row[:, None] * R + place[None, :]
+    v = tl.load(x + off, mask=inside, other=0.0).to(tl.float32)
+    mean, rest, square = tile_moments(v, inside, tl.zeros([BK], tl.float32) + R, CENTER)
+    z = (v - mean[:, None]) - rest[:, None]
+    z = z * inverse(root(square / R + EPS))[:, None]
+    if weight is not None:
+        z = z * tl.load(weight + place, mask=place < R, other=0.0).to(tl.float32)[None, :]
+    if bias is not None:
+        z = z + tl.load(bias + place, mask=place < R, other=0.0).to(tl.float32)[None, :]
+    if given is not None:
+        z = z / tl.load(given)
+    else:
+        most = tl.max(tl.where(inside, tl.abs(z), 0.0), 1)
+        scale = tl.where(most > 0, most / MOST, 1.0)
+        tl.store(scale_out + row, scale, mask=row < rows)
+        z = z / scale[:, None]
+    z = tl.clamp(z, -MOST, MOST).to(y.dtype.element_ty, fp_downcast_rounding="rtne")
+    tl.store(y + off, z, mask=inside)
+
+
 @triton.jit
 def move_running(running_mean, running_var, mean, std, channels, samples, unbias, momentum, BLOCK: tl.constexpr):
     """Running statistics go towards a batch's, averaged over its samples where each has its own; only where finite."""

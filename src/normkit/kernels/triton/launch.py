@@ -17,7 +17,7 @@ from normkit.kernels.reference import arithmetic_dtype
 from normkit.kernels.triton import backward as back
 from normkit.kernels.triton import forward as forth
 from normkit.kernels.triton import weight as lengths
-from normkit.kernels.triton.schedule import Features, Schedule, Walk, schedule
+from normkit.kernels.triton.schedule import WHOLE, Features, Schedule, Walk, schedule
 
 Pointers = tuple[Tensor | None, ...]
 _schedules: list[Schedule] = []
@@ -363,3 +363,29 @@ def move_running(
         channels, mean.numel() // channels, count / (count - 1), momentum, RUNNING,
     )  # fmt: skip
     return 0
+
+
+def quantize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    eps: float,
+    center: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor] | None:
+    """Rows in 8 bits and their scales; None for rows too long for a tile."""
+    length = x.shape[-1]
+    if length > WHOLE:
+        return None
+    x = _aligned(x.contiguous())
+    rows, tile = x.numel() // length, 1 << (length - 1).bit_length()
+    y = torch.empty(x.shape, dtype=dtype, device=x.device)
+    own = torch.empty((*x.shape[:-1], 1), device=x.device) if scale is None else scale
+    many = max(1, 1024 // tile)
+    launch(
+        forth.quantize, (-(-rows // many), 1, 1), max(1, min(16, many * tile // 512)),
+        (x, weight, bias, scale, y, own), rows, length, eps, center, torch.finfo(dtype).max, many, tile,
+        x.numel() >= FAR,
+    )  # fmt: skip
+    return y, own
