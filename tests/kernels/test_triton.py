@@ -382,3 +382,46 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path, target):
         first = {name: int(wide) for name, _, _, wide, _ in reversed(lines)}
         assert first["normalize"] >= 8
         assert first["input_gradient"] >= 8
+
+
+def test_tuned_schedules_are_measured_once_and_right(monkeypatch, tmp_path):
+    monkeypatch.setenv("NORMKIT_AUTOTUNE", "1")
+    monkeypatch.setenv("NORMKIT_CACHE", str(tmp_path / "new"))
+    tried = []
+
+    def bench(call):
+        call()
+        tried.append(launch._schedules[-1])
+        return -len(tried)  # the last of them is the best
+
+    monkeypatch.setattr(launch, "_bench", bench)
+    for pattern, shape in (("batch", (4, 2, 60, 70)), ("rows", (6, 8, 5, 7))):
+        check(PATTERNS[pattern], shape, LAYOUTS[0], torch.float32, affine=True)
+    chunks = {s.br0 * s.br1 for s in tried}
+    assert len(tried) > 4
+    assert len({s.warps for s in tried}) > 2
+    assert len(chunks) > 2
+    used = launch._schedules[-1]
+    count = len(tried)
+    fit._registered.cache_clear()
+    fit.direct_plan.cache_clear()
+    check(PATTERNS["rows"], (6, 8, 5, 7), LAYOUTS[0], torch.float32, affine=True)
+    assert len(tried) == count
+    assert launch._schedules[-1] == used
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_calls_are_captured_into_a_graph():
+    x, w = draw(64, 8, 5, 7), draw(8)
+
+    def call() -> Tensor:
+        y, mean, std = ops.normalize(x, w, w, PATTERNS["batch"], 1e-5, True)
+        return ops.backward(y, x, mean, std, w, PATTERNS["batch"], 1e-5, True, False, True, True, True)[0]
+
+    call()  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call()
+    x.copy_(draw(64, 8, 5, 7))
+    graph.replay()
+    assert torch.equal(captured, call())

@@ -45,7 +45,7 @@ def quantized_layer_norm(
         >>> from normkit import functional
         >>> y, scale = functional.quantized_layer_norm(torch.tensor([[1.0, 2.0, 6.0]]))
         >>> y.dtype, (y.float() * scale).round(decimals=1)
-        (torch.float8_e4m3fn, tensor([[-0.9, -0.5,  1.4]]))
+        (torch.float8_e4m3fn, tensor([[-0.9000, -0.4000,  1.4000]]))
 
     Source: for the formats, Micikevicius et al. 2022, arXiv:2209.05433.
     """

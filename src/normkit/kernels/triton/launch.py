@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from normkit.errors import ShapeError
 from normkit.kernels.reference import arithmetic_dtype
 from normkit.kernels.triton import backward as back
 from normkit.kernels.triton import forward as forth
+from normkit.kernels.triton import tune
 from normkit.kernels.triton import weight as lengths
 from normkit.kernels.triton.schedule import WHOLE, Features, Schedule, Walk, schedule
 
@@ -34,8 +36,34 @@ RUNNING = 256
 
 def plan(k0: int, r0: int, k1: int, r1: int, period: int, inner: int, columns: bool) -> int:
     """Make a schedule, and the number it is called by."""
-    _schedules.append(schedule((k0, r0, k1, r1), period, inner))
+    numbers = ((k0, r0, k1, r1), period, inner)
+    _schedules.append(tune.tuned(numbers, _place(), _milliseconds) if tune.is_on() else schedule(*numbers))
     return len(_schedules) - 1
+
+
+def _place() -> str:
+    """The GPU in use and the compiler, which a tuned schedule is for."""
+    module = torch.get_device_module()
+    name = module.get_device_name() if torch.accelerator.is_available() else "interpreter"
+    return f"{name}, triton {triton.__version__}"
+
+
+def _milliseconds(s: Schedule) -> float:
+    """Of a forward and a backward call in fp32."""
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    x, weight = torch.randn(s.numel, device=device), torch.ones(s.period, device=device)
+    _schedules.append(s)
+    number = len(_schedules) - 1
+
+    def call() -> None:
+        _, mean, std = normalize(x, weight, weight, number, 1e-5, True)
+        backward(x, x, mean, std, weight, number, 1e-5, True, False, True, True, True)
+
+    return float(_bench(call))
+
+
+def _bench(call: Callable[[], None]) -> Any:
+    return triton.testing.do_bench(call, return_mode="median")
 
 
 # Launching ------------------------------------------------------------------------------------------------

@@ -174,8 +174,8 @@ def _power(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
 
 
-def schedule(view: tuple[int, int, int, int], period: int, inner: int) -> Schedule:
-    """The schedule of a plan with these numbers (`normkit.plan.Plan`)."""
+def schedule(view: tuple[int, int, int, int], period: int, inner: int, chunk: int = CHUNK) -> Schedule:
+    """The schedule of a plan with these numbers (`normkit.plan.Plan`); `chunk` for tiles of another size."""
     k0, r0, k, r1 = view
     if k == 1:
         # A region in one piece: cut where the weights change.
@@ -205,9 +205,9 @@ def schedule(view: tuple[int, int, int, int], period: int, inner: int) -> Schedu
         bk = min(bk, _power(k)) if apart else bk
     else:
         bk = beside
-        most = CHUNK // (bk * bc)
+        most = chunk // (bk * bc)
         br1 = min(p1, most) if p1 <= most else _least_waste(r1, most)
-        br0 = 1 if br1 >= CHUNK // 8 else min(p0, most // br1)
+        br0 = 1 if br1 >= chunk // 8 else min(p0, most // br1)
         walk = Walk.TWICE if bk * n <= (NEAR_APART if apart else NEAR) else Walk.PARTS
     features = along
     if along is Features.COLUMN:
