@@ -1,6 +1,6 @@
 # Two commands do everything, set-up included: `make compare` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help compare test format bench clean
+.PHONY: help compare test format bench bench-gpu clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -27,7 +27,7 @@ $(VENV)/test.stamp: $(VENV)/compare.stamp
 	@echo "Installing the checkers ..."
 	@$(PIP) pytest pytest-xdist hypothesis ruff mypy pre-commit
 	@$(PIP) torchvision timm transformers onnx onnxruntime onnxscript tensorboard
-	@$(PIP) pandas pyarrow playwright matplotlib
+	@$(PIP) pandas pyarrow playwright matplotlib triton
 	@touch $@
 
 compare: $(VENV)/compare.stamp ## compare the normalizations on the embedded data and write report/index.html
@@ -45,6 +45,9 @@ format: $(VENV)/test.stamp ## put the code into shape
 
 bench: $(VENV)/test.stamp ## time the kernels against torch and torch.compile, half an hour; numbers go to benchmarks/results/
 	$(BIN)/python -m benchmarks.run; status=$$?; $(BIN)/python -m benchmarks.show benchmarks/results/cpu.json --docs docs/performance.md; exit $$status
+
+bench-gpu: $(VENV)/test.stamp ## the same on this machine's GPU, for which its torch must be built
+	$(BIN)/python -m benchmarks.run --gpu; status=$$?; $(BIN)/python -m benchmarks.show benchmarks/results/gpu.json --docs docs/gpu.md; exit $$status
 
 clean: ## remove everything that the other commands made
 	rm -rf $(VENV) build report src/*.egg-info src/normkit/_native*

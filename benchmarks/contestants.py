@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import normkit
+from benchmarks.peers import PEERS
 from benchmarks.workloads import Cell
 from normkit import functional, parametrize
 
@@ -138,10 +139,19 @@ def contestants(cell: Cell, compiled: bool = True) -> tuple[dict[str, Contestant
         own = tuple(t.detach().to_mkldnn().requires_grad_(cell.backward) for t in leaves[:1])
         return Contestant(_function(F, cell), (*own, *leaves[1:]), (*own, *leaves[1:]), dy.to_mkldnn())
 
-    entries = {"torch": lambda: of(nn, F), "normkit": lambda: of(normkit, functional)}
+    def peer(make: Callable[..., Callable[..., Tensor] | None]) -> Contestant | None:
+        function = make(cell, EPS.get(cell.method, 1e-5), groups(cell.shape[1]))
+        return None if function is None else Contestant(function, leaves, leaves, dy)
+
+    entries: dict[str, Callable[[], Contestant | None]] = {
+        "torch": lambda: of(nn, F),
+        "normkit": lambda: of(normkit, functional),
+    }
     if cell.method == "weight_standardization":
         entries["torch, by batch_norm"] = lambda: Contestant(_standardize_by_batch_norm, leaves, leaves, dy)
-    if cell.method.startswith("batch_norm") and len(cell.shape) == 4 and cell.layout == "contiguous":
+    if leaves[0].is_cuda:
+        entries |= {name: lambda of_peer=of_peer: peer(of_peer) for name, of_peer in PEERS.items()}
+    elif cell.method.startswith("batch_norm") and len(cell.shape) == 4 and cell.layout == "contiguous":
         entries["onednn"] = onednn
     if compiled:
         entries["compile"] = lambda: of(nn, F).compiled()
@@ -149,6 +159,8 @@ def contestants(cell: Cell, compiled: bool = True) -> tuple[dict[str, Contestant
     for name, make in entries.items():
         try:
             contestant = make()
+            if contestant is None:
+                continue
             contestant.train() if cell.backward else contestant.infer()
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

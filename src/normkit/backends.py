@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from normkit.kernels.native import native
+import torch
+
+from normkit.kernels.backend import GPUS, on_gpu
+from normkit.kernels.native import Native, native
 
 
 @dataclass(frozen=True)
@@ -45,18 +48,20 @@ def show_backends() -> Backends:
     Example:
         >>> import normkit
         >>> [row.name for row in normkit.show_backends().rows]
-        ['C++ kernels', 'plain torch', 'plain torch']
+        ['C++ kernels', 'plain torch', 'Triton kernels', 'plain torch']
     """
-    cpu = native()
+    cpu, gpu = native(), _gpu()
     return Backends(
         (
             Backend("cpu", "C++ kernels", cpu.kernels is not None, cpu.reason),
             Backend("cpu", "plain torch", cpu.kernels is None, "the reference, where there are no kernels"),
-            Backend(
-                "other",
-                "plain torch",
-                True,
-                "normkit has no GPU kernels yet",
-            ),
+            Backend("gpu", "Triton kernels", gpu.kernels is not None, gpu.reason),
+            Backend("other", "plain torch", True, "there are no kernels for it"),
         )
     )
+
+
+def _gpu() -> Native:
+    """Not loaded, and not warned about, where there is no GPU."""
+    there = next((name for name in GPUS if getattr(torch, name).is_available()), None)
+    return on_gpu() if there else Native(None, "torch sees no GPU that Triton compiles for")

@@ -258,7 +258,7 @@ print(normkit.show_backends())
     assert done.returncode == 0, done.stderr
     assert "normkit runs on plain torch, which is right but slower (no compiled kernels in" in done.stdout
     assert "Remedy: install g++ and reinstall normkit" in done.stdout
-    assert "C++ kernels  not in use" in done.stdout
+    assert "C++ kernels     not in use" in done.stdout
 
 
 def test_kernels_can_be_turned_off(monkeypatch):

@@ -7,6 +7,7 @@ from normkit.functional.group import group_norm
 from normkit.functional.instance import instance_norm
 from normkit.functional.layer import layer_norm, layer_norm2d
 from normkit.functional.local_response import local_response_norm
+from normkit.functional.quantized import quantized_layer_norm, quantized_rms_norm
 from normkit.functional.rms import rms_norm
 from normkit.functional.sync import sync_batch_norm
 from normkit.functional.weight_standardization import weight_standardization
@@ -22,6 +23,8 @@ __all__ = [
     "layer_norm2d",
     "local_response_norm",
     "normalize",
+    "quantized_layer_norm",
+    "quantized_rms_norm",
     "rms_norm",
     "sync_batch_norm",
     "weight_standardization",

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from normkit.errors import StateError
 from normkit.kernels import batched, door, export, ops, reference
-from normkit.kernels.native import native
+from normkit.kernels.backend import kernels_for
 from normkit.kernels.reference import arithmetic_dtype
 from normkit.pattern import parse
 
@@ -375,15 +375,10 @@ def skipped_channels() -> int:
 
 
 def move(running: Running, mean: Tensor, std: Tensor) -> None:
-    plain = (
-        not isinstance(running.values, Tensor)
-        and mean.is_cpu
-        and not _is_watched(running.mean)
-        and not _is_watched(mean)
-    )
+    plain = not isinstance(running.values, Tensor) and not _is_watched(running.mean) and not _is_watched(mean)
     global _skipped
-    kernels = native().kernels if plain else None
-    if kernels is not None and _is_counted(running.mean) and _is_counted(running.var):
+    kernels = kernels_for(mean) if plain else None
+    if kernels is not None and _is_moved(running.mean) and _is_moved(running.var):
         _skipped += kernels.move_running(running.mean, running.var, mean, std, running.values, running.momentum)
         # An operator with a schema of its own leaves the counting of in-place changes to its caller.
         torch.autograd.graph.increment_version([running.mean, running.var])
@@ -415,5 +410,7 @@ def _unbiased(running: Running, mean: Tensor, std: Tensor) -> tuple[Tensor, Tens
     )
 
 
-def _is_counted(running: Tensor) -> bool:
-    return running.dtype in (torch.float32, torch.float64) and running.is_contiguous() and not running.requires_grad
+def _is_moved(running: Tensor) -> bool:
+    """Whether a kernel moves it; on a GPU, where numbers are passed in fp32, only if it is fp32 itself."""
+    known = (torch.float32, torch.float64) if running.is_cpu else (torch.float32,)
+    return running.dtype in known and running.is_contiguous() and not running.requires_grad

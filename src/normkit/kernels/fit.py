@@ -9,8 +9,7 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
-from normkit.kernels import door
-from normkit.kernels.native import native
+from normkit.kernels import backend, door
 from normkit.kernels.reference import arithmetic_dtype
 from normkit.pattern import parse
 from normkit.plan import Plan, Prepare, plan
@@ -35,18 +34,18 @@ def plan_of(pattern: str, shape: torch.Size, strides: tuple[int, ...]) -> Plan:
 
 
 @cache
-def _registered(numbers: tuple[int, ...]) -> int:
-    kernels = native().kernels
+def _registered(numbers: tuple[int, ...], device: str) -> int:
+    kernels = backend.kernels_on(device)
     assert kernels is not None
     return kernels.plan(*numbers)
 
 
 @lru_cache(maxsize=4096)
-def direct_plan(pattern: str, shape: torch.Size, strides: tuple[int, ...]) -> int:
-    """What the compiled kernels know the plan by, if a tensor can go to them as it is; else -1."""
+def direct_plan(pattern: str, shape: torch.Size, strides: tuple[int, ...], device: str) -> int:
+    """What the kernels of a device know the plan by, if a tensor can go to them as it is; else -1."""
     plan = plan_of(pattern, shape, strides)
-    known_as = _registered(plan.numbers) if plan.direct else -1
-    if door.learn(pattern, shape, strides, known_as):
+    known_as = _registered(plan.numbers, device) if plan.direct else -1
+    if device == "cpu" and door.learn(pattern, shape, strides, known_as):
         direct_plan.cache_clear()  # so that the door learns them again
     return known_as
 
@@ -63,7 +62,7 @@ class Call:
         self.like = x
         self.x = x if self.plan.prepare is Prepare.AS_IS else self.into(x)
         self.stat = arithmetic_dtype(x.dtype)
-        self.known_as = _registered(self.plan.numbers)
+        self.known_as = _registered(self.plan.numbers, x.device.type)
 
     def into(self, t: Tensor) -> Tensor:
         """Another tensor of x's shape, laid out as the kernel expects x."""

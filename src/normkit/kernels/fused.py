@@ -18,8 +18,8 @@ from torch.autograd import forward_ad
 
 from normkit.kernels import export
 from normkit.kernels.autograd import _input_shaped, _is_watched, _vjp, _wants_gradient
+from normkit.kernels.backend import kernels_for
 from normkit.kernels.fit import Call, dense_like, direct_plan, is_ready
-from normkit.kernels.native import Kernels, native
 from normkit.kernels.ops import library
 from normkit.kernels.reference import arithmetic_dtype
 from normkit.pattern import Level, parse
@@ -137,10 +137,6 @@ def reference(
 # The operators --------------------------------------------------------------------------------------------
 
 
-def _kernels_for(x: Tensor) -> Kernels | None:
-    return native().kernels if x.is_cpu and x.numel() else None
-
-
 def _mask_arguments(call: Call, mask: Tensor | None, pattern: str) -> tuple[Tensor | None, Tensor | None, int, int]:
     if mask is None:
         return None, None, 1, 1
@@ -162,8 +158,8 @@ def fused(
     center: bool,
     activation: str,
 ) -> Fused:
-    kernels = _kernels_for(x)
-    plan = -1 if kernels is None else direct_plan(pattern, x.shape, x.stride())
+    kernels = kernels_for(x)
+    plan = -1 if kernels is None else direct_plan(pattern, x.shape, x.stride(), x.device.type)
     if kernels is None:
         out = reference(x, residual, mask, mean, std, weight, bias, pattern, eps, center, activation)
         total = out.sum if residual is None else dense_like(x, out.sum)
@@ -207,7 +203,7 @@ def fused_backward(
     want_weight: bool,
     want_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kernels = _kernels_for(x)
+    kernels = kernels_for(x)
     if kernels is None:
         given_mean, given_std = (mean, std) if fixed else (None, None)
         leaves = [x, *(t for t in (weight, bias) if t is not None)]
@@ -229,7 +225,7 @@ def fused_backward(
         )
     options: tuple[Any, ...] = (eps, center, fixed, _NUMBER[activation], want_weight, want_bias)
     if mask is None and dy.stride() == x.stride() and (dsum is None or dsum.stride() == x.stride()):
-        plan = direct_plan(pattern, x.shape, x.stride())
+        plan = direct_plan(pattern, x.shape, x.stride(), x.device.type)
         if plan >= 0 and all(is_ready(t, x) for t in (mean, std, weight, bias)):
             return kernels.fused_backward(dy, dsum, x, None, None, 1, 1, mean, std, weight, bias, plan, *options)
     call = Call(x, pattern)

@@ -17,7 +17,7 @@ _FOLDER = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Kernels:
-    """The compiled operators; their schemas are in csrc/ops.cpp."""
+    """The compiled operators; their schemas are in csrc/ops.cpp, those of GPUs are the same."""
 
     plan: Callable[..., int]
     normalize: Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -29,6 +29,7 @@ class Kernels:
     move_running: Callable[..., int]
     weight_norm: Callable[..., tuple[Tensor, Tensor]]
     weight_norm_backward: Callable[..., tuple[Tensor, Tensor]]
+    quantize: Callable[..., tuple[Tensor, Tensor] | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ def native() -> Native:
             reason = f"{library.name} cannot be loaded into torch {torch.__version__}: {error}"
         else:
             ops = torch.ops.normkit_native
-            kernels = Kernels(**{field.name: getattr(ops, field.name).default for field in fields(Kernels)})
+            kernels = Kernels(
+                **{field.name: getattr(ops, field.name).default for field in fields(Kernels) if field.default}
+            )
             return Native(kernels, f"{ops.isa()} kernels from {library.name}")
     warnings.warn(
         f"normkit runs on plain torch, which is right but slower ({reason}). "

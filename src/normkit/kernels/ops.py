@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from normkit.kernels import reference
+from normkit.kernels.backend import kernels_for
 from normkit.kernels.fit import Call, dense_like, direct_plan, is_ready
-from normkit.kernels.native import Kernels, native
 from normkit.kernels.reference import arithmetic_dtype
 from normkit.pattern import parse
 
@@ -38,21 +38,17 @@ library.define(
 )
 
 
-def _kernels_for(x: Tensor) -> Kernels | None:
-    return native().kernels if x.is_cpu and x.numel() else None
-
-
 # The operators --------------------------------------------------------------------------------------------
 
 
 def normalize(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, pattern: str, eps: float, center: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kernels = _kernels_for(x)
+    kernels = kernels_for(x)
     if kernels is None:
         y, mean, std = reference.normalize(x, weight, bias, parse(pattern), eps, center)
         return dense_like(x, y), mean, std
-    plan = direct_plan(pattern, x.shape, x.stride())
+    plan = direct_plan(pattern, x.shape, x.stride(), x.device.type)
     if plan >= 0 and is_ready(weight, x) and is_ready(bias, x):
         return kernels.normalize(x, weight, bias, plan, eps, center)
     call = Call(x, pattern)
@@ -62,9 +58,9 @@ def normalize(
 
 def infer(x: Tensor, weight: Tensor | None, bias: Tensor | None, pattern: str, eps: float, center: bool) -> Tensor:
     """The y of `normalize`, for when nobody will ask for the moments; no operator of its own."""
-    kernels = _kernels_for(x)
+    kernels = kernels_for(x)
     if kernels is not None and is_ready(weight, x) and is_ready(bias, x):
-        plan = direct_plan(pattern, x.shape, x.stride())
+        plan = direct_plan(pattern, x.shape, x.stride(), x.device.type)
         if plan >= 0:
             return kernels.infer(x, weight, bias, plan, eps, center)
     return normalize(x, weight, bias, pattern, eps, center)[0]
@@ -79,10 +75,10 @@ def standardize(
     pattern: str,
     eps: float,
 ) -> Tensor:
-    kernels = _kernels_for(x)
+    kernels = kernels_for(x)
     if kernels is None:
         return dense_like(x, reference.standardize(x, mean, std, weight, bias, parse(pattern), eps))
-    plan = direct_plan(pattern, x.shape, x.stride())
+    plan = direct_plan(pattern, x.shape, x.stride(), x.device.type)
     if plan >= 0 and is_ready(weight, x) and is_ready(bias, x) and is_ready(mean, x) and is_ready(std, x):
         return kernels.standardize(x, mean, std, weight, bias, plan, eps)
     call = Call(x, pattern)
@@ -112,7 +108,7 @@ def backward(
     want_weight: bool,
     want_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kernels = _kernels_for(x)
+    kernels = kernels_for(x)
     if kernels is None:
         grads = reference.backward(dy, x, weight, parse(pattern), eps, center, (mean, std) if fixed else None)
         none = x.new_empty(0, dtype=arithmetic_dtype(x.dtype))
@@ -121,7 +117,7 @@ def backward(
             grads.weight if want_weight else none.clone(),
             grads.bias if want_bias else none.clone(),
         )
-    plan = direct_plan(pattern, x.shape, x.stride())
+    plan = direct_plan(pattern, x.shape, x.stride(), x.device.type)
     if plan >= 0 and dy.stride() == x.stride() and is_ready(weight, x) and is_ready(mean, x) and is_ready(std, x):
         rest = (eps, center, fixed, want_x, want_weight, want_bias)
         return kernels.backward(dy, x, mean, std, weight, plan, *rest)

@@ -16,8 +16,8 @@ from torch.autograd import forward_ad
 
 from normkit.kernels import door
 from normkit.kernels.autograd import _is_only_mapped, _is_watched, _vjp, _wants_gradient
+from normkit.kernels.backend import kernels_for
 from normkit.kernels.fit import dense_like, direct_plan, is_ready
-from normkit.kernels.native import native
 from normkit.kernels.ops import library
 from normkit.kernels.reference import arithmetic_dtype
 
@@ -87,7 +87,7 @@ def _gradients(dw: Tensor, v: Tensor, g: Tensor, dim: int | None) -> tuple[Tenso
 
 def _plan(v: Tensor, dim: int | None) -> int:
     """The kernels' plan, or -1 where they do not serve."""
-    return direct_plan(pattern_of(dim), v.shape, v.stride()) if v.is_cpu and native().kernels is not None else -1
+    return direct_plan(pattern_of(dim), v.shape, v.stride(), v.device.type) if kernels_for(v) is not None else -1
 
 
 def _ready(g: Tensor, v: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def _ready(g: Tensor, v: Tensor) -> Tensor:
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
-    plan, kernels = _plan(v, dim), native().kernels
+    plan, kernels = _plan(v, dim), kernels_for(v)
     if plan < 0 or kernels is None:
         length = _length(v, dim).reshape(-1)
         return dense_like(v, _reference(v, g, dim)), torch.where(length > 0, length, 1)
@@ -103,7 +103,7 @@ def weight_norm(v: Tensor, g: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
 
 
 def weight_norm_backward(dw: Tensor, v: Tensor, g: Tensor, length: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
-    plan, kernels = _plan(v, dim), native().kernels
+    plan, kernels = _plan(v, dim), kernels_for(v)
     if plan < 0 or kernels is None:
         dv, dg = _gradients(dw, v, g, dim)
         return dense_like(v, dv), dg

@@ -1,0 +1,59 @@
+"""Normalization of rows into 8-bit floating point, one scale for each: ``normkit::quantize``, without a gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from normkit.kernels import backend, reference
+from normkit.kernels.ops import library
+from normkit.pattern import parse
+
+library.define(
+    "quantize(Tensor x, Tensor? weight, Tensor? bias, Tensor? scale, float eps, bool center, ScalarType dtype)"
+    " -> (Tensor y, Tensor scale)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def quantize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    eps: float,
+    center: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """y = row / scale in `dtype`, for rows of x normalized; scales are fp32, and by default take largest to largest."""
+    kernels = backend.kernels_for(x)
+    if kernels is not None and kernels.quantize is not None and x.dtype is not torch.float64:
+        known = kernels.quantize(x, weight, bias, scale, eps, center, dtype)
+        if known is not None:
+            return known
+    y = reference.normalize(x.float(), weight, bias, parse("... [c]"), eps, center)[0]
+    largest = torch.finfo(dtype).max
+    if scale is None:
+        most = y.abs().amax(-1, keepdim=True)
+        scale = torch.where(most > 0, most / largest, 1)
+    return (y / scale).clamp(-largest, largest).to(dtype), scale
+
+
+library.impl("quantize", quantize, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("normkit::quantize", lib=library)
+def _(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    eps: float,
+    center: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    own = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32) if scale is None else torch.empty_like(scale)
+    return x.new_empty(x.shape, dtype=dtype), own
+
+
+operator = torch.ops.normkit.quantize.default

@@ -1,0 +1,48 @@
+"""Schedules chosen by the clock, on request, and kept for the next process.
+
+``NORMKIT_AUTOTUNE=1`` turns it on. Results are kept in ``NORMKIT_CACHE``, by default ``~/.cache/normkit``, for each
+GPU and Triton apart. A region added up in another order gives other last bits, so two machines may then differ.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from normkit.kernels.triton.schedule import CHUNK, Schedule, Walk, schedule
+
+Numbers = tuple[tuple[int, int, int, int], int, int]
+
+
+def is_on() -> bool:
+    return os.environ.get("NORMKIT_AUTOTUNE") == "1"
+
+
+def candidates(numbers: Numbers) -> Iterator[tuple[int, int]]:
+    """(elements of a tile, warps) worth trying; the schedule's own choice first."""
+    first = schedule(*numbers)
+    for chunk in (CHUNK,) if first.walk is Walk.WHOLE else (CHUNK, CHUNK // 2, 2 * CHUNK):
+        own = schedule(*numbers, chunk=chunk).warps
+        yield from ((chunk, warps) for warps in (own, own // 2, 2 * own) if 1 <= warps <= 16)
+
+
+def tuned(numbers: Numbers, where: str, milliseconds: Callable[[Schedule], float]) -> Schedule:
+    """The quickest schedule for a plan's numbers on a GPU of that name; measured once, then read."""
+    path = Path(os.environ.get("NORMKIT_CACHE") or Path.home() / ".cache" / "normkit") / "schedules.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    key = f"{where}: {numbers}"
+    if key not in kept:
+        kept[key] = min(candidates(numbers), key=lambda choice: milliseconds(made(numbers, *choice)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Whole or not at all: other processes read it, too.
+        fresh = path.with_suffix(f".{os.getpid()}")
+        fresh.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+        fresh.replace(path)
+    return made(numbers, *kept[key])
+
+
+def made(numbers: Numbers, chunk: int, warps: int) -> Schedule:
+    return replace(schedule(*numbers, chunk=chunk), warps=warps)

@@ -1,0 +1,94 @@
+"""Compiles what calls would launch, for GPUs that are not there: ``python compile_triton.py cuda:90 hip:gfx942``.
+
+Prints one line for each: kernel, target, warps, and how many of its loads and stores take four words at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from normkit.kernels import backend, fused, ops, weight
+from normkit.kernels.triton import launch
+from normkit.pattern import parse
+
+TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8"}
+TYPES |= {torch.float8_e4m3fn: "fp8e4nv"}
+
+
+def source(kernel: Any, pointers: tuple[Any, ...], rest: tuple[Any, ...]) -> ASTSource:
+    """The form of a kernel that Triton would choose for these arguments."""
+    signature, constants, hints = {}, {}, {}
+    for place, (parameter, value) in enumerate(zip(kernel.params, (*pointers, *rest), strict=True)):
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+            signature[parameter.name], constants[(place,)] = "constexpr", value
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            number = isinstance(value, int)
+            signature[parameter.name] = ("i32" if value < 2**31 else "i64") if number else "*" + TYPES[value.dtype]
+            if not number or value % 16 == 0:
+                hints[(place,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constants, hints)
+
+
+def main(targets: list[GPUTarget]) -> None:
+    seen = set()
+
+    def compiled(kernel: Any, grid: tuple[int, ...], warps: int, pointers: tuple[Any, ...], *rest: Any) -> None:
+        form = source(kernel, pointers, rest)
+        key = (kernel.__name__, str(form.signature), str(form.constants), str(form.attrs), warps)
+        if key in seen:
+            return
+        seen.add(key)
+        for target in targets:
+            options = {"num_warps": warps, "enable_fp_fusion": True}
+            made = triton.compile(form, target=target, options=options)
+            text = made.asm.get("ptx", "")
+            wide = len(re.findall(r"\.v4\.b32|\.v2\.b64", text)), len(re.findall(r"(?:ld|st)\.global", text))
+            print(kernel.__name__, target.backend, warps, *wide)
+
+    launch.launch = compiled
+    launch._units = lambda device: 528
+    kernels = backend.triton_kernels()
+    backend.kernels_on = lambda device: kernels
+    for pattern in ("[b] c [...]", "b (g=8 [c]) [...]", "b [c] ...", "b [c ...]", "[b] (g [c=2]) [...]"):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            calls(pattern, (8, 16, 56, 56), layout, torch.float32, with_mask="g=" in pattern)
+    calls("... [c]", (4096, 768), torch.contiguous_format, torch.bfloat16)
+    calls("... [c]", (64, 20000), torch.contiguous_format, torch.float64)
+    calls("b c [...]", (2, 2, 400, 400), torch.contiguous_format, torch.float16)
+    for v, dim in ((torch.empty(64, 64, 3, 3), 0), (torch.empty(600, 600), None), (torch.empty(4, 50000), 0)):
+        g = torch.empty(1 if dim is None else v.shape[0])
+        _, length = weight.weight_norm(v, g, dim)
+        weight.weight_norm_backward(v, v, g, length, dim)
+    rows = torch.empty(4096, 1024, dtype=torch.bfloat16)
+    launch.quantize(rows, rows[0], rows[0], None, 1e-5, True, torch.float8_e4m3fn)
+    launch.move_running(*(torch.empty(64) for _ in range(4)), 8, 0.1)
+
+
+def calls(
+    pattern: str, shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype, with_mask: bool = False
+) -> None:
+    x = torch.empty(shape, dtype=dtype).contiguous(memory_format=layout)
+    features = math.prod(level.size for level in parse(pattern).levels(shape) if level.feature)
+    w = torch.empty(features, dtype=torch.float64 if dtype is torch.float64 else torch.float32)
+    _, mean, std = ops.normalize(x, w, w, pattern, 1e-5, True)
+    ops.backward(x, x, mean, std, w, pattern, 1e-5, True, False, True, True, True)
+    if with_mask:
+        mask = torch.ones(shape[0], 1, *shape[2:], dtype=torch.bool)
+        out = fused.fused(x, x, mask, None, None, w, w, pattern, 1e-5, True, "gelu")
+        rest = (pattern, 1e-5, True, False, "gelu", True, True)
+        fused.fused_backward(x, x, out.sum, mask, out.mean, out.std, w, w, *rest)
+
+
+if __name__ == "__main__":
+    named = [name.split(":") for name in sys.argv[1:]]
+    main([GPUTarget(b, int(arch) if arch.isdigit() else arch, 32 if b == "cuda" else 64) for b, arch in named])
