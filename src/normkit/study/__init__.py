@@ -202,7 +202,7 @@ def named_task(target: str) -> Task:
 
 
 def _require_extra() -> None:
-    needed = ("numpy", "scipy", "sklearn", "optuna", "pebble", "jinja2", "rich", "cloudpickle")
+    needed = ("numpy", "scipy", "sklearn", "skimage", "optuna", "pebble", "jinja2", "rich", "cloudpickle")
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise StateError(

@@ -62,15 +62,15 @@ def by_contrast(pair: Pair, classes: int, seed: int) -> Pair:
     return images * factors.view(-1, 1, 1, 1), labels
 
 
-def patches(image: int, size: int, count: int, seed: int) -> Tensor:
-    """Patches of one of scikit-learn's two photographs, of mean 0 and variance 1 over all: (count, 3, size, size).
+def patches(image: str, size: int, count: int, seed: int) -> Tensor:
+    """Patches of a picture, of mean 0 and variance 1 over all of it: (count, 3, size, size).
 
     Args:
-        image: 0 is a temple, 1 a flower.
-        size: of a side, in pixels of the photograph at a quarter of its resolution.
+        image: "temple" or "flower", scikit-learn's two photographs; "brick" or "gravel", textures of scikit-image.
+        size: of a side, in pixels of the picture at a quarter of its resolution.
         count, seed: how many, and from where.
     """
-    picture = _photographs()[image]
+    picture = _picture(image)
     generator = torch.Generator().manual_seed(seed)
     _, height, width = picture.shape
     tops = torch.randint(height - size, (count,), generator=generator).tolist()
@@ -78,16 +78,19 @@ def patches(image: int, size: int, count: int, seed: int) -> Tensor:
     return torch.stack([picture[:, t : t + size, s : s + size] for t, s in zip(tops, lefts, strict=True)])
 
 
-@lru_cache(maxsize=1)
-def _photographs() -> list[Tensor]:
-    from sklearn.datasets import load_sample_images
+@lru_cache(maxsize=4)
+def _picture(name: str) -> Tensor:
+    if name in ("temple", "flower"):
+        from sklearn.datasets import load_sample_images
 
-    found = []
-    for pixels in load_sample_images().images:
-        image = torch.as_tensor(pixels.copy(), dtype=torch.float32).permute(2, 0, 1)
-        small = torch.nn.functional.avg_pool2d(image.unsqueeze(0), 4).squeeze(0)
-        found.append((small - small.double().mean().float()) / small.double().std().float())
-    return found
+        pixels = load_sample_images().images[("temple", "flower").index(name)]
+    else:
+        import skimage.data
+
+        pixels = getattr(skimage.data, name)()[..., None].repeat(3, -1)
+    image = torch.as_tensor(pixels.copy(), dtype=torch.float32).permute(2, 0, 1)
+    small = torch.nn.functional.avg_pool2d(image.unsqueeze(0), 4).squeeze(0)
+    return (small - small.double().mean().float()) / small.double().std().float()
 
 
 def text(length: int, seed: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""A small stylizer, and what it is to learn: the colours of one photograph in the textures of another."""
+"""A small stylizer, and what it is to learn: the colours of a photograph in the textures of another picture."""
 
 from __future__ import annotations
 

@@ -142,22 +142,22 @@ def groups(width: int, full: bool) -> Bench:
     return Bench(f"groups-{width}", task, Design(arms, (16,), 16 if full else 8, 5, 200, lowest_rate=1e-2))
 
 
-def stylizer(full: bool) -> Bench:
-    """Pieces of one photograph in the style of the other."""
-    content = [data.patches(0, 16, count, seed) for seed, count in enumerate((256, 64, 128))]
+def stylizer(style: str, full: bool) -> Bench:
+    """Pieces of a photograph in the style of another picture."""
+    content = [data.patches("temple", 16, count, seed) for seed, count in enumerate((256, 64, 128))]
     train, validation, test = ((part, part) for part in content)
     task = Task(
         None,
         train,
         test,
         validation=validation,
-        loss=StyleLoss(data.patches(1, 16, 256, 9)),
+        loss=StyleLoss(data.patches(style, 16, 256, 9)),
         arms=partial(Stylizer, width=16),
         smallest=0.05,
-        name="stylizer",
+        name=f"stylizer, {style}",
     )
     design = Design(("batch_norm", "instance_norm"), (8,), 12 if full else 6, 6, 150, lowest_rate=1e-4)
-    return Bench("stylizer", task, design)
+    return Bench(f"stylizer-{style}", task, design)
 
 
 BENCHES: dict[str, Callable[[bool], Bench]] = {
@@ -173,6 +173,6 @@ BENCHES: dict[str, Callable[[bool], Bench]] = {
     "contrast": contrast,
     "groups-8": partial(groups, 8),
     "groups-16": partial(groups, 16),
-    "stylizer": stylizer,
+    **{f"stylizer-{style}": partial(stylizer, style) for style in ("flower", "brick", "gravel")},
 }
 """By name; each is made when it is asked for: (whether with tight intervals) -> bench."""
