@@ -315,6 +315,20 @@ int64_t cpu_move_running(
   return skipped_channels - before;
 }
 
+// The square root as the processor has it: torch's own, by a library of vector functions, may differ in the last bit.
+Tensor cpu_root(const Tensor& var) {
+  STD_TORCH_CHECK(var.is_contiguous() && var.scalar_type() == arithmetic_of(var), "normkit: var must be contiguous, in the arithmetic type");
+  const Tensor dev = like(var);
+  const auto go = [&]<class T>(T) {
+    const T* v = static_cast<const T*>(var.const_data_ptr());
+    T* d = static_cast<T*>(dev.mutable_data_ptr());
+    for (int64_t i = 0; i < var.numel(); ++i) d[i] = std::sqrt(v[i]);
+  };
+  if (var.scalar_type() == ScalarType::Double) go(0.0);
+  else go(0.0f);
+  return dev;
+}
+
 std::string isa() { return kernels().isa; }
 
 }  // namespace
@@ -330,6 +344,7 @@ STABLE_TORCH_LIBRARY(normkit_native, m) {
   m.def("standardize(Tensor x, Tensor mean, Tensor std, Tensor? weight, Tensor? bias, int plan, float eps) -> Tensor");
   m.def("backward(Tensor dy, Tensor x, Tensor mean, Tensor std, Tensor? weight, int plan, float eps, bool center, bool fixed, bool want_x, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
   m.def("plan(int k0, int r0, int k1, int r1, int period, int inner, bool columns) -> int");
+  m.def("root(Tensor var) -> Tensor");
   m.def("isa() -> str");
 }
 
@@ -337,6 +352,7 @@ STABLE_TORCH_LIBRARY_IMPL(normkit_native, CPU, m) {
   m.impl("normalize", TORCH_BOX(&cpu_normalize));
   m.impl("infer", TORCH_BOX(&cpu_infer));
   m.impl("move_running", TORCH_BOX(&cpu_move_running));
+  m.impl("root", TORCH_BOX(&cpu_root));
   m.impl("weight_norm", TORCH_BOX(&cpu_weight_norm));
   m.impl("weight_norm_backward", TORCH_BOX(&cpu_weight_norm_backward));
   m.impl("fused", TORCH_BOX(&cpu_fused));

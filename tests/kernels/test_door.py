@@ -33,7 +33,9 @@ METHODS = {
     "rms_norm": lambda x, w, b: rms_norm(x, (6,), w),
     "group_norm": lambda x, w, b: group_norm(x.transpose(1, -1).contiguous(), 3, w, b),
     "batch_norm": lambda x, w, b: batch_norm(x.transpose(1, -1).contiguous(), None, None, w, b, training=True),
-    "eval": lambda x, w, b: batch_norm(x.transpose(1, -1), torch.arange(6.0).to(w), torch.ones(6).to(w), w, b),
+    "eval": lambda x, w, b: batch_norm(
+        x.transpose(1, -1), torch.arange(6.0).to(w), torch.linspace(0.1, 3, 6).to(w), w, b
+    ),
     "last two": lambda x, w, b: normalize(x, "b [n c]", w, b),
 }
 

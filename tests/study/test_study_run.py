@@ -189,6 +189,22 @@ def test_a_run_that_breaks_off_is_charged_with_guessing() -> None:
     assert len(broken.losses) < 40
 
 
+def test_a_run_that_breaks_in_evaluation_alone_is_charged_with_guessing() -> None:
+    class Far(nn.Linear):
+        seen = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen += self.training
+            return super().forward(x) * (1e30 if self.seen and not self.training else 1)
+
+    x = torch.randn(32, 4)
+    work = Task(lambda: Far(4, 4), (x, x), (x, x), loss=nn.functional.mse_loss, metric=nn.functional.mse_loss)
+    broken = one(work, plan("BN"), Job("measure", "none", 4, 0.01, 100))
+    assert broken.state == "untrained"
+    assert broken.message == "the loss in evaluation was inf"
+    assert broken.test_error == work.chance
+
+
 def test_a_run_that_never_leaves_guessing_is_untrained() -> None:
     idle = one(DIGITS, plan("BN"), Job("tune", "batch_norm", 4, 1e-9, 0))
     assert idle.state == "untrained"

@@ -342,7 +342,13 @@ def given(
 def std_of(var: Tensor, x: Tensor) -> Tensor:
     """The standard deviation in the arithmetic of x."""
     dtype = arithmetic_dtype(x.dtype)
-    return (var if var.dtype is dtype else var.to(dtype)).sqrt()
+    var = var if var.dtype is dtype else var.to(dtype)
+    if not _is_watched(var) and not _wants_gradient(var):
+        kernels = kernels_for(var)
+        if kernels is not None and kernels.root is not None:
+            # The same bits as through the door.
+            return kernels.root(var.contiguous())
+    return var.sqrt()
 
 
 def standardized(

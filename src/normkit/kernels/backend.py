@@ -56,4 +56,5 @@ def triton_kernels() -> Kernels:
     """The Triton kernels behind the calls of `Kernels`."""
     from normkit.kernels.triton import launch
 
-    return Kernels(**{field.name: getattr(launch, field.name) for field in fields(Kernels)})
+    names = [field.name for field in fields(Kernels) if hasattr(launch, field.name)]
+    return Kernels(**{name: getattr(launch, name) for name in names})

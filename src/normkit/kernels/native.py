@@ -30,6 +30,7 @@ class Kernels:
     weight_norm: Callable[..., tuple[Tensor, Tensor]]
     weight_norm_backward: Callable[..., tuple[Tensor, Tensor]]
     quantize: Callable[..., tuple[Tensor, Tensor] | None] | None = None
+    root: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,8 @@ def native() -> Native:
             reason = f"{library.name} cannot be loaded into torch {torch.__version__}: {error}"
         else:
             ops = torch.ops.normkit_native
-            kernels = Kernels(
-                **{field.name: getattr(ops, field.name).default for field in fields(Kernels) if field.default}
-            )
+            names = [field.name for field in fields(Kernels) if hasattr(ops, field.name)]
+            kernels = Kernels(**{name: getattr(ops, name).default for name in names})
             return Native(kernels, f"{ops.isa()} kernels from {library.name}")
     warnings.warn(
         f"normkit runs on plain torch, which is right but slower ({reason}). "

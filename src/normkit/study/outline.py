@@ -56,12 +56,15 @@ class Outline:
         lines = [headings]
         for row in self.rows:
             sizes = ", ".join(map(str, row.batch_sizes))
-            counts = (str(row.steps), str(row.runs), str(row.done), words.duration(row.seconds))
+            took = words.duration(row.seconds) if math.isfinite(row.seconds) else "?"
+            counts = (str(row.steps), str(row.runs), str(row.done), took)
             lines.append((row.bench, str(len(row.methods)), sizes, *counts))
         widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
         shown = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
         runs = sum(row.runs - row.done for row in self.rows)
-        last = f"{runs} runs are left: about {words.duration(self.seconds)} with {self.workers} at a time."
+        known = math.isfinite(self.seconds)
+        about = f"about {words.duration(self.seconds)}" if known else "for how long cannot be told, as some fail,"
+        last = f"{runs} runs are left: {about} with {self.workers} at a time."
         return "\n".join([*shown, "", last])
 
 

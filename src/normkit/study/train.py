@@ -145,6 +145,9 @@ def _evaluate(task: Task, design: Design, jobs: Sequence[Job], copies: Replicas,
             runs.append(_broken(task, job, curve))
             continue
         state, message = _state(task, design, curve)
+        ends = [part[i][0] for part in (validation, test) if part]
+        if not all(map(math.isfinite, ends)):
+            state, message = "untrained", f"the loss in evaluation was {ends[-1]}"
         runs.append(
             Run(
                 job,
@@ -196,14 +199,15 @@ def _state(task: Task, design: Design, curve: list[float]) -> tuple[Literal["tra
 
 
 def _judge(task: Task, design: Design, copies: Replicas, part: Part) -> list[tuple[float, float]]:
-    """Mean loss and metric of each copy on a part."""
+    """Mean loss and metric of each copy on a part; where the loss is not finite, the metric is that of guessing."""
     sums = [[0.0, 0.0] for _ in range(len(copies))]
     for inputs, targets in part.chunks(CHUNK):
         inputs, targets = _on(design, inputs), _on(design, targets)
         share = len(torch.utils._pytree.tree_leaves(targets)[0]) / len(part)
         for total, outputs in zip(sums, copies.outputs(inputs), strict=True):
-            total[0] += share * float(task.loss(outputs, targets))
-            total[1] += share * task.measured(outputs, targets)
+            loss = float(task.loss(outputs, targets))
+            total[0] += share * loss
+            total[1] += share * (task.measured(outputs, targets) if math.isfinite(loss) else task.chance)
     return [(loss, metric) for loss, metric in sums]
 
 
