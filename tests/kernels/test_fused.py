@@ -79,6 +79,8 @@ def check(pattern, shape, layout, dtype, activation, residual, padded, affine, f
         assert not ours.y.masked_select(~mask).any()
     if not fixed:
         assert worst(ours.std, exact.std) <= bound
+        # Of 40,000 regions of four elements one is nearly constant: rounding is magnified by 1 / std, torch's as well.
+        bound *= max(1.0, 0.1 / exact.std.min().item())
     for got, want in zip(grads, exact_grads, strict=True):
         # Rounded inputs may fall on the other side of a kink: few do, but each by as much as a gradient is large.
         far = (got.double() - want).abs() > 2 * bound * max(1.0, want.abs().max().item())
