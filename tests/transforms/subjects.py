@@ -7,7 +7,21 @@ from torch import nn
 
 import normkit
 
+
+class Extras(nn.Module):
+    """A layer that is given everything: padding, a residual, an activation."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mask = torch.arange(6, device=x.device) < 5
+        return self.norm(x, residual=0.5 * x.flip(0), mask=mask)
+
+
 LAYERS = {
+    "batch": lambda: normkit.BatchNorm1d(4),
     "batch, eval": lambda: normkit.BatchNorm1d(4).eval(),
     "batch, no running statistics": lambda: normkit.BatchNorm1d(4, track_running_stats=False),
     "layer": lambda: normkit.LayerNorm(6),
@@ -16,6 +30,11 @@ LAYERS = {
     "rms": lambda: normkit.RMSNorm(6, eps=1e-5),
     "pattern": lambda: normkit.Norm("b [c] ...", 4),
     "local_response": lambda: normkit.LocalResponseNorm(3),
+    "ghost": lambda: normkit.GhostBatchNorm1d(4, virtual_batch_size=2),
+    "frozen": lambda: normkit.FrozenBatchNorm1d(4),
+    "renorm, eval": lambda: normkit.BatchRenorm1d(4).eval(),
+    "batch with extras": lambda: Extras(normkit.BatchNorm1d(4, activation="gelu")),
+    "instance with extras": lambda: Extras(normkit.InstanceNorm1d(4, activation="silu")),
     "weight_norm": lambda: normkit.weight_norm(nn.Linear(6, 5)),
     "weight_standardization": lambda: normkit.weight_standardization(nn.Linear(6, 5)),
 }

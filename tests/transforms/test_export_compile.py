@@ -15,7 +15,8 @@ def test_export(name, strict):
     torch.testing.assert_close(program.module()(other), layer(other), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+# The chunks of ghost batch norm are of one size, so another batch has another number of them.
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "ghost"])
 def test_one_graph_for_every_batch_size(name):
     torch._dynamo.reset()
     layer = LAYERS[name]()

@@ -4,6 +4,7 @@ import onnxruntime
 import pytest
 import torch
 
+import normkit
 from transforms.subjects import LAYERS, sample
 
 OPERATORS = {
@@ -37,3 +38,12 @@ def test_outputs_in_onnxruntime(name):
 def test_standard_operators(name):
     program = exported(name, 23)[2]
     assert OPERATORS[name] in [node.op_type for node in program.model_proto.graph.node]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_activation_and_a_residual_stand_beside_the_standard_operator():
+    layer = normkit.InstanceNorm1d(4, affine=True, activation="relu").eval()
+    residual = {"residual": sample()}
+    program = torch.onnx.export(layer, (sample(),), kwargs=residual, dynamo=True, verbose=False, opset_version=23)
+    operators = [node.op_type for node in program.model_proto.graph.node]
+    assert operators == ["Add", "InstanceNormalization", "Relu"]

@@ -117,7 +117,7 @@ def normalized_with(
     """A call with extras whose moments move running statistics, by the real values alone."""
     counts = call.counts()
     if counts is not None and running is not None:
-        if not torch.compiler.is_compiling() and bool((counts == 1).any()):
+        if not torch.compiler.is_compiling() and not counts.is_meta and bool((counts == 1).any()):
             raise ShapeError(
                 f"{name} in training needs more than one real value per channel, for their variance to exist; got a "
                 f"single one by the mask for shape {tuple(call.input.shape)}: use a larger batch, or group_norm"

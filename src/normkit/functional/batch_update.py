@@ -243,7 +243,7 @@ def check_limits(name: str, r_max: float, d_max: float) -> None:
 
 
 def _chunks(samples: int, size: int, each: int) -> list[int]:
-    whole, rest = divmod(samples, size)
+    whole, rest = samples // size, samples % size  # not divmod: torch.compile has no rule for it
     sizes = [size] * whole
     if rest * each == 1 and sizes:
         sizes[-1] += rest

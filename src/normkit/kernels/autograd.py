@@ -300,16 +300,8 @@ def normalized(
             y, *moments = ops.normalize(x, weight, bias, pattern, eps, center)
         mean, std = moments
     if running is not None:
-        try:
-            # Tangents of forward mode would stay in the statistics.
-            move(running, mean.detach(), std.detach())
-        except RuntimeError as cause:
-            if _transforms() is None or "vmap" not in str(cause):
-                raise
-            raise StateError(
-                "running statistics of one batch cannot be moved by many under torch.func.vmap, got statistics that "
-                "are not batched: use eval(), track_running_stats=False, or batch the buffers, too"
-            ) from cause
+        # Tangents of forward mode would stay in the statistics.
+        move(running, mean.detach(), std.detach())
     return y
 
 
@@ -398,7 +390,25 @@ def move(running: Running, mean: Tensor, std: Tensor) -> None:
         if mean.is_cpu and not torch.compiler.is_compiling() and not _is_watched(mean):
             _skipped += finite.numel() - int(finite.sum())
         for old, new in ((running.mean, mean), (running.var, var)):
-            old.copy_(torch.where(finite, old.lerp(new.to(old.dtype), running.momentum), old))
+            keep(old, torch.where(finite, old.lerp(new.to(old.dtype), running.momentum), old))
+
+
+def keep(statistic: Tensor, value: Tensor) -> None:
+    """Write a running statistic; what a transform of torch.func refuses is said with its remedy."""
+    try:
+        statistic.copy_(value)
+    except RuntimeError as cause:
+        if _transforms() is None:
+            raise
+        if "vmap" in str(cause):
+            raise StateError(
+                "running statistics of one batch cannot be moved by many under torch.func.vmap, got statistics that "
+                "are not batched: use eval(), track_running_stats=False, or batch the buffers, too"
+            ) from cause
+        raise StateError(
+            "running statistics move under torch.func where the transformed function is given them, got those of the "
+            "layer itself: use eval(), track_running_stats=False, or hand the buffers in by torch.func.functional_call"
+        ) from cause
 
 
 def _unbiased(running: Running, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:

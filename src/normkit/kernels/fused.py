@@ -21,7 +21,7 @@ from normkit.kernels.autograd import _input_shaped, _is_watched, _vjp, _wants_gr
 from normkit.kernels.backend import kernels_for
 from normkit.kernels.fit import Call, dense_like, direct_plan, is_ready
 from normkit.kernels.ops import library
-from normkit.kernels.reference import arithmetic_dtype
+from normkit.kernels.reference import arithmetic_dtype, working_dtype
 from normkit.pattern import Level, parse
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -94,7 +94,7 @@ def reference(
     sizes = [level.size for level in levels]
     reduced = [i for i, level in enumerate(levels) if level.reduced]
     kept = [1 if level.reduced else level.size for level in levels]
-    values = s.to(torch.float64 if x.device.type == "cpu" else torch.float32).reshape(sizes)
+    values = s.to(working_dtype(x)).reshape(sizes)
     real = None if mask is None else mask.expand(x.shape).reshape(sizes)
     if real is not None:  # so that padding reaches nothing, not even as 0 * inf
         values = torch.where(real, values, 0)
@@ -441,5 +441,13 @@ def run(
                 *(_apply(*inputs) if _wants_gradient(x, residual, mean, std, weight, bias) else fused(*inputs))
             )
     elif export.is_onnx():
-        return reference(*inputs)
+        out = reference(*inputs)
+        if mask is None:  # operators of ONNX; what is then of no use, the exporter leaves out
+            s = x if residual is None else out.sum
+            if mean is None or std is None:
+                y = export.normalized(s, weight, bias, pattern, eps, center)
+            else:
+                y = export.given(s, mean, std.square(), weight, bias, pattern, eps)
+            out = out._replace(y=ACTIVATIONS[activation](y))
+        return out
     return Fused(*torch.ops.normkit.fused.default(*inputs))

@@ -1,6 +1,6 @@
 """The definition of every method in plain torch: the oracle of the tests, and what runs where no kernel does.
 
-Computed in float64 on a CPU and in at least float32 elsewhere. Differentiable throughout, so that it also
+Computed in float64 on a CPU and in at least float32 elsewhere and in ONNX. Differentiable throughout, so that it also
 gives the second derivatives of the kernels.
 """
 
@@ -27,6 +27,12 @@ class Gradients(NamedTuple):
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of moments and of weight arithmetic: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of everything in between: float64 on a CPU, but not in a graph that is to leave for other runtimes."""
+    wide = x.device.type == "cpu" and not torch.onnx.is_in_onnx_export()
+    return torch.promote_types(x.dtype, torch.float64 if wide else torch.float32)
 
 
 def normalize(
@@ -98,8 +104,7 @@ class _Work:
     def __init__(self, x: Tensor, region: Region) -> None:
         self.x = x
         self.levels: Sequence[Level] = region.levels(x.shape)
-        wide = torch.float64 if x.device.type == "cpu" else torch.float32
-        self.dtype = torch.promote_types(x.dtype, wide)
+        self.dtype = working_dtype(x)
         self.stat = arithmetic_dtype(x.dtype)
         self.sizes = [level.size for level in self.levels]
         self.reduced = [i for i, level in enumerate(self.levels) if level.reduced]

@@ -12,7 +12,7 @@ from torch.nn.modules import batchnorm
 from normkit import functional
 from normkit.functional.batch import is_recomputing
 from normkit.functional.extras import Extras, Output
-from normkit.kernels.autograd import skipped_channels
+from normkit.kernels.autograd import keep, skipped_channels
 from normkit.layers._checks import check_channels, check_rank, checked, named, with_activation
 
 
@@ -46,7 +46,7 @@ def keep_statistics(
     with torch.no_grad():
         for buffer, value in zip((layer.running_mean, layer.running_var), new, strict=True):
             assert buffer is not None
-            buffer.copy_(value)
+            keep(buffer, value)
         counter.add_(1)
 
 
