@@ -17,6 +17,8 @@ from normkit.errors import ArgumentError, DtypeError, ShapeError
 # Each on (N, C, L): what makes it, and whether it normalizes a position by itself.
 LAYERS = {
     "batch": lambda **k: normkit.BatchNorm1d(6, **k),
+    "renorm": lambda **k: normkit.BatchRenorm1d(6, r_max=1.5, d_max=0.5, **k),
+    "ghost": lambda **k: normkit.GhostBatchNorm1d(6, 2, **k),
     "instance": lambda **k: normkit.InstanceNorm1d(6, affine=True, track_running_stats=True, **k),
     "group": lambda **k: normkit.GroupNorm(2, 6, **k),
     "pixel": lambda **k: normkit.LayerNorm2d(6, **k),
@@ -39,6 +41,7 @@ def shaken(layer: torch.nn.Module) -> torch.nn.Module:
 @pytest.mark.parametrize("training", [True, False])
 def test_padding_changes_nothing(name, training):
     """Equal to the same samples one by one without their padding; batch norm, to all real positions in a row."""
+    torch.manual_seed(0)
     padded, plain = shaken(LAYERS[name]()), LAYERS[name]()
     plain.load_state_dict(padded.state_dict())
     padded.train(training), plain.train(training)
@@ -53,8 +56,10 @@ def test_padding_changes_nothing(name, training):
     assert not leaf.grad[~where].any()
     pieces = [x[i, :, : LENGTHS[i]] for i in range(4) if LENGTHS[i]]
     upstream = [dy[i, :, : LENGTHS[i]] for i in range(4) if LENGTHS[i]]
-    if name == "batch":
+    if name in ("batch", "renorm"):
         pieces, upstream = [torch.cat(pieces, 1)], [torch.cat(upstream, 1)]
+    elif name == "ghost":  # two chunks of two samples; the second has one that is all padding
+        pieces, upstream = [torch.cat(pieces[:2], 1), pieces[2]], [torch.cat(upstream[:2], 1), upstream[2]]
     leaves = [piece.clone().requires_grad_() for piece in pieces]
     outs = [plain(piece[None])[0] for piece in leaves]
     for out, up in zip(outs, upstream, strict=True):
@@ -66,9 +71,30 @@ def test_padding_changes_nothing(name, training):
     torch.testing.assert_close(dx, torch.cat([t.grad.T for t in leaves]), rtol=1e-4, atol=1e-5)
     for a, b in zip(padded.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
-    if name == "batch":
+    if name in ("batch", "renorm"):
         for a, b in zip(padded.buffers(), plain.buffers(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_running_statistics_of_chunks_count_what_is_real():
+    layer, x = normkit.GhostBatchNorm1d(6, 2, momentum=1.0), torch.randn(4, 6, 9)
+    layer(x, lengths=LENGTHS)
+    chunks = [torch.cat([x[0], x[1, :, :4]], 1), x[3, :, :7]]
+    mean = (13 * chunks[0].mean(1) + 7 * chunks[1].mean(1)) / 20
+    var = (13 * chunks[0].var(1) + 7 * chunks[1].var(1)) / 20
+    torch.testing.assert_close(layer.running_mean, mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(layer.running_var, var, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["batch", "renorm", "ghost"])
+def test_padding_alone_moves_nothing_and_a_single_real_value_is_refused(name):
+    layer, x = LAYERS[name](), torch.randn(4, 6, 9)
+    before = [t.clone() for t in layer.buffers() if t.is_floating_point()]
+    with pytest.raises(ShapeError, match="more than one real value per channel"):
+        layer(x, lengths=[1, 0, 0, 0])
+    assert not layer(x, lengths=[0, 0, 0, 0]).any()
+    for now, was in zip([t for t in layer.buffers() if t.is_floating_point()], before, strict=True):
+        assert torch.equal(now, was)
 
 
 def test_running_statistics_of_instances_skip_samples_of_padding_alone():
@@ -160,13 +186,7 @@ def test_relatives_of_batch_norm_take_residual_and_activation(name, training):
     torch.testing.assert_close(y, F.gelu(plain(x + r)), rtol=1e-5, atol=1e-5)
     for got, want in zip(fused.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(got, want)
-    if name == "sync" or not training:
-        assert not fused(x, lengths=LENGTHS)[2].any()
-        return
-    before = {key: t.clone() for key, t in fused.state_dict().items()}
-    with pytest.raises(ArgumentError, match=r"counts every position .* got lengths=: leave lengths out, or use batch"):
-        fused(x, lengths=LENGTHS)
-    assert all(torch.equal(t, before[key]) for key, t in fused.state_dict().items())
+    assert not fused(x, lengths=LENGTHS)[2].any()
 
 
 X = torch.zeros(4, 6, 9)

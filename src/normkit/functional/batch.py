@@ -111,17 +111,22 @@ def standardized(
     return door.fused(input, weight, bias, PATTERN, eps, True, None, running_mean, running_var, None, extras)
 
 
+def check_counts(name: str, input: Tensor, counts: Tensor) -> None:
+    """No cell has a single real value; what is traced cannot be asked."""
+    if not is_compiling() and not counts.is_meta and bool((counts == 1).any()):
+        raise ShapeError(
+            f"{name} in training needs more than one real value per channel, for their variance to exist; got a "
+            f"single one by the mask for shape {tuple(input.shape)}: use a larger batch, or group_norm"
+        )
+
+
 def normalized_with(
     name: str, call: Call, weight: Tensor | None, bias: Tensor | None, eps: float, running: Running | None
 ) -> Output:
     """A call with extras whose moments move running statistics, by the real values alone."""
     counts = call.counts()
     if counts is not None and running is not None:
-        if not torch.compiler.is_compiling() and not counts.is_meta and bool((counts == 1).any()):
-            raise ShapeError(
-                f"{name} in training needs more than one real value per channel, for their variance to exist; got a "
-                f"single one by the mask for shape {tuple(call.input.shape)}: use a larger batch, or group_norm"
-            )
+        check_counts(name, call.input, counts)
         running = running._replace(values=counts)
     out = call.run(weight, bias, eps)
     if running is not None:

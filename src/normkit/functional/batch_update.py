@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError, whole_number
 from normkit.functional._checks import check_call, check_channels, check_dimensions
-from normkit.functional.batch import PATTERN
+from normkit.functional.batch import PATTERN, check_counts
+from normkit.functional.extras import Call, Extras, Output, checked_extras
+from normkit.kernels import fused
 from normkit.kernels.autograd import normalized_with_moments
+from normkit.kernels.fused import counts_of
 from normkit.kernels.ops import library
 from normkit.kernels.reference import arithmetic_dtype
+from normkit.pattern import parse
 
 
 class Statistics(NamedTuple):
@@ -30,7 +35,8 @@ def batch_norm_update(
     bias: Tensor | None = None,
     momentum: float = 0.1,
     eps: float = 1e-5,
-) -> tuple[Tensor, Statistics]:
+    **extras: Unpack[Extras],
+) -> tuple[Output, Statistics]:
     """`batch_norm` in training that changes nothing and returns the new running statistics.
 
     The formulas are those of `batch_norm`. It runs under ``torch.func``: ``grad``, ``vjp``, ``vmap``, also over models
@@ -42,6 +48,7 @@ def batch_norm_update(
         weight, bias: (C,) or None.
         momentum: share of the new batch in the new statistics.
         eps: added to the variance, in units of the input squared.
+        extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them.
 
     Returns:
         The result, as `batch_norm` has it, and the new statistics; a channel whose moments are not finite keeps its
@@ -60,12 +67,14 @@ def batch_norm_update(
 
     Source: Ioffe & Szegedy 2015, arXiv:1502.03167.
     """
-    count = _count("batch_norm_update", input, running_mean, running_var, weight, bias, eps)
-    old = Statistics(running_mean, running_var)
-    y, mean, std = normalized_with_moments(input, weight, bias, PATTERN, eps)
+    call = _checked("batch_norm_update", input, running_mean, running_var, weight, bias, eps, extras)
     if not input.numel():
+        y = call.output(call.run(weight, bias, eps))
         return y, Statistics(running_mean.clone(), running_var.clone())
-    return y, moved_towards(old, mean.detach(), _unbiased(std.detach(), count), momentum)
+    s = call.summed()
+    own = _normalized("batch_norm_update", s, call.mask, weight, bias, PATTERN, eps)
+    old = Statistics(running_mean, running_var)
+    return call.finished(own.y, s), moved_towards(old, own.mean, own.unbiased(), momentum, own.values)
 
 
 def batch_renorm(
@@ -78,7 +87,8 @@ def batch_renorm(
     eps: float = 1e-5,
     r_max: float = 3.0,
     d_max: float = 5.0,
-) -> tuple[Tensor, Statistics]:
+    **extras: Unpack[Extras],
+) -> tuple[Output, Statistics]:
     """Normalize by the batch, then correct towards what the running statistics would have given.
 
     ``y = ((x - mean) / s * r + d) * weight + bias`` with ``r = clip(s / s_run, 1 / r_max, r_max)`` and
@@ -93,6 +103,7 @@ def batch_renorm(
         eps: added to both variances, in units of the input squared.
         r_max: largest correction of the scale, at least 1.
         d_max: largest correction of the mean, in standard deviations, at least 0.
+        extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them.
 
     Returns:
         The result, and the new statistics as `batch_norm_update` has them.
@@ -112,21 +123,21 @@ def batch_renorm(
     Source: Ioffe 2017, arXiv:1702.03275.
     """
     check_limits("batch_renorm", r_max, d_max)
-    count = _count("batch_renorm", input, running_mean, running_var, weight, bias, eps)
-    old = Statistics(running_mean, running_var)
+    call = _checked("batch_renorm", input, running_mean, running_var, weight, bias, eps, extras)
     if not input.numel():
-        return batch_norm_update(input, running_mean, running_var, weight, bias, momentum, eps)
-    x_hat, mean, std = normalized_with_moments(input, None, None, PATTERN, eps)
-    mean, std, dtype = mean.detach(), std.detach(), arithmetic_dtype(input.dtype)
+        return batch_norm_update(input, running_mean, running_var, weight, bias, momentum, eps, **extras)
+    s, dtype = call.summed(), arithmetic_dtype(input.dtype)
+    own = _normalized("batch_renorm", s, call.mask, None, None, PATTERN, eps)
     correct = torch.ops.normkit.renorm_correction.default if torch.compiler.is_compiling() else _correction
-    scale, shift = correct(mean, std, running_mean.detach(), running_var.detach(), eps, r_max, d_max)
+    scale, shift = correct(own.mean, own.std, running_mean.detach(), running_var.detach(), eps, r_max, d_max)
     if weight is not None:
         scale, shift = scale * weight.to(dtype), shift * weight.to(dtype)
     if bias is not None:
         shift = shift + bias.to(dtype)
     shape = [-1, *[1] * (input.dim() - 2)]
-    y = torch.addcmul(shift.view(shape), x_hat.to(dtype), scale.view(shape)).to(input.dtype)
-    return y, moved_towards(old, mean, _unbiased(std, count), momentum)
+    y = torch.addcmul(shift.view(shape), own.y.to(dtype), scale.view(shape)).to(input.dtype)
+    old = Statistics(running_mean, running_var)
+    return call.finished(y, s), moved_towards(old, own.mean, own.unbiased(), momentum, own.values)
 
 
 def ghost_batch_norm(
@@ -138,7 +149,8 @@ def ghost_batch_norm(
     bias: Tensor | None = None,
     momentum: float = 0.1,
     eps: float = 1e-5,
-) -> tuple[Tensor, Statistics | None]:
+    **extras: Unpack[Extras],
+) -> tuple[Output, Statistics | None]:
     """`batch_norm` in training of each `virtual_batch_size` samples by themselves, in the order of the batch.
 
     The new statistics move once, towards the averages of the chunks' means and unbiased variances, each chunk counted
@@ -151,6 +163,7 @@ def ghost_batch_norm(
         weight, bias: (C,) or None.
         momentum: share of the new batch in the new statistics.
         eps: added to the variance, in units of the input squared.
+        extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them.
 
     Returns:
         The result, and the new statistics as `batch_norm_update` has them; None without old ones.
@@ -170,10 +183,10 @@ def ghost_batch_norm(
     """
     if whole_number("virtual_batch_size", virtual_batch_size) < 1:
         raise ArgumentError(f"virtual_batch_size must be at least 1, got {virtual_batch_size}: give samples in a chunk")
-    _count("ghost_batch_norm", input, running_mean, running_var, weight, bias, eps)
+    call = _checked("ghost_batch_norm", input, running_mean, running_var, weight, bias, eps, extras)
     old = None if running_mean is None or running_var is None else Statistics(running_mean, running_var)
     if not input.numel():
-        return normalized_with_moments(input, weight, bias, PATTERN, eps)[0], old
+        return call.output(call.run(weight, bias, eps)), old
     samples, channels = input.shape[:2]
     each = input.numel() // (samples * channels)
     sizes = _chunks(samples, virtual_batch_size, each)
@@ -182,23 +195,27 @@ def ghost_batch_norm(
             "ghost_batch_norm needs more than one value per channel in each chunk, for their variance to exist; got "
             f"virtual_batch_size=1 for shape {tuple(input.shape)}: use at least 2"
         )
-    even = [size for size in sizes if size == sizes[0]]
+    s = call.summed()
+    even = sum(size == sizes[0] for size in sizes)
     # One call for all chunks of the same size, one more for another size.
-    parts = (
-        [(input[: sum(even)], len(even)), (input[sum(even) :], 1)] if len(even) < len(sizes) else [(input, len(even))]
-    )
-    outputs, means, variances = [], [], []
-    for part, chunks in parts:
-        y, mean, std = normalized_with_moments(part, weight, bias, f"(g={chunks} [b]) c [...]", eps)
-        outputs.append(y)
-        count = part.numel() // (chunks * channels)
-        means.append(mean.detach().view(chunks, channels))
-        variances.append(_unbiased(std.detach(), count).view(chunks, channels))
-    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    cuts = [even * sizes[0], samples - even * sizes[0]] if even < len(sizes) else [samples]
+    masks = [None] * len(cuts) if call.mask is None else call.mask.split(cuts)
+    parts = [
+        _normalized("ghost_batch_norm", part, mask, weight, bias, f"(g={chunks} [b]) c [...]", eps)
+        for part, mask, chunks in zip(s.split(cuts), masks, (even, 1), strict=False)
+    ]
+    y = call.finished(parts[0].y if len(parts) == 1 else torch.cat([part.y for part in parts]), s)
     if old is None:
         return y, None
-    shares = torch.tensor(sizes, dtype=means[0].dtype, device=input.device)[:, None] / samples
-    return y, moved_towards(old, (torch.cat(means) * shares).sum(0), (torch.cat(variances) * shares).sum(0), momentum)
+
+    def by_chunk(of: Sequence[Tensor]) -> Tensor:
+        return torch.cat([one.view(-1, channels) for one in of])
+
+    mean, var = by_chunk([part.mean for part in parts]), by_chunk([part.unbiased() for part in parts])
+    values = by_chunk([torch.as_tensor(part.values, device=mean.device).expand_as(part.mean) for part in parts])
+    total = values.sum(0)
+    shares = (values / total.clamp(min=1)).to(mean.dtype)
+    return y, moved_towards(old, (mean * shares).sum(0), (var * shares).sum(0), momentum, total)
 
 
 def _correction(
@@ -224,11 +241,11 @@ def _(mean: Tensor, std: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return torch.empty_like(std), torch.empty_like(mean)
 
 
-def moved_towards(old: Statistics, mean: Tensor, var: Tensor, momentum: float) -> Statistics:
-    """The statistics after a batch; where its moments are not finite, what they were."""
-    finite = mean.isfinite() & var.isfinite()
+def moved_towards(old: Statistics, mean: Tensor, var: Tensor, momentum: float, values: int | Tensor) -> Statistics:
+    """The statistics after a batch of so many values; where there are none, or moments not finite, what they were."""
+    moves = mean.isfinite() & var.isfinite() & (values > 0)
     new = [
-        torch.where(finite, was.lerp(now.to(was.dtype), momentum), was)
+        torch.where(moves, was.lerp(now.to(was.dtype), momentum), was)
         for was, now in zip((old.mean.detach(), old.var.detach()), (mean, var), strict=True)
     ]
     return Statistics(*new)
@@ -252,11 +269,34 @@ def _chunks(samples: int, size: int, each: int) -> list[int]:
     return sizes
 
 
-def _unbiased(std: Tensor, count: int) -> Tensor:
-    return std.square() * (count / max(count - 1, 1))
+class _Normalized(NamedTuple):
+    """A result, and the moments that it has been given, of so many values each; these without a gradient."""
+
+    y: Tensor
+    mean: Tensor
+    std: Tensor
+    values: int | Tensor
+
+    def unbiased(self) -> Tensor:
+        values = self.values
+        if isinstance(values, Tensor):
+            return self.std.square() * (values / (values - 1).clamp(min=1)).to(self.std.dtype)
+        return self.std.square() * (values / max(values - 1, 1))
 
 
-def _count(
+def _normalized(
+    name: str, s: Tensor, mask: Tensor | None, weight: Tensor | None, bias: Tensor | None, pattern: str, eps: float
+) -> _Normalized:
+    if mask is None:
+        y, mean, std = normalized_with_moments(s, weight, bias, pattern, eps)
+        return _Normalized(y, mean.detach(), std.detach(), s.numel() // mean.numel())
+    counts = counts_of(mask, s.shape, parse(pattern).levels(s.shape))
+    check_counts(name, s, counts)
+    out = fused.run(s, None, mask, None, None, weight, bias, pattern, eps, True, "none")
+    return _Normalized(out.y, out.mean.detach(), out.std.detach(), counts)
+
+
+def _checked(
     name: str,
     input: Tensor,
     running_mean: Tensor | None,
@@ -264,15 +304,15 @@ def _count(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-) -> int:
-    """Values of a channel, after the checks that all these functions share."""
+    extras: Extras,
+) -> Call:
+    """The checks that all these functions share."""
     check_call(name, input, eps)
     check_dimensions(name, input, 2, "(N, C, ...)")
     check_channels(name, input, running_mean, running_var, weight, bias)
-    count = input.numel() // max(input.shape[1], 1)
-    if count == 1:
+    if input.numel() == input.shape[1] > 0:
         raise ShapeError(
             f"{name} needs more than one value per channel, for their variance to exist; got one from shape "
             f"{tuple(input.shape)}: use a larger batch, group_norm, or running statistics by batch_norm"
         )
-    return count
+    return checked_extras(name, input, PATTERN, extras)

@@ -98,21 +98,6 @@ class Call(NamedTuple):
         return counts_of(self.mask, self.input.shape, parse(self.pattern).levels(self.input.shape))
 
 
-def checked_without_mask(name: str, input: Tensor, pattern: str, extras: Extras) -> Call:
-    """As `checked_extras`, for what cannot leave padding out.
-
-    Raises:
-        ArgumentError: mask or lengths, beside what `checked_extras` raises.
-    """
-    for key in ("mask", "lengths"):
-        if extras.get(key) is not None:
-            raise ArgumentError(
-                f"{name} counts every position of a batch in training, got {key}=: "
-                f"leave {key} out, or use batch norm, which takes it"
-            )
-    return checked_extras(name, input, pattern, extras)
-
-
 def batch_of_one(extras: Extras) -> Extras:
     """The extras of one sample without its batch dimension, as those of a batch of one."""
     out = extras.copy()

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn.modules import batchnorm
 
 from normkit.errors import ArgumentError, whole_number
-from normkit.functional.batch import PATTERN
 from normkit.functional.batch_update import ghost_batch_norm
-from normkit.functional.extras import Extras, Output, checked_without_mask
+from normkit.functional.extras import Extras, Output
 from normkit.layers._checks import checked, with_activation
 from normkit.layers.batch import (
     BatchNorm1d,
@@ -50,19 +49,18 @@ class _GhostBatchNorm(batchnorm._BatchNorm):
         self.virtual_batch_size = virtual_batch_size
 
     def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
-        """Normalize, and update the running statistics if training; a mask in evaluation alone."""
+        """Normalize, and update the running statistics if training; `extras` as in `normkit.functional`."""
         check_input(self, input)
+        extras = with_activation(self, extras)
         if not self.training:
-            return evaluated(self, input, with_activation(self, extras))
-        call = checked_without_mask(type(self).__name__, input, PATTERN, with_activation(self, extras))
-        total = call.summed()
+            return evaluated(self, input, extras)
         counter, momentum = share_of(self)
         running = self.running_mean, self.running_var
         y, new = ghost_batch_norm(
-            total, *running, self.virtual_batch_size, self.weight, self.bias, momentum, self.eps
-        )  # fmt: skip
+            input, *running, self.virtual_batch_size, self.weight, self.bias, momentum, self.eps, **extras
+        )
         keep_statistics(self, input, counter, new)
-        return call.finished(y, total)
+        return y
 
     def extra_repr(self) -> str:
         described: str = super().extra_repr()  # type: ignore[no-untyped-call]

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules import batchnorm
 
-from normkit.functional.batch import PATTERN
 from normkit.functional.batch_update import batch_renorm, check_limits
-from normkit.functional.extras import Extras, Output, checked_without_mask
+from normkit.functional.extras import Extras, Output
 from normkit.layers._checks import checked, with_activation
 from normkit.layers.batch import (
     BatchNorm1d,
@@ -47,20 +46,19 @@ class _BatchRenorm(batchnorm._BatchNorm):
         self.d_max = d_max
 
     def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
-        """Normalize, and update the running statistics if training; a mask in evaluation alone."""
+        """Normalize, and update the running statistics if training; `extras` as in `normkit.functional`."""
         check_input(self, input)
+        extras = with_activation(self, extras)
         if not self.training:
-            return evaluated(self, input, with_activation(self, extras))
-        call = checked_without_mask(type(self).__name__, input, PATTERN, with_activation(self, extras))
-        total = call.summed()
+            return evaluated(self, input, extras)
         counter, momentum = share_of(self)
         assert self.running_mean is not None
         assert self.running_var is not None
         running = self.running_mean, self.running_var
         limits = self.r_max, self.d_max
-        y, new = batch_renorm(total, *running, self.weight, self.bias, momentum, self.eps, *limits)
+        y, new = batch_renorm(input, *running, self.weight, self.bias, momentum, self.eps, *limits, **extras)
         keep_statistics(self, input, counter, new)
-        return call.finished(y, total)
+        return y
 
     def extra_repr(self) -> str:
         described: str = super().extra_repr()  # type: ignore[no-untyped-call]
