@@ -1,7 +1,7 @@
 """Padding, a residual and an activation in the pass of the norm, against the same composed of torch's functions.
 
-``python -m benchmarks.extras``: images and tokens of memory size and of half a megabyte, both layouts, float32 and
-bfloat16, forward without gradients and forward with backward. Numbers go to benchmarks/results/extras.json.
+``python -m benchmarks.extras``: images and tokens of 25 and of half a megabyte, a mask also of 100 MB and more, both
+layouts, float32 and bfloat16, forward without gradients and forward with backward. Numbers go to benchmarks/results/extras.json.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from benchmarks.contestants import groups
 from benchmarks.measure import RESULTS, keep_memory, machine, quiet
 from normkit import functional as N
 
-IMAGES, TOKENS = ((8, 32, 28, 28), (32, 64, 56, 56)), ((4, 128, 512), (16, 512, 768))
+LARGE = (32, 64, 112, 112), (32, 512, 2048)
+IMAGES, TOKENS = ((8, 32, 28, 28), (32, 64, 56, 56), LARGE[0]), ((4, 128, 512), (16, 512, 768), LARGE[1])
 EPS = 1e-5
 REDUCED = {"batch_norm": (0, 2, 3), "instance_norm": (2, 3), "layer_norm": (2,), "rms_norm": (2,)}
 
@@ -95,6 +96,9 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 }
 
 
+CASES["mask, 100 MB"] = CASES["mask"]
+
+
 def main() -> None:
     """Time all cells, print each as torch's time over normkit's, and the geometric means."""
     keep_memory()
@@ -108,6 +112,8 @@ def main() -> None:
         cells, (torch.float32, torch.bfloat16), (False, True)
     ):
         for case, sides in CASES.items():
+            if (shape in LARGE) != case.endswith("MB"):
+                continue
             calls = {
                 name: _call(side, method, shape, layout, dtype, backward)
                 for name, side in zip(("torch", "normkit"), sides, strict=True)
