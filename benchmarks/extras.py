@@ -1,7 +1,8 @@
 """Padding, a residual and an activation in the pass of the norm, against the same composed of torch's functions.
 
 ``python -m benchmarks.extras``: images and tokens of 25 and of half a megabyte, a mask also of 100 MB and more, both
-layouts, float32 and bfloat16, forward without gradients and forward with backward. Numbers go to benchmarks/results/extras.json.
+layouts, float32 and bfloat16, forward without gradients and forward with backward. Numbers go to
+benchmarks/results/extras.json.
 """
 
 from __future__ import annotations

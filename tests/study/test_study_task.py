@@ -302,6 +302,34 @@ def test_a_step_that_looks_at_values_is_not_written_down() -> None:
     assert replicas._written(lambda p, b, x, y: (x.sum(1), [x * y]), ({}, {}, batches, batches)) is not None
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_parameters_lie_as_their_gradients_come_and_descend_all_the_same(fused: bool) -> None:
+    def optimizer(parameters: list[Tensor], rate: float) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, rate, momentum=0.9, fused=fused)
+
+    def make(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+
+    torch.manual_seed(0)
+    x, y = torch.randn(8, 4, 2, 6), torch.randint(3, (8, 4, 2))
+    settings = [(0.1, ()), (0.1, ()), (0.3, ()), (0.3, ())]
+    stacked, again = (replicas.Stacked([make(i) for i in range(4)], known) for known in [{}] for _ in range(2))
+    apart = replicas.Apart([make(i) for i in range(4)])
+    for copies in (stacked, again, apart):
+        copies.optimize(optimizer, settings)
+        for inputs, targets in zip(x, y, strict=True):
+            losses = copies.step(F.cross_entropy, inputs, targets)
+    weight = stacked.parameters["0.weight"]
+    assert weight.stride() == (30, 1, 5)
+    assert all(part.is_contiguous() and part.grad.is_contiguous() for part, _, _ in stacked.parts)
+    for name, parameter in stacked.parameters.items():
+        assert torch.equal(parameter, again.parameters[name])
+        alone = torch.stack([model.get_parameter(name) for model in apart.models])
+        torch.testing.assert_close(parameter, alone, rtol=1e-4, atol=1e-5)  # sums in another order, eight steps
+    assert losses.isfinite().all()
+
+
 def test_an_optimizer_that_looks_at_whole_tensors_gets_each_copy_alone() -> None:
     class Clipped(torch.optim.SGD):
         """Its step depends on the norm of all gradients together."""

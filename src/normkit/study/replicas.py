@@ -25,9 +25,12 @@ from normkit.study.run import Setting
 Loss = Callable[[Any, Any], Tensor]
 Tensors = dict[str, Tensor]
 Gradients = Sequence[Tensor | None]
+Given = tuple[Tensors, Tensors, Any, Any]
+"""Parameters, buffers, inputs and targets of all copies."""
 Step = Callable[..., tuple[Tensor, Gradients]]
-Known = dict[int, Step | None]
-"""Steps written down, by the number of copies."""
+Layouts = dict[str, tuple[int, ...]]
+Known = dict[int, tuple[Layouts, Step | None]]
+"""Steps written down, by the number of copies, and how the parameters lie in memory for them."""
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
 _ELEMENTWISE = (
@@ -170,18 +173,49 @@ class Stacked(Replicas):
     def descend(self, loss: Loss, inputs: Any, targets: Any) -> Tensor:
         given = (self.parameters, self.buffers, inputs, targets)
         if self._step is None:
-            mapped = self._mapped(loss)
-            if self._known is not None and len(self) not in self._known:
-                self._known[len(self)] = _written(mapped, given)
-            self._step = (self._known and self._known[len(self)]) or mapped
+            given = self._begin(self._mapped(loss), given)
+        assert self._step is not None
         with torch.no_grad():
             losses, gradients = self._step(*given)
         trained = self._trained()
         found = {name: _laid_out(g, like) for (name, like), g in zip(trained.items(), gradients, strict=True)}
         for part, name, index in self.parts:
             gradient = found[name]
-            part.grad = None if gradient is None else gradient[index]
+            part.grad = None if gradient is None else _seen(gradient, index)
         return losses
+
+    def _begin(self, mapped: Step, given: Given) -> Given:
+        """Choose how to carry out a step."""
+        self._step = mapped
+        if self._known is None:
+            return given
+        if len(self) not in self._known:
+            layouts = self._layouts(mapped, given)
+            self._lay_out(layouts)
+            self._known[len(self)] = layouts, _written(mapped, (self.parameters, *given[1:]))
+        layouts, written = self._known[len(self)]
+        self._lay_out(layouts)
+        self._step = written or mapped
+        return self.parameters, *given[1:]
+
+    def _layouts(self, mapped: Step, given: Given) -> Layouts:
+        """The strides that gradients come with: parameters that have the same spare a copy of them at every step."""
+        _, gradients = mapped(*_copied(given))
+        return {
+            name: g.stride()
+            for name, g in zip(self._trained(), gradients, strict=True)
+            if g is not None and g.stride(0) == g[0].numel() and torch.empty_like(g).stride() == g.stride()
+        }
+
+    @torch.no_grad()
+    def _lay_out(self, layouts: Layouts) -> None:
+        for name, strides in layouts.items():
+            was = self.parameters[name]
+            if was.stride() != strides:
+                now = torch.empty_strided(was.shape, strides, dtype=was.dtype, device=was.device).copy_(was)
+                self.parameters[name] = now.requires_grad_()
+        for part, name, index in self.parts:
+            part.data = _seen(self.parameters[name].detach(), index)
 
     def _mapped(self, loss: Loss) -> Step:
         """Losses and gradients of all copies, as a function of all that they depend on."""
@@ -216,7 +250,7 @@ class Stacked(Replicas):
 
     def _part(self, index: slice | int) -> list[Tensor]:
         """The parameters of some copies as an optimizer takes them: views, given their gradients at each step."""
-        parts = {name: stacked.detach()[index] for name, stacked in self._trained().items()}
+        parts = {name: _seen(stacked.detach(), index) for name, stacked in self._trained().items()}
         self.parts += [(part, name, index) for name, part in parts.items()]
         return list(parts.values())
 
@@ -265,21 +299,22 @@ def can_be_stacked(build: Callable[[int], nn.Module], loss: Loss, inputs: Any, t
     return _agree(found[0], found[1])
 
 
-def _written(mapped: Step, given: tuple[Any, ...]) -> Step | None:
+def _written(mapped: Step, given: Given) -> Step | None:
     """The operations that a call comes to, as one list to repeat; None where they cannot be written down.
 
     It spares the layers of functorch, which cost more than the arithmetic of small models. Tried out on another batch,
     because what depends on values would be written down as it was for the first.
     """
 
-    def copied() -> tuple[Any, ...]:
-        parameters, buffers, inputs, targets = pytree.tree_map(lambda t: t.clone(), given)
-        return parameters, buffers, *pytree.tree_map(lambda t: t.roll(1, 0), (inputs, targets))
+    def another() -> Given:
+        parameters, buffers, *batch = _copied(given)
+        inputs, targets = pytree.tree_map(lambda t: t.roll(1, 0), batch)
+        return parameters, buffers, inputs, targets
 
     try:
         with torch.no_grad():
-            written = make_fx(mapped)(*pytree.tree_map(lambda t: t.clone(), given))
-            once, again = copied(), copied()
+            written = make_fx(mapped)(*_copied(given))
+            once, again = another(), another()
             losses, gradients = written(*once)
             others, slopes = mapped(*again)
     except Exception:
@@ -287,6 +322,20 @@ def _written(mapped: Step, given: tuple[Any, ...]) -> Step | None:
     leaves = [pytree.tree_leaves(each) for each in ((losses, gradients, once[1]), (others, slopes, again[1]))]
     same = all(_agree(a, b) for a, b in zip(*leaves, strict=True))
     return written if same else None
+
+
+def _copied(given: Given) -> Given:
+    copied: Given = pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, given)
+    return copied
+
+
+def _seen(stacked: Tensor, index: slice | int) -> Tensor:
+    """Some copies as an optimizer takes them; where each number is by itself, in the order in which they are stored,
+    for what is not contiguous fused optimizers copy."""
+    view = stacked[index]
+    if isinstance(index, int):
+        return view
+    return view.permute(sorted(range(view.ndim), key=view.stride, reverse=True))
 
 
 def _laid_out(gradient: Tensor | None, like: Tensor) -> Tensor | None:
