@@ -116,9 +116,14 @@ class Database:
             options = {"connect_args": {"timeout": PATIENCE}}
         try:
             with _quiet():
-                storage = optuna.storages.RDBStorage(self.where.text, engine_kwargs=options)
-            TAKEN.metadata.create_all(storage.engine)
-            return storage
+                # Without a pool at first: nobody could close the connections of a storage that fails while it is made.
+                maker = optuna.storages.RDBStorage(
+                    self.where.text, engine_kwargs={**options, "poolclass": sqlalchemy.NullPool}
+                )
+                TAKEN.metadata.create_all(maker.engine)
+                return optuna.storages.RDBStorage(
+                    self.where.text, engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True
+                )
         except RuntimeError as error:
             # How optuna refuses the tables of another version.
             raise self.where.refusal(error) from None
