@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,52 +92,64 @@ def stored(folder: Path) -> dict[Job, Run]:
 
 def copies(folder: Path) -> Counter[str]:
     """How often each job was stored as finished."""
-    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.sqlite3'}")
-    try:
-        trials = [trial for found in optuna.get_all_study_summaries(storage) for trial in found_trials(storage, found)]
-    finally:
-        storage.remove_session()
-        storage.engine.dispose()
-    return Counter(str(trial.user_attrs["run"]["job"]) for trial in trials if "run" in trial.user_attrs)
+    return Counter(job for (job,) in asked(folder, FINISHED))
 
 
-def found_trials(
-    storage: optuna.storages.RDBStorage, summary: optuna.study.StudySummary
-) -> list[optuna.trial.FrozenTrial]:
-    study = optuna.load_study(study_name=summary.study_name, storage=storage)
-    return study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+FINISHED = """
+select json_extract(value_json, '$.job') from trial_user_attributes join trials using (trial_id)
+where key = 'run' and state = 'COMPLETE'
+"""
+
+
+def asked(folder: Path, question: str) -> list[tuple[Any, ...]]:
+    """Straight from the file: to open it as a store would make what a study is about to make; nothing before that."""
+    path = folder / "study.sqlite3"
+    if not path.exists():
+        return []
+    with closing(sqlite3.connect(path, timeout=60)) as connection:
+        try:
+            return connection.execute(question).fetchall()
+        except sqlite3.OperationalError as error:
+            if "no such table" not in str(error):
+                raise
+            return []
 
 
 def owners(folder: Path) -> Counter[str]:
     """How many jobs each process has taken."""
-    connection = sqlite3.connect(folder / "study.sqlite3")
-    found = Counter(owner for (owner,) in connection.execute("select owner from normkit_taken"))
-    connection.close()
-    return found
+    return Counter(owner for (owner,) in asked(folder, "select owner from normkit_taken"))
 
 
-def twice(found: Counter[str]) -> int:
-    """How many results were stored besides a first one.
+def assert_shared(folder: Path) -> None:
+    """Two processes with one worker each did the work, and hardly any of it twice.
 
     When a stage has nothing else left, a process runs what the other one is at; if both end within the same
-    milliseconds, both are stored. With three stages and two workers at the end of each that makes 6 stacks of runs
-    at the most.
+    milliseconds, both are stored. That is a stack of runs for each of three stages at the most.
     """
-    return sum(found.values()) - len(found)
+    found = copies(folder)
+    assert sum(found.values()) - len(found) <= 3 * BENCH.design.stack
+    # One may have begun a little later; neither may have done nearly all.
+    shares = owners(folder)
+    assert len(shares) == 2
+    assert min(shares.values()) > 0.2 * sum(shares.values())
 
 
 def assert_same(runs: dict[Job, Run], others: dict[Job, Run]) -> None:
-    """All equal; losses up to 1e-6, about ten roundings of fp32 at 1.
+    """All equal; what is averaged over many samples at the end up to 1e-6, about ten roundings of fp32 at 1.
 
     The order in which a vector unit sums depends on where the memory begins, and that differs between processes.
     """
     assert runs.keys() == others.keys()
     for job in runs:
         one, other = runs[job], others[job]
-        for a, b in ((one.validation_loss, other.validation_loss), (one.gap, other.gap)):
-            assert a == b or (a is not None and b is not None and abs(a - b) <= 1e-6)
-        same = {"validation_loss": None, "gap": None, "seconds": 0.0}
+        assert rounded(one) == pytest.approx(rounded(other), rel=1e-6, abs=1e-6)
+        same: dict[str, Any] = {"validation_loss": None, "gap": None, "probes": {}, "seconds": 0.0}
         assert replace(one, **same) == replace(other, **same)
+
+
+def rounded(run: Run) -> dict[str, float]:
+    found = {"validation loss": run.validation_loss, "gap": run.gap, **run.probes}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def await_(condition: object, seconds: float) -> None:
@@ -173,15 +185,17 @@ def test_a_killed_study_goes_on_from_its_runs(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
-    cut, whole, seeds = tmp_path / "cut", tmp_path / "whole", 800
+    cut, whole, seeds = tmp_path / "cut", tmp_path / "whole", 600
     cut.mkdir()
     moments = random.Random(0)
     sizes = []
     for kill in range(20):
         before = stored(cut)
+        # Some fall into the start of Python, of the store or of the workers, and most behind at least one more stack.
+        more, delay = moments.choice([(0, 8.0), (1, 3.0), (1, 3.0)])
         with started(cut, seeds) as process:
-            # A start takes some seconds, so that some kills come before anything, some while the store is opened.
-            time.sleep(moments.uniform(0.5, 9.0))
+            await_(lambda old=before, more=more: len(copies(cut)) >= len(old) + more, 120)
+            time.sleep(moments.uniform(0.0, delay))
             assert process.poll() is None, "the study was too short for the test"
             durable = stored(cut)
             # Half the time only the parent: its workers must notice by themselves.
@@ -197,9 +211,10 @@ def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
         assert max(copies(cut).values(), default=1) == 1
         sizes.append(len(after))
     print("runs after each kill:", sizes)
-    assert len(set(sizes)) > 5, "the kills came too early to say anything"
+    # Behind kills that came too early all sizes would be one.
+    assert len(set(sizes)) > 10
     study(cut, seeds, workers=2, resume=True)
-    study(whole, seeds)
+    study(whole, seeds, workers=2)
     assert_same(stored(cut), stored(whole))
     assert max(copies(cut).values()) == 1
     assert len(copies(cut)) == len(stored(cut))
@@ -209,15 +224,13 @@ def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
 def test_two_at_once_share_the_work(tmp_path: Path) -> None:
     shared, whole = tmp_path / "shared", tmp_path / "whole"
     shared.mkdir()
-    with started(shared, seeds=30) as first, started(shared, seeds=30) as second:
+    # Many stacks for each, so that a start some seconds later does not decide.
+    with started(shared, seeds=200, workers=1) as first, started(shared, seeds=200, workers=1) as second:
         assert first.wait(300) == 0
         assert second.wait(300) == 0
-    study(whole, 30)
+    study(whole, 200)
     assert_same(stored(shared), stored(whole))
-    assert twice(copies(shared)) <= 6 * BENCH.design.stack
-    # One may have begun a little later; neither may have done nearly all.
-    assert len(owners(shared)) == 2
-    assert min(owners(shared).values()) > 0.2 * sum(owners(shared).values())
+    assert_shared(shared)
 
 
 @pytest.mark.slow
@@ -232,7 +245,7 @@ def test_an_interrupt_of_the_whole_group_leaves_a_report(tmp_path: Path) -> None
         text=True,
         start_new_session=True,
     )
-    await_(lambda: (tmp_path / "study.sqlite3").exists() and len(copies(tmp_path)) > 10, 60)
+    await_(lambda: len(copies(tmp_path)) > 10, 60)
     os.killpg(process.pid, signal.SIGINT)
     said, trouble = process.communicate(timeout=30)
     assert process.returncode == 130, trouble
@@ -249,7 +262,7 @@ from pathlib import Path
 import normkit
 
 if __name__ == "__main__":
-    found = normkit.compare(methods=["BN"], batch_sizes=[4], seeds=20, trials=3, steps=40, claims=False,
+    found = normkit.compare(methods=["BN"], batch_sizes=[4], seeds=200, trials=3, steps=40, claims=False,
                             out=sys.argv[1],
                             progress=False)
     Path(sys.argv[1], f"rank{'' if found.path else ' other'}.txt").write_text(json.dumps(len(found.cells)))
@@ -274,9 +287,8 @@ def test_the_ranks_of_torchrun_share_the_work(tmp_path: Path) -> None:
         "rank.txt",
         "rank other.txt",
     }
-    assert twice(copies(out)) <= 6 * BENCH.design.stack
-    assert min(owners(out).values()) > 0.2 * sum(owners(out).values())
-    alone = normkit.compare(**GIVEN, seeds=20, workers=1, out=tmp_path / "alone")
+    assert_shared(out)
+    alone = normkit.compare(**GIVEN, seeds=200, workers=1, out=tmp_path / "alone")
     cells = json.loads((out / "results.json").read_text(encoding="utf-8"))["cells"]
     assert [cell["error"] for cell in cells] == [cell["error"] for cell in alone.to_dict()["cells"]]
     assert all(cell["time_ratio"] for cell in cells)

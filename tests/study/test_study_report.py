@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import math
@@ -650,3 +651,22 @@ def test_examples(name: str) -> None:
 
 def test_reading_needs_no_optional_package() -> None:
     assert "pandas" not in Path(reading.__file__).read_text("utf-8")
+
+
+def test_a_report_without_room_says_so_and_leaves_no_half_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "index.html").write_text("the old one", encoding="utf-8")
+
+    def fill(path: Path, text: str, encoding: str) -> int:
+        path.write_bytes(text[:10].encode(encoding))
+        if "html" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return path.write_bytes(text.encode(encoding))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", fill)
+        with pytest.raises(StateError, match=r"needs a folder with room .*No space left.*: set it right, and the same"):
+            write(made_up.of_digits(), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "index.html"}
+    assert (tmp_path / "index.html").read_text(encoding="utf-8") == "the old one"

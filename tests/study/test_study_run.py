@@ -230,6 +230,9 @@ def test_a_run_that_raises_is_recorded_and_the_study_goes_on(tmp_path: Path) -> 
     assert found.complete
     assert {(f.job.method, f.message) for f in found.failures} == {("group_norm", "RuntimeError: no room for it")}
     assert len(found.failures) == 6
+    said = "6 runs failed, first group norm at batch size 4 (RuntimeError: no room for it); the report has all."
+    assert said in found.note
+    assert said in str(found)
     assert all('raise RuntimeError("no room for it")' in f["trace"] for f in found.to_dict()["failures"])
     assert len(found.cell("batch_norm", 4).runs) == 2
     assert found.cell("group_norm", 4).error is None

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -228,6 +229,60 @@ def test_each_process_takes_what_others_have_not(tmp_path: Path) -> None:
         assert other.take(jobs[:1]) == jobs[0]
 
 
+STEPS = (
+    "CREATE TABLE studies",
+    "CREATE TABLE trials",
+    "INSERT INTO version_info",
+    "CREATE TABLE alembic_version",
+    "INSERT INTO alembic_version",
+    "CREATE TABLE normkit_taken",
+    "INSERT INTO studies",
+    "INSERT INTO study_user_attributes",
+)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_two_that_make_one_store_at_once(tmp_path: Path, step: str) -> None:
+    another_makes_it_at(step, tmp_path / "s.sqlite3")
+
+
+def another_makes_it_at(step: str, where: str | Path) -> None:
+    """A store is made, and just before this step of that another one is made whole at the same place."""
+    came: list[str] = []
+
+    def interrupt(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if not came and step in " ".join(statement.replace('"', "").split()):
+            came.append(statement)
+            with opened(where) as other:
+                other.add(RUN)
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", interrupt)
+    try:
+        with opened(where) as store:
+            assert store.runs() == {JOB: RUN}
+            store.add(RUN)
+            assert store.runs() == {JOB: RUN}
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", interrupt)
+    assert came
+
+
+def test_a_server_may_say_in_any_language_that_another_was_first() -> None:
+    errors = pytest.importorskip("psycopg").errors
+    first = [errors.DuplicateTable("Relation »studies« existiert bereits"), errors.InsufficientPrivilege("verboten")]
+    place = object.__new__(database.Database)
+    place.where, place._reached = Location.of("postgresql+psycopg://host/runs"), False
+
+    def create() -> str:
+        if first:
+            raise sqlalchemy.exc.ProgrammingError("create table studies", {}, first.pop(0))
+        return "made"
+
+    with pytest.raises(StateError, match=r"answers: verboten"):
+        place.use(create)
+    assert place.use(create) == "made"
+
+
 BINARIES = sorted(glob.glob("/usr/lib/postgresql/*/bin"))
 
 
@@ -297,6 +352,26 @@ def test_postgresql_gives_what_sqlite_gives(server: tuple[str, str, str], tmp_pa
     assert [c.seconds for c in again.cells] == [c.seconds for c in first.cells]
     for path in (tmp_path / "first").iterdir():
         assert "s3cr" not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_several_that_make_one_store_on_a_server_at_once(server: tuple[str, str, str]) -> None:
+    url, _, _ = server
+    owner = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+    with owner.connect() as connection, ThreadPoolExecutor(8) as pool:
+        for number in range(5):
+            connection.execute(sqlalchemy.text(f"create database new{number}"))
+            barrier = threading.Barrier(8)
+
+            def make(where: sqlalchemy.URL, barrier: threading.Barrier = barrier) -> dict[Job, Run]:
+                barrier.wait()
+                with Opened(where.render_as_string(hide_password=False)) as store:
+                    store.add(RUN)
+                    return store.runs()
+
+            places = [sqlalchemy.make_url(url).set(database=f"new{number}")] * 8
+            assert list(pool.map(make, places)) == [{JOB: RUN}] * 8
+    owner.dispose()
 
 
 @pytest.mark.slow

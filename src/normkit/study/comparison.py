@@ -49,6 +49,10 @@ CUT = Text(
     "Interrupted: this rests on the runs that were finished; repeat to go on. ",
     "研究中断：以下依据已完成的运行；重复同一命令即可继续。",
 )
+FAILED = Text(
+    "{count} runs failed, first {method} at batch size {size} ({message}); the report has all. ",
+    "{count} 次运行失败，首先是批量为 {size} 时的{method}（{message}）；报告中列有全部。",
+)
 STANDINGS = {
     "leads": Text("leads", "领先"),
     "equal": Text("equal", "相当"),
@@ -146,13 +150,25 @@ class Comparison:
 
     @property
     def note(self) -> Text:
-        """What the headings mean; first of all, whether the study is whole."""
+        """What the headings mean; first of all, whether the study is whole and what failed."""
         en, zh = (
             ("" if self.complete else CUT.to(lang))
+            + self._failed(lang)
             + NOTE.to(lang).format(target=self.design.target_loss, metric=self.metric.name.to(lang))
             for lang in catalog.LANGUAGES
         )
         return Text(en, zh)
+
+    def _failed(self, lang: str) -> str:
+        if not self.failures:
+            return ""
+        job, lines = self.failures[0].job, self.failures[0].message.splitlines()
+        return FAILED.to(lang).format(
+            count=len(self.failures),
+            method=words.inline(job.method, lang),
+            size=job.batch_size,
+            message=lines[0] if lines else "",
+        )
 
     def headings(self, lang: str = "en") -> tuple[str, ...]:
         """What stands above the columns of `rows`."""

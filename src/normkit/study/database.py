@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import IntegrityError
 
 from normkit.errors import NormkitError, StateError
-from normkit.study.location import BROKEN, Location, cause
+from normkit.study.location import BROKEN, Location, cause, origin_of
 
 T = TypeVar("T")
 
@@ -30,6 +30,9 @@ PATIENCE = 60.0
 """Seconds to wait for a lock, or for a server to come back."""
 _PASSING = ("locked", "already exists", "unique", "duplicate", "deadlock")
 """Said when another process was at the same place at the same time."""
+_PASSING_STATES = ("23505", "40001", "40P01", "42710", "42P07", "55P03")
+"""The same as SQLSTATE: a server may say it in any language. Unique violation, serialization failure, deadlock,
+duplicate object, duplicate table, lock not available."""
 
 
 class Database:
@@ -100,8 +103,8 @@ class Database:
 
     def _passes(self, error: Exception) -> bool:
         """Whether a trouble may pass by itself."""
-        said = cause(error).lower()
-        if any(word in said for word in _PASSING):
+        said, origin = cause(error).lower(), origin_of(error)
+        if any(word in said for word in _PASSING) or getattr(origin, "sqlstate", None) in _PASSING_STATES:
             return True
         # A server that was never reached is more likely misnamed than away.
         return self._reached and self.where.file is None and "connect" in said
@@ -113,9 +116,14 @@ class Database:
             options = {"connect_args": {"timeout": PATIENCE}}
         try:
             with _quiet():
-                storage = optuna.storages.RDBStorage(self.where.text, engine_kwargs=options)
-            TAKEN.metadata.create_all(storage.engine)
-            return storage
+                # Without a pool at first: nobody could close the connections of a storage that fails while it is made.
+                maker = optuna.storages.RDBStorage(
+                    self.where.text, engine_kwargs={**options, "poolclass": sqlalchemy.NullPool}
+                )
+                TAKEN.metadata.create_all(maker.engine)
+                return optuna.storages.RDBStorage(
+                    self.where.text, engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True
+                )
         except RuntimeError as error:
             # How optuna refuses the tables of another version.
             raise self.where.refusal(error) from None

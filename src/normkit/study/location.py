@@ -118,8 +118,13 @@ class Location:
 
 
 def cause(error: BaseException) -> str:
-    """The database's own words, under what SQLAlchemy and optuna have put round them; one line."""
+    """The database's own words, one line."""
+    inner = origin_of(error)
+    return " ".join(str(inner).split()) or type(inner).__name__
+
+
+def origin_of(error: BaseException) -> BaseException:
+    """The driver's error, under what SQLAlchemy and optuna have put round it."""
     while isinstance(error, OptunaError) and error.__cause__ is not None:
         error = error.__cause__
-    inner = getattr(error, "orig", None) or error
-    return " ".join(str(inner).split()) or type(inner).__name__
+    return getattr(error, "orig", None) or error

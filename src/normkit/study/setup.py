@@ -64,7 +64,7 @@ def prepared(
             f"got {plan.batch_sizes[-1]}: choose smaller ones"
         )
     if task is not None:
-        return [Bench(MAIN, work, _buildable(work, plan, strict=methods is not None), timed=True)], ()
+        return [Bench("task", work, _buildable(work, plan, strict=methods is not None), timed=True)], ()
     unknown = [name for name in plan.methods if name not in embedded.METHODS]
     if unknown:
         raise ArgumentError(

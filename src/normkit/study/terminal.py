@@ -15,13 +15,15 @@ STYLES = {"supported": "green", "contradicted": "red", "not resolved": "dim"}
 def table(comparison: Comparison, lang: str = "en") -> Table:
     """The comparison as a table for the terminal (rich), in "en" or "zh"; lowest error first in each batch size."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     shown = Table(
         title=comparison.answer.to(lang),
         title_justify="left",
         title_style="bold",
-        caption=comparison.note.to(lang),
+        # An error's text may have brackets, which rich would read as markup.
+        caption=escape(comparison.note.to(lang)),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

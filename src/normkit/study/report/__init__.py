@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from normkit.errors import ArgumentError
+from normkit.errors import ArgumentError, StateError
 from normkit.study import export
 from normkit.study.comparison import Comparison
 from normkit.study.report.page import check, render
@@ -23,9 +23,18 @@ def write(comparison: Comparison, folder: Path, lang: str = "en") -> Path:
 
     Returns:
         The path of the page.
+
+    Raises:
+        StateError: they cannot be written, for instance because the disk is full.
     """
-    replace_file(folder / "results.json", json.dumps(comparison.to_dict(), indent=1, allow_nan=False) + "\n")
-    return write_page(comparison, folder / "index.html", lang)
+    try:
+        replace_file(folder / "results.json", json.dumps(comparison.to_dict(), indent=1, allow_nan=False) + "\n")
+        return write_page(comparison, folder / "index.html", lang)
+    except OSError as error:
+        raise StateError(
+            f"the report needs a folder with room that may be written to, got {str(folder)!r} ({error.strerror}): set "
+            "it right, and the same call writes the report from the finished runs, which are kept"
+        ) from error
 
 
 def write_page(comparison: Comparison, page: Path, lang: str = "en") -> Path:
@@ -77,5 +86,9 @@ def again(
 def replace_file(path: Path, text: str) -> None:
     """Put a text in the place of a file, at once."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        # Half a file would only take the room that is missing.
+        part.unlink(missing_ok=True)
