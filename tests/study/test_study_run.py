@@ -1,7 +1,9 @@
 """What is trained: data apart, networks and batches paired, runs that fail recorded, nothing run twice."""
 
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -281,6 +283,19 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
     rest = whole(DIGITS, p, tmp_path, silent)
     assert rest.complete
     assert len(rest.cell("batch_norm", 4).runs) == 2
+
+
+def test_an_interrupt_that_is_lost_on_its_way_ends_the_study_too(tmp_path: Path) -> None:
+    def swallow(done: int, total: int, what: str) -> None:
+        if done == 6:
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    cut = whole(DIGITS, plan("BN"), tmp_path, swallow)
+    assert not cut.complete
+    assert sum(len(cell.tuning) + len(cell.runs) for cell in cut.cells) == 6
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_interrupt_before_anything_is_passed_on(tmp_path: Path) -> None:

@@ -371,3 +371,7 @@ def test_the_task_of_the_readme_works_on_the_first_try(tmp_path: Path) -> None:
     assert not results["failures"]
     assert all(cell["error"]["value"] < 0.5 for cell in results["cells"])
     assert results["command"].startswith("normkit compare mine:task --methods none,unchanged,group_norm")
+
+
+def test_the_plan_does_not_call_a_task_of_the_users_by_the_name_of_ours() -> None:
+    assert [bench.name for bench in setup.prepared(Task(net, (X, Y), (X, Y)), batch_sizes=[2])[0]] == ["task"]

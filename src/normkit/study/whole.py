@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from normkit.study import machine
 from normkit.study.claims.experiment import Experiment
@@ -44,8 +48,8 @@ def carry_out(
     """
     start = time.perf_counter()
     try:
-        with crew:
-            complete = conduct(benches, store, crew, progress, minutes, limit)
+        with crew, _insisting(progress) as tell:
+            complete = conduct(benches, store, crew, tell, minutes, limit)
     except KeyboardInterrupt:
         if not any(bench.runs for bench in benches):
             raise
@@ -62,3 +66,33 @@ def carry_out(
         command=command,
         seconds=time.perf_counter() - start,
     )
+
+
+@contextmanager
+def _insisting(progress: Progress) -> Iterator[Progress]:
+    """The progress that interrupts the study if an interrupt has been lost.
+
+    A KeyboardInterrupt is raised wherever the main thread happens to be. In a destructor Python drops it, and so may
+    code of other packages; nothing would end the study then.
+    """
+    asked = threading.Event()
+
+    def tell(done: int, total: int, what: str) -> None:
+        progress(done, total, what)
+        if asked.is_set():
+            raise KeyboardInterrupt
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        signal.default_int_handler(number, frame)
+
+    # A handler of the user's stays, and only the main thread may set one.
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield progress
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield tell
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
