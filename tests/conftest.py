@@ -1,9 +1,15 @@
 """Asserts in the shared contract explain themselves as those in tests do; a test draws the same numbers each time."""
 
+import signal
+
 import pytest
 import torch
 
 pytest.register_assert_rewrite("contract")
+
+# Started in the background, a shell has its commands ignore Ctrl-C, and they hand that down to what they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
