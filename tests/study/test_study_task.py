@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import normkit
 from normkit.errors import ArgumentError, NormkitError
-from normkit.study import arms, replicas, setup, train
+from normkit.study import arms, outline, replicas, setup, train
 from normkit.study.design import Design
 from normkit.study.run import Job
 from normkit.study.task import Part, Task, subset
@@ -375,3 +375,23 @@ def test_the_task_of_the_readme_works_on_the_first_try(tmp_path: Path) -> None:
 
 def test_the_plan_does_not_call_a_task_of_the_users_by_the_name_of_ours() -> None:
     assert [bench.name for bench in setup.prepared(Task(net, (X, Y), (X, Y)), batch_sizes=[2])[0]] == ["task"]
+
+
+def test_the_plan_is_timed_on_one_thread_as_the_workers_train() -> None:
+    seen = set()
+
+    def loss(y: Tensor, target: Tensor) -> Tensor:
+        seen.add(torch.get_num_threads())
+        return F.cross_entropy(y, target)
+
+    before = torch.get_num_threads()
+    task = Task(net, (X, Y), (X, Y), loss=loss)
+    torch.set_num_threads(2)
+    try:
+        benches, _ = setup.prepared(task, methods=["BN"], batch_sizes=[8], seeds=2, trials=3, steps=40)
+        seen.clear()
+        assert outline.outline(benches, 2).rows[0].seconds > 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {1}

@@ -11,6 +11,7 @@ from typing import Any
 
 from normkit.study import words
 from normkit.study.conduct import Bench
+from normkit.study.crew.local import one_thread
 from normkit.study.run import Job
 from normkit.study.train import execute
 
@@ -75,7 +76,8 @@ def outline(benches: Sequence[Bench], workers: int) -> Outline:
         benches: what would be carried out.
         workers: processes that share the work.
     """
-    rows = tuple(_row(bench) for bench in benches)
+    with one_thread():  # as the workers train
+        rows = tuple(_row(bench) for bench in benches)
     return Outline(rows, workers, sum(row.seconds for row in rows) / workers)
 
 
