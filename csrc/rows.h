@@ -233,34 +233,40 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     });
     return;
   }
-  // Rows of one block: converted once, normalized from the same buffer, several side by side so that the latencies of one
-  // row's sums and roots are hidden behind the others. What is ahead is asked for in four parts, among the steps.
+  // Rows of one block: converted once, normalized from the same buffer. Each step takes three rows on by a stage: reading goes
+  // on while results are written, and one row's sums and roots are hidden behind the others. What is ahead is asked for in
+  // four parts, among the stages.
   const auto fetch = [&](int64_t row, int64_t part) {
     const int64_t size = v.r1 <= BURST ? v.r1 : ceil_div(v.r1, 4), from = part * size;
     if (far && from < v.r1) prefetch(x + row * v.r1 + AHEAD + from, least(size, v.r1 - from));
   };
-  const auto four_rows = [&](int64_t first, int64_t rows, Writer<S>& writer) {
-    T buffer[4 * BLOCK];
-    const T* in[4];
-    A guess[4];
-    Two sums[4];
-    Scale<A> scales[4];
+  const auto in_stages = [&](int64_t first, int64_t rows, Writer<S>& writer) {
+    constexpr int64_t STAGES = 3;
+    T buffer[STAGES * BLOCK];
+    const T* in[STAGES];
+    A guess[STAGES];
+    Two sums[STAGES];
+    Scale<A> scales[STAGES];
     const int64_t n = v.r1;
-    for (int64_t k = 0; k < rows; ++k) {
-      fetch(first + k, 0);
-      in[k] = source((first + k) * n, n, buffer + k * BLOCK, Constant<A>{0});
-    }
-    for (int64_t k = 0; k < rows; ++k) guess[k] = guess_mean(in[k], n, f.center);
-    for (int64_t k = 0; k < rows; ++k) {
-      fetch(first + k, 1);
-      sums[k] = deviations(in[k], n, guess[k]);
-    }
-    for (int64_t k = 0; k < rows; ++k)
-      scales[k] = finish(first + k, conclude(in[k], n, guess[k], sums[k], f.center, f.eps));
-    for (int64_t k = 0; k < rows; ++k) {
-      fetch(first + k, 2);
-      apply_block(in[k], (first + k) * n, 0, n, scales[k], writer);
-      fetch(first + k, 3);
+    for (int64_t step = 0; step < rows + STAGES - 1; ++step) {
+      const auto at_stage = [&](int64_t stage, auto&& body) {
+        const int64_t k = step - stage;
+        if (k < 0 || k >= rows) return;
+        fetch(first + step, stage);
+        body(first + k, k % STAGES);
+      };
+      at_stage(0, [&](int64_t row, int64_t k) {
+        in[k] = source(row * n, n, buffer + k * BLOCK, Constant<A>{0});
+        guess[k] = guess_mean(in[k], n, f.center);
+        sums[k] = deviations(in[k], n, guess[k]);
+      });
+      at_stage(1, [&](int64_t row, int64_t k) {
+        scales[k] = finish(row, conclude(in[k], n, guess[k], sums[k], f.center, f.eps));
+      });
+      at_stage(2, [&](int64_t row, int64_t k) {
+        apply_block(in[k], row * n, 0, n, scales[k], writer);
+        fetch(first + step, 3);
+      });
     }
   };
   const auto side_by_side = [&](int64_t first, int64_t rows, Writer<S>& writer) {
@@ -345,10 +351,10 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
       return;
     }
     if (v.r0 == 1 && v.r1 <= BLOCK && (!source.mask || source.mask.has_whole_rows(v.r1))) {
-      const bool side = ACROSS<A> && v.r1 <= SHORT;
-      const int64_t step = side ? SIDE : 4;
-      for (int64_t cell = task * share.cells_per_task; cell < end; cell += step)
-        side ? side_by_side(cell, least(step, end - cell), writer) : four_rows(cell, least(step, end - cell), writer);
+      int64_t cell = task * share.cells_per_task;
+      if (!ACROSS<A> || v.r1 > SHORT) in_stages(cell, end - cell, writer);
+      else
+        for (; cell < end; cell += SIDE) side_by_side(cell, least(SIDE, end - cell), writer);
       return;
     }
     for (int64_t cell = task * share.cells_per_task; cell < end; ++cell) {

@@ -158,11 +158,12 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     }
   };
   // Short rows with a weight for each element, G at a time: the roots of all at once, and few trips to the sums of weight
-  // gradients.
+  // gradients. Half precision is converted once: what its sums are of is kept for what follows them.
   const auto short_rows = [&](auto group, int64_t first, int64_t rows, Writer<S>& writer) {
     constexpr int G = decltype(group)::value;
     constexpr int64_t ROOM = G == SIDE ? SIDE_BACKWARD : BLOCK;
     T bx[G * ROOM], bg[G * ROOM];
+    A hats[PACKED<T> ? G * ROOM : 1], weighted[PACKED<T> ? G * ROOM : 1];
     const T *p[G], *g[G];
     double mu[G], var[G];
     const A* w = affine.weight;
@@ -178,15 +179,28 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
       p[k] = source.input(at, n, bx + k * ROOM, Constant<A>{scales.mean[k]});
       g[k] = source.gradient(at, n, bg + k * ROOM, p[k], z_of(at, 0, n, scales.of(k)));
     }
+    const auto hat_of = [&](int64_t k) {
+      if constexpr (PACKED<T>) return [h = hats + k * ROOM](auto at) { return at(h); };
+      else return [px = p[k], m = scales.mean[k], rstd = scales.rstd[k]](auto at) { return (at(px) - m) * rstd; };
+    };
+    const auto weighted_of = [&](int64_t k) {
+      if constexpr (PACKED<T>) return [q = weighted + k * ROOM](auto at) { return at(q); };
+      else return [pg = g[k], w](auto at) { return w ? at(pg) * at(w) : at(pg); };
+    };
     A c1[G] = {}, c2[G] = {};
-    if (dx && !f.fixed) {
+    if (PACKED<T> || (dx && !f.fixed)) {
       sums_of_rows<G, T>(n, rows, c1, c2, [&](int64_t k) {
-        return [px = p[k], pg = g[k], m = scales.mean[k], rstd = scales.rstd[k], w](auto at, auto& u, auto& v) {
+        return [px = p[k], pg = g[k], m = scales.mean[k], rstd = scales.rstd[k], w, h = hats + k * ROOM,
+                q = weighted + k * ROOM](auto at, auto& u, auto& v) {
           u = at(pg);
           if (w) u = u * at(w);
-          v = u * ((at(px) - m) * rstd);
+          v = (at(px) - m) * rstd;
+          if constexpr (PACKED<T>) at.put(q, u), at.put(h, v);
+          v = u * v;
         };
       });
+    }
+    if (dx && !f.fixed) {
       A per[G];
       for (int k = 0; k < G; ++k) per[k] = A(1.0 / (source.mask && k < rows ? count_of(first + k) : double(n)));
 #pragma omp simd
@@ -201,33 +215,23 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
     A* tb = grads.b.data() + first / per_vector * n;
     int64_t k = 0;
     for (; k + 4 <= wanted; k += 4) {
-      const T *p0 = p[k], *p1 = p[k + 1], *p2 = p[k + 2], *p3 = p[k + 3];
+      const auto h0 = hat_of(k), h1 = hat_of(k + 1), h2 = hat_of(k + 2), h3 = hat_of(k + 3);
       const T *g0 = g[k], *g1 = g[k + 1], *g2 = g[k + 2], *g3 = g[k + 3];
-      const A *m = scales.mean + k, *r = scales.rstd + k;
-      const A m0 = m[0], m1 = m[1], m2 = m[2], m3 = m[3], r0 = r[0], r1 = r[1], r2 = r[2], r3 = r[3];
       each<T>(0, n, [=](auto at) {
-        at.put(tw, at(tw) + ((at(g0) * ((at(p0) - m0) * r0) + at(g1) * ((at(p1) - m1) * r1)) +
-                             (at(g2) * ((at(p2) - m2) * r2) + at(g3) * ((at(p3) - m3) * r3))));
+        at.put(tw, at(tw) + ((at(g0) * h0(at) + at(g1) * h1(at)) + (at(g2) * h2(at) + at(g3) * h3(at))));
         at.put(tb, at(tb) + ((at(g0) + at(g1)) + (at(g2) + at(g3))));
       });
     }
     for (; k < wanted; ++k) {
-      const T *px = p[k], *pg = g[k];
-      const A m = scales.mean[k], rstd = scales.rstd[k];
-      each<T>(0, n, [=](auto at) {
-        at.put(tw, at(tw) + at(pg) * ((at(px) - m) * rstd));
+      each<T>(0, n, [=, h = hat_of(k), pg = g[k]](auto at) {
+        at.put(tw, at(tw) + at(pg) * h(at));
         at.put(tb, at(tb) + at(pg));
       });
     }
     for (int64_t k = 0; dx && k < rows; ++k) {
-      const T *px = p[k], *pg = g[k];
-      const A m = scales.mean[k], rstd = scales.rstd[k], b1 = c1[k], b2 = c2[k];
+      const A rstd = scales.rstd[k], b1 = c1[k], b2 = c2[k];
       T* q = writer.open(dx + (first + k) * n);
-      if (w) {
-        each<T>(0, n, [=](auto at) { at.put(q, (at(pg) * at(w)) * rstd + ((at(px) - m) * rstd) * b2 + b1); });
-      } else {
-        each<T>(0, n, [=](auto at) { at.put(q, at(pg) * rstd + ((at(px) - m) * rstd) * b2 + b1); });
-      }
+      each<T>(0, n, [=, h = hat_of(k), u = weighted_of(k)](auto at) { at.put(q, u(at) * rstd + h(at) * b2 + b1); });
       writer.close(n);
     }
   };
