@@ -177,8 +177,7 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
     return Scale<A>(m.mean, v2, f.eps);
   };
   const auto given = [&](int64_t cell) { return Scale<A>(double(mean[cell]), square(dev[cell]), f.eps); };
-  const auto apply_block = [&](const T* in, int64_t at, int64_t j, int64_t n, const Scale<A>& scale, Writer<S>& writer) {
-    T* r = writer.open(y + at);
+  const auto apply_to = [&](T* r, const T* in, int64_t at, int64_t j, int64_t n, const Scale<A>& scale) {
     affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
       const T* p = in + start;
       T* q = r + start;
@@ -200,6 +199,9 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
         each<T>(0, length, [=](auto at) { at.put(q, (at(p) - m) * a + c); });
       }
     });
+  };
+  const auto apply_block = [&](const T* in, int64_t at, int64_t j, int64_t n, const Scale<A>& scale, Writer<S>& writer) {
+    apply_to(writer.open(y + at), in, at, j, n, scale);
     writer.close(n);
   };
   const auto apply_span = [&](int64_t cell, int64_t s, const Scale<A>& scale, Writer<S>& writer) {
@@ -281,10 +283,11 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
       in[k] = source((first + k) * n, n, buffer + k * n, Constant<A>{0});
     }
     if (f.center) {
-      sums_of_rows<SIDE, T>(n, rows, a, b, [&](int64_t k) {
+      const int64_t some = PACKED<T> ? least(n, SIDE) : n;  // as in `guess_mean`
+      sums_of_rows<SIDE, T>(some, rows, a, b, [&](int64_t k) {
         return [p = in[k]](auto at, auto& u, auto& v) { u = at(p), v = u - u; };
       });
-      for (int64_t k = 0; k < rows; ++k) guess[k] = A(double(a[k]) * per);
+      for (int64_t k = 0; k < rows; ++k) guess[k] = A(double(a[k]) / double(some));
     }
     sums_of_rows<SIDE, T>(n, rows, a, b, [&](int64_t k) {
       return [p = in[k], m = guess[k]](auto at, auto& u, auto& v) { u = at(p, m) - m, v = u * u; };
@@ -296,7 +299,8 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
       var[k] = (rest < 0 ? 0 : rest) * per;
     }
     for (int64_t k = 0; k < rows; ++k) {
-      if (!out_of_range(double(b[k]), f.eps)) continue;
+      const bool far_off = PACKED<T> && square(mu[k] - double(guess[k])) > FAR_OFF * var[k];
+      if (!far_off && !out_of_range(double(b[k]), f.eps)) continue;
       const Moments m = moments_of(in[k], n, f.center, f.eps);
       mu[k] = m.mean, var[k] = m.m2 * per;
     }
@@ -313,7 +317,13 @@ template <class S> void forward_rows(const View& v, const Forward& f, const Pool
       const bool empty = source.mask && f.fused->counts[first + k] == 0;
       dev[first + k] = empty ? A(1) : A(std::sqrt(var[k]));
     }
-    for (int64_t k = 0; k < rows; ++k) apply_block(in[k], (first + k) * n, 0, n, scales.of(k), writer);
+    for (int64_t done = 0, step = BURST / n; done < rows; done += step) {
+      const int64_t some = least(step, rows - done), start = (first + done) * n;
+      T* r = writer.open(y + start);
+      for (int64_t k = 0; k < some; ++k)
+        apply_to(r + k * n, in[done + k], start + k * n, 0, n, scales.of(done + k));
+      writer.close(some * n);
+    }
   };
 
   const Share share(v, spans, pool);
