@@ -85,6 +85,14 @@ Tensor in_arithmetic(const Tensor& t, const Tensor& x) {
   return t.to(arithmetic_of(x));
 }
 
+Tensor root_of(const Tensor& var, double eps) {
+  const Tensor dev = fresh(var, var.numel());
+  const auto root = [&]<class T>(T) { roots(var.const_data_ptr<T>(), dev.mutable_data_ptr<T>(), dev.numel(), eps); };
+  if (dev.scalar_type() == at::kDouble) root(0.0);
+  else root(0.0f);
+  return dev;
+}
+
 // Plans ---------------------------------------------------------------------------------------------------
 
 // A region on sizes and strides, known only once the longer way has checked and planned it.
@@ -128,8 +136,10 @@ struct Like {
   }
 };
 
+// What is saved, and in which order, is the same as in kernels/autograd.py: activation checkpointing pairs the tensors that
+// a forward has saved with those of its recomputation, and the two may take different ways.
 struct NormalizeBackward final : torch::autograd::Node {
-  SavedVariable x, weight, mean, dev;
+  SavedVariable x, weight, mean, dev;  // dev: the variance, where moments are given
   const View* view = nullptr;
   at::DimVector strides;
   Like weight_like, bias_like;
@@ -180,19 +190,20 @@ struct NormalizeBackward final : torch::autograd::Node {
     return !at::GradMode::is_enabled() && !is_watched() && is_plain(dy) && is_plain(x_) && dy.sizes() == x_.sizes() &&
            dy.scalar_type() == x_.scalar_type() && x_.strides() == strides && x_.numel() == view->numel() &&
            (!weight_.defined() || (is_plain(weight_) && weight_.is_contiguous() && weight_.numel() == view->period)) &&
-           same(mean_, center ? view->cells() : 0) && same(dev_, view->cells());
+           (length || same(mean_, center ? view->cells() : 0)) && same(dev_, view->cells());
   }
 
   void run(const Tensor& given, const Tensor& x_, const Tensor& weight_, const Tensor& mean_, const Tensor& dev_,
            const bool* want, variable_list& out) const {
+    const Tensor std = fixed ? root_of(dev_, eps) : dev_;
     const Tensor dy = given.strides() == x_.strides() ? given : like(x_).copy_(given);
     const Tensor w = in_arithmetic(weight_, x_);
     if (want[0]) out[0] = like(x_);
     for (const int i : {1, 2})
       if (want[i]) out[size_t(i)] = fresh(x_, view->period);
     const auto place = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
-    const Backward f{dy.const_data_ptr(), x_.const_data_ptr(), pointer(w), mean_.const_data_ptr(), dev_.const_data_ptr(),
-                     place(out[0]), place(out[1]), place(out[2]), eps, center, fixed, length};
+    const Backward f{dy.const_data_ptr(), x_.const_data_ptr(), pointer(w), pointer(mean_), std.const_data_ptr(),
+                     place(out[0]), place(out[1]), place(out[2]), fixed ? 0 : eps, center, fixed, length};
     kernels_door->kernels->backward(storage_of(x_), *view, f, kernels_door->pool(x_.numel()));
   }
 
@@ -234,19 +245,21 @@ struct Call {
     const Tensor w = in_arithmetic(weight, x), b = in_arithmetic(bias, x);
     const auto place = [](const Tensor& t) { return t.defined() && t.numel() ? const_cast<void*>(t.const_data_ptr()) : nullptr; };
     RECORD_FUNCTION("normkit::normalize", std::vector<c10::IValue>{x});
-    const Forward f{x.const_data_ptr(), y.mutable_data_ptr(), pointer(w), pointer(b), place(mean), place(dev), eps, center, fixed, length};
+    const Forward f{x.const_data_ptr(), y.mutable_data_ptr(), pointer(w), pointer(b), place(mean), place(dev),
+                    fixed ? 0 : eps, center, fixed, length};
     const auto go = [&] { kernels_door->kernels->forward(storage_of(x), *view, f, kernels_door->pool(x.numel())); };
     if (x.numel() < LONG) return go(), y;
     const pybind11::gil_scoped_release others;
     return go(), y;
   }
 
+  // With given moments `dev` is their variance.
   void record(const Tensor& y, const Tensor& mean, const Tensor& dev) const {
     const auto node = c10::make_intrusive<NormalizeBackward>();
     node->set_next_edges(torch::autograd::collect_next_edges(x, weight, bias));
     node->x = SavedVariable(x, false);
     if (weight.defined()) node->weight = SavedVariable(weight, false);
-    node->mean = SavedVariable(mean, false);
+    if (!length) node->mean = SavedVariable(mean, false);
     node->dev = SavedVariable(dev, false);
     node->view = view;
     node->strides = x.strides();
@@ -316,17 +329,6 @@ void move(Tensor& running_mean, Tensor& running_var, const Tensor& mean, const T
     if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
 }
 
-Tensor root_of(const Tensor& var) {
-  const Tensor dev = fresh(var, var.numel());
-  const auto root = [&]<class T>(T) {
-    const T* v = var.const_data_ptr<T>();
-    T* d = dev.mutable_data_ptr<T>();
-    for (int64_t i = 0; i < dev.numel(); ++i) d[i] = std::sqrt(v[i]);
-  };
-  if (dev.scalar_type() == at::kDouble) root(0.0);
-  else root(0.0f);
-  return dev;
-}
 
 }  // namespace
 
@@ -379,9 +381,8 @@ PyObject* standardize(PyObject*, PyObject* const* args, Py_ssize_t) {
   if (!mean.defined() || !var.defined() || !is_statistic(mean, c.x, channels) || !is_statistic(var, c.x, channels))
     Py_RETURN_NONE;
   c.fixed = true;
-  const Tensor dev = root_of(var);
-  Tensor y = c.run(mean, dev);
-  if (c.is_followed()) c.record(y, mean, dev);
+  Tensor y = c.run(mean, root_of(var, c.eps));
+  if (c.is_followed()) c.record(y, mean, var);
   return THPVariable_Wrap(std::move(y));
   END_HANDLE_TH_ERRORS
 }
@@ -395,7 +396,7 @@ PyObject* weight_norm(PyObject*, PyObject* const* args, Py_ssize_t) {
     Py_RETURN_NONE;
   c.length = true;
   c.center = false;
-  const Tensor none = fresh(c.x, 0), length = fresh(c.x, c.view->cells());
+  const Tensor none, length = fresh(c.x, c.view->cells());
   Tensor w = c.run(none, length);
   if (c.is_followed()) c.record(w, none, length);
   return THPVariable_Wrap(std::move(w));

@@ -127,7 +127,7 @@ bool take_extras(PyObject* dict, PyObject* last, const Call& c, Extras& e) {
 
 // Outputs: y, and with a residual the sum. Inputs: x, residual, weight, bias.
 struct FusedBackward final : torch::autograd::Node {
-  SavedVariable x, mask, weight, bias, mean, dev;  // x is the sum where there is one
+  SavedVariable x, mask, weight, bias, mean, dev;  // x: the sum where there is one; dev: as in NormalizeBackward
   Extras extras;                                   // without its tensors, but for the counts
   const View* view = nullptr;
   at::DimVector strides;
@@ -204,6 +204,7 @@ struct FusedBackward final : torch::autograd::Node {
   void run(const Tensor& dy, const Tensor& dsum, const Tensor (&saved)[6], const bool* want, Tensor& dx, variable_list& out) const {
     const auto& [x_, mask_, weight_, bias_, mean_, dev_] = saved;
     const auto laid = [&](const Tensor& t) { return !t.defined() || t.strides() == x_.strides() ? t : like(x_).copy_(t); };
+    const Tensor std = fixed ? root_of(dev_, eps) : dev_;
     const Tensor g = laid(dy), more = laid(dsum), w = in_arithmetic(weight_, x_), b = in_arithmetic(bias_, x_);
     dx = like(x_);  // also where nobody wants it: a place for dy times the activation's slope
     for (const size_t i : {size_t(2), size_t(3)})
@@ -214,8 +215,8 @@ struct FusedBackward final : torch::autograd::Node {
     fusion.bias = pointer(b);
     fusion.backward = true;
     const auto place = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
-    Backward f{g.const_data_ptr(), x_.const_data_ptr(), pointer(w), mean_.const_data_ptr(), dev_.const_data_ptr(),
-               place(dx), place(out[2]), place(out[3]), eps, center, fixed};
+    Backward f{g.const_data_ptr(), x_.const_data_ptr(), pointer(w), mean_.const_data_ptr(), std.const_data_ptr(),
+               place(dx), place(out[2]), place(out[3]), fixed ? 0 : eps, center, fixed};
     f.fused = &fusion;
     kernels_door->kernels->backward(storage_of(x_), *view, f, kernels_door->pool(x_.numel()));
   }
@@ -255,7 +256,8 @@ Tensor run_fused(const Call& c, const Extras& e, const Tensor& sum, const Tensor
   Fusion fusion = e.fusion();
   fusion.residual = pointer(e.residual);
   fusion.sum = sum.defined() ? sum.mutable_data_ptr() : nullptr;
-  Forward f{c.x.const_data_ptr(), y.mutable_data_ptr(), pointer(w), pointer(b), place(mean), place(dev), c.eps, c.center, c.fixed};
+  Forward f{c.x.const_data_ptr(), y.mutable_data_ptr(), pointer(w), pointer(b), place(mean), place(dev),
+            c.fixed ? 0 : c.eps, c.center, c.fixed};
   f.fused = &fusion;
   const auto go = [&] { kernels_door->kernels->forward(storage_of(c.x), *c.view, f, kernels_door->pool(c.x.numel())); };
   if (c.x.numel() < LONG) return go(), y;
@@ -328,7 +330,7 @@ PyObject* fused(PyObject*, PyObject* const* args, Py_ssize_t) {
   }
   const bool followed = c.is_followed() || (at::GradMode::is_enabled() && has_gradient(e.residual));
   if (c.fixed) {
-    mean = running_mean, dev = root_of(running_var);
+    mean = running_mean, dev = root_of(running_var, c.eps);
   } else if (followed || moves) {
     mean = fresh(c.x, c.center ? c.view->cells() : 0), dev = fresh(c.x, c.view->cells());
   }
@@ -336,7 +338,7 @@ PyObject* fused(PyObject*, PyObject* const* args, Py_ssize_t) {
   Tensor y = run_fused(c, e, sum, mean, dev);
   if (moves) move(running_mean, running_var, mean, dev, count, momentum);
   const int64_t last = args[6] == Py_None ? 0 : PySequence_Fast_GET_SIZE(args[6]);
-  if (followed) record_fused(c, e, last, y, sum, mean, dev);
+  if (followed) record_fused(c, e, last, y, sum, mean, c.fixed ? running_var : dev);
   if (!e.return_residual) return THPVariable_Wrap(std::move(y));
   auto first = pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(std::move(y)));
   PyObject* second = sum.defined() ? THPVariable_Wrap(std::move(sum)) : Py_NewRef(args[0]);

@@ -315,14 +315,12 @@ int64_t cpu_move_running(
   return skipped_channels - before;
 }
 
-// The square root as the processor has it: torch's own, by a library of vector functions, may differ in the last bit.
-Tensor cpu_root(const Tensor& var) {
+// By the processor's square root: torch's own, by a library of vector functions, may differ in the last bit.
+Tensor cpu_root(const Tensor& var, double eps) {
   STD_TORCH_CHECK(var.is_contiguous() && var.scalar_type() == arithmetic_of(var), "normkit: var must be contiguous, in the arithmetic type");
   const Tensor dev = like(var);
   const auto go = [&]<class T>(T) {
-    const T* v = static_cast<const T*>(var.const_data_ptr());
-    T* d = static_cast<T*>(dev.mutable_data_ptr());
-    for (int64_t i = 0; i < var.numel(); ++i) d[i] = std::sqrt(v[i]);
+    roots(static_cast<const T*>(var.const_data_ptr()), static_cast<T*>(dev.mutable_data_ptr()), var.numel(), eps);
   };
   if (var.scalar_type() == ScalarType::Double) go(0.0);
   else go(0.0f);
@@ -344,7 +342,7 @@ STABLE_TORCH_LIBRARY(normkit_native, m) {
   m.def("standardize(Tensor x, Tensor mean, Tensor std, Tensor? weight, Tensor? bias, int plan, float eps) -> Tensor");
   m.def("backward(Tensor dy, Tensor x, Tensor mean, Tensor std, Tensor? weight, int plan, float eps, bool center, bool fixed, bool want_x, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
   m.def("plan(int k0, int r0, int k1, int r1, int period, int inner, bool columns) -> int");
-  m.def("root(Tensor var) -> Tensor");
+  m.def("root(Tensor var, float eps) -> Tensor");
   m.def("isa() -> str");
 }
 

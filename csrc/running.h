@@ -9,7 +9,8 @@ namespace {
 int64_t skipped_channels = 0;
 
 // running = (1 - momentum) * running + momentum * batch, over `samples` rows of moments from `count` values each.
-// A channel whose moments are not finite keeps what it has: one bad batch must not spoil every evaluation after it.
+// A channel keeps what it has where the result would not be finite as it is stored: one bad batch must not spoil every
+// evaluation after it.
 template <class A, class B>
 void move_running(B* running_mean, B* running_var, const A* mean, const A* dev, int64_t channels, int64_t samples,
                   double count, double momentum) {
@@ -20,13 +21,20 @@ void move_running(B* running_mean, B* running_var, const A* mean, const A* dev, 
       m += double(mean[s * channels + c]);
       v += double(dev[s * channels + c]) * double(dev[s * channels + c]);
     }
-    if (!std::isfinite(m) || !std::isfinite(v)) {
+    const B new_mean = B(double(running_mean[c]) + momentum * (m / double(samples) - double(running_mean[c])));
+    const B new_var = B(double(running_var[c]) + momentum * (v * unbiased - double(running_var[c])));
+    if (!std::isfinite(new_mean) || !std::isfinite(new_var)) {
       ++skipped_channels;
       continue;
     }
-    running_mean[c] = B(double(running_mean[c]) + momentum * (m / double(samples) - double(running_mean[c])));
-    running_var[c] = B(double(running_var[c]) + momentum * (v * unbiased - double(running_var[c])));
+    running_mean[c] = new_mean;
+    running_var[c] = new_var;
   }
+}
+
+// std = sqrt(var + eps): eps first, because a stored variance may be slightly negative. In double, rounded once.
+template <class T> void roots(const T* var, T* std, int64_t n, double eps) {
+  for (int64_t i = 0; i < n; ++i) std[i] = T(std::sqrt(double(var[i]) + eps));
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ from normkit.errors import ArgumentError, ShapeError
 from normkit.functional._checks import check_call, check_channels, check_dimensions
 from normkit.functional.extras import Call, Extras, Output, checked_extras
 from normkit.kernels import door
-from normkit.kernels.autograd import Running, given, move, normalized, std_of
+from normkit.kernels.autograd import Running, given, move, normalized
 
 PATTERN = "[b] c [...]"
 
@@ -79,7 +79,7 @@ def batch_norm(
             )
         if extras:
             call = checked_extras("batch_norm", input, PATTERN, extras)
-            return call.output(call.run(weight, bias, eps, given=(running_mean, std_of(running_var, input))))
+            return call.output(call.run(weight, bias, eps, given=(running_mean, running_var)))
         return given(input, running_mean, running_var, weight, bias, PATTERN, eps)
     count = input.numel() // max(input.shape[1], 1)
     if count == 1:

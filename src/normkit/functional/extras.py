@@ -63,10 +63,10 @@ class Call(NamedTuple):
         center: bool = True,
         given: tuple[Tensor, Tensor] | None = None,
     ) -> fused.Fused:
-        """Normalize, with moments that are given, or else the input's own."""
-        mean, std = given or (None, None)
+        """Normalize, with a mean and a variance that are given, or else the input's own."""
+        mean, var = given or (None, None)
         return fused.run(
-            self.input, self.residual, self.mask, mean, std, weight, bias, self.pattern, eps, center, self.activation
+            self.input, self.residual, self.mask, mean, var, weight, bias, self.pattern, eps, center, self.activation
         )
 
     def output(self, out: fused.Fused) -> Output:

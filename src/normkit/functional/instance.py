@@ -12,7 +12,7 @@ from normkit.functional import batch
 from normkit.functional._checks import check_call, check_channels, check_dimensions
 from normkit.functional.extras import Extras, Output, checked_extras
 from normkit.kernels import door
-from normkit.kernels.autograd import given, normalized, std_of
+from normkit.kernels.autograd import given, normalized
 
 PATTERN = "b c [...]"
 
@@ -79,7 +79,7 @@ def instance_norm(
             )
         if extras:
             call = checked_extras("instance_norm", input, batch.PATTERN, extras)
-            return call.output(call.run(weight, bias, eps, given=(running_mean, std_of(running_var, input))))
+            return call.output(call.run(weight, bias, eps, given=(running_mean, running_var)))
         return given(input, running_mean, running_var, weight, bias, batch.PATTERN, eps)
     positions = input.shape[2:].numel()
     if positions == 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
 
 import torch
@@ -114,15 +114,19 @@ def _move(
     if running_mean is None or running_var is None or is_recomputing():
         return
     values = count.expand(running_mean.shape) if isinstance(count, Tensor) else count
-    move(Running(running_mean, running_var, values, momentum), pooled.mean, pooled.std)
+    std = pooled.var.sqrt().to(pooled.mean.dtype)
+    move(Running(running_mean, running_var, values, momentum), pooled.mean, std)
 
 
 class _Pooled(NamedTuple):
-    """Moments over the whole group, in the arithmetic of the input; `values` counts them, in no dimension."""
+    """Moments over the whole group, in the arithmetic of the input; `values` counts them, in no dimension.
+
+    The variance is as wide as it has been summed, for the square of a large fp32 value is no fp32 value.
+    """
 
     values: Tensor
     mean: Tensor
-    std: Tensor
+    var: Tensor
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -149,8 +153,7 @@ def _pooled(x: Tensor, mask: Tensor | None, eps: float, process_group: dist.Proc
     shares = counts / count.clamp(min=1)
     mean = (shares * means).sum(0)
     var = (shares * (stds.square() + (means - mean).square())).sum(0)
-    dtype = arithmetic_dtype(x.dtype)
-    return _Pooled(count, mean.to(dtype), var.sqrt().to(dtype))
+    return _Pooled(count, mean.to(arithmetic_dtype(x.dtype)), var)
 
 
 class _Synchronized(torch.autograd.Function):
@@ -161,15 +164,15 @@ class _Synchronized(torch.autograd.Function):
         ctx.dtypes = [None if t is None else t.dtype for t in (weight, bias)]
         if not x.numel():
             return torch.empty_like(x)
-        return ops.standardize(x, pooled.mean, pooled.std, weight, bias, PATTERN, ctx.eps)
+        return ops.standardize(x, pooled.mean, pooled.var, weight, bias, PATTERN, ctx.eps)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors[:2]
+        saved = ctx.saved_tensors  # read once: what a checkpoint has recomputed is handed out only once
         with torch.no_grad():
-            grads = _gradients(ctx, dy)
+            grads = _gradients(ctx, dy, saved)
         if torch.is_grad_enabled():
-            followed = [t for t in (dy, x, weight) if t is not None]
+            followed = [t for t in (dy, *saved[:2]) if t is not None]
             grads = [None if g is None else _differentiated_once(g, *followed) for g in grads]
         return *grads, None, None, None
 
@@ -177,30 +180,30 @@ class _Synchronized(torch.autograd.Function):
 _apply: Callable[..., Tensor] = _Synchronized.apply
 
 
-def _gradients(ctx: Any, dy: Tensor) -> list[Tensor | None]:
-    x, weight, count, mean, std = ctx.saved_tensors
+def _gradients(ctx: Any, dy: Tensor, saved: Sequence[Tensor]) -> list[Tensor | None]:
+    x, weight, count, mean, var = saved
     want_x, want_weight, want_bias, *_ = ctx.needs_input_grad
     # With moments that are given, the kernel's sums for weight and bias are those of dy * x_hat and of dy.
     ones = torch.ones_like(mean)
     if x.numel():
-        _, along, total = ops.backward(dy, x, mean, std, ones, PATTERN, ctx.eps, True, True, False, True, True)
+        _, along, total = ops.backward(dy, x, mean, var, ones, PATTERN, ctx.eps, True, True, False, True, True)
     else:
         along, total = torch.zeros_like(mean), torch.zeros_like(mean)
     dx = None
     if want_x:
         sums = torch.stack([along, total]).to(_wide(x))
         dist.all_reduce(sums, group=ctx.process_group)
-        dx = _input_gradient(dy, x, weight, mean, std, sums / count.clamp(min=1), ctx.eps)
+        dx = _input_gradient(dy, x, weight, mean, var, sums / count.clamp(min=1), ctx.eps)
     weight_dtype, bias_dtype = ctx.dtypes
     return [dx, along.to(weight_dtype) if want_weight else None, total.to(bias_dtype) if want_bias else None]
 
 
 def _input_gradient(
-    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, std: Tensor, averages: Tensor, eps: float
+    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, averages: Tensor, eps: float
 ) -> Tensor:
     """``dx = rstd * weight * (dy - mean(dy) - x_hat * mean(dy * x_hat))``, with means over the whole group."""
     along, total = averages
-    rstd = (std.to(along.dtype).square() + eps).rsqrt()
+    rstd = (var + eps).rsqrt()
     scale = rstd if weight is None else rstd * weight.to(rstd.dtype)
     shape = [1, -1, *[1] * (x.dim() - 2)]
     scale, slope, shift, middle = (t.to(mean.dtype).view(shape) for t in (scale, -rstd * along, -total, mean))

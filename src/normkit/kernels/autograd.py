@@ -12,7 +12,6 @@ from torch.autograd import forward_ad
 from normkit.errors import StateError
 from normkit.kernels import batched, door, export, ops, reference
 from normkit.kernels.backend import kernels_for
-from normkit.kernels.reference import arithmetic_dtype
 from normkit.pattern import parse
 
 
@@ -42,16 +41,24 @@ def _input_shaped(flat: Tensor, parameter: Tensor) -> Tensor:
     return _shaped(flat, parameter.shape, parameter.dtype)
 
 
+# What is saved, and in which order, is the same in every way that a call can take, csrc/door.cpp included. Activation
+# checkpointing pairs the tensors that a forward has saved with those of its recomputation by their order, and the first
+# call of a shape takes another way than those after it. `ctx.saved_tensors` is read once for the same reason: what has
+# been recomputed is handed out only once.
+
+
 def _normalize_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, weight, bias, ctx.pattern, ctx.eps, ctx.center = inputs
     _, mean, std = output
-    ctx.save_for_backward(x, mean, std, weight)
+    ctx.save_for_backward(x, weight, mean, std)
     ctx.bias_like = None if bias is None else (bias.shape, bias.dtype)
     ctx.set_materialize_grads(False)
 
 
-def _input_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    x, mean, std, weight = ctx.saved_tensors
+def _input_gradients(
+    ctx: Any, dy: Tensor, saved: Sequence[Tensor]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    x, weight, mean, std = saved
     want_x, want_weight, want_bias, *_ = ctx.needs_input_grad
     dx, dweight, dbias = gradients(
         dy, x, mean, std, weight, ctx.pattern, ctx.eps, ctx.center, False, want_x, want_weight, want_bias
@@ -66,40 +73,41 @@ def _input_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None
 def _normalize_backward(
     ctx: Any, dy: Tensor | None, dmean: Tensor | None, dstd: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    dx, dweight, dbias = (None, None, None) if dy is None else _input_gradients(ctx, dy)
+    saved = ctx.saved_tensors
+    dx, dweight, dbias = (None, None, None) if dy is None else _input_gradients(ctx, dy, saved)
     if (dmean is not None and ctx.center) or dstd is not None:
 
         def moments(leaf: Tensor) -> Sequence[Tensor]:
             return reference.normalize(leaf, None, None, parse(ctx.pattern), ctx.eps, ctx.center)[1:]
 
-        (extra,) = _vjp(moments, [ctx.saved_tensors[0]], [dmean if ctx.center else None, dstd])
+        (extra,) = _vjp(moments, [saved[0]], [dmean if ctx.center else None, dstd])
         dx = extra if dx is None else dx + extra
     return dx, dweight, dbias, None, None, None
 
 
 def _standardize_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, mean, std, weight, bias, ctx.pattern, ctx.eps = inputs
-    ctx.save_for_backward(x, mean, std, weight)
+    x, mean, var, weight, bias, ctx.pattern, ctx.eps = inputs
+    ctx.save_for_backward(x, weight, mean, var)
     ctx.bias_like = None if bias is None else (bias.shape, bias.dtype)
 
 
 def _standardize_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, mean, std, weight = ctx.saved_tensors
-    want_x, want_mean, want_std, want_weight, want_bias = ctx.needs_input_grad[:5]
+    x, weight, mean, var = ctx.saved_tensors
+    want_x, want_mean, want_var, want_weight, want_bias = ctx.needs_input_grad[:5]
     dx, dweight, dbias = gradients(
-        dy, x, mean, std, weight, ctx.pattern, ctx.eps, True, True, want_x, want_weight, want_bias
+        dy, x, mean, var, weight, ctx.pattern, ctx.eps, True, True, want_x, want_weight, want_bias
     )
-    dmean = dstd = None
-    if want_mean or want_std:
+    dmean = dvar = None
+    if want_mean or want_var:
 
         def applied(m: Tensor, v: Tensor) -> Sequence[Tensor]:
             return [reference.standardize(x, m, v, weight, None, parse(ctx.pattern), ctx.eps)]
 
-        dmean, dstd = _vjp(applied, [mean, std], [dy])
+        dmean, dvar = _vjp(applied, [mean, var], [dy])
     return (
         dx if want_x else None,
         dmean,
-        dstd,
+        dvar,
         _shaped(dweight, weight.shape, weight.dtype) if want_weight else None,
         _shaped(dbias, *ctx.bias_like) if want_bias else None,
         None,
@@ -108,15 +116,15 @@ def _standardize_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    dy, x, mean, std, weight, ctx.pattern, ctx.eps, ctx.center, ctx.fixed, *ctx.want = inputs
-    ctx.save_for_backward(dy, x, mean, std, weight)
+    dy, x, mean, std_or_var, weight, ctx.pattern, ctx.eps, ctx.center, ctx.fixed, *ctx.want = inputs
+    ctx.save_for_backward(dy, x, weight, mean, std_or_var)
     ctx.set_materialize_grads(False)
 
 
 def _backward_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     """Second derivatives. The moments are functions of x, and their share is counted with x."""
-    dy, x, mean, std, weight = ctx.saved_tensors
-    given = (mean, std) if ctx.fixed else None
+    dy, x, weight, mean, std_or_var = ctx.saved_tensors
+    given = (mean, std_or_var) if ctx.fixed else None
     leaves = [dy, x] if weight is None else [dy, x, weight]
     wanted = [g if want else None for g, want in zip(upstream, ctx.want, strict=True)]
 
@@ -151,17 +159,16 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        x, weight, bias, ctx.pattern, ctx.eps, ctx.center, moments = inputs
-        y, mean, std = ops.normalize(x, weight, bias, ctx.pattern, ctx.eps, ctx.center)
-        ctx.save_for_backward(x, mean, std, weight)
-        ctx.bias_like = None if bias is None else (bias.shape, bias.dtype)
+        *call, moments = inputs
+        y, mean, std = ops.normalize(*call)
+        _normalize_context(ctx, tuple(call), (y, mean, std))
         if moments is not None:
             moments += (mean, std)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return *_input_gradients(ctx, dy), None, None, None, None
+        return *_input_gradients(ctx, dy, ctx.saved_tensors), None, None, None, None
 
 
 class _Standardize(torch.autograd.Function):
@@ -185,16 +192,16 @@ def _normalize_formula(
     return reference.normalize(x, weight, bias, parse(pattern), eps, center)
 
 
-def _standardize_formula(x: Tensor, mean: Tensor, std: Tensor, *rest: Any) -> Tensor:
+def _standardize_formula(x: Tensor, mean: Tensor, var: Tensor, *rest: Any) -> Tensor:
     weight, bias, pattern, eps = rest
-    return reference.standardize(x, mean, std, weight, bias, parse(pattern), eps)
+    return reference.standardize(x, mean, var, weight, bias, parse(pattern), eps)
 
 
 def _backward_formula(
-    dy: Tensor, x: Tensor, mean: Tensor, std: Tensor, weight: Tensor | None, pattern: str, eps: float, *rest: Any
+    dy: Tensor, x: Tensor, mean: Tensor, std_or_var: Tensor, weight: Tensor | None, pattern: str, eps: float, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     center, fixed, *_ = rest
-    return reference.backward(dy, x, weight, parse(pattern), eps, center, (mean, std) if fixed else None)
+    return reference.backward(dy, x, weight, parse(pattern), eps, center, (mean, std_or_var) if fixed else None)
 
 
 # What forward mode and the transforms of `torch.func` see of an operator: its formula in plain torch, which they know
@@ -325,40 +332,15 @@ def given(
     pattern: str,
     eps: float,
 ) -> Tensor:
-    """y for a mean and a variance that are given."""
+    """y of ``normkit::standardize``, for a mean and a variance that are given."""
     if torch.compiler.is_compiling() and export.is_onnx():
         return export.given(x, mean, var, weight, bias, pattern, eps)
-    return standardized(x, mean, std_of(var, x), weight, bias, pattern, eps)
-
-
-def std_of(var: Tensor, x: Tensor) -> Tensor:
-    """The standard deviation in the arithmetic of x."""
-    dtype = arithmetic_dtype(x.dtype)
-    var = var if var.dtype is dtype else var.to(dtype)
-    if not _is_watched(var) and not _wants_gradient(var):
-        kernels = kernels_for(var)
-        if kernels is not None and kernels.root is not None:
-            # The same bits as through the door.
-            return kernels.root(var.contiguous())
-    return var.sqrt()
-
-
-def standardized(
-    x: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    pattern: str,
-    eps: float,
-) -> Tensor:
-    """y of ``normkit::standardize``."""
     run = ops.standardize
     if _is_watched(x):
         run = _as_seen(torch.ops.normkit.standardize.default)
-    elif _wants_gradient(x, mean, std, weight, bias):
+    elif _wants_gradient(x, mean, var, weight, bias):
         run = _apply_standardize
-    return run(x, mean, std, weight, bias, pattern, eps)
+    return run(x, mean, var, weight, bias, pattern, eps)
 
 
 _skipped = 0

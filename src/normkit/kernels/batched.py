@@ -101,20 +101,20 @@ def _standardize(
     in_dims: tuple[int | None, ...],
     x: Tensor,
     mean: Tensor,
-    std: Tensor,
+    var: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     pattern: str,
     eps: float,
 ) -> tuple[Tensor, int]:
-    at, at_mean, at_std, at_weight, at_bias, *_ = in_dims
+    at, at_mean, at_var, at_weight, at_bias, *_ = in_dims
     if at is None:
         x, at = x.expand(info.batch_size, *x.shape), 0
     fold = _Fold(x, at, pattern)
     y = torch.ops.normkit.standardize.default(
         fold.x,
         fold.statistic(mean, at_mean),
-        fold.statistic(std, at_std),
+        fold.statistic(var, at_var),
         fold.parameter(weight, at_weight),
         fold.parameter(bias, at_bias),
         fold.pattern,

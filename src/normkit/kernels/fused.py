@@ -20,7 +20,7 @@ from normkit.kernels import export
 from normkit.kernels.autograd import _input_shaped, _is_watched, _vjp, _wants_gradient
 from normkit.kernels.backend import kernels_for
 from normkit.kernels.fit import Call, dense_like, direct_plan, is_ready
-from normkit.kernels.ops import library
+from normkit.kernels.ops import library, root
 from normkit.kernels.reference import arithmetic_dtype, working_dtype
 from normkit.pattern import Level, parse
 
@@ -39,14 +39,14 @@ _NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 library.define(
-    "fused(Tensor x, Tensor? residual, Tensor? mask, Tensor? mean, Tensor? std, Tensor? weight, Tensor? bias,"
+    "fused(Tensor x, Tensor? residual, Tensor? mask, Tensor? mean, Tensor? var, Tensor? weight, Tensor? bias,"
     " str pattern, float eps, bool center, str activation) -> (Tensor y, Tensor sum, Tensor mean, Tensor std)",
     tags=_TAGS,
 )
 library.define(
-    "fused_backward(Tensor dy, Tensor? dsum, Tensor x, Tensor? mask, Tensor mean, Tensor std, Tensor? weight,"
-    " Tensor? bias, str pattern, float eps, bool center, bool fixed, str activation, bool want_weight, bool want_bias)"
-    " -> (Tensor dx, Tensor dweight, Tensor dbias)",
+    "fused_backward(Tensor dy, Tensor? dsum, Tensor x, Tensor? mask, Tensor mean, Tensor std_or_var,"
+    " Tensor? weight, Tensor? bias, str pattern, float eps, bool center, bool fixed, str activation, bool want_weight,"
+    " bool want_bias) -> (Tensor dx, Tensor dweight, Tensor dbias)",
     tags=_TAGS,
 )
 
@@ -79,7 +79,7 @@ def reference(
     residual: Tensor | None,
     mask: Tensor | None,
     mean: Tensor | None,
-    std: Tensor | None,
+    var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     pattern: str,
@@ -107,7 +107,8 @@ def reference(
         return (t.sum(reduced, keepdim=True) if reduced else t) / count
 
     own_mean, own_std = x.new_empty(0, dtype=stat), x.new_empty(0, dtype=stat)
-    if std is None:
+    given = var
+    if given is None:
         middle = average(values) if center else values.new_zeros([1] * len(sizes))
         var = average((values - middle).square())
         if center:
@@ -118,9 +119,9 @@ def reference(
         own_std = own_std.sqrt().expand(kept).reshape(-1).to(stat)
     else:
         assert mean is not None
-        middle, var = mean.to(values.dtype).reshape(kept), std.to(values.dtype).reshape(kept).square()
-    if real is not None:
-        var = torch.where(real.any(reduced, keepdim=True) if reduced else real, var, 1) if std is None else var
+        middle, var = mean.to(values.dtype).reshape(kept), given.to(values.dtype).reshape(kept)
+    if real is not None and given is None:
+        var = torch.where(real.any(reduced, keepdim=True) if reduced else real, var, 1)
     y = (values - middle) / (var + eps).sqrt()
     features = [level.size if level.feature else 1 for level in levels]
     if weight is not None:
@@ -150,7 +151,7 @@ def fused(
     residual: Tensor | None,
     mask: Tensor | None,
     mean: Tensor | None,
-    std: Tensor | None,
+    var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     pattern: str,
@@ -161,9 +162,10 @@ def fused(
     kernels = kernels_for(x)
     plan = -1 if kernels is None else direct_plan(pattern, x.shape, x.stride(), x.device.type)
     if kernels is None:
-        out = reference(x, residual, mask, mean, std, weight, bias, pattern, eps, center, activation)
+        out = reference(x, residual, mask, mean, var, weight, bias, pattern, eps, center, activation)
         total = out.sum if residual is None else dense_like(x, out.sum)
         return Fused(dense_like(x, out.y), total, out.mean, out.std)
+    std, eps = (None, eps) if var is None else (root(var, eps, x), 0.0)
     as_it_is = plan >= 0 and mask is None and (residual is None or residual.stride() == x.stride())
     if as_it_is and all(is_ready(t, x) for t in (mean, std, weight, bias)):
         kind = _NUMBER[activation]
@@ -192,7 +194,7 @@ def fused_backward(
     x: Tensor,
     mask: Tensor | None,
     mean: Tensor,
-    std: Tensor,
+    std_or_var: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     pattern: str,
@@ -205,13 +207,13 @@ def fused_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     kernels = kernels_for(x)
     if kernels is None:
-        given_mean, given_std = (mean, std) if fixed else (None, None)
+        given: tuple[Tensor | None, Tensor | None] = (mean, std_or_var) if fixed else (None, None)
         leaves = [x, *(t for t in (weight, bias) if t is not None)]
 
         def value(x: Tensor, *parameters: Tensor) -> Sequence[Tensor]:
             rest = iter(parameters)
             w, b = (None if t is None else next(rest) for t in (weight, bias))
-            return [reference(x, None, mask, given_mean, given_std, w, b, pattern, eps, center, activation).y]
+            return [reference(x, None, mask, *given, w, b, pattern, eps, center, activation).y]
 
         dx, *others = _vjp(value, leaves, [dy])
         rest = iter(others)
@@ -223,6 +225,7 @@ def fused_backward(
             dw.reshape(-1).to(none.dtype) if want_weight and dw is not None else none,
             db.reshape(-1).to(none.dtype) if want_bias and db is not None else none.clone(),
         )
+    std, eps = (root(std_or_var, eps, x), 0.0) if fixed else (std_or_var, eps)
     options: tuple[Any, ...] = (eps, center, fixed, _NUMBER[activation], want_weight, want_bias)
     if mask is None and dy.stride() == x.stride() and (dsum is None or dsum.stride() == x.stride()):
         plan = direct_plan(pattern, x.shape, x.stride(), x.device.type)
@@ -260,7 +263,7 @@ def _(
     residual: Tensor | None,
     mask: Tensor | None,
     mean: Tensor | None,
-    std: Tensor | None,
+    var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     pattern: str,
@@ -271,7 +274,7 @@ def _(
     cells, _ = _sizes(x, pattern)
     stat = arithmetic_dtype(x.dtype)
     total = x.new_empty(0, dtype=stat) if residual is None else torch.empty_like(x)
-    own = cells if std is None else 0
+    own = cells if var is None else 0
     return torch.empty_like(x), total, x.new_empty(own if center else 0, dtype=stat), x.new_empty(own, dtype=stat)
 
 
@@ -282,7 +285,7 @@ def _(
     x: Tensor,
     mask: Tensor | None,
     mean: Tensor,
-    std: Tensor,
+    std_or_var: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     pattern: str,
@@ -303,36 +306,43 @@ def _(
 
 
 def _context(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
-    x, residual, mask, mean, std, weight, bias, ctx.pattern, ctx.eps, ctx.center, ctx.activation = inputs
+    x, residual, mask, mean, var, weight, bias, ctx.pattern, ctx.eps, ctx.center, ctx.activation = inputs
     _, total, own_mean, own_std = output
-    ctx.has_residual, ctx.fixed = residual is not None, std is not None
-    moments = (mean, std) if ctx.fixed else (own_mean, own_std)
-    ctx.save_for_backward(total if ctx.has_residual else x, mask, *moments, weight, bias)
+    ctx.has_residual, ctx.fixed = residual is not None, var is not None
+    moments = (mean, var) if ctx.fixed else (own_mean, own_std)
+    # In the same order and shapes as in csrc/door_fused.h; kernels/autograd.py says why.
+    ctx.channel_dims = None if mask is None else sorted(
+        {level.dim for level in parse(ctx.pattern).levels(x.shape) if level.feature}
+    )
+    places = None if mask is None else mask.squeeze(ctx.channel_dims)
+    ctx.save_for_backward(total if ctx.has_residual else x, places, weight, bias, *moments)
     ctx.mark_non_differentiable(own_mean, own_std)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, dy: Tensor | None, dsum: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, mask, mean, std, weight, bias = ctx.saved_tensors
-    want_x, want_residual, _, want_mean, want_std, want_weight, want_bias, *_ = ctx.needs_input_grad
+    x, mask, weight, bias, mean, std_or_var = ctx.saved_tensors
+    for dim in ctx.channel_dims or ():
+        mask = mask.unsqueeze(dim)
+    want_x, want_residual, _, want_mean, want_var, want_weight, want_bias, *_ = ctx.needs_input_grad
     dsum = dsum if ctx.has_residual else None
     if dy is None:
         return (dsum if want_x else None, dsum if want_residual else None, *(None,) * 9)
     rest = (ctx.pattern, ctx.eps, ctx.center, ctx.fixed, ctx.activation)
-    dx, dweight, dbias = gradients(dy, dsum, x, mask, mean, std, weight, bias, *rest, want_weight, want_bias)
-    dmean = dstd = None
-    if ctx.fixed and (want_mean or want_std):
+    dx, dweight, dbias = gradients(dy, dsum, x, mask, mean, std_or_var, weight, bias, *rest, want_weight, want_bias)
+    dmean = dvar = None
+    if ctx.fixed and (want_mean or want_var):
 
         def applied(m: Tensor, v: Tensor) -> Sequence[Tensor]:
             return [reference(x, None, mask, m, v, weight, bias, *rest[:3], ctx.activation).y]
 
-        dmean, dstd = _vjp(applied, [mean, std], [dy])
+        dmean, dvar = _vjp(applied, [mean, std_or_var], [dy])
     return (
         dx if want_x else None,
         dx if want_residual else None,
         None,
         dmean,
-        dstd,
+        dvar,
         _input_shaped(dweight, weight) if want_weight else None,
         _input_shaped(dbias, bias) if want_bias else None,
         *(None,) * 4,
@@ -340,24 +350,24 @@ def _backward(ctx: Any, dy: Tensor | None, dsum: Tensor | None, *_: Tensor | Non
 
 
 def _second_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    dy, dsum, x, mask, mean, std, weight, bias, *ctx.rest = inputs
+    dy, dsum, x, mask, mean, std_or_var, weight, bias, *ctx.rest = inputs
     ctx.has_sum = dsum is not None
-    ctx.save_for_backward(dy, x, mask, mean, std, weight, bias)
+    ctx.save_for_backward(dy, x, mask, mean, std_or_var, weight, bias)
     ctx.set_materialize_grads(False)
 
 
 def _second(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     """Second derivatives, by the definition. The moments are functions of x, and their share is counted with x."""
-    dy, x, mask, mean, std, weight, bias = ctx.saved_tensors
+    dy, x, mask, mean, std_or_var, weight, bias = ctx.saved_tensors
     pattern, eps, center, fixed, activation, want_weight, want_bias = ctx.rest
-    given_mean, given_std = (mean, std) if fixed else (None, None)
+    given: tuple[Tensor | None, Tensor | None] = (mean, std_or_var) if fixed else (None, None)
     parameters = [t for t in (weight, bias) if t is not None]
 
     def first(dy: Tensor, x: Tensor, *parameters: Tensor) -> Sequence[Tensor]:
         def value(x: Tensor, *parameters: Tensor) -> Sequence[Tensor]:
             rest = iter(parameters)
             w, b = (None if t is None else next(rest) for t in (weight, bias))
-            return [reference(x, None, mask, given_mean, given_std, w, b, pattern, eps, center, activation).y]
+            return [reference(x, None, mask, *given, w, b, pattern, eps, center, activation).y]
 
         dx, *others = _vjp(value, [x, *parameters], [dy])
         rest = iter(others)
@@ -395,7 +405,7 @@ def gradients(
     x: Tensor,
     mask: Tensor | None,
     mean: Tensor,
-    std: Tensor,
+    std_or_var: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     pattern: str,
@@ -408,7 +418,8 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``normkit::fused_backward``; the door comes here, too, with what it cannot do itself."""
     name = activation if isinstance(activation, str) else list(ACTIVATIONS)[activation]
-    inputs = (dy, dsum, x, mask, mean, std, weight, bias, pattern, eps, center, fixed, name, want_weight, want_bias)
+    call = (dy, dsum, x, mask, mean, std_or_var, weight, bias)
+    inputs = (*call, pattern, eps, center, fixed, name, want_weight, want_bias)
     if torch.is_grad_enabled() or _is_watched(dy) or _is_watched(x):
         out: tuple[Tensor, Tensor, Tensor] = torch.ops.normkit.fused_backward.default(*inputs)
         return out
@@ -423,7 +434,7 @@ def run(
     residual: Tensor | None,
     mask: Tensor | None,
     mean: Tensor | None,
-    std: Tensor | None,
+    var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     pattern: str,
@@ -432,22 +443,22 @@ def run(
     activation: str,
 ) -> Fused:
     """The way in. Transforms and forward mode take the definition, which they know how to differentiate."""
-    inputs = (x, residual, mask, mean, std, weight, bias, pattern, eps, center, activation)
+    inputs = (x, residual, mask, mean, var, weight, bias, pattern, eps, center, activation)
     if not torch.compiler.is_compiling():
         if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
             return reference(*inputs)
         if not _is_watched(x):
             return Fused(
-                *(_apply(*inputs) if _wants_gradient(x, residual, mean, std, weight, bias) else fused(*inputs))
+                *(_apply(*inputs) if _wants_gradient(x, residual, mean, var, weight, bias) else fused(*inputs))
             )
     elif export.is_onnx():
         out = reference(*inputs)
         if mask is None:  # operators of ONNX; what is then of no use, the exporter leaves out
             s = x if residual is None else out.sum
-            if mean is None or std is None:
+            if mean is None or var is None:
                 y = export.normalized(s, weight, bias, pattern, eps, center)
             else:
-                y = export.given(s, mean, std.square(), weight, bias, pattern, eps)
+                y = export.given(s, mean, var, weight, bias, pattern, eps)
             out = out._replace(y=ACTIVATIONS[activation](y))
         return out
     return Fused(*torch.ops.normkit.fused.default(*inputs))

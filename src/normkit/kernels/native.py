@@ -30,7 +30,7 @@ class Kernels:
     weight_norm: Callable[..., tuple[Tensor, Tensor]]
     weight_norm_backward: Callable[..., tuple[Tensor, Tensor]]
     quantize: Callable[..., tuple[Tensor, Tensor] | None] | None = None
-    root: Callable[[Tensor], Tensor] | None = None
+    root: Callable[[Tensor, float], Tensor] | None = None
 
 
 @dataclass(frozen=True)

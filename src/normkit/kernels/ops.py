@@ -1,7 +1,7 @@
 """The operators: schema, shapes for tracing, and the choice of the backend that carries a plan out.
 
 Three operators serve every method, because the region is an argument, as text:
-``normkit::normalize``, ``normkit::standardize`` (moments given) and ``normkit::backward`` (of both).
+``normkit::normalize``, ``normkit::standardize`` (mean and variance given) and ``normkit::backward`` (of both).
 Statistics are flat, in the order of the kept axes; so are weight and bias, in the order of the features.
 Their gradients are in `normkit.kernels.autograd`.
 """
@@ -27,11 +27,11 @@ library.define(
     tags=_TAGS,
 )
 library.define(
-    "standardize(Tensor x, Tensor mean, Tensor std, Tensor? weight, Tensor? bias, str pattern, float eps) -> Tensor",
+    "standardize(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, str pattern, float eps) -> Tensor",
     tags=_TAGS,
 )
 library.define(
-    "backward(Tensor dy, Tensor x, Tensor mean, Tensor std, Tensor? weight, str pattern, float eps,"
+    "backward(Tensor dy, Tensor x, Tensor mean, Tensor std_or_var, Tensor? weight, str pattern, float eps,"
     " bool center, bool fixed, bool want_x, bool want_weight, bool want_bias)"
     " -> (Tensor dx, Tensor dweight, Tensor dbias)",
     tags=_TAGS,
@@ -66,10 +66,24 @@ def infer(x: Tensor, weight: Tensor | None, bias: Tensor | None, pattern: str, e
     return normalize(x, weight, bias, pattern, eps, center)[0]
 
 
+def root(var: Tensor, eps: float, x: Tensor) -> Tensor:
+    """``sqrt(var + eps)`` in the arithmetic of x. eps first, for a stored variance may be slightly negative.
+
+    Inside of the operators, so that eager, traced and compiled calls take the same root: torch's own may differ from
+    the processor's in the last bit.
+    """
+    dtype = arithmetic_dtype(x.dtype)
+    var = var.to(torch.promote_types(var.dtype, dtype))
+    kernels = kernels_for(var)
+    if kernels is None or kernels.root is None:
+        return (var + eps).sqrt().to(dtype)
+    return kernels.root(var.contiguous(), eps).to(dtype)
+
+
 def standardize(
     x: Tensor,
     mean: Tensor,
-    std: Tensor,
+    var: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     pattern: str,
@@ -77,10 +91,11 @@ def standardize(
 ) -> Tensor:
     kernels = kernels_for(x)
     if kernels is None:
-        return dense_like(x, reference.standardize(x, mean, std, weight, bias, parse(pattern), eps))
+        return dense_like(x, reference.standardize(x, mean, var, weight, bias, parse(pattern), eps))
+    std = root(var, eps, x)
     plan = direct_plan(pattern, x.shape, x.stride(), x.device.type)
-    if plan >= 0 and is_ready(weight, x) and is_ready(bias, x) and is_ready(mean, x) and is_ready(std, x):
-        return kernels.standardize(x, mean, std, weight, bias, plan, eps)
+    if plan >= 0 and is_ready(weight, x) and is_ready(bias, x) and is_ready(mean, x):
+        return kernels.standardize(x, mean, std, weight, bias, plan, 0.0)
     call = Call(x, pattern)
     y = kernels.standardize(
         call.x,
@@ -89,7 +104,7 @@ def standardize(
         call.parameter(weight),
         call.parameter(bias),
         call.known_as,
-        eps,
+        0.0,
     )
     return call.out(y)
 
@@ -98,7 +113,7 @@ def backward(
     dy: Tensor,
     x: Tensor,
     mean: Tensor,
-    std: Tensor,
+    std_or_var: Tensor,
     weight: Tensor | None,
     pattern: str,
     eps: float,
@@ -108,15 +123,19 @@ def backward(
     want_weight: bool,
     want_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """With `fixed` the moments were given: the mean and the variance."""
     kernels = kernels_for(x)
     if kernels is None:
-        grads = reference.backward(dy, x, weight, parse(pattern), eps, center, (mean, std) if fixed else None)
+        given = (mean, std_or_var) if fixed else None
+        grads = reference.backward(dy, x, weight, parse(pattern), eps, center, given)
         none = x.new_empty(0, dtype=arithmetic_dtype(x.dtype))
         return (
             dense_like(x, grads.x) if want_x else none,
             grads.weight if want_weight else none.clone(),
             grads.bias if want_bias else none.clone(),
         )
+    std = root(std_or_var, eps, x) if fixed else std_or_var
+    eps = 0.0 if fixed else eps
     plan = direct_plan(pattern, x.shape, x.stride(), x.device.type)
     if plan >= 0 and dy.stride() == x.stride() and is_ready(weight, x) and is_ready(mean, x) and is_ready(std, x):
         rest = (eps, center, fixed, want_x, want_weight, want_bias)
@@ -170,7 +189,7 @@ def _(
 def _(
     x: Tensor,
     mean: Tensor,
-    std: Tensor,
+    var: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     pattern: str,
@@ -184,7 +203,7 @@ def _(
     dy: Tensor,
     x: Tensor,
     mean: Tensor,
-    std: Tensor,
+    std_or_var: Tensor,
     weight: Tensor | None,
     pattern: str,
     eps: float,

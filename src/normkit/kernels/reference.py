@@ -55,15 +55,15 @@ def normalize(
 def standardize(
     x: Tensor,
     mean: Tensor,
-    std: Tensor,
+    var: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     region: Region,
     eps: float,
 ) -> Tensor:
-    """The same with moments that are given."""
+    """The same with a mean and a variance that are given."""
     work = _Work(x, region)
-    y = work.standardized(work.statistic(mean), work.statistic(std).square(), eps)
+    y = work.standardized(work.statistic(mean), work.statistic(var), eps)
     return work.like_x(work.affine(y, weight, bias))
 
 
@@ -85,7 +85,7 @@ def backward(
     if given is None:
         mean, var = work.moments(center)
     else:
-        mean, var = work.statistic(given[0]), work.statistic(given[1]).square()
+        mean, var = work.statistic(given[0]), work.statistic(given[1])
     upstream = work.split(dy)
     x_hat = work.standardized(mean, var, eps)
     g = work.affine(upstream, weight, None)
