@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Unpack
 
-import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional._checks import check_call, check_channels, check_dimensions
 from normkit.functional.extras import Call, Extras, Output, checked_extras
+from normkit.functional.recompute import is_recomputing
 from normkit.kernels import door
 from normkit.kernels.autograd import Running, given, move, normalized
 
@@ -141,8 +141,3 @@ def moved(
     if running_mean is None or running_var is None or not input.numel() or is_recomputing():
         return None
     return Running(running_mean, running_var, count, momentum)
-
-
-def is_recomputing() -> bool:
-    """Whether this forward runs inside a backward pass, as activation checkpointing makes it run again."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

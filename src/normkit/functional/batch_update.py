@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -12,11 +12,12 @@ from normkit.errors import ArgumentError, ShapeError, whole_number
 from normkit.functional._checks import check_call, check_channels, check_dimensions
 from normkit.functional.batch import PATTERN, check_counts
 from normkit.functional.extras import Call, Extras, Output, checked_extras
+from normkit.functional.recompute import as_at_first
 from normkit.kernels import fused
-from normkit.kernels.autograd import normalized_with_moments
+from normkit.kernels.autograd import is_watched, moved, normalized_with_moments
 from normkit.kernels.fused import counts_of
 from normkit.kernels.ops import library
-from normkit.kernels.reference import arithmetic_dtype
+from normkit.kernels.reference import arithmetic_dtype, working_dtype
 from normkit.pattern import parse
 
 
@@ -128,7 +129,10 @@ def batch_renorm(
         return batch_norm_update(input, running_mean, running_var, weight, bias, momentum, eps, **extras)
     s, dtype = call.summed(), arithmetic_dtype(input.dtype)
     own = _normalized("batch_renorm", s, call.mask, None, None, PATTERN, eps)
-    correct = torch.ops.normkit.renorm_correction.default if torch.compiler.is_compiling() else _correction
+    # As transforms see it, the formula; they have no second forward.
+    correct = _correction if is_watched(own.mean) else _kept_correction
+    if torch.compiler.is_compiling():
+        correct = torch.ops.normkit.renorm_correction.default
     scale, shift = correct(own.mean, own.std, running_mean.detach(), running_var.detach(), eps, r_max, d_max)
     if weight is not None:
         scale, shift = scale * weight.to(dtype), shift * weight.to(dtype)
@@ -214,7 +218,7 @@ def ghost_batch_norm(
     mean, var = by_chunk([part.mean for part in parts]), by_chunk([part.unbiased() for part in parts])
     values = by_chunk([torch.as_tensor(part.values, device=mean.device).expand_as(part.mean) for part in parts])
     total = values.sum(0)
-    shares = (values / total.clamp(min=1)).to(mean.dtype)
+    shares = (values / total.clamp(min=1)).to(var.dtype)
     return y, moved_towards(old, (mean * shares).sum(0), (var * shares).sum(0), momentum, total)
 
 
@@ -227,13 +231,19 @@ def _correction(
     return r, ((mean - running_mean.to(mean.dtype)) / run).clamp(-d_max, d_max)
 
 
+def _kept_correction(mean: Tensor, std: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """The same; a batch that activation checkpointing computes again gets what it got before the statistics moved."""
+    r, d = as_at_first(mean, std, *_correction(mean, std, *rest))
+    return r, d
+
+
 # An operator for torch.compile, which else computes r and d again in backward, from statistics that have moved since.
 library.define(
     "renorm_correction(Tensor mean, Tensor std, Tensor running_mean, Tensor running_var, float eps, float r_max,"
     " float d_max) -> (Tensor r, Tensor d)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-library.impl("renorm_correction", _correction, "CompositeExplicitAutograd")
+library.impl("renorm_correction", _kept_correction, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("normkit::renorm_correction", lib=library)  # type: ignore[untyped-decorator]
@@ -242,13 +252,23 @@ def _(mean: Tensor, std: Tensor, *_: object) -> tuple[Tensor, Tensor]:
 
 
 def moved_towards(old: Statistics, mean: Tensor, var: Tensor, momentum: float, values: int | Tensor) -> Statistics:
-    """The statistics after a batch of so many values; where there are none, or moments not finite, what they were."""
-    moves = mean.isfinite() & var.isfinite() & (values > 0)
-    new = [
-        torch.where(moves, was.lerp(now.to(was.dtype), momentum), was)
-        for was, now in zip((old.mean.detach(), old.var.detach()), (mean, var), strict=True)
-    ]
-    return Statistics(*new)
+    """The statistics after a batch of so many values; where there are none, or the new ones would not be finite, what
+    they were."""
+    wide = working_dtype(mean)
+    old = Statistics(old.mean.detach(), old.var.detach())
+    *new, _ = moved(*old, mean.to(wide), var.to(wide), momentum)
+    if not isinstance(values, Tensor):
+        return Statistics(*new) if values else old
+    return Statistics(*(torch.where(values > 0, now, was) for now, was in zip(new, old, strict=True)))
+
+
+def skipped_channels(
+    input: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float, extras: Extras
+) -> Tensor:
+    """Whether each channel keeps its running statistics when it sees this batch: the new ones would not be finite."""
+    call = checked_extras("batch_norm", input, PATTERN, extras)
+    own = _normalized("batch_norm", call.summed(), call.mask, None, None, PATTERN, eps)
+    return ~moved(running_mean, running_var, own.mean, own.unbiased(), momentum)[-1]
 
 
 def check_limits(name: str, r_max: float, d_max: float) -> None:
@@ -278,10 +298,10 @@ class _Normalized(NamedTuple):
     values: int | Tensor
 
     def unbiased(self) -> Tensor:
-        values = self.values
+        values, var = self.values, self.std.to(working_dtype(self.std)).square()
         if isinstance(values, Tensor):
-            return self.std.square() * (values / (values - 1).clamp(min=1)).to(self.std.dtype)
-        return self.std.square() * (values / max(values - 1, 1))
+            return var * (values / (values - 1).clamp(min=1)).to(var.dtype)
+        return var * (values / max(values - 1, 1))
 
 
 def _normalized(

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from normkit.errors import ShapeError, StateError
 from normkit.functional._checks import check_call, check_channels, check_dimensions
-from normkit.functional.batch import PATTERN, batch_norm, is_recomputing
+from normkit.functional.batch import PATTERN, batch_norm
 from normkit.functional.extras import Extras, Output, checked_extras
+from normkit.functional.recompute import is_recomputing
 from normkit.kernels import fused, ops
 from normkit.kernels.autograd import Running, move
 from normkit.kernels.fit import dense_like

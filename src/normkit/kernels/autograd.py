@@ -12,10 +12,11 @@ from torch.autograd import forward_ad
 from normkit.errors import StateError
 from normkit.kernels import batched, door, export, ops, reference
 from normkit.kernels.backend import kernels_for
+from normkit.kernels.reference import working_dtype
 from normkit.pattern import parse
 
 
-def _vjp(
+def vjp(
     function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], upstream: Sequence[Tensor | None]
 ) -> tuple[Tensor, ...]:
     """Gradients through a reference function, differentiable again where the caller asks for that.
@@ -37,7 +38,7 @@ def _shaped(flat: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return shaped if shaped.dtype is dtype else shaped.to(dtype)
 
 
-def _input_shaped(flat: Tensor, parameter: Tensor) -> Tensor:
+def input_shaped(flat: Tensor, parameter: Tensor) -> Tensor:
     return _shaped(flat, parameter.shape, parameter.dtype)
 
 
@@ -80,7 +81,7 @@ def _normalize_backward(
         def moments(leaf: Tensor) -> Sequence[Tensor]:
             return reference.normalize(leaf, None, None, parse(ctx.pattern), ctx.eps, ctx.center)[1:]
 
-        (extra,) = _vjp(moments, [saved[0]], [dmean if ctx.center else None, dstd])
+        (extra,) = vjp(moments, [saved[0]], [dmean if ctx.center else None, dstd])
         dx = extra if dx is None else dx + extra
     return dx, dweight, dbias, None, None, None
 
@@ -103,7 +104,7 @@ def _standardize_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         def applied(m: Tensor, v: Tensor) -> Sequence[Tensor]:
             return [reference.standardize(x, m, v, weight, None, parse(ctx.pattern), ctx.eps)]
 
-        dmean, dvar = _vjp(applied, [mean, var], [dy])
+        dmean, dvar = vjp(applied, [mean, var], [dy])
     return (
         dx if want_x else None,
         dmean,
@@ -133,7 +134,7 @@ def _backward_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | Non
 
     out: tuple[Tensor | None, ...] = (None,) * len(leaves)
     if any(g is not None for g in wanted):
-        out = _vjp(first, leaves, wanted)
+        out = vjp(first, leaves, wanted)
     return out[0], out[1], None, None, (out[2] if weight is not None else None), *(None,) * 7
 
 
@@ -181,7 +182,7 @@ class _Standardize(torch.autograd.Function):
     backward = staticmethod(_standardize_backward)
 
 
-# Function.apply asks on every call whether a transform is active; `_is_watched` has answered that.
+# Function.apply asks on every call whether a transform is active; `is_watched` has answered that.
 _apply_normalize: Callable[..., Tensor] = super(torch.autograd.Function, _Normalize).apply
 _apply_standardize: Callable[..., Tensor] = super(torch.autograd.Function, _Standardize).apply
 
@@ -222,7 +223,7 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transforms = torch._C._functorch.peek_interpreter_stack
 
 
-def _is_watched(x: Tensor) -> bool:
+def is_watched(x: Tensor) -> bool:
     """Whether something other than plain eager execution may want to see the operator itself."""
     return (
         type(x) not in _PLAIN_TYPES
@@ -237,14 +238,14 @@ def _as_seen(operator: Any) -> Any:
     """The operator for whatever watches."""
     if torch.compiler.is_compiling() or (_transforms() is None and forward_ad._current_level < 0):
         return operator
-    return operator if operator in _MAPPED and _is_only_mapped() else _FORMULAS[operator]
+    return operator if operator in _MAPPED and is_only_mapped() else _FORMULAS[operator]
 
 
 _MAPPED = batched.OPERATORS
 """Operators that `torch.func.vmap` can take as they are."""
 
 
-def _is_only_mapped() -> bool:
+def is_only_mapped() -> bool:
     """Whether every transform round the call is a `vmap`; what differentiates is outside of them, torch's autograd."""
     if forward_ad._current_level >= 0:
         return False
@@ -254,13 +255,13 @@ def _is_only_mapped() -> bool:
 _stack = torch._C._functorch.get_interpreter_stack
 
 
-def _wants_gradient(*tensors: Tensor | None) -> bool:
+def wants_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def gradients(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     """``normkit::backward``; the door comes here, too, with what it cannot do itself."""
-    if torch.is_grad_enabled() or _is_watched(dy) or _is_watched(x):
+    if torch.is_grad_enabled() or is_watched(dy) or is_watched(x):
         out: tuple[Tensor, Tensor, Tensor] = _as_seen(torch.ops.normkit.backward.default)(dy, x, *rest)
         return out
     return ops.backward(dy, x, *rest)
@@ -292,14 +293,14 @@ def normalized(
             return through
     elif running is None and export.is_onnx():
         return export.normalized(x, weight, bias, pattern, eps, center)
-    if _is_watched(x):
+    if is_watched(x):
         out: tuple[Tensor, Tensor, Tensor] = _as_seen(torch.ops.normkit.normalize.default)(
             x, weight, bias, pattern, eps, center
         )
         y, mean, std = out
     else:
         moments: list[Tensor] = []
-        if _wants_gradient(x, weight, bias):
+        if wants_gradient(x, weight, bias):
             y = _apply_normalize(x, weight, bias, pattern, eps, center, moments)
         elif running is None:
             return ops.infer(x, weight, bias, pattern, eps, center)
@@ -336,9 +337,9 @@ def given(
     if torch.compiler.is_compiling() and export.is_onnx():
         return export.given(x, mean, var, weight, bias, pattern, eps)
     run = ops.standardize
-    if _is_watched(x):
+    if is_watched(x):
         run = _as_seen(torch.ops.normkit.standardize.default)
-    elif _wants_gradient(x, mean, var, weight, bias):
+    elif wants_gradient(x, mean, var, weight, bias):
         run = _apply_standardize
     return run(x, mean, var, weight, bias, pattern, eps)
 
@@ -347,7 +348,7 @@ _skipped = 0
 
 
 def skipped_channels() -> int:
-    """How many channels have kept their running statistics so far, because a batch's moments were not finite.
+    """How many channels have kept their running statistics so far, because the new ones would not have been finite.
 
     Calls of the process in all; on a CPU, in eager execution.
     """
@@ -355,7 +356,7 @@ def skipped_channels() -> int:
 
 
 def move(running: Running, mean: Tensor, std: Tensor) -> None:
-    plain = not isinstance(running.values, Tensor) and not _is_watched(running.mean) and not _is_watched(mean)
+    plain = not isinstance(running.values, Tensor) and not is_watched(running.mean) and not is_watched(mean)
     global _skipped
     kernels = kernels_for(mean) if plain else None
     if kernels is not None and _is_moved(running.mean) and _is_moved(running.var):
@@ -364,15 +365,26 @@ def move(running: Running, mean: Tensor, std: Tensor) -> None:
         torch.autograd.graph.increment_version([running.mean, running.var])
         return
     with torch.no_grad():
-        mean, var = _unbiased(running, mean, std)
-        if mean.numel() > running.mean.numel():
-            mean, var = mean.view(-1, running.mean.numel()).mean(0), var.view(-1, running.mean.numel()).mean(0)
-        # A channel whose moments are not finite keeps what it has.
-        finite = mean.isfinite() & var.isfinite()
-        if mean.is_cpu and not torch.compiler.is_compiling() and not _is_watched(mean):
+        *new, finite = moved(running.mean, running.var, *_unbiased(running, mean, std), running.momentum)
+        if mean.is_cpu and not torch.compiler.is_compiling() and not is_watched(mean):
             _skipped += finite.numel() - int(finite.sum())
-        for old, new in ((running.mean, mean), (running.var, var)):
-            keep(old, torch.where(finite, old.lerp(new.to(old.dtype), running.momentum), old))
+        for old, value in zip((running.mean, running.var), new, strict=True):
+            keep(old, value)
+
+
+def moved(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The running statistics after a batch, and which channels they have moved in.
+
+    Computed as csrc/running.h does, rounded once to the dtype that they are stored in. Where that would not be finite a
+    channel keeps what it has.
+    """
+    pairs = ((running_mean, mean), (running_var, var))
+    new = [(old.to(now.dtype) + momentum * (now - old.to(now.dtype))).to(old.dtype) for old, now in pairs]
+    finite = new[0].isfinite() & new[1].isfinite()
+    mean, var = (torch.where(finite, now, old) for now, (old, _) in zip(new, pairs, strict=True))
+    return mean, var, finite
 
 
 def keep(statistic: Tensor, value: Tensor) -> None:
@@ -394,18 +406,21 @@ def keep(statistic: Tensor, value: Tensor) -> None:
 
 
 def _unbiased(running: Running, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    values = running.values
+    """Each channel's mean and unbiased variance, averaged over the samples where each of those has its own."""
+    wide, channels = working_dtype(mean), running.mean.numel()
+    samples = mean.numel() // channels if channels else 1
+    mean, var, values = mean.to(wide), std.to(wide).square(), running.values
     if not isinstance(values, Tensor):
-        return mean, std.square().mul_(values / (values - 1))
-    # Where all is padding there is nothing to move towards: such a cell counts as what is already there.
-    channels = running.mean.numel()
-    samples = values.numel() // channels
-    empty = values == 0
-    var = std.square() * (values / (values - 1).clamp(min=1)).to(std.dtype)
-    return (
-        torch.where(empty, running.mean.to(mean.dtype).repeat(samples), mean),
-        torch.where(empty, running.var.to(mean.dtype).repeat(samples), var),
-    )
+        var = var * (values / (values - 1) / samples)
+    else:
+        # Where all is padding there is nothing to move towards: such a cell counts as what is already there.
+        empty = values == 0
+        var = var * (values / (values - 1).clamp(min=1)).to(wide)
+        mean = torch.where(empty, running.mean.to(wide).repeat(samples), mean)
+        var = torch.where(empty, running.var.to(wide).repeat(samples), var) / samples
+    if samples == 1:
+        return mean, var
+    return mean.view(samples, channels).sum(0) / samples, var.view(samples, channels).sum(0)
 
 
 def _is_moved(running: Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from normkit.kernels import export
-from normkit.kernels.autograd import _input_shaped, _is_watched, _vjp, _wants_gradient
+from normkit.kernels.autograd import input_shaped, is_watched, vjp, wants_gradient
 from normkit.kernels.backend import kernels_for
 from normkit.kernels.fit import Call, dense_like, direct_plan, is_ready
 from normkit.kernels.ops import library, root
@@ -215,7 +215,7 @@ def fused_backward(
             w, b = (None if t is None else next(rest) for t in (weight, bias))
             return [reference(x, None, mask, *given, w, b, pattern, eps, center, activation).y]
 
-        dx, *others = _vjp(value, leaves, [dy])
+        dx, *others = vjp(value, leaves, [dy])
         rest = iter(others)
         dw, db = (None if t is None else next(rest) for t in (weight, bias))
         none = x.new_empty(0, dtype=arithmetic_dtype(x.dtype))
@@ -311,8 +311,8 @@ def _context(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> Non
     ctx.has_residual, ctx.fixed = residual is not None, var is not None
     moments = (mean, var) if ctx.fixed else (own_mean, own_std)
     # In the same order and shapes as in csrc/door_fused.h; kernels/autograd.py says why.
-    ctx.channel_dims = None if mask is None else sorted(
-        {level.dim for level in parse(ctx.pattern).levels(x.shape) if level.feature}
+    ctx.channel_dims = (
+        None if mask is None else sorted({level.dim for level in parse(ctx.pattern).levels(x.shape) if level.feature})
     )
     places = None if mask is None else mask.squeeze(ctx.channel_dims)
     ctx.save_for_backward(total if ctx.has_residual else x, places, weight, bias, *moments)
@@ -336,15 +336,15 @@ def _backward(ctx: Any, dy: Tensor | None, dsum: Tensor | None, *_: Tensor | Non
         def applied(m: Tensor, v: Tensor) -> Sequence[Tensor]:
             return [reference(x, None, mask, m, v, weight, bias, *rest[:3], ctx.activation).y]
 
-        dmean, dvar = _vjp(applied, [mean, std_or_var], [dy])
+        dmean, dvar = vjp(applied, [mean, std_or_var], [dy])
     return (
         dx if want_x else None,
         dx if want_residual else None,
         None,
         dmean,
         dvar,
-        _input_shaped(dweight, weight) if want_weight else None,
-        _input_shaped(dbias, bias) if want_bias else None,
+        input_shaped(dweight, weight) if want_weight else None,
+        input_shaped(dbias, bias) if want_bias else None,
         *(None,) * 4,
     )
 
@@ -369,7 +369,7 @@ def _second(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
             w, b = (None if t is None else next(rest) for t in (weight, bias))
             return [reference(x, None, mask, *given, w, b, pattern, eps, center, activation).y]
 
-        dx, *others = _vjp(value, [x, *parameters], [dy])
+        dx, *others = vjp(value, [x, *parameters], [dy])
         rest = iter(others)
         dw, db = (None if t is None else next(rest) for t in (weight, bias))
         return [t for t, want in ((dx, True), (dw, want_weight), (db, want_bias)) if want and t is not None]
@@ -379,7 +379,7 @@ def _second(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     if all(g is None for g in wanted):
         return (None,) * 8 + none
     shaped = [None if g is None else g.reshape(t.shape) for g, t in zip(wanted[1:], parameters, strict=False)]
-    out = _vjp(first, [dy, x, *parameters], [wanted[0], *shaped])
+    out = vjp(first, [dy, x, *parameters], [wanted[0], *shaped])
     rest = iter(out[2:])
     dw, db = (None if t is None else next(rest) for t in (weight, bias))
     return out[0], upstream[0] if ctx.has_sum else None, out[1], None, None, None, dw, db, *none
@@ -420,7 +420,7 @@ def gradients(
     name = activation if isinstance(activation, str) else list(ACTIVATIONS)[activation]
     call = (dy, dsum, x, mask, mean, std_or_var, weight, bias)
     inputs = (*call, pattern, eps, center, fixed, name, want_weight, want_bias)
-    if torch.is_grad_enabled() or _is_watched(dy) or _is_watched(x):
+    if torch.is_grad_enabled() or is_watched(dy) or is_watched(x):
         out: tuple[Tensor, Tensor, Tensor] = torch.ops.normkit.fused_backward.default(*inputs)
         return out
     return fused_backward(*inputs)
@@ -447,10 +447,8 @@ def run(
     if not torch.compiler.is_compiling():
         if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
             return reference(*inputs)
-        if not _is_watched(x):
-            return Fused(
-                *(_apply(*inputs) if _wants_gradient(x, residual, mean, var, weight, bias) else fused(*inputs))
-            )
+        if not is_watched(x):
+            return Fused(*(_apply(*inputs) if wants_gradient(x, residual, mean, var, weight, bias) else fused(*inputs)))
     elif export.is_onnx():
         out = reference(*inputs)
         if mask is None:  # operators of ONNX; what is then of no use, the exporter leaves out

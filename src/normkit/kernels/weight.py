@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from normkit.kernels import door
-from normkit.kernels.autograd import _is_only_mapped, _is_watched, _vjp, _wants_gradient
+from normkit.kernels.autograd import is_only_mapped, is_watched, vjp, wants_gradient
 from normkit.kernels.backend import kernels_for
 from normkit.kernels.fit import dense_like, direct_plan, is_ready
 from normkit.kernels.ops import library
@@ -141,7 +141,7 @@ def _backward(ctx: Any, dw: Tensor | None, _: Tensor | None) -> tuple[Tensor | N
         return None, None, None
     v, g, length = ctx.saved_tensors
     run = weight_norm_backward
-    if torch.is_grad_enabled() or _is_watched(dw) or _is_watched(v):
+    if torch.is_grad_enabled() or is_watched(dw) or is_watched(v):
         run = torch.ops.normkit.weight_norm_backward.default
     return *run(dw, v, g, length, ctx.dim), None
 
@@ -169,7 +169,7 @@ def _backward_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | Non
     def gradients(dw: Tensor, v: Tensor, g: Tensor) -> Sequence[Tensor]:
         return _gradients(dw, v, g, ctx.dim)
 
-    return *_vjp(gradients, ctx.saved_tensors, upstream), None, None
+    return *vjp(gradients, ctx.saved_tensors, upstream), None, None
 
 
 torch.library.register_autograd("normkit::weight_norm", _backward, setup_context=_context, lib=library)
@@ -226,7 +226,7 @@ def _is_plain() -> bool:
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
     return (
-        (torch._C._functorch.peek_interpreter_stack() is not None and not _is_only_mapped())
+        (torch._C._functorch.peek_interpreter_stack() is not None and not is_only_mapped())
         or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
     )
@@ -240,7 +240,7 @@ def normalized_weight(v: Tensor, g: Tensor, dim: int | None) -> Tensor:
             return through
     if _is_plain():
         return _reference(v, g, dim)
-    if _is_watched(v) or _is_watched(g):
+    if is_watched(v) or is_watched(g):
         out: tuple[Tensor, Tensor] = torch.ops.normkit.weight_norm.default(v, g, dim)
         return out[0]
-    return _apply(v, g, dim) if _wants_gradient(v, g) else weight_norm(v, g, dim)[0]
+    return _apply(v, g, dim) if wants_gradient(v, g) else weight_norm(v, g, dim)[0]

@@ -10,9 +10,11 @@ from torch.compiler import is_compiling
 from torch.nn.modules import batchnorm
 
 from normkit import functional
-from normkit.functional.batch import is_recomputing
+from normkit.functional.batch_update import skipped_channels
 from normkit.functional.extras import Extras, Output
-from normkit.kernels.autograd import keep, skipped_channels
+from normkit.functional.recompute import is_recomputing
+from normkit.kernels.autograd import keep
+from normkit.kernels.autograd import skipped_channels as skipped_so_far
 from normkit.layers._checks import check_channels, check_rank, checked, named, with_activation
 
 
@@ -54,6 +56,8 @@ class _BatchNorm(batchnorm._BatchNorm):
     """Abstract: state and signature are torch's, so that ``isinstance`` and state dicts agree; forward is ours."""
 
     layouts: ClassVar[dict[int, str]]
+    # No buffer, for whatever pairs buffers by their order, as averages of models do, must always find the same ones.
+    _batches_skipped: Tensor | None = None
 
     def _check_input_dim(self, input: Tensor) -> None:
         check_rank(input, self.layouts)
@@ -65,7 +69,8 @@ class _BatchNorm(batchnorm._BatchNorm):
         counter, momentum = share_of(self)
         own = self.training or (self.running_mean is None and self.running_var is None)
         keep = self.track_running_stats or not self.training
-        before = 0 if counter is None or is_compiling() else skipped_channels()
+        before = 0 if counter is None or is_compiling() else skipped_so_far()
+        extras = with_activation(self, extras)
         y = functional.batch_norm(
             input,
             self.running_mean if keep else None,
@@ -75,10 +80,10 @@ class _BatchNorm(batchnorm._BatchNorm):
             own,
             momentum,
             self.eps,
-            **with_activation(self, extras),
+            **extras,
         )
-        if counter is not None and not is_compiling() and skipped_channels() != before:
-            self._count_skipped(y[0] if isinstance(y, tuple) else y)
+        if counter is not None and not is_compiling() and skipped_so_far() != before:
+            self._count_skipped(input, momentum, extras)
         # Counted after the call: a refused input, an empty batch and a recomputed one change no state.
         if counter is not None and input.numel() and not is_recomputing():
             counter.add_(1)
@@ -86,17 +91,17 @@ class _BatchNorm(batchnorm._BatchNorm):
 
     @property
     def num_batches_skipped(self) -> Tensor | None:
-        """How often each channel kept its statistics because its moments were not finite; None if none ever did."""
-        return self._buffers.get("_batches_skipped")
+        """How often each channel kept its statistics because the new ones were not finite; None if none ever did."""
+        return self._batches_skipped
 
-    def _count_skipped(self, y: Tensor) -> None:
-        """A channel whose moments are not finite shows it in its output."""
-        bad = ~y.detach().isfinite().transpose(0, 1).flatten(1).all(1)
-        counts = self.num_batches_skipped
-        if counts is None:  # no part of the state dict, whose keys are torch's
-            counts = torch.zeros_like(bad, dtype=torch.int64)
-            self.register_buffer("_batches_skipped", counts, persistent=False)
-        counts += bad
+    def _count_skipped(self, input: Tensor, momentum: float, extras: Extras) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        with torch.no_grad():
+            running = self.running_mean, self.running_var
+            skipped = skipped_channels(input, *running, momentum, self.eps, extras)
+            before = self._batches_skipped
+            self._batches_skipped = skipped.long() if before is None else skipped + before.to(skipped.device)
 
 
 @named
@@ -113,8 +118,9 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``. In training mean and variance are the batch's and
     move the running statistics: ``running = (1 - momentum) * running + momentum * batch``, with the unbiased
     variance. In evaluation the running statistics take their place. An empty batch, and a step that activation
-    checkpointing computes again, move and count nothing. A channel whose moments are not finite keeps its statistics;
-    ``num_batches_skipped``, None until then, counts how often each did, in eager execution on a CPU.
+    checkpointing computes again, move and count nothing. A channel keeps its statistics where the new ones would not be
+    finite in their dtype; ``num_batches_skipped``, None until then, counts how often each did, in eager execution on a
+    CPU.
 
     Args:
         num_features: number of channels C.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules import batchnorm
 
 from normkit import functional
-from normkit.functional.batch import is_recomputing
 from normkit.functional.extras import Extras, Output
+from normkit.functional.recompute import is_recomputing
 from normkit.functional.sync import synchronized, world_size
 from normkit.layers._checks import check_channels, check_rank, checked, with_activation
 from normkit.layers.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d, share_of

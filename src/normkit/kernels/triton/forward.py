@@ -201,7 +201,10 @@ def quantize(
 
 @triton.jit
 def move_running(running_mean, running_var, mean, std, channels, samples, unbias, momentum, BLOCK: tl.constexpr):
-    """Running statistics go towards a batch's, averaged over its samples where each has its own; only where finite."""
+    """Running statistics go towards a batch's, averaged over its samples where each has its own.
+
+    A channel keeps what it has where the result would not be finite.
+    """
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = at < channels
     new_mean = tl.zeros([BLOCK], mean.dtype.element_ty)
@@ -210,10 +213,10 @@ def move_running(running_mean, running_var, mean, std, channels, samples, unbias
         s = tl.load(std + sample * channels + at, mask=there, other=0.0)
         new_mean += tl.load(mean + sample * channels + at, mask=there, other=0.0)
         new_var += s * s * unbias
-    new_mean = new_mean / samples
-    new_var = new_var / samples
-    finite = (tl.abs(new_mean) < float("inf")) & (tl.abs(new_var) < float("inf"))
     old_mean = tl.load(running_mean + at, mask=there, other=0.0)
     old_var = tl.load(running_var + at, mask=there, other=0.0)
-    tl.store(running_mean + at, old_mean + (new_mean - old_mean) * momentum, mask=there & finite)
-    tl.store(running_var + at, old_var + (new_var - old_var) * momentum, mask=there & finite)
+    new_mean = old_mean + (new_mean / samples - old_mean) * momentum
+    new_var = old_var + (new_var / samples - old_var) * momentum
+    finite = (tl.abs(new_mean) < float("inf")) & (tl.abs(new_var) < float("inf"))
+    tl.store(running_mean + at, new_mean, mask=there & finite)
+    tl.store(running_var + at, new_var, mask=there & finite)

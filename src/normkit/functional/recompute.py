@@ -1,0 +1,73 @@
+"""Activation checkpointing runs a forward again inside the backward pass; what that forward must find as it was.
+
+>>> from normkit.functional.recompute import is_recomputing
+>>> is_recomputing()
+False
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from normkit.errors import StateError
+
+CALLS = 512
+"""How many calls for one number of channels are remembered: layers times batches between a forward and its backward."""
+
+NEAR = 1e-3
+"""By how many standard deviations the moments of a batch may differ when it is computed again: the operators before may
+add in another order, which is a few roundings, while two batches differ by far more."""
+
+
+def is_recomputing() -> bool:
+    """Whether this forward runs inside a backward pass, as activation checkpointing makes it run again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _may_be_recomputed() -> bool:
+    """Without a gradient, as reentrant checkpoints run it first, or with hooks on what is saved, as others do."""
+    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
+class _Call(NamedTuple):
+    """The moments of a batch, by which it is known again, and what was computed from them and the state of then."""
+
+    mean: Tensor
+    std: Tensor
+    values: tuple[Tensor, ...]
+
+
+_calls: dict[tuple[int, torch.device], deque[_Call]] = defaultdict(lambda: deque(maxlen=CALLS))
+
+
+def as_at_first(mean: Tensor, std: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """`values`, which depend on running statistics; where a batch is computed again, what they were the first time.
+
+    Raises:
+        StateError: the first time has been forgotten, which would make gradients wrong.
+    """
+    calls = _calls[mean.numel(), mean.device]
+    if not is_recomputing():
+        if _may_be_recomputed():
+            calls.append(_Call(mean.detach(), std.detach(), tuple(t.detach() for t in values)))
+        return values
+    if not calls:
+        return values
+    apart = (
+        torch.stack([call.mean for call in calls]).sub(mean).abs()
+        + torch.stack([call.std for call in calls]).sub(std).abs()
+    )
+    far = (apart / std.clamp(min=torch.finfo(std.dtype).tiny)).amax(1)
+    nearest = int(far.argmin())
+    if far[nearest] <= NEAR:
+        return calls[nearest].values
+    if len(calls) < CALLS:  # nothing has been forgotten, so this batch has not been here before
+        return values
+    raise StateError(
+        f"batch_renorm remembers the last {CALLS} batches of {mean.numel()} channels for activation checkpointing, and "
+        "got an older one to compute again: run backward earlier, or keep batch renormalization out of checkpoints"
+    )
