@@ -25,7 +25,7 @@ $(VENV)/compare.stamp: $(VENV)/torch.stamp $(SOURCES)
 
 $(VENV)/test.stamp: $(VENV)/compare.stamp
 	@echo "Installing the checkers ..."
-	@$(PIP) pytest pytest-xdist hypothesis ruff mypy pre-commit
+	@$(PIP) pytest pytest-xdist hypothesis expecttest ruff mypy pre-commit
 	@$(PIP) torchvision timm transformers onnx onnxruntime onnxscript tensorboard
 	@$(PIP) pandas pyarrow playwright matplotlib triton
 	@touch $@

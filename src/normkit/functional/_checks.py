@@ -9,7 +9,7 @@ from normkit.errors import ArgumentError, DtypeError, ShapeError
 
 
 def check_call(name: str, x: Tensor, eps: float) -> None:
-    """The input is real floating point, and eps is not negative."""
+    """The input is real floating point, and eps is a number; a negative one is subtracted, as torch has it."""
     if not isinstance(x, Tensor):
         raise DtypeError(f"{name} needs a tensor as input, got {type(x).__name__}")
     if not x.is_floating_point() or x.element_size() < 2:
@@ -19,8 +19,8 @@ def check_call(name: str, x: Tensor, eps: float) -> None:
     if x.layout is not torch.strided or x.is_nested:
         kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
         raise DtypeError(f"{name} needs a dense tensor as input, got a {kind} one: convert it, as with x.to_dense()")
-    if not eps >= 0:
-        raise ArgumentError(f"eps must not be negative, got {eps} in {name}: use 1e-5")
+    if eps != eps:
+        raise ArgumentError(f"eps must be a number, got {eps} in {name}: use 1e-5")
 
 
 def check_dimensions(name: str, x: Tensor, least: int, layout: str) -> None:

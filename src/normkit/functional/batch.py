@@ -69,6 +69,8 @@ def batch_norm(
         if y is not None:
             return y
     check_call("batch_norm", input, eps)
+    if input.shape == (0,):  # torch takes it, and no channel can be told from it
+        return input.clone()
     check_dimensions("batch_norm", input, 2, "(N, C, ...)")
     check_channels("batch_norm", input, running_mean, running_var, weight, bias)
     if not training:

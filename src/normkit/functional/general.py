@@ -63,7 +63,7 @@ def normalize(
     Raises:
         PatternError: the pattern cannot be read.
         ShapeError: the input does not fit the pattern, or weight and bias do not fit the input.
-        DtypeError, ArgumentError: a dtype that is not floating point, a negative eps, another device.
+        DtypeError, ArgumentError: a dtype that is not floating point, an eps that is no number, another device.
 
     Example:
         >>> import torch

@@ -63,31 +63,8 @@ def sync_batch_norm(
 
     Source: Chan, Golub & LeVeque 1979, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances.
     """
-    return synchronized(input, running_mean, running_var, weight, bias, momentum, eps, process_group, extras)[0]
-
-
-def world_size(process_group: dist.ProcessGroup | None) -> int:
-    """The number of processes that share a batch; 1 where there is no group, or this process is not in it."""
-    if not dist.is_available() or not dist.is_initialized():
-        return 1
-    return max(dist.get_world_size(process_group), 1)
-
-
-def synchronized(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    momentum: float,
-    eps: float,
-    process_group: dist.ProcessGroup | None,
-    extras: Extras,
-) -> tuple[Output, int | Tensor]:
-    """The result, and how many values a channel has in the whole group: 0 where every process is empty."""
     if world_size(process_group) == 1:
-        y = batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps, **extras)
-        return y, input.numel()
+        return batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps, **extras)
     check_call("sync_batch_norm", input, eps)
     check_dimensions("sync_batch_norm", input, 2, "(N, C, ...)")
     check_channels("sync_batch_norm", input, running_mean, running_var, weight, bias)
@@ -106,7 +83,14 @@ def synchronized(
     y = _apply(x, weight, bias, pooled, eps, process_group)
     if isinstance(count, Tensor) or count > 0:
         _move(running_mean, running_var, count, momentum, pooled)
-    return call.finished(y, total), count
+    return call.finished(y, total)
+
+
+def world_size(process_group: dist.ProcessGroup | None) -> int:
+    """The number of processes that share a batch; 1 where there is no group, or this process is not in it."""
+    if not dist.is_available() or not dist.is_initialized():
+        return 1
+    return max(dist.get_world_size(process_group), 1)
 
 
 def _move(

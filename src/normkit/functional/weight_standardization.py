@@ -26,7 +26,7 @@ def weight_standardization(weight: Tensor, gain: Tensor | None = None, eps: floa
         A tensor with the weight's shape, dtype and memory layout.
 
     Raises:
-        ArgumentError: no such dimension, a negative eps.
+        ArgumentError: no such dimension, an eps that is no number.
         ShapeError: filters of a single element, whose variance does not exist, or a gain of another shape.
         DtypeError: a weight that is not floating point.
 

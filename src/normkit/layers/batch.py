@@ -42,14 +42,16 @@ def evaluated(layer: batchnorm._BatchNorm, input: Tensor, extras: Extras) -> Out
 def keep_statistics(
     layer: batchnorm._BatchNorm, input: Tensor, counter: Tensor | None, new: tuple[Tensor, Tensor] | None
 ) -> None:
-    """Take over what a pure function has returned; an empty batch and a recomputed step count for nothing."""
-    if counter is None or new is None or not input.numel() or is_recomputing():
+    """Take over what a pure function has returned; an empty batch moves nothing, a recomputed step is not counted."""
+    if counter is None or is_recomputing():
         return
     with torch.no_grad():
+        counter.add_(1)
+        if new is None or not input.numel():
+            return
         for buffer, value in zip((layer.running_mean, layer.running_var), new, strict=True):
             assert buffer is not None
             keep(buffer, value)
-        counter.add_(1)
 
 
 class _BatchNorm(batchnorm._BatchNorm):
@@ -84,8 +86,8 @@ class _BatchNorm(batchnorm._BatchNorm):
         )
         if counter is not None and not is_compiling() and skipped_so_far() != before:
             self._count_skipped(input, momentum, extras)
-        # Counted after the call: a refused input, an empty batch and a recomputed one change no state.
-        if counter is not None and input.numel() and not is_recomputing():
+        # Counted after the call, for a refused input changes no state; an empty batch counts, as torch has it.
+        if counter is not None and not is_recomputing():
             counter.add_(1)
         return y
 
@@ -115,12 +117,12 @@ def _initialise(layer: batchnorm._LazyNormBase, input: Tensor) -> None:
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     """Normalize each feature of (N, C), or each channel of (N, C, L), over the batch.
 
-    ``y = (x - mean) / sqrt(var + eps) * weight + bias``. In training mean and variance are the batch's and
-    move the running statistics: ``running = (1 - momentum) * running + momentum * batch``, with the unbiased
-    variance. In evaluation the running statistics take their place. An empty batch, and a step that activation
-    checkpointing computes again, move and count nothing. A channel keeps its statistics where the new ones would not be
-    finite in their dtype; ``num_batches_skipped``, None until then, counts how often each did, in eager execution on a
-    CPU.
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``. In training mean and variance are the batch's and update the
+    running statistics: ``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance. In
+    evaluation the running statistics take their place. An empty batch is counted, and updates no statistics; a step
+    that activation checkpointing computes again does neither. A channel keeps its statistics where the new ones would
+    not be finite in their dtype; ``num_batches_skipped``, None until then, counts how often each did, in eager
+    execution on a CPU.
 
     Args:
         num_features: number of channels C.

@@ -13,7 +13,7 @@ from torch.nn.modules import batchnorm
 from normkit import functional
 from normkit.functional.extras import Extras, Output
 from normkit.functional.recompute import is_recomputing
-from normkit.functional.sync import synchronized, world_size
+from normkit.functional.sync import sync_batch_norm, world_size
 from normkit.layers._checks import check_channels, check_rank, checked, with_activation
 from normkit.layers.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d, share_of
 
@@ -109,13 +109,11 @@ class SyncBatchNorm(batchnorm._BatchNorm):
 
     def _across(self, input: Tensor, extras: Extras) -> Output:
         counter, momentum = share_of(self)
-        keep = self.track_running_stats
-        running = (self.running_mean, self.running_var) if keep else (None, None)
+        running = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
         group = self.process_group
-        y, count = synchronized(input, *running, self.weight, self.bias, momentum, self.eps, group, extras)
+        y = sync_batch_norm(input, *running, self.weight, self.bias, momentum, self.eps, group, **extras)
         if counter is not None and not is_recomputing():
-            # An empty process counts with the others, so that all hold the same state.
-            counter.add_(count > 0)
+            counter.add_(1)
         return y
 
     def _alone(self, input: Tensor, extras: Extras) -> Output:
@@ -124,7 +122,7 @@ class SyncBatchNorm(batchnorm._BatchNorm):
         keep = self.track_running_stats or not self.training
         running = (self.running_mean, self.running_var) if keep else (None, None)
         y = functional.batch_norm(input, *running, self.weight, self.bias, own, momentum, self.eps, **extras)
-        if counter is not None and input.numel() and not is_recomputing():
+        if counter is not None and not is_recomputing():
             counter.add_(1)
         return y
 

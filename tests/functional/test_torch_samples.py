@@ -1,0 +1,97 @@
+"""PyTorch's own samples of the norms: what its test suite calls `torch.nn.functional` and `torch.nn` with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.common_modules import module_db
+
+import normkit
+from normkit import functional
+
+OPERATORS = {
+    op.name.removeprefix("nn.functional."): op
+    for op in op_db
+    if op.name.startswith("nn.functional.") and op.name.endswith("_norm") and op.name[14:] in functional.__all__
+}
+MODULES = {info.module_cls.__name__: info for info in module_db if hasattr(normkit, info.module_cls.__name__)}
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
+"""Two implementations of values up to about 10, each some ten roundings from the exact one; torch's own half precision
+multiplies in half precision."""
+
+
+def copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def close(ours: object, theirs: object, dtype: torch.dtype) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype], equal_nan=True)
+
+
+def samples(name: str, dtype: torch.dtype) -> Iterator[Any]:
+    op = OPERATORS[name]
+    for sample in (*op.sample_inputs("cpu", dtype), *op.reference_inputs("cpu", dtype)):
+        yield sample
+        yield sample.noncontiguous()
+
+
+def test_the_norms_of_torch_are_all_here():
+    assert set(OPERATORS) == {
+        "batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm", "rms_norm"
+    }  # fmt: skip
+    assert len(MODULES) == 10
+
+
+# torch says that its own kernel is slow with parameters of another dtype, or that an operator is new.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_functional(name, dtype):
+    """Values, gradients and updated statistics; a negative eps and empty batches are among them."""
+    for sample in samples(name, dtype):
+        results = []
+        for function in (getattr(functional, name), getattr(nn.functional, name)):
+            x = sample.input.detach().requires_grad_()
+            args, kwargs = [copied(a) for a in sample.args], {key: copied(a) for key, a in sample.kwargs.items()}
+            y = function(x, *args, **kwargs)
+            dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y.dtype)
+            (dx,) = torch.autograd.grad(y, x, dy)
+            results.append((y, dx, [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]))
+        (y, dx, tensors), (z, dz, others) = results
+        assert y.dtype == z.dtype
+        assert y.shape == z.shape
+        close(y, z, dtype)
+        close(tensors, others, dtype)
+        largest = dz.abs().max().clamp(min=1) if dz.numel() else torch.ones(())
+        close(dx / largest, dz / largest, dtype)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("name", MODULES)
+def test_modules(name, dtype, training):
+    """Two calls, and all state after them; a batch of no samples is among the inputs."""
+    info = MODULES[name]
+    for sample in info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=True, training=training):
+        made, given = sample.constructor_input, sample.forward_input
+        where = {} if name == "LocalResponseNorm" else {"dtype": dtype}
+        ours, theirs = (kind(*made.args, **made.kwargs, **where) for kind in (getattr(normkit, name), info.module_cls))
+        ours.train(training), theirs.train(training)
+        for _ in range(2):
+            twin = copy.deepcopy(given)
+            try:
+                z = theirs(*given.args, **given.kwargs)
+            except RuntimeError:  # a dtype that torch has no kernel for
+                continue
+            close(ours(*twin.args, **twin.kwargs), z, dtype)
+        assert list(ours.state_dict()) == list(theirs.state_dict())
+        for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+            close(mine, other, dtype)
