@@ -57,12 +57,14 @@ def test_running_statistics_follow_the_definition(momentum):
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
-def test_an_empty_batch_counts_for_nothing(momentum):
-    layer = normkit.BatchNorm1d(5, momentum=momentum)
+def test_an_empty_batch_is_counted_as_torch_does_and_moves_no_statistics(momentum):
+    layer, theirs = normkit.BatchNorm1d(5, momentum=momentum), nn.BatchNorm1d(5, momentum=momentum)
     layer(torch.randn(4, 5, 9))
-    before = copy.deepcopy(layer.state_dict())
+    theirs.load_state_dict(layer.state_dict())
     assert layer(torch.empty(0, 5, 9)).shape == (0, 5, 9)
-    assert unchanged(layer, before)
+    theirs(torch.empty(0, 5, 9))
+    assert layer.num_batches_tracked == 2
+    assert unchanged(layer, theirs.state_dict())
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -125,6 +127,10 @@ def test_lazy_layers_become_the_plain_ones(name):
     fresh.load_state_dict(plain.state_dict())
     # torch learns the number of channels from a file only for the tensors; the layer itself at its first input.
     assert torch.equal(fresh.weight, plain.weight)
+    with pytest.raises(ShapeError, match="must be the layer's 3 channels"):
+        fresh(torch.randn(2, 5, *x.shape[2:]))
+    assert torch.equal(fresh.eval()(x), plain.eval()(x))
+    assert (type(fresh), fresh.num_features) == (kind, 3)
 
 
 @pytest.mark.parametrize("name", LAZY)
@@ -256,8 +262,9 @@ def test_a_tensor_without_strides_is_refused(kind):
         "_mkldnn": dense.to_mkldnn,
         "nested": lambda: torch.nested.nested_tensor([dense, dense]),
     }
+    layer = normkit.LayerNorm2d(6) if kind == "nested" else normkit.LayerNorm(6)
     with pytest.raises(DtypeError, match=rf"(?s)needs a dense tensor as input, got a {kind} one: .*in LayerNorm"):
-        normkit.LayerNorm(6)(make[kind]())
+        layer(make[kind]())
 
 
 def test_counts_may_be_those_of_numpy():

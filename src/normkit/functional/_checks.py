@@ -16,11 +16,21 @@ def check_call(name: str, x: Tensor, eps: float) -> None:
         raise DtypeError(
             f"{name} is defined for float64, float32, bfloat16 and float16, got {x.dtype}: convert the input first"
         )
-    if x.layout is not torch.strided or x.is_nested:
-        kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
-        raise DtypeError(f"{name} needs a dense tensor as input, got a {kind} one: convert it, as with x.to_dense()")
+    check_dense(name, x)
     if eps != eps:
         raise ArgumentError(f"eps must be a number, got {eps} in {name}: use 1e-5")
+
+
+def check_dense(name: str, x: Tensor) -> None:
+    """The input is no nested and no sparse tensor."""
+    if x.is_nested:
+        raise DtypeError(
+            f"{name} needs a dense tensor as input, got a nested one: fill it up with "
+            "torch.nested.to_padded_tensor(x, 0.0) and give mask= or lengths="
+        )
+    if x.layout is not torch.strided:
+        kind = str(x.layout).removeprefix("torch.")
+        raise DtypeError(f"{name} needs a dense tensor as input, got a {kind} one: convert it, as with x.to_dense()")
 
 
 def check_dimensions(name: str, x: Tensor, least: int, layout: str) -> None:

@@ -11,6 +11,7 @@ from torch.compiler import is_compiling
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional._checks import check_call, check_dimensions, check_parameter
 from normkit.functional.extras import Extras, Output, checked_extras
+from normkit.functional.nested import by_rows
 from normkit.functional.precision import Cast, centred_at_one, check_cast, is_cast_first
 from normkit.kernels import door
 from normkit.kernels.autograd import normalized
@@ -62,7 +63,7 @@ def layer_norm(
         extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them.
 
     Returns:
-        A tensor with the input's shape, dtype and memory layout.
+        A tensor with the input's shape, dtype and memory layout. A nested tensor gives a nested one.
 
     Raises:
         ShapeError: the input does not end with `normalized_shape`, or parameters have another shape.
@@ -81,6 +82,14 @@ def layer_norm(
         weight = centred_at_one(weight, input) if zero_centered else weight
         if not is_cast_first(input, cast):
             return layer_norm(input, normalized_shape, weight, bias, eps, **extras)
+        if input.is_nested:
+            return by_rows(
+                "layer_norm",
+                input,
+                normalized_shape,
+                extras,
+                lambda rows: layer_norm(rows, normalized_shape, weight, bias, eps, cast=cast, **extras),
+            )
         call = checked_extras("layer_norm", input, last_dims_pattern(len(normalized_shape)), extras)
         return call.output(call.run_cast_first(weight, bias, eps, True))
     if not is_compiling():
@@ -89,6 +98,14 @@ def layer_norm(
         y = door.fused(*plain, extras) if extras else door.normalize(*plain)
         if y is not None:
             return y
+    if input.is_nested:
+        return by_rows(
+            "layer_norm",
+            input,
+            normalized_shape,
+            extras,
+            lambda rows: layer_norm(rows, normalized_shape, weight, bias, eps, **extras),
+        )
     check_call("layer_norm", input, eps)
     shape = check_normalized_shape("layer_norm", input, normalized_shape)
     check_parameter("layer_norm", "weight", weight, shape, input)

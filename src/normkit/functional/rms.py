@@ -12,6 +12,7 @@ from torch.compiler import is_compiling
 from normkit.functional._checks import check_call, check_parameter
 from normkit.functional.extras import Extras, Output, checked_extras
 from normkit.functional.layer import check_normalized_shape, last_dims_pattern
+from normkit.functional.nested import by_rows
 from normkit.functional.precision import Cast, centred_at_one, check_cast, is_cast_first
 from normkit.kernels import door
 from normkit.kernels.autograd import normalized
@@ -35,7 +36,7 @@ def rms_norm(
     Args:
         input: (..., *normalized_shape), any strides.
         normalized_shape: the sizes of the last dimensions.
-        weight: of shape `normalized_shape`, or None.
+        weight: of shape `normalized_shape`, or None; float64 is rounded to the arithmetic of the input.
         eps: added to the mean square; None means the machine epsilon of the arithmetic, which is float32's for
             half-precision input.
         cast: ``"after"``: the weight is multiplied in float32, the result cast to the input's dtype; ``"before"``:
@@ -44,7 +45,7 @@ def rms_norm(
         extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them.
 
     Returns:
-        A tensor with the input's shape, dtype and memory layout.
+        A tensor with the input's shape, dtype and memory layout. A nested tensor gives a nested one.
 
     Raises:
         ShapeError: the input does not end with `normalized_shape`, or the weight has another shape.
@@ -59,10 +60,20 @@ def rms_norm(
     """
     if cast != "after" or zero_centered:
         check_cast("rms_norm", cast)
+        if weight is not None and weight.dtype is torch.float64:
+            weight = weight.to(arithmetic_dtype(input.dtype))
         check_parameter("rms_norm", "weight", weight, tuple(normalized_shape), input)
         weight = centred_at_one(weight, input) if zero_centered else weight
         if not is_cast_first(input, cast):
             return rms_norm(input, normalized_shape, weight, eps, **extras)
+        if input.is_nested:
+            return by_rows(
+                "rms_norm",
+                input,
+                normalized_shape,
+                extras,
+                lambda rows: rms_norm(rows, normalized_shape, weight, eps, cast=cast, **extras),
+            )
         if eps is None:
             eps = torch.finfo(arithmetic_dtype(input.dtype)).eps
         call = checked_extras("rms_norm", input, last_dims_pattern(len(normalized_shape)), extras)
@@ -73,7 +84,17 @@ def rms_norm(
         y = door.fused(*plain, extras) if extras else door.normalize(*plain)
         if y is not None:
             return y
+    if input.is_nested:
+        return by_rows(
+            "rms_norm",
+            input,
+            normalized_shape,
+            extras,
+            lambda rows: rms_norm(rows, normalized_shape, weight, eps, **extras),
+        )
     check_call("rms_norm", input, 0.0 if eps is None else eps)
+    if weight is not None and weight.dtype is torch.float64:  # torch takes it with any input
+        weight = weight.to(arithmetic_dtype(input.dtype))
     shape = check_normalized_shape("rms_norm", input, normalized_shape)
     check_parameter("rms_norm", "weight", weight, shape, input)
     if eps is None:

@@ -291,9 +291,12 @@ def normalized(
         through = door.normalize(x, weight, bias, pattern, eps, center, True, None, None, None)
         if through is not None:
             return through
-    elif running is None and export.is_onnx():
+    exported = export.is_exported()
+    if exported and running is None:
         return export.normalized(x, weight, bias, pattern, eps, center)
-    if is_watched(x):
+    if exported:
+        y, mean, std = reference.normalize(x, weight, bias, parse(pattern), eps, center)
+    elif is_watched(x):
         out: tuple[Tensor, Tensor, Tensor] = _as_seen(torch.ops.normkit.normalize.default)(
             x, weight, bias, pattern, eps, center
         )
@@ -317,7 +320,7 @@ def normalized_with_moments(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, pattern: str, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, mean and standard deviation, all three differentiable, under transforms as well."""
-    if not torch.compiler.is_compiling() and _transforms() is not None:
+    if export.is_exported() or (not torch.compiler.is_compiling() and _transforms() is not None):
         # vmap would call the kernel once for each sample; plain torch it takes as a whole.
         return reference.normalize(x, weight, bias, parse(pattern), eps, True)
     out: tuple[Tensor, Tensor, Tensor] = torch.ops.normkit.normalize.default(x, weight, bias, pattern, eps, True)
@@ -334,7 +337,7 @@ def given(
     eps: float,
 ) -> Tensor:
     """y of ``normkit::standardize``, for a mean and a variance that are given."""
-    if torch.compiler.is_compiling() and export.is_onnx():
+    if export.is_exported():
         return export.given(x, mean, var, weight, bias, pattern, eps)
     run = ops.standardize
     if is_watched(x):
@@ -356,7 +359,8 @@ def skipped_channels() -> int:
 
 
 def move(running: Running, mean: Tensor, std: Tensor) -> None:
-    plain = not isinstance(running.values, Tensor) and not is_watched(running.mean) and not is_watched(mean)
+    plain = not isinstance(running.values, Tensor) and not export.is_exported()
+    plain = plain and not is_watched(running.mean) and not is_watched(mean)
     global _skipped
     kernels = kernels_for(mean) if plain else None
     if kernels is not None and _is_moved(running.mean) and _is_moved(running.var):
@@ -366,7 +370,7 @@ def move(running: Running, mean: Tensor, std: Tensor) -> None:
         return
     with torch.no_grad():
         *new, finite = moved(running.mean, running.var, *_unbiased(running, mean, std), running.momentum)
-        if mean.is_cpu and not torch.compiler.is_compiling() and not is_watched(mean):
+        if mean.is_cpu and not export.is_exported() and not is_watched(mean):
             _skipped += finite.numel() - int(finite.sum())
         for old, value in zip((running.mean, running.var), new, strict=True):
             keep(old, value)

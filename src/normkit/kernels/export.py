@@ -1,4 +1,4 @@
-"""What is exported to ONNX: torch's own functions, which become standard operators, in place of normkit's."""
+"""What is exported to ONNX or traced by TorchScript: torch's own functions in place of normkit's, to run without it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ _GROUPS = re.compile(r"b \(g=(\d+) \[c\]\) \[\.\.\.\]")
 _LAST = re.compile(r"\.\.\. \[(c\d*(?: c\d*)*)\]")
 
 
-def is_onnx() -> bool:
-    """Whether this call is being exported to ONNX."""
-    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+def is_exported() -> bool:
+    """Whether this call is being exported to ONNX, or traced by `torch.jit.trace`."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    return torch._C._get_tracing_state() is not None
 
 
 def normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, pattern: str, eps: float, center: bool) -> Tensor:
@@ -27,7 +29,8 @@ def normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, pattern: s
         shape = x.shape[x.ndim - len(last[1].split()) :]
         if center:
             return F.layer_norm(x, shape, weight, bias, eps)
-        if bias is None:
+        # The older exporter to ONNX, which traces, has no rule for it.
+        if bias is None and (torch.compiler.is_compiling() or not torch.onnx.is_in_onnx_export()):
             return F.rms_norm(x, shape, weight, eps)
     elif center and groups is not None:
         return F.group_norm(x, int(groups[1]), weight, bias, eps)

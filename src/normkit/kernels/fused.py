@@ -444,12 +444,7 @@ def run(
 ) -> Fused:
     """The way in. Transforms and forward mode take the definition, which they know how to differentiate."""
     inputs = (x, residual, mask, mean, var, weight, bias, pattern, eps, center, activation)
-    if not torch.compiler.is_compiling():
-        if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
-            return reference(*inputs)
-        if not is_watched(x):
-            return Fused(*(_apply(*inputs) if wants_gradient(x, residual, mean, var, weight, bias) else fused(*inputs)))
-    elif export.is_onnx():
+    if export.is_exported():
         out = reference(*inputs)
         if mask is None:  # operators of ONNX; what is then of no use, the exporter leaves out
             s = x if residual is None else out.sum
@@ -459,4 +454,9 @@ def run(
                 y = export.given(s, mean, var, weight, bias, pattern, eps)
             out = out._replace(y=ACTIVATIONS[activation](y))
         return out
+    if not torch.compiler.is_compiling():
+        if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+            return reference(*inputs)
+        if not is_watched(x):
+            return Fused(*(_apply(*inputs) if wants_gradient(x, residual, mean, var, weight, bias) else fused(*inputs)))
     return Fused(*torch.ops.normkit.fused.default(*inputs))

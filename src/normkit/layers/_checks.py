@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor, nn
 
 from normkit.errors import ArgumentError, NormkitError, ShapeError, whole_number
+from normkit.functional._checks import check_dense
 from normkit.functional.extras import Extras, check_activation
 from normkit.functional.precision import check_cast
 
@@ -42,8 +44,11 @@ def checked(layer: L) -> L:
 
     @functools.wraps(make)
     def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        _check_arguments(type(self).__name__, signature.bind(self, *args, **kwargs).arguments)
-        make(self, *args, **kwargs)
+        call = signature.bind(self, *args, **kwargs)
+        _check_arguments(type(self).__name__, call.arguments)
+        if "normalized_shape" in call.arguments:
+            call.arguments["normalized_shape"] = _sizes(call.arguments["normalized_shape"])
+        make(*call.args, **call.kwargs)
 
     # Set by name, because a type checker refuses to see a method replaced.
     for name, method in {"__init__": init, "forward": named(layer.forward)}.items():
@@ -114,12 +119,21 @@ def _check_arguments(layer: str, arguments: Mapping[str, Any]) -> None:
             f"the nearest that does is {near}"
         )
     shape = arguments.get("normalized_shape")
-    if shape is not None and any(size < 1 for size in (shape if isinstance(shape, Sequence) else [shape])):
+    if shape is not None and any(size < 1 for size in _sizes(shape)):
         raise ArgumentError(f"sizes of {layer} must be at least 1, got {shape}: give the input's last sizes")
+
+
+def _sizes(shape: Any) -> tuple[int, ...]:
+    """The sizes of a shape as numbers, whether it is one, a sequence or an array."""
+    try:
+        return (operator.index(shape),)
+    except TypeError:  # more than one
+        return tuple(map(int, shape))
 
 
 def check_rank(input: Tensor, layouts: Mapping[int, str]) -> None:
     """The input has one of the allowed numbers of dimensions."""
+    check_dense("the layer", input)
     if input.dim() not in layouts:
         allowed = " or ".join(layouts.values())
         raise ShapeError(
@@ -130,6 +144,7 @@ def check_rank(input: Tensor, layouts: Mapping[int, str]) -> None:
 
 def check_channels(input: Tensor, dim: int, expected: int) -> None:
     """The input has as many channels as the layer was made for."""
+    check_dense("the layer", input)
     if input.shape[dim] != expected:
         raise ShapeError(
             f"dimension {dim} of the input must be the layer's {expected} channels, "

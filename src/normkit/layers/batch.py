@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -111,6 +112,14 @@ def _initialise(layer: batchnorm._LazyNormBase, input: Tensor) -> None:
     """Check before the channels are counted: a wrong input must not decide the layer's size."""
     layer._check_input_dim(input)
     batchnorm._LazyNormBase.initialize_parameters(layer, input)
+    count_channels(layer, input.shape[1])
+
+
+def count_channels(layer: batchnorm._LazyNormBase, given: int) -> None:
+    """Give a lazy layer its number of channels where parameters have come from a state dict; else the input's."""
+    if not layer.num_features:
+        own = next(chain(layer.parameters(), layer.buffers()), None)
+        layer.num_features = given if own is None else own.numel()
 
 
 @checked

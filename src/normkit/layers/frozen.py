@@ -93,8 +93,11 @@ class _FrozenBatchNorm(nn.Module):
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # Frozen layers elsewhere have no counter, and nothing here depends on it.
-        state_dict.setdefault(prefix + "num_batches_tracked", self.num_batches_tracked)
+        # Frozen layers elsewhere have no counter, and nothing here depends on it; one on meta would stay there.
+        own = self.num_batches_tracked
+        state_dict.setdefault(
+            prefix + "num_batches_tracked", torch.zeros_like(own, device="cpu") if own.is_meta else own
+        )
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:

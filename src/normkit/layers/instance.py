@@ -11,6 +11,7 @@ from torch.nn.modules import batchnorm, instancenorm
 from normkit import functional
 from normkit.functional.extras import Extras, Output, batch_of_one
 from normkit.layers._checks import check_channels, check_rank, checked, named, with_activation
+from normkit.layers.batch import count_channels
 
 
 class _InstanceNorm(instancenorm._InstanceNorm):
@@ -57,6 +58,7 @@ def _initialise(layer: batchnorm._LazyNormBase, input: Tensor) -> None:
     layer._check_input_dim(input)
     batched = input if input.dim() > min(cast(_InstanceNorm, layer).layouts) else input.unsqueeze(0)
     batchnorm._LazyNormBase.initialize_parameters(layer, batched)
+    count_channels(layer, batched.shape[1])
 
 
 @checked
