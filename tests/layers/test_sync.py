@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import normkit
 from normkit.errors import ArgumentError, ShapeError, StateError
@@ -161,7 +162,9 @@ def check_errors(rank: int) -> None:
     before = copy.deepcopy(layer.state_dict())
     with pytest.raises(ShapeError, match=r"(?s)got one in the whole group, here shape \(\d, 5\).*in SyncBatchNorm\("):
         layer(torch.ones(rank, CHANNELS))
+    assert all(torch.equal(t, before[key]) for key, t in layer.state_dict().items())
     assert layer(torch.ones(0, CHANNELS, 3)).shape == (0, CHANNELS, 3)
+    before["num_batches_tracked"] += 1  # as torch counts
     assert all(torch.equal(t, before[key]) for key, t in layer.state_dict().items())
     x, _ = batch((3, CHANNELS), rank, torch.float32, False)
     (dx,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
@@ -211,6 +214,42 @@ def check_data_parallel(rank: int) -> None:
     alike(model)
 
 
+def check_checkpoints(rank: int) -> None:
+    """What is saved is read once, as checkpoints hand it out; a checkpoint counts a batch once."""
+    for reentrant in (False, True):
+        layer = layer_for(torch.float64)
+        plain = copy.deepcopy(layer)
+        x, g = batch((3, CHANNELS, 4), rank, torch.float64, False)
+        other = x.detach().clone().requires_grad_()
+        checkpoint(lambda x, layer=layer: layer(x).sin(), x, use_reentrant=reentrant).backward(g)
+        plain(other).sin().backward(g)
+        assert torch.equal(x.grad, other.grad)
+        for mine, theirs in zip(layer.parameters(), plain.parameters(), strict=True):
+            assert torch.equal(mine.grad, theirs.grad)
+        for mine, theirs in zip(layer.buffers(), plain.buffers(), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def check_a_bad_batch_on_one_process(rank: int) -> None:
+    """Data-parallel training with its defaults, which pair parameters and buffers by their order, goes on after it."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(2, CHANNELS, 1), normkit.BatchNorm2d(CHANNELS), normkit.BatchNorm2d(CHANNELS))
+    parallel = nn.parallel.DistributedDataParallel(model)
+    for step in range(4):
+        x = torch.randn(2, 2, 3, 3)
+        if step == 1 and rank == 0:
+            x[0, 0, 0, 0] = torch.inf
+        y = parallel(x)
+        (y.square().mean() if y.isfinite().all() else 0 * y.nan_to_num().sum()).backward()
+        model.zero_grad()
+    assert bool((model[1].num_batches_skipped == 1).all() if rank == 0 else model[1].num_batches_skipped is None)
+    assert all(t.isfinite().all() for t in model.buffers())
+    parallel.eval()(torch.ones(1, 2, 3, 3))
+    with torch.no_grad():
+        parallel.train()(torch.ones(1, 2, 3, 3))  # hands the buffers of the first process to all
+    dist.barrier()
+
+
 def work(rank: int, world: int, file: str, thorough: bool) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # torch's own, of the backend
@@ -225,6 +264,8 @@ def work(rank: int, world: int, file: str, thorough: bool) -> None:
             check_errors(rank)
             check_groups_and_modes(rank)
             check_data_parallel(rank)
+            check_checkpoints(rank)
+            check_a_bad_batch_on_one_process(rank)
             return
         for shapes in CASES.values():
             shapes.append((3, *shapes[1][1:]))
@@ -261,7 +302,7 @@ def test_alone_it_is_batch_norm(options):
     x = torch.randn(4, 3, 2, 5)
     for _ in range(2):
         assert torch.equal(layer(x), plain(x))
-    layer(x[:0])
+    layer(x[:0]), plain(x[:0])
     assert torch.equal(layer.eval()(x), plain.eval()(x))
     assert all(torch.equal(t, plain.state_dict()[key]) for key, t in layer.state_dict().items())
 
