@@ -220,7 +220,8 @@ def _verified(module: nn.Module, facts: Facts, possible: Iterator[Facts]) -> Fac
     for guess in possible:
         found = probe.agreement(module, replace(guess, extras=facts.extras))
         if found is not probe.Agreement.NONE:
-            twice = found is probe.Agreement.ROUNDED_TWICE
+            # Only the layers that normalize the last dimensions have two ways to round.
+            twice = found is probe.Agreement.ROUNDED_TWICE and guess.axis == "last"
             last = guess.kind == "layer_norm2d" and probe.gives_channels_last(module, guess)
             return replace(guess, extras=facts.extras, rounds_twice=twice, channels_last=last)
     return replace(
