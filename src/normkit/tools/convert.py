@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterable, Mapping
 from itertools import chain
@@ -15,8 +14,9 @@ from normkit.errors import ArgumentError, StateError, whole_number
 from normkit.tools import fit
 from normkit.tools.build import RefusedError, equivalent, groups_for, other
 from normkit.tools.report import Change, ConvertReport, Refusal, as_text
-from normkit.tools.walk import Facts, Place, norms, replace, walk
+from normkit.tools.walk import Facts, Place, copy_of, norms, replace, walk
 from normkit.tools.wish import OWN, To, Wish
+from normkit.tools.wrapped import refuse_wrapped
 
 __all__ = ["ConvertReport", "convert"]
 
@@ -81,6 +81,7 @@ def convert(
     if calibrate is not None and to is None:
         raise ArgumentError("calibrate fits the weights of another method, and to= names none: give to=")
     found = list(norms(model))
+    refuse_wrapped(model, "convert" if to is None else "convert(to=)", same_tensors=to is None)
     wish = Wish.of(to, [place for place, _ in found])
     if not inplace:
         model, found = _copied(model, found)
@@ -108,10 +109,7 @@ def convert(
 
 def _copied(model: M, found: list[tuple[Place, Facts]]) -> tuple[M, list[tuple[Place, Facts]]]:
     """A deep copy, and its norms; what is known of them needs no second look."""
-    try:
-        model = copy.deepcopy(model)
-    except Exception as error:
-        raise StateError(f"the model cannot be copied ({error}): use inplace=True") from error
+    model = copy_of(model)
     facts = {place.name: facts for place, facts in found}
     return model, [(place, facts[place.name]) for place in walk(model) if place.name in facts]
 
