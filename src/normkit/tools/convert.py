@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normkit.errors import ArgumentError, StateError, whole_number
 from normkit.tools import fit
@@ -49,7 +49,7 @@ def convert(
             ``(name, module) -> method, None or a module``. The method ``"affine"`` makes of running statistics,
             weight and bias one scale and shift for each channel: what the norm does in evaluation.
         calibrate: batches of the model's input, each a tensor, a tuple of positional or a mapping of keyword
-            arguments. The new weights and biases are then those with which each new layer comes nearest, in
+            arguments; of a loader's ``(x, y)`` the first. The new weights and biases are then those with which each new layer comes nearest, in
             least squares, to the outputs of the old one in evaluation; running statistics are those of the batches.
         example: one such batch, from which the shapes inside the model are learned.
         num_groups: for group norm; where it does not divide the channels, the nearest that does is taken. By
@@ -64,7 +64,8 @@ def convert(
 
     Raises:
         ArgumentError: an unknown method, a name that no norm has, no batches to calibrate with.
-        StateError: with `strict`, a norm that cannot be converted; a scripted model.
+        StateError: with `strict`, a norm that cannot be converted; a scripted model; one that is sharded, or wrapped for
+            several processes where parameters or buffers would become others.
         In every case the model is as it was before.
 
     Example:
@@ -80,6 +81,10 @@ def convert(
         raise ArgumentError(f"num_groups must be at least 1, got {num_groups}: use 32, or leave it out")
     if calibrate is not None and to is None:
         raise ArgumentError("calibrate fits the weights of another method, and to= names none: give to=")
+    if isinstance(calibrate, Tensor):
+        raise ArgumentError(
+            f"calibrate must be batches, got one tensor of shape {tuple(calibrate.shape)}: put it into a list, [x]"
+        )
     found = list(norms(model))
     refuse_wrapped(model, "convert" if to is None else "convert(to=)", same_tensors=to is None)
     wish = Wish.of(to, [place for place, _ in found])

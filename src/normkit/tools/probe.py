@@ -99,7 +99,7 @@ def _agrees(module: nn.Module, facts: Facts, dtype: torch.dtype) -> bool | None:
 def _rounding(module: nn.Module, facts: Facts) -> Agreement:
     """How a module whose arithmetic is known rounds its outputs, which have the dtype of its input."""
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    flipped = 0.0
+    tried, flipped = False, 0.0
     for shape in _shapes(facts):
         subject = _copy(module, dtype).eval()
         x = (torch.randn(shape) + 0.5).to(dtype)
@@ -109,11 +109,14 @@ def _rounding(module: nn.Module, facts: Facts) -> Agreement:
             continue
         if y.shape != x.shape:
             continue
+        tried = True
         expected, _, _ = _definition(_twin(subject), facts, x)
         if y.dtype != x.dtype or not _close(y, expected, HALF_TOLERANCE if dtype in HALF else TOLERANCE, 1.0):
             return Agreement.NONE
         if dtype in HALF:
             flipped = max(flipped, (y != expected.to(dtype)).double().mean().item())
+    if not tried:
+        return Agreement.NONE
     return Agreement.ROUNDED_TWICE if flipped > REROUNDED else Agreement.ROUNDED_ONCE
 
 
