@@ -109,7 +109,9 @@ class SyncBatchNorm(batchnorm._BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         if self.origin is not None:
-            check_rank(input, getattr(self.origin, "layouts", None) or _LAYOUTS[self.origin])
+            check_rank(
+                input, vars(self).get("layouts") or getattr(self.origin, "layouts", None) or _LAYOUTS[self.origin]
+            )
         elif input.dim() < 2:
             check_rank(input, {2: "(N, C)", 3: "(N, C, ...)"})
 

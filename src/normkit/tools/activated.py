@@ -95,23 +95,25 @@ class Onward(nn.Module):
 
     def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
         """Normalize, then drop and activate."""
-        name = fusible(self._modules) if self.fuses and not _hooked(self._modules) else None
+        children = self._modules
+        name = fusible(children) if self.fuses and not _heard(children) else None
         if name is not None:
             return super().forward(input, **extras if name == "none" else {"activation": name, **extras})
         y = super().forward(input, **extras)
         for key in ("drop", "act"):
-            child = self._modules.get(key)
+            child = children.get(key)
             y = y if child is None else child(y)
         return y
 
 
-def _hooked(children: Mapping[str, nn.Module | None]) -> bool:
+def _heard(children: Mapping[str, nn.Module | None]) -> bool:
     """Whether someone listens to what comes after the norm, who would hear nothing of it in the norm's own pass."""
-    return any(
-        child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks
-        for child in children.values()
-        if child is not None
-    )
+    for child in children.values():
+        if child is not None and (
+            child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks
+        ):
+            return True
+    return False
 
 
 class SyncBatchNormAct(Onward, SyncBatchNorm):
@@ -243,9 +245,9 @@ def fusible(extras: Mapping[str, nn.Module | None]) -> str | None:
     'silu'
     """
     drop, act = extras.get("drop"), extras.get("act")
-    if not isinstance(drop, nn.Identity | None):
+    if not (drop is None or isinstance(drop, nn.Identity)):
         return None
-    if isinstance(act, nn.Identity | None):
+    if act is None or isinstance(act, nn.Identity):
         return "none"
     if isinstance(act, nn.LeakyReLU):
         return "leaky_relu" if act.negative_slope == 0.01 else None

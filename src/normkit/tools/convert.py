@@ -49,8 +49,9 @@ def convert(
             ``(name, module) -> method, None or a module``. The method ``"affine"`` makes of running statistics,
             weight and bias one scale and shift for each channel: what the norm does in evaluation.
         calibrate: batches of the model's input, each a tensor, a tuple of positional or a mapping of keyword
-            arguments; of a loader's ``(x, y)`` the first. The new weights and biases are then those with which each new layer comes nearest, in
-            least squares, to the outputs of the old one in evaluation; running statistics are those of the batches.
+            arguments; of a loader's ``(x, y)`` the first. The new weights and biases are then those with which each
+            new layer comes nearest, in least squares, to the outputs of the old one in evaluation; running statistics
+            are those of the batches.
         example: one such batch, from which the shapes inside the model are learned.
         num_groups: for group norm; where it does not divide the channels, the nearest that does is taken. By
             default the nearest to 32 that leaves two channels or more in a group.
@@ -64,8 +65,8 @@ def convert(
 
     Raises:
         ArgumentError: an unknown method, a name that no norm has, no batches to calibrate with.
-        StateError: with `strict`, a norm that cannot be converted; a scripted model; one that is sharded, or wrapped for
-            several processes where parameters or buffers would become others.
+        StateError: with `strict`, a norm that cannot be converted; a scripted model; one that is sharded, or, with
+            `to`, wrapped for several processes.
         In every case the model is as it was before.
 
     Example:
