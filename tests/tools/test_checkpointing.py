@@ -12,7 +12,7 @@ import torch
 
 import normkit
 import zoo
-from tools.subjects import Run, model_of
+from tools.subjects import IN_FLOAT32, Run, model_of
 
 QUICK = ("mobilenetv3_small_050", "vit_tiny_patch16_224", "gpt2")
 MORE = (
@@ -29,20 +29,8 @@ MORE = (
     "edgenext_xx_small",
     "xception41",
     "resnetv2_50",
-    "bert",
-    "llama",
-    "t5",
-    "mamba",
-    "roberta",
-    "distilbert",
-    "gpt_neox",
-    "qwen2",
-    "gemma",
-    "mistral",
-    "wav2vec2",
+    *(name for name in (*zoo.TEXT, *zoo.SOUND) if name not in ("gpt2", "albert")),  # albert cannot do it
 )
-IN_FLOAT32 = ("llama", "t5", "mamba", "qwen2", "gemma", "mistral")
-"""Their norms compute in float32 whatever they are given."""
 
 
 def checkpointed(model, reentrant):
@@ -69,9 +57,10 @@ def same_gradients(name, sizes=(3, 5), reentrant=False):
         batch = x[:1].expand(size, *x.shape[1:]) if not x.is_floating_point() else torch.randn(size, *x.shape[1:])
         found = Run.of(saving, batch, training=True, dtype=torch.float32)
         assert len(calls) > len(norms), "nothing was computed twice"
-        # The same arithmetic in the same order: what differs is which way the calls take.
+        # The same arithmetic, but gradients of a weight that several calls share are summed in another order: roundings
+        # of 1e-7, of values that cancel by a digit or two. Wrongly paired tensors are off by 0.1 and more.
         once = Run.of(plain, batch, training=True, dtype=torch.float32)
-        assert found.gradient_error(once) <= 1e-6
+        assert found.gradient_error(once) <= 1e-5
     # As in test_convert: rounding of float64, or of float32 inside, enlarged by the model.
     errors = Run.of(saving, batch, training=True, dtype=torch.float64).errors(
         Run.of(model, batch, training=True, dtype=torch.float64)

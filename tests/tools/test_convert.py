@@ -14,15 +14,12 @@ import zoo
 from normkit.errors import ArgumentError, DtypeError, StateError
 from normkit.tools.activated import BatchNorm2dAct, ChannelAffine
 from normkit.tools.walk import norms
-from tools.subjects import Run, model_of, randomised
+from tools.subjects import IN_FLOAT32, Run, model_of, randomised
 
 QUICK = ("resnet10t", "mobilenetv3_small_050", "edgenext_xx_small", "llama", "t5", "wav2vec2")
 NO_NORMS = ("nfnet_l0", "dm_nfnet_f0")
 REFUSED = {"convnextv2_atto": {"GlobalResponseNorm"}}
 """What normkit has no layer for."""
-
-IN_FLOAT32 = ("llama", "t5", "mamba", "qwen2", "gemma", "mistral")
-"""Their norms compute in float32 whatever they are given."""
 
 
 def faithful(name):
