@@ -273,3 +273,15 @@ def test_a_sharded_model_is_not_changed(one_process):
     with pytest.raises(StateError, match=r"revert needs .* got the model in FSDPModule"):
         report.revert(converted)
     assert isinstance(converted[1], normkit.GroupNorm)
+
+
+@pytest.mark.parametrize("name", ["FullyShardedDataParallel", "DeepSpeedEngine", "ReplicateModule"])
+def test_wrappers_are_known_by_name(name):
+    wrapper = type(name, (nn.Sequential,), {})(plain_net())
+    with pytest.raises(StateError, match=rf"insert needs .* got the model in {name}"):
+        normkit.insert(wrapper, "GN")
+    if name == "ReplicateModule":
+        assert normkit.convert(wrapper)[1].changes
+    else:
+        with pytest.raises(StateError, match=rf"convert needs .* got the model in {name}"):
+            normkit.convert(wrapper)
