@@ -9,6 +9,9 @@ from torch import Tensor, nn
 import zoo
 from normkit.tools.walk import norms
 
+IN_FLOAT32 = ("llama", "t5", "mamba", "qwen2", "gemma", "mistral")
+"""Their norms compute in float32 whatever they are given."""
+
 
 def model_of(name):
     """A model of the zoo with random norms and without dropout, and a batch."""

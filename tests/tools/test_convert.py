@@ -14,15 +14,12 @@ import zoo
 from normkit.errors import ArgumentError, DtypeError, StateError
 from normkit.tools.activated import BatchNorm2dAct, ChannelAffine
 from normkit.tools.walk import norms
-from tools.subjects import Run, model_of, randomised
+from tools.subjects import IN_FLOAT32, Run, model_of, randomised
 
 QUICK = ("resnet10t", "mobilenetv3_small_050", "edgenext_xx_small", "llama", "t5", "wav2vec2")
 NO_NORMS = ("nfnet_l0", "dm_nfnet_f0")
 REFUSED = {"convnextv2_atto": {"GlobalResponseNorm"}}
 """What normkit has no layer for."""
-
-IN_FLOAT32 = ("llama", "t5", "mamba", "qwen2", "gemma", "mistral")
-"""Their norms compute in float32 whatever they are given."""
 
 
 def faithful(name):
@@ -381,8 +378,10 @@ def test_activation_and_dropout_are_kept():
     randomised(old)
     x = torch.randn(2, old.num_features, 4, 4)
     same = normkit.convert(old)[0]
-    assert type(same) is normkit.BatchNorm2d
-    assert same.activation == "relu"
+    # of timm's class too, by which its tools know that there is an activation
+    assert isinstance(same, normkit.BatchNorm2d)
+    assert isinstance(same, type(old))
+    assert isinstance(same.act, nn.ReLU)
     torch.testing.assert_close(same(x), old(x))
     assert (same(x) >= 0).all()
     other = normkit.convert(old, to="GN")[0]
@@ -395,7 +394,7 @@ def test_activation_and_dropout_are_kept():
     torch.testing.assert_close(again(x), expected)
     old.act = nn.Hardswish()  # which no kernel applies
     apart = normkit.convert(old)[0]
-    assert type(apart) is BatchNorm2dAct
+    assert isinstance(apart, BatchNorm2dAct)
     assert apart.act is not old.act  # of the copy
     torch.testing.assert_close(apart(x), old(x))
 
@@ -446,6 +445,65 @@ def test_calibration_is_the_least_squares_solution(to):
     spread = (y - y.mean((0, 2, 3), keepdim=True)).square().sum()
     assert report.changes[0].residual == pytest.approx((error / spread).sqrt().item(), rel=1e-3)
     assert "residual 0." in str(report)
+
+
+def test_calibration_fits_what_stands_before_a_norms_own_activation():
+    torch.manual_seed(0)
+    apart = randomised(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())).eval()
+    inside = nn.Sequential(nn.Conv2d(3, 8, 3), normkit.BatchNorm2d(8, activation="relu")).eval()
+    inside.load_state_dict(apart.state_dict())
+    x = torch.randn(8, 3, 6, 6)
+    fits = [normkit.convert(model, to="LN2d", calibrate=[x]) for model in (apart, inside)]
+    # The same sums of the same numbers, whoever applies the activation.
+    torch.testing.assert_close(fits[1][0][1].weight, fits[0][0][1].weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(fits[1][0](x), fits[0][0](x), rtol=1e-4, atol=1e-5)
+
+
+class TwoInputs(nn.Module):
+    """A second input that is not needed."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+
+    def forward(self, x, scale=1.0):
+        return self.body(x * scale)
+
+
+def test_a_loader_of_inputs_and_labels_calibrates():
+    torch.manual_seed(0)
+    model, x = randomised(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))).eval(), torch.randn(12, 3, 6, 6)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.arange(12)), 4)
+    expected = normkit.convert(model, to="GN", calibrate=[x[:4], x[4:8], x[8:]])[0]
+    two = TwoInputs().eval()
+    two.body.load_state_dict(model.state_dict())
+    for batches in (loader, [(part, None) for part in x.split(4)], [{"input": part} for part in x.split(4)]):
+        found = normkit.convert(model, to="GN", calibrate=batches)[0]
+        assert torch.equal(found[1].weight, expected[1].weight)
+    # What a loader gives is a list; a tuple is positional arguments, where the model takes as many.
+    found = normkit.convert(two, to="GN", calibrate=loader)[0]
+    assert torch.equal(found.body[1].weight, expected[1].weight)
+    doubled = normkit.convert(two, to="GN", calibrate=[(part / 2, 2.0) for part in x.split(4)])[0]
+    assert torch.equal(doubled.body[1].weight, expected[1].weight)
+    with pytest.raises(ArgumentError, match=r"calibrate must be batches, got one tensor of shape \(12, 3, 6, 6\)"):
+        normkit.convert(model, to="GN", calibrate=x)
+
+
+def test_copies_keep_the_mode_of_every_module():
+    zoo._timm()
+    from torchvision.models import resnet18
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    extractor = create_feature_extractor(resnet18(), ["layer1"]).eval()
+    extractor.layer1.train()
+    modes = {name: module.training for name, module in extractor.named_modules()}
+    for tool in (normkit.convert, lambda model: normkit.insert(model, "weight_norm")):
+        changed = tool(extractor)[0]
+        now = {name: module.training for name, module in changed.named_modules()}
+        assert {name: now[name] for name in modes} == modes
+        assert {name: module.training for name, module in extractor.named_modules()} == modes
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(normkit.convert(extractor.eval())[0](x)["layer1"], extractor(x)["layer1"])
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import normkit
 import zoo
-from normkit.errors import ArgumentError, StateError
+from normkit.errors import ArgumentError, ShapeError, StateError
 
 
 def mlp():
@@ -217,6 +217,134 @@ def test_layers_that_others_read():
         _, report = normkit.insert(nn.Sequential(attention, Branching()), "LN")
     assert any("torch's MultiheadAttention reads its weight itself" in row.reason for row in report.skipped)
     assert all(row.name in ("0.1", "1.head", "1.body") for row in report.inserted)
+
+
+def test_weight_norm_leaves_tied_layers_tied():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(10, 6)
+            self.first = nn.Linear(6, 6)
+            self.second = nn.Linear(6, 6)
+            self.second.weight = self.first.weight
+            self.out = nn.Linear(6, 10)
+            self.out.weight = self.table.weight
+            self.free = nn.Linear(10, 6)
+            self.last = nn.Linear(6, 2)
+
+        def forward(self, tokens):
+            return self.last(self.free(self.out(self.second(self.first(self.table(tokens))))))
+
+    model, tokens = Tied(), torch.arange(6).reshape(2, 3)
+    normed, report = normkit.insert(model, "weight_norm")
+    assert [row.name for row in report.inserted] == ["free"]
+    assert report.skipped[0].reason == "its weight is that of 'second' too, and would no longer be"
+    assert [row.reason.split("'")[1] for row in report.skipped[:3]] == ["second", "first", "table"]
+    assert normed.first.weight is normed.second.weight
+    assert normed.out.weight is normed.table.weight
+    torch.testing.assert_close(normed(tokens), model(tokens))
+    # weight standardization keeps the stored weight, and with it the tie; norms of activations do not touch it
+    standardized, report = normkit.insert(model, "weight standardization")
+    assert len(report.inserted) == 4
+    originals = [getattr(standardized, name).parametrizations.weight.original for name in ("first", "second")]
+    assert originals[0] is originals[1]
+    layered = normkit.insert(model, "layer_norm")[0]
+    assert layered.first.layer.weight is layered.second.layer.weight
+
+
+class Autoencoder(nn.Module):
+    """Variational: both heads of the encoder are returned, and the decoder works on what they give."""
+
+    def __init__(self, draws):
+        super().__init__()
+        self.encoder = nn.Linear(6, 8)
+        self.mean = nn.Linear(8, 2)
+        self.log_variance = nn.Linear(8, 2)
+        self.decoder = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 6))
+        self.draws = draws
+
+    def forward(self, x):
+        h = F.relu(self.encoder(x))
+        mean, log_variance = self.mean(h), self.log_variance(h)
+        if self.draws and x.sum() < 1e9:  # which torch.fx cannot trace
+            mean = mean.view_as(mean)
+        return {"output": self.decoder(mean + log_variance.exp()), "latent": (mean, log_variance)}
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_every_layer_whose_output_is_returned_is_the_last_of_its_branch(traced):
+    torch.manual_seed(0)
+    model, x = Autoencoder(draws=not traced), torch.randn(4, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if not traced else "error", UserWarning)
+        normed, report = normkit.insert(model, "layer_norm", example=x)
+    assert report.traced == traced
+    assert [row.name for row in report.inserted] == ["encoder", "decoder.0"]
+    assert {row.name: row.reason for row in report.skipped} == dict.fromkeys(
+        ("mean", "log_variance", "decoder.2"), "it is the last layer"
+    )
+    assert normed(x)["output"].shape == x.shape
+
+
+def test_two_heads_of_one_layer_are_the_end_of_a_branch():
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Linear(6, 8)
+            self.both = nn.Linear(8, 4)
+            self.decoder = nn.Linear(2, 6)
+
+        def forward(self, x):
+            mean, log_variance = self.both(self.encoder(x)).chunk(2, 1)
+            return self.decoder(mean), mean, log_variance
+
+    _, report = normkit.insert(Halves(), "layer_norm")
+    assert [row.name for row in report.inserted] == ["encoder"]
+
+
+def test_a_layer_still_answers_for_itself():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, dilation=2)
+            self.up = nn.ConvTranspose2d(4, 4, 2, stride=2)
+            self.out = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            x = F.pad(x, [self.conv.dilation[0]] * 4).to(self.conv.weight.dtype)
+            x = self.up(self.conv(x), output_size=(19, 19))
+            return self.out(x[:, : self.up.out_channels])
+
+    model, x = Reads(), torch.randn(2, 3, 9, 9)
+    normed, report = normkit.insert(model, "BN", only=["up"])
+    assert [row.name for row in report.inserted] == ["up"]
+    assert normed(x).shape == (2, 2, 19, 19)
+    with pytest.warns(UserWarning, match="cannot be traced"):
+        normed, _ = normkit.insert(nn.ModuleDict({"net": model}), "BN")
+    conv = normed.net.conv
+    assert conv.dilation == (2, 2)
+    assert conv.weight is conv.layer.weight
+    assert normed.net(x).shape == (2, 2, 19, 19)
+    for again in (copy.deepcopy(conv), pickle.loads(pickle.dumps(conv))):
+        assert again.layer is not conv.layer
+        torch.testing.assert_close(again(x), conv(x))
+    assert type(conv[:1][0]) is nn.Conv2d
+    with pytest.raises(AttributeError, match="'Conv2d' object has no attribute 'in_features'"):
+        _ = conv.in_features
+    assert not hasattr(conv, "_anything")
+
+
+def test_tokens_are_not_taken_for_features():
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    normed, _ = normkit.insert(model, "BN")  # that inputs are tokens is not known here
+    with pytest.raises(ShapeError, match=r"the input must be \(N, C\), got shape \(2, 5, 5\)"):
+        normed(torch.randn(2, 5, 6))
+    assert normed(torch.randn(4, 6)).shape == (4, 2)
+    again = pickle.loads(pickle.dumps(normed))
+    with pytest.raises(ShapeError, match=r"the input must be \(N, C\), got shape \(2, 5, 5\)"):
+        again(torch.randn(2, 5, 6))
+    with pytest.raises(ShapeError, match=r"the input must be \(N, C\), got shape \(2, 5, 5\)"):
+        normkit.SyncBatchNorm.convert(again)(torch.randn(2, 5, 6))
 
 
 def test_shapes_of_an_example_decide():

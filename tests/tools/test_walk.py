@@ -225,6 +225,81 @@ def test_multiplying_after_the_cast_is_seen():
     assert describe(module.bfloat16()).rounds_twice
 
 
+def calls_super(base):
+    """A subclass with a forward of its own that computes the same, so that it has to be run to be known."""
+    return type(f"My{base.__name__}", (base,), {"forward": lambda self, x: super(type(self), self).forward(x)})
+
+
+class SmallNorm(nn.Module):
+    """A layer norm as people write it."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.eps = 1e-6
+
+    def forward(self, x):
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + self.eps).sqrt() * self.weight + self.bias
+
+
+SUBCLASSES = {
+    "batch norm": (lambda: calls_super(nn.BatchNorm2d)(8), "batch_norm"),
+    "batch norm, average of all": (lambda: calls_super(nn.BatchNorm1d)(8, momentum=None), "batch_norm"),
+    "batch norm, batch's own": (lambda: calls_super(nn.BatchNorm2d)(8, track_running_stats=False), "batch_norm"),
+    "batch norm, no affine": (lambda: calls_super(nn.BatchNorm3d)(8, affine=False), "batch_norm"),
+    "batch norm, one channel": (lambda: calls_super(nn.BatchNorm2d)(1), "batch_norm"),
+    "timm's batch norm": (lambda: zoo._timm().layers.BatchNormAct2d(8), "batch_norm"),
+    "timm's, SiLU": (lambda: zoo._timm().layers.BatchNormAct2d(8, act_layer=nn.SiLU), "batch_norm"),
+    "instance norm": (lambda: calls_super(nn.InstanceNorm2d)(8, affine=True), "instance_norm"),
+    "instance norm, tracking": (lambda: calls_super(nn.InstanceNorm1d)(8, track_running_stats=True), "instance_norm"),
+    "group norm": (lambda: calls_super(nn.GroupNorm)(2, 8), "group_norm"),
+    "group norm, two a group": (lambda: calls_super(nn.GroupNorm)(4, 8), "group_norm"),
+    "group norm, one a group": (lambda: calls_super(nn.GroupNorm)(8, 8), "group_norm"),
+    "timm's group norm, one a group": (lambda: zoo._timm().layers.GroupNormAct(8, 8), "group_norm"),
+    "layer norm": (lambda: calls_super(nn.LayerNorm)(8), "layer_norm"),
+    "layer norm of two": (lambda: calls_super(nn.LayerNorm)(2), "layer_norm"),
+    "layer norm of one": (lambda: SmallNorm(1), "layer_norm"),
+    "layer norm by hand": (lambda: SmallNorm(8), "layer_norm"),
+    "RMS norm": (lambda: calls_super(nn.RMSNorm)(8), "rms_norm"),
+    "RMS norm of two": (lambda: calls_super(nn.RMSNorm)(2), "rms_norm"),
+    "timm's for images": (lambda: zoo._timm().layers.LayerNorm2d(8), "layer_norm2d"),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", SUBCLASSES)
+def test_neither_dtype_nor_size_decide(name, dtype):
+    make, kind = SUBCLASSES[name]
+    module = make().to(dtype)
+    facts = describe(module)
+    assert (facts.kind, facts.reason) == (kind, "")
+    # Only where weight and normalized value are rounded one by one is there a second rounding to keep.
+    assert facts.rounds_twice == (name == "layer norm by hand" and dtype.itemsize == 2)
+    converted, report = normkit.convert(nn.Sequential(module))
+    assert not report.refusals
+    assert type(converted[0]).__module__.startswith("normkit.")
+
+
+def test_a_norm_that_knows_one_dtype_is_found_in_it():
+    class Strict(nn.LayerNorm):
+        def forward(self, x):
+            return nn.functional.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps)
+
+    assert describe(Strict(8)).kind == "layer_norm"
+    # what it gives has another dtype than its input, or it fails
+    assert describe(Strict(8).bfloat16()).kind is None
+
+
+def test_children_of_a_norm_that_ignores_them_are_no_extras():
+    norm = nn.BatchNorm2d(4)
+    norm.act = nn.ReLU()
+    assert describe(norm).extras == ()
+    x = torch.randn(3, 4, 2, 2)
+    torch.testing.assert_close(normkit.convert(norm)[0].eval()(x), norm.eval()(x))
+
+
 FOREIGN = {
     "vitdet.modeling_vitdet.VitDetLayerNorm": ("layer_norm2d", 0.0),
     "cohere.modeling_cohere.CohereLayerNorm": ("layer_norm", 0.0),

@@ -50,16 +50,24 @@ class _FrozenBatchNorm(nn.Module):
         """A frozen copy of a batch norm, which itself is left as it is.
 
         Args:
-            layer: of torch.nn or normkit, with running statistics.
+            layer: of torch.nn or normkit, with running statistics; not a subclass whose forward does more.
 
         Returns:
             A layer that gives what `layer` gives in evaluation.
 
         Raises:
-            ArgumentError: a layer of another kind, or one without running statistics or not yet sized.
+            ArgumentError: a layer of another kind, one whose class has a forward of its own (timm's `BatchNormAct2d`
+                applies an activation), or one without running statistics or not yet sized.
         """
         if not isinstance(layer, batchnorm._BatchNorm):
             raise ArgumentError(f"{cls.__name__} is made of a batch norm, got {type(layer).__name__}: give the norm")
+        forward = vars(layer).get("forward", type(layer).forward)
+        if not str(getattr(forward, "__module__", "")).startswith(("torch.nn.modules.", "normkit.layers.")):
+            parts = f" with {' and '.join(layer._modules)}" if layer._modules else ""
+            raise ArgumentError(
+                f"{cls.__name__} is made of a batch norm as it is in torch.nn or normkit, got {type(layer).__name__}"
+                f"{parts}, whose forward may do more than its numbers say: call normkit.freeze, which keeps the layer"
+            )
         if layer.running_mean is None or isinstance(layer.running_mean, nn.UninitializedBuffer):
             raise ArgumentError(
                 f"{cls.__name__} needs running statistics, got none from {type(layer).__name__}: "

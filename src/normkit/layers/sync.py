@@ -27,6 +27,19 @@ _LAYOUTS: dict[type[nn.Module], dict[int, str]] = {
 """What is converted, and the inputs it takes, then as before."""
 
 
+def _synchronized(kind: type[nn.Module]) -> type[SyncBatchNorm] | None:
+    """What layers of a class become; None for a subclass that does not say so itself, because it may do more."""
+    return SyncBatchNorm if kind in _LAYOUTS else vars(kind).get("synchronized")
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it is a `SyncBatchNorm` and no subclass, other than one that `convert` makes."""
+    kind = type(module)
+    return kind is SyncBatchNorm or (
+        isinstance(module, SyncBatchNorm) and module.origin is not None and kind is _synchronized(module.origin)
+    )
+
+
 # Not a torch.nn.SyncBatchNorm, which DistributedDataParallel refuses on a CPU.
 @checked
 class SyncBatchNorm(batchnorm._BatchNorm):
@@ -96,7 +109,9 @@ class SyncBatchNorm(batchnorm._BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         if self.origin is not None:
-            check_rank(input, _LAYOUTS[self.origin])
+            check_rank(
+                input, vars(self).get("layouts") or getattr(self.origin, "layouts", None) or _LAYOUTS[self.origin]
+            )
         elif input.dim() < 2:
             check_rank(input, {2: "(N, C)", 3: "(N, C, ...)"})
 
@@ -152,12 +167,13 @@ class SyncBatchNorm(batchnorm._BatchNorm):
         left: dict[str, str] = {}
         for name, module in model.named_modules():
             kind = type(module)
-            if kind in _LAYOUTS:
+            new = _synchronized(kind)
+            if new is not None:
                 layer: Any = module
                 # As torch's lazy layers become others: nothing can be forgotten that is never copied.
-                layer.__class__ = SyncBatchNorm
+                layer.__class__ = new
                 layer.origin, layer.process_group = kind, process_group
-            elif isinstance(module, batchnorm._BatchNorm) and kind is not SyncBatchNorm:
+            elif isinstance(module, batchnorm._BatchNorm) and not _is_plain(module):
                 left[name or "the model itself"] = kind.__name__
         if left:
             named = ", ".join(f"{name} ({kind})" for name, kind in left.items())
@@ -189,13 +205,13 @@ class SyncBatchNorm(batchnorm._BatchNorm):
         """
         left: list[str] = []
         for name, module in model.named_modules():
-            if type(module) is not SyncBatchNorm:
+            if not _is_plain(module):
                 continue
             if module.origin is None:
                 left.append(name or "the model itself")
                 continue
             layer: Any = module
-            layer.__class__ = module.origin
+            layer.__class__ = layer.origin
             for extra in SyncBatchNorm.added:
                 del layer.__dict__[extra]
         if left:

@@ -1,9 +1,10 @@
-"""Layers that only a conversion makes: a norm with the activation it brought along, and a norm without statistics."""
+"""Layers that only tools make: a norm with its activation, one without statistics, a layer and a norm behind it."""
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Mapping
-from typing import Unpack, cast
+from typing import Any, ClassVar, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from normkit.layers import (
     LayerNorm2d,
     Norm,
     RMSNorm,
+    SyncBatchNorm,
 )
 from normkit.layers._checks import check_channels, check_rank
 
@@ -65,64 +67,113 @@ class ChannelAffine(nn.Module):
         return f"{self.num_channels}"
 
 
-class _Onward(nn.Module):
-    """Abstract: what the norm brought along comes after it, ``drop`` and then ``act``."""
+class NormedLayer(nn.Sequential):
+    """A ``layer`` and the ``norm`` that `normkit.insert` has put behind it.
+
+    Code that asks the layer for its ``dilation``, ``weight`` or the like gets the layer's, and what it is called with
+    besides the input goes to the layer.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The norm of what the layer gives."""
+        return self.norm(self.layer(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # Names with an underscore say what torch and others think of a module, and these are two.
+            if name.startswith("_") or name in self._modules or "layer" not in self._modules:
+                raise
+        return getattr(self.layer, name)
+
+
+class Onward(nn.Module):
+    """Abstract: what the norm brought along comes after it, ``drop`` and then ``act``; in its own pass where it can."""
+
+    fuses: ClassVar[bool] = True
 
     def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
         """Normalize, then drop and activate."""
+        children = self._modules
+        name = fusible(children) if self.fuses and not _heard(children) else None
+        if name is not None:
+            return super().forward(input, **extras if name == "none" else {"activation": name, **extras})
         y = super().forward(input, **extras)
-        for name in ("drop", "act"):
-            child = self._modules.get(name)
+        for key in ("drop", "act"):
+            child = children.get(key)
             y = y if child is None else child(y)
         return y
 
 
-class BatchNorm1dAct(_Onward, BatchNorm1d):
+def _heard(children: Mapping[str, nn.Module | None]) -> bool:
+    """Whether someone listens to what comes after the norm, who would hear nothing of it in the norm's own pass."""
+    for child in children.values():
+        if child is not None and (
+            child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks
+        ):
+            return True
+    return False
+
+
+class SyncBatchNormAct(Onward, SyncBatchNorm):
+    """`normkit.SyncBatchNorm`, then ``drop`` and ``act``."""
+
+
+class BatchNorm1dAct(Onward, BatchNorm1d):
     """`normkit.BatchNorm1d`, then ``drop`` and ``act``."""
 
+    synchronized = SyncBatchNormAct
 
-class BatchNorm2dAct(_Onward, BatchNorm2d):
+
+class BatchNorm2dAct(Onward, BatchNorm2d):
     """`normkit.BatchNorm2d`, then ``drop`` and ``act``."""
 
+    synchronized = SyncBatchNormAct
 
-class BatchNorm3dAct(_Onward, BatchNorm3d):
+
+class BatchNorm3dAct(Onward, BatchNorm3d):
     """`normkit.BatchNorm3d`, then ``drop`` and ``act``."""
 
+    synchronized = SyncBatchNormAct
 
-class InstanceNorm1dAct(_Onward, InstanceNorm1d):
+
+class InstanceNorm1dAct(Onward, InstanceNorm1d):
     """`normkit.InstanceNorm1d`, then ``drop`` and ``act``."""
 
 
-class InstanceNorm2dAct(_Onward, InstanceNorm2d):
+class InstanceNorm2dAct(Onward, InstanceNorm2d):
     """`normkit.InstanceNorm2d`, then ``drop`` and ``act``."""
 
 
-class InstanceNorm3dAct(_Onward, InstanceNorm3d):
+class InstanceNorm3dAct(Onward, InstanceNorm3d):
     """`normkit.InstanceNorm3d`, then ``drop`` and ``act``."""
 
 
-class GroupNormAct(_Onward, GroupNorm):
+class GroupNormAct(Onward, GroupNorm):
     """`normkit.GroupNorm`, then ``drop`` and ``act``."""
 
 
-class LayerNormAct(_Onward, LayerNorm):
+class LayerNormAct(Onward, LayerNorm):
     """`normkit.LayerNorm`, then ``drop`` and ``act``."""
 
 
-class LayerNorm2dAct(_Onward, LayerNorm2d):
+class LayerNorm2dAct(Onward, LayerNorm2d):
     """`normkit.LayerNorm2d`, then ``drop`` and ``act``."""
 
 
-class RMSNormAct(_Onward, RMSNorm):
+class RMSNormAct(Onward, RMSNorm):
     """`normkit.RMSNorm`, then ``drop`` and ``act``."""
 
 
-class NormAct(_Onward, Norm):
+class NormAct(Onward, Norm):
     """`normkit.Norm`, then ``drop`` and ``act``."""
 
 
-class ChannelAffineAct(_Onward, ChannelAffine):
+class ChannelAffineAct(Onward, ChannelAffine):
     """`ChannelAffine`, then ``drop`` and ``act``."""
+
+    fuses = False
 
 
 class LayerNorm2dLast(LayerNorm2dAct):
@@ -162,23 +213,47 @@ def activated(cls: type[nn.Module]) -> type[nn.Module]:
     return _ACTIVATED.get(cls, cls)
 
 
-def fusible(extras: Mapping[str, nn.Module]) -> str | None:
+class _Joined(type):
+    """The type of a class that `joined` has made; pickle, which knows no such class by name, gets the two it is of."""
+
+
+copyreg.pickle(_Joined, lambda made: (cast(Any, joined), made.__bases__))
+
+
+def joined(ours: type[nn.Module], theirs: type[nn.Module]) -> type[nn.Module]:
+    """A class that computes as ours and still is one of theirs, under the name of ours.
+
+    The tools of a library know by its class that a norm has an activation: timm's make a `FrozenBatchNormAct2d` of a
+    `BatchNormAct2d`, and of any other batch norm one without activation.
+    """
+    if (ours, theirs) not in _JOINED:
+        plain = ours.__bases__[-1]
+        names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": ours.__doc__}
+        synchronized = vars(ours).get("synchronized")
+        more = {} if synchronized is None else {"synchronized": joined(synchronized, theirs)}
+        _JOINED[ours, theirs] = cast("type[nn.Module]", _Joined(plain.__name__, (ours, theirs), names | more))
+    return _JOINED[ours, theirs]
+
+
+_JOINED: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
+
+
+def fusible(extras: Mapping[str, nn.Module | None]) -> str | None:
     """The name of the activation, where what a norm brought along is that alone; ``none`` for nothing at all.
 
     >>> fusible({"drop": nn.Identity(), "act": nn.SiLU(inplace=True)})
     'silu'
     """
-    if not isinstance(extras.get("drop", nn.Identity()), nn.Identity):
+    drop, act = extras.get("drop"), extras.get("act")
+    if not (drop is None or isinstance(drop, nn.Identity)):
         return None
-    match extras.get("act", nn.Identity()):
-        case nn.Identity():
-            return "none"
-        case nn.LeakyReLU(negative_slope=0.01):
-            return "leaky_relu"
-        case nn.GELU(approximate="tanh"):
-            return "gelu_tanh"
-        case act:
-            return _NAMES.get(type(act))
+    if act is None or isinstance(act, nn.Identity):
+        return "none"
+    if isinstance(act, nn.LeakyReLU):
+        return "leaky_relu" if act.negative_slope == 0.01 else None
+    if isinstance(act, nn.GELU) and act.approximate == "tanh":
+        return "gelu_tanh"
+    return _NAMES.get(type(act))
 
 
 _NAMES: dict[type[nn.Module], str] = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import sys
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,9 @@ from normkit.layers import (
 )
 from normkit.pattern import Region, bound
 from normkit.tools import absorb
-from normkit.tools.activated import ChannelAffine, LayerNorm2dLast, activated, fusible
+from normkit.tools.activated import ChannelAffine, LayerNorm2dLast, Onward, activated, fusible, joined
 from normkit.tools.facts import Facts
+from normkit.tools.freeze import plain_class
 
 BATCH: dict[int, type[nn.Module]] = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
 INSTANCE: dict[int, type[nn.Module]] = {1: InstanceNorm1d, 2: InstanceNorm2d, 3: InstanceNorm3d}
@@ -225,17 +227,12 @@ def _made(
     like = next((t for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()), None)
     if like is not None:
         arguments = arguments | {"device": like.device, "dtype": like.dtype}
+    kind, activation = _with_activation(module, facts, cls)
     try:
-        activation = facts.activation or fusible({name: module._modules[name] for name in facts.extras})  # type: ignore[misc]
-        if facts.activation and cls is ChannelAffine:
-            raise RefusedError(f"its {facts.activation} would be lost")
-        if activation in (None, "none") or cls in (LayerNorm2dLast, ChannelAffine):
-            layer = (activated(cls) if facts.extras else cls)(**arguments)
-        else:
-            layer = cls(**arguments, activation=activation)
+        layer = kind(**arguments) if activation is None else kind(**arguments, activation=activation)
     except NormkitError as error:
         raise RefusedError(str(error)) from error
-    for name in facts.extras if type(layer) is not cls or cls is LayerNorm2dLast else ():
+    for name in facts.extras if issubclass(kind, Onward) else ():
         layer.add_module(name, module._modules[name])
     for name in ("weight", "bias"):
         old, new = module._parameters.get(name), layer._parameters.get(name)
@@ -244,6 +241,30 @@ def _made(
     if adopt_statistics:
         layer._buffers.update(module._buffers)
     return layer
+
+
+def _with_activation(module: nn.Module, facts: Facts, cls: type[nn.Module]) -> tuple[type[nn.Module], str | None]:
+    """The class of a layer, and the activation to make it with; of some classes the activation becomes a child."""
+    if facts.activation and cls is ChannelAffine:
+        raise RefusedError(f"its {facts.activation} would be lost")
+    if facts.activation or not facts.extras:
+        return cls, facts.activation
+    theirs = _known_with_activation(module, facts, cls)
+    if theirs is not None:
+        return joined(activated(cls), theirs), None
+    name = fusible({name: module._modules[name] for name in facts.extras})
+    if name in (None, "none") or cls in (LayerNorm2dLast, ChannelAffine):
+        return activated(cls), None
+    return cls, name
+
+
+def _known_with_activation(module: nn.Module, facts: Facts, cls: type[nn.Module]) -> type[nn.Module] | None:
+    """Of a batch norm the class by which the tools of a library know that it has an activation, if there is one."""
+    if cls in BATCH.values() and isinstance(module, cls.__bases__[-1]):
+        return plain_class(module)
+    if cls is BatchNorm2d and facts.origin == "timm":
+        return cast("type[nn.Module]", sys.modules["timm.layers"].BatchNormAct2d)
+    return None
 
 
 def _refuse_erasing(facts: Facts, method: str, groups: int | None, shapes: list[torch.Size]) -> None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normkit.errors import ArgumentError, StateError, whole_number
 from normkit.tools import fit
 from normkit.tools.build import RefusedError, equivalent, groups_for, other
 from normkit.tools.report import Change, ConvertReport, Refusal, as_text
-from normkit.tools.walk import Facts, Place, norms, replace, walk
+from normkit.tools.walk import Facts, Place, copy_of, norms, replace, walk
 from normkit.tools.wish import OWN, To, Wish
+from normkit.tools.wrapped import refuse_wrapped
 
 __all__ = ["ConvertReport", "convert"]
 
@@ -49,8 +49,9 @@ def convert(
             ``(name, module) -> method, None or a module``. The method ``"affine"`` makes of running statistics,
             weight and bias one scale and shift for each channel: what the norm does in evaluation.
         calibrate: batches of the model's input, each a tensor, a tuple of positional or a mapping of keyword
-            arguments. The new weights and biases are then those with which each new layer comes nearest, in
-            least squares, to the outputs of the old one in evaluation; running statistics are those of the batches.
+            arguments; of a loader's ``(x, y)`` the first. The new weights and biases are then those with which each
+            new layer comes nearest, in least squares, to the outputs of the old one in evaluation; running statistics
+            are those of the batches.
         example: one such batch, from which the shapes inside the model are learned.
         num_groups: for group norm; where it does not divide the channels, the nearest that does is taken. By
             default the nearest to 32 that leaves two channels or more in a group.
@@ -64,7 +65,8 @@ def convert(
 
     Raises:
         ArgumentError: an unknown method, a name that no norm has, no batches to calibrate with.
-        StateError: with `strict`, a norm that cannot be converted; a scripted model.
+        StateError: with `strict`, a norm that cannot be converted; a scripted model; one that is sharded, or, with
+            `to`, wrapped for several processes.
         In every case the model is as it was before.
 
     Example:
@@ -80,7 +82,12 @@ def convert(
         raise ArgumentError(f"num_groups must be at least 1, got {num_groups}: use 32, or leave it out")
     if calibrate is not None and to is None:
         raise ArgumentError("calibrate fits the weights of another method, and to= names none: give to=")
+    if isinstance(calibrate, Tensor):
+        raise ArgumentError(
+            f"calibrate must be batches, got one tensor of shape {tuple(calibrate.shape)}: put it into a list, [x]"
+        )
     found = list(norms(model))
+    refuse_wrapped(model, "convert" if to is None else "convert(to=)", same_tensors=to is None)
     wish = Wish.of(to, [place for place, _ in found])
     if not inplace:
         model, found = _copied(model, found)
@@ -108,10 +115,7 @@ def convert(
 
 def _copied(model: M, found: list[tuple[Place, Facts]]) -> tuple[M, list[tuple[Place, Facts]]]:
     """A deep copy, and its norms; what is known of them needs no second look."""
-    try:
-        model = copy.deepcopy(model)
-    except Exception as error:
-        raise StateError(f"the model cannot be copied ({error}): use inplace=True") from error
+    model = copy_of(model)
     facts = {place.name: facts for place, facts in found}
     return model, [(place, facts[place.name]) for place in walk(model) if place.name in facts]
 

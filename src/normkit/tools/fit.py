@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -15,6 +16,7 @@ from normkit.errors import ArgumentError
 from normkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normkit.tools.build import equivalent
 from normkit.tools.facts import Facts
+from normkit.tools.running import bare
 
 Watcher = Callable[[nn.Module, Tensor, Tensor], None]
 
@@ -59,10 +61,26 @@ def run(model: nn.Module, batches: Iterable[Any], watchers: Mapping[nn.Module, W
 def _call(model: nn.Module, batch: Any) -> None:
     if isinstance(batch, Mapping):
         model(**batch)
-    elif isinstance(batch, tuple | list):
-        model(*batch)
+    elif isinstance(batch, tuple | list) and batch:
+        model(*_inputs(model, batch))
     else:
         model(batch)
+
+
+def _inputs(model: nn.Module, batch: Sequence[Any]) -> Sequence[Any]:
+    """All of a batch that are inputs of the model: labels, as a loader puts them behind the input, are none.
+
+    A tuple is the positional arguments if the model takes as many. A list is what a loader makes of samples ``(x, y)``:
+    its first is the input if the model can do with that.
+    """
+    signature = inspect.signature(bare(model).forward)
+    for given in (batch, batch[:1]) if isinstance(batch, tuple) else (batch[:1], batch):
+        try:
+            signature.bind(*given)
+        except TypeError:
+            continue
+        return given
+    return batch
 
 
 def shapes(model: nn.Module, modules: Iterable[nn.Module], batch: Any) -> dict[nn.Module, list[torch.Size]]:
@@ -116,7 +134,8 @@ def fit(
 
 
 def _watcher(module: nn.Module, facts: Facts, new: nn.Module, sums: _Sums) -> Watcher:
-    plain = equivalent(module, replace(facts, extras=())).eval() if facts.extras else None
+    activated = facts.extras or facts.activation
+    plain = equivalent(module, replace(facts, extras=(), activation=None)).eval() if activated else None
     bare = None if isinstance(new, BatchNorm1d | BatchNorm2d | BatchNorm3d) else _without_affine(new)
 
     def watch(_: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -131,7 +150,7 @@ def _watcher(module: nn.Module, facts: Facts, new: nn.Module, sums: _Sums) -> Wa
 def _without_affine(layer: nn.Module) -> nn.Module:
     """The same layer without weight, bias, activation and hooks; the given one keeps them."""
     bare = copy.copy(layer)
-    vars(bare).update(_parameters={"weight": None, "bias": None}, _modules={})
+    vars(bare).update(_parameters={"weight": None, "bias": None}, _modules={}, activation=None)
     return bare.eval()
 
 

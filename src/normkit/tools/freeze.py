@@ -188,6 +188,11 @@ def hand_on(old: nn.Module, new: nn.Module) -> None:
             new.__dict__["training"] = old.__dict__["training"]
 
 
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, without what `freeze` adds to it."""
+    return type(module).__bases__[-1] if type(module) in _CLASSES.values() else type(module)
+
+
 def _hold(norm: nn.Module, parts: tuple[str, ...]) -> None:
     held = norm.__dict__.get(MARK, {})
     for part in parts:

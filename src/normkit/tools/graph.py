@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from normkit.parametrize.weight_init import CONVOLUTIONS
 from normkit.tools import fit
+from normkit.tools.flow import tensors_in
 from normkit.tools.walk import describe
 
 LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, *CONVOLUTIONS)
@@ -28,7 +30,7 @@ class Use:
 
     Attributes:
         times: how often it is called in one pass.
-        last: whether no other layer works on what it gives.
+        last: whether no other layer works on what it gives, or the model returns it, which is the end of a branch.
         normalized: whether a norm stands behind it already, with no other layer between.
         read: whether its weight is read by other code than its own.
     """
@@ -70,8 +72,14 @@ def _uses(model: nn.Module, graph: fx.Graph) -> dict[str, Use]:
         return node.op == "call_module" and isinstance(modules[str(node.target)], LAYERS)
 
     feeds: dict[fx.Node, bool] = {}
+    returned: dict[fx.Node, bool] = {}
     for node in reversed(graph.nodes):
         feeds[node] = any(is_layer(user) or feeds[user] for user in node.users)
+        # Through functions of it alone: a sum that is returned is no longer what one layer gives.
+        returned[node] = any(
+            user.op == "output" or (returned[user] and not is_layer(user) and len(user.all_input_nodes) == 1)
+            for user in node.users
+        )
     calls: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         if is_layer(node):
@@ -80,7 +88,7 @@ def _uses(model: nn.Module, graph: fx.Graph) -> dict[str, Use]:
     return {
         name: Use(
             times=len(nodes),
-            last=not any(feeds[node] for node in nodes),
+            last=not any(feeds[node] for node in nodes) or any(returned[node] for node in nodes),
             normalized=any(_meets_norm(node, modules) for node in nodes),
             read=name in reads,
         )
@@ -111,9 +119,9 @@ def ordered(model: nn.Module, example: Any = None) -> dict[str, Use]:
         if not module._modules or isinstance(module, LAYERS) or describe(module) is not None
     }
     order = list(leaves)
+    returned: set[nn.Module] = set()
     if example is not None:
-        order = []
-        fit.run(model, [example], {module: lambda m, x, y: order.append(m) for module in leaves})
+        order, returned = _called(model, leaves, example)
     layers = [module for module in order if isinstance(module, LAYERS)]
     uses: dict[str, Use] = {}
     for index, module in enumerate(order):
@@ -121,10 +129,23 @@ def ordered(model: nn.Module, example: Any = None) -> dict[str, Use]:
             behind = next((m for m in order[index + 1 :] if isinstance(m, LAYERS) or describe(m) is not None), None)
             uses[leaves[module]] = Use(
                 times=layers.count(module),
-                last=module is layers[-1],
+                last=module is layers[-1] or module in returned,
                 normalized=behind is not None and not isinstance(behind, LAYERS),
             )
     return uses
+
+
+def _called(model: nn.Module, leaves: Collection[nn.Module], example: Any) -> tuple[list[nn.Module], set[nn.Module]]:
+    """The order in which an example calls the leaves, and those whose output the model returns, as it is or a view."""
+    calls: list[tuple[nn.Module, Any]] = []
+    outputs: list[Any] = []
+    watchers: dict[nn.Module, fit.Watcher] = {module: lambda m, x, y: calls.append((m, y)) for module in leaves}
+    watchers.setdefault(model, lambda m, x, y: outputs.append(y))
+    fit.run(model, [example], watchers)
+    # By the storage, because a view is another tensor, and its address is 0 where there is no memory.
+    storages = {tensor.untyped_storage()._cdata for tensor in tensors_in(outputs)}
+    returned = {m for m, y in calls for tensor in tensors_in(y) if tensor.untyped_storage()._cdata in storages}
+    return [module for module, _ in calls], returned
 
 
 def output_shapes(model: nn.Module, example: Any) -> dict[nn.Module, torch.Size]:

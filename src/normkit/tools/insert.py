@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -14,12 +13,14 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit import catalog
-from normkit.errors import ArgumentError, NormkitError, StateError, nearest
+from normkit.errors import ArgumentError, NormkitError, nearest
 from normkit.parametrize import weight_norm, weight_standardization
 from normkit.parametrize.weight_init import CONVOLUTIONS
+from normkit.tools.activated import NormedLayer
 from normkit.tools.build import RefusedError, fresh
 from normkit.tools.graph import LAYERS, Use, ordered, output_shapes, traced
-from normkit.tools.walk import Place, matches, replace, walk
+from normkit.tools.walk import Place, copy_of, matches, replace, walk
+from normkit.tools.wrapped import refuse_wrapped
 
 __all__ = ["InsertReport", "insert"]
 
@@ -93,7 +94,8 @@ def insert(
 ) -> tuple[M, InsertReport]:
     """Put a norm behind each convolution and linear layer and before its activation.
 
-    The last layer gets none, nor does one that a norm follows already. Norms of weights go on the layer itself.
+    The last layer of a branch gets none, which is one whose output the model returns, nor does one that a norm follows
+    already. Norms of weights go on the layer itself.
     A bias that the norm would subtract again (batch and instance norm) is dropped. What works on what is found by
     `torch.fx`; where that fails, by the order of calls on the example, or by the order of modules, with a warning.
 
@@ -108,11 +110,13 @@ def insert(
 
     Returns:
         The changed model and the report. A layer ``conv`` becomes a `Sequential` of ``conv.layer`` and
-        ``conv.norm``, so load old weights before. Make the optimizer afterwards.
+        ``conv.norm``, so load old weights before; it still answers for the layer's attributes. Make the optimizer
+        afterwards.
 
     Raises:
         ArgumentError: an unknown method, a name that no layer has.
-        StateError: the model cannot be copied. In every case the model is as it was before.
+        StateError: the model cannot be copied, or is wrapped for several processes. In every case the model is as it
+            was before.
 
     Example:
         >>> import torch, normkit
@@ -124,16 +128,14 @@ def insert(
     """
     method = _method(method)
     places = [place for place in walk(model) if isinstance(place.module, LAYERS)]
+    refuse_wrapped(model, "insert")
     wanted = [only] if isinstance(only, str) else only
     for pattern in wanted or []:
         if not any(matches(place, pattern) for place in places):
             remedy = nearest(pattern, [place.name for place in places][:20])
             raise ArgumentError(f"no layer of the model is called {pattern!r}: {remedy}")
     if not inplace:
-        try:
-            model = copy.deepcopy(model)
-        except Exception as error:
-            raise StateError(f"the model cannot be copied ({error}): use inplace=True") from error
+        model = copy_of(model)
     uses = traced(model)
     if uses is None:
         warnings.warn(
@@ -145,6 +147,7 @@ def insert(
     known = ordered(model, example) if uses is None else uses
     shapes = {} if example is None else output_shapes(model, example)
     found = {name: place for place in walk(model) for name in place.names}
+    tied = _tied(model)
     new: dict[nn.Module, nn.Module] = {}
     biased: list[nn.Module] = []
     rows: list[Insertion] = []
@@ -153,16 +156,17 @@ def insert(
         place = found[name]
         if wanted is not None and not any(matches(place, pattern) for pattern in wanted):
             continue
+        text = _text(place.module)
         try:
-            _refuse(place, use, method)
+            _refuse(place, use, method, tied)
             norm = _norm(place.module, method, num_groups, shapes.get(place.module))
         except (RefusedError, NormkitError) as reason:
-            skipped.append(Skip(name, _text(place.module), str(reason)))
+            skipped.append(Skip(name, text, str(reason)))
             continue
         drops = norm is not None and _drops_bias(place.module, norm)
-        rows.append(Insertion(name, _text(place.module), method if norm is None else _text(norm), drops))
+        rows.append(Insertion(name, text, method if norm is None else _text(norm), drops))
         if norm is not None:
-            new[place.module] = nn.Sequential(OrderedDict(layer=place.module, norm=norm)).train(place.module.training)
+            new[place.module] = NormedLayer(OrderedDict(layer=place.module, norm=norm)).train(place.module.training)
             if drops:
                 biased.append(place.module)
     for layer in biased:
@@ -186,7 +190,22 @@ def _method(name: str) -> str:
     return found
 
 
-def _refuse(place: Place, use: Use, method: str) -> None:
+def _tied(model: nn.Module) -> dict[nn.Module, str]:
+    """Each module whose weight another module has too, and the name of one that does."""
+    owners: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            owners.setdefault(weight, []).append((name, module))
+    return {
+        module: next(name for name, other in held if other is not module)
+        for held in owners.values()
+        if len(held) > 1
+        for _, module in held
+    }
+
+
+def _refuse(place: Place, use: Use, method: str, tied: Mapping[nn.Module, str]) -> None:
     for parent, _ in place.parents:
         if type(parent).__module__.startswith("torch.nn") and not isinstance(parent, CONTAINERS):
             raise RefusedError(f"torch's {type(parent).__name__} reads its weight itself")
@@ -194,6 +213,8 @@ def _refuse(place: Place, use: Use, method: str) -> None:
         raise RefusedError("it is lazy: run one batch first")
     if use.last:
         raise RefusedError("it is the last layer")
+    if method == "weight_norm" and place.module in tied:
+        raise RefusedError(f"its weight is that of {tied[place.module]!r} too, and would no longer be")
     if method in OF_WEIGHTS:
         return
     if use.normalized:
@@ -220,7 +241,11 @@ def _norm(layer: Any, method: str, groups: int | None, shape: torch.Size | None)
         raise RefusedError(f"its output of shape {tuple(shape)} has more than batch and features")
     channels = layer.out_features if linear else layer.out_channels
     weight = layer.weight
-    return fresh(method, channels, rank, groups, shape, device=weight.device, dtype=weight.dtype)
+    norm = fresh(method, channels, rank, groups, shape, device=weight.device, dtype=weight.dtype)
+    if linear and method == "batch_norm":
+        # Dimension 1 of (N, tokens, C) are no features, even where there are as many.
+        vars(norm)["layouts"] = {2: "(N, C)"}
+    return norm
 
 
 def _drops_bias(layer: nn.Module, norm: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from normkit import catalog
 from normkit.layers import LayerNorm2d, Norm
 from normkit.tools import probe
+from normkit.tools.activated import Onward
 from normkit.tools.facts import Facts
 
 __all__ = ["Facts", "describe", "identity"]
@@ -113,6 +114,7 @@ def _is_called_a_norm(module: nn.Module) -> bool:
 
 
 def _extras(module: nn.Module) -> tuple[str, ...]:
+    """The children that the forward of a class which is not torch's own may apply."""
     return tuple(name for name in EXTRAS if module._modules.get(name) is not None)
 
 
@@ -159,7 +161,7 @@ def _of_torch(module: nn.Module, base: type[nn.Module], facts: Facts) -> Facts:
     else:
         facts = replace(facts, kind="local_response_norm", axis="first")
     if _computes_as(type(module), base):
-        return replace(facts, extras=_extras(module))
+        return replace(facts, extras=_extras(module) if isinstance(module, Onward) else ())
     if facts.synced or facts.kind == "local_response_norm":
         return replace(facts, kind=None, reason=f"{type(module).__name__} has a forward of its own")
     return _verified(module, facts, _alternatives(facts))
@@ -220,7 +222,8 @@ def _verified(module: nn.Module, facts: Facts, possible: Iterator[Facts]) -> Fac
     for guess in possible:
         found = probe.agreement(module, replace(guess, extras=facts.extras))
         if found is not probe.Agreement.NONE:
-            twice = found is probe.Agreement.ROUNDED_TWICE
+            # Only the layers that normalize the last dimensions have two ways to round.
+            twice = found is probe.Agreement.ROUNDED_TWICE and guess.axis == "last"
             last = guess.kind == "layer_norm2d" and probe.gives_channels_last(module, guess)
             return replace(guess, extras=facts.extras, rounds_twice=twice, channels_last=last)
     return replace(

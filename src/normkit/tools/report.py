@@ -16,6 +16,7 @@ from normkit.tools.build import scale_and_shift
 from normkit.tools.facts import Facts
 from normkit.tools.fit import Fitted
 from normkit.tools.walk import replace, walk
+from normkit.tools.wrapped import refuse_wrapped
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -125,7 +126,8 @@ class ConvertReport:
             The model.
 
         Raises:
-            StateError: a converted norm is no longer there; nothing is changed then.
+            StateError: a converted norm is no longer there, or the model is wrapped for several processes; nothing is
+                changed then.
         """
         places = {name: place for place in walk(model) for name in place.names}
         new: dict[nn.Module, nn.Module] = {}
@@ -138,7 +140,13 @@ class ConvertReport:
                     f"{change.new.split('(')[0]}, and there is {there}: undo later changes first"
                 )
             new[place.module] = _restored(change, place.module)
+        same = all(_tensors(old) == _tensors(successor) for old, successor in new.items())
+        refuse_wrapped(model, "revert", same_tensors=same)
         return replace(model, new)  # type: ignore[return-value]  # the root itself may be a norm
+
+
+def _tensors(module: nn.Module) -> set[int]:
+    return {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
 
 
 @torch.no_grad()

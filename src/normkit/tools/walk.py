@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,7 +16,9 @@ from normkit.errors import DtypeError, StateError
 from normkit.tools.freeze import hand_on
 from normkit.tools.recognise import Facts, describe, identity
 
-__all__ = ["Facts", "Place", "describe", "matches", "norms", "replace", "walk"]
+__all__ = ["Facts", "Place", "copy_of", "describe", "matches", "norms", "replace", "walk"]
+
+M = TypeVar("M", bound=nn.Module)
 
 HOOKS = (
     "_forward_pre_hooks",
@@ -116,6 +119,29 @@ def norms(model: nn.Module) -> Iterator[tuple[Place, Facts]]:
         if facts is not None:
             inside.update(place.module.modules())
             yield place, facts
+
+
+def copy_of(model: M) -> M:
+    """A deep copy with each module in the mode of its original: that of a `torch.fx.GraphModule` begins in training.
+
+    Raises:
+        StateError: the model cannot be copied.
+
+    Example:
+        >>> copy_of(nn.Sequential(nn.ReLU()).eval()).training
+        False
+    """
+    modes = {name: vars(module).get("training") for name, module in model.named_modules(remove_duplicate=False)}
+    try:
+        model = copy.deepcopy(model)
+    except Exception as error:
+        raise StateError(f"the model cannot be copied ({error}): use inplace=True") from error
+    for name, module in model.named_modules(remove_duplicate=False):
+        # Past train(), of which a frozen norm and torchvision's feature extractor make more; what is compiled or
+        # scripted has no mode of its own.
+        if (mode := modes.get(name)) is not None:
+            vars(module)["training"] = mode
+    return model
 
 
 def matches(place: Place, pattern: str) -> bool:

@@ -1,0 +1,47 @@
+"""Refuses to change a model that a wrapper for several processes has taken stock of."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from normkit.errors import StateError
+
+REPLICATED = {"DistributedDataParallel", "DDP", "ReplicateModule"}
+"""They exchange the gradients and buffers of the parameters that they found when they were made; by name, so that
+apex's and Megatron's are known too, and nothing is imported to ask."""
+
+SHARDED = {"FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine", "PipelineEngine"}
+"""They hold pieces of the parameters themselves, and know the modules that they took them from."""
+
+
+def refuse_wrapped(model: nn.Module, tool: str, *, same_tensors: bool = False) -> None:
+    """Refuse a model that is, or holds, a wrapper for several processes.
+
+    A wrapper does not learn of new parameters, so that replicas drift apart, or of lost ones, so that a step waits for
+    their gradients for ever.
+
+    Args:
+        model: any module.
+        tool: which function asks, for the message.
+        same_tensors: whether the change leaves every parameter and buffer the same object, which replicas allow.
+
+    Raises:
+        StateError: naming the wrapper, its place and the remedy.
+
+    Example:
+        >>> refuse_wrapped(nn.Sequential(nn.Linear(2, 2)), "insert")
+    """
+    for name, module in model.named_modules():
+        kinds = {cls.__name__ for cls in type(module).__mro__}
+        if kinds & SHARDED:
+            remedy = f"call {tool} before the model is sharded"
+        elif kinds & REPLICATED and not same_tensors:
+            remedy = f"call {tool} on the model itself (model.module, where it is wrapped already) and wrap the result"
+        else:
+            continue
+        kind = min(kinds & (SHARDED | REPLICATED))
+        where = f"{name!r} of the model" if name else "the model"
+        raise StateError(
+            f"{tool} needs a model whose parameters no wrapper for several processes keeps account of, "
+            f"got {where} in {kind}: {remedy}"
+        )
