@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from normkit.errors import ArgumentError
+from normkit.errors import ArgumentError, NormkitError
 from normkit.layers import SyncBatchNorm
 from normkit.tools.audit import trace
 from normkit.tools.audit.moments import Moments, is_noise, moments, padded_share
@@ -162,7 +163,14 @@ def collect(model: nn.Module, example: Any, loader: Any, noise: bool = False, **
     subject = Subject(model, found, names, noise=noise, hollow=hollow, **given)
     batches = [example] if example is not None else []
     if loader is not None:
-        batches = [_input_of(batch) for batch in trace.iterate(loader, BATCHES)]
+        try:
+            batches = [_input_of(batch) for batch in itertools.islice(loader, BATCHES)]
+        except NormkitError:
+            raise
+        except Exception as error:  # whatever a foreign loader raises
+            raise ArgumentError(
+                f"loader must give batches, got {type(error).__name__}: {error}: give a DataLoader or a list"
+            ) from error
         if not batches:
             raise ArgumentError("loader must give at least one batch, got none: a generator can be read only once")
     if example is None and not batches:

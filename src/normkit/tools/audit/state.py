@@ -103,8 +103,8 @@ def no_variance(subject: Subject) -> Iterator[Hit]:
             continue
         var, seen, weight = norm.buffer("running_var"), norm.pooled, norm.module._parameters.get("weight")
         flat = (var >= 0) & (var <= 1e-12)
-        # Behind a ReLU a channel is often zero for a few samples, or for random numbers.
-        if seen is not None and seen.count >= 8 * ENOUGH and seen.samples >= 4 and not subject.noise:
+        # Behind a ReLU a channel is often zero for a few samples.
+        if seen is not None and seen.count >= 8 * ENOUGH and seen.samples >= 4:
             flat = flat | seen.constant
         if weight is not None:
             # Multiplied by 0 it passes on no noise.

@@ -173,8 +173,8 @@ RULES = (
         "In training the norm subtracts each channel's mean and the bias with it: its gradient is zero, and it costs "
         "memory, time and optimizer state for nothing.",
         "Ioffe & Szegedy 2015, arXiv:1502.03167, section 3.2",
-        "Make the layer with bias=False before training. In a trained model the bias is part of the running mean: "
-        "first norm.running_mean -= layer.bias, then layer.bias = None; evaluation gives what it gave.",
+        "Make the layer with bias=False before training. In a trained model it is part of the running mean: first "
+        "norm.running_mean -= layer.bias, if there is one, then layer.bias = None; evaluation gives what it gave.",
         redundant_bias,
         ("example",),
     ),

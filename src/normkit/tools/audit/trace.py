@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -272,11 +272,3 @@ def _looker(look: Look) -> Callable[[nn.Module, Any, Any], None]:
             look(module, given[0], kwargs.get("mask") is not None)
 
     return before
-
-
-def iterate(loader: Any, limit: int) -> Iterator[Any]:
-    """The first batches of a loader."""
-    for index, batch in enumerate(loader):
-        if index == limit:
-            return
-        yield batch
