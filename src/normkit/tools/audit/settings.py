@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from normkit.errors import ArgumentError, DtypeError, nearest
-from normkit.tools.audit.report import SEVERITIES
+from normkit.tools.audit.report import SEVERITIES, rank
 
 FORMATS = ("text", "json", "sarif")
 TABLE = ("tool", "normkit", "audit")
@@ -90,6 +90,8 @@ def baseline(path: str) -> dict[tuple[str, str], str]:
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))["findings"]
+        # The gravest of several of one module counts.
+        found = sorted(found, key=lambda finding: rank(finding["severity"]))
         return {(finding["code"], finding["module"]): finding["severity"] for finding in found}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArgumentError(
@@ -127,23 +129,22 @@ def _table(config: Path | None) -> dict[str, Any]:
                 f"{path} must have a table [{'.'.join(TABLE)}], got none: write one, or another --config"
             )
         table = table[key]
-    return {key: _checked(path, key, value) for key, value in table.items()}
+    return dict(_checked(path, key, value) for key, value in table.items())
 
 
-def _checked(path: Path, key: str, value: Any) -> Any:
+def _checked(path: Path, key: str, value: Any) -> tuple[str, Any]:
+    """Name and value of a setting; lists stand for the text that the command line takes."""
     names = [each.name for each in fields(Settings)]
     name = key.replace("-", "_")
     if name not in names:
         raise ArgumentError(f"{path} must hold settings of normkit audit, got {key!r}: {nearest(name, names)}")
+    wanted = TYPES.get(name, str)
     if name == "shape" and isinstance(value, list):
         value = ",".join(map(str, value))
-    wanted = TYPES.get(name, str)
-    if name == "ignore":
-        value = {"*": value} if isinstance(value, list) else value
-        fits = isinstance(value, dict) and all(isinstance(codes, list) for codes in value.values())
-        wanted = list
-    else:
-        fits = type(value) is wanted
-    if not fits:
-        raise DtypeError(f"{key} in {path} must be of type {wanted.__name__}, got {value!r}: see docs/audit.md")
-    return value
+    elif name == "ignore":
+        value, wanted = {"*": value} if isinstance(value, list) else value, dict
+    lists = [*value.values()] if isinstance(value, dict) else []
+    if type(value) is not wanted or not all(isinstance(codes, list) for codes in lists):
+        kind = "list or a table of lists" if wanted is dict else wanted.__name__
+        raise DtypeError(f"{key} in {path} must be of type {kind}, got {value!r}: see docs/audit.md")
+    return name, value

@@ -114,6 +114,8 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.depth == 0:
+            self.versions = _versions(_tensors((args, kwargs)))
         out = func(*args, **kwargs)
         if self.depth == 0:
             name = getattr(func, "__name__", str(func))
@@ -133,7 +135,7 @@ class _Recorder(TorchFunctionMode):
         if not outs:
             return
         known = [tensor for tensor in ins if module is None or not isinstance(tensor, nn.Parameter)]
-        same = module is not None and self.versions == _versions(ins) and _hands_on(ins, outs)
+        same = self.versions == _versions(ins) and _hands_on(ins, outs)
         node = Node(
             len(self.graph.nodes),
             module,
