@@ -282,9 +282,9 @@ def audit(
     The table tool.normkit.audit of pyproject.toml may hold the same settings; what is given here counts more.
     """
     from normkit.tools.audit import command
-    from normkit.tools.audit.settings import settings
+    from normkit.tools.audit.options import options
 
-    asked = settings(
+    asked = options(
         config,
         target=target,
         shape=shape,

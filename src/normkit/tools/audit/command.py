@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 from normkit.errors import ArgumentError
+from normkit.tools.audit.options import Options, baseline
 from normkit.tools.audit.run import examine
-from normkit.tools.audit.settings import Settings, baseline
 from normkit.tools.audit.source import place_of
 from normkit.tools.load import call, example_of, load, named
 
 
-def run(asked: Settings) -> tuple[str, int]:
+def run(asked: Options) -> tuple[str, int]:
     """The text to print and the exit code.
 
     Raises:

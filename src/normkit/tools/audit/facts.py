@@ -206,7 +206,7 @@ def _trace(subject: Subject, example: Any) -> None:
     by_module = {norm.module: norm for norm in subject.norms}
     last: list[Seen] = []
 
-    def look(module: nn.Module, x: Tensor, masked: bool) -> None:
+    def look(name: str, module: nn.Module, x: Tensor, masked: bool) -> None:
         norm = by_module[module]
         last[:] = [norm]
         norm.shapes.append(tuple(x.shape))
@@ -236,7 +236,7 @@ def _measure(subject: Subject, batch: Any) -> None:
     if not by_module:
         return
 
-    def look(module: nn.Module, x: Tensor, masked: bool) -> None:
+    def look(name: str, module: nn.Module, x: Tensor) -> None:
         measured, norm = moments(x), by_module[module]
         module.training = measured is not None and measured.count > 1 and norm.keeps and not norm.synced
         if measured is not None:
@@ -244,7 +244,7 @@ def _measure(subject: Subject, batch: Any) -> None:
 
     args, kwargs = arguments(batch)
     try:
-        trace.each_norm(subject.model, args, kwargs, by_module, look)
+        trace.each_norm(subject.model, args, kwargs, {m: norm.name for m, norm in by_module.items()}, look)
     except Exception as error:
         raise _wrong(error, batch) from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -204,12 +204,15 @@ def _rate(args: Any, kwargs: Mapping[str, Any]) -> float:
     return float(rate) if isinstance(rate, int | float) else 0.0
 
 
-Look = Callable[[nn.Module, Tensor, bool], None]
-"""What is told of each call of a norm: the module, its input, and whether a mask says what in it is padding."""
+Look = Callable[[str, nn.Module, Tensor], None]
+"""What is told of each call of a norm: name, module, its input."""
+
+LookAtMask = Callable[[str, nn.Module, Tensor, bool], None]
+"""The same, and whether a mask says what in the input is padding."""
 
 
 def run(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], norms: Mapping[nn.Module, str], look: Look
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], norms: Mapping[nn.Module, str], look: LookAtMask
 ) -> Graph:
     """Run the model once without gradients and write down what feeds what.
 
@@ -235,14 +238,16 @@ def run(
     return recorder.graph
 
 
-def _watch(stack: contextlib.ExitStack, recorder: _Recorder, name: str, module: nn.Module, look: Look | None) -> None:
+def _watch(
+    stack: contextlib.ExitStack, recorder: _Recorder, name: str, module: nn.Module, look: LookAtMask | None
+) -> None:
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         recorder.depth += 1
         given = _tensors((args, kwargs))
         if recorder.depth == 1:
             recorder.versions = _versions(given)
         if look is not None and given and recorder.depth == 1:
-            look(module, given[0], kwargs.get("mask") is not None)
+            look(name, module, given[0], kwargs.get("mask") is not None)
 
     def after(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         if recorder.depth == 1:
@@ -257,20 +262,20 @@ def _watch(stack: contextlib.ExitStack, recorder: _Recorder, name: str, module: 
 
 
 def each_norm(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], norms: Iterable[nn.Module], look: Look
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], norms: Mapping[nn.Module, str], look: Look
 ) -> None:
     """Run the model once without gradients and look at what each norm is given."""
     with contextlib.ExitStack() as stack:
-        for module in norms:
-            stack.callback(module.register_forward_pre_hook(_looker(look), with_kwargs=True).remove)
+        for module, name in norms.items():
+            stack.callback(module.register_forward_pre_hook(_looker(name, look), with_kwargs=True).remove)
         with torch.no_grad():
             model(*args, **kwargs)
 
 
-def _looker(look: Look) -> Callable[[nn.Module, Any, Any], None]:
+def _looker(name: str, look: Look) -> Callable[[nn.Module, Any, Any], None]:
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         given = _tensors((args, kwargs))
         if given:
-            look(module, given[0], kwargs.get("mask") is not None)
+            look(name, module, given[0])
 
     return before

@@ -18,7 +18,7 @@ FILE = Path("pyproject.toml")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Options:
     """Everything that can be asked of the command, under the names that the table has.
 
     Attributes:
@@ -64,12 +64,12 @@ TYPES: dict[str, type] = {"tokens": int, "batch_size": int, "world_size": int, "
 """Of the values that are no text."""
 
 
-def settings(config: Path | None, **given: Any) -> Settings:
+def options(config: Path | None, **given: Any) -> Options:
     """What the file asks for, changed by what the command line gives.
 
     Args:
         config: a TOML file with the table; None for the pyproject.toml of the current folder, if it has one.
-        given: fields of `Settings`; None where the command line says nothing. What it ignores is added to the file's.
+        given: fields of `Options`; None where the command line says nothing. What it ignores is added to the file's.
 
     Raises:
         ArgumentError: the file cannot be read, or has no such table, or a key that does not exist.
@@ -79,7 +79,7 @@ def settings(config: Path | None, **given: Any) -> Settings:
     ignore = asked.pop("ignore", {})
     for pattern, codes in _by_pattern(given.pop("ignore")).items():
         ignore[pattern] = [*ignore.get(pattern, []), *codes]
-    return Settings(**{**asked, **{key: value for key, value in given.items() if value is not None}, "ignore": ignore})
+    return Options(**{**asked, **{key: value for key, value in given.items() if value is not None}, "ignore": ignore})
 
 
 def baseline(path: str) -> dict[tuple[str, str], str]:
@@ -134,7 +134,7 @@ def _table(config: Path | None) -> dict[str, Any]:
 
 def _checked(path: Path, key: str, value: Any) -> tuple[str, Any]:
     """Name and value of a setting; lists stand for the text that the command line takes."""
-    names = [each.name for each in fields(Settings)]
+    names = [each.name for each in fields(Options)]
     name = key.replace("-", "_")
     if name not in names:
         raise ArgumentError(f"{path} must hold settings of normkit audit, got {key!r}: {nearest(name, names)}")
