@@ -109,6 +109,9 @@ def test_rules_that_could_not_run_say_why():
     assert reasons["NK403"] == "world_size is 1"
     lazy = normkit.audit(nn.Sequential(nn.LazyLinear(3), nn.BatchNorm1d(3)), torch.randn(4, 3))
     assert "0 is lazy: run one batch first" in str(lazy)
+    norms = nn.Sequential(nn.LazyBatchNorm2d(), nn.LazyInstanceNorm1d(track_running_stats=True), nn.BatchNorm2d(8))
+    lazy = normkit.audit(norms, torch.randn(4, 3, 8, 8), per_sample=True)
+    assert [(f.code, f.module) for f in lazy.findings] == [("NK301", ""), ("NK404", "0"), ("NK404", "2")]
 
 
 def test_a_norm_that_refuses_its_region_is_a_finding_and_not_an_error():

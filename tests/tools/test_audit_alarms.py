@@ -12,7 +12,7 @@ from torch import nn
 import normkit
 import zoo
 from normkit.tools.audit.examples import images, settled
-from normkit.tools.audit.moments import distance, is_noise, moments, student_tail
+from normkit.tools.audit.moments import chance_of_means, distance, is_noise, moments, student_tail
 
 
 def found(code, model, *given, **more):
@@ -158,13 +158,25 @@ def test_a_state_dict_without_buffers_is_an_error():
     assert found("NK301", bare) == [("error", "")]
 
 
-@pytest.mark.parametrize("weight", [0.0, 1.0, 0.3, "normal"])
-def test_a_new_model_is_a_remark_however_its_weights_begin(weight):
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8, affine=False))
-    nn.init.normal_(model[1].weight, 1.0, 0.02) if weight == "normal" else nn.init.constant_(model[1].weight, weight)
-    report = normkit.audit(model)
-    assert [(f.code, f.severity) for f in report.findings] == [("NK301", "info")]
-    assert report.exit_code() == 0
+@pytest.mark.parametrize(
+    ("weight", "bias"), [((0.0, 0.0), 0.0), ((1.0, 0.0), 0.0), ((0.3, 0.0), 0.2), ((1.0, 0.02), 0.0), ((0.1, 0.1), 0.1)]
+)
+def test_a_new_model_is_a_remark_however_its_weights_begin(weight, bias):
+    """Constants, DCGAN's normal weights, and RepVGG's normal weights and biases."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model = nn.Sequential(*(nn.BatchNorm2d(8 * (1 + index), affine=index < 5) for index in range(6)))
+        for norm in model[:5]:
+            nn.init.normal_(norm.weight, *weight)
+            nn.init.normal_(norm.bias, 0.0, bias) if bias == 0.1 else nn.init.constant_(norm.bias, bias)
+        report = normkit.audit(model)
+        assert [(f.code, f.severity) for f in report.findings] == [("NK301", "info")]
+        assert report.exit_code() == 0
+
+
+def test_chance_of_means_of_two_groups_is_the_two_sample_test():
+    a, b = torch.randn(8, dtype=torch.float64), torch.randn(13, dtype=torch.float64) + 0.5
+    assert chance_of_means([a, b]) == pytest.approx(min(1, 2 * stats.ttest_ind(a, b).pvalue), rel=1e-9)
 
 
 def test_a_negative_variance_is_damage_and_no_dead_channel():

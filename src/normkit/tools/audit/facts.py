@@ -58,9 +58,9 @@ class Seen:
 
     @property
     def keeps(self) -> bool:
-        """Whether there are running statistics."""
-        known = self.is_batch or self.facts.kind == "instance_norm"
-        return known and isinstance(self.module._buffers.get("running_var"), Tensor)
+        """Whether there are running statistics, of a known size."""
+        known, var = self.is_batch or self.facts.kind == "instance_norm", self.module._buffers.get("running_var")
+        return known and isinstance(var, Tensor) and not nn.parameter.is_lazy(var)
 
     def buffer(self, name: str) -> Tensor:
         """A buffer in float64, on the CPU."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -140,6 +141,27 @@ def distance(first: Moments, second: Moments, samples: int) -> tuple[float, floa
         squares += call.between * call.samples / max(call.samples - 1, 1) * (n - 1)
     t = delta / (squares / freedom * sum(1 / n for n in counts)).sqrt()
     return apart, min(1.0, 2 * student_tail(float(t.nan_to_num(0.0).median()), freedom))
+
+
+def chance_of_means(groups: Sequence[Tensor]) -> float:
+    """How likely values of one normal distribution have means as far apart as those of these groups.
+
+    A bound: Student's t of each group against the others, with the variance inside the groups, times their number.
+
+    >>> chance_of_means([torch.arange(8.0), torch.arange(8.0) + 100]) < 1e-12
+    True
+    """
+    flat = [group.detach().flatten().cpu().double() for group in groups]
+    total, everything = sum(len(values) for values in flat), sum(float(values.sum()) for values in flat)
+    freedom = total - len(flat)
+    within = sum(float((values - values.mean()).square().sum()) for values in flat) / freedom
+    least = 1.0
+    for values in flat:
+        others = total - len(values)
+        apart = abs(float(values.mean()) - (everything - float(values.sum())) / others)
+        t = apart / math.sqrt(within * (1 / len(values) + 1 / others))
+        least = min(least, student_tail(t, freedom))
+    return min(1.0, least * len(flat))
 
 
 def student_tail(t: float, freedom: int) -> float:

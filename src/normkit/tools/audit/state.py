@@ -11,11 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from normkit.tools.audit.facts import Seen, Subject
+from normkit.tools.audit.moments import chance_of_means
 from normkit.tools.audit.rule import Hit, Rule
 from normkit.tools.freeze import is_frozen
 
 ENOUGH = 32
 """Elements of a channel below which a variance errs by more than a quarter: too few to blame anyone."""
+
+ONE_DRAW = 1e-3
+"""Probability of means as different as these norms', if all began with random weights, below which they are trained."""
 
 HUGE = 1e4
 """Within a factor of 7 of the largest float16; what a net that works gives its norms is about 1."""
@@ -26,17 +30,23 @@ def _fresh(norm: Seen) -> bool:
     return bool((norm.buffer("running_mean") == 0).all() and (norm.buffer("running_var") == 1).all())
 
 
-def _trained(norm: Seen) -> bool:
-    """Weight and bias differ between channels; where a layer begins, one of them at least is the same for all."""
-    held = [p.detach() for p in norm.module._parameters.values() if p is not None]
-    return bool(held) and all(bool((p != p.flatten()[0]).any()) for p in held)
+def _trained(norms: list[Seen]) -> set[str]:
+    """The norms whose weight and bias training has changed.
+
+    They differ between channels, where nearly every layer begins with a bias that is the same for all. Where a model
+    begins with random ones, all norms draw from one distribution, and those of a trained model do not.
+    """
+    held = [(norm.name, [p for p in norm.module._parameters.values() if p is not None]) for norm in norms]
+    varied = {name: own for name, own in held if own and all(bool((p != p.flatten()[0]).any()) for p in own)}
+    chances = [chance_of_means(kind) for kind in zip(*varied.values(), strict=False)] if len(varied) > 1 else [0.0]
+    return set(varied) if min(chances) * len(chances) < ONE_DRAW else set()
 
 
 def never_updated(subject: Subject) -> Iterator[Hit]:
     keeping = [norm for norm in subject.norms if norm.keeps]
     fresh = [norm for norm in keeping if _fresh(norm)]
     # One that is frozen may have been trained as it is.
-    lost = {norm.name for norm in fresh if _trained(norm) and not is_frozen(norm.module)}
+    lost = {norm.name for norm in fresh if not is_frozen(norm.module)} & _trained(keeping)
     told = "mean 0 and variance 1 as when made"
     if fresh and len(fresh) == len(keeping):
         # A model that has just been made: one remark, not one for each of its layers.
