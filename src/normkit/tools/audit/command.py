@@ -7,7 +7,7 @@ import json
 from normkit.errors import ArgumentError
 from normkit.tools.audit.options import Options, baseline
 from normkit.tools.audit.run import examine
-from normkit.tools.audit.source import place_of
+from normkit.tools.audit.source import location_of
 from normkit.tools.load import call, example_of, load, named
 
 
@@ -27,7 +27,7 @@ def run(asked: Options) -> tuple[str, int]:
         None if asked.optimizer is None else call(asked.optimizer, model),
         asked.ignore,
         noise=asked.shape is not None,
-        place=place_of(named(asked.target)),
+        location=location_of(named(asked.target)),
         batch_size=asked.batch_size,
         world_size=asked.world_size,
         accumulate=asked.accumulate,

@@ -102,8 +102,8 @@ class Subject:
         names: of every module.
         graph: what feeds what; None without an example.
         samples: first size of the example's first tensor, its number of samples.
-        noise: the example holds random numbers, so that its mean and variance are nobody's data.
-        hollow: name of a tensor on the meta device, which has no values; empty if there is none.
+        noise: the example holds random numbers, so that its mean and variance are not those of data.
+        on_meta: name of a tensor on the meta device, which has no values; empty if there is none.
         failure: why the run of the example ended early; empty if it did not.
         optimizer, batch_size, world_size, accumulate, per_sample: as given to `audit`.
     """
@@ -114,7 +114,7 @@ class Subject:
     graph: trace.Graph | None = None
     samples: int = 1
     noise: bool = False
-    hollow: str = ""
+    on_meta: str = ""
     failure: str = ""
     optimizer: torch.optim.Optimizer | None = None
     batch_size: int | None = None
@@ -158,9 +158,9 @@ def collect(model: nn.Module, example: Any, loader: Any, noise: bool = False, **
     found = [Seen(place.name, place.module, facts) for place, facts in every_norm(model)]
     names = {module: name for name, module in model.named_modules()}
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    hollow = next((name for name, tensor in tensors if tensor.is_meta), "")
+    on_meta = next((name for name, tensor in tensors if tensor.is_meta), "")
     noise = loader is None and (noise or any(is_noise(x) for x in tree_leaves(example) if isinstance(x, Tensor)))
-    subject = Subject(model, found, names, noise=noise, hollow=hollow, **given)
+    subject = Subject(model, found, names, noise=noise, on_meta=on_meta, **given)
     batches = [example] if example is not None else []
     if loader is not None:
         try:
@@ -176,7 +176,7 @@ def collect(model: nn.Module, example: Any, loader: Any, noise: bool = False, **
     if example is None and not batches:
         return subject
     example = batches[0] if example is None else example
-    _trace(subject, tree_map_only(Tensor, lambda x: x.to("meta"), example) if hollow else example)
+    _trace(subject, tree_map_only(Tensor, lambda x: x.to("meta"), example) if on_meta else example)
     if not subject.failure:
         for batch in batches:
             _measure(subject, batch)

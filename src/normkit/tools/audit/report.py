@@ -157,7 +157,7 @@ class Report:
             groups.setdefault((finding.code, finding.severity), []).append(finding)
         for (code, severity), found in groups.items():
             lines += ["", f"{code} {severity}: {found[0].title}"]
-            lines += [f"  {finding.module or '(model)'}{_place(finding)}: {finding.message}" for finding in found]
+            lines += [f"  {finding.module or '(model)'}{_location(finding)}: {finding.message}" for finding in found]
             lines += _indented(f"why: {found[0].why} ({found[0].source})") + _indented(f"fix: {found[0].fix}")
         if self.suppressed:
             lines += ["", f"suppressed: {len(self.suppressed)}"]
@@ -171,7 +171,7 @@ class Report:
         return "\n".join(lines)
 
 
-def _place(finding: Finding) -> str:
+def _location(finding: Finding) -> str:
     return f" ({finding.file}:{finding.line})" if finding.file else ""
 
 

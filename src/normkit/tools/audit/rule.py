@@ -55,10 +55,10 @@ class Rule:
             "batch_size": subject.batch_size is None,
             "world_size": subject.world_size == 1,
             "per_sample": not subject.per_sample,
-            "values": bool(subject.hollow),
+            "values": bool(subject.on_meta),
         }
         said = {"world_size": "world_size is 1", "per_sample": "per_sample=True is not given"}
-        said["values"] = f"{subject.hollow} is on the meta device and has no values"
+        said["values"] = f"{subject.on_meta} is on the meta device and has no values"
         for need in self.needs:
             if lacking[need]:
                 return said.get(need, f"no {need} is given")

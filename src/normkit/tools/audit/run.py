@@ -16,7 +16,7 @@ from normkit.tools.audit.ignore import Ignore, suppressor
 from normkit.tools.audit.report import Finding, NotRun, Report, rank
 from normkit.tools.audit.rule import Rule
 from normkit.tools.audit.rules import RULES
-from normkit.tools.audit.source import Place, place_in
+from normkit.tools.audit.source import Location, location_in
 from normkit.tools.walk import walk
 
 
@@ -79,7 +79,7 @@ def examine(
     ignore: Ignore | str = (),
     *,
     noise: bool = False,
-    place: Place | None = None,
+    location: Location | None = None,
     **given: Any,
 ) -> Report:
     """What `audit` does.
@@ -87,7 +87,7 @@ def examine(
     Args:
         model, example, loader, optimizer, ignore: as for `audit`.
         noise: whether the example is known to be random numbers.
-        place: file and line of what made the model, for findings whose own cannot be found.
+        location: file and line of what made the model, for findings whose own cannot be found.
         given: the other arguments of `audit`.
     """
     if not isinstance(model, nn.Module):
@@ -115,7 +115,7 @@ def examine(
             reason = f"{lazy[0]} is lazy: run one batch first" if lazy and "example" in missing else missing
             not_run.append(NotRun(rule.code, rule.title, reason))
         else:
-            findings.extend(_findings(rule, subject, place))
+            findings.extend(_findings(rule, subject, location))
     findings.sort(key=lambda finding: (-rank(finding.severity), finding.code))
     return Report(
         type(model).__name__,
@@ -139,13 +139,13 @@ def _inner(model: nn.Module) -> nn.Module:
             return model
 
 
-def _findings(rule: Rule, subject: Subject, place: Place | None) -> Iterator[Finding]:
+def _findings(rule: Rule, subject: Subject, location: Location | None) -> Iterator[Finding]:
     seen = set()
     for hit in rule.check(subject):
         if (hit.module, hit.message) in seen:
             continue
         seen.add((hit.module, hit.message))
-        file, line = place_in(subject.model, hit.module) or place or ("", 0)
+        file, line = location_in(subject.model, hit.module) or location or ("", 0)
         yield Finding(
             rule.code,
             hit.severity or rule.severity,

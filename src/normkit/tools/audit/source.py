@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import nn
 
-Place = tuple[str, int]
+Location = tuple[str, int]
 """A file, relative to the current folder if it is inside it, and a line."""
 
 
-def place_in(model: nn.Module, name: str) -> Place | None:
+def location_in(model: nn.Module, name: str) -> Location | None:
     """The line of the user's code that makes a module: where a class assigns it, or where its own class begins.
 
     Args:
@@ -23,7 +23,7 @@ def place_in(model: nn.Module, name: str) -> Place | None:
         name: dotted name of the module; empty for the model itself.
 
     Returns:
-        The place, or None if none of the classes concerned is in a file below the current folder.
+        The location, or None if none of the classes concerned is in a file below the current folder.
     """
     keys = name.split(".") if name else []
     # The nearest holder first: it says more than one that makes a whole block.
@@ -35,11 +35,11 @@ def place_in(model: nn.Module, name: str) -> Place | None:
                 if re.search(rf"\bself\.{re.escape(keys[depth])}\s*(:[^=]*)?=(?!=)", text):
                     return file, line
     own: Any = type(model.get_submodule(name))
-    place, lines = _source(own, Path.cwd())
-    return place if lines else None
+    location, lines = _source(own, Path.cwd())
+    return location if lines else None
 
 
-def place_of(made: Callable[..., Any]) -> Place | None:
+def location_of(made: Callable[..., Any]) -> Location | None:
     """Where a function or class is defined, wherever its file is."""
     file = _file(made)
     try:
@@ -49,8 +49,8 @@ def place_of(made: Callable[..., Any]) -> Place | None:
 
 
 @functools.cache
-def _source(cls: Any, folder: Path) -> tuple[Place, tuple[str, ...]]:
-    """Place and lines of a class whose file is below the folder and no installed package's; else no lines."""
+def _source(cls: Any, folder: Path) -> tuple[Location, tuple[str, ...]]:
+    """Location and lines of a class whose file is below the folder and no installed package's; else no lines."""
     file = Path(_file(cls) or "/")
     try:
         if file.is_relative_to(folder) and "site-packages" not in file.parts:

@@ -47,16 +47,16 @@ def never_updated(subject: Subject) -> Iterator[Hit]:
     fresh = [norm for norm in keeping if _fresh(norm)]
     # One that is frozen may have been trained as it is.
     lost = {norm.name for norm in fresh if not is_frozen(norm.module)} & _trained(keeping)
-    told = "mean 0 and variance 1 as when made"
+    as_made = "mean 0 and variance 1 as when made"
     if fresh and len(fresh) == len(keeping):
         # A model that has just been made: one remark, not one for each of its layers.
-        message = f"{told}, in all {len(fresh)} norms with running statistics: evaluation would not normalize"
+        message = f"{as_made}, in all {len(fresh)} norms with running statistics: evaluation would not normalize"
         if lost:
             message += f", and weight and bias of {len(lost)} are trained: the buffers were not loaded or not averaged"
         yield Hit("", message, {"layers": len(fresh), "trained": len(lost)}, "error" if lost else "info")
         return
     for norm in fresh:
-        message = f"{told}, while {len(keeping) - len(fresh)} other batch norms have moved"
+        message = f"{as_made}, while {len(keeping) - len(fresh)} other batch norms have moved"
         if norm.name in lost:
             message += ", and weight and bias are trained"
         measured = {"others": len(keeping) - len(fresh), "trained": norm.name in lost}
@@ -64,7 +64,7 @@ def never_updated(subject: Subject) -> Iterator[Hit]:
 
 
 def _apart(norm: Seen) -> dict[str, float] | None:
-    """How far running statistics are from what enters the norm; None where that cannot be told."""
+    """How far running statistics are from what enters the norm; None where it cannot be measured."""
     seen = norm.pooled
     if not norm.keeps or seen is None or seen.samples < 4 or seen.independent() < ENOUGH or _fresh(norm):
         return None
