@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import textwrap
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import normkit
 from benchmarks.measure import RESULTS
-from normkit.tools.audit import examples
+from normkit.tools.audit import examples, remedies
 from normkit.tools.audit.rules import RULES
 
 HELPERS = (examples.images, examples.settled, examples.TwoDomains, examples.HalfNorm)
-IMPORTS = """import warnings
-
-import torch
-from torch import nn
-from torch.nn.utils.parametrizations import weight_norm
-
-from normkit import audit"""
 NEEDS = {"batch_size": "`batch_size`", "example": "an example", "optimizer": "the optimizer"}
 NEEDS |= {"world_size": "`world_size` above 1", "per_sample": "`per_sample=True`"}
 
@@ -34,7 +31,7 @@ def index() -> str:
     """The table of all rules."""
     lines = ["# The rules of normkit audit", "", "| code | severity | finds | needs |", "|---|---|---|---|"]
     for rule in RULES.values():
-        needs = ", ".join(NEEDS[need] for need in rule.needs) or "the model"
+        needs = ", ".join(NEEDS[need] for need in rule.needs if need in NEEDS) or "the model"
         lines.append(f"| [{rule.code}]({rule.code}.md) | {rule.severity} | {rule.title} | {needs} |")
     return "\n".join(lines) + "\n"
 
@@ -43,7 +40,9 @@ def page(code: str, said: str) -> str:
     """The page of one rule."""
     rule = RULES[code]
     parts = [f"# {code}: {rule.title}", f"Severity: {rule.severity}. {rule.why}", f"**Fix.** {rule.fix}"]
-    parts += ["## Trips it", block(code, "trips"), "## Does not", block(code, "clean")]
+    parts += ["## Trips it", block(getattr(examples, f"{code}_trips"))]
+    parts += ["## The fix, as code", "With the model above:", block(getattr(remedies, code), alone=False)]
+    parts += ["## Does not", block(getattr(examples, f"{code}_clean"))]
     parts += [
         "## The harm, measured",
         said,
@@ -53,23 +52,28 @@ def page(code: str, said: str) -> str:
     return "\n\n".join(textwrap.fill(part, 120) if "\n" not in part else part for part in parts) + "\n"
 
 
-def block(code: str, which: str) -> str:
-    """A script that ends with the report."""
-    body = inspect.getsource(getattr(examples, f"{code}_{which}")).split("\n", 1)[1]
+def block(function: Callable[..., Any], alone: bool = True) -> str:
+    """A script that ends with the report; one that does not stand alone goes on after that of the model."""
+    body = inspect.getsource(function).split("\n", 1)[1]
     body = textwrap.dedent(body).replace("return audit(", "report = audit(")
-    helpers = [inspect.getsource(helper) for helper in HELPERS if f"{helper.__name__}(" in body]
-    code_text = "\n\n".join(helper.rstrip() + "\n" for helper in helpers) + ("\n\n" if helpers else "") + body
-    imports = IMPORTS
-    for name, line in (("warnings", "import warnings\n\n"), ("weight_norm(", f"{IMPORTS.splitlines()[4]}\n")):
-        if name not in code_text.replace("utils.weight_norm(", ""):
-            imports = imports.replace(line, "")
-    if "Tensor" in code_text:
-        imports = imports.replace("from torch import nn", "from torch import Tensor, nn")
-    if "param_groups(" in code_text:
-        imports += ", param_groups"
-    if "torch." not in code_text.replace("nn.", ""):
-        imports = imports.replace("import torch\n", "")
-    return f"```python\n{imports}\n\n\n{code_text.rstrip()}\n```"
+    helpers = [inspect.getsource(helper) for helper in HELPERS if alone and f"{helper.__name__}(" in body]
+    code = "\n\n".join(helper.rstrip() + "\n" for helper in helpers) + ("\n\n" if helpers else "") + body
+    return f"```python\n{imports(code, function.__globals__)}\n\n\n{code.rstrip()}\n```"
+
+
+def imports(code: str, names: Mapping[str, Any]) -> str:
+    """What a script imports, from what its names mean where it was written."""
+    words = {word for word in re.findall(r"(?<![.\w])[A-Za-z_]\w*", code) if word in names}
+    of_torch = [word for word in ("Tensor", "nn") if word in words]
+    ours = sorted(word for word in words if getattr(names[word], "__module__", "").startswith("normkit."))
+    groups = [
+        [f"import {word}" for word in ("copy", "warnings") if word in words],
+        ["import torch"] * ("torch" in words) + [f"from torch import {', '.join(of_torch)}"] * bool(of_torch),
+        [f"from normkit import {', '.join(word for word in ours if word in normkit.__all__)}"],
+    ]
+    if "weight_norm" in words and "weight_norm" not in ours:
+        groups[1].append("from torch.nn.utils.parametrizations import weight_norm")
+    return "\n\n".join("\n".join(lines) for lines in groups if lines)
 
 
 def main() -> None:

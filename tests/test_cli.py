@@ -59,7 +59,7 @@ def test_methods_cuts_no_word(monkeypatch: pytest.MonkeyPatch, columns: int, lan
     assert not {word for word in words if word not in printed}
 
 
-@pytest.mark.parametrize("command", ["explain", "methods", "draw", "backends", "compare"])
+@pytest.mark.parametrize("command", ["explain", "methods", "draw", "audit", "backends", "compare"])
 def test_help_shows_brackets_and_every_option(command: str):
     printed = run(command, "--help")
     (wanted,) = (found for found in get_command(cli.app).commands.values() if found.name == command)

@@ -248,22 +248,59 @@ def draw_(
 
 @app.command()
 def audit(
-    target: Annotated[str, typer.Argument(help="pkg.module:factory; it returns a model, or a model and an example.")],
+    target: Annotated[
+        str | None,
+        typer.Argument(help="pkg.module:factory or file.py:factory; it returns a model, or a model and an example."),
+    ] = None,
     shape: Annotated[str | None, typer.Option(help="Shape of a random example, such as 2,3,64,64.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Size of a vocabulary: the random example holds whole numbers below it.")
+    ] = None,
+    loader: Annotated[str | None, typer.Option(help="file.py:function that returns batches.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="file.py:function that makes one for the model.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples of one optimizer step, over all ranks.")] = None,
-    world_size: Annotated[int, typer.Option(help="Number of ranks.")] = 1,
-    accumulate: Annotated[int, typer.Option(help="Micro-batches of one step.")] = 1,
-    per_sample: Annotated[bool, typer.Option("--per-sample", help="Name the layers that mix samples.")] = False,
-    ignore: Annotated[str, typer.Option(help="Codes to suppress, with commas between.")] = "",
-    form: Annotated[str, typer.Option("--format", help="text, json or sarif.")] = "text",
-    fail_on: Annotated[str, typer.Option(help="Exit with 1 from this severity up; never for no.")] = "warning",
+    world_size: Annotated[int | None, typer.Option(help="Number of ranks.", show_default="1")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Micro-batches of one step.", show_default="1")] = None,
+    per_sample: Annotated[
+        bool | None, typer.Option("--per-sample", help="Name the layers that mix samples.", show_default="no")
+    ] = None,
+    ignore: Annotated[str, typer.Option(help="Codes to suppress, with commas between: NK101,layer1.*:NK301.")] = "",
+    baseline: Annotated[
+        str | None, typer.Option(help="A report of --format json: what is in it is not reported again.")
+    ] = None,
+    form: Annotated[str | None, typer.Option("--format", help="text, json or sarif.", show_default="text")] = None,
+    fail_on: Annotated[
+        str | None, typer.Option(help="Exit with 1 from this severity up; never for no.", show_default="warning")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="TOML with the table tool.normkit.audit.", show_default="./pyproject.toml"),
+    ] = None,
 ) -> None:
-    """Look for what is wrong with the normalization in a model."""
-    from normkit.tools.audit import command
+    """Look for what is wrong with the normalization in a model.
 
-    text, code = command.run(
-        target, shape, batch_size, world_size, accumulate, per_sample, _listed(ignore), form, fail_on
+    The table tool.normkit.audit of pyproject.toml may hold the same settings; what is given here counts more.
+    """
+    from normkit.tools.audit import command
+    from normkit.tools.audit.options import options
+
+    asked = options(
+        config,
+        target=target,
+        shape=shape,
+        tokens=tokens,
+        loader=loader,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        world_size=world_size,
+        accumulate=accumulate,
+        per_sample=per_sample,
+        ignore=_listed(ignore),
+        baseline=baseline,
+        format=form,
+        fail_on=fail_on,
     )
+    text, code = command.run(asked)
     typer.echo(text)
     raise typer.Exit(code)
 

@@ -213,7 +213,9 @@ def test_a_planted_fault_is_found_where_it_is(name, code, place, plant):
     assert {found for found, module in new if module == place} == {code}
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv2_035", "bert", "llama", "wav2vec2", "convnext_atto"])
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "mobilenetv2_035", "repvgg_a0", "bert", "llama", "wav2vec2", "convnext_atto"]
+)
 def test_an_untouched_model_is_left_in_peace(name):
     check(name)
 

@@ -3,52 +3,49 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
-from normkit.errors import ArgumentError, nearest
-from normkit.tools.audit.report import SEVERITIES
-from normkit.tools.audit.run import audit
-from normkit.tools.load import example_of, load
-
-FORMATS = ("text", "json", "sarif")
+from normkit.errors import ArgumentError
+from normkit.tools.audit.options import Options, baseline
+from normkit.tools.audit.run import examine
+from normkit.tools.audit.source import location_of
+from normkit.tools.load import call, example_of, load, named
 
 
-def run(
-    target: str,
-    shape: str | None,
-    batch_size: int | None,
-    world_size: int,
-    accumulate: int,
-    per_sample: bool,
-    ignore: Sequence[str],
-    form: str,
-    fail_on: str,
-) -> tuple[str, int]:
+def run(asked: Options) -> tuple[str, int]:
     """The text to print and the exit code.
 
     Raises:
-        ArgumentError: a format or severity that does not exist, and everything `load` and `audit` raise.
+        ArgumentError: a baseline that is none, batches that are none, and everything `load` and `audit` raise.
     """
-    if form not in FORMATS:
-        raise ArgumentError(f"--format must be text, json or sarif, got {form!r}: {nearest(form, FORMATS)}")
-    if fail_on not in (*SEVERITIES, "never"):
-        known = (*SEVERITIES, "never")
-        raise ArgumentError(
-            f"--fail-on must be info, warning, error or never, got {fail_on!r}: {nearest(fail_on, known)}"
-        )
-    model, example = load(target)
-    if shape is not None:
-        example = example_of(shape)
-    report = audit(
+    model, example = load(asked.target)
+    if asked.shape is not None:
+        example = example_of(asked.shape, asked.tokens)
+    report = examine(
         model,
         example,
-        batch_size=batch_size,
-        world_size=world_size,
-        accumulate=accumulate,
-        per_sample=per_sample,
-        ignore=ignore,
+        None if asked.loader is None else _batches(asked.loader),
+        None if asked.optimizer is None else call(asked.optimizer, model),
+        asked.ignore,
+        noise=asked.shape is not None,
+        location=location_of(named(asked.target)),
+        batch_size=asked.batch_size,
+        world_size=asked.world_size,
+        accumulate=asked.accumulate,
+        per_sample=asked.per_sample,
     )
-    code = report.exit_code(fail_on)
-    if form == "sarif":
-        return json.dumps(report.to_sarif(), indent=2), code
-    return report.to_json() if form == "json" else str(report), code
+    if asked.baseline is not None:
+        report = report.without(baseline(asked.baseline))
+    code = report.exit_code(asked.fail_on)
+    if asked.format == "sarif":
+        return json.dumps(report.to_sarif(), indent=2, allow_nan=False), code
+    return report.to_json() if asked.format == "json" else str(report), code
+
+
+def _batches(target: str) -> object:
+    found = call(target)
+    if not hasattr(found, "__iter__"):
+        raise ArgumentError(
+            f"--loader must name batches or a function that returns them, got {type(found).__name__} from {target}: "
+            "return a DataLoader or a list"
+        )
+    return found

@@ -1,4 +1,7 @@
-"""For each rule a model that trips it and one that does not; the pages in docs/audit show them, the tests run them."""
+"""For each rule a model that trips it and one that does not; the pages in docs/audit show them, the tests run them.
+
+What the fix makes of the model that trips a rule is in `normkit.tools.audit.remedies`.
+"""
 
 # ruff: noqa: N802
 from __future__ import annotations
@@ -104,7 +107,8 @@ class TwoDomains(nn.Module):
 
 def NK107_trips() -> Report:
     norm = nn.BatchNorm2d(3)
-    return audit(TwoDomains(norm, norm), images(4, 3, 8, 8))
+    model = TwoDomains(norm, norm)
+    return audit(model, images(4, 3, 8, 8))
 
 
 def NK107_clean() -> Report:
@@ -194,7 +198,8 @@ def NK303_clean() -> Report:
 def NK304_trips() -> Report:
     x = images(8, 3, 8, 8)
     x[:, 1] = 0.5
-    return audit(nn.Sequential(nn.BatchNorm2d(3)), x)
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    return audit(model, x)
 
 
 def NK304_clean() -> Report:
@@ -202,7 +207,8 @@ def NK304_clean() -> Report:
 
 
 def NK305_trips() -> Report:
-    return audit(nn.Sequential(nn.BatchNorm2d(3)), 1e6 * images(8, 3, 8, 8))
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    return audit(model, 1e6 * images(8, 3, 8, 8))
 
 
 def NK305_clean() -> Report:
@@ -234,7 +240,8 @@ class HalfNorm(nn.Module):
 
 
 def NK307_trips() -> Report:
-    return audit(HalfNorm(8, eps=1e-8).half())
+    model = HalfNorm(8, eps=1e-8).half()
+    return audit(model)
 
 
 def NK307_clean() -> Report:
@@ -242,7 +249,8 @@ def NK307_clean() -> Report:
 
 
 def NK308_trips() -> Report:
-    return audit(nn.BatchNorm2d(8, momentum=0.99))
+    model = nn.BatchNorm2d(8, momentum=0.99)
+    return audit(model)
 
 
 def NK308_clean() -> Report:
@@ -250,7 +258,8 @@ def NK308_clean() -> Report:
 
 
 def NK309_trips() -> Report:
-    return audit(nn.BatchNorm2d(8, momentum=0.0))
+    model = nn.BatchNorm2d(8, momentum=0.0)
+    return audit(model)
 
 
 def NK309_clean() -> Report:
@@ -259,7 +268,8 @@ def NK309_clean() -> Report:
 
 def NK401_trips() -> Report:
     model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
-    return audit(model, optimizer=torch.optim.AdamW(model.parameters(), weight_decay=0.1))
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    return audit(model, optimizer=optimizer)
 
 
 def NK401_clean() -> Report:
@@ -269,7 +279,8 @@ def NK401_clean() -> Report:
 
 def NK402_trips() -> Report:
     backbone = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)).requires_grad_(False)
-    return audit(nn.Sequential(backbone, nn.Linear(8, 2)).train())
+    model = nn.Sequential(backbone, nn.Linear(8, 2)).train()
+    return audit(model)
 
 
 def NK402_clean() -> Report:
@@ -280,7 +291,8 @@ def NK402_clean() -> Report:
 
 
 def NK403_trips() -> Report:
-    return audit(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), world_size=8, batch_size=64)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    return audit(model, world_size=8, batch_size=64)
 
 
 def NK403_clean() -> Report:
@@ -288,7 +300,8 @@ def NK403_clean() -> Report:
 
 
 def NK404_trips() -> Report:
-    return audit(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), per_sample=True)
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+    return audit(model, per_sample=True)
 
 
 def NK404_clean() -> Report:
@@ -299,7 +312,8 @@ def NK405_trips() -> Report:
     x = images(4, 8, 20)
     for sample, length in enumerate([20, 15, 10, 5]):
         x[sample, :, length:] = 0
-    return audit(nn.Sequential(nn.Conv1d(8, 8, 3), nn.BatchNorm1d(8)), x)
+    model = nn.Sequential(nn.Conv1d(8, 8, 3), nn.BatchNorm1d(8))
+    return audit(model, x)
 
 
 def NK405_clean() -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from normkit.errors import ArgumentError
+from normkit.errors import ArgumentError, NormkitError
+from normkit.layers import SyncBatchNorm
 from normkit.tools.audit import trace
-from normkit.tools.audit.moments import Moments, moments, padded_share
+from normkit.tools.audit.moments import Moments, is_noise, moments, padded_share
 from normkit.tools.facts import Facts
+from normkit.tools.freeze import is_frozen
 from normkit.tools.walk import norms as every_norm
 
 BATCHES = 16
@@ -49,15 +52,30 @@ class Seen:
         return isinstance(self.module, _BatchNorm) or self.facts.kind == "batch_norm"
 
     @property
+    def synced(self) -> bool:
+        """Whether statistics are taken over all ranks."""
+        return self.facts.synced or isinstance(self.module, SyncBatchNorm)
+
+    @property
     def keeps(self) -> bool:
-        """Whether there are running statistics that can be read."""
-        return self.is_batch and isinstance(self.module._buffers.get("running_var"), Tensor)
+        """Whether there are running statistics, of a known size."""
+        known, var = self.is_batch or self.facts.kind == "instance_norm", self.module._buffers.get("running_var")
+        return known and isinstance(var, Tensor) and not nn.parameter.is_lazy(var)
 
     def buffer(self, name: str) -> Tensor:
         """A buffer in float64, on the CPU."""
         value = self.module._buffers[name]
         assert value is not None
         return value.detach().cpu().double()
+
+    def regions(self, x: Tensor) -> Tensor | None:
+        """The elements of an input of batch, instance or group norm, those that share statistics in one row."""
+        kind = self.facts.kind
+        if self.is_batch:
+            return x.transpose(0, 1).flatten(1) if x.dim() > 1 else None
+        if kind == "instance_norm":
+            return x.flatten(x.dim() - self.facts.rank) if self.facts.rank is not None else x.flatten(2)
+        return x.reshape(x.shape[0], self.facts.groups, -1) if kind == "group_norm" and self.facts.groups else None
 
     def region(self, shape: tuple[int, ...]) -> int | None:
         """How many elements of one sample share statistics, for an input of this shape; None if unknown."""
@@ -84,6 +102,8 @@ class Subject:
         names: of every module.
         graph: what feeds what; None without an example.
         samples: first size of the example's first tensor, its number of samples.
+        noise: the example holds random numbers, so that its mean and variance are not those of data.
+        on_meta: name of a tensor on the meta device, which has no values; empty if there is none.
         failure: why the run of the example ended early; empty if it did not.
         optimizer, batch_size, world_size, accumulate, per_sample: as given to `audit`.
     """
@@ -93,6 +113,8 @@ class Subject:
     names: dict[nn.Module, str]
     graph: trace.Graph | None = None
     samples: int = 1
+    noise: bool = False
+    on_meta: str = ""
     failure: str = ""
     optimizer: torch.optim.Optimizer | None = None
     batch_size: int | None = None
@@ -107,14 +129,24 @@ class Subject:
         seen = {norm.module: norm for norm in self.norms}
         return [(seen[node.module], node) for node in self.graph.nodes if node.module in seen]
 
+    def frozen(self, norm: Seen) -> bool:
+        """Whether it uses its running statistics in training, too.
 
-def collect(model: nn.Module, example: Any, loader: Any, **given: Any) -> Subject:
+        It was frozen by `normkit.freeze`, or is in evaluation mode inside a model in training mode. An instance norm
+        in evaluation mode counts in any model: those that keep statistics at all are few.
+        """
+        alone = self.model.training or norm.facts.kind == "instance_norm"
+        return norm.keeps and (is_frozen(norm.module) or (alone and not norm.module.training))
+
+
+def collect(model: nn.Module, example: Any, loader: Any, noise: bool = False, **given: Any) -> Subject:
     """Trace the example, then measure the inputs of the norms; the caller restores the model.
 
     Args:
         model: the model.
         example: a tensor, a tuple of arguments or a mapping of keyword arguments; None for static facts only.
         loader: gives batches of inputs, or pairs of inputs and targets; None for the example alone.
+        noise: whether the example is known to be random numbers; else it is looked at.
         given: the other attributes of `Subject`.
 
     Returns:
@@ -125,15 +157,26 @@ def collect(model: nn.Module, example: Any, loader: Any, **given: Any) -> Subjec
     """
     found = [Seen(place.name, place.module, facts) for place, facts in every_norm(model)]
     names = {module: name for name, module in model.named_modules()}
-    subject = Subject(model, found, names, **given)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    on_meta = next((name for name, tensor in tensors if tensor.is_meta), "")
+    noise = loader is None and (noise or any(is_noise(x) for x in tree_leaves(example) if isinstance(x, Tensor)))
+    subject = Subject(model, found, names, noise=noise, on_meta=on_meta, **given)
     batches = [example] if example is not None else []
     if loader is not None:
-        batches = [_input_of(batch) for batch in trace.iterate(loader, BATCHES)]
+        try:
+            batches = [_input_of(batch) for batch in itertools.islice(loader, BATCHES)]
+        except NormkitError:
+            raise
+        except Exception as error:  # whatever a foreign loader raises
+            raise ArgumentError(
+                f"loader must give batches, got {type(error).__name__}: {error}: give a DataLoader or a list"
+            ) from error
         if not batches:
             raise ArgumentError("loader must give at least one batch, got none: a generator can be read only once")
     if example is None and not batches:
         return subject
-    _trace(subject, batches[0] if example is None else example)
+    example = batches[0] if example is None else example
+    _trace(subject, tree_map_only(Tensor, lambda x: x.to("meta"), example) if on_meta else example)
     if not subject.failure:
         for batch in batches:
             _measure(subject, batch)
@@ -163,10 +206,12 @@ def _trace(subject: Subject, example: Any) -> None:
     by_module = {norm.module: norm for norm in subject.norms}
     last: list[Seen] = []
 
-    def look(name: str, module: nn.Module, x: Tensor) -> None:
+    def look(name: str, module: nn.Module, x: Tensor, masked: bool) -> None:
         norm = by_module[module]
         last[:] = [norm]
         norm.shapes.append(tuple(x.shape))
+        if masked:
+            return
         if norm.is_batch or norm.facts.kind in ("instance_norm", "group_norm"):
             norm.padded = max(norm.padded, padded_share(x))
             measured = moments(x) if norm.is_batch else None
@@ -193,7 +238,7 @@ def _measure(subject: Subject, batch: Any) -> None:
 
     def look(name: str, module: nn.Module, x: Tensor) -> None:
         measured, norm = moments(x), by_module[module]
-        module.training = measured is not None and measured.count > 1 and norm.keeps and not norm.facts.synced
+        module.training = measured is not None and measured.count > 1 and norm.keeps and not norm.synced
         if measured is not None:
             norm.pooled = measured if norm.pooled is None else norm.pooled.with_(measured)
 

@@ -19,8 +19,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     Parameters are not restored: under `torch.no_grad` a forward has no business with them.
     """
     modules = list(model.modules())
-    modes = [module.training for module in modules]
-    momenta = [vars(module).get("momentum", _ABSENT) for module in modules]
+    # Not through the attribute: what a frozen norm says of its mode is not what it was last asked for.
+    kept = [{k: v for k, v in vars(module).items() if k in ("training", "momentum")} for module in modules]
     buffers = [dict(module._buffers) for module in modules]
     values = {
         id(b): (b, b.detach().clone()) for held in buffers for b in held.values() if b is not None and _has_values(b)
@@ -35,10 +35,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         random.setstate(state)
         if numpy is not None:
             numpy.random.set_state(numbers)
-        for module, mode, momentum, held in zip(modules, modes, momenta, buffers, strict=True):
-            module.training = mode
-            if momentum is not _ABSENT:
-                vars(module)["momentum"] = momentum
+        for module, attributes, held in zip(modules, kept, buffers, strict=True):
+            vars(module).update(attributes)
             module._buffers.clear()
             module._buffers.update(held)
         with torch.no_grad():
@@ -47,9 +45,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
         for parameter, grad in grads:
             parameter.grad = grad
-
-
-_ABSENT = object()
 
 
 def _has_values(buffer: Tensor) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import textwrap
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from normkit.errors import ArgumentError, nearest
@@ -24,6 +26,21 @@ def rank(severity: str) -> int:
     return SEVERITIES.index(severity)
 
 
+def plain(value: Any) -> Any:
+    """The same with text for the numbers that JSON has none for; `float` reads it.
+
+    >>> plain({"largest": float("inf")})
+    {'largest': 'Infinity'}
+    """
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that is wrong with one module.
@@ -38,6 +55,7 @@ class Finding:
         why: why it matters.
         source: paper or thread that says so.
         fix: what to do.
+        file, line: where the module is made, if that is below the current folder; else empty and 0.
     """
 
     code: str
@@ -49,10 +67,13 @@ class Finding:
     why: str
     source: str
     fix: str
+    file: str = ""
+    line: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        return asdict(self)
+        data: dict[str, Any] = plain(asdict(self))
+        return data
 
 
 @dataclass(frozen=True)
@@ -71,7 +92,7 @@ class Report:
     Attributes:
         model: class of the model.
         findings: the gravest first.
-        suppressed: findings that `ignore` or ``normkit_ignore`` took out.
+        suppressed: findings that `ignore`, ``normkit_ignore`` or a baseline took out.
         not_run: rules that could not run, each with its reason.
         norms: number of norms in the model.
         notes: what else to know, such as norms that are not understood.
@@ -98,13 +119,29 @@ class Report:
         """1 if there is a finding of this severity or a graver one, else 0; ``"never"`` is always 0."""
         return 0 if fail_on == "never" else int(bool(self.at_least(fail_on)))
 
+    def without(self, known: Mapping[tuple[str, str], str]) -> Report:
+        """The report in which what is known counts as suppressed.
+
+        Args:
+            known: severity of each known finding, by code and module. A graver one is not known.
+        """
+
+        def is_known(finding: Finding) -> bool:
+            severity = known.get((finding.code, finding.module))
+            return severity is not None and rank(finding.severity) <= rank(severity)
+
+        new = tuple(finding for finding in self.findings if not is_known(finding))
+        old = tuple(finding for finding in self.findings if is_known(finding))
+        return replace(self, findings=new, suppressed=self.suppressed + old)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        return asdict(self)
+        data: dict[str, Any] = plain(asdict(self))
+        return data
 
     def to_json(self) -> str:
         """The same as text."""
-        return json.dumps(self.to_dict(), indent=2)
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
     def to_sarif(self) -> dict[str, Any]:
         """SARIF 2.1.0, which code hosts show."""
@@ -120,7 +157,7 @@ class Report:
             groups.setdefault((finding.code, finding.severity), []).append(finding)
         for (code, severity), found in groups.items():
             lines += ["", f"{code} {severity}: {found[0].title}"]
-            lines += [f"  {finding.module or '(model)'}: {finding.message}" for finding in found]
+            lines += [f"  {finding.module or '(model)'}{_location(finding)}: {finding.message}" for finding in found]
             lines += _indented(f"why: {found[0].why} ({found[0].source})") + _indented(f"fix: {found[0].fix}")
         if self.suppressed:
             lines += ["", f"suppressed: {len(self.suppressed)}"]
@@ -132,6 +169,10 @@ class Report:
         if self.notes:
             lines += ["", *(f"note: {note}" for note in self.notes)]
         return "\n".join(lines)
+
+
+def _location(finding: Finding) -> str:
+    return f" ({finding.file}:{finding.line})" if finding.file else ""
 
 
 def _indented(text: str) -> list[str]:

@@ -33,8 +33,8 @@ class Rule:
     Attributes:
         code, severity, title: see `normkit.tools.audit.report.Finding`.
         needs: what must be given for it to run: ``"example"``, ``"optimizer"``, ``"batch_size"``,
-            ``"world_size"``, ``"per_sample"``.
-        why, source, fix: see `Finding`.
+            ``"world_size"``, ``"per_sample"``, ``"values"`` of parameters, buffers and inputs.
+        why, source, fix: see `Finding`. The fix says so where it changes what the model gives in evaluation.
         check: from the facts to the places.
     """
 
@@ -55,8 +55,10 @@ class Rule:
             "batch_size": subject.batch_size is None,
             "world_size": subject.world_size == 1,
             "per_sample": not subject.per_sample,
+            "values": bool(subject.on_meta),
         }
         said = {"world_size": "world_size is 1", "per_sample": "per_sample=True is not given"}
+        said["values"] = f"{subject.on_meta} is on the meta device and has no values"
         for need in self.needs:
             if lacking[need]:
                 return said.get(need, f"no {need} is given")

@@ -16,6 +16,7 @@ from normkit.tools.audit.ignore import Ignore, suppressor
 from normkit.tools.audit.report import Finding, NotRun, Report, rank
 from normkit.tools.audit.rule import Rule
 from normkit.tools.audit.rules import RULES
+from normkit.tools.audit.source import Location, location_in
 from normkit.tools.walk import walk
 
 
@@ -39,7 +40,7 @@ def audit(
     Args:
         model: any module. Compiled models and those in DistributedDataParallel are looked into.
         example: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments.
-            None for the rules that need no run.
+            None for the rules that need no run. Mean and variance of random numbers are not held against a model.
         loader: gives batches of inputs, or pairs (input, target); the first 16 are compared with the running
             statistics. Its first batch serves as the example if there is none.
         optimizer: to see which parameters are under weight decay.
@@ -52,6 +53,7 @@ def audit(
 
     Returns:
         A `Report`: findings with code, severity, place, measurement, reason and fix; and the rules that could not run.
+        On a model whose tensors are on the meta device only those run that need no values.
 
     Raises:
         DtypeError: `model` is not a module, or `optimizer` is not an optimizer.
@@ -65,12 +67,35 @@ def audit(
 
     Source: each rule names its own; see docs/audit/index.md.
     """
+    given: dict[str, Any] = {"batch_size": batch_size, "world_size": world_size, "accumulate": accumulate}
+    return examine(model, example, loader, optimizer, ignore, per_sample=per_sample, **given)
+
+
+def examine(
+    model: nn.Module,
+    example: Any = None,
+    loader: Any = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    ignore: Ignore | str = (),
+    *,
+    noise: bool = False,
+    location: Location | None = None,
+    **given: Any,
+) -> Report:
+    """What `audit` does.
+
+    Args:
+        model, example, loader, optimizer, ignore: as for `audit`.
+        noise: whether the example is known to be random numbers.
+        location: file and line of what made the model, for findings whose own cannot be found.
+        given: the other arguments of `audit`.
+    """
     if not isinstance(model, nn.Module):
         raise DtypeError(f"a model must be a torch.nn.Module, got {type(model).__name__}: pass the module itself")
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise DtypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}: pass it itself")
-    counts = {"batch_size": batch_size, "world_size": world_size, "accumulate": accumulate}
-    for name, count in counts.items():
+    for name in ("batch_size", "world_size", "accumulate"):
+        count = given.get(name)
         if count is not None and whole_number(name, count) < 1:
             raise ArgumentError(f"{name} must be at least 1, got {count}: count samples, ranks and micro-batches")
     model = _inner(model)
@@ -80,8 +105,7 @@ def audit(
     if lazy:
         example = loader = None
     with untouched(model):
-        given = {**counts, "optimizer": optimizer, "per_sample": per_sample}
-        subject = collect(model, example, loader, **given)
+        subject = collect(model, example, loader, noise, optimizer=optimizer, **given)
     # The model is its old self again: rules that ask for its mode see the user's.
     findings: list[Finding] = []
     not_run: list[NotRun] = []
@@ -91,7 +115,7 @@ def audit(
             reason = f"{lazy[0]} is lazy: run one batch first" if lazy and "example" in missing else missing
             not_run.append(NotRun(rule.code, rule.title, reason))
         else:
-            findings.extend(_findings(rule, subject))
+            findings.extend(_findings(rule, subject, location))
     findings.sort(key=lambda finding: (-rank(finding.severity), finding.code))
     return Report(
         type(model).__name__,
@@ -115,15 +139,25 @@ def _inner(model: nn.Module) -> nn.Module:
             return model
 
 
-def _findings(rule: Rule, subject: Subject) -> Iterator[Finding]:
+def _findings(rule: Rule, subject: Subject, location: Location | None) -> Iterator[Finding]:
     seen = set()
     for hit in rule.check(subject):
         if (hit.module, hit.message) in seen:
             continue
         seen.add((hit.module, hit.message))
-        severity = hit.severity or rule.severity
+        file, line = location_in(subject.model, hit.module) or location or ("", 0)
         yield Finding(
-            rule.code, severity, hit.module, rule.title, hit.message, hit.measured, rule.why, rule.source, rule.fix
+            rule.code,
+            hit.severity or rule.severity,
+            hit.module,
+            rule.title,
+            hit.message,
+            hit.measured,
+            rule.why,
+            rule.source,
+            rule.fix,
+            file,
+            line,
         )
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from normkit.tools.audit.report import Finding, Report
+from normkit.tools.audit.report import Finding, Report, plain
 from normkit.tools.audit.rules import RULES
+
+ROOT = {"uriBaseId": "%SRCROOT%"}
+"""Paths are relative to the folder in which the command is run: that of the repository."""
 
 LEVELS = {"info": "note", "warning": "warning", "error": "error"}
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
 
 def sarif(report: Report) -> dict[str, Any]:
-    """The report as one run of SARIF; modules are logical locations.
+    """The report as one run of SARIF; modules are logical locations, the lines that make them physical ones.
 
     Example:
         >>> sarif(Report("Net", (), (), (), 0))["version"]
@@ -47,11 +52,16 @@ def sarif(report: Report) -> dict[str, Any]:
 
 def _result(finding: Finding, model: str, order: list[str]) -> dict[str, Any]:
     name = f"{model}.{finding.module}" if finding.module else model
+    location: dict[str, Any] = {"logicalLocations": [{"fullyQualifiedName": name, "kind": "member"}]}
+    if finding.file:
+        path = Path(finding.file)
+        artifact = {"uri": path.as_uri()} if path.is_absolute() else {"uri": quote(path.as_posix())} | ROOT
+        location["physicalLocation"] = {"artifactLocation": artifact, "region": {"startLine": finding.line}}
     return {
         "ruleId": finding.code,
         "ruleIndex": order.index(finding.code),
         "level": LEVELS[finding.severity],
         "message": {"text": f"{finding.module or model}: {finding.message}. {finding.fix}"},
-        "locations": [{"logicalLocations": [{"fullyQualifiedName": name, "kind": "member"}]}],
-        "properties": finding.measured,
+        "locations": [location],
+        "properties": plain(finding.measured),
     }

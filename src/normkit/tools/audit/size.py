@@ -15,10 +15,9 @@ FEW = 16
 def few_elements(subject: Subject) -> Iterator[Hit]:
     assert subject.batch_size is not None
     for norm in subject.norms:
-        frozen = subject.model.training and not norm.module.training
-        if not norm.is_batch or not norm.shapes or frozen:
+        if not norm.is_batch or not norm.shapes or subject.frozen(norm):
             continue
-        ranks = subject.world_size if norm.facts.synced else 1
+        ranks = subject.world_size if norm.synced else 1
         samples = max(1, subject.batch_size // (subject.world_size * subject.accumulate)) * ranks
         shape = norm.shapes[0]
         # Frames or crops that were folded into the batch multiply with it.
@@ -55,7 +54,8 @@ RULES = (
         "Mean and variance of so few values are mostly chance; training is noisy, and the running statistics do not "
         "fit what training has seen. Accumulating gradients does not enlarge the batch of the norm.",
         "Wu & He 2018, arXiv:1803.08494, figure 1; ultralytics/yolov5#1630",
-        "Use a larger batch per rank, SyncBatchNorm, or group norm: normkit.convert(model, 'group_norm').",
+        "Use a larger batch per rank; or, on several ranks, normkit.SyncBatchNorm.convert(model): evaluation gives "
+        "what it gave. Or group norm, normkit.convert(model, 'group_norm'): outputs change, train again.",
         few_elements,
         ("example", "batch_size"),
     ),
@@ -65,7 +65,8 @@ RULES = (
         "region of one element",
         "A value minus itself is zero: the output is the bias whatever the input is, and no gradient passes.",
         "arithmetic; torch's instance_norm refuses it in training: Expected more than 1 spatial element",
-        "Use fewer groups, so that a region holds many values; for pooled features layer norm.",
+        "Use fewer groups, so that a region holds many values; for pooled features layer norm. Outputs change: train "
+        "again.",
         one_element,
         ("example",),
     ),
@@ -76,7 +77,7 @@ RULES = (
         "Two values less their mean are one number and its negative, divided by its own magnitude: the output is "
         "plus or minus one and the gradient is almost zero.",
         "arithmetic: (a - m, b - m) / s = (1, -1) sign(a - b)",
-        "Use fewer groups, so that a region holds many values.",
+        "Use fewer groups, so that a region holds many values. Outputs change: train again.",
         sign_only,
         ("example",),
     ),

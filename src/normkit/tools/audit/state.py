@@ -11,55 +11,87 @@ import torch
 from torch import Tensor, nn
 
 from normkit.tools.audit.facts import Seen, Subject
+from normkit.tools.audit.moments import chance_of_means
 from normkit.tools.audit.rule import Hit, Rule
+from normkit.tools.freeze import is_frozen
 
 ENOUGH = 32
 """Elements of a channel below which a variance errs by more than a quarter: too few to blame anyone."""
+
+ONE_DRAW = 1e-3
+"""Probability of means as different as these norms', if all began with random weights, below which they are trained."""
 
 HUGE = 1e4
 """Within a factor of 7 of the largest float16; what a net that works gives its norms is about 1."""
 
 
 def _fresh(norm: Seen) -> bool:
-    """The values that a new layer has, and nothing counted."""
-    counted = norm.module._buffers.get("num_batches_tracked")
-    untouched = bool((norm.buffer("running_mean") == 0).all() and (norm.buffer("running_var") == 1).all())
-    return untouched and (counted is None or int(counted) == 0)
+    """The values that a new layer has; no batch leaves exactly these."""
+    return bool((norm.buffer("running_mean") == 0).all() and (norm.buffer("running_var") == 1).all())
+
+
+def _trained(norms: list[Seen]) -> set[str]:
+    """The norms whose weight and bias training has changed.
+
+    They differ between channels, where nearly every layer begins with a bias that is the same for all. Where a model
+    begins with random ones, all norms draw from one distribution, and those of a trained model do not.
+    """
+    held = [(norm.name, [p for p in norm.module._parameters.values() if p is not None]) for norm in norms]
+    varied = {name: own for name, own in held if own and all(bool((p != p.flatten()[0]).any()) for p in own)}
+    chances = [chance_of_means(kind) for kind in zip(*varied.values(), strict=False)] if len(varied) > 1 else [0.0]
+    return set(varied) if min(chances) * len(chances) < ONE_DRAW else set()
 
 
 def never_updated(subject: Subject) -> Iterator[Hit]:
     keeping = [norm for norm in subject.norms if norm.keeps]
     fresh = [norm for norm in keeping if _fresh(norm)]
+    # One that is frozen may have been trained as it is.
+    lost = {norm.name for norm in fresh if not is_frozen(norm.module)} & _trained(keeping)
+    as_made = "mean 0 and variance 1 as when made"
     if fresh and len(fresh) == len(keeping):
         # A model that has just been made: one remark, not one for each of its layers.
-        message = (
-            f"mean 0 and variance 1 as when made, in every batch norm ({len(fresh)}): evaluation would not normalize"
-        )
-        yield Hit("", message, {"layers": len(fresh)}, "info")
+        message = f"{as_made}, in all {len(fresh)} norms with running statistics: evaluation would not normalize"
+        if lost:
+            message += f", and weight and bias of {len(lost)} are trained: the buffers were not loaded or not averaged"
+        yield Hit("", message, {"layers": len(fresh), "trained": len(lost)}, "error" if lost else "info")
         return
     for norm in fresh:
-        message = f"mean 0 and variance 1 as when made, while {len(keeping) - len(fresh)} other batch norms have moved"
-        yield Hit(norm.name, message, {"others": len(keeping) - len(fresh)})
+        message = f"{as_made}, while {len(keeping) - len(fresh)} other batch norms have moved"
+        if norm.name in lost:
+            message += ", and weight and bias are trained"
+        measured = {"others": len(keeping) - len(fresh), "trained": norm.name in lost}
+        yield Hit(norm.name, message, measured, "error" if norm.name in lost else "")
+
+
+def _apart(norm: Seen) -> dict[str, float] | None:
+    """How far running statistics are from what enters the norm; None where it cannot be measured."""
+    seen = norm.pooled
+    if not norm.keeps or seen is None or seen.samples < 4 or seen.independent() < ENOUGH or _fresh(norm):
+        return None
+    eps = norm.facts.eps or 1e-5
+    shift = (norm.buffer("running_mean") - seen.mean).abs() / (seen.var + eps).sqrt()
+    ratio = (norm.buffer("running_var") + eps) / (seen.var + eps)
+    away = (shift > 1) | (ratio > 4) | (ratio < 0.25)
+    return {
+        "share": float(away.double().mean()),
+        "shift": float(shift.median()),
+        "ratio": float(ratio.median()),
+        "samples": seen.samples,
+    }
 
 
 def far_from_data(subject: Subject) -> Iterator[Hit]:
     for norm in subject.norms:
-        seen = norm.pooled
-        if not norm.keeps or seen is None or seen.samples < 4 or seen.count < ENOUGH or _fresh(norm):
-            continue
-        eps = norm.facts.eps or 1e-5
-        shift = (norm.buffer("running_mean") - seen.mean).abs() / (seen.var + eps).sqrt()
-        ratio = (norm.buffer("running_var") + eps) / (seen.var + eps)
-        away = (shift > 1) | (ratio > 4) | (ratio < 0.25)
-        share = float(away.double().mean())
+        apart = _apart(norm)
         # A quarter of the channels: chance moves a few of them, in small batches and dead channels.
-        if share > 0.25:
-            measured = {"share": share, "shift": float(shift.median()), "ratio": float(ratio.median())}
+        if apart is not None and apart["share"] > 0.25:
             message = (
-                f"{share:.0%} of the channels: median shift of the mean {measured['shift']:.2g} std, "
-                f"running variance {measured['ratio']:.2g} times that of {seen.samples} samples"
+                f"{apart['share']:.0%} of the channels: median shift of the mean {apart['shift']:.2g} std, "
+                f"running variance {apart['ratio']:.2g} times that of {apart['samples']:.0f} samples"
             )
-            yield Hit(norm.name, message, measured)
+            if subject.noise:
+                message += "; the example is random numbers, so audit with a loader of real data"
+            yield Hit(norm.name, message, dict(apart), "info" if subject.noise else "")
 
 
 def stale(subject: Subject) -> Iterator[Hit]:
@@ -67,8 +99,10 @@ def stale(subject: Subject) -> Iterator[Hit]:
         counted, momentum = norm.module._buffers.get("num_batches_tracked"), getattr(norm.module, "momentum", None)
         if not norm.keeps or counted is None or not momentum or not 0 < momentum < 1 or int(counted) == 0:
             continue
-        left = (1 - momentum) ** int(counted)
-        if left > 0.1:
+        left, apart = (1 - momentum) ** int(counted), _apart(norm)
+        # Recalibration counts its few batches and keeps nothing of what was there before.
+        fits = apart is not None and apart["share"] <= 0.25 and not subject.noise
+        if left > 0.1 and not fits:
             message = f"{left:.0%} of the statistics are still the initial ones, after {int(counted)} batches"
             yield Hit(norm.name, message, {"left": left, "batches": int(counted), "momentum": momentum})
 
@@ -77,14 +111,17 @@ def no_variance(subject: Subject) -> Iterator[Hit]:
     for norm in subject.norms:
         if not norm.keeps:
             continue
-        flat = norm.buffer("running_var") <= 1e-12
-        seen = norm.pooled
+        var, seen, weight = norm.buffer("running_var"), norm.pooled, norm.module._parameters.get("weight")
+        flat = (var >= 0) & (var <= 1e-12)
         # Behind a ReLU a channel is often zero for a few samples.
         if seen is not None and seen.count >= 8 * ENOUGH and seen.samples >= 4:
             flat = flat | seen.constant
+        if weight is not None:
+            # Multiplied by 0 it passes on no noise.
+            flat = flat & (weight.detach().cpu() != 0)
         if bool(flat.any()):
             message = f"{int(flat.sum())} of {flat.numel()} channels do not vary"
-            yield Hit(norm.name, message, {"channels": int(flat.sum()), "of": flat.numel()})
+            yield Hit(norm.name, message, {"channels": flat.nonzero().flatten().tolist(), "of": flat.numel()})
 
 
 def exploding(subject: Subject) -> Iterator[Hit]:
@@ -107,6 +144,19 @@ def not_finite(subject: Subject) -> Iterator[Hit]:
             bad = int((~value.isfinite()).sum())  # type: ignore[union-attr]
             if bad:
                 yield Hit(norm.name, f"{key} has {bad} values that are not finite", {"tensor": key, "values": bad})
+        yield from _negative(norm)
+
+
+def _negative(norm: Seen) -> Iterator[Hit]:
+    var = norm.buffer("running_var") if norm.keeps else torch.zeros(())
+    least, bad = float(var.nan_to_num(0.0).min()), int((var < 0).sum())
+    if bad:
+        # As some converted checkpoints have it; what is added to it may make it positive.
+        breaks = least + (norm.facts.eps or 0.0) <= 0
+        result = "evaluation gives NaN or infinity" if breaks else "eps makes it positive"
+        message = f"running_var has {bad} negative values, the least {least:.2g}: {result}"
+        measured = {"tensor": "running_var", "values": bad, "least": least}
+        yield Hit(norm.name, message, measured, "" if breaks else "warning")
 
 
 def _is_plain(value: Tensor | None) -> bool:
@@ -164,8 +214,7 @@ def tensorflow_momentum(subject: Subject) -> Iterator[Hit]:
 
 def no_momentum(subject: Subject) -> Iterator[Hit]:
     for norm in subject.norms:
-        frozen = subject.model.training and not norm.module.training
-        if norm.keeps and getattr(norm.module, "momentum", None) == 0 and not frozen:
+        if norm.keeps and getattr(norm.module, "momentum", None) == 0 and not subject.frozen(norm):
             yield Hit(norm.name, "momentum=0: training leaves the running statistics as they are", {"momentum": 0})
 
 
@@ -176,8 +225,10 @@ RULES = (
         "running statistics never updated",
         "Evaluation subtracts 0 and divides by 1: the norm does nothing, while training has normalized.",
         "pytorch/pytorch#5406",
-        "Load the buffers with the checkpoint, train with the layer in train mode, or recalibrate on data.",
+        "Load the buffers with the checkpoint, average them with the parameters, train with the layer in train mode, "
+        "or normkit.recalibrate(model, batches) on data of training. Outputs change: evaluation then normalizes.",
         never_updated,
+        ("values",),
     ),
     Rule(
         "NK302",
@@ -186,9 +237,10 @@ RULES = (
         "Training normalizes by the batch, evaluation by the running statistics; where they disagree, the model "
         "trains well and evaluates badly.",
         "pytorch/pytorch#5406; Wu & Johnson 2021, Rethinking Batch in BatchNorm, arXiv:2105.07576",
-        "Recalibrate the statistics on training data; look for another preprocessing, tiny batches or a domain shift.",
+        "Look for another preprocessing, tiny batches or a domain shift; or normkit.recalibrate(model, batches). "
+        "Outputs change: evaluation then normalizes as training does.",
         far_from_data,
-        ("example",),
+        ("example", "values"),
     ),
     Rule(
         "NK303",
@@ -196,8 +248,10 @@ RULES = (
         "running statistics not settled",
         "After few batches the average is still mixed with the initial mean 0 and variance 1.",
         "documentation of torch.nn.BatchNorm2d: running = (1 - momentum) * running + momentum * batch",
-        "Run more batches in train mode, use momentum=None for a plain average, or recalibrate.",
+        "Run more batches in train mode, train with momentum=None for a plain average, or normkit.recalibrate(model, "
+        "batches): outputs change. An audit with a loader shows that statistics of few batches fit.",
         stale,
+        ("values",),
     ),
     Rule(
         "NK304",
@@ -206,8 +260,10 @@ RULES = (
         "A channel without variance carries no information, and the norm multiplies by 1 / sqrt(eps) whatever noise "
         "comes later: 316 times with the default eps.",
         "Mehta et al. 2019, On Implicit Filter Level Sparsity, arXiv:1811.12495",
-        "Look at the layer before: dead after a high learning rate, or an input channel that never changes; prune.",
+        "Look at the layer before: dead after a high learning rate, or an input channel that never changes. Remove the "
+        "channel, or set the norm's weight to 0 there: in these channels outputs change to the bias, as in training.",
         no_variance,
+        ("values",),
     ),
     Rule(
         "NK305",
@@ -215,17 +271,22 @@ RULES = (
         "exploding input",
         "Values near the end of float16 overflow in half precision; one that works gives its norms about 1.",
         "Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740",
-        "Find the layer in front that lets values grow; check the learning rate, the preprocessing and residual sums.",
+        "Find the layer in front that lets values grow; check the learning rate, the preprocessing and residual sums. "
+        "Outputs change: train again.",
         exploding,
+        ("values",),
     ),
     Rule(
         "NK306",
         "error",
-        "state that is not finite",
-        "One batch with NaN or infinity spoils running statistics for good, and every later evaluation with them.",
+        "state that is not finite, or a negative variance",
+        "One batch with NaN or infinity spoils running statistics for good, and every later evaluation with them. No "
+        "batch has a negative variance: a file was converted or averaged wrongly, or is damaged.",
         "pytorch/pytorch#88474",
-        "Reset the buffers and recalibrate; skip batches whose loss is not finite.",
+        "normkit.recalibrate(model, batches) makes the statistics anew; parameters come from an earlier checkpoint. "
+        "Outputs change. Skip batches whose loss is not finite, as normkit's layers do.",
         not_finite,
+        ("values",),
     ),
     Rule(
         "NK307",
@@ -234,8 +295,9 @@ RULES = (
         "An eps below the smallest float16, 6e-8, becomes 0 in arithmetic that stays in half precision; a constant "
         "region is then divided by zero.",
         "huggingface/transformers#33133; IEEE 754 binary16",
-        "Use eps=1e-5, or a norm that computes in float32, as all of normkit's do: normkit.convert(model).",
+        "Set eps to 1e-5: outputs stay as they are to rounding, other than those of regions that hardly vary.",
         eps_lost,
+        ("values",),
     ),
     Rule(
         "NK308",
@@ -253,7 +315,7 @@ RULES = (
         "momentum of zero",
         "Running statistics never move, and nothing says so; evaluation goes on with what they were.",
         "documentation of torch.nn.BatchNorm2d",
-        "Use momentum=0.1; to freeze statistics on purpose put the layer into eval mode.",
+        "Set momentum=0.1; to hold statistics on purpose call normkit.freeze(layer).",
         no_momentum,
     ),
 )

@@ -9,8 +9,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from normkit.tools.audit.facts import Seen, Subject
+from normkit.tools.audit.moments import distance
 from normkit.tools.audit.rule import Hit, Rule
-from normkit.tools.audit.trace import Node, is_dropout, moves_only
+from normkit.tools.audit.trace import LINEAR, Node, is_dropout, moves_only
 
 ACTIVATIONS = (
     nn.ReLU,
@@ -25,7 +26,8 @@ ACTIVATIONS = (
     nn.ELU,
 )
 FUNCTIONS = {"relu", "relu_", "relu6", "gelu", "silu", "hardswish", "mish", "softplus", "sigmoid", "leaky_relu", "elu"}
-LINEAR = (_ConvNd, nn.Linear)
+FALSE_ALARMS = 0.01
+"""Share of the models without any difference between the calls of their norms in which one is called different."""
 
 
 def _is_activation(node: Node) -> bool:
@@ -38,23 +40,30 @@ def _is_known(norm: Seen) -> bool:
     return norm.facts.kind is not None and all(c is None or isinstance(c, nn.Identity) for c in children)
 
 
-def _removes_channel_means(norm: Seen) -> bool:
-    kind = norm.facts.kind
-    return (
-        norm.is_batch or kind == "instance_norm" or (kind == "group_norm" and norm.facts.groups == norm.facts.channels)
-    )
-
-
 def redundant_bias(subject: Subject) -> Iterator[Hit]:
     assert subject.graph is not None
     for norm, node in subject.called():
-        before = subject.graph.alone_before(node) if _removes_channel_means(norm) else None
-        if before is None or not isinstance(before.module, LINEAR) or len(subject.graph.calls(before.module)) > 1:
+        before = subject.graph.alone_before(node) if _subtracts_channel_means(norm, node) else None
+        if before is None or before.module is None or subject.frozen(norm):
             continue
         bias = before.module._parameters.get("bias")
-        if bias is not None and bias.numel() == norm.facts.channels:
-            message = f"{bias.numel()} bias values vanish in {norm.name}"
-            yield Hit(before.name, message, {"bias": bias.numel(), "norm": norm.name})
+        if bias is None or len(node.inputs) > 1 or not _used_once(subject, before, node, bias):
+            continue
+        message = f"in training {bias.numel()} bias values vanish in {norm.name}"
+        yield Hit(before.name, message, {"bias": bias.numel(), "norm": norm.name})
+
+
+def _subtracts_channel_means(norm: Seen, node: Node) -> bool:
+    """Whether all elements that share a mean come from one output channel of a layer, and so have the same bias."""
+    regions = norm.regions(node.channels) if node.channels is not None else None
+    return regions is not None and bool((regions == regions[..., :1]).all())
+
+
+def _used_once(subject: Subject, layer: Node, norm: Node, bias: nn.Parameter) -> bool:
+    assert subject.graph is not None
+    calls = [subject.graph.calls(node.module) for node in (layer, norm) if node.module is not None]
+    owners = [module for module in subject.names if any(p is bias for p in module._parameters.values())]
+    return [len(each) for each in calls] == [1, 1] and len(owners) == 1
 
 
 def two_in_a_row(subject: Subject) -> Iterator[Hit]:
@@ -123,16 +132,18 @@ def old_weight_norm(subject: Subject) -> Iterator[Hit]:
 
 
 def shared(subject: Subject) -> Iterator[Hit]:
-    for norm in subject.norms:
-        if len(norm.calls) < 2 or not norm.keeps:
-            continue
-        first = norm.calls[0]
-        deviation = (first.var + 1e-12).sqrt()
-        shifts = [float(((call.mean - first.mean).abs() / deviation).median()) for call in norm.calls[1:]]
-        measured = {"calls": len(norm.calls), "shift": max(shifts)}
-        message = f"called {len(norm.calls)} times in one forward; means differ by {max(shifts):.2g} std"
+    several = [norm for norm in subject.norms if len(norm.calls) > 1 and norm.keeps and not subject.frozen(norm)]
+    comparisons = sum(len(norm.calls) - 1 for norm in several)
+    for norm in several:
+        apart = [distance(norm.calls[0], call, subject.samples) for call in norm.calls[1:]]
         # Half a deviation between two domains: one pair of running statistics can fit neither.
-        yield Hit(norm.name, message, measured, "warning" if max(shifts) > 0.5 else "info")
+        far = [(shift, chance) for shift, chance in apart if shift > 0.5 and chance * comparisons < FALSE_ALARMS]
+        shift, chance = max(far or apart)
+        message = f"called {len(norm.calls)} times in one forward; means differ by {shift:.2g} std"
+        if not far:
+            message += ", no more than by chance" if shift > 0.5 else ""
+        measured = {"calls": len(norm.calls), "shift": shift, "chance": chance}
+        yield Hit(norm.name, message, measured, "warning" if far else "info")
 
 
 def over_width(subject: Subject) -> Iterator[Hit]:
@@ -159,10 +170,11 @@ RULES = (
         "NK101",
         "info",
         "redundant bias before a norm that subtracts the mean",
-        "The norm subtracts each channel's mean and the bias with it: its gradient is zero, and it costs memory, "
-        "time and optimizer state for nothing.",
+        "In training the norm subtracts each channel's mean and the bias with it: its gradient is zero, and it costs "
+        "memory, time and optimizer state for nothing.",
         "Ioffe & Szegedy 2015, arXiv:1502.03167, section 3.2",
-        "Make the layer with bias=False.",
+        "Make the layer with bias=False before training. In a trained model it is part of the running mean: first "
+        "norm.running_mean -= layer.bias, if there is one, then layer.bias = None; evaluation gives what it gave.",
         redundant_bias,
         ("example",),
     ),
@@ -173,7 +185,7 @@ RULES = (
         "The second norm sees nothing but the output of the first: the first one's scale is divided out again, and "
         "its time is lost.",
         "Xiong et al. 2020, arXiv:2002.04745, for where the norms of a block belong",
-        "Keep one of them.",
+        "Keep one of them. Without the first, outputs change unless its weight and bias are as made; train again.",
         two_in_a_row,
         ("example",),
     ),
@@ -184,7 +196,8 @@ RULES = (
         "The published order is layer, norm, activation. Behind the activation the values are one-sided, and what "
         "the norm gives on is not cut at zero. Some nets do it on purpose.",
         "Ioffe & Szegedy 2015, arXiv:1502.03167, section 3.2",
-        "Put the norm between the layer and the activation, or compare both orders.",
+        "Before training put the norm between the layer and the activation, or compare both orders. In a trained model "
+        "the outputs change: train again.",
         after_activation,
         ("example",),
     ),
@@ -195,7 +208,8 @@ RULES = (
         "Dropout raises the variance in training and not in evaluation, so that the running variance is too large "
         "for the inputs of evaluation.",
         "Li et al. 2019, Understanding the Disharmony between Dropout and Batch Normalization, arXiv:1801.05134",
-        "Move dropout behind the last batch norm, or use a norm without running statistics.",
+        "Move dropout behind the last batch norm and train on or recalibrate: the running variance is still that of "
+        "training with dropout. Or use a norm without running statistics.",
         dropout_before,
         ("example",),
     ),
@@ -206,7 +220,8 @@ RULES = (
         "The outer norm divides by the scale of each output channel, so that the g of weight norm changes nothing "
         "and gets no gradient.",
         "Salimans & Kingma 2016, arXiv:1602.07868, offer weight norm in the place of batch norm",
-        "Remove one of the two: normkit.remove_weight_norm(layer).",
+        "Remove weight norm: the weight stays as it is. For normkit's, normkit.remove_weight_norm(layer); for torch's, "
+        "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight').",
         weight_norm_under,
         ("example",),
     ),
@@ -217,7 +232,8 @@ RULES = (
         "It keeps the weight as a plain attribute that a hook rewrites: deepcopy fails after a forward, and the "
         "function is marked as deprecated.",
         "documentation of torch.nn.utils.weight_norm; pytorch/pytorch#102981",
-        "Use normkit.weight_norm or torch.nn.utils.parametrizations.weight_norm; both read the old state dict.",
+        "torch.nn.utils.remove_weight_norm(layer), then normkit.weight_norm(layer) or "
+        "torch.nn.utils.parametrizations.weight_norm(layer): the same weight. Both read the old state dict.",
         old_weight_norm,
     ),
     Rule(
@@ -228,9 +244,10 @@ RULES = (
         "inputs differ in distribution, training and evaluation compute different functions.",
         "Xie et al. 2020, Adversarial Examples Improve Image Recognition, arXiv:1911.09665; Chang et al. 2019, "
         "arXiv:1906.03950",
-        "Give each call a batch norm of its own, join the inputs to one batch, or use group norm.",
+        "Give each call a batch norm of its own, at first a copy.deepcopy of this one, and train on. Or join the "
+        "inputs to one batch, or use group norm; then outputs change.",
         shared,
-        ("example",),
+        ("example", "values"),
     ),
     Rule(
         "NK108",
@@ -239,7 +256,7 @@ RULES = (
         "The input is channels first, so that the last dimension is a row of pixels: each row is normalized alone, "
         "and the weights belong to columns.",
         "huggingface/pytorch-image-models#1340; Liu et al. 2022, arXiv:2201.03545, for the norm meant",
-        "Use normkit.LayerNorm2d(channels).",
+        "Use normkit.LayerNorm2d(channels). Outputs change: train again.",
         over_width,
         ("example",),
     ),

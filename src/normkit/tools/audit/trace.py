@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 MOVES = {"view", "reshape", "flatten", "unflatten", "transpose", "permute", "contiguous", "squeeze", "unsqueeze", "to"}
 MOVES |= {"__get__", "float", "half", "bfloat16", "type", "type_as", "clone", "movedim", "swapaxes", "view_as"}
 """Operations that move values or change their dtype and do nothing else."""
+
+TURNS = {"__get__", "transpose", "permute", "movedim", "swapaxes"}
+"""Those of them that change the order of the elements; the others keep it."""
+
+LINEAR = (_ConvNd, nn.Linear)
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,11 @@ class Node:
         name: dotted name of the module, or name of the function.
         inputs: nodes that made its tensors; -1 for what comes from outside or from parameters.
         shapes: of its input tensors.
-        same: it returned the very tensor that it was given.
+        same: it returned the very tensor that it was given, with the values that it had.
+        noisy: in training it returns another one, as dropout and stochastic depth do.
         dropout: probability, for a call of torch's dropout functions.
+        channels: for each element of its first input, which channel of a convolution or linear layer it comes from;
+            None where it is not the output of one, as it is or moved.
     """
 
     index: int
@@ -38,7 +48,9 @@ class Node:
     inputs: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
     same: bool
+    noisy: bool = False
     dropout: float = 0.0
+    channels: Tensor | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass
@@ -78,7 +90,7 @@ def moves_only(node: Node) -> bool:
     if node.module is None:
         return node.name in MOVES
     return isinstance(node.module, nn.Identity | nn.Flatten | nn.Unflatten) or (
-        node.same and not is_dropout(node) and not node.module._parameters
+        node.same and not node.noisy and not node.module._parameters
     )
 
 
@@ -96,34 +108,90 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.graph = Graph()
         self.makers: Any = WeakIdKeyDictionary()
+        self.channels: Any = WeakIdKeyDictionary()
         self.depth = 0
+        self.versions: list[int] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.depth == 0:
+            self.versions = _versions(_tensors((args, kwargs)))
         out = func(*args, **kwargs)
         if self.depth == 0:
             name = getattr(func, "__name__", str(func))
             made = args[0] if name == "__setitem__" else out
-            self.note(None, name, (args, kwargs), made, _rate(args, kwargs) if "dropout" in name else 0.0)
+            self.note(None, name, (args, kwargs), made, func)
         return out
 
-    def note(self, module: nn.Module | None, name: str, given: Any, made: Any, dropout: float = 0.0) -> None:
+    def note(
+        self,
+        module: nn.Module | None,
+        name: str,
+        given: tuple[Any, Any],
+        made: Any,
+        func: Callable[..., Any] | None = None,
+    ) -> None:
         ins, outs = _tensors(given), _tensors(made)
         if not outs:
             return
         known = [tensor for tensor in ins if module is None or not isinstance(tensor, nn.Parameter)]
+        same = self.versions == _versions(ins) and _hands_on(ins, outs)
         node = Node(
             len(self.graph.nodes),
             module,
             name,
             tuple(self.makers.get(tensor, -1) for tensor in known),
             tuple(tuple(tensor.shape) for tensor in known),
-            any(out is tensor for out in outs for tensor in ins),
-            dropout,
+            same,
+            same and module is not None and not _hands_on_in_training(module, given),
+            _rate(*given) if module is None and "dropout" in name else 0.0,
+            self.channels.get(known[0]) if known else None,
         )
         self.graph.add(node)
         for out in outs:
             self.makers[out] = node.index
+            self.channels[out] = _channels(node, out, given, func)
+
+
+def _versions(tensors: list[Tensor]) -> list[int]:
+    """What counts the writes to each."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def _hands_on(ins: list[Tensor], outs: list[Tensor]) -> bool:
+    return any(out is tensor for out in outs for tensor in ins)
+
+
+def _hands_on_in_training(module: nn.Module, given: tuple[Any, Any]) -> bool:
+    """Tried on copies, so that neither the module nor the tensors notice."""
+    args, kwargs = tree_map_only(Tensor, Tensor.clone, given)
+    ins = _tensors((args, kwargs))
+    before = _versions(ins)
+    try:
+        out = copy.deepcopy(module).train().forward(*args, **kwargs)
+    except Exception:  # whatever a foreign forward makes of it
+        return False
+    return _versions(ins) == before and _hands_on(ins, _tensors(out))
+
+
+def _channels(node: Node, out: Tensor, given: tuple[Any, Any], func: Callable[..., Any] | None) -> Tensor | None:
+    """The `channels` of what takes this output."""
+    module = node.module
+    if isinstance(module, LINEAR):
+        # A forward of someone else's may do more after the bias.
+        if "forward" in vars(module) or not str(type(module).forward.__module__).startswith("torch."):
+            return None
+        behind = len(module.kernel_size) if isinstance(module, _ConvNd) else 0
+        count = out.shape[-1 - behind]
+        numbers = torch.arange(count, dtype=torch.int32, device="cpu")
+        return numbers.view(count, *[1] * behind).expand(out.shape)
+    if node.channels is None or not moves_only(node) or out.numel() != node.channels.numel():
+        return None
+    if func is not None and node.name in TURNS:
+        args, kwargs = given
+        turned: Tensor = func(node.channels, *args[1:], **kwargs)
+        return turned
+    return node.channels.reshape(out.shape)
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -139,9 +207,12 @@ def _rate(args: Any, kwargs: Mapping[str, Any]) -> float:
 Look = Callable[[str, nn.Module, Tensor], None]
 """What is told of each call of a norm: name, module, its input."""
 
+LookAtMask = Callable[[str, nn.Module, Tensor, bool], None]
+"""The same, and whether a mask says what in the input is padding."""
+
 
 def run(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], norms: Mapping[nn.Module, str], look: Look
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], norms: Mapping[nn.Module, str], look: LookAtMask
 ) -> Graph:
     """Run the model once without gradients and write down what feeds what.
 
@@ -167,17 +238,21 @@ def run(
     return recorder.graph
 
 
-def _watch(stack: contextlib.ExitStack, recorder: _Recorder, name: str, module: nn.Module, look: Look | None) -> None:
+def _watch(
+    stack: contextlib.ExitStack, recorder: _Recorder, name: str, module: nn.Module, look: LookAtMask | None
+) -> None:
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         recorder.depth += 1
         given = _tensors((args, kwargs))
+        if recorder.depth == 1:
+            recorder.versions = _versions(given)
         if look is not None and given and recorder.depth == 1:
-            look(name, module, given[0])
+            look(name, module, given[0], kwargs.get("mask") is not None)
 
     def after(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-        recorder.depth -= 1
-        if recorder.depth == 0:
+        if recorder.depth == 1:
             recorder.note(module, name, (args, kwargs), out)
+        recorder.depth -= 1
 
     for handle in (
         module.register_forward_pre_hook(before, with_kwargs=True),
@@ -204,11 +279,3 @@ def _looker(name: str, look: Look) -> Callable[[nn.Module, Any, Any], None]:
             look(name, module, given[0])
 
     return before
-
-
-def iterate(loader: Any, limit: int) -> Iterator[Any]:
-    """The first batches of a loader."""
-    for index, batch in enumerate(loader):
-        if index == limit:
-            return
-        yield batch

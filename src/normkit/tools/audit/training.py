@@ -15,7 +15,9 @@ def decayed(subject: Subject) -> Iterator[Hit]:
     assert subject.optimizer is not None
     decay = {id(p): float(g.get("weight_decay", 0)) for g in subject.optimizer.param_groups for p in g["params"]}
     for norm in subject.norms:
-        found = {key: decay.get(id(p), 0.0) for key, p in norm.module._parameters.items() if p is not None}
+        # An optimizer passes over what has no gradient.
+        trained = {key: p for key, p in norm.module._parameters.items() if p is not None and p.requires_grad}
+        found = {key: decay.get(id(p), 0.0) for key, p in trained.items()}
         found = {key: value for key, value in found.items() if value > 0}
         if found:
             yield Hit(norm.name, f"weight_decay={max(found.values()):g} on {' and '.join(found)}", {"decay": found})
@@ -45,7 +47,7 @@ def _is_frozen_place(subject: Subject, norm: Seen) -> bool:
 
 def not_synced(subject: Subject) -> Iterator[Hit]:
     for norm in subject.norms:
-        if not norm.is_batch or norm.facts.synced or (subject.model.training and not norm.module.training):
+        if not norm.is_batch or norm.synced or subject.frozen(norm):
             continue
         per_rank = (
             None if subject.batch_size is None else subject.batch_size // (subject.world_size * subject.accumulate)
@@ -59,7 +61,7 @@ def not_synced(subject: Subject) -> Iterator[Hit]:
 
 def mixes_samples(subject: Subject) -> Iterator[Hit]:
     for norm in subject.norms:
-        if norm.is_batch:
+        if norm.is_batch and not subject.frozen(norm):
             yield Hit(norm.name, f"{type(norm.module).__name__} takes statistics over the batch")
 
 
@@ -76,7 +78,7 @@ RULES = (
         "norm parameters under weight decay",
         "Decay pulls the scale of the norm towards zero although it does not overfit, and with it every feature.",
         "He et al. 2019, Bag of Tricks, arXiv:1812.01187, section 3.1",
-        "Make the optimizer of normkit.param_groups(model, weight_decay=...): norms and biases go without decay.",
+        "Make the optimizer with normkit.param_groups(model, weight_decay=...): norms and biases are then not decayed.",
         decayed,
         ("optimizer",),
     ),
@@ -87,7 +89,7 @@ RULES = (
         "requires_grad=False stops the optimizer and not the running statistics: the features of the frozen part "
         "change under the part that is trained on them.",
         "pytorch/pytorch#66073",
-        "Put the norms of the frozen part into eval mode after each model.train().",
+        "normkit.freeze(part): its norms use the running statistics whatever model.train() says later.",
         unfrozen,
     ),
     Rule(
@@ -96,7 +98,8 @@ RULES = (
         "batch norm not synchronized over ranks",
         "Each rank normalizes by its own part of the batch, and only one rank's running statistics are saved.",
         "Peng et al. 2018, MegDet, arXiv:1711.07240, on synchronized batch norm",
-        "torch.nn.SyncBatchNorm.convert_sync_batchnorm(model), or group norm.",
+        "normkit.SyncBatchNorm.convert(model): evaluation gives what it gave. Norms with an activation inside, such as "
+        "timm's BatchNormAct2d, need model, _ = normkit.convert(model) before it. Or group norm: outputs change.",
         not_synced,
         ("world_size",),
     ),
@@ -107,7 +110,8 @@ RULES = (
         "The output for a sample depends on the others, so that per-sample gradients are not defined, and under "
         "vmap in-place updates of the statistics fail.",
         "pytorch/opacus#319; documentation of torch.func, patching batch norm",
-        "Use group norm: normkit.convert(model, 'group_norm'), or evaluation mode.",
+        "normkit.freeze(model), and the running statistics are used in training, too. Or group norm, "
+        "normkit.convert(model, 'group_norm'): outputs change, train again.",
         mixes_samples,
         ("per_sample",),
     ),
@@ -118,8 +122,9 @@ RULES = (
         "Mean and variance are those of data and padding together: the same sequence gives another output in a batch "
         "with longer ones.",
         "pytorch/pytorch#70529, pytorch/pytorch#81985",
-        "Take statistics over valid positions only, use layer norm per position, or batch sequences of equal length.",
+        "Batch sequences of equal length; or give normkit's norms the valid positions, norm(x, mask=mask), or use "
+        "layer norm for each position. Outputs change: train again.",
         padding,
-        ("example",),
+        ("example", "values"),
     ),
 )
