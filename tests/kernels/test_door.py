@@ -122,7 +122,7 @@ def test_what_the_longer_way_refuses_is_refused():
         lambda: layer_norm(x, (5,), w, b),
         lambda: layer_norm(x, (6,), w[:5], b),
         lambda: layer_norm(x, (6,), w.double(), b),
-        lambda: layer_norm(x, (6,), w, b, eps=-1.0),
+        lambda: layer_norm(x, (6,), w, b, eps=float("nan")),
         lambda: layer_norm(x, (), w, b),
         lambda: batch_norm(x.detach()[:, :, 0], torch.zeros(4), torch.ones(5)),
     ):

@@ -49,6 +49,8 @@ def checked(layer: L) -> L:
         if "normalized_shape" in call.arguments:
             call.arguments["normalized_shape"] = _sizes(call.arguments["normalized_shape"])
         make(*call.args, **call.kwargs)
+        # Tracers of torch.fx take a layer of torch.nn as one node, and ask the layer itself where it comes from.
+        vars(self)["__module__"] = "torch.nn.normkit"
 
     # Set by name, because a type checker refuses to see a method replaced.
     for name, method in {"__init__": init, "forward": named(layer.forward)}.items():
