@@ -205,10 +205,11 @@ class SyncBatchNorm(batchnorm._BatchNorm):
         """
         left: list[str] = []
         for name, module in model.named_modules():
-            if not _is_plain(module):
+            if not isinstance(module, SyncBatchNorm):
                 continue
-            if module.origin is None:
-                left.append(name or "the model itself")
+            changed = not _is_plain(module)
+            if module.origin is None or changed:
+                left.append((name or "the model itself") + changed * " (its class changed since, as by freeze)")
                 continue
             layer: Any = module
             layer.__class__ = layer.origin

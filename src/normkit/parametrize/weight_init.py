@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from normkit.errors import ShapeError, StateError
+from normkit.parametrize.modes import evaluating
 from normkit.parametrize.weight import weight_norm_of
 
 CONVOLUTIONS: dict[type[nn.Module], int] = {
@@ -114,13 +115,12 @@ def init_weight_norm(model: nn.Module, batch: Tensor | tuple[Any, ...] | list[An
             f"init_weight_norm needs at least one layer with a weight norm; {type(model).__name__} has none: "
             "call weight_norm on its layers first"
         )
-    modes = {module: module.training for module in model.modules()}
     hooks: list[RemovableHandle] = []
     try:
         for layer in layers:
             hooks += layer.hooks()
-        model.eval()
-        _call(model, batch)
+        with evaluating(model):
+            _call(model, batch)
     except BaseException:
         for layer in layers:
             layer.restore()
@@ -128,8 +128,6 @@ def init_weight_norm(model: nn.Module, batch: Tensor | tuple[Any, ...] | list[An
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes.items():
-            module.training = training
     return InitReport(tuple(layer.row or InitRow(layer.name, skipped=UNREACHED) for layer in layers))
 
 

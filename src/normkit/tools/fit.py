@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -14,24 +13,12 @@ from torch import Tensor, nn
 
 from normkit.errors import ArgumentError
 from normkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normkit.parametrize.modes import evaluating
 from normkit.tools.build import equivalent
 from normkit.tools.facts import Facts
 from normkit.tools.running import bare
 
 Watcher = Callable[[nn.Module, Tensor, Tensor], None]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients; the modes of all modules are put back."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def run(model: nn.Module, batches: Iterable[Any], watchers: Mapping[nn.Module, Watcher]) -> int:

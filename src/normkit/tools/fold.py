@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.modules import lazy
 
 from normkit.errors import StateError
+from normkit.parametrize.modes import modes_of, put_back
 from normkit.tools.fold_report import Fold, FoldRefusal, FoldReport
 from normkit.tools.folding import Folding
-from normkit.tools.freeze import is_frozen
 from normkit.tools.walk import walk
 
 __all__ = ["Fold", "FoldRefusal", "FoldReport", "fold"]
@@ -94,12 +94,11 @@ def fold(
 
 @contextlib.contextmanager
 def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Nothing draws or counts meanwhile; a frozen norm is told nothing, since it keeps what it was told last."""
-    told = [(module, module.training) for module in model.modules() if not is_frozen(module)]
+    """Nothing draws or counts meanwhile."""
+    modes = modes_of(model)
     try:
-        for module, _ in told:
+        for module in modes:
             module.training = False
         yield
     finally:
-        for module, training in told:
-            module.training = training
+        put_back(modes)

@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedBuffer
 
 from normkit.errors import ArgumentError, StateError, whole_number
-from normkit.tools.freeze import is_frozen
+from normkit.parametrize.modes import modes_of, put_back
+from normkit.tools.freezing import is_frozen
 from normkit.tools.moments import Moments
 from normkit.tools.passes import Forward, call, collect, shown, write
 from normkit.tools.running import bare, keeps_statistics, norms_of, statistics_of
@@ -147,8 +148,7 @@ def recalibrate(
 
     step = forward or call
     old = {norm: _state(norm) for norm in norms.values()}
-    # A frozen norm says "not training" whatever it was told last, which unfreeze must find.
-    modes = [(module, module.training) for module in model.modules() if not is_frozen(module)]
+    modes = modes_of(model)
     moments: dict[_NormBase, Moments] = {}
     groups: list[list[_NormBase]] = [list(norms.values())]
     try:
@@ -158,7 +158,7 @@ def recalibrate(
                 if phase >= len(groups):
                     break
                 still_open = {norm for group_ in groups[phase:] for norm in group_}
-                for module, _ in modes:
+                for module in modes:
                     module.training = module in still_open
                 named = {name: norm for name, norm in norms.items() if norm in still_open}
                 read, new = collect(model, named, shown(batches, progress), step, device, group)
@@ -171,8 +171,7 @@ def recalibrate(
         _put_back(old)
         raise
     finally:
-        for module, training in modes:
-            module.training = training
+        put_back(modes)
 
     exact = {members[0] for members in groups}
     rows = []

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.module import _WrappedHook
 
 from normkit.errors import DtypeError, StateError
-from normkit.tools.freeze import hand_on
+from normkit.tools.freezing import hand_on
 from normkit.tools.recognise import Facts, describe, identity
 
 __all__ = ["Facts", "Place", "copy_of", "describe", "matches", "norms", "replace", "walk"]
