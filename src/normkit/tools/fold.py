@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -12,7 +11,9 @@ from torch import nn
 from torch.nn.modules import lazy
 
 from normkit.errors import StateError
+from normkit.parametrize._checks import check_values
 from normkit.parametrize.modes import modes_of, put_back
+from normkit.tools.flow import copied
 from normkit.tools.fold_report import Fold, FoldRefusal, FoldReport
 from normkit.tools.folding import Folding
 from normkit.tools.walk import walk
@@ -74,14 +75,15 @@ def fold(
                 f"a compiled graph would not see what fold changes, and {place.name or 'the model'!r} is compiled: "
                 "fold first and compile the result"
             )
+    check_values("fold", model)
     if not inplace:
         try:
-            model = copy.deepcopy(model)
+            model = copied(model)
         except Exception as error:
             raise StateError(f"the model cannot be copied ({error}): use inplace=True") from error
     work = Folding(model)
     try:
-        with _in_evaluation(model):
+        with _in_evaluation(work):
             report = work.fold(example, tolerance)
         if strict and report.refusals:
             rows = "\n".join(f"    {row}" for row in report.refusals)
@@ -93,12 +95,12 @@ def fold(
 
 
 @contextlib.contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Nothing draws or counts meanwhile."""
-    modes = modes_of(model)
+def _in_evaluation(work: Folding) -> Iterator[None]:
+    """Nothing draws or counts meanwhile; then every module has its mode again, and what replaced a norm the norm's."""
+    modes = modes_of(work.model)
     try:
         for module in modes:
             module.training = False
         yield
     finally:
-        put_back(modes)
+        put_back({new: modes[norm] for norm, left in work.successors.items() for new in left.modules()} | modes)
