@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from normkit.errors import ShapeError, StateError
+from normkit.parametrize._checks import check_values, stored
 from normkit.parametrize.modes import evaluating
 from normkit.parametrize.weight import weight_norm_of
 
@@ -94,7 +95,8 @@ def init_weight_norm(model: nn.Module, batch: Tensor | tuple[Any, ...] | list[An
         first use.
 
     Raises:
-        StateError: no layer of the model has a weight norm.
+        StateError: no layer of the model has a weight norm; a length too large for the layer's dtype; a model
+            on the meta device.
         Whatever the model's forward raises; the model is then as it was before.
 
     Example:
@@ -115,6 +117,7 @@ def init_weight_norm(model: nn.Module, batch: Tensor | tuple[Any, ...] | list[An
             f"init_weight_norm needs at least one layer with a weight norm; {type(model).__name__} has none: "
             "call weight_norm on its layers first"
         )
+    check_values("init_weight_norm", model.named_modules())
     hooks: list[RemovableHandle] = []
     try:
         for layer in layers:
@@ -175,7 +178,8 @@ class _Layer:
         varies = std > ROUNDING * torch.finfo(t.dtype).eps * values.abs().amax(1)
         old_g, old_bias = self.kept
         scale = torch.where(varies, 1 / std, old_g.flatten())
-        self.g.copy_(scale.view_as(self.g))
+        remedy = "initialise the model in float32 and convert it then; the model is as it was"
+        self.g.copy_(stored(scale, self.g.dtype, f"lengths of {self.name!r}", remedy).view_as(self.g))
         shift = torch.zeros_like(mean)
         if self.bias is not None and old_bias is not None:
             shift = torch.where(varies, -mean / std, old_bias)

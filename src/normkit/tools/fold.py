@@ -75,7 +75,7 @@ def fold(
                 f"a compiled graph would not see what fold changes, and {place.name or 'the model'!r} is compiled: "
                 "fold first and compile the result"
             )
-    check_values("fold", model)
+    check_values("fold", model.named_modules())
     if not inplace:
         try:
             model = copied(model)

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from normkit.errors import ArgumentError, nearest
-from normkit.tools.freezing import MARK, check_class, hold, is_frozen, let_go
+from normkit.tools.freezing import MARK, check_class, hold, is_frozen, let_go, plain_class
 from normkit.tools.running import Where, chosen, keeps_statistics, norms_of
 
-__all__ = ["Freezing", "freeze", "is_frozen", "unfreeze"]
+__all__ = ["Freezing", "freeze", "is_frozen", "plain_class", "unfreeze"]
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def _frozen_class(base: type, statistics: bool) -> type[nn.Module]:
 
 def _set_class(norm: nn.Module, held: Mapping[str, Any]) -> None:
     """Give a norm the class that goes with its frozen parts, and the note of them."""
-    base = type(norm).__bases__[-1] if isinstance(norm, Frozen) else type(norm)
+    base = plain_class(norm)
     norm.__class__ = _frozen_class(base, "statistics" in held) if held else base
     vars(norm).pop(MARK, None)
     if held:
@@ -109,6 +109,11 @@ def _rebuild(base: type[nn.Module], made: Callable[..., nn.Module], arguments: t
     norm = made(*arguments)
     norm.__class__ = _frozen_class(base, False)
     return norm
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, without what `freeze` adds to it."""
+    return type(module).__bases__[-1] if type(module) in _CLASSES.values() else type(module)
 
 
 def is_frozen(module: nn.Module) -> bool:

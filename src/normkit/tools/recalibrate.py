@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedBuffer
 
 from normkit.errors import ArgumentError, StateError, whole_number
+from normkit.parametrize._checks import check_batches, check_values
 from normkit.parametrize.modes import modes_of, put_back
 from normkit.tools.freezing import is_frozen
 from normkit.tools.moments import Moments
@@ -115,9 +116,11 @@ def recalibrate(
         the number of batches. A norm that no batch reached, and one frozen by `freeze`, keeps its statistics.
 
     Raises:
-        ArgumentError: phases below 1, or more than 1 with an iterator that can be read only once.
-        StateError: no batches; a single value per channel in all; statistics that are not finite; norms that do not
-            know their size yet; an error on another rank. After any error, also one of the model or the loader, the
+        ArgumentError: phases below 1, or more than 1 with an iterator that can be read only once; a tensor or a mapping
+            in place of a list of them.
+        StateError: no batches; a single value per channel in all; statistics that are not finite, or not in the dtype
+            of the norm's buffers (a variance above 65504 in float16); norms that do not know their size yet; a model
+            on the meta device; an error on another rank. After any error, also one of the model or the loader, the
             model is as it was.
 
     Example:
@@ -132,6 +135,7 @@ def recalibrate(
     """
     if whole_number("phases", phases) < 1:
         raise ArgumentError(f"phases must be at least 1, got {phases}: use 1 for the statistics of training's inputs")
+    check_batches("recalibrate", batches)
     if phases > 1 and iter(batches) is batches:
         raise ArgumentError(
             f"phases={phases} reads the batches {phases} times, got a {type(batches).__name__}, which can be read "
@@ -143,6 +147,7 @@ def recalibrate(
     for name, norm in norms.items():
         if isinstance(norm.running_mean, UninitializedBuffer):
             raise StateError(f"recalibrate needs norms that know their size, {name!r} does not: call the model once")
+    check_values("recalibrate", norms.items())
     if not norms:
         return Recalibration(tuple(_row(name, norm, "frozen") for name, norm in every.items()), 0, 0)
 
@@ -227,7 +232,7 @@ def _install(norms: Mapping[str, _NormBase], moments: Mapping[_NormBase, Moments
                 f"statistics must be finite, those of {name!r} are not after {read} batches: look for nan or inf in "
                 "its inputs, or single positions in an instance norm; the model is as it was"
             )
-        write(norm, mean, var)
+        write(name, norm, mean, var)
         if isinstance(norm.num_batches_tracked, Tensor):
             norm.num_batches_tracked.fill_(seen.calls)
 
