@@ -35,7 +35,7 @@ def test_running_statistics_that_overflow_are_refused():
 
 
 def test_a_weight_that_overflows_is_refused():
-    """A channel that group norm makes small beside its neighbour is made large again, by a factor beyond float16."""
+    """A channel that is small next to its neighbours is made large again, by a factor beyond float16."""
     model = model_with(nn.BatchNorm2d(4)).half()
     with torch.no_grad():
         model[0].weight[0].mul_(1e-3)
@@ -43,4 +43,4 @@ def test_a_weight_that_overflows_is_refused():
         model[1].weight[0] = 1000.0
         model[1].running_var.zero_()
     with pytest.raises(StateError, match="the weights that calibrate finds must be finite as"):
-        normkit.convert(model, to="group_norm", num_groups=1, calibrate=[torch.randn(8, 3, 6, 6).half()])
+        normkit.convert(model, to="rms_norm", calibrate=[torch.randn(8, 3, 6, 6).half()])
