@@ -35,7 +35,8 @@ def fold(
 
     A norm is folded only where the whole output of the layer goes to it alone, seen by recording every function of
     torch while the model runs on the example, and where the model can be traced symbolically, by its graph too.
-    Each pair is checked in float64 on what it got from the example, the model as a whole in its own precision.
+    Each pair is checked in float64 on what it got from the example and on random numbers, the model as a whole in its
+    own precision.
 
     Args:
         model: in evaluation mode; a norm in training mode stays.
@@ -50,9 +51,10 @@ def fold(
         and the report. If outputs move by more than the tolerance nothing is folded, and the report says so.
 
     Raises:
-        ArgumentError: an example of another type, or a model that returns no floating-point tensor.
-        StateError: with `strict`, a norm that stays; layers that do not know their size yet; a model that is compiled
-            or cannot be copied. In every case the model is as it was.
+        ArgumentError: an example of another type, or a model that returns no floating-point tensor, or only nan, inf
+            or empty ones.
+        StateError: with `strict`, a norm that stays; layers that do not know their size yet or are on the meta device;
+            a model that is compiled or cannot be copied. In every case the model is as it was.
 
     Example:
         >>> import torch, normkit

@@ -45,13 +45,15 @@ def freeze(
 
     A frozen norm computes as in evaluation: ``y = (x - running_mean) / sqrt(running_var + eps) * weight + bias``. It is
     still an instance of its class, has the same ``state_dict``, and stays frozen through `copy.deepcopy`, `pickle`,
-    `torch.save` of the module, and `torch.compile`. Freezing twice changes nothing; parts add up. The other modules
-    train on, dropout among them.
+    `torch.save` of the module, `torch.compile`, and the first batch of a lazy norm. Utilities that exchange batch norms
+    or compute their statistics again, such as ``convert_sync_batchnorm`` and ``update_bn``, leave it alone. Freezing
+    twice changes nothing; parts add up. The other modules train on, dropout among them.
 
     Args:
         model: changed in place.
         statistics: hold running mean and variance, and use them.
-        affine: set ``requires_grad`` of the norm's own parameters to False. A later ``requires_grad_(True)`` undoes it.
+        affine: set ``requires_grad`` of the norm's own parameters to False and their gradients to None, so that no
+            optimizer of torch moves them. A later ``requires_grad_(True)`` undoes it.
         where: names or patterns of names (``"backbone.*"``), or a function of name and module; None for all.
         like: a ``state_dict`` of a model with frozen norms: freeze the same parts of the same norms. The note is in
             its metadata, which plain models ignore and `torch.save` keeps, but a copy as a plain dict does not.
@@ -62,6 +64,7 @@ def freeze(
     Raises:
         ArgumentError: nothing to freeze: no norm with running statistics, a pattern that fits none, neither part asked
             for, or a `like` without metadata or of another model. Nothing is changed then.
+        StateError: a norm that was frozen in part and parametrized since.
 
     Example:
         >>> import torch, normkit
