@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import normkit
-from normkit.errors import StateError
+from normkit.errors import ArgumentError, StateError
 
 
 def model_with(norm: nn.Module) -> nn.Sequential:
@@ -44,3 +44,9 @@ def test_a_weight_that_overflows_is_refused():
         model[1].running_var.zero_()
     with pytest.raises(StateError, match="the weights that calibrate finds must be finite as"):
         normkit.convert(model, to="rms_norm", calibrate=[torch.randn(8, 3, 6, 6).half()])
+
+
+@pytest.mark.parametrize("batches", [torch.randn(2, 3, 6, 6), {"input": torch.randn(2, 3, 6, 6)}])
+def test_a_single_batch_in_place_of_several_is_refused(batches):
+    with pytest.raises(ArgumentError, match=r"calibrate must be batches, got one .*: put it into a list"):
+        normkit.convert(model_with(nn.BatchNorm2d(4)), to="group_norm", calibrate=batches)

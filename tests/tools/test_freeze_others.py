@@ -356,3 +356,29 @@ def test_a_model_with_a_train_of_its_own_is_put_back():
     # 1 is added and taken off again: one unit of the last place of 2.
     torch.testing.assert_close(model[0].weight.detach(), before, rtol=0, atol=2**-22)
     assert model[0].training
+
+
+class DistributedDataParallel(nn.Module):
+    """Known by its name, as those of other libraries are."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def test_parameters_in_a_wrapper_for_several_processes_are_frozen_before_it_is_made():
+    """It waits for the gradients of the parameters that required one when it was made, and for no others."""
+    wrapped = DistributedDataParallel(trained())
+    with pytest.raises(StateError, match=r"freeze needs a model whose .*\(model.module, where it is wrapped already\)"):
+        normkit.freeze(wrapped)
+    assert all(p.requires_grad for p in wrapped.parameters())
+    assert not is_frozen(wrapped.module[1])
+    normkit.freeze(wrapped, affine=False)
+    assert is_frozen(wrapped.module[1])
+    normkit.freeze(wrapped.module)
+    with pytest.raises(StateError, match="unfreeze needs a model whose"):
+        normkit.unfreeze(wrapped)
+    normkit.unfreeze(wrapped, affine=False)
+    assert not is_frozen(wrapped.module[1])
+    with pytest.raises(StateError, match="fold needs a model whose"):
+        normkit.fold(wrapped.eval(), image())

@@ -452,16 +452,16 @@ def test_a_sample_alone_does_not_meet_statistics_that_overflow():
 @pytest.mark.parametrize(
     ("batches", "text"),
     [
-        (torch.randn(2, 4), r"got a tensor of shape \(2, 4\): give \[x\] for one batch, x\.split\(32\) for several"),
-        ({"input": torch.randn(2, 4)}, r"got dict: give \[batch\] for one batch"),
-        ("data", r"got str: give \[batch\]"),
+        (torch.randn(2, 4), r"got one tensor of shape \(2, 4\): put it into a list, \[x\]"),
+        ({"input": torch.randn(2, 4)}, r"got one dict: put it into a list, \[batch\]"),
+        ("data", r"got one str: put it into a list, \[batch\]"),
         (3, r"got int: give a list of batches or a DataLoader"),
     ],
 )
 def test_a_single_batch_in_place_of_several_is_refused(batches, text):
     model = stack()
     before = everything(model)
-    with pytest.raises(ArgumentError, match=f"recalibrate reads an iterable of batches, {text}"):
+    with pytest.raises(ArgumentError, match=f"the data of recalibrate must be batches, {text}"):
         normkit.recalibrate(model, batches)
     assert_same(model, before)
 

@@ -23,17 +23,17 @@ def check_values(function: str, modules: Iterable[tuple[str, nn.Module]]) -> Non
             )
 
 
-def check_batches(function: str, batches: Any) -> None:
+def check_batches(what: str, batches: Any) -> None:
     """Refuse a single batch where several are read: a tensor's rows and a mapping's keys would be taken for batches."""
     if isinstance(batches, Tensor):
-        got, remedy = f"a tensor of shape {tuple(batches.shape)}", "give [x] for one batch, x.split(32) for several"
+        got, remedy = f"one tensor of shape {tuple(batches.shape)}", "put it into a list, [x]"
     elif isinstance(batches, Mapping | str):
-        got, remedy = type(batches).__name__, "give [batch] for one batch"
+        got, remedy = f"one {type(batches).__name__}", "put it into a list, [batch]"
     elif not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
         got, remedy = type(batches).__name__, "give a list of batches or a DataLoader"
     else:
         return
-    raise ArgumentError(f"{function} reads an iterable of batches, got {got}: {remedy}")
+    raise ArgumentError(f"{what} must be batches, got {got}: {remedy}")
 
 
 def is_readable(tensor: Tensor) -> bool:

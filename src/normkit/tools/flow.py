@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from normkit.errors import ArgumentError
-from normkit.parametrize.modes import modes_of, put_back
 from normkit.tools.absorb import LAYERS
-
-M = TypeVar("M", bound=nn.Module)
+from normkit.tools.walk import copy_of
 
 FACTS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "__len__"}
 FACTS |= {"element_size", "get_device", "shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad"}
@@ -200,15 +197,6 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(getattr(value, entry.name, None))
 
 
-def copied(model: M, memo: dict[int, Any] | None = None) -> M:
-    """A deep copy in which every module has its mode; a module of `torch.fx` makes some of its modules anew."""
-    twin = copy.deepcopy(model, memo)
-    modes = modes_of(model)
-    originals = dict(model.named_modules(remove_duplicate=False))
-    put_back({module: modes[originals[name]] for name, module in twin.named_modules() if name in originals})
-    return twin
-
-
 class _Tracer(fx.Tracer):
     def __init__(self, leaves: Collection[nn.Module]) -> None:
         super().__init__()
@@ -239,7 +227,7 @@ class Graph:
         memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
         modules = dict(model.named_modules(remove_duplicate=False))
         try:
-            twin = copied(model, memo)
+            twin = copy_of(model, memo)
             copies = dict(twin.named_modules(remove_duplicate=False))
             signature = inspect.signature(twin.forward)
             given = signature.bind(*_args(example), **_kwargs(example)).arguments

@@ -13,10 +13,10 @@ from torch.nn.modules import lazy
 from normkit.errors import StateError
 from normkit.parametrize._checks import check_values
 from normkit.parametrize.modes import modes_of, put_back
-from normkit.tools.flow import copied
 from normkit.tools.fold_report import Fold, FoldRefusal, FoldReport
 from normkit.tools.folding import Folding
-from normkit.tools.walk import walk
+from normkit.tools.walk import copy_of, walk
+from normkit.tools.wrapped import refuse_wrapped
 
 __all__ = ["Fold", "FoldRefusal", "FoldReport", "fold"]
 
@@ -54,7 +54,8 @@ def fold(
         ArgumentError: an example of another type, or a model that returns no floating-point tensor, or only nan, inf
             or empty ones.
         StateError: with `strict`, a norm that stays; layers that do not know their size yet or are on the meta device;
-            a model that is compiled or cannot be copied. In every case the model is as it was.
+            a model that is compiled, in a wrapper for several processes, or cannot be copied. In every case the model
+            is as it was.
 
     Example:
         >>> import torch, normkit
@@ -77,12 +78,10 @@ def fold(
                 f"a compiled graph would not see what fold changes, and {place.name or 'the model'!r} is compiled: "
                 "fold first and compile the result"
             )
+    refuse_wrapped(model, "fold")
     check_values("fold", model.named_modules())
     if not inplace:
-        try:
-            model = copied(model)
-        except Exception as error:
-            raise StateError(f"the model cannot be copied ({error}): use inplace=True") from error
+        model = copy_of(model)
     work = Folding(model)
     try:
         with _in_evaluation(work):

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from normkit.errors import ArgumentError, nearest
 from normkit.tools.freezing import MARK, check_class, hold, is_frozen, let_go, plain_class
 from normkit.tools.running import Where, chosen, keeps_statistics, norms_of
+from normkit.tools.wrapped import refuse_wrapped
 
 __all__ = ["Freezing", "freeze", "is_frozen", "plain_class", "unfreeze"]
 
@@ -64,7 +65,8 @@ def freeze(
     Raises:
         ArgumentError: nothing to freeze: no norm with running statistics, a pattern that fits none, neither part asked
             for, or a `like` without metadata or of another model. Nothing is changed then.
-        StateError: a norm that was frozen in part and parametrized since.
+        StateError: a norm that was frozen in part and parametrized since; parameters under DistributedDataParallel or
+            a sharding wrapper, which keeps account of those that require a gradient: freeze them before.
 
     Example:
         >>> import torch, normkit
@@ -94,6 +96,7 @@ def freeze(
     if like is not None:
         unfit = {name for name in unfit if "statistics" in wanted[name]}
     done = {name: parts for name, parts in wanted.items() if name not in unfit}
+    _refuse_wrapped("freeze", model, done)
     hold({norms[name]: parts for name, parts in done.items()})
     return Freezing(done, {name: "it has no running statistics" for name in wanted if name in unfit})
 
@@ -111,7 +114,7 @@ def unfreeze(model: nn.Module, statistics: bool = True, affine: bool = True, *, 
 
     Raises:
         ArgumentError: a pattern that fits no norm.
-        StateError: a norm that was parametrized after it was frozen.
+        StateError: a norm that was parametrized after it was frozen; parameters under such a wrapper.
 
     Example:
         >>> import torch, normkit
@@ -129,11 +132,18 @@ def unfreeze(model: nn.Module, statistics: bool = True, affine: bool = True, *, 
             done[name] = gone
         elif where is not None:
             left[name] = "it is not frozen"
+    _refuse_wrapped("unfreeze", model, done)
     for name in done:
         check_class("unfreeze", known[name])
     for name, gone in done.items():
         let_go(known[name], gone)
     return Freezing(done, left)
+
+
+def _refuse_wrapped(function: str, model: nn.Module, parts: Mapping[str, tuple[str, ...]]) -> None:
+    """A wrapper for several processes keeps account of the parameters that require a gradient when it is made."""
+    if any("affine" in each for each in parts.values()):
+        refuse_wrapped(model, function)
 
 
 def _parts(statistics: bool, affine: bool) -> tuple[str, ...]:

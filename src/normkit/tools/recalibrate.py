@@ -135,7 +135,7 @@ def recalibrate(
     """
     if whole_number("phases", phases) < 1:
         raise ArgumentError(f"phases must be at least 1, got {phases}: use 1 for the statistics of training's inputs")
-    check_batches("recalibrate", batches)
+    check_batches("the data of recalibrate", batches)
     if phases > 1 and iter(batches) is batches:
         raise ArgumentError(
             f"phases={phases} reads the batches {phases} times, got a {type(batches).__name__}, which can be read "
