@@ -335,6 +335,7 @@ def test_what_runs_a_model_in_evaluation_keeps_the_mode_that_unfreeze_finds(told
     normkit.convert(model, to="group_norm", example=x, inplace=True)[1].revert(model)
     normkit.recalibrate(model, [x])
     normkit.fold(model, x)
+    normkit.audit(model, x)
     normkit.unfreeze(model)
     assert model[1].training == told
 
@@ -382,3 +383,15 @@ def test_parameters_in_a_wrapper_for_several_processes_are_frozen_before_it_is_m
     assert not is_frozen(wrapped.module[1])
     with pytest.raises(StateError, match="fold needs a model whose"):
         normkit.fold(wrapped.eval(), image())
+
+
+def test_a_model_on_meta_is_frozen_before_it_has_values():
+    model = trained().to("meta")
+    normkit.freeze(model)
+    full = trained()
+    model.load_state_dict(full.state_dict(), assign=True)
+    x = image()
+    assert torch.equal(model.train()(x), full.eval()(x))
+    assert not model[1].weight.requires_grad
+    normkit.unfreeze(model)
+    assert model[1].weight.requires_grad
