@@ -220,3 +220,18 @@ def test_init_leaves_the_model_as_it_was_when_the_forward_raises(batch):
 def test_init_without_a_weight_norm_is_an_error():
     with pytest.raises(StateError, match="Linear has none: call weight_norm"):
         init_weight_norm(linear(), torch.randn(2, 5))
+
+
+def test_init_of_lengths_that_half_precision_cannot_hold_changes_nothing():
+    layer = weight_norm(linear().half())
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(StateError, match=r"lengths of '' must be finite as torch\.float16, .*: initialise"):
+        init_weight_norm(layer, (torch.randn(64, 5) * 1e-6).half())
+    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+    init_weight_norm(layer.bfloat16(), (torch.randn(64, 5) * 1e-6).bfloat16())
+    assert all(value.isfinite().all() for value in layer.state_dict().values())
+
+
+def test_init_on_meta_is_refused():
+    with pytest.raises(StateError, match="init_weight_norm needs tensors with values, 'bias' is on the meta device"):
+        init_weight_norm(weight_norm(linear().to("meta")), torch.randn(64, 5))

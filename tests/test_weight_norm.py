@@ -25,7 +25,7 @@ SHAPES = [((4, 3), 0), ((4, 3), 1), ((4, 3), -1), ((4, 3), None), ((5,), 0), ((5
 def oracle(g: Tensor, v: Tensor, dim: int | None) -> Tensor:
     """The definition, in float64, for lengths that are not 0."""
     g, v = g.double(), v.double()
-    if dim is None:
+    if dim is None or dim == -1:  # torch keeps None as -1
         return g * v / v.flatten().norm()
     axis = dim % v.ndim
     axes = [i for i in range(v.ndim) if i != axis]
@@ -144,6 +144,94 @@ def test_state_is_that_of_torch_and_loads_both_ways(dim):
     torch.testing.assert_close(ours(x), trained(x))
     theirs.load_state_dict(ours.state_dict())
     torch.testing.assert_close(theirs(x), trained(x))
+
+
+def both_of_torch() -> dict[str, object]:
+    def old(module: nn.Module, name: str, dim: int | None) -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls it deprecated
+            return torch.nn.utils.weight_norm(module, name, dim)
+
+    return {"parametrization": parametrizations.weight_norm, "hook": old}
+
+
+@pytest.mark.parametrize("theirs", both_of_torch())
+@pytest.mark.parametrize(
+    ("shape", "dim"),
+    [((7,), None), ((7,), 0), ((7,), -1)]
+    + [((4, 3), dim) for dim in (None, *range(-2, 2))]
+    + [((4, 3, 2, 5), dim) for dim in (None, *range(-4, 4))],
+)
+def test_every_dim_means_what_it_means_to_torch(shape, dim, theirs):
+    torch.manual_seed(0)
+
+    def module() -> nn.Module:
+        made = nn.Module()
+        made.weight = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+        return made
+
+    def ready(made: nn.Module) -> nn.Module:
+        for hook in made._forward_pre_hooks.values():
+            hook(made, ())  # the old function computes the weight before forward
+        return made
+
+    ours, other = weight_norm(module(), dim=dim), both_of_torch()[theirs](module(), "weight", dim)
+    g, v = parts(ours)
+    with torch.no_grad():
+        g.mul_(torch.randn_like(g))
+        v.add_(torch.randn_like(v))
+    state = ours.state_dict()
+    if theirs == "hook":
+        state = {f"weight_{name}": value for name, value in zip("gv", state.values(), strict=True)}
+    other.load_state_dict(state)
+    # Both round the norm, the quotient and the product.
+    torch.testing.assert_close(ours.weight, ready(other).weight, rtol=1e-6, atol=1e-7)
+    upstream = torch.randn(shape)
+    mine = torch.autograd.grad(ours.weight, (g, v), upstream)
+    same = [p for _, p in sorted(other.named_parameters())]
+    for one, two in zip(mine, torch.autograd.grad(other.weight, same, upstream), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+    fresh = weight_norm(module(), dim=dim)
+    fresh.load_state_dict(other.state_dict())
+    assert torch.equal(fresh.weight, ours.weight)
+    used = ours.weight.detach().clone()
+    assert torch.equal(remove_weight_norm(copy.deepcopy(ours)).weight, used)
+
+
+@pytest.mark.parametrize("dim", [None, -1])
+def test_the_class_itself_takes_the_same_dims(dim):
+    module = linear()
+    before = module.weight.detach().clone()
+    parametrize.register_parametrization(module, "weight", WeightNorm(dim))
+    assert torch.equal(module.weight, before)
+    assert parts(module)[0].shape == ()
+    with pytest.raises(ArgumentError, match="dim of WeightNorm must be at least 0, -1 or None, got -2: call weight_n"):
+        WeightNorm(-2)
+
+
+def test_a_length_that_its_dtype_cannot_hold_is_refused():
+    """Where torch's own gives nan."""
+    module = nn.Linear(4096, 2, bias=False, dtype=torch.float16)
+    with torch.no_grad():
+        module.weight.fill_(2000.0)  # the root of 4096 times as much: 128000
+    for dim in (0, None):
+        with pytest.raises(StateError, match=r"must be finite as torch\.float16, whose largest number is 6\.55e\+04"):
+            weight_norm(module, dim=dim)
+        assert type(module) is nn.Linear
+        assert torch.equal(module.weight, torch.full_like(module.weight, 2000.0))
+    weight_norm(module, dim=1)
+    with pytest.raises(StateError, match="must be finite as"):
+        module.weight = torch.full_like(module.weight, 60000.0)
+    assert torch.equal(module.weight, torch.full_like(module.weight, 2000.0))
+    wide = weight_norm(nn.Linear(4096, 2, bias=False, dtype=torch.bfloat16))
+    wide.weight = torch.full((2, 4096), 2000.0, dtype=torch.bfloat16)
+    assert wide.weight.isfinite().all()
+
+
+def test_on_meta_there_is_nothing_to_check():
+    module = weight_norm(linear().to("meta"), dim=-1)
+    module.load_state_dict(weight_norm(linear(1), dim=-1).state_dict(), assign=True)
+    torch.testing.assert_close(module.weight, linear(1).weight)
 
 
 @pytest.mark.parametrize("nested", [False, True])

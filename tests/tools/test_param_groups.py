@@ -168,6 +168,11 @@ def test_of_a_compiled_model():
     assert [len(group["params"]) for group in groups] == [0, 4]
 
 
+def test_of_a_model_on_meta():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), normkit.weight_norm(nn.Linear(4, 2)), nn.LayerNorm(2))
+    assert named(copy.deepcopy(model).to("meta")) == named(model)
+
+
 @pytest.mark.parametrize(
     ("model", "options", "error", "text"),
     [

@@ -406,6 +406,72 @@ def test_what_gives_no_statistics_is_refused_and_changes_nothing(batches, option
     assert_same(model, before)
 
 
+HALF_NORMS = [
+    nn.BatchNorm1d(3),
+    nn.SyncBatchNorm(3),
+    nn.InstanceNorm1d(3, track_running_stats=True),
+    normkit.BatchNorm1d(3),
+    normkit.SyncBatchNorm(3),
+    normkit.InstanceNorm1d(3, track_running_stats=True),
+    normkit.GhostBatchNorm1d(3, virtual_batch_size=2),
+    normkit.BatchRenorm1d(3),
+]
+
+
+@pytest.mark.parametrize("norm", HALF_NORMS, ids=lambda norm: f"{type(norm).__module__}.{type(norm).__name__}")
+@pytest.mark.parametrize("phases", [1, 2])
+def test_statistics_that_their_dtype_cannot_hold_are_refused(norm, phases):
+    """A variance of a million: beyond float16, and no trouble to bfloat16 or to a norm that is kept in float32."""
+    data = torch.randn(16, 3, 5) * 1000
+    model = nn.Sequential(copy.deepcopy(norm).half(), nn.BatchNorm1d(3).half())
+    before = everything(model)
+    text = r"statistics of '0' must be finite as torch\.float16, whose largest number is 6\.55e\+04, got "
+    with pytest.raises(StateError, match=text):
+        normkit.recalibrate(model, [data.half()], phases=phases)
+    assert_same(model, before)
+    wide = copy.deepcopy(norm).bfloat16()
+    assert normkit.recalibrate(wide, [data.bfloat16()]).norms[0].outcome == "new"
+    assert wide.running_var.isfinite().all()
+    mixed = copy.deepcopy(norm).float()
+    normkit.recalibrate(mixed, [data])
+    axes = 2 if isinstance(norm, nn.modules.instancenorm._InstanceNorm) else (0, 2)
+    expected = data.double().var(axes, correction=1)
+    torch.testing.assert_close(mixed.running_var.double(), expected.reshape(-1, 3).mean(0), **ROUNDING)
+
+
+def test_a_sample_alone_does_not_meet_statistics_that_overflow():
+    """Where a batch has no variance the norm uses the statistics so far, which are stored for that."""
+    model = nn.Sequential(nn.BatchNorm1d(3).half())
+    before = everything(model)
+    batches = [(torch.randn(8, 3) * 1000).half(), (torch.randn(1, 3) * 1000).half()]
+    with pytest.raises(StateError, match="statistics of '0' must be finite"):
+        normkit.recalibrate(model, batches)
+    assert_same(model, before)
+
+
+@pytest.mark.parametrize(
+    ("batches", "text"),
+    [
+        (torch.randn(2, 4), r"got one tensor of shape \(2, 4\): put it into a list, \[x\]"),
+        ({"input": torch.randn(2, 4)}, r"got one dict: put it into a list, \[batch\]"),
+        ("data", r"got one str: put it into a list, \[batch\]"),
+        (3, r"got int: give a list of batches or a DataLoader"),
+    ],
+)
+def test_a_single_batch_in_place_of_several_is_refused(batches, text):
+    model = stack()
+    before = everything(model)
+    with pytest.raises(ArgumentError, match=f"the data of recalibrate must be batches, {text}"):
+        normkit.recalibrate(model, batches)
+    assert_same(model, before)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_model_on_meta_is_refused(device):
+    with pytest.raises(StateError, match=r"recalibrate needs tensors with values, '1\.weight' is on the meta device"):
+        normkit.recalibrate(stack().to("meta"), [torch.randn(3, 4, device=device)])
+
+
 def test_lazy_norms_must_know_their_size():
     with pytest.raises(StateError, match="'0' does not: call the model once"):
         normkit.recalibrate(nn.Sequential(nn.LazyBatchNorm1d()), [torch.randn(3, 4)])

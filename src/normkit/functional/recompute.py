@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from normkit.errors import StateError
 
@@ -25,7 +26,15 @@ add in another order, which is a few roundings, while two batches differ by far 
 
 def is_recomputing() -> bool:
     """Whether this forward runs inside a backward pass, as activation checkpointing makes it run again."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return not is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def count(counter: Tensor) -> None:
+    """Add a batch to a counter, unless it is computed again; a graph asks that each time that it runs."""
+    if is_compiling():
+        counter.add_(torch.ops.normkit.is_first_pass.default(counter.device))
+    elif torch._C._current_graph_task_id() == -1:
+        counter.add_(1)
 
 
 def _may_be_recomputed() -> bool:

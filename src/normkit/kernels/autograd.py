@@ -393,6 +393,9 @@ def moved(
 
 def keep(statistic: Tensor, value: Tensor) -> None:
     """Write a running statistic; what a transform of torch.func refuses is said with its remedy."""
+    if torch.compiler.is_compiling():
+        # Asked each time that the graph runs: a checkpoint round a compiled module runs it again in backward.
+        value = torch.where(torch.ops.normkit.is_first_pass.default(statistic.device), value, statistic)
     try:
         statistic.copy_(value)
     except RuntimeError as cause:

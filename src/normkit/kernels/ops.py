@@ -36,6 +36,8 @@ library.define(
     " -> (Tensor dx, Tensor dweight, Tensor dbias)",
     tags=_TAGS,
 )
+# What it answers is of the moment and of no tensor: a CUDA graph that replays it would repeat its first answer.
+library.define("is_first_pass(Device device) -> Tensor", tags=(*_TAGS, torch.Tag.cudagraph_unsafe))
 
 
 # The operators --------------------------------------------------------------------------------------------
@@ -158,6 +160,12 @@ def backward(
     return call.out(dx) if want_x else dx, call.parameter_back(dweight), call.parameter_back(dbias)
 
 
+def is_first_pass(device: torch.device) -> Tensor:
+    """Whether a forward runs outside of backward, in which activation checkpointing runs it again; in no dimension."""
+    return torch.full((), torch._C._current_graph_task_id() == -1, device=device)
+
+
+library.impl("is_first_pass", is_first_pass, "CompositeExplicitAutograd")
 for _name, _body in {"normalize": normalize, "standardize": standardize, "backward": backward}.items():
     library.impl(_name, _body, "CompositeExplicitAutograd")
 
@@ -220,3 +228,8 @@ def _(
         x.new_empty(features if want_weight else 0, dtype=dtype),
         x.new_empty(features if want_bias else 0, dtype=dtype),
     )
+
+
+@torch.library.register_fake("normkit::is_first_pass", lib=library)
+def _(device: torch.device) -> Tensor:
+    return torch.empty((), dtype=torch.bool, device=device)

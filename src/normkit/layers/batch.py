@@ -13,7 +13,7 @@ from torch.nn.modules import batchnorm
 from normkit import functional
 from normkit.functional.batch_update import skipped_channels
 from normkit.functional.extras import Extras, Output
-from normkit.functional.recompute import is_recomputing
+from normkit.functional.recompute import count, is_recomputing
 from normkit.kernels.autograd import keep
 from normkit.kernels.autograd import skipped_channels as skipped_so_far
 from normkit.layers._checks import check_channels, check_rank, checked, named, with_activation
@@ -47,7 +47,7 @@ def keep_statistics(
     if counter is None or is_recomputing():
         return
     with torch.no_grad():
-        counter.add_(1)
+        count(counter)
         if new is None or not input.numel():
             return
         for buffer, value in zip((layer.running_mean, layer.running_var), new, strict=True):
@@ -88,8 +88,8 @@ class _BatchNorm(batchnorm._BatchNorm):
         if counter is not None and not is_compiling() and skipped_so_far() != before:
             self._count_skipped(input, momentum, extras)
         # Counted after the call, for a refused input changes no state; an empty batch counts, as torch has it.
-        if counter is not None and not is_recomputing():
-            counter.add_(1)
+        if counter is not None:
+            count(counter)
         return y
 
     @property

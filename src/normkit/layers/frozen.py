@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import batchnorm
+from torch.nn.modules import batchnorm, instancenorm
 
 from normkit import functional
 from normkit.errors import ArgumentError
@@ -46,7 +46,7 @@ class _FrozenBatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long, device=device))
 
     @classmethod
-    def from_batch_norm(cls, layer: batchnorm._BatchNorm) -> Self:
+    def from_batch_norm(cls, layer: nn.Module) -> Self:
         """A frozen copy of a batch norm, which itself is left as it is.
 
         Args:
@@ -59,7 +59,7 @@ class _FrozenBatchNorm(nn.Module):
             ArgumentError: a layer of another kind, one whose class has a forward of its own (timm's `BatchNormAct2d`
                 applies an activation), or one without running statistics or not yet sized.
         """
-        if not isinstance(layer, batchnorm._BatchNorm):
+        if not isinstance(layer, batchnorm._NormBase) or isinstance(layer, instancenorm._InstanceNorm):
             raise ArgumentError(f"{cls.__name__} is made of a batch norm, got {type(layer).__name__}: give the norm")
         forward = vars(layer).get("forward", type(layer).forward)
         if not str(getattr(forward, "__module__", "")).startswith(("torch.nn.modules.", "normkit.layers.")):

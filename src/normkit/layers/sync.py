@@ -12,7 +12,7 @@ from torch.nn.modules import batchnorm
 
 from normkit import functional
 from normkit.functional.extras import Extras, Output
-from normkit.functional.recompute import is_recomputing
+from normkit.functional.recompute import count
 from normkit.functional.sync import sync_batch_norm, world_size
 from normkit.layers._checks import check_channels, check_rank, checked, with_activation
 from normkit.layers.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d, share_of
@@ -127,8 +127,8 @@ class SyncBatchNorm(batchnorm._BatchNorm):
         running = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
         group = self.process_group
         y = sync_batch_norm(input, *running, self.weight, self.bias, momentum, self.eps, group, **extras)
-        if counter is not None and not is_recomputing():
-            counter.add_(1)
+        if counter is not None:
+            count(counter)
         return y
 
     def _alone(self, input: Tensor, extras: Extras) -> Output:
@@ -137,8 +137,8 @@ class SyncBatchNorm(batchnorm._BatchNorm):
         keep = self.track_running_stats or not self.training
         running = (self.running_mean, self.running_var) if keep else (None, None)
         y = functional.batch_norm(input, *running, self.weight, self.bias, own, momentum, self.eps, **extras)
-        if counter is not None and not is_recomputing():
-            counter.add_(1)
+        if counter is not None:
+            count(counter)
         return y
 
     @staticmethod
@@ -205,10 +205,11 @@ class SyncBatchNorm(batchnorm._BatchNorm):
         """
         left: list[str] = []
         for name, module in model.named_modules():
-            if not _is_plain(module):
+            if not isinstance(module, SyncBatchNorm):
                 continue
-            if module.origin is None:
-                left.append(name or "the model itself")
+            changed = not _is_plain(module)
+            if module.origin is None or changed:
+                left.append((name or "the model itself") + changed * " (its class changed since, as by freeze)")
                 continue
             layer: Any = module
             layer.__class__ = layer.origin

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from normkit.errors import ArgumentError, DtypeError, ShapeError, StateError, nearest
 from normkit.kernels.weight import length_of, normalized_weight
+from normkit.parametrize._checks import is_readable
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -37,23 +38,39 @@ class WeightNorm(NormOfWeight):
     """Computes a weight from its lengths and directions; made by `weight_norm`.
 
     Args:
-        dim: the dimension whose every index has a length of its own; None for one length in all.
+        dim: the dimension whose every index has a length of its own; None, or -1 as torch has it, for one in all.
+
+    Raises:
+        ArgumentError: another negative dim: how many dimensions the weight has is known to `weight_norm` alone.
     """
 
     originals = ("original0", "original1")
 
     def __init__(self, dim: int | None = 0) -> None:
         super().__init__()
-        self.dim = dim
+        if dim is not None and dim < -1:
+            raise ArgumentError(f"dim of WeightNorm must be at least 0, -1 or None, got {dim}: call weight_norm")
+        self.dim = None if dim == -1 else dim
 
     def forward(self, g: Tensor, v: Tensor) -> Tensor:
         """The weight, in the dtype of `v`; 0 where `v` is 0, with finite gradients."""
         return normalized_weight(v, g, self.dim)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """``(g, v)`` for a weight: its lengths and a copy of itself."""
+        """``(g, v)`` for a weight: its lengths and a copy of itself.
+
+        Raises:
+            StateError: a length too large for the dtype of the weight.
+        """
+        length = length_of(weight, self.dim).to(weight.dtype)
+        if is_readable(length) and not length.isfinite().all() and weight.isfinite().all():
+            raise StateError(
+                f"the lengths of a weight must be finite as {weight.dtype}, whose largest number is "
+                f"{torch.finfo(weight.dtype).max:.3g}, got {float(weight.double().norm()):.3g} for the whole weight: "
+                "call weight_norm on the layer in float32"
+            )
         # A copy, or training v would write into a parameter that another module shares.
-        return length_of(weight, self.dim).to(weight.dtype), weight.detach().clone()
+        return length, weight.detach().clone()
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}"
@@ -70,8 +87,8 @@ def weight_norm(module: M, name: str = "weight", dim: int | None = 0) -> M:
         module: holds the parameter; changed in place.
         name: of the parameter, any shape with at least one element.
         dim: the dimension whose every index has its own length: 0 is one length for each output of a Linear
-            or Conv layer, 1 for each output channel of a ConvTranspose. Negative values count from the
-            end (torch's own function reads -1 as None). None gives one length for the whole tensor.
+            or Conv layer, 1 for each output channel of a ConvTranspose. None gives one length for the whole
+            tensor, and so does -1, as in torch; other negative values count from the end.
 
     Returns:
         The module. The keys of its ``state_dict`` are those of `torch.nn.utils.parametrizations.weight_norm`,
@@ -83,7 +100,7 @@ def weight_norm(module: M, name: str = "weight", dim: int | None = 0) -> M:
         ArgumentError: no such parameter, or no such dimension.
         ShapeError: a parameter without elements.
         DtypeError: a parameter that is not floating point.
-        StateError: the parameter is normalized already, or not initialised yet.
+        StateError: the parameter is normalized already, or not initialised yet, or a length is too large for its dtype.
 
     Example:
         >>> import torch, normkit
@@ -204,10 +221,10 @@ def plain_parameter(module: nn.Module, name: str, norm: str = "weight_norm") -> 
 
 
 def _dimension(dim: int | None, name: str, parameter: Tensor) -> int | None:
-    if dim is None or 0 <= dim < parameter.ndim:
-        return dim
-    if -parameter.ndim <= dim < 0:
-        return dim + parameter.ndim
+    if dim is None or dim == -1:
+        return None  # torch keeps None as -1, so that both are one length
+    if -parameter.ndim <= dim < parameter.ndim:
+        return dim % parameter.ndim
     raise ArgumentError(
         f"dim must name a dimension of {name!r}, which has {parameter.ndim}; got {dim}: "
         "use 0 for one length for each output, None for one length in all"

@@ -15,6 +15,8 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from normkit.errors import ShapeError, StateError
+from normkit.parametrize._checks import check_values, stored
+from normkit.parametrize.modes import evaluating
 from normkit.parametrize.weight import weight_norm_of
 
 CONVOLUTIONS: dict[type[nn.Module], int] = {
@@ -93,7 +95,8 @@ def init_weight_norm(model: nn.Module, batch: Tensor | tuple[Any, ...] | list[An
         first use.
 
     Raises:
-        StateError: no layer of the model has a weight norm.
+        StateError: no layer of the model has a weight norm; a length too large for the layer's dtype; a model
+            on the meta device.
         Whatever the model's forward raises; the model is then as it was before.
 
     Example:
@@ -114,13 +117,13 @@ def init_weight_norm(model: nn.Module, batch: Tensor | tuple[Any, ...] | list[An
             f"init_weight_norm needs at least one layer with a weight norm; {type(model).__name__} has none: "
             "call weight_norm on its layers first"
         )
-    modes = {module: module.training for module in model.modules()}
+    check_values("init_weight_norm", model.named_modules())
     hooks: list[RemovableHandle] = []
     try:
         for layer in layers:
             hooks += layer.hooks()
-        model.eval()
-        _call(model, batch)
+        with evaluating(model):
+            _call(model, batch)
     except BaseException:
         for layer in layers:
             layer.restore()
@@ -128,8 +131,6 @@ def init_weight_norm(model: nn.Module, batch: Tensor | tuple[Any, ...] | list[An
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes.items():
-            module.training = training
     return InitReport(tuple(layer.row or InitRow(layer.name, skipped=UNREACHED) for layer in layers))
 
 
@@ -177,7 +178,8 @@ class _Layer:
         varies = std > ROUNDING * torch.finfo(t.dtype).eps * values.abs().amax(1)
         old_g, old_bias = self.kept
         scale = torch.where(varies, 1 / std, old_g.flatten())
-        self.g.copy_(scale.view_as(self.g))
+        remedy = "initialise the model in float32 and convert it then; the model is as it was"
+        self.g.copy_(stored(scale, self.g.dtype, f"lengths of {self.name!r}", remedy).view_as(self.g))
         shift = torch.zeros_like(mean)
         if self.bias is not None and old_bias is not None:
             shift = torch.where(varies, -mean / std, old_bias)

@@ -17,10 +17,11 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2
 def scale_and_shift(norm: Any, eps: float) -> tuple[Tensor, Tensor]:
     """What a norm does to each channel in evaluation, ``y = x * scale + shift``, in float64."""
     scale = (norm.running_var.detach().double() + eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
+    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+    if weight is not None:
+        scale = scale * weight.detach().double()
     shift = -norm.running_mean.detach().double() * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
+    return scale, shift if bias is None else shift + bias.detach().double()
 
 
 def channels_out(layer: Layer) -> int:
@@ -72,3 +73,25 @@ def shift_is_lost(layer: Layer) -> str:
 def _along(values: Tensor, like: Tensor, dims: tuple[int, ...]) -> Tensor:
     """The values with size 1 in every dimension of `like` but these."""
     return values.reshape([size if dim in dims else 1 for dim, size in enumerate(like.shape)])
+
+
+def unusual(parameter: nn.Parameter) -> str:
+    """Why a parameter cannot be exchanged for one with other values; empty if it can."""
+    if type(parameter) is not nn.Parameter:
+        return f"a {type(parameter).__name__}, whose values cannot be set"
+    if parameter.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        return str(parameter.dtype)
+    return "" if parameter.layout is torch.strided else str(parameter.layout)
+
+
+def set_parameters(layer: Layer, weight: Tensor, bias: Tensor) -> None:
+    """New parameters, so that others who hold the old ones keep their values."""
+    old = layer.weight
+    if layer.bias is not None or bool(bias.any()):
+        layer._parameters["bias"] = nn.Parameter(bias.to(old), old.requires_grad)
+    layer._parameters["weight"] = nn.Parameter(weight.to(old).contiguous(memory_format=_format(old)), old.requires_grad)
+
+
+def _format(weight: Tensor) -> torch.memory_format:
+    channels_last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last and not weight.is_contiguous() else torch.contiguous_format

@@ -8,9 +8,10 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from normkit.errors import ArgumentError, StateError, whole_number
+from normkit.parametrize._checks import check_batches
 from normkit.tools import fit
 from normkit.tools.build import RefusedError, equivalent, groups_for, other
 from normkit.tools.report import Change, ConvertReport, Refusal, as_text
@@ -82,10 +83,8 @@ def convert(
         raise ArgumentError(f"num_groups must be at least 1, got {num_groups}: use 32, or leave it out")
     if calibrate is not None and to is None:
         raise ArgumentError("calibrate fits the weights of another method, and to= names none: give to=")
-    if isinstance(calibrate, Tensor):
-        raise ArgumentError(
-            f"calibrate must be batches, got one tensor of shape {tuple(calibrate.shape)}: put it into a list, [x]"
-        )
+    if calibrate is not None:
+        check_batches("calibrate", calibrate)
     found = list(norms(model))
     refuse_wrapped(model, "convert" if to is None else "convert(to=)", same_tensors=to is None)
     wish = Wish.of(to, [place for place, _ in found])

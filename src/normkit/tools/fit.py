@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -14,24 +13,13 @@ from torch import Tensor, nn
 
 from normkit.errors import ArgumentError
 from normkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normkit.parametrize._checks import stored
+from normkit.parametrize.modes import evaluating
 from normkit.tools.build import equivalent
 from normkit.tools.facts import Facts
 from normkit.tools.running import bare
 
 Watcher = Callable[[nn.Module, Tensor, Tensor], None]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients; the modes of all modules are put back."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def run(model: nn.Module, batches: Iterable[Any], watchers: Mapping[nn.Module, Watcher]) -> int:
@@ -123,6 +111,7 @@ def fit(
 
     Raises:
         ArgumentError: there are no batches, or a norm's values are not finite.
+        StateError: what was fitted is too large for the dtype of the new layer.
     """
     sums = {module: _Sums() for module in pairs}
     watchers: dict[nn.Module, Watcher] = {
@@ -201,10 +190,19 @@ def _solved(s: _Sums, new: nn.Module) -> Fitted:
     shift = mean * weight - s.y + (0 if bias is None else bias)
     wrong = (s.yy - 2 * weight * s.zy * scale + weight.square() * s.zz * scale.square() + s.n * shift.square()).sum()
     residual = (wrong.clamp_min(0) / s.yy.sum().clamp_min(1e-300)).sqrt().item()
+    if batch:
+        # Checked as they will be stored; the values are kept in float64.
+        for value, running in ((s.z, new.running_mean), (variance, new.running_var)):
+            if isinstance(running, Tensor):
+                _stored(value, running, "running statistics")
     return Fitted(
-        weight.reshape(old_weight.shape).to(old_weight.dtype),
-        None if bias is None or old_bias is None else bias.reshape(old_bias.shape).to(old_bias.dtype),
+        _stored(weight.reshape(old_weight.shape), old_weight, "weights"),
+        None if bias is None or old_bias is None else _stored(bias.reshape(old_bias.shape), old_bias, "biases"),
         s.z,
         variance,
         residual,
     )
+
+
+def _stored(value: Tensor, like: Tensor, what: str) -> Tensor:
+    return stored(value, like.dtype, f"the {what} that calibrate finds", "convert the model in float32")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import inspect
 import warnings
@@ -16,6 +15,8 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from normkit.errors import ArgumentError
+from normkit.tools.absorb import LAYERS
+from normkit.tools.walk import copy_of
 
 FACTS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "__len__"}
 FACTS |= {"element_size", "get_device", "shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad"}
@@ -55,6 +56,8 @@ class Flow:
     calls: dict[nn.Module, list[Call]]
     reads: dict[nn.Module, set[str]]
     """For each module, who else reads its parameters."""
+    asked: dict[nn.Module, set[str]]
+    """For each module that is no layer, which attributes other code reads of it."""
     output: Any
 
 
@@ -124,12 +127,41 @@ def record(model: nn.Module, watched: Collection[nn.Module], example: Any) -> Fl
         for module in watched:
             hooks.callback(module.register_forward_pre_hook(recorder.before, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(recorder.after).remove)
+        asked = hooks.enter_context(_asked([m for m in watched if not isinstance(m, LAYERS)], recorder.running))
         with torch.no_grad(), torch.compiler.set_stance("force_eager"), recorder:
             output = run(model, example)
     for tensor in tensors_in(output):
         if id(tensor) in recorder.made:
             recorder.made[id(tensor)].consumers.append("the caller of the model")
-    return Flow(recorder.calls, recorder.reads, output)
+    return Flow(recorder.calls, recorder.reads, asked, output)
+
+
+_EVERY_MODULE_HAS = {*dir(nn.Module), *vars(nn.Module())}
+
+
+@contextlib.contextmanager
+def _asked(modules: Collection[nn.Module], running: list[Call]) -> Iterator[dict[nn.Module, set[str]]]:
+    """Which attributes of the modules are read while they are not running, other than what every module has."""
+    asked: dict[nn.Module, set[str]] = {module: set() for module in modules}
+
+    def watched(cls: Any) -> type:
+        def read(self: nn.Module, name: str) -> Any:
+            if name not in _EVERY_MODULE_HAS and all(call.module is not self for call in running):
+                asked[self].add(name)
+            return cls.__getattribute__(self, name)
+
+        names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__getattribute__": read}
+        return type(cls.__name__, (cls,), names)
+
+    classes = {module: type(module) for module in modules}
+    reading = {cls: watched(cls) for cls in classes.values()}
+    try:
+        for module, cls in classes.items():
+            module.__class__ = reading[cls]
+        yield asked
+    finally:
+        for module, cls in classes.items():
+            module.__class__ = cls
 
 
 def run(model: nn.Module, example: Any) -> Any:
@@ -181,9 +213,12 @@ class Graph:
 
     def __init__(self, graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
         self.nodes: dict[nn.Module, list[fx.Node]] = {}
+        self.reads: dict[nn.Module, list[fx.Node]] = {}
         for node in graph.nodes:
             if node.op == "call_module":
                 self.nodes.setdefault(modules[str(node.target)], []).append(node)
+            elif node.op == "get_attr" and (owner := modules.get(str(node.target).rpartition(".")[0])):
+                self.reads.setdefault(owner, []).append(node)
 
     @staticmethod
     def of(model: nn.Module, leaves: Collection[nn.Module], example: Any) -> Graph | None:
@@ -192,7 +227,7 @@ class Graph:
         memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
         modules = dict(model.named_modules(remove_duplicate=False))
         try:
-            twin = copy.deepcopy(model, memo)
+            twin = copy_of(model, memo)
             copies = dict(twin.named_modules(remove_duplicate=False))
             signature = inspect.signature(twin.forward)
             given = signature.bind(*_args(example), **_kwargs(example)).arguments
@@ -215,6 +250,10 @@ class Graph:
             return False
         users = [user for node in givers for user in node.users if not _is_fact(user)]
         return all(user in takers for user in users) and all(node.all_input_nodes[0] in givers for node in takers)
+
+    def reads_values(self, module: nn.Module) -> bool:
+        """Whether anything but the module's own forward computes with its parameters."""
+        return any(not _is_fact(user) for node in self.reads.get(module, []) for user in node.users)
 
 
 def _is_fact(node: fx.Node) -> bool:

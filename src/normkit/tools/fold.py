@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -12,10 +11,12 @@ from torch import nn
 from torch.nn.modules import lazy
 
 from normkit.errors import StateError
+from normkit.parametrize._checks import check_values
+from normkit.parametrize.modes import modes_of, put_back
 from normkit.tools.fold_report import Fold, FoldRefusal, FoldReport
 from normkit.tools.folding import Folding
-from normkit.tools.freeze import is_frozen
-from normkit.tools.walk import walk
+from normkit.tools.walk import copy_of, walk
+from normkit.tools.wrapped import refuse_wrapped
 
 __all__ = ["Fold", "FoldRefusal", "FoldReport", "fold"]
 
@@ -34,7 +35,8 @@ def fold(
 
     A norm is folded only where the whole output of the layer goes to it alone, seen by recording every function of
     torch while the model runs on the example, and where the model can be traced symbolically, by its graph too.
-    Each pair is checked in float64 on what it got from the example, the model as a whole in its own precision.
+    Each pair is checked in float64 on what it got from the example and on random numbers, the model as a whole in its
+    own precision.
 
     Args:
         model: in evaluation mode; a norm in training mode stays.
@@ -49,9 +51,11 @@ def fold(
         and the report. If outputs move by more than the tolerance nothing is folded, and the report says so.
 
     Raises:
-        ArgumentError: an example of another type, or a model that returns no floating-point tensor.
-        StateError: with `strict`, a norm that stays; layers that do not know their size yet; a model that is compiled
-            or cannot be copied. In every case the model is as it was.
+        ArgumentError: an example of another type, or a model that returns no floating-point tensor, or only nan, inf
+            or empty ones.
+        StateError: with `strict`, a norm that stays; layers that do not know their size yet or are on the meta device;
+            a model that is compiled, in a wrapper for several processes, or cannot be copied. In every case the model
+            is as it was.
 
     Example:
         >>> import torch, normkit
@@ -74,14 +78,13 @@ def fold(
                 f"a compiled graph would not see what fold changes, and {place.name or 'the model'!r} is compiled: "
                 "fold first and compile the result"
             )
+    refuse_wrapped(model, "fold")
+    check_values("fold", model.named_modules())
     if not inplace:
-        try:
-            model = copy.deepcopy(model)
-        except Exception as error:
-            raise StateError(f"the model cannot be copied ({error}): use inplace=True") from error
+        model = copy_of(model)
     work = Folding(model)
     try:
-        with _in_evaluation(model):
+        with _in_evaluation(work):
             report = work.fold(example, tolerance)
         if strict and report.refusals:
             rows = "\n".join(f"    {row}" for row in report.refusals)
@@ -93,13 +96,12 @@ def fold(
 
 
 @contextlib.contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Nothing draws or counts meanwhile; a frozen norm is told nothing, since it keeps what it was told last."""
-    told = [(module, module.training) for module in model.modules() if not is_frozen(module)]
+def _in_evaluation(work: Folding) -> Iterator[None]:
+    """Nothing draws or counts meanwhile; then every module has its mode again, and what replaced a norm the norm's."""
+    modes = modes_of(work.model)
     try:
-        for module, _ in told:
+        for module in modes:
             module.training = False
         yield
     finally:
-        for module, training in told:
-            module.training = training
+        put_back({new: modes[norm] for norm, left in work.successors.items() for new in left.modules()} | modes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,9 +16,11 @@ from normkit.errors import ArgumentError
 from normkit.tools import absorb
 from normkit.tools.absorb import LAYERS, Layer
 from normkit.tools.activated import module_of
-from normkit.tools.flow import Flow, Graph, record, run, tensors_in
+from normkit.tools.flow import Flow, Graph, record, run
+from normkit.tools.fold_check import coarsest, compared, distance, doubled, drawn, same_draws
+from normkit.tools.fold_norms import foldable
 from normkit.tools.fold_report import Fold, FoldRefusal, FoldReport
-from normkit.tools.walk import Facts, Place, norms, replace, walk
+from normkit.tools.walk import replace, walk
 
 EXACT = 1e-9
 """How far a folded pair may be from the original in float64, of the output's size: a wrong fold is off by far more,
@@ -37,49 +38,26 @@ class Folding:
         self.model = model
         self.training = {module for module in model.modules() if module.training}
         self.names = {place.module: place.name for place in walk(model)}
-        self.found: dict[nn.Module, tuple[Place, Facts]] = {}
-        for place, facts in norms(model):
-            if not facts.kind and _looks_like_batch_norm(place.module):
-                facts = dataclasses.replace(facts, kind="batch_norm", running=True, eps=place.module.eps)  # type: ignore[arg-type]
-            unclear = not facts.kind and isinstance(place.module, _NormBase)
-            if unclear or facts.kind in ("batch_norm", "instance_norm"):
-                self.found[place.module] = (place, facts)
+        self.found = foldable(model)
         self.folds: dict[nn.Module, Fold] = {}
         self.successors: dict[nn.Module, nn.Module] = {}
         self.attributes: dict[nn.Module, dict[str, Any]] = {}
         self.weights: list[tuple[nn.Module, dict[str, nn.Parameter | None]]] = []
 
     def fold(self, example: Any, tolerance: float | None) -> FoldReport:
-        """Round after round, because a norm behind a folded one has another layer before it."""
+        """Fold what can be folded, and put everything back if the model then gives something else."""
         reasons: dict[nn.Module, str] = {}
-        before: list[Tensor] | None = None
-        graph: Graph | None = None
-        while True:
-            layers = {module for module in self.model.modules() if isinstance(module, LAYERS)}
-            watched = layers | (self.found.keys() - self.folds.keys())
-            with _same_draws(self.model):
-                flow = record(self.model, watched, example)
-            if before is None:
-                before = [tensor.clone() for tensor in tensors_in(flow.output) if tensor.is_floating_point()]
-                if not before:
-                    raise ArgumentError(
-                        "fold compares the model's outputs before and after, got none of floating point from "
-                        f"{type(self.model).__name__}: wrap the model so that it returns them"
-                    )
-            graph = Graph.of(self.model, watched, example)
-            done = len(self.folds)
-            for norm in [norm for norm in self.found if norm not in self.folds]:
-                try:
-                    self.fold_one(norm, flow, graph)
-                except _RefusedError as refusal:
-                    reasons[norm] = str(refusal)
-            if len(self.folds) == done:
-                break
-        allowed = tolerance if tolerance is not None else _coarsest(self.model, before) ** 0.5
-        error = self.moved_by(example, before) if self.folds else 0.0
+        flow, graph = self.traced(example)
+        before = self.outputs(flow)
+        allowed = tolerance if tolerance is not None else coarsest(self.model, before) ** 0.5
+        try:
+            graph = self.rounds(flow, graph, example, reasons)
+            error = self.moved_by(example, before) if self.folds else 0.0
+            text = f"outputs moved by {error:.2g} of their size, and {allowed:.2g} is allowed"
+        except _RefusedError as refusal:
+            error, text = float("inf"), str(refusal)
         if not error <= allowed:
-            text = f"folding was undone: outputs moved by {error:.2g} of their size, and {allowed:.2g} is allowed"
-            reasons |= dict.fromkeys(self.folds, text)
+            reasons |= dict.fromkeys(self.folds, f"folding was undone: {text}")
             self.undo()
         folds = tuple(self.folds[norm] for norm in self.found if norm in self.folds)
         refusals = tuple(
@@ -89,11 +67,55 @@ class Folding:
         )
         return FoldReport(folds, refusals, graph is not None, error, allowed)
 
+    def traced(self, example: Any) -> tuple[Flow, Graph | None]:
+        layers = {module for module in self.model.modules() if isinstance(module, LAYERS)}
+        watched = layers | (self.found.keys() - self.folds.keys())
+        with same_draws(self.model):
+            flow = record(self.model, watched, example)
+        return flow, Graph.of(self.model, watched, example)
+
+    def rounds(self, flow: Flow, graph: Graph | None, example: Any, reasons: dict[nn.Module, str]) -> Graph | None:
+        """Round after round, because a norm behind a folded one has another layer before it."""
+        while True:
+            done = len(self.folds)
+            for norm in [norm for norm in self.found if norm not in self.folds]:
+                try:
+                    self.fold_one(norm, flow, graph)
+                except _RefusedError as refusal:
+                    reasons[norm] = str(refusal)
+            if len(self.folds) == done:
+                return graph
+            with self.runs_on():
+                flow, graph = self.traced(example)
+
+    @contextlib.contextmanager
+    def runs_on(self) -> Iterator[None]:
+        """A model that ran before it was folded runs now too."""
+        try:
+            yield
+        except Exception as error:
+            raise _RefusedError(f"the folded model raises {type(error).__name__}: {error}") from error
+
+    def outputs(self, flow: Flow) -> list[Tensor]:
+        """What the model gives for the example, to be compared with what it gives when it is folded."""
+        before = [tensor.clone() for tensor in compared(flow.output)]
+        if not before:
+            raise ArgumentError(
+                "fold compares the model's outputs before and after, got none of floating point from "
+                f"{type(self.model).__name__}: wrap the model so that it returns them"
+            )
+        if not any(bool(tensor.isfinite().any()) for tensor in before):
+            raise ArgumentError(
+                "fold compares the model's outputs before and after, got only nan, inf or empty ones from "
+                f"{type(self.model).__name__}: give an example with finite values"
+            )
+        return before
+
     def moved_by(self, example: Any, before: list[Tensor]) -> float:
         """Largest change of an output, of that output's largest value; infinite where nan or inf moved."""
-        with _same_draws(self.model), torch.no_grad():
-            after = [tensor for tensor in tensors_in(run(self.model, example)) if tensor.is_floating_point()]
-        return max(_distance(new, old) for new, old in zip(after, before, strict=True))
+        with self.runs_on(), same_draws(self.model), torch.no_grad():
+            after = compared(run(self.model, example))
+        return max(distance(new, old) for new, old in zip(after, before, strict=True))
 
     def fold_one(self, norm: nn.Module, flow: Flow, graph: Graph | None) -> None:
         """Fold into the layer before the norm, or else into the one after it."""
@@ -108,6 +130,9 @@ class Folding:
             raise _RefusedError("the example does not reach it")
         if reason := _hooked(norm):
             raise _RefusedError(f"it {reason}")
+        asked = flow.asked[norm] or ({"parameters"} if graph is not None and norm in graph.reads else set())
+        if asked:
+            raise _RefusedError(f"forward also reads its {min(asked)}, which would be gone")
         scale, shift = absorb.scale_and_shift(norm, facts.eps or 0.0)
         try:
             layer = self.layer_before(norm, scale, flow, graph)
@@ -136,7 +161,7 @@ class Folding:
         others = [taker for call in flow.calls[layer] for taker in call.consumers if taker is not norm]
         if others:
             raise _RefusedError(f"the output of {name} also goes to {self.called(others[0])}")
-        self.check_usable(layer, flow)
+        self.check_usable(layer, flow, graph)
         if absorb.channels_out(layer) != scale.numel() or (
             isinstance(layer, nn.Linear) and any(call.input.dim() != 2 for call in flow.calls[norm])
         ):
@@ -156,7 +181,7 @@ class Folding:
             raise _RefusedError(f"its activation stands before {name}")
         if any(call.source is None or call.source.module is not norm for call in flow.calls[layer]):
             raise _RefusedError(f"{name} also has other inputs")
-        self.check_usable(layer, flow)
+        self.check_usable(layer, flow, graph)
         if absorb.channels_in(layer) != shift.numel() or (
             isinstance(layer, nn.Linear) and any(call.input.dim() != 2 for call in flow.calls[layer])
         ):
@@ -170,47 +195,56 @@ class Folding:
     def called(self, taker: nn.Module | str) -> str:
         return taker if isinstance(taker, str) else repr(self.names[taker])
 
-    def check_usable(self, layer: Layer, flow: Flow) -> None:
+    def check_usable(self, layer: Layer, flow: Flow, graph: Graph | None) -> None:
         """The layer's weight is its own, plain, and used by nothing but its forward."""
         name = repr(self.names[layer])
         if parametrize.is_parametrized(layer) or layer._parameters.get("weight") is None:
             raise _RefusedError(f"the weight of {name} is computed from others: remove its parametrization first")
-        if not layer.weight.is_floating_point():
-            raise _RefusedError(f"the weight of {name} is {layer.weight.dtype}")
+        for key, parameter in layer.named_parameters(recurse=False):
+            if what := absorb.unusual(parameter):
+                raise _RefusedError(f"the {key} of {name} is {what}")
         if reason := _hooked(layer):
             raise _RefusedError(f"{name} {reason}")
         if flow.reads[layer]:
             raise _RefusedError(f"the weight of {name} is also read by {min(flow.reads[layer])}")
+        if graph is not None and graph.reads_values(layer):
+            raise _RefusedError(f"the model's graph also reads the weight of {name}")
 
     @torch.no_grad()
     def check(
         self, pair: list[nn.Module], layer: Layer, weight: Tensor, bias: Tensor, left: nn.Module, flow: Flow
     ) -> None:
         """In float64, where rounding is out of the question, the folded layer gives what the pair gives."""
+        name, dtype = repr(self.names[layer]), layer.weight.dtype
+        if not all(bool(tensor.to(dtype).isfinite().all()) for tensor in (weight, bias)):
+            raise _RefusedError(f"the folded weight of {name} would not be finite in {dtype}")
         try:
             exact = [copy.deepcopy(module).double() for module in pair]
             for module, original in zip(exact, pair, strict=True):
                 # A norm that was made frozen must prove that its mode means nothing.
                 module.training = original in self.training and original in self.found
             new = copy.deepcopy(layer).double()
-            _set(new, weight, bias)
+            absorb.set_parameters(new, weight, bias)
             then = copy.deepcopy(left).double()
-            for call in flow.calls[pair[0]]:
-                args, kwargs = _doubled(call.args)
-                error = _distance(then(new(*args, **kwargs)), exact[1](exact[0](*args, **kwargs)))
+            given = [doubled(call.args) for call in flow.calls[pair[0]]]
+            for args, kwargs in (*given, drawn(given[0])):
+                expected = exact[1](exact[0](*args, **kwargs))
+                if not expected.numel() or not bool(expected.isfinite().all()):
+                    raise _RefusedError("on the example it gives nan, inf or no values, which cannot be compared")
+                error = distance(then(new(*args, **kwargs)), expected)
                 if not error <= EXACT:
                     raise _RefusedError(
-                        f"{self.names[layer]!r} or the norm computes more than its parameters say: folded, off by "
+                        f"{name} or the norm computes more than its parameters say: folded, off by "
                         f"{error:.1g} of its output's size"
                     )
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-            raise _RefusedError(f"the pair with {self.names[layer]!r} cannot be checked in float64: {error}") from error
+            raise _RefusedError(f"the pair with {name} cannot be checked in float64: {error}") from error
 
     def commit(self, norm: nn.Module, layer: Layer, weight: Tensor, bias: Tensor, side: str) -> None:
         place, _ = self.found[norm]
         left = _left(norm)
         self.weights.append((layer, dict(layer._parameters)))
-        _set(layer, weight, bias)
+        absorb.set_parameters(layer, weight, bias)
         self.attributes[norm] = dict(vars(norm))
         replace(self.model, {norm: left})
         self.successors[norm] = left
@@ -229,12 +263,6 @@ class Folding:
         self.folds, self.successors, self.attributes, self.weights = {}, {}, {}, []
 
 
-def _looks_like_batch_norm(module: nn.Module) -> bool:
-    """A frozen batch norm of another library, which keeps all it has as buffers; the check of the pair is its proof."""
-    needed = {"weight", "bias", "running_mean", "running_var"}
-    return not isinstance(module, _NormBase) and needed <= vars(module)["_buffers"].keys() and hasattr(module, "eps")
-
-
 def _left(norm: nn.Module) -> nn.Module:
     """What a norm does behind its arithmetic: the dropout and activation it brings along, or nothing."""
     own = getattr(norm, "activation", None)
@@ -246,55 +274,8 @@ def _left(norm: nn.Module) -> nn.Module:
     return copy.copy(kept[0]) if len(kept) == 1 and not _hooked(kept[0]) else nn.Sequential(*kept)
 
 
-def _set(layer: Layer, weight: Tensor, bias: Tensor) -> None:
-    """New parameters, so that others who hold the old ones keep their values."""
-    old = layer.weight
-    if layer.bias is not None or bool(bias.any()):
-        layer._parameters["bias"] = nn.Parameter(bias.to(old), old.requires_grad)
-    layer._parameters["weight"] = nn.Parameter(weight.to(old).contiguous(memory_format=_format(old)), old.requires_grad)
-
-
-def _format(weight: Tensor) -> torch.memory_format:
-    channels_last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if channels_last and not weight.is_contiguous() else torch.contiguous_format
-
-
 def _hooked(module: nn.Module) -> str:
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(vars(module)[name] for name in hooks):
         return "has hooks, which would see other values"
     return "has a forward of its own" if "forward" in vars(module) else ""
-
-
-def _doubled(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, tuple):
-        return tuple(map(_doubled, value))
-    return {key: _doubled(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def _distance(new: Tensor, old: Tensor) -> float:
-    """Largest difference, of the largest finite value; infinite where nan and inf are not the same."""
-    finite = old.isfinite()
-    if new.shape != old.shape or not torch.equal(finite, new.isfinite()):
-        return float("inf")
-    if not bool(finite.any()):
-        return 0.0
-    new, old = new[finite].double(), old[finite].double()
-    return float((new - old).abs().max() / old.abs().max().clamp(min=torch.finfo(torch.float64).tiny))
-
-
-def _coarsest(model: nn.Module, outputs: list[Tensor]) -> float:
-    """The resolution of the coarsest dtype that takes part."""
-    dtypes = {tensor.dtype for tensor in [*model.parameters(), *outputs] if tensor.is_floating_point()}
-    return max(torch.finfo(dtype).eps for dtype in dtypes)
-
-
-@contextlib.contextmanager
-def _same_draws(model: nn.Module) -> Iterator[None]:
-    """A model that draws in evaluation too draws the same numbers in every run."""
-    devices = {tensor.get_device() for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
-    with torch.random.fork_rng(sorted(devices)):
-        torch.manual_seed(0)
-        yield

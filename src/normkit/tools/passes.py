@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normkit.errors import StateError
+from normkit.parametrize._checks import stored
 from normkit.tools.moments import Moments, meeting_place, reduce_over_ranks
 from normkit.tools.real import FIRST, input_of, is_unbatched, mask_of
 from normkit.tools.running import statistics_of
@@ -34,8 +35,9 @@ def collect(
     moments = {norm: Moments(norm) for norm in norms.values()}
     read, failure, turns = 0, None, itertools.count()
     with contextlib.ExitStack() as hooks:
-        for norm in norms.values():
-            hooks.callback(norm.register_forward_pre_hook(_listen(moments[norm], turns), with_kwargs=True).remove)
+        for name, norm in norms.items():
+            listen = _listen(name, moments[norm], turns)
+            hooks.callback(norm.register_forward_pre_hook(listen, with_kwargs=True).remove)
             hooks.callback(norm.register_forward_hook(_train_again(norm.training), always_call=True).remove)
         try:
             for batch in batches:
@@ -59,7 +61,7 @@ def collect(
     return read, moments
 
 
-def _listen(seen: Moments, turns: Iterator[int]) -> Callable[..., None]:
+def _listen(name: str, seen: Moments, turns: Iterator[int]) -> Callable[..., None]:
     """A hook that counts the input in, and lets the norm use statistics where the batch has none of its own."""
 
     def hook(norm: _NormBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -77,7 +79,7 @@ def _listen(seen: Moments, turns: Iterator[int]) -> Callable[..., None]:
             # A single value has no variance: it meets the statistics so far. A SyncBatchNorm would wait for ranks.
             norm.training = False
             if seen.elements > 1:
-                write(norm, *(seen.result() if alone else (mean, var)))
+                write(name, norm, *(seen.result() if alone else (mean, var)))
 
     return hook
 
@@ -89,9 +91,17 @@ def _train_again(training: bool) -> Callable[..., None]:
     return hook
 
 
-def write(norm: _NormBase, mean: Tensor, var: Tensor) -> None:
-    for running, new in zip(statistics_of(norm), (mean, var), strict=True):
-        running.copy_(new)
+def write(name: str, norm: _NormBase, mean: Tensor, var: Tensor) -> None:
+    """Set the running statistics of a norm.
+
+    Raises:
+        StateError: they do not fit into the dtype that they are kept in; none is set then.
+    """
+    what, remedy = f"statistics of {name!r}", "keep this norm in float32, with norm.float(); the model is as it was"
+    running = statistics_of(norm)
+    kept = [stored(new, old.dtype, what, remedy) for old, new in zip(running, (mean, var), strict=True)]
+    for old, new in zip(running, kept, strict=True):
+        old.copy_(new)
 
 
 def call(model: nn.Module, batch: Any) -> Any:

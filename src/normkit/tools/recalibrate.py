@@ -13,7 +13,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedBuffer
 
 from normkit.errors import ArgumentError, StateError, whole_number
-from normkit.tools.freeze import is_frozen
+from normkit.parametrize._checks import check_batches, check_values
+from normkit.parametrize.modes import modes_of, put_back
+from normkit.tools.freezing import is_frozen
 from normkit.tools.moments import Moments
 from normkit.tools.passes import Forward, call, collect, shown, write
 from normkit.tools.running import bare, keeps_statistics, norms_of, statistics_of
@@ -114,9 +116,11 @@ def recalibrate(
         the number of batches. A norm that no batch reached, and one frozen by `freeze`, keeps its statistics.
 
     Raises:
-        ArgumentError: phases below 1, or more than 1 with an iterator that can be read only once.
-        StateError: no batches; a single value per channel in all; statistics that are not finite; norms that do not
-            know their size yet; an error on another rank. After any error, also one of the model or the loader, the
+        ArgumentError: phases below 1, or more than 1 with an iterator that can be read only once; a tensor or a mapping
+            in place of a list of them.
+        StateError: no batches; a single value per channel in all; statistics that are not finite, or not in the dtype
+            of the norm's buffers (a variance above 65504 in float16); norms that do not know their size yet; a model
+            on the meta device; an error on another rank. After any error, also one of the model or the loader, the
             model is as it was.
 
     Example:
@@ -131,6 +135,7 @@ def recalibrate(
     """
     if whole_number("phases", phases) < 1:
         raise ArgumentError(f"phases must be at least 1, got {phases}: use 1 for the statistics of training's inputs")
+    check_batches("the data of recalibrate", batches)
     if phases > 1 and iter(batches) is batches:
         raise ArgumentError(
             f"phases={phases} reads the batches {phases} times, got a {type(batches).__name__}, which can be read "
@@ -142,13 +147,13 @@ def recalibrate(
     for name, norm in norms.items():
         if isinstance(norm.running_mean, UninitializedBuffer):
             raise StateError(f"recalibrate needs norms that know their size, {name!r} does not: call the model once")
+    check_values("recalibrate", norms.items())
     if not norms:
         return Recalibration(tuple(_row(name, norm, "frozen") for name, norm in every.items()), 0, 0)
 
     step = forward or call
     old = {norm: _state(norm) for norm in norms.values()}
-    # A frozen norm says "not training" whatever it was told last, which unfreeze must find.
-    modes = [(module, module.training) for module in model.modules() if not is_frozen(module)]
+    modes = modes_of(model)
     moments: dict[_NormBase, Moments] = {}
     groups: list[list[_NormBase]] = [list(norms.values())]
     try:
@@ -158,7 +163,7 @@ def recalibrate(
                 if phase >= len(groups):
                     break
                 still_open = {norm for group_ in groups[phase:] for norm in group_}
-                for module, _ in modes:
+                for module in modes:
                     module.training = module in still_open
                 named = {name: norm for name, norm in norms.items() if norm in still_open}
                 read, new = collect(model, named, shown(batches, progress), step, device, group)
@@ -171,8 +176,7 @@ def recalibrate(
         _put_back(old)
         raise
     finally:
-        for module, training in modes:
-            module.training = training
+        put_back(modes)
 
     exact = {members[0] for members in groups}
     rows = []
@@ -228,7 +232,7 @@ def _install(norms: Mapping[str, _NormBase], moments: Mapping[_NormBase, Moments
                 f"statistics must be finite, those of {name!r} are not after {read} batches: look for nan or inf in "
                 "its inputs, or single positions in an instance norm; the model is as it was"
             )
-        write(norm, mean, var)
+        write(name, norm, mean, var)
         if isinstance(norm.num_batches_tracked, Tensor):
             norm.num_batches_tracked.fill_(seen.calls)
 

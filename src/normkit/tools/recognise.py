@@ -31,6 +31,7 @@ BASES: tuple[type[nn.Module], ...] = (
     nn.SyncBatchNorm,
     batchnorm._BatchNorm,
     instancenorm._InstanceNorm,
+    batchnorm._NormBase,  # a frozen batch norm is no _BatchNorm
     nn.LayerNorm,
     nn.GroupNorm,
     nn.RMSNorm,
@@ -149,8 +150,8 @@ def _ours(module: nn.Module, facts: Facts) -> Facts:
 def _of_torch(module: nn.Module, base: type[nn.Module], facts: Facts) -> Facts:
     facts = _state(module, replace(facts, rank=RANKS.get(base), synced=base is nn.SyncBatchNorm))
     facts = replace(facts, eps=cast("float | None", getattr(module, "eps", None)))
-    if isinstance(module, batchnorm._BatchNorm | instancenorm._InstanceNorm):
-        kind = "batch_norm" if isinstance(module, batchnorm._BatchNorm) else "instance_norm"
+    if isinstance(module, batchnorm._NormBase):
+        kind = "instance_norm" if isinstance(module, instancenorm._InstanceNorm) else "batch_norm"
         facts = replace(facts, kind=kind, shape=(module.num_features,), axis="first")
     elif isinstance(module, nn.GroupNorm):
         shape = (module.num_channels,)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from normkit.errors import ArgumentError, nearest
+
+M = TypeVar("M", bound=nn.Module)
 
 Where = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 """Names or patterns of names (``layer1.*``), or a function of name and module that says yes; None for all."""
@@ -44,14 +47,14 @@ def norms_of(model: nn.Module) -> dict[str, _NormBase]:
     return {name: module for name, module in model.named_modules() if isinstance(module, _NormBase)}
 
 
-def chosen(model: nn.Module, norms: dict[str, _NormBase], where: Where) -> dict[str, _NormBase]:
+def chosen(model: nn.Module, norms: Mapping[str, M], where: Where) -> dict[str, M]:
     """Those of the norms that `where` picks; a shared one answers to each of its names.
 
     Raises:
         ArgumentError: a pattern that fits none of them.
     """
     if where is None:
-        return norms
+        return dict(norms)
     if callable(where):
         return {name: norm for name, norm in norms.items() if where(name, norm)}
     patterns = [where] if isinstance(where, str) else list(where)

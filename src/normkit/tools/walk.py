@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.modules.module import _WrappedHook
 
 from normkit.errors import DtypeError, StateError
-from normkit.tools.freeze import hand_on
+from normkit.parametrize.modes import modes_of, put_back
+from normkit.tools.freezing import hand_on
 from normkit.tools.recognise import Facts, describe, identity
 
 __all__ = ["Facts", "Place", "copy_of", "describe", "matches", "norms", "replace", "walk"]
@@ -121,8 +122,12 @@ def norms(model: nn.Module) -> Iterator[tuple[Place, Facts]]:
             yield place, facts
 
 
-def copy_of(model: M) -> M:
+def copy_of(model: M, memo: dict[int, Any] | None = None) -> M:
     """A deep copy with each module in the mode of its original: that of a `torch.fx.GraphModule` begins in training.
+
+    Args:
+        model: any module.
+        memo: what is not copied, as `copy.deepcopy` takes it.
 
     Raises:
         StateError: the model cannot be copied.
@@ -131,16 +136,13 @@ def copy_of(model: M) -> M:
         >>> copy_of(nn.Sequential(nn.ReLU()).eval()).training
         False
     """
-    modes = {name: vars(module).get("training") for name, module in model.named_modules(remove_duplicate=False)}
+    modes = modes_of(model)
+    known = {name: modes[module] for name, module in model.named_modules(remove_duplicate=False)}
     try:
-        model = copy.deepcopy(model)
+        model = copy.deepcopy(model, memo)
     except Exception as error:
         raise StateError(f"the model cannot be copied ({error}): use inplace=True") from error
-    for name, module in model.named_modules(remove_duplicate=False):
-        # Past train(), of which a frozen norm and torchvision's feature extractor make more; what is compiled or
-        # scripted has no mode of its own.
-        if (mode := modes.get(name)) is not None:
-            vars(module)["training"] = mode
+    put_back({module: known[name] for name, module in model.named_modules() if name in known})
     return model
 
 
