@@ -47,12 +47,11 @@ def keep_statistics(
     if counter is None or is_recomputing():
         return
     with torch.no_grad():
+        if new is not None and input.numel():
+            for buffer, value in zip((layer.running_mean, layer.running_var), new, strict=True):
+                assert buffer is not None
+                keep(buffer, value)
         count(counter)
-        if new is None or not input.numel():
-            return
-        for buffer, value in zip((layer.running_mean, layer.running_var), new, strict=True):
-            assert buffer is not None
-            keep(buffer, value)
 
 
 class _BatchNorm(batchnorm._BatchNorm):
