@@ -135,8 +135,8 @@ def _sizes(shape: Any) -> tuple[int, ...]:
 
 def check_rank(input: Tensor, layouts: Mapping[int, str]) -> None:
     """The input has one of the allowed numbers of dimensions."""
-    check_dense("the layer", input)
     if input.dim() not in layouts:
+        check_dense("the layer", input)
         allowed = " or ".join(layouts.values())
         raise ShapeError(
             f"the input must be {allowed}, got shape {tuple(input.shape)}: "
@@ -144,10 +144,20 @@ def check_rank(input: Tensor, layouts: Mapping[int, str]) -> None:
         )
 
 
+def has_channels(input: Tensor, dim: int, expected: int) -> bool:
+    """Whether the input has as many channels as the layer was made for; a nested tensor is refused."""
+    try:
+        fits = input.shape[dim] == expected
+    except RuntimeError:  # a nested tensor has no sizes; asked only here, since each call pays for what comes before
+        fits = False
+    if not fits:
+        check_dense("the layer", input)
+    return fits
+
+
 def check_channels(input: Tensor, dim: int, expected: int) -> None:
     """The input has as many channels as the layer was made for."""
-    check_dense("the layer", input)
-    if input.shape[dim] != expected:
+    if not has_channels(input, dim, expected):
         raise ShapeError(
             f"dimension {dim} of the input must be the layer's {expected} channels, "
             f"got {input.shape[dim]} in shape {tuple(input.shape)}: make the layer for that many, "

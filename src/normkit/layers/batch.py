@@ -69,14 +69,16 @@ class _BatchNorm(batchnorm._BatchNorm):
         self._check_input_dim(input)
         check_channels(input, 1, self.num_features)
         counter, momentum = share_of(self)
-        own = self.training or (self.running_mean is None and self.running_var is None)
-        keep = self.track_running_stats or not self.training
+        mean, var = self.running_mean, self.running_var
+        own = self.training or (mean is None and var is None)
+        if self.training and not self.track_running_stats:
+            mean = var = None
         before = 0 if counter is None or is_compiling() else skipped_so_far()
         extras = with_activation(self, extras)
         y = functional.batch_norm(
             input,
-            self.running_mean if keep else None,
-            self.running_var if keep else None,
+            mean,
+            var,
             self.weight,
             self.bias,
             own,

@@ -10,7 +10,7 @@ from torch.nn.modules import batchnorm, instancenorm
 
 from normkit import functional
 from normkit.functional.extras import Extras, Output, batch_of_one
-from normkit.layers._checks import check_channels, check_rank, checked, named, with_activation
+from normkit.layers._checks import check_channels, check_rank, checked, has_channels, named, with_activation
 from normkit.layers.batch import count_channels
 
 
@@ -28,7 +28,7 @@ class _InstanceNorm(instancenorm._InstanceNorm):
         dim = input.dim() - min(self.layouts)
         if self.affine or self.track_running_stats:
             check_channels(input, dim, self.num_features)
-        elif input.shape[dim] != self.num_features:
+        elif not has_channels(input, dim, self.num_features):
             warnings.warn(
                 f"{self} got {input.shape[dim]} channels; without parameters and statistics that changes nothing, "
                 f"but num_features={self.num_features} is untrue",
