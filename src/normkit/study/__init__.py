@@ -73,7 +73,7 @@ def compare(
         batch_sizes: samples per training step, at most the number of training samples; everything is measured at
             each.
         seeds: evaluation runs of every method at every batch size.
-        trials: learning rates tried for every method at every batch size, on seeds of their own.
+        trials: learning rates tried for every method at every batch size, on separate seeds.
         steps: training steps of one run; by default those of the task.
         claims: ids of the claims to measure besides the comparison, such as ["BN-4"]; all of them by default, none
             for False or with a task.
@@ -145,13 +145,13 @@ def compare(
     ranks.check(executor, where.file is not None)
     pool = make_executor(Payload.of(workloads), workers, executor=executor, address=address)
     folder = made(Path(out))
-    with _shown(progress if ranks.rank() == 0 else False) as tell, Store(where, resume=resume) as kept:
+    with _shown(progress if ranks.rank() == 0 else False) as notify, Store(where, resume=resume) as kept:
         comparison = run_study(
             workloads,
             experiments,
             kept,
             pool,
-            progress=tell,
+            progress=notify,
             minutes=minutes,
             limit=time_limit,
             command=_command(workloads[0].design, task, claims, full),

@@ -49,8 +49,8 @@ def run_study(
     """
     start = time.perf_counter()
     try:
-        with pool, _interruptible(progress) as tell:
-            complete = run_stages(workloads, store, pool, tell, minutes, limit)
+        with pool, _interruptible(progress) as notify:
+            complete = run_stages(workloads, store, pool, notify, minutes, limit)
     except KeyboardInterrupt:
         if not any(workload.runs for workload in workloads):
             raise
@@ -78,12 +78,12 @@ def _interruptible(progress: Progress) -> Iterator[Progress]:
     """
     asked = threading.Event()
 
-    def tell(done: int, total: int, what: str) -> None:
+    def notify(done: int, total: int, what: str) -> None:
         progress(done, total, what)
         if asked.is_set():
             raise KeyboardInterrupt
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         asked.set()
         signal.default_int_handler(number, frame)
 
@@ -92,8 +92,8 @@ def _interruptible(progress: Progress) -> Iterator[Progress]:
     if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield progress
         return
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, interrupt)
     try:
-        yield tell
+        yield notify
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)

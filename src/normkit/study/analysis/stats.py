@@ -17,7 +17,7 @@ Bound = Literal["exact", "at least", "at most", "unknown"]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate from `n` values, and where the true value lies at the level asked for."""
+    """An estimate from `n` values, and the interval of the true value at a level."""
 
     value: float
     low: float

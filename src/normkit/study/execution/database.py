@@ -1,4 +1,4 @@
-"""An optuna storage that several processes may use at once: it waits for locks, and says in words what is wrong."""
+"""An optuna storage that several processes may use at once: it waits for locks, and explains errors in words."""
 
 from __future__ import annotations
 

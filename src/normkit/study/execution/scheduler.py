@@ -53,12 +53,12 @@ def time_workload(payload: Payload, item: tuple[int, Timing]) -> Times:
 
 
 class _Counter:
-    """Tells the progress: runs finished, and runs in all."""
+    """Counts the finished runs, and reports them with the number of all runs."""
 
     def __init__(self, total: int, progress: Progress) -> None:
         self.total, self.done, self.progress = total, 0, progress
 
-    def tell(self, what: str) -> None:
+    def report(self, what: str) -> None:
         self.progress(self.done, max(self.done, self.total), what)
 
 
@@ -111,7 +111,7 @@ def _run_stage(
     asked = [(i, trial) for i, workload in enumerate(workloads) for trial in STAGES[what](workload)]
     left = [(i, trial) for i, trial in asked if workloads[i].is_open(trial)]
     counter.done += len(asked) - len(left)
-    counter.tell(what)
+    counter.report(what)
     batches = _batches(workloads, left)
     # A batch may take as long as its runs one after the other.
     patience = limit and limit * max((len(trials) for _, trials in batches), default=1)
@@ -123,7 +123,7 @@ def _run_stage(
             store.add(workload.task, workload.design, run)
             workload.runs[run.trial] = run
         counter.done += len(trials)
-        counter.tell(what)
+        counter.report(what)
         if time.perf_counter() > end:
             return False
     counter.done = after
@@ -157,7 +157,7 @@ def _time(
         store.add_times(workload.task, workload.design, timing, known)
     workload.times[batch_size] = known
     counter.done += 1
-    counter.tell("timing")
+    counter.report("timing")
 
 
 def _remaining(workloads: Sequence[Workload], store: Store, batches: list[Batch]) -> Iterator[Batch]:

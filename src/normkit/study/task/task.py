@@ -105,7 +105,7 @@ class Task:
         if self.arms is None and (not callable(self.model) or isinstance(self.model, nn.Module)):
             raise ArgumentError(
                 f"model must be a function that makes the model, got {type(self.model).__name__}: every run starts "
-                "from a model of its own, so give the class or `lambda: Net(...)`"
+                "from a new model, so give the class or `lambda: Net(...)`"
             )
         for name in ("loss", "optimizer"):
             if not callable(getattr(self, name)):

@@ -1,4 +1,4 @@
-"""Runs from trained copies: losses and errors on each part of the data, and what the training itself says."""
+"""Runs from trained copies: losses and errors on each part of the data, and on how the training went."""
 
 from __future__ import annotations
 

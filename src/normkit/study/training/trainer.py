@@ -80,7 +80,7 @@ class Trainer:
         return self.recorded.setdefault(key, {})
 
     def train(self, task: Task, design: Design, trials: Sequence[Trial], stacked: bool) -> list[Run]:
-        """Train and evaluate; `stacked` says whether all copies are trained at once. Exceptions are passed on."""
+        """Train and evaluate; `stacked`: whether all copies are trained at once. Exceptions are passed on."""
         order = torch.stack([batches(len(task.train), t.batch_size, design.steps, t.seed) for t in trials], dim=1)
         with torch.random.fork_rng(devices=[]), autocast(design):
             # Random numbers that a model draws while it trains, for dropout for instance, follow its seed.

@@ -9,7 +9,7 @@ from normkit.study.claims.measures import Effect, highest_rates
 from normkit.study.training.trial import Run
 
 TRAINS = 2.0
-"""A training loss at the end that tells training from guessing, which is 2.3."""
+"""A final training loss below this is training; guessing has 2.3."""
 
 
 def higher(more: str, less: str) -> Effect:

@@ -43,8 +43,8 @@ def errors(found: Results, size: int, lang: str) -> str | None:
         plot.dots([(value, row + 0.26) for value in seeds[cell.method]], colour(cell.method), cell.method)
         _whisker(plot, cell.method, interval, row - 0.08)
         value, spread = formatting.error(interval, found.metric, lang)
-        said = f"{formatting.title(cell.method, lang)}: {value} ({spread})"
-        plot.mark((interval.value, row - 0.08), MARKERS[cell.method], colour(cell.method), cell.method, title=said)
+        title = f"{formatting.title(cell.method, lang)}: {value} ({spread})"
+        plot.mark((interval.value, row - 0.08), MARKERS[cell.method], colour(cell.method), cell.method, title=title)
     return plot.svg(say("alt.errors", lang, size=size, metric=found.metric.label("test").to(lang)))
 
 

@@ -68,7 +68,7 @@ def pair(found: Results, given: Pair, lang: str) -> dict[str, Any]:
 
 
 def failure(run: Run, lang: str) -> dict[str, str]:
-    """A run that raised, with what it said."""
+    """A run that failed, with its message."""
     trial = run.trial
     where = say(
         "failures.item",
@@ -82,7 +82,7 @@ def failure(run: Run, lang: str) -> dict[str, str]:
 
 
 def untrained(found: Results, lang: str) -> list[tuple[str, str]]:
-    """Which cells have runs behind results that did not train, and why."""
+    """The cells that have runs that did not train, and why."""
     shown = []
     for cell in found.cells:
         why = Counter(

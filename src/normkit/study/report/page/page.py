@@ -98,14 +98,13 @@ def _capitalized(text: str) -> str:
 
 def _answer(found: Results, lang: str) -> Markup:
     """The answer: a line for each batch size, the names of the leaders in bold."""
-    start, clauses = answer.parts(found, lang)
+    start, clauses, end = answer.parts(found, lang)
     lines = [
         Markup("{}<strong>{}</strong>{}").format(*clause) if clause.leader else escape(clause.before)
         for clause in clauses
     ]
-    if lang == "zh":
-        return Markup("{}<br>{}。").format(start, Markup("；<br>").join(lines))
-    return Markup("{}{}.").format(start, Markup(";<br>").join(lines))
+    first, between = ("<br>", "；<br>") if lang == "zh" else ("", ";<br>")
+    return escape(start) + Markup(first) + Markup(between).join(lines) + escape(end)
 
 
 def _panels(found: Results, plot: Callable[[Results, int, str], str | None], lang: str) -> list[tuple[int, Markup]]:

@@ -17,7 +17,7 @@ def rules(design: Design, task: Task) -> tuple[tuple[Text, Text], ...]:
 def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
     test, validation = task.reported.label("test"), task.reported.label("validation")
     count = len(design.options)
-    more = f" At the best rate, {count} settings of the optimizer are tried beside its defaults." if count else ""
+    more = f" At the best rate, {count} settings of the optimizer are tried besides its defaults." if count else ""
     more_zh = f"在最佳学习率下，除默认值外还尝试 {count} 组优化器设置。" if count else ""
     if task.description:
         zh = task.description.zh if isinstance(task.description, Text) else task.description
@@ -117,11 +117,11 @@ def _judgement(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
             f"another if the paired t test, Holm-corrected over all pairs at all batch sizes, gives p < "
             f"{design.alpha:g} and the mean difference is at least {least}; a method that any other is "
             "better than is *behind*. *Equal* to the leader is one whose simultaneous interval of the difference "
-            f"lies within ±{least}. Everything else is *not resolved*, and is said to be.",
+            f"lies within ±{least}. Everything else is *not resolved*.",
             f"在每个批量下，平均{test.zh}最低的方法*领先*；从未训练成功的方法不能领先，记为*落后*。若配对 t 检验"
             f"（对所有批量的所有方法对做 Holm 校正）得 p < {design.alpha:g} 且平均差不小于 "
             f"{least_zh}，则一种方法*优于*"
             f"另一种；被任何方法优于的方法*落后*。若与领先者之差的联合置信区间落在 ±{least_zh}之内，则与其*相当*。"
-            "其余均为*未定*，并如实说明。",
+            "其余均为*未定*。",
         ),
     )
