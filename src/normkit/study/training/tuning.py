@@ -35,12 +35,13 @@ def ranking(tuning: Sequence[Run], by: Literal["validation", "training"] = "vali
 def tuning_runs(design: Design, runs: Mapping[Trial, Run], method: str, batch_size: int) -> tuple[Run, ...]:
     """The runs that decide the setting of a method at a batch size: all rates, and options at the best rate."""
 
-    def of(rate: float, options: Options = ()) -> list[Trial]:
-        return [Trial("tune", method, batch_size, rate, seed, options) for seed in design.tuning_seeds]
+    def of(rate: float, seed: int, options: Options = ()) -> Trial:
+        return Trial("tune", method, batch_size, rate, seed, options)
 
-    at_rates = pick(runs, [trial for rate in design.wide_rates for trial in of(rate)])
+    at_rates = pick(runs, [of(rate, seed) for seed in design.tuning_seeds for rate in design.wide_rates])
     best = ranking(at_rates, design.choose)[:1]
-    return at_rates + pick(runs, [t for rate, _ in best for options in design.options for t in of(rate, options)])
+    settings = [(rate, options) for rate, _ in best for options in design.options]
+    return at_rates + pick(runs, [of(rate, seed, given) for rate, given in settings for seed in design.tuning_seeds])
 
 
 def chosen(design: Design, tuning: Sequence[Run]) -> Setting | None:
