@@ -163,8 +163,8 @@ def _time(
 def _remaining(workloads: Sequence[Workload], store: Store, batches: list[Batch]) -> Iterator[Batch]:
     """The batches one by one, each when a worker is free, without trials that another process has run meanwhile."""
     while batches:
-        claims = [(workloads[number].task, workloads[number].design, trials) for number, trials in batches]
-        number, trials = batches.pop(store.take(claims))
+        studies = [(workloads[number].task, workloads[number].design, trials) for number, trials in batches]
+        number, trials = batches.pop(store.take(studies))
         workload = workloads[number]
         found = [store.find(workload.task, workload.design, trial) for trial in trials]
         workload.runs |= {run.trial: run for run in found if run is not None}
