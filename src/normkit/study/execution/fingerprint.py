@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 from collections.abc import Iterator
 from dataclasses import fields
@@ -25,14 +26,12 @@ EXECUTED = (
     "functional/",
     "layers/",
     "parametrize/",
-    # The tools that put a model under a method.
-    *(f"tools/{name}.py" for name in ("absorb", "activated", "build", "convert", "facts", "fit", "freeze", "graph")),
-    *(f"tools/{name}.py" for name in ("insert", "probe", "recognise", "running", "walk", "wish")),
     "study/suite/",
     *(f"study/task/{name}.py" for name in ("part", "probes", "task", "variants")),
     "study/training/",
 )
-"""The code that a run executes, and nothing else: folders and files of the package."""
+"""Folders and files of the package that a run executes. The tools that put a model under a method come on top: they are
+the ones that these files import."""
 _PROSE = ("aliases", "claims", "formula", "layers")
 """Fields of a row of the catalog that are words, as every `Text` and `Paper` is."""
 
@@ -68,10 +67,23 @@ def digest_of(root: Path) -> str:
     return digest.hexdigest()
 
 
-def executed(root: Path) -> Iterator[Path]:
-    """The files of the package that `EXECUTED` names, in a fixed order."""
-    for place in EXECUTED:
-        yield from sorted(root.glob(f"{place}**/*.py" if place.endswith("/") else place))
+def executed(root: Path) -> list[Path]:
+    """The files that `EXECUTED` names and the tools that they import, directly or through others; in a fixed order."""
+    files = {path for place in EXECUTED for path in root.glob(f"{place}**/*.py" if place.endswith("/") else place)}
+    waiting = [path for path in files if path.is_relative_to(root / "study")]
+    while waiting:
+        tools = set(_imported_tools(root, waiting.pop())) - files
+        files |= tools
+        waiting += tools
+    return sorted(files)
+
+
+def _imported_tools(root: Path, path: Path) -> Iterator[Path]:
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("normkit.tools."):
+            for name in (f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)):
+                place = root.joinpath(*name.split(".")[1:])
+                yield from (file for file in (place.with_suffix(".py"), place / "__init__.py") if file.exists())
 
 
 def _facts(method: catalog.Method) -> dict[str, Any]:
