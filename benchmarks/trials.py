@@ -16,17 +16,18 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import RESULTS, machine
-from normkit.study import data, embedded
-from normkit.study.claims.benches import DEEP
-from normkit.study.design import Design
-from normkit.study.nets import Builder, convnet, mlp
-from normkit.study.run import Job
-from normkit.study.sequences import recurrent
-from normkit.study.task import Task
-from normkit.study.train import execute
+from normkit.study.claims.workloads import DEEP
+from normkit.study.suite import data
+from normkit.study.suite.networks import Builder, convnet, mlp
+from normkit.study.suite.sequences import recurrent
+from normkit.study.task import Task, embedded
+from normkit.study.training.design import Design
+from normkit.study.training.trainer import Trainer
+from normkit.study.training.trial import Trial
 
 METHODS = ("none", "batch_norm", "group_norm", "weight_norm")
 STEPS = 200
+TRAINER = Trainer()
 
 
 def on_digits(build: Builder, rows: bool = False) -> Task:
@@ -47,9 +48,9 @@ TASKS: Mapping[str, tuple[Task, tuple[str, ...], tuple[int, ...]]] = {
 def seconds(task: Task, method: str, batch: int, copies: int, stack: int) -> float:
     """Of training and judging `copies` runs, `stack` at once."""
     plan = Design((method,), (batch,), 2, 3, STEPS, stack=stack)
-    jobs = [Job("tune", method, batch, rate, seed) for rate in (0.01, 0.1) for seed in range(copies // 2)]
+    trials = [Trial("tune", method, batch, rate, seed) for rate in (0.01, 0.1) for seed in range(copies // 2)]
     start = time.perf_counter()
-    runs = execute(task, plan, jobs)
+    runs = TRAINER.execute(task, plan, trials)
     taken = time.perf_counter() - start
     failed = [run.message for run in runs if run.state == "failed"]
     if failed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterable
 from enum import StrEnum
@@ -12,7 +11,6 @@ from typing import Annotated, Any
 from normkit import __version__, catalog, draw, study
 from normkit.catalog import show
 from normkit.errors import NormkitError
-from normkit.study import terminal
 
 try:
     import typer
@@ -57,7 +55,7 @@ _INTERRUPTED = 130
 _NARROW = 110
 """In fewer columns the table of methods would have to cut words."""
 _Language = Annotated[Lang, typer.Option(help="Language of the texts.")]
-_COMPARE: dict[str, Any] = {name: p.default for name, p in inspect.signature(study.compare).parameters.items()}
+_COMPARE = study.DEFAULTS
 
 
 def _version(asked: bool) -> None:
@@ -90,7 +88,7 @@ def compare(
     batch_sizes: Annotated[str, typer.Option(help="Samples per training step, with commas between.")] = ",".join(
         map(str, _COMPARE["batch_sizes"])
     ),
-    seeds: Annotated[int, typer.Option(help="Training runs behind each result.")] = _COMPARE["seeds"],
+    seeds: Annotated[int, typer.Option(help="Training runs for each result.")] = _COMPARE["seeds"],
     trials: Annotated[int, typer.Option(help="Learning rates tried for each method.")] = _COMPARE["trials"],
     steps: Annotated[int | None, typer.Option(help="Training steps of one run.", show_default="the task's")] = _COMPARE[
         "steps"
@@ -99,8 +97,8 @@ def compare(
         str, typer.Option(help="Claims of the catalog to measure too, such as BN-4,GN-1.", show_default="all")
     ] = "",
     no_claims: Annotated[bool, typer.Option("--no-claims", help="The comparison alone.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="More seeds behind each claim.")] = _COMPARE["full"],
-    minutes: Annotated[float | None, typer.Option(help="Begin no run after so many.")] = _COMPARE["minutes"],
+    full: Annotated[bool, typer.Option("--full", help="More seeds for each claim.")] = _COMPARE["full"],
+    minutes: Annotated[float | None, typer.Option(help="Begin no run after this time.")] = _COMPARE["minutes"],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its time, and stop.")] = False,
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1.")] = _COMPARE["device"],
     dtype: Annotated[str, typer.Option(help="float32, float64, or bfloat16 for autocast.")] = _COMPARE["dtype"],
@@ -114,7 +112,7 @@ def compare(
             envvar="NORMKIT_STORE", help="URL of a database for the finished runs.", show_default="a file in --out"
         ),
     ] = _COMPARE["store"],
-    resume: Annotated[bool, typer.Option("--resume", help="Fail if there is nothing to go on from.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Fail if there is nothing to resume.")] = False,
     executor: Annotated[str, typer.Option(help="processes, or ray for a cluster.")] = _COMPARE["executor"],
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster.")] = _COMPARE["address"],
     time_limit: Annotated[float | None, typer.Option(help="Seconds a run may take.")] = _COMPARE["time_limit"],
@@ -161,6 +159,8 @@ def compare(
     if comparison.path is None:
         # Another rank of torchrun reports.
         return
+    from normkit.study.report import terminal
+
     # The title of the table is the answer.
     Console().print(terminal.table(comparison, lang))
     if comparison.evidence:

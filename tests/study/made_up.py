@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -9,13 +10,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from normkit.study import embedded
+from normkit import study
 from normkit.study.claims import SUITE
+from normkit.study.claims.experiment import Experiment
 from normkit.study.comparison import Comparison, conclude
-from normkit.study.conduct import Bench
-from normkit.study.design import Design, design
-from normkit.study.run import Job, Run
-from normkit.study.task import Task
+from normkit.study.execution.workload import Workload
+from normkit.study.setup import prepared as _prepared
+from normkit.study.task import Task, embedded
+from normkit.study.training.design import Design, design
+from normkit.study.training.trial import Run, Trial
 
 SEEDS, STEPS = 4, 60
 SIZES = (2, 32)
@@ -30,29 +33,35 @@ LEVELS = {
 }
 
 
-def runs_of(plan: Design, scale: float) -> dict[Job, Run]:
+def prepared(task: Task | None = None, **asked: object) -> tuple[list[Workload], tuple[Experiment, ...]]:
+    """The workloads and experiments of `compare` with these arguments, and its defaults for the others."""
+    names = [name for name in inspect.signature(_prepared).parameters if name != "task"]
+    return _prepared(task, **{name: study.DEFAULTS[name] for name in names} | asked)  # type: ignore[arg-type]
+
+
+def runs_of(plan: Design, scale: float) -> dict[Trial, Run]:
     """Runs whose metric lies around a level of the method; one of instance norm did not train."""
     draw = np.random.default_rng(0)
-    runs: dict[Job, Run] = {}
+    runs: dict[Trial, Run] = {}
     for size in plan.batch_sizes:
         for method in plan.methods:
             level = scale * LEVELS[method] * (1.5 if size == 2 else 1.0)
             for seed in plan.tuning_seeds:
                 for number, rate in enumerate(plan.rates):
-                    job = Job("tune", method, size, rate, seed)
+                    trial = Trial("tune", method, size, rate, seed)
                     value = level * (1 + abs(number - 1))
-                    runs[job] = Run(job, "trained", validation_error=value, validation_loss=value)
+                    runs[trial] = Run(trial, "trained", validation_error=value, validation_loss=value)
                 for chosen in plan.options:
-                    job = Job("tune", method, size, plan.rates[1], seed, chosen)
-                    runs[job] = Run(job, "trained", validation_error=level / 2, validation_loss=level)
+                    trial = Trial("tune", method, size, plan.rates[1], seed, chosen)
+                    runs[trial] = Run(trial, "trained", validation_error=level / 2, validation_loss=level)
             for number, seed in enumerate(plan.evaluation_seeds):
-                job = Job("measure", method, size, plan.rates[1], seed, plan.options[0] if plan.options else ())
+                trial = Trial("measure", method, size, plan.rates[1], seed, plan.options[0] if plan.options else ())
                 losses = tuple(
                     float(f"{v:.4g}") for v in 2.3 * np.exp(-np.arange(STEPS) / 25) + draw.uniform(0, 0.1, STEPS)
                 )
                 broke = method == "instance_norm" and number == 0
-                runs[job] = Run(
-                    job,
+                runs[trial] = Run(
+                    trial,
                     "untrained" if broke else "trained",
                     "the loss was nan at step 31" if broke else "",
                     losses[:30] if broke else losses,
@@ -62,7 +71,7 @@ def runs_of(plan: Design, scale: float) -> dict[Job, Run]:
                     test_error=level * (1 + 0.05 * draw.standard_normal()),
                     gap=None if broke else 0.1 * draw.standard_normal() * (method == "batch_norm"),
                     recalibrated_error=level if method == "batch_norm" else None,
-                    probes={"company": 0.5, "style_rise": 0.1},
+                    probes={"batch_dependence": 0.5, "style_rise": 0.1},
                 )
     return runs
 
@@ -81,14 +90,14 @@ def times_of(plan: Design) -> dict[int, dict[str, list[float]]]:
 def of_digits(**change: object) -> Comparison:
     """The embedded task under all methods, with the experiments that read from it, and a failed run."""
     plan = design(METHODS, SIZES, SEEDS, 3, STEPS, 0)
-    bench = Bench("digits", embedded.digits(), plan, timed=True, runs=runs_of(plan, 1.0), times=times_of(plan))
-    experiments = [e for e in SUITE if e.benches == ("digits",)]
+    workload = Workload("digits", embedded.digits(), plan, timed=True, runs=runs_of(plan, 1.0), times=times_of(plan))
+    experiments = [e for e in SUITE if e.workloads == ("digits",)]
     machine = {"processor": "a <processor> & more", "cores": 2, "torch": "2.13.0", "executor": "processes"}
     found = conclude(
-        bench, (), experiments, complete=True, machine=machine, command="normkit compare --seed 0", seconds=131.4
+        workload, (), experiments, complete=True, machine=machine, command="normkit compare --seed 0", seconds=131.4
     )
     failed = Run(
-        Job("measure", "batch_norm", 2, 0.1, 100), "failed", "MemoryError: <none> left", trace="Traceback: a < b"
+        Trial("measure", "batch_norm", 2, 0.1, 100), "failed", "MemoryError: <none> left", trace="Traceback: a < b"
     )
     return replace(found, failures=(failed,), **change)  # type: ignore[arg-type]
 
@@ -111,5 +120,5 @@ def of_regression(**change: object) -> Comparison:
         **change,  # type: ignore[arg-type]
     )
     plan = replace(design(("BN", "LN"), (4,), SEEDS, 3, STEPS, 0), smallest=0.5, options=((("momentum", 0.5),),))
-    bench = Bench("task", task, plan, timed=True, runs=runs_of(plan, 30.0), times=times_of(plan))
-    return conclude(bench, complete=True, machine={}, command="normkit compare pkg:task", seconds=3.0)
+    workload = Workload("task", task, plan, timed=True, runs=runs_of(plan, 30.0), times=times_of(plan))
+    return conclude(workload, complete=True, machine={}, command="normkit compare pkg:task", seconds=3.0)

@@ -1,18 +1,23 @@
-"""The experiment behind `normkit compare`: which normalization should I use?
+"""The experiment of `normkit compare`: which normalization should I use?
 
-The parts, in the order data passes them: `task` (what is trained) and `arms` (under which normalization), `design`
-(what is measured and how it will be judged, fixed before any result), `run` and `train` (one training run, or many at
-once by `replicas`), `crew` (over processes or machines), `store` (every finished run on disk, in a `database` at a
-`location`), `conduct` (carries designs out), `stats` and `verdict` (what follows), `claims` (the experiments on the
-claims of the catalog), `comparison` (all of it as data; `answer` in a sentence, `reading` back from a file, `export` to
-other programs), `report` (results.json and a page) and `terminal`, with `words` and `metric` for numbers. `setup`
-puts a study together, `outline` says what it will take, `whole` sees it through. `embedded`, `nets`, `data`, `style`
-and `probes` are what is trained when the user brings nothing.
+Its rooms, in the order in which data pass them; each imports only from those before it:
+
+- `suite`: data and networks for users who bring none.
+- `task`: a model, data, loss and metric; the same model under each variant.
+- `training`: the numbers of a design, and one training run of it, or many at once.
+- `execution`: which trials come next, the workers, and the store of finished runs.
+- `analysis`: from runs to statements, as data.
+- `claims`: the experiments on the claims of the catalog.
+- `report`: all text, the page, results.json and the forms of other programs.
+
+After them `setup` turns arguments into workloads and experiments, `outline` estimates how long they take, `run_study`
+runs them, and `comparison` is the result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -23,15 +28,15 @@ from normkit.errors import ArgumentError, StateError
 
 if TYPE_CHECKING:
     from normkit.study.comparison import Comparison
-    from normkit.study.design import Design
+    from normkit.study.execution.scheduler import Progress
     from normkit.study.outline import Outline
     from normkit.study.task import Task
-
-Progress = Callable[[int, int, str], None]
+    from normkit.study.training.design import Design
 
 __all__ = ["compare", "named_task", "plan"]
 
 
+# Longer than 80 lines by its documentation: the body is short.
 def compare(
     task: Task | None = None,
     *,
@@ -58,22 +63,22 @@ def compare(
 ) -> Comparison:
     """Train a model under every normalization at an equal tuning budget, and write the report.
 
-    Without a task of yours it trains a small network on embedded data, and measures every claim of the catalog in
-    experiments of their own. Design, statistics and rules are in the report; they are fixed before a run.
+    Without a task it trains a small network on embedded data, and measures every claim of the catalog in separate
+    experiments. Design, statistics and rules are fixed before a run, and explained in the report.
 
     Args:
         task: your model and data, a `normkit.Task`; None for the embedded suite.
         methods: names or aliases from the catalog ("batch_norm", "BN"), "unchanged" for the model as it is, and
             "none" for no normalization, which is always trained too because steps and times are given relative to it.
-        batch_sizes: samples per training step, at most as many as there are to train on; everything is measured
-            at each.
+        batch_sizes: samples per training step, at most the number of training samples; everything is measured at
+            each.
         seeds: evaluation runs of every method at every batch size.
-        trials: learning rates tried for every method at every batch size, on seeds of their own.
+        trials: learning rates tried for every method at every batch size, on separate seeds.
         steps: training steps of one run; by default those of the task.
-        claims: ids of the claims to measure beside the comparison, such as ["BN-4"]; all of them by default, none
+        claims: ids of the claims to measure besides the comparison, such as ["BN-4"]; all of them by default, none
             for False or with a task.
-        full: more seeds behind each claim, for narrower intervals.
-        minutes: begin no further run after so many; the same call goes on from there.
+        full: more seeds for each claim, for narrower intervals.
+        minutes: begin no further run after this time; the same call goes on from there.
         device: where to train, as torch names it.
         dtype: "float32" or "float64" for weights and arithmetic, or "bfloat16" for autocast to it.
         workers: runs at a time, one process and one torch thread each; None is one per core: of this machine, at
@@ -81,11 +86,11 @@ def compare(
         out: folder for `index.html`, `results.json` and the store `study.sqlite3`. A store that is already there
             is resumed: no finished run is run again.
         seed: the one number all randomness comes from.
-        progress: True shows bars, False nothing; a function is called with (runs finished, runs in all, what is
-            running).
+        progress: True shows bars, False nothing; a function is called with (runs finished, runs in all, the name of
+            the stage).
         store: URL of a database for the finished runs, such as "postgresql+psycopg://user@host/name", instead of
-            the file in `out`. Several calls may share it, also from several machines: each takes the runs that the
-            others have not.
+            the file in `out`. Several calls may share it, also from several machines: each runs the trials that the
+            others have not taken.
         resume: demand that the study was begun before; without it, one that was is resumed all the same.
         executor: "processes" on this machine, or "ray" for a cluster (`pip install "normkit[ray]"`).
         address: of the Ray cluster, such as "auto" or "ray://host:10001"; None makes one on this machine.
@@ -95,8 +100,8 @@ def compare(
 
     Returns:
         The `Comparison`: data with `to_dict()`, a table as `str`, `answer`, and `path` of the page, which is None
-        on ranks other than 0. After an interrupt (Ctrl-C) it rests on the runs that were finished, and `complete`
-        is False.
+        on ranks other than 0. After an interrupt (Ctrl-C) it is made from the finished runs, and `complete` is
+        False.
 
     Raises:
         ArgumentError: an unknown method or claim, a number that leaves nothing to measure, a model without a place
@@ -114,14 +119,15 @@ def compare(
     """
     _require_extra()
     from normkit.study import report
-    from normkit.study.crew import muster, ranks
-    from normkit.study.location import Location
+    from normkit.study.execution.location import Location
+    from normkit.study.execution.scheduler import Payload
+    from normkit.study.execution.store import Store
+    from normkit.study.execution.workers import make_executor, ranks
+    from normkit.study.run_study import run_study
     from normkit.study.setup import made, prepared
-    from normkit.study.store import Store
-    from normkit.study.whole import carry_out
 
     report.check(lang)
-    benches, experiments = prepared(
+    workloads, experiments = prepared(
         task,
         methods=methods,
         batch_sizes=batch_sizes,
@@ -137,20 +143,24 @@ def compare(
     _check_workers(workers, executor, time_limit)
     where = Location.of(store or Path(out) / "study.sqlite3")
     ranks.check(executor, where.file is not None)
-    crew = muster(tuple((bench.task, bench.design) for bench in benches), workers, executor=executor, address=address)
+    pool = make_executor(Payload.of(workloads), workers, executor=executor, address=address)
     folder = made(Path(out))
-    with _shown(progress if ranks.rank() == 0 else False) as tell, Store(where, resume=resume) as kept:
-        comparison = carry_out(
-            benches,
+    with _shown(progress if ranks.rank() == 0 else False) as notify, Store(where, resume=resume) as kept:
+        comparison = run_study(
+            workloads,
             experiments,
             kept,
-            crew,
-            progress=tell,
+            pool,
+            progress=notify,
             minutes=minutes,
             limit=time_limit,
-            command=_command(benches[0].design, task, claims, full),
+            command=_command(workloads[0].design, task, claims, full),
         )
     return replace(comparison, path=report.write(comparison, folder, lang)) if ranks.rank() == 0 else comparison
+
+
+DEFAULTS: Mapping[str, Any] = {name: p.default for name, p in inspect.signature(compare).parameters.items()}
+"""The defaults of `compare`; they are written in its signature only."""
 
 
 def plan(
@@ -161,7 +171,7 @@ def plan(
     store: str | None = None,
     **asked: Any,
 ) -> Outline:
-    """What `compare` would do with the same arguments, and about how long it would take; a few steps are trained.
+    """The plan of `compare` with the same arguments, and about how long it takes; a few steps are trained.
 
     Returns:
         The `Outline`: rows as data, a table as `str`, `seconds`.
@@ -170,20 +180,21 @@ def plan(
         ArgumentError, StateError: as `compare`.
     """
     _require_extra()
-    from normkit.study import machine
-    from normkit.study.location import Location
+    from normkit.study.execution import machine
+    from normkit.study.execution.location import Location
+    from normkit.study.execution.store import Store
     from normkit.study.outline import outline
     from normkit.study.setup import prepared
-    from normkit.study.store import Store
 
     _check_workers(workers, "processes", None)
-    benches, _ = prepared(task, **asked)
+    names = [name for name in inspect.signature(prepared).parameters if name != "task"]
+    workloads, _ = prepared(task, **{name: DEFAULTS[name] for name in names} | asked)
     where = Location.of(store or Path(out) / "study.sqlite3")
     if where.file is None or where.file.exists():
         with Store(where) as kept:
-            for bench in benches:
-                bench.runs |= kept.runs(bench.task, bench.design)
-    return outline(benches, workers or min(machine.cores(), 8))
+            for workload in workloads:
+                workload.runs |= kept.runs(workload.task, workload.design)
+    return outline(workloads, workers or min(machine.cores(), 8))
 
 
 def named_task(target: str) -> Task:
@@ -212,9 +223,9 @@ def _require_extra() -> None:
 
 
 def _default_workers() -> int:
-    # Here, because the front door of the study loads no torch.
-    from normkit.study import machine
-    from normkit.study.crew import ranks
+    # Here, because importing `normkit.study` loads no torch.
+    from normkit.study.execution import machine
+    from normkit.study.execution.workers import ranks
 
     return machine.cores() if ranks.world() == 1 else 1
 
@@ -232,7 +243,7 @@ def _check_workers(asked: int | None, executor: str, limit: float | None) -> Non
 
 
 def _command(design: Design, task: Task | None, claims: Sequence[str] | bool | None, full: bool) -> str:
-    """What repeats the study on the command line."""
+    """The command line that repeats the study."""
     sizes = ",".join(map(str, design.batch_sizes))
     chosen = {None: "", True: "", False: " --no-claims"}.get(claims) if not isinstance(claims, Sequence) else ""
     named = f" --claims {','.join(claims)}" if isinstance(claims, Sequence) else chosen

@@ -1,4 +1,4 @@
-"""From what the user asks for to benches and experiments, all of it checked before anything runs."""
+"""From the arguments of `compare` to workloads and experiments, all of it checked before anything runs."""
 
 from __future__ import annotations
 
@@ -13,36 +13,35 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import RandomSampler
 
 from normkit.errors import ArgumentError, nearest
-from normkit.study import embedded
-from normkit.study.arms import OF_LAYERS, OF_WEIGHTS
 from normkit.study.claims import chosen
-from normkit.study.claims.benches import BENCHES, MAIN
 from normkit.study.claims.experiment import Experiment
-from normkit.study.conduct import Bench
-from normkit.study.design import DTYPES, Design, design
-from normkit.study.run import Options
-from normkit.study.task import Task
+from normkit.study.claims.workloads import MAIN, WORKLOADS
+from normkit.study.execution.workload import Workload
+from normkit.study.task import Task, embedded
+from normkit.study.task.variants import OF_LAYERS, OF_WEIGHTS
+from normkit.study.training.design import DTYPES, Design, design
+from normkit.study.training.trial import Options
 from normkit.tools.walk import norms
 
 OWN_METHODS = ("unchanged", "batch_norm", "layer_norm", "instance_norm", "group_norm", "weight_norm")
-"""What a model of the user's is put under, as far as it has a place for it."""
+"""The methods for a user's model, if it has a place for their norms."""
 
 
 def prepared(
-    task: Task | None = None,
+    task: Task | None,
     *,
-    methods: Sequence[str] | None = None,
-    batch_sizes: Sequence[int] = (2, 32),
-    seeds: int = 10,
-    trials: int = 7,
-    steps: int | None = None,
-    claims: Sequence[str] | bool | None = None,
-    full: bool = False,
-    device: str = "cpu",
-    dtype: str = "float32",
-    seed: int = 0,
-) -> tuple[list[Bench], tuple[Experiment, ...]]:
-    """The benches, that of the answer first, and the experiments that read from them; arguments as in `compare`."""
+    methods: Sequence[str] | None,
+    batch_sizes: Sequence[int],
+    seeds: int,
+    trials: int,
+    steps: int | None,
+    claims: Sequence[str] | bool | None,
+    full: bool,
+    device: str,
+    dtype: str,
+    seed: int,
+) -> tuple[list[Workload], tuple[Experiment, ...]]:
+    """The workloads, that of the answer first, and the experiments that read from them; arguments as in `compare`."""
     if task is not None and not isinstance(task, Task):
         raise ArgumentError(f"task must be a normkit.Task, got {type(task).__name__}: make one of your model and data")
     _check_place(device, dtype)
@@ -64,27 +63,27 @@ def prepared(
             f"got {plan.batch_sizes[-1]}: choose smaller ones"
         )
     if task is not None:
-        return [Bench("task", work, _buildable(work, plan, strict=methods is not None), timed=True)], ()
+        return [Workload("task", work, _buildable(work, plan, strict=methods is not None), timed=True)], ()
     unknown = [name for name in plan.methods if name not in embedded.METHODS]
     if unknown:
         raise ArgumentError(
             f"the embedded network can be built under {', '.join(embedded.METHODS)}, got {', '.join(unknown)}: "
             "leave it out, or give a task of yours"
         )
-    main = Bench(MAIN, work, plan, timed=True)
+    main = Workload(MAIN, work, plan, timed=True)
     if claims is False:
         return [main], ()
     asked_for = chosen(None if claims is None or claims is True else claims, full=full)
-    experiments = tuple(experiment for experiment in asked_for if _has_arms(experiment, main))
-    names = dict.fromkeys(name for experiment in experiments for name in experiment.benches if name != MAIN)
-    benches = [main, *(BENCHES[name](full) for name in names)]
-    for bench in benches[1:]:
-        bench.design = replace(bench.design, seed=seed, device=device, dtype=dtype)
-    return benches, experiments
+    experiments = tuple(experiment for experiment in asked_for if _has_cells(experiment, main))
+    names = dict.fromkeys(name for experiment in experiments for name in experiment.workloads if name != MAIN)
+    workloads = [main, *(WORKLOADS[name](full) for name in names)]
+    for workload in workloads[1:]:
+        workload.design = replace(workload.design, seed=seed, device=device, dtype=dtype)
+    return workloads, experiments
 
 
 def drawn(search: Mapping[str, Any], count: int, seed: int) -> tuple[Options, ...]:
-    """Settings to try, beside the defaults, out of what a task opens to the search; none twice.
+    """Settings to try besides the defaults, from the search space of a task; none twice.
 
     >>> drawn({"weight_decay": [0.0, 1e-4]}, 7, seed=0)
     ((('weight_decay', 0.0),), (('weight_decay', 0.0001),))
@@ -97,7 +96,7 @@ def drawn(search: Mapping[str, Any], count: int, seed: int) -> tuple[Options, ..
     }
     study = create_study(sampler=RandomSampler(seed=seed))
     found: dict[Options, None] = {}
-    # Where there are few settings in all, the same ones come again.
+    # A small search space gives the same settings again.
     for _ in range(20 * count):
         if len(found) < count - 1:
             found[tuple(sorted(study.ask(kinds).params.items()))] = None
@@ -116,14 +115,14 @@ def _check_place(device: str, dtype: str) -> None:
         ) from error
 
 
-def _has_arms(experiment: Experiment, main: Bench) -> bool:
-    """Whether the comparison trains what the experiment reads from it."""
+def _has_cells(experiment: Experiment, main: Workload) -> bool:
+    """Whether the comparison trains the cells that the experiment reads from it."""
     have = {(method, size) for method in main.design.methods for size in main.design.batch_sizes}
-    return all((arm, size) in have for bench, arm, size in experiment.arms if bench == MAIN)
+    return all((variant, size) in have for workload, variant, size in experiment.cells if workload == MAIN)
 
 
 def _buildable(task: Task, plan: Design, strict: bool) -> Design:
-    """The design with the methods that the model has a place for; asked for by name, a method must have one."""
+    """The design with the methods that the model has a place for; if `strict`, all of them must have one."""
     task.rehearse()
     able = []
     for method in plan.methods:

@@ -1,7 +1,7 @@
-"""The experiments on the claims of the catalog, one file for each claim.
+"""The experiments on the claims of the catalog: a folder for each method, a file for each claim.
 
-A file states claim, design, measure and rule; `benches` holds what is trained for them, `measures` the effects that
-several share, `experiment` what carries the rule out.
+A file states claim, design, measure and rule. `workloads` has what is trained for them, `measures` the effects that
+several share, `experiment` the rule, and `judging` applies it to all experiments as one family.
 """
 
 from __future__ import annotations
@@ -10,29 +10,16 @@ from collections.abc import Sequence
 
 from normkit import catalog
 from normkit.errors import ArgumentError, nearest
-from normkit.study.claims import (
-    bn_1,
-    bn_2,
-    bn_3,
-    bn_4,
-    bn_5,
-    bn_6,
-    gn_1,
-    gn_2,
-    in_1,
-    in_2,
-    ln_1,
-    ln_2,
-    p_1,
-    wn_1,
-    wn_2,
-)
+from normkit.study.claims import batch_norm, group_norm, instance_norm, layer_norm, placement, weight_norm
 from normkit.study.claims.experiment import Experiment
 
-SUITE: tuple[Experiment, ...] = tuple(
-    experiment
-    for file in (bn_1, bn_2, bn_3, bn_4, bn_5, bn_6, ln_1, ln_2, in_1, in_2, gn_1, gn_2, wn_1, wn_2, p_1)
-    for experiment in file.EXPERIMENTS
+SUITE: tuple[Experiment, ...] = (
+    *batch_norm.EXPERIMENTS,
+    *layer_norm.EXPERIMENTS,
+    *instance_norm.EXPERIMENTS,
+    *group_norm.EXPERIMENTS,
+    *weight_norm.EXPERIMENTS,
+    *placement.EXPERIMENTS,
 )
 
 
@@ -43,7 +30,7 @@ def chosen(ids: Sequence[str] | None = None, *, full: bool = False) -> tuple[Exp
         ArgumentError: a claim that the catalog does not have.
 
     >>> [experiment.name for experiment in chosen(["gn-1"])]
-    ['no worse than at a large batch', 'beside batch norm']
+    ['no worse than at a large batch', 'against batch norm']
     """
     wanted = None if ids is None else {_known(claim) for claim in ids}
     return tuple(e for e in SUITE if (full or not e.extended) and (wanted is None or e.claim in wanted))

@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from normkit.study import stats
-from normkit.study.claims.experiment import Arm, Measured, Tables
-from normkit.study.run import Run, smooth
-from normkit.study.verdict import Cell, paired
+from normkit.study.analysis import stats
+from normkit.study.analysis.cells import Cell, paired
+from normkit.study.claims.experiment import CellName, Measured, Tables
+from normkit.study.training.trial import Run, smooth
 
 Effect = Callable[[Tables], Measured | None]
 Value = Callable[[Cell, Run], float | None]
 
 
 def test_error(cell: Cell, run: Run) -> float | None:
-    """What is shown of a run where errors are compared."""
+    """The test error, to show where errors are compared."""
     return run.test_error
 
 
 def steps_to_target(cell: Cell, run: Run) -> float | None:
-    """Steps until the smoothed loss is at the target; a run that does not arrive is put at the end."""
+    """Steps until the smoothed loss is at the target; a run that does not reach it counts as all steps."""
     design = cell.design
     if run.state != "trained":
         return float(design.steps)
@@ -29,11 +29,11 @@ def steps_to_target(cell: Cell, run: Run) -> float | None:
 
 
 def probed(name: str) -> Value:
-    """What is shown where a further number of the trained model is compared."""
+    """A further measurement of the trained model, to show where that is compared."""
     return lambda cell, run: run.probes.get(name)
 
 
-def difference(more: Arm, less: Arm, value: Value = test_error) -> Effect:
+def difference(more: CellName, less: CellName, value: Value = test_error) -> Effect:
     """`value(more) - value(less)`, seed by seed."""
 
     def effect(tables: Tables) -> Measured | None:
@@ -44,30 +44,30 @@ def difference(more: Arm, less: Arm, value: Value = test_error) -> Effect:
     return effect
 
 
-def level(arm: Arm, value: Value) -> Effect:
-    """`value(arm)` itself, seed by seed."""
+def level(cell: CellName, value: Value) -> Effect:
+    """`value(cell)` itself, seed by seed."""
 
     def effect(tables: Tables) -> Measured | None:
-        cell = _cell(tables, arm)
-        values = [v for run in cell.runs if (v := value(cell, run)) is not None]
+        a = _cell(tables, cell)
+        values = [v for run in a.runs if (v := value(a, run)) is not None]
         return Measured(values) if len(values) > 1 else None
 
     return effect
 
 
-def steps(more: Arm, less: Arm) -> Effect:
-    """log2 of steps to the target, `more` over `less`, with a bound where runs did not arrive."""
+def steps(more: CellName, less: CellName) -> Effect:
+    """log2 of steps to the target, `more` over `less`, with a bound where runs did not reach it."""
 
     def effect(tables: Tables) -> Measured | None:
         a, b = _cell(tables, more), _cell(tables, less)
-        shared = {run.job.seed for run in a.runs} & {run.job.seed for run in b.runs}
+        shared = {run.trial.seed for run in a.runs} & {run.trial.seed for run in b.runs}
         found = stats.log2_ratios(_arrivals(a, shared), _arrivals(b, shared), a.design.steps)
         return None if found is None else Measured(*found)
 
     return effect
 
 
-def times(more: Arm, less: Arm) -> Effect:
+def times(more: CellName, less: CellName) -> Effect:
     """log2 of the time of a step, `more` over `less`, round by round."""
 
     def effect(tables: Tables) -> Measured | None:
@@ -85,19 +85,19 @@ def highest_rates(cell: Cell, target: float) -> dict[int, float]:
     A seed at which no rate trains counts as half a decade below the lowest that was tried.
     """
     found: dict[int, float] = {}
-    lowest = min(run.job.rate for run in cell.tuning)
+    lowest = min(run.trial.rate for run in cell.tuning)
     for run in cell.tuning:
         smoothed = smooth(run.losses, cell.design.window)
         trains = run.state == "trained" and bool(smoothed) and smoothed[-1] < target
-        before = found.get(run.job.seed, math.log10(lowest) - 0.5)
-        found[run.job.seed] = max(before, math.log10(run.job.rate)) if trains else before
+        before = found.get(run.trial.seed, math.log10(lowest) - 0.5)
+        found[run.trial.seed] = max(before, math.log10(run.trial.rate)) if trains else before
     return found
 
 
 def _arrivals(cell: Cell, seeds: set[int]) -> Sequence[int | None]:
-    return [s for s, run in zip(cell.steps, cell.runs, strict=True) if run.job.seed in seeds]
+    return [s for s, run in zip(cell.steps, cell.runs, strict=True) if run.trial.seed in seeds]
 
 
-def _cell(tables: Tables, arm: Arm) -> Cell:
-    bench, name, size = arm
-    return tables[bench][name, size]
+def _cell(tables: Tables, name: CellName) -> Cell:
+    workload, variant, size = name
+    return tables[workload][variant, size]

@@ -1,4 +1,4 @@
-"""Writes what `compare` found: `results.json`, and `index.html` that needs nothing but itself."""
+"""Writes the report: `results.json`, and `index.html`, which needs no other file."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 
 from normkit.errors import ArgumentError, StateError
-from normkit.study import export
-from normkit.study.comparison import Comparison
-from normkit.study.report.page import check, render
+from normkit.study.analysis.results import Results
+from normkit.study.report import export, results_file
+from normkit.study.report.page.page import check, render
 
 __all__ = ["again", "check", "render", "write", "write_page"]
 
 
-def write(comparison: Comparison, folder: Path, lang: str = "en") -> Path:
-    """Write both files into a folder; each takes the place of the old one only when it is whole.
+def write(comparison: Results, folder: Path, lang: str = "en") -> Path:
+    """Write both files into a folder; each replaces the old one only when it is complete.
 
     Args:
         comparison: what to write.
@@ -28,7 +28,9 @@ def write(comparison: Comparison, folder: Path, lang: str = "en") -> Path:
         StateError: they cannot be written, for instance because the disk is full.
     """
     try:
-        replace_file(folder / "results.json", json.dumps(comparison.to_dict(), indent=1, allow_nan=False) + "\n")
+        replace_file(
+            folder / "results.json", json.dumps(results_file.to_dict(comparison), indent=1, allow_nan=False) + "\n"
+        )
         return write_page(comparison, folder / "index.html", lang)
     except OSError as error:
         raise StateError(
@@ -37,14 +39,14 @@ def write(comparison: Comparison, folder: Path, lang: str = "en") -> Path:
         ) from error
 
 
-def write_page(comparison: Comparison, page: Path, lang: str = "en") -> Path:
+def write_page(comparison: Results, page: Path, lang: str = "en") -> Path:
     """Write the page alone."""
     replace_file(page, render(comparison, lang))
     return page
 
 
 def again(
-    comparison: Comparison,
+    comparison: Results,
     source: Path,
     lang: str = "en",
     page: Path | None = None,
@@ -52,20 +54,20 @@ def again(
     parquet: bool = False,
     tensorboard: bool = False,
 ) -> list[str]:
-    """Write the page of a comparison that was read, and what else is asked for, beside it.
+    """Write the page of a comparison that was read, and other forms of it into the same folder.
 
     Args:
-        comparison: what was read.
+        comparison: the comparison.
         source: the folder or the file that it was read from.
         lang: of the page.
-        page: where to write it; by default index.html beside the results.
-        parquet, tensorboard: what else to write.
+        page: where to write it; by default index.html next to the results.
+        parquet, tensorboard: further forms to write.
 
     Returns:
         A line for each thing written.
 
     Raises:
-        StateError: a package for what else is asked is missing; nothing was written then.
+        StateError: a package for one of them is missing; then nothing is written.
     """
     folder = source if source.is_dir() else source.parent
     lines = []
@@ -84,11 +86,11 @@ def again(
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Put a text in the place of a file, at once."""
+    """Replace a file by a text, in one step."""
     part = path.with_name(path.name + ".part")
     try:
         part.write_text(text, encoding="utf-8")
         part.replace(path)
     finally:
-        # Half a file would only take the room that is missing.
+        # Half a file would only take up space.
         part.unlink(missing_ok=True)

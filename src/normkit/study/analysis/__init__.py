@@ -1,0 +1,1 @@
+"""From runs to statements, as data: intervals, tests, cells, verdicts."""

@@ -1,0 +1,147 @@
+"""Cells: all that was measured of one method at one batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from normkit.study.analysis import stats
+from normkit.study.analysis.stats import Interval
+from normkit.study.training.design import Design
+from normkit.study.training.trial import Options, Run, Setting, Trial, smooth
+from normkit.study.training.tuning import chosen, pick, tuning_runs
+
+Key = tuple[str, int]
+"""Method and batch size."""
+Table = Mapping[Key, "Cell"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Everything measured of one method at one batch size.
+
+    `tuning` holds the runs over learning rates, `runs` those of the results in the order of the seeds; `seconds` and
+    `plain_seconds` are step times, round by round, of the method and of no norm; `saved_bytes` is the memory that one
+    training step saves for its backward pass.
+    """
+
+    method: str
+    batch_size: int
+    design: Design
+    tuning: tuple[Run, ...]
+    runs: tuple[Run, ...]
+    seconds: tuple[float, ...] = ()
+    plain_seconds: tuple[float, ...] = ()
+    saved_bytes: int | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """The chosen learning rate; None before tuning."""
+        return self.setting[0] if self.setting else None
+
+    @property
+    def options(self) -> Options:
+        """The chosen options of the optimizer."""
+        return self.setting[1] if self.setting else ()
+
+    @cached_property
+    def setting(self) -> Setting | None:
+        """Rate and options together."""
+        return chosen(self.design, self.tuning)
+
+    @property
+    def rate_on_edge(self) -> bool:
+        """Whether the best rate may be outside the range that was tried."""
+        tried = [run.trial.rate for run in self.tuning]
+        return bool(tried) and self.rate in (min(tried), max(tried))
+
+    @property
+    def error(self) -> Interval | None:
+        """Test error."""
+        return self._mean(lambda run: run.test_error)
+
+    @property
+    def train_error(self) -> Interval | None:
+        """Error on the training images, in evaluation mode."""
+        return self._mean(lambda run: run.train_error)
+
+    @property
+    def recalibrated_error(self) -> Interval | None:
+        """Test error with recalibrated running statistics; None where there are none."""
+        return self._mean(lambda run: run.recalibrated_error)
+
+    @property
+    def gap(self) -> Interval | None:
+        """Loss in evaluation mode minus loss in training mode."""
+        return self._mean(lambda run: run.gap)
+
+    @property
+    def steps(self) -> tuple[int | None, ...]:
+        """Steps to the target loss of each run; None if it did not reach it."""
+        design = self.design
+        return tuple(
+            stats.arrival(smooth(run.losses, design.window), design.window, design.target_loss)
+            if run.state == "trained"
+            else None
+            for run in self.runs
+        )
+
+    @property
+    def median_steps(self) -> tuple[float, bool] | None:
+        """Median of `steps`, and whether it is a lower bound."""
+        return stats.median_steps(self.steps, self.design.steps)
+
+    @property
+    def time_ratio(self) -> Interval | None:
+        """Time of a step relative to no norm, median over rounds."""
+        if not self.seconds or not self.plain_seconds:
+            return None
+        return stats.median_interval([a / b for a, b in zip(self.seconds, self.plain_seconds, strict=True)])
+
+    @property
+    def untrained(self) -> int:
+        """The number of runs that did not train; they are part of every mean."""
+        return sum(run.state == "untrained" for run in self.runs)
+
+    def _mean(self, value: Callable[[Run], float | None]) -> Interval | None:
+        values = [v for v in map(value, self.runs) if v is not None]
+        return stats.t_interval(values) if len(values) > 1 else None
+
+
+def cells(
+    design: Design, runs: Mapping[Trial, Run], times: Mapping[int, Mapping[str, Sequence[float]]]
+) -> dict[Key, Cell]:
+    """Runs and times by method and batch size; those that the design does not ask for are left out."""
+    found: dict[Key, Cell] = {}
+    for batch_size in design.batch_sizes:
+        seconds = times.get(batch_size, {})
+        for method in design.methods:
+            tuning = tuning_runs(design, runs, method, batch_size)
+            setting = chosen(design, tuning)
+            trials = (
+                [Trial("measure", method, batch_size, setting[0], seed, setting[1]) for seed in design.evaluation_seeds]
+                if setting
+                else []
+            )
+            found[method, batch_size] = Cell(
+                method,
+                batch_size,
+                design,
+                tuning,
+                pick(runs, trials),
+                tuple(seconds.get(method, ())),
+                tuple(seconds.get("none", ())),
+            )
+    return found
+
+
+def paired(a: Cell, b: Cell, value: Callable[[Run], float | None]) -> list[float]:
+    """`value(a) - value(b)` for every seed that both have."""
+    other = {run.trial.seed: value(run) for run in b.runs}
+    found = []
+    for run in a.runs:
+        mine, theirs = value(run), other.get(run.trial.seed)
+        if mine is not None and theirs is not None:
+            found.append(mine - theirs)
+    return found

@@ -1,0 +1,116 @@
+"""Which of two methods is better, by the rules of a design.
+
+Nothing here is chosen in the light of results: the rules and their numbers are fixed before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+from normkit.study.analysis import stats
+from normkit.study.analysis.cells import Cell, Key, paired
+from normkit.study.analysis.stats import Interval
+from normkit.study.training.design import Design
+
+Relation = Literal["better", "worse", "equal", "not resolved"]
+Place = Literal["leads", "equal", "not resolved", "behind", "not measured"]
+"""The relation of a method to the leader of its batch size."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Test error of `second` minus that of `first`, seed by seed, at one batch size.
+
+    `relation` is that of `first` to `second`. `wide` is the interval that holds for all pairs at once.
+    """
+
+    batch_size: int
+    first: str
+    second: str
+    difference: Interval
+    wide: Interval
+    p_corrected: float
+    relation: Relation
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The order at one batch size: who leads on average, who is behind, who is equal, and who is not resolved."""
+
+    batch_size: int
+    leader: str | None
+    behind: tuple[str, ...] = ()
+    equal_to: tuple[str, ...] = ()
+    unresolved: tuple[str, ...] = ()
+
+    @property
+    def front(self) -> tuple[str, ...]:
+        """The methods that no other is better than."""
+        return (self.leader, *self.equal_to, *self.unresolved) if self.leader else ()
+
+    def place(self, method: str) -> Place:
+        """The relation of a method to the leader."""
+        if method == self.leader:
+            return "leads"
+        if method in self.behind:
+            return "behind"
+        return "equal" if method in self.equal_to else "not resolved"
+
+
+def pairs(design: Design, table: Mapping[Key, Cell]) -> tuple[Pair, ...]:
+    """Every two methods at every batch size, judged as one family."""
+    raw: list[tuple[int, str, str, list[float]]] = []
+    for batch_size in design.batch_sizes:
+        for first, second in combinations(design.methods, 2):
+            values = paired(table[second, batch_size], table[first, batch_size], lambda run: run.test_error)
+            if len(values) > 1:
+                raw.append((batch_size, first, second, values))
+    corrected = stats.holm([stats.t_test(values) for *_, values in raw])
+    level = stats.family_level(design.alpha, len(raw))
+    found = []
+    for (batch_size, first, second, values), p in zip(raw, corrected, strict=True):
+        difference, wide = stats.t_interval(values), stats.t_interval(values, level)
+        found.append(Pair(batch_size, first, second, difference, wide, p, relation(design, difference, wide, p)))
+    return tuple(found)
+
+
+def relation(design: Design, difference: Interval, wide: Interval, p_corrected: float) -> Relation:
+    """The rule of the answer; a positive difference is in favour of the first of the two."""
+    smallest = design.smallest
+    if p_corrected < design.alpha and abs(difference.value) >= smallest:
+        return "better" if difference.value > 0 else "worse"
+    return "equal" if -smallest <= wide.low and wide.high <= smallest else "not resolved"
+
+
+def standing(batch_size: int, table: Mapping[Key, Cell], judged: Sequence[Pair]) -> Standing:
+    """Who leads at one batch size; no one, if no run of any method trained.
+
+    A method none of whose runs trained is behind, whatever error it ended with: that error is chance.
+    """
+    row = [cell for (_, size), cell in table.items() if size == batch_size and cell.error is not None]
+    able = [cell for cell in row if cell.untrained < len(cell.runs)]
+    if not able:
+        return Standing(batch_size, None)
+    leader = min(able, key=lambda cell: cell.error.value if cell.error else 1.0).method
+    groups: dict[str, list[str]] = {"behind": [], "equal": [], "not resolved": []}
+    for cell in row:
+        if cell.method != leader:
+            seen = relations(cell.method, batch_size, judged)
+            behind = cell not in able or "worse" in seen.values()
+            groups["behind" if behind else seen.get(leader, "not resolved")].append(cell.method)
+    return Standing(batch_size, leader, *(tuple(group) for group in groups.values()))
+
+
+def relations(method: str, batch_size: int, judged: Sequence[Pair]) -> dict[str, Relation]:
+    """The relation of a method to each other one at a batch size."""
+    turned: dict[Relation, Relation] = {"better": "worse", "worse": "better"}
+    found: dict[str, Relation] = {}
+    for pair in judged:
+        if pair.batch_size == batch_size and pair.first == method:
+            found[pair.second] = pair.relation
+        elif pair.batch_size == batch_size and pair.second == method:
+            found[pair.first] = turned.get(pair.relation, pair.relation)
+    return found

@@ -1,0 +1,62 @@
+"""IN-2: instance norm is unfit for classification."""
+
+from __future__ import annotations
+
+from normkit.catalog import Text
+from normkit.study.claims.experiment import CellName, Experiment
+from normkit.study.claims.measures import difference, test_error
+
+
+def experiment(name: str, cells: tuple[CellName, CellName], question: Text, design: Text, against: Text) -> Experiment:
+    """Errors of instance norm against those of another method."""
+    return Experiment(
+        claim="IN-2",
+        name=name,
+        question=question,
+        design=design,
+        measure=Text(
+            f"Test error of instance norm minus that of {against}.", f"实例归一化的测试误差减去{against.zh}的测试误差。"
+        ),
+        unit="points",
+        effect=difference(*cells),
+        cells=cells,
+        show=test_error,
+    )
+
+
+CONTRAST = Text(
+    "Digits whose class is the contrast, six of them half an octave apart; three convolutions without zero padding.",
+    "类别即对比度的数字图像，共六级，相邻相差半个倍频程；三个卷积层，不用零填充。",
+)
+EXPERIMENTS = (
+    experiment(
+        "classes by contrast",
+        (("contrast", "instance_norm", 16), ("contrast", "batch_norm", 16)),
+        Text(
+            "Is instance norm blind to classes that differ in contrast, where batch norm is not?",
+            "类别只在对比度上不同时，实例归一化是否看不见，而批归一化看得见？",
+        ),
+        CONTRAST,
+        Text("batch norm", "批归一化"),
+    ),
+    experiment(
+        "classes by contrast, against layer norm",
+        (("contrast", "instance_norm", 16), ("contrast", "layer_norm", 16)),
+        Text(
+            "Is that so for instance norm alone: is it blinder than layer norm?",
+            "这是实例归一化独有的吗：它是否比层归一化更看不见？",
+        ),
+        CONTRAST,
+        Text("layer norm", "层归一化"),
+    ),
+    experiment(
+        "ordinary classes",
+        (("digits", "instance_norm", 32), ("digits", "batch_norm", 32)),
+        Text(
+            "Does instance norm make more errors than batch norm on ordinary digits?",
+            "在普通数字分类上，实例归一化的错误是否多于批归一化？",
+        ),
+        Text("The net of the comparison, 32 images per step.", "比较实验所用的网络，每步 32 张图像。"),
+        Text("batch norm", "批归一化"),
+    ),
+)

@@ -1,0 +1,171 @@
+"""The workloads of the experiments on claims: one workload may serve several experiments.
+
+Designs are fixed here before any result, and no result changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch.nn.functional import cross_entropy
+
+from normkit.study.execution.workload import Workload
+from normkit.study.suite import data
+from normkit.study.suite.networks import Builder, convnet, mlp, with_placement
+from normkit.study.suite.sequences import characters, recurrent, transformer
+from normkit.study.suite.stylizer import StyleLoss, Stylizer
+from normkit.study.task import Task
+from normkit.study.training.design import Design
+
+MAIN = "digits"
+"""The workload of the comparison itself."""
+
+DEEP = ((16, 1), (16, 1), (16, 1), (16, 1), (16, 2), (16, 1), (16, 1), (16, 1))
+FLAT = ((16, 2), (16, 1), (16, 1), (16, 1))
+SMALL = ((16, 1), (16, 2), (16, 1))
+MLP_BATCHES = (2, 4, 32)
+SAMPLES = 3200
+"""Images that a perceptron is trained on at any batch size."""
+
+
+def _digits(name: str, build: Builder, *, noise: float = 0.2, train: int = 800, seed: int = 0) -> Task:
+    parts = data.digits((train, 200, 797), noise, seed)
+    return Task(None, parts[0], parts[2], validation=parts[1], arms=build, name=name)
+
+
+def deep(full: bool) -> Workload:
+    """Eight convolutions, deep enough for norms to make a difference in training."""
+    variants = ("none", "none:init", "batch_norm", "batch_norm:last", "batch_norm:after", "layer_norm", "weight_norm")
+    build = partial(with_placement, channels=DEEP, images=data.digits((800, 200, 797), 0.2)[0][0][:64])
+    task = _digits("deep convolutional net", build)
+    seeds = 16 if full else 8
+    return Workload(
+        "deep", task, Design((*variants, "weight_norm:init"), (16,), seeds, 7, 200, target_loss=1.0, choose="training")
+    )
+
+
+def rates(full: bool) -> Workload:
+    """The deep net at every rate on several seeds: there is nothing to choose, so there are no further runs."""
+    variants = ("none", "batch_norm", "group_norm")
+    runs = 20 if full else 10
+    design = Design(
+        variants, (16,), 0, 9, 100, lowest_rate=1e-3, highest_rate=10.0, choose="training", tuning_runs=runs
+    )
+    return Workload("rates", _digits("deep convolutional net", partial(convnet, channels=DEEP)), design)
+
+
+def mlp_at(batch_size: int, full: bool) -> Workload:
+    """A net without positions, so that N of batch norm is the batch size; equal samples at every batch size."""
+    variants = {2: ("batch_norm", "group_norm", "layer_norm"), 32: ("group_norm", "layer_norm")}
+    build = partial(mlp, inputs=64, width=96, depth=4)
+    task = _digits("perceptron", build, noise=0.3)
+    asked = variants.get(batch_size, ("batch_norm", "group_norm"))
+    design = Design(asked, (batch_size,), 16 if full else 8, 6, SAMPLES // batch_size, highest_rate=0.3162)
+    return Workload(f"mlp-{batch_size}", task, design)
+
+
+def noise(full: bool) -> Workload:
+    """Few images, a large batch, and statistics over less of it."""
+    task = _digits("few images", partial(convnet, channels=FLAT), train=300)
+    variants = ("batch_norm", "batch_norm:ghost-4", "batch_norm:ghost-16", "batch_norm:dropout-0.1")
+    design = Design(variants, (64,), 24 if full else 12, 5, 150, lowest_rate=1e-2)
+    return Workload("noise", task, design)
+
+
+def sequence(batch_size: int, full: bool) -> Workload:
+    """Digits row by row through a recurrent net."""
+    train, validation, test = (data.rows(part) for part in data.digits((800, 200, 797), 0.2))
+    variants = ("none", "batch_norm", "layer_norm", *(("batch_norm:each-step",) if full else ()))
+    build = partial(recurrent, inputs=8, width=48, steps=8)
+    task = Task(None, train, test, validation=validation, arms=build, name="recurrent net")
+    steps = {4: 600, 32: 200}[batch_size]
+    return Workload(f"sequence-{batch_size}", task, Design(variants, (batch_size,), 16 if full else 8, 6, steps))
+
+
+def text(full: bool) -> Workload:
+    """The next character of Python's standard library, by a recurrent net."""
+    design = Design(
+        ("batch_norm", "layer_norm"), (8,), 12 if full else 6, 4, 250, lowest_rate=3.162e-2, stack=16, smallest=0.05
+    )
+    return Workload("text", _text(partial(characters, width=64, steps=24)), design)
+
+
+def attention(full: bool) -> Workload:
+    """The next character, by a Transformer."""
+    variants = ("none", "batch_norm", "layer_norm")
+    design = Design(variants, (8,), 12 if full else 6, 6, 600, lowest_rate=1e-3, highest_rate=0.3162, smallest=0.05)
+    return Workload("attention", _text(partial(transformer, width=64, depth=3, steps=24)), design)
+
+
+def _text(build: Builder) -> Task:
+    pieces = data.text(25, 0)
+    train, validation, test = (
+        (part[:, :-1], part[:, 1:]) for part in (pieces[:4000], pieces[4000:4500], pieces[4500:5500])
+    )
+    # Nats per character: the share of wrong characters hardly changes in this number of steps.
+    return Task(
+        None, train, test, validation=validation, arms=build, metric=cross_entropy, smallest=0.05, name="characters"
+    )
+
+
+def early(full: bool) -> Workload:
+    """A net after few batches, when running statistics lag behind the most."""
+    task = _digits("start of training", partial(convnet, channels=DEEP))
+    design = Design(("batch_norm", "group_norm"), (16,), 16 if full else 8, 6, 30, window=10)
+    return Workload("early", task, design)
+
+
+def contrast(full: bool) -> Workload:
+    """Classes that differ in contrast alone."""
+    train, validation, test = (
+        data.by_contrast(part, 6, seed) for seed, part in enumerate(data.digits((800, 200, 797), 0.05))
+    )
+    variants = ("batch_norm", "layer_norm", "instance_norm")
+    build = partial(convnet, channels=SMALL, classes=6, padding="replicate")
+    task = Task(None, train, test, validation=validation, arms=build, name="classes by contrast")
+    return Workload("contrast", task, Design(variants, (16,), 12 if full else 6, 6, 150))
+
+
+def groups(width: int, full: bool) -> Workload:
+    """The same net with another number of groups."""
+    task = _digits("groups", partial(convnet, channels=tuple((width, stride) for _, stride in FLAT)))
+    counts = [n for n in (1, 2, 4, 8, 16) if n <= width]
+    variants = tuple(f"group_norm:{n}" for n in counts)
+    return Workload(f"groups-{width}", task, Design(variants, (16,), 16 if full else 8, 5, 200, lowest_rate=1e-2))
+
+
+def stylizer(style: str, full: bool) -> Workload:
+    """Pieces of a photograph in the style of another picture."""
+    content = [data.patches("temple", 16, count, seed) for seed, count in enumerate((256, 64, 128))]
+    train, validation, test = ((part, part) for part in content)
+    task = Task(
+        None,
+        train,
+        test,
+        validation=validation,
+        loss=StyleLoss(data.patches(style, 16, 256, 9)),
+        arms=partial(Stylizer, width=16),
+        smallest=0.05,
+        name=f"stylizer, {style}",
+    )
+    design = Design(("batch_norm", "instance_norm"), (8,), 12 if full else 6, 6, 150, lowest_rate=1e-4)
+    return Workload(f"stylizer-{style}", task, design)
+
+
+WORKLOADS: dict[str, Callable[[bool], Workload]] = {
+    "deep": deep,
+    "rates": rates,
+    **{f"mlp-{size}": partial(mlp_at, size) for size in MLP_BATCHES},
+    "noise": noise,
+    "sequence-4": partial(sequence, 4),
+    "sequence-32": partial(sequence, 32),
+    "text": text,
+    "attention": attention,
+    "early": early,
+    "contrast": contrast,
+    "groups-8": partial(groups, 8),
+    "groups-16": partial(groups, 16),
+    **{f"stylizer-{style}": partial(stylizer, style) for style in ("flower", "brick", "gravel")},
+}
+"""By name; each is made when it is asked for: (whether with tight intervals) -> workload."""

@@ -1,0 +1,1 @@
+"""Trials carried out: which come next, who trains them, and where their runs are stored."""

@@ -1,0 +1,96 @@
+"""Which stored runs are still valid: a fingerprint of the data, the design and the code that a run executes."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import normkit
+from normkit import catalog
+from normkit.catalog import Paper, Text
+from normkit.study.task import Task
+from normkit.study.training.design import Design
+
+EXECUTED = (
+    "*.so",
+    "pattern.py",
+    "plan.py",
+    "kernels/",
+    "functional/",
+    "layers/",
+    "parametrize/",
+    "study/suite/",
+    *(f"study/task/{name}.py" for name in ("part", "probes", "task", "variants")),
+    "study/training/",
+)
+"""Folders and files of the package that a run executes. The tools that put a model under a method come on top: they are
+the ones that these files import."""
+_PROSE = ("aliases", "claims", "formula", "layers")
+"""Fields of a row of the catalog that are words, as every `Text` and `Paper` is."""
+
+
+def fingerprint(task: Task, design: Design) -> str:
+    """Equal only where the same trial gives the same run: data, design, torch and the executed code agree."""
+    facts: dict[str, Any] = {
+        "task": task.fingerprint(),
+        "training": (design.steps, design.window, design.gap_images, design.device, design.dtype),
+        "torch": torch.__version__,
+        "code": code_digest(),
+    }
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """Of this package; read once, because it does not change while it runs."""
+    return digest_of(Path(normkit.__file__).parent)
+
+
+def digest_of(root: Path) -> str:
+    """Of all code in `EXECUTED` and of the facts in the catalog. Claims, messages and audit rules do not change it.
+
+    Args:
+        root: the folder of the package.
+    """
+    digest = hashlib.sha256()
+    for path in executed(root):
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(path.read_bytes())
+    digest.update(repr([_facts(method) for method in catalog.METHODS]).encode())
+    return digest.hexdigest()
+
+
+def executed(root: Path) -> list[Path]:
+    """The files that `EXECUTED` names and the tools that they import, directly or through others; in a fixed order."""
+    files = {path for place in EXECUTED for path in root.glob(f"{place}**/*.py" if place.endswith("/") else place)}
+    waiting = [path for path in files if path.is_relative_to(root / "study")]
+    while waiting:
+        tools = set(_imported_tools(root, waiting.pop())) - files
+        files |= tools
+        waiting += tools
+    return sorted(files)
+
+
+def _imported_tools(root: Path, path: Path) -> Iterator[Path]:
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("normkit.tools."):
+            for name in (f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)):
+                place = root.joinpath(*name.split(".")[1:])
+                yield from (file for file in (place.with_suffix(".py"), place / "__init__.py") if file.exists())
+
+
+def _facts(method: catalog.Method) -> dict[str, Any]:
+    """The fields of a row that decide how a norm is recognised, built and computed."""
+    found = {field.name: getattr(method, field.name) for field in fields(method) if field.name not in _PROSE}
+    return {name: value for name, value in found.items() if not _is_prose(value)}
+
+
+def _is_prose(value: Any) -> bool:
+    return isinstance(value, (Text, Paper)) or (isinstance(value, tuple) and any(map(_is_prose, value)))

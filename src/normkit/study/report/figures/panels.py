@@ -1,0 +1,263 @@
+"""The figures of the comparison: one panel for each batch size; None where nothing has been measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from normkit.study.analysis.cells import Cell
+from normkit.study.analysis.results import Results
+from normkit.study.analysis.stats import Interval
+from normkit.study.report.figures.curves import Curve, mean_curve
+from normkit.study.report.figures.plot import MARKERS, Plot, Scale, around, marker
+from normkit.study.report.writing import formatting
+from normkit.study.report.writing.texts import say
+
+WIDTH, HEIGHT = 440.0, 290.0
+ROW = 27.0
+
+
+def colour(method: str) -> str:
+    """The page's variable of a method."""
+    return f"var(--{method.replace('_', '-')})"
+
+
+def errors(found: Results, size: int, lang: str) -> str | None:
+    """The test metric of each method: every seed a dot, the mean with its interval, the leader on top."""
+    shown = [cell for cell in _cells(found, size) if cell.error is not None]
+    shown.sort(key=lambda cell: _value(cell.error))
+    if not shown:
+        return None
+    seeds = {cell.method: [r.test_error for r in cell.runs if r.test_error is not None] for cell in shown}
+    values = [v for each in seeds.values() for v in each]
+    values += [end for cell in shown if cell.error for end in (cell.error.low, cell.error.high)]
+    low, high = around(values, room=0.04)
+    low = max(0.0, low) if found.metric.share else low
+    plot = _rows(shown, low, high, lang)
+    leader = _value(shown[0].error)
+    plot.zone(leader, min(leader + found.design.smallest, high))
+    plot.grid_x(plot.x.ticks(5), lambda v: _axis(found, v), found.metric.label("test").to(lang))
+    for row, cell in enumerate(shown):
+        interval = cell.error
+        assert interval is not None
+        plot.dots([(value, row + 0.26) for value in seeds[cell.method]], colour(cell.method), cell.method)
+        _whisker(plot, cell.method, interval, row - 0.08)
+        value, spread = formatting.error(interval, found.metric, lang)
+        title = f"{formatting.title(cell.method, lang)}: {value} ({spread})"
+        plot.mark((interval.value, row - 0.08), MARKERS[cell.method], colour(cell.method), cell.method, title=title)
+    return plot.svg(say("alt.errors", lang, size=size, metric=found.metric.label("test").to(lang)))
+
+
+def curves(found: Results, size: int, lang: str) -> str | None:
+    """Training loss over the steps: geometric mean over seeds, smoothed, with its 95 % band."""
+    design = found.design
+    drawn = [
+        (cell.method, colour(cell.method), mean_curve([run.losses for run in cell.runs], design.window))
+        for cell in _cells(found, size)
+    ]
+    return curve_plot(
+        [(method, css, curve) for method, css, curve in drawn if curve.steps],
+        design.steps,
+        lang,
+        say("alt.curves", lang, size=size),
+        target=design.target_loss,
+    )
+
+
+def curve_plot(
+    drawn: Sequence[tuple[str, str, Curve]],
+    last: int,
+    lang: str,
+    label: str,
+    target: float | None = None,
+    width: float = WIDTH,
+    height: float = HEIGHT,
+) -> str | None:
+    """Curves with their bands, from (method, colour, curve)."""
+    if not drawn:
+        return None
+    log = all(value > 0 for *_, curve in drawn for value in curve.value)
+    ends = [v for *_, curve in drawn for v in (*curve.value, *_clipped(curve, log))]
+    low, high = around(ends, log=log, room=0.03)
+    plot = Plot(width, height, Scale(0, last, 46, width - 8), Scale(low, high, height - 38, 26, log))
+    plot.grid_x(plot.x.ticks(5), lambda v: f"{v:g}", say("axis.step", lang))
+    plot.grid_y(plot.y.ticks(6), lambda v: f"{v:g}".replace("-", "−"), say("axis.loss", lang))
+    for method, css, curve in drawn:
+        lows, highs = ([min(max(v, low), high) for v in ends] for ends in (curve.low, curve.high))
+        plot.band(curve.steps, lows, highs, css, method)
+    for method, css, curve in drawn:
+        plot.line(list(zip(curve.steps, curve.value, strict=True)), css, method)
+    if target is not None and low < target < high:
+        plot.segment((0, target), (last, target), "var(--muted)", css="target")
+        plot.text(width - 8, plot.y(target) - 4, say("target", lang), "end", css="halo")
+    return plot.svg(label)
+
+
+def batch_sizes(found: Results, lang: str) -> str | None:
+    """The test metric against batch size, one line for each method."""
+    sizes, methods = found.design.batch_sizes, found.design.methods
+    if len(sizes) < 2 or not any(cell.error for cell in found.cells):
+        return None
+    intervals = [cell.error for cell in found.cells if cell.error is not None]
+    log = found.metric.share and min(i.value for i in intervals) > 0
+    ends = [v for i in intervals for v in (i.value, i.high, i.low if i.low > 0 or not log else i.value)]
+    low, high = around(ends, log=log)
+    plot = Plot(
+        WIDTH,
+        HEIGHT,
+        Scale(sizes[0] / 1.35, sizes[-1] * 1.35, 52, WIDTH - 8, log=True),
+        Scale(low, high, HEIGHT - 38, 26, log),
+    )
+    plot.grid_x(sizes, lambda v: f"{v:g}", say("axis.batch", lang))
+    plot.grid_y(plot.y.ticks(6), lambda v: _axis(found, v), found.metric.label("test").to(lang))
+    for index, method in enumerate(methods):
+        shift = (sizes[-1] / sizes[0] * 2) ** (0.012 * (index - (len(methods) - 1) / 2))
+        cells = [found.cell(method, size) for size in sizes]
+        points = [(cell.batch_size * shift, cell.error) for cell in cells if cell.error is not None]
+        plot.line([(x, i.value) for x, i in points], colour(method), method)
+        for x, interval in points:
+            plot.segment((x, max(interval.low, low)), (x, min(interval.high, high)), colour(method), method)
+            plot.mark((x, interval.value), MARKERS[method], colour(method), method)
+    return plot.svg(say("alt.sizes", lang, metric=found.metric.label("test").to(lang)))
+
+
+def rates(found: Results, size: int, lang: str) -> str | None:
+    """The validation metric against learning rate, mean over tuning seeds; crosses did not train, rings were chosen."""
+    tried = {cell.method: _by_rate(cell) for cell in _cells(found, size)}
+    values = [value for points in tried.values() for value, _ in points.values()]
+    if not values:
+        return None
+    every = sorted({rate for points in tried.values() for rate in points})
+    log = found.metric.share and min(values) > 0
+    low, high = around(values, log=log)
+    plot = Plot(
+        WIDTH,
+        HEIGHT,
+        Scale(every[0] / 1.4, every[-1] * 1.4, 52, WIDTH - 8, log=True),
+        Scale(low, high, HEIGHT - 38, 26, log),
+    )
+    shown = every[:: math.ceil(len(every) / 8)]
+    plot.grid_x(shown, formatting.rate, say("axis.rate", lang))
+    plot.grid_y(plot.y.ticks(6), lambda v: _axis(found, v), found.metric.label("validation").to(lang))
+    for cell in _cells(found, size):
+        points, css = tried[cell.method], colour(cell.method)
+        plot.line([(rate, value) for rate, (value, _) in points.items()], css, cell.method)
+        for rate, (value, trained) in points.items():
+            plot.mark((rate, value), MARKERS[cell.method] if trained else "cross", css, cell.method, size=3.4)
+            if rate == cell.rate:
+                plot.mark((rate, value), "ring", css, cell.method, size=9)
+    return plot.svg(say("alt.rates", lang, size=size, metric=found.metric.label("validation").to(lang)))
+
+
+def gaps(found: Results, size: int, lang: str) -> str | None:
+    """Loss in evaluation mode minus loss in training mode, with intervals."""
+    shown = [cell for cell in _cells(found, size) if cell.gap is not None]
+    if not shown:
+        return None
+    reach = max([0.1, *(1.1 * abs(end) for c in shown if c.gap for end in (c.gap.low, c.gap.high))])
+    plot = _rows(shown, -reach, reach, lang)
+    plot.grid_x(plot.x.ticks(4), lambda v: formatting.plus(v, 2 if reach < 1 else 1), say("axis.gap", lang))
+    plot.segment((0, -0.5), (0, len(shown) - 0.5), "var(--muted)", css="zero")
+    for row, cell in enumerate(shown):
+        assert cell.gap is not None
+        _whisker(plot, cell.method, cell.gap, row)
+        plot.mark((cell.gap.value, row), MARKERS[cell.method], colour(cell.method), cell.method)
+    return plot.svg(say("alt.gaps", lang, size=size))
+
+
+def times(found: Results, size: int, lang: str) -> str | None:
+    """Time of a step relative to no norm: every round a dot, the median with its interval."""
+    shown = [cell for cell in _cells(found, size) if cell.time_ratio is not None]
+    if not shown:
+        return None
+    ratios = {c.method: [a / b for a, b in zip(c.seconds, c.plain_seconds, strict=True)] for c in shown}
+    # A few rounds that something else disturbed would make the rest too small to see.
+    values = [v for each in ratios.values() for v in sorted(each)[: math.ceil(0.95 * len(each))]]
+    low, high = around([1.0, *values], room=0.05)
+    plot = _rows(shown, max(0.0, low), high, lang)
+    plot.grid_x(plot.x.ticks(5), lambda v: f"{v:g}×", say("axis.time", lang))
+    plot.segment((1, -0.5), (1, len(shown) - 0.5), "var(--muted)", css="zero")
+    for row, cell in enumerate(shown):
+        interval = cell.time_ratio
+        assert interval is not None
+        css = colour(cell.method)
+        inside = [(v, row + 0.26) for v in ratios[cell.method] if max(0.0, low) <= v <= high]
+        plot.dots(inside, css, cell.method, radius=1.6)
+        _whisker(plot, cell.method, interval, row - 0.08)
+        plot.mark((interval.value, row - 0.08), MARKERS[cell.method], css, cell.method)
+    return plot.svg(say("alt.times", lang, size=size))
+
+
+def memory(found: Results, size: int, lang: str) -> str | None:
+    """The memory that one step saves for its backward pass, as bars."""
+    shown = [cell for cell in _cells(found, size) if cell.saved_bytes is not None]
+    if not shown:
+        return None
+    most = max(cell.saved_bytes or 0 for cell in shown)
+    unit, name = next(((u, n) for u, n in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")) if most >= u), (1, "B"))
+    plot = _rows(shown, 0, 1.22 * most / unit or 1.0, lang)
+    plot.grid_x(plot.x.ticks(4), lambda v: f"{v:g} {name}", say("axis.memory", lang))
+    for row, cell in enumerate(shown):
+        length, css = (cell.saved_bytes or 0) / unit, colour(cell.method)
+        plot.segment((0, row), (length, row), css, cell.method, css="amount")
+        plot.text(plot.x(length) + 5, plot.y(row) + 4, formatting.size(cell.saved_bytes), method=cell.method)
+    return plot.svg(say("alt.memory", lang, size=size))
+
+
+def swatch(method: str) -> str:
+    """The line and marker of a method, for a legend."""
+    return (
+        f'<svg class="swatch" viewBox="0 0 28 14" aria-hidden="true" style="color:{colour(method)}">'
+        f'<path class="mo" d="M1 7H27"/>{marker(14, 7, MARKERS[method], 4.6)}</svg>'
+    )
+
+
+def _rows(shown: Sequence[Cell], low: float, high: float, lang: str) -> Plot:
+    """A plot with one row for each method, from the top down."""
+    height = 12 + ROW * len(shown) + 40
+    letters = max(sum(2 if letter > "\u2e80" else 1.08 for letter in formatting.title(c.method, lang)) for c in shown)
+    left = min(178.0, 14 + 6.3 * letters)
+    plot = Plot(WIDTH, height, Scale(low, high, left, WIDTH - 12), Scale(-0.5, len(shown) - 0.5, 8, height - 40))
+    for row, cell in enumerate(shown):
+        name = formatting.title(cell.method, lang)
+        plot.text(left - 10, plot.y(row) + 4, name, "end", css="name", method=cell.method)
+    return plot
+
+
+def _whisker(plot: Plot, method: str, interval: Interval, row: float) -> None:
+    low, high = (min(max(v, plot.x.low), plot.x.high) for v in (interval.low, interval.high))
+    plot.segment((low, row), (high, row), colour(method), method)
+
+
+def _by_rate(cell: Cell) -> dict[float, tuple[float, bool]]:
+    """For each rate the mean over seeds, and whether every run trained."""
+    found: dict[float, list[tuple[float, bool]]] = {}
+    for run in cell.tuning:
+        # Options of the optimizer are tried at the best rate alone.
+        if run.validation_error is not None and not run.trial.options:
+            found.setdefault(run.trial.rate, []).append((run.validation_error, run.state == "trained"))
+    return {
+        rate: (math.fsum(v for v, _ in runs) / len(runs), all(trained for _, trained in runs))
+        for rate, runs in sorted(found.items())
+    }
+
+
+def _axis(found: Results, value: float) -> str:
+    return f"{100 * value:g} %" if found.metric.share else f"{value:g}".replace("-", "−")
+
+
+def _clipped(curve: Curve, log: bool) -> list[float]:
+    """The ends of a band that count for the scale: at most three times the line, or a third of it."""
+    if not log:
+        return [*curve.low, *curve.high]
+    return [max(a, v / 3) for a, v in zip(curve.low, curve.value, strict=True)] + [
+        min(a, 3 * v) for a, v in zip(curve.high, curve.value, strict=True)
+    ]
+
+
+def _cells(found: Results, size: int) -> list[Cell]:
+    return [found.cell(method, size) for method in found.design.methods]
+
+
+def _value(interval: Interval | None) -> float:
+    return math.inf if interval is None else interval.value

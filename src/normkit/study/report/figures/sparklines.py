@@ -1,0 +1,180 @@
+"""Small figures: the seeds of a cell, an effect with the smallest that matters, the variants of an experiment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from normkit.study.analysis.cells import Cell
+from normkit.study.analysis.evidence import Evidence, Form, Unit
+from normkit.study.analysis.results import Results
+from normkit.study.analysis.stats import Interval
+from normkit.study.report.figures.curves import mean_curve
+from normkit.study.report.figures.panels import WIDTH, colour, curve_plot
+from normkit.study.report.figures.plot import MARKERS, Plot, Scale, around
+from normkit.study.report.writing import formatting
+from normkit.study.report.writing.texts import say
+from normkit.study.task.metric import number
+
+TONES = {"supported": "var(--good)", "contradicted": "var(--bad)", "not resolved": "var(--open)"}
+SPARE = ("batch_norm", "weight_norm", "group_norm", "instance_norm", "layer_norm", "none")
+"""The methods whose colours are used for the variants of an experiment, if several variants are of one method."""
+PAIRED = 30
+"""The largest number of seeds that are joined by lines."""
+
+
+def strip(found: Results, cell: Cell, lang: str) -> str:
+    """Every seed of a cell, the mean and its interval, on the scale of its batch size."""
+    if cell.error is None:
+        return ""
+    row = [c for c in found.cells if c.batch_size == cell.batch_size and c.error is not None]
+    ends = [end for c in row if c.error for end in (c.error.low, c.error.high)]
+    ends += [run.test_error for c in row for run in c.runs if run.test_error is not None]
+    low, high = around(ends, room=0.02)
+    plot = Plot(132, 24, Scale(low, high, 3, 129), Scale(0, 1, 24, 0))
+    leader = min(c.error.value for c in row if c.error)
+    plot.zone(leader, min(leader + found.design.smallest, high))
+    css = colour(cell.method)
+    plot.dots([(run.test_error, 0.74) for run in cell.runs if run.test_error is not None], css, radius=1.7)
+    plot.segment((cell.error.low, 0.34), (cell.error.high, 0.34), css)
+    plot.mark((cell.error.value, 0.34), MARKERS[cell.method], css, size=3.4)
+    value, spread = formatting.error(cell.error, found.metric, lang)
+    label = say(
+        "alt.strip",
+        lang,
+        name=formatting.title(cell.method, lang),
+        size=cell.batch_size,
+        value=value,
+        spread=spread,
+        n=cell.error.n,
+    )
+    return plot.svg(label, "strip")
+
+
+def effect(evidence: Evidence, lang: str) -> str:
+    """An effect as wide as a word: right of the line the claim holds."""
+    low, high = _reach(evidence)
+    plot = Plot(84, 16, Scale(low, high, 2, 82), Scale(-1, 1, 16, 0))
+    _effect(plot, evidence, size=3.0)
+    finding = say(f"finding.{evidence.finding}", lang)
+    return plot.svg(say("alt.effect", lang, effect=formatting.effect(evidence, lang)[0], finding=finding), "mini")
+
+
+def effect_axis(evidence: Evidence, lang: str) -> str:
+    """The same with an axis."""
+    low, high = _reach(evidence)
+    plot = Plot(WIDTH, 78, Scale(low, high, 14, WIDTH - 14), Scale(-1, 1, 38, 8))
+    plot.grid_x(_unit_ticks(plot.x, evidence.unit), _written(evidence.unit), say(f"axis.{evidence.unit}", lang))
+    _effect(plot, evidence, size=5.0)
+    finding = say(f"finding.{evidence.finding}", lang)
+    return plot.svg(say("alt.effect", lang, effect=formatting.effect(evidence, lang)[0], finding=finding))
+
+
+def variants(evidence: Evidence, lang: str) -> str | None:
+    """A row for each variant: its seeds, equal seeds joined, and the mean with its interval."""
+    shown = [variant for variant in evidence.variants if variant.values]
+    if not shown:
+        return None
+    values = [v for variant in shown for v in variant.values]
+    log = evidence.form == "rate" and min(values) > 0
+    low, high = around(values, log=log, least=1e-6)
+    if evidence.form == "share":
+        low = max(low, min(0.0, *values))
+    if evidence.form == "seconds":
+        ordered = sorted(values)
+        high = min(high, 1.1 * ordered[int(0.97 * (len(ordered) - 1))])
+        low *= 0.98
+    row = 46.0
+    height = 14 + row * len(shown) + 36
+    plot = Plot(WIDTH, height, Scale(low, high, 12, WIDTH - 12, log), Scale(-0.5, len(shown) - 0.5, 14, height - 36))
+    # A percentage needs no label.
+    label = "" if evidence.form == "share" else say(f"form.{evidence.form}", lang)
+    plot.grid_x(plot.x.ticks(5), lambda v: _tick(v, evidence.form), label)
+    colours = variant_colours(evidence)
+    counts = {len(variant.values) for variant in shown}
+    if len(counts) == 1 and counts.pop() <= PAIRED:
+        for seed in zip(*(variant.values for variant in shown), strict=True):
+            plot.line([(v, i + 0.1) for i, v in enumerate(seed)], "var(--line)", css="pair")
+    for i, variant in enumerate(shown):
+        css = colours[evidence.variants.index(variant)]
+        plot.text(12, plot.y(i) - 9, variant.label.to(lang), css="name")
+        plot.dots([(v, i + 0.1) for v in variant.values if low <= v <= high], css, radius=2.2)
+        if variant.interval is not None:
+            ends = [min(max(v, low), high) for v in (variant.interval.low, variant.interval.high)]
+            plot.segment((ends[0], i + 0.34), (ends[1], i + 0.34), css)
+            plot.mark((variant.interval.value, i + 0.34), MARKERS.get(variant.method, "circle"), css, size=4)
+    return plot.svg(say("alt.variants", lang, question=evidence.question.to(lang)))
+
+
+def variant_curves(evidence: Evidence, lang: str) -> str | None:
+    """Training loss of each variant with its band."""
+    colours = variant_colours(evidence)
+    drawn = []
+    for variant, css in zip(evidence.variants, colours, strict=True):
+        losses = evidence.curves.get(str(variant.label), ())
+        shortest = min(map(len, losses), default=0)
+        curve = mean_curve(losses, max(1, min(20, shortest // 5)))
+        if curve.steps:
+            drawn.append(("", css, curve))
+    last = max((curve.steps[-1] for *_, curve in drawn), default=0)
+    return curve_plot(
+        drawn, last, lang, say("alt.variant.curves", lang, question=evidence.question.to(lang)), height=250.0
+    )
+
+
+def variant_colours(evidence: Evidence) -> list[str]:
+    """For each variant the colour of its method, or different colours if variants share a method."""
+    methods = [variant.method for variant in evidence.variants]
+    if len(set(methods)) == len(methods):
+        return [colour(method) for method in methods]
+    return [colour(SPARE[i % len(SPARE)]) for i in range(len(methods))]
+
+
+def _effect(plot: Plot, evidence: Evidence, size: float) -> None:
+    css, smallest = TONES[evidence.finding], evidence.smallest
+    plot.zone(max(-smallest, plot.x.low), min(smallest, plot.x.high))
+    plot.segment((0, -1), (0, 1), "var(--muted)", css="zero")
+    wide, near = ([_inside(v, plot.x) for v in (i.low, i.high)] for i in (evidence.wide, evidence.effect))
+    plot.segment((wide[0], 0), (wide[1], 0), css, css="thin")
+    plot.segment((near[0], 0), (near[1], 0), css)
+    if math.isfinite(evidence.effect.value):
+        plot.mark((evidence.effect.value, 0), "circle", css, size=size)
+
+
+def _tick(value: float, form: Form) -> str:
+    """A round value, without its unit where the axis has it."""
+    if form == "share":
+        return f"{100 * value:g} %"
+    return f"{1000 * value if form == 'seconds' else value:g}".replace("-", "−")
+
+
+def _reach(evidence: Evidence) -> tuple[float, float]:
+    """Wide enough for zero, the smallest effect that matters and the intervals."""
+    ends = [e for i in (evidence.effect, evidence.wide) for e in _finite(i)]
+    return around([-1.2 * evidence.smallest, 1.2 * evidence.smallest, 0.0, *ends], room=0.04)
+
+
+def _finite(interval: Interval) -> Sequence[float]:
+    return [v for v in (interval.value, interval.low, interval.high) if math.isfinite(v)]
+
+
+def _inside(value: float, scale: Scale) -> float:
+    return min(max(value, scale.low), scale.high)
+
+
+def _unit_ticks(scale: Scale, unit: Unit) -> list[float]:
+    """Round values of the unit: of a ratio, powers of its base."""
+    if unit not in ("log2 ratio", "log10 ratio"):
+        return scale.ticks(5)
+    base = math.log10(2) if unit == "log2 ratio" else 1.0
+    wide = Scale(10 ** (scale.low * base), 10 ** (scale.high * base), 0, 1, log=True)
+    return [math.log10(v) / base for v in wide.ticks(5)]
+
+
+def _written(unit: Unit) -> Callable[[float], str]:
+    if unit == "points":
+        return lambda v: formatting.plus(100 * v, 1).replace(".0", "")
+    if unit in ("log2 ratio", "log10 ratio"):
+        base = 2.0 if unit == "log2 ratio" else 10.0
+        return lambda v: f"{base**v:.3g}×"
+    return lambda v: ("+" if v > 0 else "") + number(v)

@@ -1,0 +1,1 @@
+"""The page: its parts as data, and the templates that show them."""

@@ -1,0 +1,60 @@
+"""Results as tables for the terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from normkit.study.analysis.results import Results
+from normkit.study.report.writing import formatting
+from normkit.study.report.writing import table as words
+from normkit.study.report.writing.answer import answer
+from normkit.study.report.writing.texts import say
+
+_PLACES = {"leads": "green", "behind": "dim"}
+_FINDINGS = {"supported": "green", "contradicted": "red", "not resolved": "dim"}
+
+
+def table(found: Results, lang: str = "en") -> Table:
+    """The results as a table, in "en" or "zh"; lowest error first in each batch size."""
+    shown = Table(
+        title=answer(found).to(lang),
+        title_justify="left",
+        title_style="bold",
+        # The text of an error may have brackets, which rich would read as markup.
+        caption=escape(words.note(found).to(lang)),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    headings = words.headings(found, lang)._asdict()
+    if not any(cell.untrained for cell in found.cells):
+        # Where all runs trained, a narrow terminal can do without this column.
+        del headings["untrained"]
+    for name, heading in headings.items():
+        shown.add_column(heading, justify="left" if name in ("method", "place") else "right")
+    before = None
+    for row in words.rows(found, lang):
+        if before is not None and row.batch_size != before:
+            shown.add_section()
+        texts = row.texts._asdict() | ({"batch_size": ""} if row.batch_size == before else {})
+        shown.add_row(*(texts[name] for name in headings), style=_PLACES.get(row.place, ""))
+        before = row.batch_size
+    return shown
+
+
+def findings(found: Results, lang: str = "en") -> Table:
+    """The findings of the experiments; in Chinese with their questions, because their names are English."""
+    shown = Table(title=say("claims", lang), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for key in ("findings.claim", "findings.experiment", "findings.effect", "findings.interval", "findings.finding"):
+        shown.add_column(say(key, lang), justify="right" if key in ("findings.effect", "findings.interval") else "left")
+    before = ""
+    for evidence in found.evidence:
+        value, interval = formatting.effect(evidence, lang)
+        claim = evidence.claim if evidence.claim != before else ""
+        name = evidence.name if lang == "en" else evidence.question.to(lang)
+        finding = say(f"finding.{evidence.finding}", lang)
+        shown.add_row(claim, name, value, interval, finding, style=_FINDINGS[evidence.finding])
+        before = evidence.claim
+    return shown

@@ -1,0 +1,1 @@
+"""Numbers, names and sentences of the report, in both languages."""

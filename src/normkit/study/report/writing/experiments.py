@@ -1,0 +1,119 @@
+"""Experiments in words, in both languages: the rule, the smallest effect that matters, the names of variants."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+from normkit.catalog import Text
+from normkit.study.analysis.evidence import Evidence, VariantValues
+from normkit.study.claims.experiment import Experiment
+from normkit.study.claims.judging import Judgement
+from normkit.study.report.writing import formatting
+from normkit.study.task.metric import ERROR
+
+_OPTIONS = (
+    (r"ghost-(\d+)", r"groups of \1", r"每组 \1 个样本"),
+    (r"dropout-([\d.]+)", r"dropout \1", r"dropout \1"),
+    (r"(\d+)", r"groups: \1", r"\1 组"),
+    ("after", "after the ReLU", "在 ReLU 之后"),
+    ("last", "normalized classifier", "分类器前再归一化"),
+    ("init", "initialized by data", "按数据初始化"),
+    ("each-step", "statistics for each time step", "每个时间步各有统计量"),
+)
+"""The options of variants in words: pattern, English, Chinese."""
+
+
+def evidence(judgements: Iterable[Judgement], command: str) -> tuple[Evidence, ...]:
+    """The judgements as evidence, with their texts.
+
+    Args:
+        judgements: in the order in which they are shown.
+        command: to which ``--claims ID`` is added to repeat one experiment.
+    """
+    return tuple(_evidence(judgement, command) for judgement in judgements)
+
+
+def _evidence(judgement: Judgement, command: str) -> Evidence:
+    experiment, measured = judgement.experiment, judgement.measured
+    shown = [(label(variant, size), variant, each) for each in judgement.shown for _, variant, size in [each.name]]
+    return Evidence(
+        claim=experiment.claim,
+        name=experiment.name,
+        question=experiment.question,
+        design=experiment.design,
+        measure=experiment.measure,
+        rule=rule(experiment),
+        unit=experiment.unit,
+        smallest=experiment.matters,
+        effect=measured.interval(),
+        wide=judgement.wide,
+        bound=measured.bound,
+        p_corrected=judgement.p_corrected,
+        finding=judgement.finding,
+        form=judgement.form,
+        variants=tuple(
+            VariantValues(text, variant.partition(":")[0], each.values, each.interval) for text, variant, each in shown
+        ),
+        curves={text: each.losses for text, _, each in shown},
+        repeat=f"{command} --claims {experiment.claim}",
+    )
+
+
+def rule(experiment: Experiment) -> Text:
+    """How the finding follows from the effect."""
+    amounts = {lang: amount(experiment, lang) for lang in ("en", "zh")}
+    if experiment.equivalence == "upper":
+        return Text(
+            f"Supported if the simultaneous interval lies below {amounts['en']}; contradicted if it lies above; "
+            "otherwise not resolved.",
+            f"若联合置信区间完全低于 {amounts['zh']} 则成立；完全高于则不成立；否则未定。",
+        )
+    if experiment.equivalence:
+        return Text(
+            f"Supported if the simultaneous interval lies within ±{amounts['en']}; contradicted if it lies "
+            "outside; otherwise not resolved.",
+            f"若联合置信区间完全落在 ±{amounts['zh']} 之内则成立；完全落在其外则不成立；否则未定。",
+        )
+    return Text(
+        f"Supported if p, corrected over all experiments, is below 0.05 and the effect is at least "
+        f"{amounts['en']} in the claimed direction; contradicted if the simultaneous interval excludes any "
+        "such effect; otherwise not resolved.",
+        f"若对全部实验校正后的 p 小于 0.05，且沿论断方向的效应不小于 {amounts['zh']}，则成立；"
+        "若联合置信区间排除这样大的效应则不成立；否则未定。",
+    )
+
+
+def amount(experiment: Experiment, lang: str) -> str:
+    """The smallest effect that matters, with its unit."""
+    matters = experiment.matters
+    match experiment.unit:
+        case "log2 ratio":
+            return f"{100 * (2**matters - 1):.0f} %"
+        case "log10 ratio":
+            return f"{10**matters:.2g}×"
+        case "nats":
+            return f"{matters:g} nats" if lang == "en" else f"{matters:g} 奈特"
+        case "share":
+            return f"{matters:g}"
+    return ERROR.amount(matters, lang)
+
+
+def label(variant: str, size: int) -> Text:
+    """A variant at a batch size.
+
+    >>> label("group_norm:8", 16)
+    'group norm (groups: 8), batch 16'
+    """
+    name, _, option = variant.partition(":")
+    en = f" ({_option(option, 'en')})" if option else ""
+    zh = f"（{_option(option, 'zh')}）" if option else ""
+    return Text(f"{formatting.inline(name)}{en}, batch {size}", f"{formatting.title(name, 'zh')}{zh}，批量 {size}")
+
+
+def _option(option: str, lang: Literal["en", "zh"]) -> str:
+    for pattern, *forms in _OPTIONS:
+        if found := re.fullmatch(pattern, option):
+            return found.expand(forms[lang == "zh"])
+    return option

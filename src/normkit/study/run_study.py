@@ -1,0 +1,99 @@
+"""A study from its workloads to its comparison, whether it ends or is interrupted."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from normkit.study.claims.experiment import Experiment
+from normkit.study.comparison import Comparison, conclude
+from normkit.study.execution import machine
+from normkit.study.execution.scheduler import Progress, run_stages
+from normkit.study.execution.store import Store
+from normkit.study.execution.workers import WorkerPool
+from normkit.study.execution.workload import Workload
+
+
+def run_study(
+    workloads: Sequence[Workload],
+    experiments: Sequence[Experiment],
+    store: Store,
+    pool: WorkerPool,
+    *,
+    progress: Progress,
+    minutes: float | None = None,
+    limit: float | None = None,
+    command: str = "",
+) -> Comparison:
+    """Run the trials that are not in the store yet, and conclude from all runs.
+
+    An interrupt (Ctrl-C) ends the study early: the comparison is made from the stored runs, with `complete` False;
+    if there are none, the interrupt is passed on.
+
+    Args:
+        workloads: that of the answer first.
+        experiments: on claims, which read from the workloads.
+        store: of finished runs.
+        pool: the workers; its payload is that of the workloads.
+        progress: called with (runs finished, runs in all, what is running).
+        minutes: after which no further run begins.
+        limit: seconds a run may take.
+        command: for the report, what repeats the study.
+
+    Raises:
+        StateError: the store cannot be used, or no process can be started.
+    """
+    start = time.perf_counter()
+    try:
+        with pool, _interruptible(progress) as notify:
+            complete = run_stages(workloads, store, pool, notify, minutes, limit)
+    except KeyboardInterrupt:
+        if not any(workload.runs for workload in workloads):
+            raise
+        complete = False
+    except Exception as error:
+        error.add_note(f"Finished runs are kept in {store.where}: the same call goes on from them.")
+        raise
+    return conclude(
+        workloads[0],
+        workloads[1:],
+        experiments,
+        complete=complete,
+        machine=machine.facts() | {"workers": pool.workers, "executor": pool.executor},
+        command=command,
+        seconds=time.perf_counter() - start,
+    )
+
+
+@contextmanager
+def _interruptible(progress: Progress) -> Iterator[Progress]:
+    """A progress function that interrupts the study if an interrupt was lost.
+
+    A KeyboardInterrupt is raised wherever the main thread happens to be. In a destructor Python drops it, and other
+    packages may drop it, too; nothing would end the study then.
+    """
+    asked = threading.Event()
+
+    def notify(done: int, total: int, what: str) -> None:
+        progress(done, total, what)
+        if asked.is_set():
+            raise KeyboardInterrupt
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        signal.default_int_handler(number, frame)
+
+    # A handler of the user's stays, and only the main thread may set one.
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield progress
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield notify
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

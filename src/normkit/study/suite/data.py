@@ -1,0 +1,111 @@
+"""The data of the embedded suite: part of scikit-learn, scikit-image and Python, so nothing is downloaded."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+Pair = tuple[Tensor, Tensor]
+
+
+def digits(parts: tuple[int, int, int], noise: float, seed: int = 0) -> tuple[Pair, Pair, Pair]:
+    """scikit-learn's 1797 handwritten digits of 8x8 pixels, made harder by noise, in three parts.
+
+    Without the noise every method classifies nearly all digits and nothing can be compared. The noise is part of
+    the data set: an image looks the same each time it is seen.
+
+    Args:
+        parts: images to train on, to choose on and to test on.
+        noise: standard deviation, in parts of the pixel range.
+        seed: of the noise and of the split.
+
+    >>> [len(labels) for _, labels in digits((600, 400, 797), 0.2)]
+    [600, 400, 797]
+    """
+    pixels, labels = _digits()
+    generator = torch.Generator().manual_seed(seed)
+    inputs = pixels + noise * torch.randn(pixels.shape, generator=generator)
+    order = torch.randperm(len(inputs), generator=generator)[: sum(parts)]
+    train, validation, test = ((inputs[index], labels[index]) for index in order.split(parts))
+    # In float64 the last digit that is kept does not depend on how many threads have added up.
+    mean, std = train[0].double().mean().float(), train[0].double().std().float()
+    return tuple(((x - mean) / std, y) for x, y in (train, validation, test))  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=1)
+def _digits() -> Pair:
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, torch.as_tensor(labels)
+
+
+def rows(pair: Pair) -> Pair:
+    """Images as sequences: each row is a time step."""
+    images, labels = pair
+    return images.squeeze(1), labels
+
+
+def by_contrast(pair: Pair, classes: int, seed: int) -> Pair:
+    """The same images with another label: by what factor their contrast was changed.
+
+    Args:
+        pair: images and labels; the labels are replaced.
+        classes: factors, half an octave apart.
+        seed: of the choice.
+    """
+    images, _ = pair
+    labels = torch.randint(classes, (len(images),), generator=torch.Generator().manual_seed(seed))
+    factors = 2 ** (0.5 * (labels.float() - (classes - 1) / 2))
+    return images * factors.view(-1, 1, 1, 1), labels
+
+
+def patches(image: str, size: int, count: int, seed: int) -> Tensor:
+    """Patches of a picture, of mean 0 and variance 1 over all of it: (count, 3, size, size).
+
+    Args:
+        image: "temple" or "flower", scikit-learn's two photographs; "brick" or "gravel", textures of scikit-image.
+        size: of a side, in pixels of the picture at a quarter of its resolution.
+        count, seed: how many, and from where.
+    """
+    picture = _picture(image)
+    generator = torch.Generator().manual_seed(seed)
+    _, height, width = picture.shape
+    tops = torch.randint(height - size, (count,), generator=generator).tolist()
+    lefts = torch.randint(width - size, (count,), generator=generator).tolist()
+    return torch.stack([picture[:, t : t + size, s : s + size] for t, s in zip(tops, lefts, strict=True)])
+
+
+@lru_cache(maxsize=4)
+def _picture(name: str) -> Tensor:
+    if name in ("temple", "flower"):
+        from sklearn.datasets import load_sample_images
+
+        pixels = load_sample_images().images[("temple", "flower").index(name)]
+    else:
+        import skimage.data
+
+        pixels = getattr(skimage.data, name)()[..., None].repeat(3, -1)
+    image = torch.as_tensor(pixels.copy(), dtype=torch.float32).permute(2, 0, 1)
+    small = torch.nn.functional.avg_pool2d(image.unsqueeze(0), 4).squeeze(0)
+    return (small - small.double().mean().float()) / small.double().std().float()
+
+
+def text(length: int, seed: int) -> Tensor:
+    """Characters of the Python standard library's own source as numbers below 96: printable ASCII, else 95.
+
+    Args:
+        length: of one piece.
+        seed: which modules, in which order.
+    """
+    import sysconfig
+    from pathlib import Path
+
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    names = ("argparse", "ast", "copy", "csv", "dataclasses", "decimal", "difflib", "doctest", "enum", "fractions")
+    found = [path.read_text(encoding="utf-8") for name in names if (path := folder / f"{name}.py").is_file()]
+    codes = torch.tensor([ord(c) - 32 if 32 <= ord(c) < 127 else 95 for c in "".join(found)])
+    pieces = codes[: len(codes) // length * length].view(-1, length)
+    return pieces[torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))]

@@ -1,0 +1,169 @@
+"""The networks of the embedded suite, each under any variant: a method, or a method with an option such as ``ghost-4``.
+
+A variant is written ``method[:option]``; each network names the options it accepts. Equal seeds give equal weights of
+convolutions and linear layers under every variant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import normkit
+from normkit.errors import ArgumentError
+
+PLAIN = ("none", "weight_norm")
+"""No norm follows the convolution, so it keeps its bias. The other variants centre and then add their own bias."""
+
+
+def groups_of(channels: int) -> int:
+    """Four groups: the number in all experiments that do not vary it."""
+    return min(4, channels)
+
+
+def norm_of(variant: str, channels: int, dims: int) -> nn.Module | None:
+    """The norm of a variant for `channels` channels with `dims` dimensions of positions, or None.
+
+    >>> norm_of("group_norm:8", 16, 2), norm_of("batch_norm:ghost-4", 16, 2)
+    (GroupNorm(8, 16, eps=1e-05, affine=True, bias=True), GhostBatchNorm2d(16, eps=1e-05, momentum=0.1, affine=True, \
+bias=True, track_running_stats=True, virtual_batch_size=4))
+    """
+    method, _, option = variant.partition(":")
+    match method:
+        case "batch_norm" if option.startswith("ghost-"):
+            ghost = {0: normkit.GhostBatchNorm1d, 2: normkit.GhostBatchNorm2d}[dims]
+            return ghost(channels, int(option.removeprefix("ghost-")))
+        case "batch_norm":
+            return normkit.BatchNorm2d(channels) if dims else normkit.BatchNorm1d(channels)
+        case "layer_norm":
+            return normkit.Norm("b [c ...]", num_features=channels) if dims else normkit.LayerNorm(channels)
+        case "instance_norm" if dims:
+            return normkit.InstanceNorm2d(channels, affine=True)
+        case "group_norm":
+            return normkit.GroupNorm(int(option) if option.isdecimal() else groups_of(channels), channels)
+        case "none" | "weight_norm":
+            return None
+    raise ArgumentError(f"no variant of these networks is called {variant!r}: use a method that their inputs allow")
+
+
+def initialize(layer: nn.Module, generator: torch.Generator) -> None:
+    """He-normal weights, and a bias of 0."""
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def convnet(
+    variant: str,
+    seed: int,
+    *,
+    channels: tuple[tuple[int, int], ...],
+    classes: int = 10,
+    after: bool = False,
+    last_norm: bool = False,
+    padding: Literal["zeros", "replicate"] = "zeros",
+) -> nn.Sequential:
+    """3x3 convolutions with ReLU, the mean over the remaining positions, a linear layer.
+
+    Args:
+        variant: ``none``, ``weight_norm``, or a norm between each convolution and its ReLU; with the option
+            ``dropout-0.1`` that share of the maps is dropped after the ReLU.
+        seed: of the weights.
+        channels: output channels and stride of each convolution.
+        classes: outputs.
+        after: whether the norm follows the ReLU instead.
+        last_norm: whether a further norm comes before the mean over positions.
+        padding: the values around an image.
+
+    >>> plain, normed = (convnet(name, 1, channels=((4, 1),)) for name in ("none", "group_norm"))
+    >>> torch.equal(plain[0].weight, normed[0].weight), plain[0].bias is None, normed[0].bias is None
+    (True, False, True)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    method, _, option = variant.partition(":")
+    layers: list[nn.Module] = []
+    before = 1
+    # Constructors draw weights that are overwritten below; the caller's random state must not notice.
+    with torch.random.fork_rng(devices=[]):
+        for width, stride in channels:
+            # A norm after the ReLU does not cancel the bias of the convolution.
+            bias = method in PLAIN or after
+            conv = nn.Conv2d(before, width, 3, stride, padding=1, bias=bias, padding_mode=padding)
+            initialize(conv, generator)
+            layers.append(normkit.weight_norm(conv) if method == "weight_norm" else conv)
+            norm = norm_of(variant.partition(":dropout")[0], width, 2)
+            layers += [part for part in ((nn.ReLU(), norm) if after else (norm, nn.ReLU())) if part is not None]
+            if option.startswith("dropout-"):
+                layers.append(nn.Dropout2d(float(option.removeprefix("dropout-"))))
+            before = width
+        if last_norm and (last := norm_of(variant, before, 2)) is not None:
+            layers.append(last)
+        head = nn.Linear(before, classes)
+    initialize(head, generator)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+
+
+def mlp(variant: str, seed: int, *, inputs: int, width: int, depth: int, classes: int = 10) -> nn.Sequential:
+    """Linear layers with a norm before each ReLU. There are no positions, so N is the batch size."""
+    generator = torch.Generator().manual_seed(seed)
+    method = variant.partition(":")[0]
+    layers: list[nn.Module] = [nn.Flatten()]
+    before = inputs
+    with torch.random.fork_rng(devices=[]):
+        for _ in range(depth):
+            linear = nn.Linear(before, width, bias=method in PLAIN)
+            initialize(linear, generator)
+            layers.append(normkit.weight_norm(linear) if method == "weight_norm" else linear)
+            norm = norm_of(variant, width, 0)
+            layers += [norm, nn.ReLU()] if norm is not None else [nn.ReLU()]
+            before = width
+        head = nn.Linear(before, classes)
+    initialize(head, generator)
+    return nn.Sequential(*layers, head)
+
+
+Builder = Callable[[str, int], nn.Module]
+"""(variant, seed) -> model."""
+
+
+def with_placement(variant: str, seed: int, *, channels: tuple[tuple[int, int], ...], images: Tensor) -> nn.Sequential:
+    """A `convnet` whose options say where its norms are, and whether data set its weights.
+
+    Args:
+        variant: ``method:after`` has the norms after the ReLU, ``method:last`` a further norm before the mean over
+            positions, ``method:init`` weights from `initialize_by_data`.
+        seed: of the weights.
+        channels: as in `convnet`.
+        images: what `initialize_by_data` sees.
+    """
+    method, _, option = variant.partition(":")
+    net = convnet(method, seed, channels=channels, after=option == "after", last_norm=option == "last")
+    if option == "init":
+        initialize_by_data(net, images)
+    return net
+
+
+@torch.no_grad()
+def initialize_by_data(net: nn.Sequential, images: Tensor) -> None:
+    """Scale and shift each convolution so that its outputs have mean 0 and variance 1 on these images.
+
+    The data-dependent initialization of weight norm, and of plain weights to compare with.
+    """
+    values = images
+    for layer in net:
+        if isinstance(layer, nn.Conv2d):
+            out = layer(values)
+            mean, std = out.mean((0, 2, 3)), out.std((0, 2, 3)).clamp(min=1e-6)
+            # Under weight norm the length of the weight is a separate parameter.
+            parts: Any = getattr(layer, "parametrizations", None)
+            if parts is not None:
+                parts.weight.original0.div_(std.view_as(parts.weight.original0))
+            else:
+                layer.weight.div_(std.view(-1, 1, 1, 1))
+            assert layer.bias is not None
+            layer.bias.copy_((layer.bias - mean) / std)
+        values = layer(values)

@@ -1,0 +1,97 @@
+"""The cost of a training step: its time, and the memory that it keeps for its backward pass."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from normkit.study.task import Task
+from normkit.study.training.design import Design
+from normkit.study.training.placement import autocast, model_of, moved
+from normkit.study.training.replicas import replicas
+from normkit.study.training.trial import batches
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Methods whose steps are timed in turns."""
+
+    batch_size: int
+    methods: tuple[str, ...]
+
+
+def time_steps(task: Task, design: Design, timing: Timing) -> dict[str, list[float]]:
+    """Seconds per training step of each method, taken in turns so that a slow moment affects all of them.
+
+    The rate is 0: the arithmetic is that of training, and the weights of no method change meanwhile.
+    """
+    seed = design.tuning_seeds[0]
+    models = {method: replicas([model_of(task, design, method, seed)], False) for method in timing.methods}
+    for copies in models.values():
+        copies.optimize(task.optimizer, [(1.0, ())])
+        copies.scale_rates(0.0)
+    warm_up = 5
+    seconds: dict[str, list[float]] = {method: [] for method in models}
+    order = batches(len(task.train), timing.batch_size, design.time_rounds + warm_up, seed)
+    for count, index in enumerate(order):
+        inputs, targets = moved(design, task.train.take(index.unsqueeze(0)))
+        for method, copies in models.items():
+            start = time.perf_counter()
+            with autocast(design):
+                copies.step(task.loss, inputs, targets).item()
+            if count >= warm_up:
+                seconds[method].append(time.perf_counter() - start)
+    return seconds
+
+
+def step_memory(task: Task, design: Design, method: str, batch_size: int) -> int | None:
+    """Bytes that one training step saves for its backward pass; None where it fails, as its runs did before."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # Training has shown the same warnings already.
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        try:
+            model = model_of(task, design, method, design.tuning_seeds[0]).train()
+            inputs, targets = moved(design, task.train.take(torch.arange(batch_size)))
+            with autocast(design):
+                return saved_bytes(model, task.loss, inputs, targets)
+        except Exception:
+            return None
+
+
+def saved_bytes(model: nn.Module, loss: Any, inputs: Any, targets: Any) -> int:
+    """Bytes of the tensors that autograd saves between forward and backward.
+
+    A storage counts once, however many operations save it or views of it. Parameters and buffers exist anyway and
+    do not count. Allocations of the backward pass itself are not seen.
+
+    Args:
+        model: in the mode in which it is to be measured; buffers may change.
+        loss: (outputs, targets) -> a number.
+        inputs, targets: one batch.
+
+    >>> import torch
+    >>> layer = nn.Sequential(nn.Linear(4, 8, bias=False), nn.Sigmoid())
+    >>> x = torch.zeros(2, 4)
+    >>> saved_bytes(layer, lambda y, _: y.sum(), x, None)  # x, and the output of the sigmoid
+    96
+    """
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    # Kept until the end: the address of a freed storage could be used again by another tensor.
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in own:
+            kept.setdefault(place, tensor.detach())
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss(model(inputs), targets)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

@@ -1,0 +1,141 @@
+"""The numbers of an experiment: what is measured and how it will be judged, fixed before the first result is seen."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from normkit.errors import ArgumentError
+from normkit.study.task.variants import method_name
+from normkit.study.training.trial import Options
+
+DTYPES = ("float32", "float64", "bfloat16")
+GROWTH = 3
+"""The number of further rates to try beyond an end of the range, where the best one is at that end."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """The numbers of an experiment.
+
+    Attributes:
+        methods: "none" first; all of them share weights and batch order seed by seed.
+        batch_sizes: ascending.
+        seeds, trials, steps, seed: as in `compare`; `trials` is the number of learning rates.
+        target_loss: training loss, averaged over the last `window` steps, that a run is to reach.
+        window: steps over which a training loss is averaged.
+        lowest_rate, highest_rate: ends of the range of learning rates; a rate falls to 0 along a half cosine.
+        choose: the criterion for a learning rate: the error on validation samples, or the training loss.
+        tuning_runs: seeds that every learning rate is tried on.
+        stack: trials in a batch of trials, which is trained at once where copies of the model can be stacked.
+        device: where to train.
+        options: further settings of the optimizer to try at the best rate, besides its defaults.
+        dtype: "float32" or "float64" throughout, or "bfloat16" for autocast to it.
+        alpha: chance of one wrong *better* or *supported* in a whole family of comparisons.
+        smallest: the smallest difference of errors that matters.
+        gap_images: training samples on which the loss in training mode is compared with evaluation mode.
+        time_rounds: rounds of the timing; in each, every method takes one step.
+    """
+
+    methods: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    seeds: int
+    trials: int
+    steps: int
+    seed: int = 0
+    target_loss: float = 0.5
+    window: int = 20
+    lowest_rate: float = 1e-3
+    highest_rate: float = 1.0
+    choose: Literal["validation", "training"] = "validation"
+    tuning_runs: int = 2
+    stack: int = 32
+    device: str = "cpu"
+    dtype: str = "float32"
+    options: tuple[Options, ...] = ()
+    alpha: float = 0.05
+    smallest: float = 0.01
+    gap_images: int = 256
+    time_rounds: int = 60
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Learning rates tried, evenly spaced in log; seven of them are half decades.
+
+        >>> design(("none",), (8,), 2, 7, 50, 0).rates[:4]
+        (0.001, 0.003162, 0.01, 0.03162)
+        """
+        return tuple(self._rate(i) for i in range(self.trials))
+
+    def rates_beyond(self, rate: float) -> tuple[float, ...]:
+        """The rates to try next if this one is the best so far: further ones, if it is the last at either end.
+
+        >>> design(("none",), (8,), 2, 7, 50, 0).rates_beyond(1.0)
+        (3.162, 10.0, 31.62)
+        """
+        last = self.trials - 1
+        if rate == self._rate(last):
+            return tuple(self._rate(last + i) for i in range(1, GROWTH + 1))
+        return tuple(self._rate(-i) for i in range(1, GROWTH + 1)) if rate == self._rate(0) else ()
+
+    @property
+    def wide_rates(self) -> tuple[float, ...]:
+        """All rates that may be tried, ascending."""
+        return tuple(self._rate(i) for i in range(-GROWTH, self.trials + GROWTH))
+
+    def _rate(self, index: int) -> float:
+        ratio = (self.highest_rate / self.lowest_rate) ** (1 / (self.trials - 1))
+        return float(f"{self.lowest_rate * ratio**index:.4g}")
+
+    @property
+    def evaluation_seeds(self) -> tuple[int, ...]:
+        """Seeds of weights and batch order for the results."""
+        return tuple(1000 * self.seed + 100 + i for i in range(self.seeds))
+
+    @property
+    def tuning_seeds(self) -> tuple[int, ...]:
+        """Seeds for the choice of the learning rate; no result uses any of them."""
+        return tuple(1000 * self.seed + 999 - i for i in range(self.tuning_runs))
+
+    @property
+    def runs(self) -> int:
+        """Training runs in all."""
+        each = (self.trials + len(self.options)) * self.tuning_runs + self.seeds
+        return each * len(self.methods) * len(self.batch_sizes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, and the rates and seeds that follow from them."""
+        derived = {
+            "rates": self.rates,
+            "evaluation_seeds": self.evaluation_seeds,
+            "tuning_seeds": self.tuning_seeds,
+        }
+        return asdict(self) | derived
+
+
+def design(
+    methods: tuple[str, ...], batch_sizes: tuple[int, ...], seeds: int, trials: int, steps: int, seed: int
+) -> Design:
+    """A checked design: names resolved, "none" first, batch sizes ascending, nothing twice.
+
+    >>> design(("BN", "none", "batch_norm"), (64, 4), 2, 3, 50, 0).methods
+    ('none', 'batch_norm')
+    """
+    names = dict.fromkeys(["none", *(method_name(name) for name in methods)])
+    lowest = {
+        "seeds": (2, "an interval needs two"),
+        "trials": (3, "of two, either is the edge of what was tried"),
+        "steps": (40, "a shorter run has no curve"),
+        "seed": (0, "a generator takes no other"),
+    }
+    given = {"seeds": seeds, "trials": trials, "steps": steps, "seed": seed}
+    for name, (bound, why) in lowest.items():
+        if given[name] < bound:
+            raise ArgumentError(f"{name} must be at least {bound}, got {given[name]}: {why}")
+    if seeds > 800:
+        raise ArgumentError(f"seeds must be at most 800, got {seeds}: those above are kept for tuning")
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise ArgumentError(
+            f"there must be a batch size, and none below 1, got {list(batch_sizes)}: give 2 and 32, say"
+        )
+    return Design(tuple(names), tuple(sorted(set(batch_sizes))), seeds, trials, steps, seed)

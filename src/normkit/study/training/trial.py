@@ -1,0 +1,96 @@
+"""A trial is one training run that is asked for; a run is what came of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Options = tuple[tuple[str, Any], ...]
+"""Names and values, sorted by name."""
+Setting = tuple[float, Options]
+"""A learning rate and options."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run: `tune` trials choose the setting on validation data, `measure` trials also use the test data.
+
+    `method` is a variant of the task: a method, or one with an option. `options` are given to the optimizer besides
+    the rate, where the task opens some to the search.
+    """
+
+    kind: Literal["tune", "measure"]
+    method: str
+    batch_size: int
+    rate: float
+    seed: int
+    options: Options = ()
+
+    @property
+    def setting(self) -> Setting:
+        """What is tuned."""
+        return self.rate, self.options
+
+
+@dataclass(frozen=True)
+class Run:
+    """The outcome of a trial. Losses are those of the training batches; errors are fractions, in evaluation mode.
+
+    `state` is "trained", "untrained" (the loss was not finite, or at the end no better than guessing) or "failed" (an
+    exception: `message` is its text, `trace` its traceback). What was not measured is None. `gap` is the loss in
+    evaluation mode minus the loss in training mode, `recalibrated_error` the test error after running statistics were
+    computed anew, `probes` further measurements of the task. `seconds` is its share of the time of its batch of trials.
+    """
+
+    trial: Trial
+    state: Literal["trained", "untrained", "failed"]
+    message: str = ""
+    losses: tuple[float, ...] = ()
+    train_error: float | None = None
+    validation_error: float | None = None
+    validation_loss: float | None = None
+    test_error: float | None = None
+    recalibrated_error: float | None = None
+    gap: float | None = None
+    probes: dict[str, float] = field(default_factory=dict)
+    trace: str = ""
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as stores and results.json have it: there the trial is called a job."""
+        data = asdict(self)
+        return {"job": data.pop("trial"), **data}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Run:
+        """The run that `to_dict` was called on."""
+        job = data["job"]
+        options = tuple((name, value) for name, value in job.get("options", ()))
+        given = {name: value for name, value in data.items() if name != "job"}
+        return cls(**given | {"trial": Trial(**job | {"options": options}), "losses": tuple(data["losses"])})
+
+
+def batches(images: int, batch_size: int, steps: int, seed: int) -> Tensor:
+    """Indices of the samples of each step: one shuffled pass after another, cut into equal batches.
+
+    >>> batches(6, 4, 3, seed=0).shape
+    torch.Size([3, 4])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    passes = -(-steps * batch_size // images)
+    stream = torch.cat([torch.randperm(images, generator=generator) for _ in range(passes)])
+    return stream[: steps * batch_size].view(steps, batch_size)
+
+
+def smooth(losses: Sequence[float], window: int) -> list[float]:
+    """Means over the last `window` losses, one for each step from step `window` on.
+
+    >>> smooth([4.0, 2.0, 0.0], 2)
+    [3.0, 1.0]
+    """
+    return [math.fsum(losses[end - window : end]) / window for end in range(window, len(losses) + 1)]

@@ -1,0 +1,28 @@
+"""The tests of all rooms share the modules in this folder, and comparisons that were made up."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import made_up
+
+from normkit.study import report
+from normkit.study.comparison import Comparison
+
+
+@pytest.fixture(scope="module")
+def found() -> Comparison:
+    return made_up.of_digits()
+
+
+@pytest.fixture(scope="module")
+def pages(found: Comparison) -> dict[str, str]:
+    return {lang: report.render(found, lang) for lang in ("en", "zh")}
+
+
+@pytest.fixture(scope="module")
+def regression() -> Comparison:
+    return made_up.of_regression()

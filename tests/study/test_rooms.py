@@ -1,0 +1,84 @@
+"""The rooms of the study: each imports only from those before it, no import is circular, and none is too large."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from normkit import study
+
+ROOT = Path(study.__file__).parent
+NAME = study.__name__
+ROOMS = ["suite", "task", "training", "execution", "analysis", "claims", "report"]
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join((NAME, *(part for part in parts if part != "__init__")))
+
+
+MODULES = {module_of(path) for path in FILES}
+
+
+def imported(source: str) -> Iterator[str]:
+    """The modules of the study that a source imports anywhere: in functions, for types, as names of a package."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else node.module
+
+
+def rank(module: str) -> int:
+    """The place of a module's room; what is in no room comes after all of them."""
+    room = module.removeprefix(NAME).lstrip(".").partition(".")[0]
+    return ROOMS.index(room) if room in ROOMS else len(ROOMS)
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_every_form_of_an_import_is_seen() -> None:
+    assert list(imported(f"from {NAME}.report.writing import formatting")) == [f"{NAME}.report.writing.formatting"]
+    assert list(imported(f"from {NAME} import report")) == [f"{NAME}.report"]
+    assert list(imported(f"from {NAME}.task import Task")) == [f"{NAME}.task"]
+    assert list(imported(f"def f():\n    import {NAME}.setup")) == [f"{NAME}.setup"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_a_room_imports_only_from_those_before_it(path: Path) -> None:
+    here = module_of(path)
+    for other in imported(path.read_text("utf-8")):
+        assert rank(other) <= rank(here), f"{here} imports from a later room: {other}"
+
+
+def test_no_import_is_circular() -> None:
+    graph = {module_of(path): set(imported(path.read_text("utf-8"))) for path in FILES}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"these modules import each other: {' <- '.join(error.args[1])}")
+
+
+def test_every_room_is_there_and_none_is_too_large() -> None:
+    assert set(ROOMS) == {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    for folder in {path.parent for path in FILES}:
+        files = [path for path in folder.iterdir() if path.suffix in (".py", ".html", ".css", ".js")]
+        assert len(files) <= 14, f"{folder} has {len(files)} files: give it rooms"
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_functions_are_short(path: Path) -> None:
+    """At most 80 lines; a public signature with its documentation may be longer than its body."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0]
+            assert (node.end_lineno or 0) - first.lineno < 80, node.name

@@ -1,0 +1,164 @@
+"""A study from end to end: failed runs are recorded, nothing is run twice, an interrupt loses nothing."""
+
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from normkit.errors import ArgumentError, StateError
+from normkit.study.comparison import Comparison
+from normkit.study.execution import scheduler
+from normkit.study.execution.scheduler import Payload
+from normkit.study.execution.store import Store
+from normkit.study.execution.workers import make_executor
+from normkit.study.execution.workload import Workload
+from normkit.study.run_study import run_study
+from normkit.study.setup import made
+from normkit.study.suite import networks
+from normkit.study.task import Task, embedded
+from normkit.study.training import design
+from normkit.study.training.trainer import Trainer
+from normkit.study.training.trial import Trial
+
+DIGITS = embedded.digits()
+
+
+def plan(*methods: str, steps: int = 40, seeds: int = 2) -> design.Design:
+    return replace(design.design(methods, (4,), seeds, 3, steps, 0), gap_images=32, time_rounds=3)
+
+
+def convnet(method: str, seed: int) -> nn.Sequential:
+    return networks.convnet(method, seed, channels=embedded.CHANNELS)
+
+
+def whole(
+    work: Task, plan: design.Design, folder: Path, progress: scheduler.Progress | None = None, workers: int = 1
+) -> Comparison:
+    workload = Workload("digits", work, plan, timed=True)
+    with Store(folder / "study.sqlite3") as store:
+        pool = make_executor(Payload.of([workload]), workers)
+        return run_study([workload], (), store, pool, progress=progress or silent)
+
+
+def silent(done: int, total: int, what: str) -> None:
+    pass
+
+
+def no_group_norm(method: str, seed: int) -> nn.Module:
+    if method == "group_norm":
+        raise RuntimeError("no room for it")
+    return convnet(method, seed)
+
+
+def test_a_run_that_raises_is_recorded_and_the_study_goes_on(tmp_path: Path) -> None:
+    broken = replace(DIGITS, arms=no_group_norm)
+    found = whole(broken, plan("BN", "GN"), tmp_path, silent)
+    assert found.complete
+    assert {(f.trial.method, f.message) for f in found.failures} == {("group_norm", "RuntimeError: no room for it")}
+    assert len(found.failures) == 6
+    said = "6 runs failed, first group norm at batch size 4 (RuntimeError: no room for it); the report has all."
+    assert said in found.note
+    assert said in str(found)
+    assert all('raise RuntimeError("no room for it")' in f["trace"] for f in found.to_dict()["failures"])
+    assert len(found.cell("batch_norm", 4).runs) == 2
+    assert found.cell("group_norm", 4).error is None
+    assert found.cell("group_norm", 4).time_ratio is None
+    assert found.cell("batch_norm", 4).time_ratio is not None
+    assert all("in no_group_norm" in f.trace for f in found.failures)
+    with Store(tmp_path / "study.sqlite3") as store:
+        assert sum(r.state == "failed" for r in store.runs(broken, plan("BN", "GN")).values()) == 6
+
+
+def test_a_resumed_study_runs_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = plan("BN")
+    first = whole(DIGITS, p, tmp_path, silent)
+    ran: list[Trial] = []
+    execute = Trainer.execute
+    monkeypatch.setattr(Trainer, "execute", lambda s, t, d, trials: (ran.extend(trials), execute(s, t, d, trials))[1])
+    monkeypatch.setattr(scheduler, "time_steps", lambda *_: pytest.fail("timed again"))
+    second = whole(DIGITS, p, tmp_path, silent)
+    assert ran == []
+    assert (second.cells, second.pairs) == (first.cells, first.pairs)
+    grown = whole(DIGITS, replace(p, seeds=3), tmp_path, silent)
+    assert {trial.seed for trial in ran} == {p.evaluation_seeds[-1] + 1}
+    assert len(ran) == 2
+    assert len(grown.cell("none", 4).runs) == 3
+
+
+def test_an_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
+    def stop(done: int, total: int, what: str) -> None:
+        if done == 6:
+            raise KeyboardInterrupt
+
+    p = plan("BN")
+    cut = whole(DIGITS, p, tmp_path, stop)
+    assert not cut.complete
+    assert sum(len(cell.tuning) + len(cell.runs) for cell in cut.cells) == 6
+    assert "nothing has been measured yet" in cut.answer
+    rest = whole(DIGITS, p, tmp_path, silent)
+    assert rest.complete
+    assert len(rest.cell("batch_norm", 4).runs) == 2
+
+
+def test_an_interrupt_that_is_lost_on_its_way_ends_the_study_too(tmp_path: Path) -> None:
+    def swallow(done: int, total: int, what: str) -> None:
+        if done == 6:
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    cut = whole(DIGITS, plan("BN"), tmp_path, swallow)
+    assert not cut.complete
+    assert sum(len(cell.tuning) + len(cell.runs) for cell in cut.cells) == 6
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_before_anything_is_passed_on(tmp_path: Path) -> None:
+    def stop(done: int, total: int, what: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        whole(DIGITS, plan("BN"), tmp_path, stop)
+
+
+def test_an_unforeseen_error_says_what_is_kept(tmp_path: Path) -> None:
+    def fail(done: int, total: int, what: str) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        whole(DIGITS, plan("BN"), tmp_path, fail)
+    assert caught.value.__notes__ == [
+        f"Finished runs are kept in {tmp_path / 'study.sqlite3'}: the same call goes on from them."
+    ]
+
+
+def test_a_folder_or_a_store_of_another_kind_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "study.sqlite3"
+    file.write_text("no database", encoding="utf-8")
+    with pytest.raises(
+        StateError, match=r"be opened \(file is not a database\): move it away, or choose another folder"
+    ):
+        whole(DIGITS, plan("BN"), tmp_path, silent)
+    assert file.read_text(encoding="utf-8") == "no database"
+    with pytest.raises(
+        ArgumentError, match=r"one can be made, got '.*study.sqlite3/x' \(Not a directory\): name another"
+    ):
+        made(file / "x")
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import normkit\n"
+        "normkit.compare(methods=['BN'], batch_sizes=[8], seeds=2, trials=3, steps=40, workers=2, "
+        f"out={str(tmp_path)!r}, progress=False)\n"
+    )
+    # Without an answer it would wait for ever; importing torch twice takes a few seconds.
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1
+    assert "A script that calls compare must do so under `if __name__ == '__main__':`" in done.stderr

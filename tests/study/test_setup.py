@@ -1,0 +1,97 @@
+"""A study of a user's own task: its arguments, its plan, and the example of the README."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from made_up import prepared
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normkit.errors import ArgumentError
+from normkit.study import outline, setup
+from normkit.study.task import Task
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+X = torch.randn(120, 6, generator=GENERATOR)
+
+
+Y = (X @ torch.randn(6, 3, generator=GENERATOR)).argmax(1)
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def test_settings_are_drawn_once_and_alike() -> None:
+    search = {"weight_decay": optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True), "nesterov": [True, False]}
+    first, second = (setup.drawn(search, 7, seed=3) for _ in range(2))
+    assert first == second
+    assert len(set(first)) == 6
+    assert all(1e-5 <= dict(options)["weight_decay"] <= 1e-1 for options in first)
+    assert setup.drawn({}, 7, seed=0) == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"device": "cuda:9"}, "device must be one that torch can use here, got 'cuda:9'"),
+        ({"device": "gpu"}, "device must be one that torch can use here, got 'gpu'"),
+        ({"dtype": "bf16"}, "dtype must be one of float32, float64, bfloat16, got 'bf16': did you mean 'bfloat16'"),
+        ({"task": net}, "task must be a normkit.Task, got function"),
+        ({"batch_sizes": [97]}, "batch sizes must be at most 96, the number of samples to train on, got 97"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        prepared(**{"task": Task(net, (X, Y), (X, Y))} | change)  # type: ignore[arg-type]
+
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_task_of_the_readme_works_on_the_first_try(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(# mine\.py\n.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) <= 20
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    command = [sys.executable, "-m", "normkit", "compare", "mine:task", "--batch-sizes", "16", "--seeds", "2"]
+    command += ["--trials", "3", "--steps", "60", "--workers", "2", "--no-progress", "--methods", "unchanged,GN"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "As it is" in done.stdout
+    results = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
+    assert {cell["method"] for cell in results["cells"]} == {"none", "unchanged", "group_norm"}
+    assert not results["failures"]
+    assert all(cell["error"]["value"] < 0.5 for cell in results["cells"])
+    assert results["command"].startswith("normkit compare mine:task --methods none,unchanged,group_norm")
+
+
+def test_the_plan_does_not_call_a_task_of_the_users_by_the_name_of_ours() -> None:
+    assert [workload.name for workload in prepared(Task(net, (X, Y), (X, Y)), batch_sizes=[2])[0]] == ["task"]
+
+
+def test_the_plan_is_timed_on_one_thread_as_the_workers_train() -> None:
+    seen = set()
+
+    def loss(y: Tensor, target: Tensor) -> Tensor:
+        seen.add(torch.get_num_threads())
+        return F.cross_entropy(y, target)
+
+    before = torch.get_num_threads()
+    task = Task(net, (X, Y), (X, Y), loss=loss)
+    torch.set_num_threads(2)
+    try:
+        workloads, _ = prepared(task, methods=["BN"], batch_sizes=[8], seeds=2, trials=3, steps=40)
+        seen.clear()
+        assert outline.outline(workloads, 2).rows[0].seconds > 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {1}
