@@ -38,7 +38,8 @@ class _Frozen:
     @property
     def training(self) -> bool:
         """False while the statistics are frozen, so that forward uses them and moves nothing."""
-        return bool(self.__dict__["training"]) and "statistics" not in self.__dict__[MARK]
+        # In this order: the compiler of torch 2.10 cannot read an entry that has a property's name.
+        return "statistics" not in self.__dict__[MARK] and bool(self.__dict__["training"])
 
     @training.setter
     def training(self, mode: bool) -> None:
