@@ -1,7 +1,8 @@
-"""torch's norms as they are from 2.12 on, where torch is older: with ``bias=``, which their text says, too."""
+"""What older versions of torch do otherwise: most norms take no ``bias=`` before 2.12, and their text says none."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 
@@ -33,3 +34,12 @@ def text(layer: nn.Module) -> str:
     if not hasattr(layer, "bias") or "bias=" in repr(layer):
         return repr(layer)
     return re.sub(r"affine=\w+", rf"\g<0>, bias={layer.bias is not None}", repr(layer))
+
+
+@functools.cache
+def evaluation_moves_statistics() -> bool:
+    """Whether torch's instance norm in evaluation rounds its running statistics anew, as old versions do."""
+    layer = nn.InstanceNorm1d(64, track_running_stats=True).eval()
+    before = layer.running_mean.uniform_(1, 2).clone()
+    layer(torch.ones(6, 64, 5))
+    return not torch.equal(layer.running_mean, before)
