@@ -17,8 +17,8 @@ mkdir "$work/normkit"
 git -C "$root" ls-files -z --cached --others --exclude-standard | tar -C "$root" -c --null -T - | tar -x -C "$work/normkit"
 cd "$work/normkit"
 
-# torchvision and Triton are those that belong to this torch; all else is as pinned.
-grep -Ev '^(torch|torchvision|triton)==' constraints.txt > "$work/constraints.txt"
+# torchvision, Triton and setuptools are those that this torch takes; all else is as pinned.
+grep -Ev '^(torch|torchvision|triton|setuptools)==' constraints.txt > "$work/constraints.txt"
 "${PYTHON:-python3}" -m venv "$work/venv"
 bin=$work/venv/bin
 pip=("$bin/pip" install --quiet --no-cache-dir --constraint "$work/constraints.txt")
@@ -32,11 +32,13 @@ status=0
 OMP_NUM_THREADS=1 "$bin/python" -m pytest -p no:cacheprovider "${tests[@]}" "$@" 2>&1 | tee "$work/log" || status=$?
 "$bin/python" - "$(tail -n 1 "$work/log")" <<'EOF'
 import platform, re, sys
-import torch, triton
+from importlib.metadata import distributions
+import torch
 from normkit.kernels import door
 
+triton = next((found.version for found in distributions(name="triton")), "none")
 path = "in use" if door.in_use else "not in use"
 result = re.sub(r" in .*", "", sys.argv[1])
-print(f"| {torch.__version__} | {triton.__version__} | {platform.python_version()} | {path} | {result} |")
+print(f"| {torch.__version__} | {triton} | {platform.python_version()} | {path} | {result} |")
 EOF
 exit "$status"
