@@ -41,6 +41,7 @@ class BuildKernels(build_ext):
         self.parallel = self.parallel or 2
 
     def build_extension(self, ext):
+        import torch
         from torch.utils.cpp_extension import include_paths, library_paths
 
         compiler, temp = self.compiler, self.build_temp
@@ -53,7 +54,8 @@ class BuildKernels(build_ext):
             return compiler.compile([source], os.path.join(temp, folder), include_dirs=includes, extra_postargs=extra)
 
         if ext is door:
-            jobs = [("csrc/door.cpp", "door", [*DOOR_FLAGS])]
+            version = f"{torch.__version__} {torch.version.git_version}"
+            jobs = [("csrc/door.cpp", "door", [*DOOR_FLAGS, f'-DNORMKIT_TORCH="{version}"'])]
             libraries = ["torch_python", "torch", "torch_cpu", "c10"]
         else:
             jobs, libraries = self.kernel_jobs(), ["torch_cpu"]

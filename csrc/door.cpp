@@ -14,7 +14,6 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/dynamo/compiled_autograd.h>
-#include <torch/version.h>
 
 #include <dlfcn.h>
 
@@ -25,6 +24,7 @@
 #include <unordered_map>
 
 #include "door.h"
+#include "node.h"
 #include "running.h"
 #include "storage.h"
 
@@ -255,7 +255,7 @@ struct Call {
 
   // With given moments `dev` is their variance.
   void record(const Tensor& y, const Tensor& mean, const Tensor& dev) const {
-    const auto node = c10::make_intrusive<NormalizeBackward>();
+    const auto node = make_node<NormalizeBackward>();
     node->set_next_edges(torch::autograd::collect_next_edges(x, weight, bias));
     node->x = SavedVariable(x, false);
     if (weight.defined()) node->weight = SavedVariable(weight, false);
@@ -461,6 +461,6 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_door", nullptr, -1, methods, null
 
 PyMODINIT_FUNC PyInit__door() {
   PyObject* m = PyModule_Create(&module);
-  if (m && PyModule_AddStringConstant(m, "torch_version", TORCH_VERSION) < 0) Py_CLEAR(m);
+  if (m && PyModule_AddStringConstant(m, "torch_version", NORMKIT_TORCH) < 0) Py_CLEAR(m);
   return m;
 }

@@ -155,7 +155,7 @@ struct FusedBackward final : torch::autograd::Node {
       if (want[1]) out[1] = dsum;
       return out;
     }
-    Tensor x_ = has_sum ? x.unpack(c10::intrusive_ptr<Node>::reclaim_copy(this)) : x.unpack();
+    Tensor x_ = has_sum ? x.unpack(pointer_to(this)) : x.unpack();
     const Tensor mask_ = mask.unpack(), weight_ = weight.unpack(), bias_ = bias.unpack(), mean_ = mean.unpack(), dev_ = dev.unpack();
     if (!(want[0] || want[1] || want[2] || want[3])) return out;
     const Tensor saved[] = {x_, mask_, weight_, bias_, mean_, dev_};
@@ -266,7 +266,7 @@ Tensor run_fused(const Call& c, const Extras& e, const Tensor& sum, const Tensor
 }
 
 void record_fused(const Call& c, const Extras& e, int64_t last, const Tensor& y, const Tensor& sum, const Tensor& mean, const Tensor& dev) {
-  const auto node = c10::make_intrusive<FusedBackward>();
+  const auto node = make_node<FusedBackward>();
   node->set_next_edges(torch::autograd::collect_next_edges(c.x, e.residual, c.weight, c.bias));
   node->has_sum = sum.defined();
   node->extras = e;

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import normkit
+from versions import of_torch
 
 Average = Callable[[Tensor], Tensor]
 Parameters = dict[str, Tensor]
@@ -142,10 +143,11 @@ Makers = tuple[Callable[..., nn.Module], Callable[..., nn.Module]]
 def _both(name: str, *args: object, **kwargs: object) -> Makers:
     """A layer of ours, and torch's of the same name and arguments."""
 
-    def make(library: object) -> Callable[..., nn.Module]:
-        return lambda **where: getattr(library, name)(*args, **kwargs, **where)
+    def ours(**where: object) -> nn.Module:
+        layer: nn.Module = getattr(normkit, name)(*args, **kwargs, **where)
+        return layer
 
-    return make(normkit), make(nn)
+    return ours, lambda **where: of_torch(name, *args, **kwargs, **where)
 
 
 def _window(*args: object, **kwargs: object) -> Makers:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cases import DTYPES, LAYOUTS, Case, Oracle, layouts, make_input, make_layer, state_of
 from normkit.errors import DtypeError, ShapeError
+from versions import text
 
 VALUE_UNITS = 4
 """The published bound of y, in units of ``eps * (1 + |mean| / std) * max(1, |y|)``.
@@ -162,7 +163,7 @@ def initial_state(case: Case) -> None:
             # Equal, but for the last place of weight norm's lengths, which are sums in another order.
             torch.testing.assert_close(mine[key], other[key], rtol=torch.finfo(dtype).eps, atol=0)
         if case.elementwise:
-            assert repr(ours) == repr(theirs)
+            assert repr(ours) == text(theirs)
             assert isinstance(ours, type(theirs))
     trained = make_layer(case)
     theirs = case.torch()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -72,8 +74,11 @@ SOUND = ("wav2vec2",)
 
 
 @functools.cache
-def _torchvision() -> torch.library.Library:
-    """Declares what torchvision's compiled half would: it has no build for the CPU, and timm imports the rest."""
+def _torchvision() -> torch.library.Library | None:
+    """Declares what torchvision's compiled half would where it does not fit this torch: timm imports the rest."""
+    with contextlib.suppress(RuntimeError):  # operator torchvision::nms does not exist
+        importlib.import_module("torchvision")
+        return None
     library = torch.library.Library("torchvision", "DEF")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

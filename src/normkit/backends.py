@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from normkit.kernels import door
 from normkit.kernels.backend import GPUS, on_gpu
 from normkit.kernels.native import Native, native
 
@@ -48,17 +49,25 @@ def show_backends() -> Backends:
     Example:
         >>> import normkit
         >>> [row.name for row in normkit.show_backends().rows]
-        ['C++ kernels', 'plain torch', 'Triton kernels', 'plain torch']
+        ['C++ kernels', 'fast path', 'plain torch', 'Triton kernels', 'plain torch']
     """
     cpu, gpu = native(), _gpu()
     return Backends(
         (
             Backend("cpu", "C++ kernels", cpu.kernels is not None, cpu.reason),
+            _fast_path(cpu),
             Backend("cpu", "plain torch", cpu.kernels is None, "the reference, where there are no kernels"),
             Backend("gpu", "Triton kernels", gpu.kernels is not None, gpu.reason),
             Backend("other", "plain torch", True, "there are no kernels for it"),
         )
     )
+
+
+def _fast_path(cpu: Native) -> Backend:
+    """Eager calls into the kernels without Python in between; the same results without it."""
+    if cpu.kernels is None:
+        return Backend("cpu", "fast path", False, "there are no C++ kernels that it could call")
+    return Backend("cpu", "fast path", door.in_use, door.reason)
 
 
 def _gpu() -> Native:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import normkit
 from normkit import layers
 from normkit.errors import ArgumentError, DtypeError, ShapeError
+from versions import TORCH, takes_bias
 
 # SyncBatchNorm is none of torch's, because DistributedDataParallel refuses that one on a CPU.
 SHARED = sorted(name for name in layers.__all__ if hasattr(nn, name) and name != "SyncBatchNorm")
@@ -31,9 +33,37 @@ def test_a_layer_of_torch_has_its_signature_and_is_one(name):
     if called.pop("extras", None) is not None:  # what torch's layers do not take
         for option, default in {"activation": None, **getattr(ours, "options", {})}.items():
             assert made.pop(option).default == default
+    if TORCH < (2, 12) and "bias" in made and not takes_bias(theirs):
+        assert made.pop("bias").default is True
     assert made == inspect.signature(theirs).parameters
     assert called.keys() == inspect.signature(theirs.forward).parameters.keys()
     assert issubclass(ours, theirs)
+
+
+BIASED = [name for name in layers.__all__ if "bias" in inspect.signature(getattr(normkit, name)).parameters]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", BIASED)
+def test_a_layer_has_a_bias_or_none(name, bias):
+    """In every version of torch, although most norms of its own take no ``bias=`` before 2.12."""
+    kind = getattr(normkit, name)
+    first = {"GroupNorm": (2, 4), "Norm": ("b c [...]", 4), **dict.fromkeys(LAZY, ())}.get(name, (4,))
+    more = {"virtual_batch_size": 3} if "Ghost" in name else {}
+    affine = {"affine": True} if "affine" in inspect.signature(kind).parameters else {}
+    layer = kind(*first, bias=bias, **affine, **more)
+    assert f"bias={bias}" in repr(layer) or "Frozen" in name
+    dims = int(name[-2]) if name.endswith("d") else 2
+    layer(torch.randn(6, 4, *[4] * (3 if name == "LayerNorm2d" else dims)))
+    for twin in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert ("bias" in twin.state_dict()) is bias
+        assert (twin.bias is not None) is bias
+        with torch.no_grad():
+            twin.weight.fill_(3)
+        if hasattr(twin, "reset_parameters"):
+            twin.reset_parameters()
+            assert torch.equal(twin.weight, torch.ones(4))
+            assert twin.bias is None or torch.equal(twin.bias, torch.zeros(4))
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.0, 1.0, None])

@@ -73,7 +73,7 @@ def test_what_is_no_model_is_refused():
 
 
 def test_a_scripted_model_is_refused():
-    with pytest.warns(DeprecationWarning, match="jit"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="jit"):
         scripted = torch.jit.script(nn.Sequential(nn.ReLU()))
     with pytest.raises(StateError, match="a scripted model cannot be exchanged"):
         list(walk(scripted))

@@ -23,14 +23,18 @@ def _load() -> tuple[Any, str]:
         return None, "turned off by NORMKIT_DOOR=0"
     try:
         module = import_module("normkit._door")
-    except ImportError:  # not built, or built for a torch with other symbols
-        return None, "not built for this torch and Python"
-    if module.torch_version.split("+")[0] != torch.__version__.split("+")[0]:
-        return None, f"built for torch {module.torch_version}"
-    return module, "in use"
+    except ModuleNotFoundError:
+        return None, "not built, or not for this Python"
+    except ImportError:  # symbols that this torch does not have
+        return None, "built for another torch"
+    installed = f"{torch.__version__} {torch.version.git_version}"
+    if module.torch_version != installed:
+        return None, f"built for torch {module.torch_version}, not for {installed}"
+    return module, f"built for torch {installed}"
 
 
 _module, reason = _load()
+in_use = _module is not None
 _connected = False
 
 

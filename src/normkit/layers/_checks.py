@@ -14,6 +14,7 @@ from normkit.errors import ArgumentError, NormkitError, ShapeError, whole_number
 from normkit.functional._checks import check_dense
 from normkit.functional.extras import Extras, check_activation
 from normkit.functional.precision import check_cast
+from normkit.layers._versions import signature_of
 
 L = TypeVar("L", bound=type[nn.Module])
 P = ParamSpec("P")
@@ -40,7 +41,7 @@ def checked(layer: L) -> L:
         normkit.errors.ArgumentError: num_features of BatchNorm2d must be at least 1, got 0: give the input's
     """
     make: Callable[..., None] = layer.__init__
-    signature = inspect.signature(make)
+    signature = signature_of(layer)
 
     @functools.wraps(make)
     def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -52,6 +53,7 @@ def checked(layer: L) -> L:
         # Tracers of torch.fx take a layer of torch.nn as one node, and ask the layer itself where it comes from.
         vars(self)["__module__"] = "torch.nn.normkit"
 
+    vars(init)["__signature__"] = signature
     # Set by name, because a type checker refuses to see a method replaced.
     for name, method in {"__init__": init, "forward": named(layer.forward)}.items():
         setattr(layer, name, method)

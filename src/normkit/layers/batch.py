@@ -17,6 +17,7 @@ from normkit.functional.recompute import count, is_recomputing
 from normkit.kernels.autograd import keep
 from normkit.kernels.autograd import skipped_channels as skipped_so_far
 from normkit.layers._checks import check_channels, check_rank, checked, named, with_activation
+from normkit.layers._versions import TakesBias, initialize_parameters
 
 
 def share_of(layer: batchnorm._BatchNorm) -> tuple[Tensor | None, float]:
@@ -54,7 +55,7 @@ def keep_statistics(
         count(counter)
 
 
-class _BatchNorm(batchnorm._BatchNorm):
+class _BatchNorm(TakesBias, batchnorm._BatchNorm):
     """Abstract: state and signature are torch's, so that ``isinstance`` and state dicts agree; forward is ours."""
 
     layouts: ClassVar[dict[int, str]]
@@ -112,7 +113,7 @@ class _BatchNorm(batchnorm._BatchNorm):
 def _initialise(layer: batchnorm._LazyNormBase, input: Tensor) -> None:
     """Check before the channels are counted: a wrong input must not decide the layer's size."""
     layer._check_input_dim(input)
-    batchnorm._LazyNormBase.initialize_parameters(layer, input)
+    initialize_parameters(layer, input)
     count_channels(layer, input.shape[1])
 
 

@@ -12,6 +12,7 @@ from normkit.errors import ArgumentError, whole_number
 from normkit.functional.batch_update import ghost_batch_norm
 from normkit.functional.extras import Extras, Output
 from normkit.layers._checks import checked, with_activation
+from normkit.layers._versions import TakesBias
 from normkit.layers.batch import (
     BatchNorm1d,
     BatchNorm2d,
@@ -23,7 +24,7 @@ from normkit.layers.batch import (
 )
 
 
-class _GhostBatchNorm(batchnorm._BatchNorm):
+class _GhostBatchNorm(TakesBias, batchnorm._BatchNorm):
     """Abstract: batch norm's state; forward differs in training alone."""
 
     layouts: ClassVar[dict[int, str]]

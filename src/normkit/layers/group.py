@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from normkit import functional
 from normkit.functional.extras import Extras, Output
 from normkit.layers._checks import check_channels, checked, with_activation
+from normkit.layers._versions import TakesBias
 
 
 @checked
-class GroupNorm(nn.GroupNorm):
+class GroupNorm(TakesBias, nn.GroupNorm):
     """Normalize groups of channels of each sample.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, mean and variance over the channels of a group and

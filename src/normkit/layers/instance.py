@@ -11,10 +11,11 @@ from torch.nn.modules import batchnorm, instancenorm
 from normkit import functional
 from normkit.functional.extras import Extras, Output, batch_of_one
 from normkit.layers._checks import check_channels, check_rank, checked, has_channels, named, with_activation
+from normkit.layers._versions import TakesBias, initialize_parameters
 from normkit.layers.batch import count_channels
 
 
-class _InstanceNorm(instancenorm._InstanceNorm):
+class _InstanceNorm(TakesBias, instancenorm._InstanceNorm):
     """Abstract: state and signature are torch's, so that ``isinstance`` and state dicts agree; forward is ours."""
 
     layouts: ClassVar[dict[int, str]]
@@ -57,7 +58,7 @@ def _initialise(layer: batchnorm._LazyNormBase, input: Tensor) -> None:
     """Check before the channels are counted, and count them where they are: first if there is no batch."""
     layer._check_input_dim(input)
     batched = input if input.dim() > min(cast(_InstanceNorm, layer).layouts) else input.unsqueeze(0)
-    batchnorm._LazyNormBase.initialize_parameters(layer, batched)
+    initialize_parameters(layer, batched)
     count_channels(layer, batched.shape[1])
 
 

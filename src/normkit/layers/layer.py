@@ -11,10 +11,11 @@ from normkit import functional
 from normkit.functional.extras import Extras, Output
 from normkit.functional.precision import Cast
 from normkit.layers._checks import check_channels, checked, with_activation
+from normkit.layers._versions import TakesBias
 
 
 @checked
-class LayerNorm(nn.LayerNorm):
+class LayerNorm(TakesBias, nn.LayerNorm):
     """Normalize the last dimensions of each sample or token.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, mean and variance over `normalized_shape`; the same in

@@ -11,6 +11,7 @@ from torch.nn.modules import batchnorm
 from normkit.functional.batch_update import batch_renorm, check_limits
 from normkit.functional.extras import Extras, Output
 from normkit.layers._checks import checked, with_activation
+from normkit.layers._versions import TakesBias
 from normkit.layers.batch import (
     BatchNorm1d,
     BatchNorm2d,
@@ -22,7 +23,7 @@ from normkit.layers.batch import (
 )
 
 
-class _BatchRenorm(batchnorm._BatchNorm):
+class _BatchRenorm(TakesBias, batchnorm._BatchNorm):
     """Abstract: batch norm's state; forward differs in training alone."""
 
     layouts: ClassVar[dict[int, str]]

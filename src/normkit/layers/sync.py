@@ -15,6 +15,7 @@ from normkit.functional.extras import Extras, Output
 from normkit.functional.recompute import count
 from normkit.functional.sync import sync_batch_norm, world_size
 from normkit.layers._checks import check_channels, check_rank, checked, with_activation
+from normkit.layers._versions import TakesBias
 from normkit.layers.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d, share_of
 
 M = TypeVar("M", bound=nn.Module)
@@ -42,7 +43,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 # Not a torch.nn.SyncBatchNorm, which DistributedDataParallel refuses on a CPU.
 @checked
-class SyncBatchNorm(batchnorm._BatchNorm):
+class SyncBatchNorm(TakesBias, batchnorm._BatchNorm):
     """Normalize each channel of (N, C, ...) over the batches of all processes taken together.
 
     As one process with the whole batch computes it, however the batch is divided: processes may hold different numbers

@@ -50,7 +50,7 @@ def _place() -> str:
 
 def _milliseconds(s: Schedule) -> float:
     """Of a forward and a backward call in fp32."""
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     x, weight = torch.randn(s.numel, device=device), torch.ones(s.period, device=device)
     _schedules.append(s)
     number = len(_schedules) - 1

@@ -1,0 +1,57 @@
+"""What `show_backends` says of the fast path, which serves one build of torch alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from normkit.kernels import door
+
+INSTALLED = f"{torch.__version__} {torch.version.git_version}"
+
+
+def fast_path(**variables):
+    """What `show_backends` says of it in a process of its own."""
+    code = "import normkit; print([r for r in normkit.show_backends().rows if r.name == 'fast path'][0])"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | variables,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_backends_say_whether_it_is_in_use():
+    assert f"in_use=True, reason='built for torch {INSTALLED}'" in fast_path()
+    assert "in_use=False, reason='turned off by NORMKIT_DOOR=0'" in fast_path(NORMKIT_DOOR="0")
+    assert "in_use=False, reason='there are no C++ kernels that it could call'" in fast_path(NORMKIT_NATIVE="0")
+
+
+@pytest.mark.parametrize(
+    ("built", "reason"),
+    [
+        (INSTALLED, f"built for torch {INSTALLED}"),
+        # Two builds from source have the same number, with or without what follows its "+".
+        (f"{torch.__version__} 0123abc", f"built for torch {torch.__version__} 0123abc, not for {INSTALLED}"),
+        (torch.__version__, f"built for torch {torch.__version__}, not for {INSTALLED}"),
+        (ModuleNotFoundError("_door"), "not built, or not for this Python"),
+        (ImportError("undefined symbol"), "built for another torch"),
+    ],
+)
+def test_one_of_another_torch_is_refused(built, reason, monkeypatch):
+    def found(name):
+        if isinstance(built, Exception):
+            raise built
+        return SimpleNamespace(torch_version=built)
+
+    monkeypatch.setattr(door, "import_module", found)
+    module, said = door._load()
+    assert said == reason
+    assert (module is None) == (built != INSTALLED)
