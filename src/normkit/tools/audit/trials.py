@@ -14,18 +14,21 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from normkit.errors import ArgumentError
 from normkit.tools.audit import trace
 from normkit.tools.audit.facts import Seen, Subject, arguments, measure
-from normkit.tools.audit.guard import untouched
+from normkit.tools.audit.guard import same, untouched
 from normkit.tools.audit.moments import Moments
 
 SEARCH = 16
 """At most so many runs to find unused norms; it takes three to find one."""
 
-DRAWS = 8
-"""Runs with dropout at work: on a batch of two, stochastic depth then has 16 draws."""
+DRAWS = 16
+"""So many samples are run with dropout at work: stochastic depth draws once for each."""
 
 HALF = torch.finfo(torch.float16).max
 ROOT = math.sqrt(HALF)
 """The square of a larger value is infinite in float16."""
+
+PLAIN = (bool, int, float, complex, str, bytes, type, type(None), torch.dtype, torch.device, nn.Module)
+"""What a model may return next to tensors, and holds none."""
 
 
 def run(subject: Subject) -> None:
@@ -41,10 +44,10 @@ def _find_unused(subject: Subject) -> None:
     assert subject.graph is not None
     outputs = [index for index, after in subject.graph.consumers.items() if index >= 0 and -1 in after]
     reached = subject.graph.behind(outputs)
-    norms = [norm for norm in subject.norms if norm.shapes and not norm.module._forward_hooks]
-    norms = [n for n in norms if all(node.index not in reached for node in subject.graph.calls(n.module))]
-    # The graph does not see everything that reads a value, so that it only names candidates.
-    if norms:
+    called = {norm.name for norm, node in subject.called() if node.index in reached}
+    norms = [norm for norm in subject.norms if norm.shapes and norm.name not in called]
+    # The graph does not see everything that reads a value, so that it only names candidates; a hook may read any.
+    if norms and not any(module._forward_hooks for module in subject.model.modules()):
         norms = _without_effect(subject, norms)
         subject.model.train()
         subject.unused = frozenset(norm.name for norm in _without_effect(subject, norms, norms))
@@ -93,7 +96,7 @@ def _tensors(out: Any, known: set[int]) -> list[Tensor] | None:
     for leaf in tree_leaves(out):
         if isinstance(leaf, Tensor):
             found.append(leaf)
-        elif not isinstance(leaf, bool | int | float | str | None | nn.Module) and id(leaf) not in known:
+        elif not isinstance(leaf, PLAIN) and id(leaf) not in known:
             known.add(id(leaf))
             inside = _tensors(dict(vars(leaf)), known) if hasattr(leaf, "__dict__") else None
             if inside is None:
@@ -103,7 +106,7 @@ def _tensors(out: Any, known: set[int]) -> list[Tensor] | None:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+    return a.shape == b.shape and a.dtype == b.dtype and same(a, b)
 
 
 def drops(node: trace.Node) -> float:
@@ -127,7 +130,7 @@ def _compare_variances(subject: Subject) -> None:
     for module in subject.model.modules():
         if module not in known:
             module.training = True
-    dropped = _pooled(subject, DRAWS)
+    dropped = _pooled(subject, -(-DRAWS // subject.samples))
     for norm in subject.norms:
         a, b = plain.get(norm.name), dropped.get(norm.name)
         if a is not None and b is not None and a.count >= 8 and bool((a.var > 1e-12).any()):
