@@ -385,10 +385,12 @@ def nk405() -> Result:
 
 
 def main() -> None:
+    from benchmarks.audit_harm_more import MEASURES
+
     torch.set_num_threads(1)
     path = RESULTS / "audit_harm.json"
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["rules"] if len(sys.argv) > 1 else {}
-    for name, measure in [(n, f) for n, f in globals().items() if n.startswith("nk")]:
+    for name, measure in [*[(n, f) for n, f in globals().items() if n.startswith("nk")], *MEASURES.items()]:
         if len(sys.argv) > 1 and name.upper() not in sys.argv:
             continue
         torch.manual_seed(0)
@@ -396,7 +398,7 @@ def main() -> None:
         said, numbers = measure()
         results[name.upper()] = {"said": said, "numbers": numbers}
         print(f"{name.upper()} ({time.perf_counter() - start:.1f} s) {said}")
-    text = json.dumps({"torch": torch.__version__, "rules": results}, indent=1)
+    text = json.dumps({"torch": torch.__version__, "rules": dict(sorted(results.items()))}, indent=1)
     path.write_text(text + "\n", encoding="utf-8")
 
 

@@ -13,6 +13,9 @@ from normkit.tools.audit.moments import Moments
 CERTAIN = 5.0
 """Standard deviations beyond chance: one in three million."""
 
+FEWEST, ENOUGH = 8, 64
+"""Samples of a batch, and of all: of fewer, two clusters or a heavy tail make batches of one distribution differ."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -21,7 +24,7 @@ class Batch:
     Attributes:
         samples: how many.
         mean, var: over samples and positions.
-        means, squares: variance between samples, of their means and of their mean squared deviations.
+        means, squares: biased variance between samples, of their means and of their mean squared deviations.
     """
 
     samples: int
@@ -35,7 +38,7 @@ class Batch:
         """Of an input (N, C, ...) and its moments."""
         flat = x.detach().cpu().double().flatten(2) if x.dim() > 2 else x.detach().cpu().double()[:, :, None]
         squares = (flat - measured.mean[:, None]).square().mean(2)
-        return cls(len(x), measured.mean, measured.var, _variance(flat.mean(2)), _variance(squares))
+        return cls(len(x), measured.mean, measured.var, measured.between, squares.var(0, unbiased=False))
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,10 @@ def difference(batches: list[Batch]) -> Difference | None:
     what the variance between the samples of a batch lets expect; and by much if means are half a standard deviation
     apart or variances a factor of 4, as of two domains whose running statistics would fit neither.
     """
-    if len(batches) < 4 or any(batch.samples < 2 for batch in batches):
+    counted = [batch.samples for batch in batches]
+    if len(batches) < 4 or min(counted) < FEWEST or sum(counted) < ENOUGH:
         return None
-    counts = torch.tensor([float(batch.samples) for batch in batches], dtype=torch.float64)[:, None]
+    counts = torch.tensor(counted, dtype=torch.float64)[:, None]
     mean, var = torch.stack([b.mean for b in batches]), torch.stack([b.var for b in batches])
     shares = counts / counts.sum()
     shifted = mean - (mean * shares).sum(0)
@@ -82,16 +86,12 @@ def difference(batches: list[Batch]) -> Difference | None:
     )
 
 
-def _variance(values: Tensor) -> Tensor:
-    return values.var(0) if len(values) > 1 else torch.zeros_like(values[0])
-
-
 def _excess(group: Tensor, inside: Tensor, counts: Tensor) -> Tensor:
     """By how many standard deviations the variance between groups exceeds chance; Paulson's approximation of F."""
     first, second = len(counts) - 1, float(counts.sum()) - len(counts)
     centre = (group * counts).sum(0) / counts.sum()
     between = ((group - centre).square() * counts).sum(0) / first
-    within = (inside * (counts - 1)).sum(0) / second
+    within = (inside * counts).sum(0) / second
     root = (between / (within + 1e-30)).clamp(max=1e30) ** (1 / 3)
     a, b = 2 / (9 * first), 2 / (9 * second)
     return ((1 - b) * root - (1 - a)) / (b * root**2 + a).sqrt()

@@ -65,7 +65,8 @@ RULES = (
         "small, and the scale of the input is no longer divided out.",
         "documentation of torch.nn.BatchNorm2d: BatchNorm2d(num_features, eps=1e-05, momentum=0.1); "
         "eriklindernoren/PyTorch-GAN, dcgan.py",
-        "Name it: momentum=... . A model that was trained with this eps keeps it, or is trained again.",
+        "Name it: BatchNorm2d(8, momentum=0.8). A model that was trained with this eps keeps it, or outputs change: "
+        "train again.",
         large_eps,
     ),
     Rule(
@@ -95,7 +96,8 @@ RULES = (
         "The square of a value above 255 is infinite in float16: a norm that squares before it goes to float32 "
         "divides by infinity and returns zeros, or NaN.",
         "IEEE 754 binary16; T5LayerNorm in huggingface/transformers, which computes the variance in float32",
-        "Use a norm that computes in float32, as torch's and normkit's do: normkit.convert(model); or bfloat16.",
+        "Use a norm that computes in float32, as torch's and normkit's do, such as normkit.RMSNorm, or bfloat16. "
+        "Outputs change to those of float32.",
         overflows_half,
         ("example",),
     ),

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from normkit.tools.audit.axes import over_time
 from normkit.tools.audit.facts import Seen, Subject
 from normkit.tools.audit.rule import Hit, Rule
-from normkit.tools.audit.settings import is_held
 from normkit.tools.audit.structure import dropout_before, reparametrized
 from normkit.tools.audit.trace import is_dropout
 from normkit.tools.audit.trials import drops
@@ -34,16 +33,16 @@ def variance_raised(subject: Subject) -> Iterator[Hit]:
     assert subject.graph is not None
     known = {hit.module for hit in dropout_before(subject)}
     for norm, node in subject.called():
-        if not norm.keeps or norm.raised < RAISED or norm.name in known or _fits_evaluation(norm):
+        if norm.raised < RAISED or norm.name in known or subject.frozen(norm) or _fits_evaluation(norm):
             continue
         before = [subject.graph.nodes[index] for index in sorted(subject.graph.behind([node.index]))]
         source = next((other for other in reversed(before) if drops(other) > 0), None)
-        if source is None or is_held(subject, norm):
+        if source is None:
             continue
         measured = {"ratio": norm.raised, "dropout": source.name, "p": drops(source)}
         message = f"variance {norm.raised:.2g} times as large in training, after {source.name} with p={drops(source):g}"
-        # What enters the norms of a new model varies less than later on; and published nets drop whole branches.
-        grave = is_dropout(source) and bool(norm.buffer("running_mean").any())
+        # Numbers without meaning vary less in a new model than data do; and published nets drop whole branches.
+        grave = is_dropout(source) and bool(norm.buffer("running_mean").any()) and not subject.noise
         yield Hit(norm.name, message, measured, "" if grave else "info")
 
 
@@ -75,7 +74,9 @@ RULES = (
         "Spectral norm bounds how much the layer can stretch its input; the norm after it divides by the scale of what "
         "comes, whatever it is, and the bound is gone. Some generators (BigGAN) do it on purpose.",
         "Miyato et al. 2018, arXiv:1802.05957, section 3 on other norms",
-        "Remove one of the two; a discriminator that must be Lipschitz keeps spectral norm.",
+        "Remove spectral norm from the layer in evaluation mode, in which its weight stays as it is: "
+        "torch.nn.utils.parametrize.remove_parametrizations(layer.eval(), 'weight'). A discriminator that must be "
+        "Lipschitz keeps it and loses the other norm: outputs change, train again.",
         spectral_norm_under,
         ("example",),
     ),
@@ -86,8 +87,8 @@ RULES = (
         "Each position gets a weight and statistics of its own, or is normalized together with later ones: the layer "
         "depends on the length of the sequence and mixes positions, and the scale of the features stays as it was.",
         "documentation of torch.nn.BatchNorm1d, input (N, C, L), and of torch.nn.LayerNorm, the last dimensions",
-        "For batch norm: y = norm(x.transpose(1, 2)).transpose(1, 2). For layer norm: normalize before the dimensions "
-        "are exchanged, or normkit.LayerNorm2d.",
+        "Use a layer norm over the features, before dimensions are exchanged; or a batch norm of the features: "
+        "y = norm(x.transpose(1, 2)).transpose(1, 2). Outputs change: train again.",
         over_time,
         ("example",),
     ),
@@ -98,8 +99,8 @@ RULES = (
         "Dropout, or stochastic depth, adds variance in training and none in evaluation. Through a sum or a pool it "
         "reaches the running variance, which is then too large for the inputs of evaluation.",
         "Li et al. 2019, Understanding the Disharmony between Dropout and Batch Normalization, arXiv:1801.05134",
-        "Lower the rate, drop after the last batch norm, or use a norm without running statistics. For a trained "
-        "model: normkit.recalibrate with dropout off.",
+        "Lower the rate, drop after the last batch norm, or use a norm without running statistics. In a trained model "
+        "normkit.recalibrate(model, batches), which leaves dropout off: outputs change, to those of the training.",
         variance_raised,
         ("example",),
     ),

@@ -33,7 +33,7 @@ PLAIN = (bool, int, float, complex, str, bytes, type, type(None), torch.dtype, t
 
 def run(subject: Subject) -> None:
     """Fill in `Subject.unused`, `Seen.raised` and `Seen.half_error`; the model is left in evaluation mode."""
-    if subject.graph is None or subject.failure:
+    if subject.graph is None or subject.failure or subject.hollow:
         return
     for trial in (_find_unused, _compare_variances, _try_half):
         with untouched(subject.model.eval()):
@@ -113,9 +113,8 @@ def drops(node: trace.Node) -> float:
     """The probability with which a call drops values or whole branches in training; 0 if it does not."""
     if trace.is_dropout(node) or node.module is None:
         return float(getattr(node.module, "p", node.dropout))
-    rates = [getattr(node.module, name, 0.0) for name in ("drop_prob", "drop_rate", "p")]
-    drop_path = node.same and not node.module._parameters
-    return max((float(rate) for rate in rates if isinstance(rate, int | float)), default=0.0) if drop_path else 0.0
+    rates = [getattr(node.module, name, 0.0) for name in ("drop_prob", "drop_rate", "p")] if node.noisy else []
+    return max((float(rate) for rate in rates if isinstance(rate, int | float)), default=0.0)
 
 
 def _compare_variances(subject: Subject) -> None:
@@ -155,7 +154,7 @@ def _pooled(subject: Subject, runs: int) -> Mapping[str, Moments]:
 def _try_half(subject: Subject) -> None:
     norms = {norm.module: norm for norm in subject.norms if norm.shapes and not norm.is_batch}
 
-    def look(name: str, module: nn.Module, x: Tensor) -> None:
+    def look(module: nn.Module, x: Tensor, masked: bool) -> None:
         if (
             x.is_floating_point()
             and x.dim()
@@ -166,7 +165,7 @@ def _try_half(subject: Subject) -> None:
 
     args, kwargs = arguments(subject.example)
     if norms:
-        trace.each_norm(subject.model, args, kwargs, {m: norm.name for m, norm in norms.items()}, look)
+        trace.each_norm(subject.model, args, kwargs, norms, look)
 
 
 def _error_in_half(module: nn.Module, x: Tensor) -> float:

@@ -102,8 +102,9 @@ RULES = (
         "The output for a sample depends on which others are evaluated with it, and a batch of one differs from "
         "training.",
         "documentation of torch.nn.BatchNorm2d, track_running_stats",
-        "Use track_running_stats=True and recalibrate: normkit.recalibrate(model, batches); or a norm that does not "
-        "mix samples: normkit.convert(model, 'group_norm').",
+        "Use track_running_stats=True and normkit.recalibrate(model, batches): outputs change, to those for the "
+        "statistics of all data. Or a norm that does not mix samples, normkit.convert(model, 'group_norm'), and train "
+        "again.",
         batch_in_evaluation,
     ),
     Rule(
@@ -113,7 +114,8 @@ RULES = (
         "Training normalizes each batch by its own mean and variance, evaluation by their average, which fits none of "
         "them: batches of one domain or class each, in turn.",
         "Chang et al. 2019, Domain-Specific Batch Normalization, arXiv:1906.03950; Wu & Johnson 2021, arXiv:2105.07576",
-        "Shuffle, or mix the domains within each batch; a batch norm for each domain; or group norm.",
+        "Shuffle, or mix the domains within each batch. Or use a batch norm for each domain, or group norm: outputs "
+        "change.",
         unlike_batches,
         ("loader",),
     ),
