@@ -105,5 +105,7 @@ def _smaller_group(seen: Tensor) -> tuple[int, ...]:
     for cut in range(1, len(order)):
         one, other = order[:cut], order[cut:]
         explained = sum(len(part) * float(seen[part].mean(0).square().sum()) for part in (one, other))
-        best = max(best, (explained, min(one, other, key=len)), key=lambda each: each[0])
+        # Of two as large, the one without the first batch.
+        smaller = min(one, other, key=lambda part: (len(part), bool((part == 0).any())))
+        best = max(best, (explained, smaller), key=lambda each: each[0])
     return tuple(sorted(best[1].tolist())) if best[0] > 0.8 * float(seen.square().sum()) else ()
