@@ -34,15 +34,17 @@ def NK311_clean() -> Report:
 
 
 def NK312_trips() -> Report:
-    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
-    nn.init.zeros_(model[1].weight)
+    norm = nn.BatchNorm1d(8)
+    nn.init.zeros_(norm.weight)
+    model = nn.Sequential(nn.Linear(8, 8), norm)
     freeze(model)
     return audit(model)
 
 
 def NK312_clean() -> Report:
-    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
-    nn.init.zeros_(model[1].weight)
+    norm = nn.BatchNorm1d(8)
+    nn.init.zeros_(norm.weight)
+    model = nn.Sequential(nn.Linear(8, 8), norm)
     return audit(model)
 
 

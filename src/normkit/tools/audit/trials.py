@@ -33,7 +33,7 @@ PLAIN = (bool, int, float, complex, str, bytes, type, type(None), torch.dtype, t
 
 def run(subject: Subject) -> None:
     """Fill in `Subject.unused`, `Seen.raised` and `Seen.half_error`; the model is left in evaluation mode."""
-    if subject.graph is None or subject.failure or subject.hollow:
+    if subject.graph is None or subject.failure or subject.on_meta:
         return
     for trial in (_find_unused, _compare_variances, _try_half):
         with untouched(subject.model.eval()):
@@ -154,7 +154,7 @@ def _pooled(subject: Subject, runs: int) -> Mapping[str, Moments]:
 def _try_half(subject: Subject) -> None:
     norms = {norm.module: norm for norm in subject.norms if norm.shapes and not norm.is_batch}
 
-    def look(module: nn.Module, x: Tensor, masked: bool) -> None:
+    def look(name: str, module: nn.Module, x: Tensor) -> None:
         if (
             x.is_floating_point()
             and x.dim()
@@ -165,7 +165,7 @@ def _try_half(subject: Subject) -> None:
 
     args, kwargs = arguments(subject.example)
     if norms:
-        trace.each_norm(subject.model, args, kwargs, norms, look)
+        trace.each_norm(subject.model, args, kwargs, {m: norm.name for m, norm in norms.items()}, look)
 
 
 def _error_in_half(module: nn.Module, x: Tensor) -> float:
