@@ -37,7 +37,7 @@ def frozen_at_zero(subject: Subject) -> Iterator[Hit]:
     for norm in subject.norms:
         weight = norm.module._parameters.get("weight")
         held: Tensor | None = norm.module._buffers.get("weight") if weight is None else weight
-        if held is None or held.is_meta or nn.parameter.is_lazy(held) or held.requires_grad or not held.numel():
+        if held is None or nn.parameter.is_lazy(held) or held.requires_grad or not held.numel():
             continue
         if bool((held.detach() + norm.facts.offset == 0).all()):
             message = f"the scale of its {held.numel()} channels is 0 and gets no gradient: only the bias comes out"
@@ -53,7 +53,7 @@ def overflows_half(subject: Subject) -> Iterator[Hit]:
         finite = norm.half_error < math.inf
         how = f"an error of {norm.half_error:.0%} of the largest output" if finite else "values that are not finite"
         message = f"{type(norm.module).__name__} {'gives' if half else 'would give'} {how} in float16, on the example"
-        yield Hit(norm.name, message, {"error": norm.half_error if finite else None}, "" if half else "info")
+        yield Hit(norm.name, message, {"error": norm.half_error}, "" if half else "info")
 
 
 RULES = (
@@ -88,6 +88,7 @@ RULES = (
         "Goyal et al. 2017, arXiv:1706.02677, section 5.1, for scales that start at zero",
         "Load the trained weights before freezing, or train the scale: normkit.unfreeze, requires_grad_(True).",
         frozen_at_zero,
+        ("values",),
     ),
     Rule(
         "NK313",
@@ -99,6 +100,6 @@ RULES = (
         "Use a norm that computes in float32, as torch's and normkit's do, such as normkit.RMSNorm, or bfloat16. "
         "Outputs change to those of float32.",
         overflows_half,
-        ("example",),
+        ("example", "values"),
     ),
 )

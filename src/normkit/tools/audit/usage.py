@@ -117,6 +117,6 @@ RULES = (
         "Shuffle, or mix the domains within each batch. Or use a batch norm for each domain, or group norm: outputs "
         "change.",
         unlike_batches,
-        ("loader",),
+        ("loader", "values"),
     ),
 )
