@@ -116,17 +116,19 @@ def nk103() -> Result:
     )
 
 
-def nk104() -> Result:
-    def run(rate: float) -> tuple[float, float]:
-        model = fit(net(nn.BatchNorm2d, between=nn.Dropout(rate)))
-        norm, seen = model[5], []
-        handle = norm.register_forward_pre_hook(lambda m, args: seen.append(args[0].transpose(0, 1).flatten(1).var(1)))
-        right = accuracy(model)
-        handle.remove()
-        return float((norm.running_var / seen[0]).median()), right
+def variances(between: nn.Module) -> tuple[float, float]:
+    """Running over true variance of the second norm in evaluation, and percent right."""
+    model = fit(net(nn.BatchNorm2d, between=between))
+    norm, seen = model[5], []  # type: ignore[index]
+    handle = norm.register_forward_pre_hook(lambda m, args: seen.append(args[0].transpose(0, 1).flatten(1).var(1)))
+    right = accuracy(model)
+    handle.remove()
+    return float((norm.running_var / seen[0]).median()), right
 
+
+def nk104() -> Result:
     torch.manual_seed(0)
-    (ratio, right), (plain, right_plain) = run(0.5), run(0.0)
+    (ratio, right), (plain, right_plain) = variances(nn.Dropout(0.5)), variances(nn.Dropout(0.0))
     return (
         f"Running over true variance in evaluation: {ratio:.2f} with dropout 0.5 before, {plain:.2f} without "
         f"({right:.1f}% and {right_plain:.1f}% of the digits right).",
@@ -357,31 +359,6 @@ def nk403() -> Result:
         "and by 0 if synchronized.",
         {"std": float(ranks)},
     )
-
-
-def nk404() -> Result:
-    norm, x = nn.BatchNorm1d(4), torch.randn(8, 4)
-    other = x.clone()
-    other[1:] = torch.randn(7, 4)
-    change = float((norm(x)[0] - norm(other)[0]).detach().abs().max())
-    group = nn.GroupNorm(1, 4)
-    same = float((group(x)[0] - group(other)[0]).detach().abs().max())
-    return (
-        f"Other samples beside it change the output for one by {change:.2f} with batch norm, {same:g} with group norm.",
-        {
-            "batch": change,
-            "group": same,
-        },
-    )
-
-
-def nk405() -> Result:
-    norm, x = nn.GroupNorm(2, 8), torch.randn(1, 8, 10)
-    alone, beside = norm(x).detach(), norm(F.pad(x, (0, 30))).detach()[..., :10]
-    change = float((alone - beside).norm() / alone.norm())
-    return f"The same 10 positions, padded to 40: group norm's output changes by {100 * change:.0f}%.", {
-        "change": change
-    }
 
 
 def main() -> None:

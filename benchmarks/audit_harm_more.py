@@ -1,4 +1,4 @@
-"""What the rules NK109 to NK112, NK310 to NK313 and NK406 to NK409 warn of, for `benchmarks.audit_harm`."""
+"""What the rules NK109 to NK112, NK310 to NK313 and NK404 to NK409 warn of, for `benchmarks.audit_harm`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from benchmarks.audit_harm import Result, accuracy, against, digits, fit, mean_of, net
+from benchmarks.audit_harm import Result, accuracy, against, digits, fit, mean_of, net, variances
 from normkit.tools.audit.examples import Branch, HalfNorm
 
 
@@ -67,16 +67,9 @@ def nk111() -> Result:
 
 
 def nk112() -> Result:
-    def run(rate: float) -> tuple[float, float]:
-        model = fit(net(nn.BatchNorm2d, between=nn.Sequential(nn.Dropout(rate), nn.AvgPool2d(2))))
-        norm, seen = model[5], []
-        handle = norm.register_forward_pre_hook(lambda m, args: seen.append(args[0].transpose(0, 1).flatten(1).var(1)))
-        right = accuracy(model)
-        handle.remove()
-        return float((norm.running_var / seen[0]).median()), right
-
     torch.manual_seed(0)
-    (ratio, right), (plain, right_plain) = run(0.5), run(0.0)
+    pairs = [variances(nn.Sequential(nn.Dropout(rate), nn.AvgPool2d(2))) for rate in (0.5, 0.0)]
+    (ratio, right), (plain, right_plain) = pairs
     return (
         f"Running over true variance in evaluation: {ratio:.2f} with dropout 0.5 and a pool before, {plain:.2f} "
         f"with the pool alone ({right:.1f}% and {right_plain:.1f}% of the digits right).",
@@ -152,6 +145,31 @@ def nk313() -> Result:
     return f"A row of values of 300 comes out as {right:.2f} in float32, and as {half:g} in float16.", {
         "float32": right,
         "float16": half,
+    }
+
+
+def nk404() -> Result:
+    norm, x = nn.BatchNorm1d(4), torch.randn(8, 4)
+    other = x.clone()
+    other[1:] = torch.randn(7, 4)
+    change = float((norm(x)[0] - norm(other)[0]).detach().abs().max())
+    group = nn.GroupNorm(1, 4)
+    same = float((group(x)[0] - group(other)[0]).detach().abs().max())
+    return (
+        f"Other samples beside it change the output for one by {change:.2f} with batch norm, {same:g} with group norm.",
+        {
+            "batch": change,
+            "group": same,
+        },
+    )
+
+
+def nk405() -> Result:
+    norm, x = nn.GroupNorm(2, 8), torch.randn(1, 8, 10)
+    alone, beside = norm(x).detach(), norm(F.pad(x, (0, 30))).detach()[..., :10]
+    change = float((alone - beside).norm() / alone.norm())
+    return f"The same 10 positions, padded to 40: group norm's output changes by {100 * change:.0f}%.", {
+        "change": change
     }
 
 

@@ -319,6 +319,36 @@ def test_batches_of_one_distribution_are_alike(kind):
     assert differ == 0
 
 
+# ---- models that nobody here wrote
+
+NEW = {f"NK{n}" for n in (*range(108, 113), *range(310, 314), *range(405, 410))}
+
+
+def untouched(name):
+    """Neither with an optimizer nor with a loader, in either mode."""
+    torch.manual_seed(0)
+    model, x = zoo.image_model(name) if name in zoo.IMAGES else zoo.language_model(name)
+    loader = [
+        torch.randn(8, *x.shape[1:]) if x.is_floating_point() else torch.randint(0, 64, (8, 12)) for _ in range(8)
+    ]
+    optimizer = torch.optim.AdamW(normkit.param_groups(model, weight_decay=0.1))
+    for given in ({"example": x, "optimizer": optimizer}, {"loader": loader}):
+        for training in (False, True):
+            report = normkit.audit(model.train(training), **given)
+            assert not report.codes & NEW, str(report)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_035", "bert", "mamba", "wav2vec2", "convnext_atto"])
+def test_models_of_others_are_left_in_peace(name):
+    untouched(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*zoo.IMAGES, *zoo.TEXT, *zoo.SOUND])
+def test_every_model_of_others_is_left_in_peace(name):
+    untouched(name)
+
+
 # ---- padding on the left
 
 
