@@ -17,22 +17,12 @@ RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "
 ELEMENTWISE = {
     *("add", "add_", "sub", "sub_", "__rsub__", "mul", "mul_", "div", "div_", "neg", "pow", "sqrt", "exp", "lerp"),
     *("relu", "relu_", "relu6", "gelu", "silu", "silu_", "hardswish", "mish", "softplus", "sigmoid", "tanh", "elu"),
-    *(
-        "leaky_relu",
-        "clamp",
-        "dropout",
-        "dropout1d",
-        "dropout2d",
-        "dropout3d",
-        "feature_dropout",
-        "where",
-        "masked_fill",
-    ),
-    *("contiguous", "clone", "to", "float", "half", "bfloat16", "type", "type_as", "detach", "softmax", "where"),
-    *("layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "roll", "flip", "expand", "expand_as"),
-    *("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d", "interpolate", "pad"),
+    *("leaky_relu", "clamp", "softmax", "where", "masked_fill", "mean", "amax", "sum", "narrow", "roll", "flip"),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "expand", "expand_as"),
+    *("contiguous", "clone", "to", "float", "half", "bfloat16", "type", "type_as", "detach"),
+    *("layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "interpolate", "pad"),
+    *("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d"),
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d", "__getitem__"),
-    *("mean", "amax", "sum", "narrow"),
 }
 """Functions that leave the features where they are, if the number of dimensions and of features stays."""
 
@@ -142,8 +132,8 @@ def _reshaped(node: Node, given: Features) -> Features:
     # Where all dimensions up to the features', or all from it on, are as before, it means what it meant.
     if after[: axis + 1] == before[: axis + 1]:
         return given
-    behind = len(before) - axis
-    return replace(given, axis=len(after) - behind) if after[-behind:] == before[axis:] else UNKNOWN
+    from_end = len(before) - axis
+    return replace(given, axis=len(after) - from_end) if after[-from_end:] == before[axis:] else UNKNOWN
 
 
 def _joined(node: Node, given: list[Features]) -> Features:
@@ -154,13 +144,13 @@ def _joined(node: Node, given: list[Features]) -> Features:
     places = {len(shape) - (each.axis or 0) for each, shape in known}
     if not known:
         return LOST if any(each.lost for each in given) else UNKNOWN
-    behind = max(places)
-    kept = len(made) >= len(first) or behind == 1
-    if len(places) > 1 or behind > len(made) or not kept:
+    from_end = max(places)
+    kept = len(made) >= len(first) or from_end == 1
+    if len(places) > 1 or from_end > len(made) or not kept:
         return LOST
-    if node.name not in JOINS and made[-behind] != known[0][1][-behind]:
+    if node.name not in JOINS and made[-from_end] != known[0][1][-from_end]:
         return LOST
-    return Features(len(made) - behind, plain=all(each.plain for each, _ in known))
+    return Features(len(made) - from_end, plain=all(each.plain for each, _ in known))
 
 
 def over_width(subject: Subject) -> Iterator[Hit]:

@@ -1,4 +1,4 @@
-"""Rules on where a norm stands and what reaches it: NK109 to NK112."""
+"""Rules on where a norm is placed and what reaches it: NK109 to NK112."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def variance_raised(subject: Subject) -> Iterator[Hit]:
     for norm, node in subject.called():
         if norm.raised < RAISED or norm.name in known or subject.frozen(norm) or _fits_evaluation(norm):
             continue
-        before = [subject.graph.nodes[index] for index in sorted(subject.graph.behind([node.index]))]
+        before = [subject.graph.nodes[index] for index in sorted(subject.graph.sources([node.index]))]
         source = next((other for other in reversed(before) if drops(other) > 0), None)
         if source is None:
             continue

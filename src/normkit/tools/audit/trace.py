@@ -84,7 +84,7 @@ class Graph:
                 return node
         return None
 
-    def behind(self, starts: Collection[int]) -> set[int]:
+    def sources(self, starts: Collection[int]) -> set[int]:
         """The nodes that the values of these nodes come from, themselves among them."""
         found, waiting = set(starts), [*starts]
         while waiting:

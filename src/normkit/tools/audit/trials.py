@@ -44,7 +44,7 @@ def run(subject: Subject) -> None:
 def _find_unused(subject: Subject) -> None:
     assert subject.graph is not None
     outputs = [index for index, after in subject.graph.consumers.items() if index >= 0 and -1 in after]
-    reached = subject.graph.behind(outputs)
+    reached = subject.graph.sources(outputs)
     called = {norm.name for norm, node in subject.called() if node.index in reached}
     norms = [norm for norm in subject.norms if norm.shapes and norm.name not in called]
     # The graph does not see everything that reads a value, so that it only names candidates; a hook may read any.
@@ -122,7 +122,7 @@ def _compare_variances(subject: Subject) -> None:
     assert subject.graph is not None
     dropping = {node.index for node in subject.graph.nodes if drops(node) > 0}
     calls = [node.index for norm, node in subject.called() if norm.keeps]
-    if not dropping & subject.graph.behind(calls):
+    if not dropping & subject.graph.sources(calls):
         return
     torch.manual_seed(0)
     known = {norm.module for norm in subject.norms}
