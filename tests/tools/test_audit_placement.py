@@ -43,6 +43,11 @@ def forgotten(m, x):
     return m.a(x)
 
 
+def dead_end(m, x):
+    m.after(m.norm(m.a(x)))
+    return m.a(x)
+
+
 def buffered(m, x):
     """Writes into a part of a tensor, which the graph of calls does not follow."""
     out = torch.zeros(4, 10, 8)
@@ -96,12 +101,15 @@ def test_unused_norms_are_found_among_those_that_the_graph_loses():
     assert found(Does(does, **layers), TOKENS, "NK109") == [("NK109", "norm2"), ("NK109", "norm5")]
 
 
-def test_what_a_hook_reads_is_used():
-    model = branch(forgotten)
-    handle = model.norm.register_forward_hook(lambda module, args, out: None)
+@pytest.mark.parametrize("place", ["0.norm", "0", "", "0.after"])
+def test_what_a_hook_may_read_is_used(place):
+    model = nn.Sequential(Does(dead_end, a=nn.Linear(6, 8), norm=nn.LayerNorm(8), after=nn.ReLU()), nn.Linear(8, 8))
+    assert found(model, TOKENS, "NK109") == [("NK109", "0.norm")]
+    handle = model.get_submodule(place).register_forward_hook(lambda module, args, out: None)
     assert not found(model, TOKENS, "NK109")
     handle.remove()
-    assert found(model, TOKENS, "NK109")
+    model[1].register_forward_hook(lambda module, args, out: None)
+    assert found(model, TOKENS, "NK109") == [("NK109", "0.norm")]
 
 
 def test_the_search_for_unused_norms_leaves_the_model_as_it_was():

@@ -86,16 +86,24 @@ class Graph:
 
     def sources(self, starts: Collection[int]) -> set[int]:
         """The nodes that the values of these nodes come from, themselves among them."""
-        found, waiting = set(starts), [*starts]
-        while waiting:
-            new = {index for index in self.nodes[waiting.pop()].inputs if index >= 0} - found
-            found |= new
-            waiting += new
-        return found
+        return _reached(starts, lambda index: self.nodes[index].inputs)
+
+    def users(self, starts: Collection[int]) -> set[int]:
+        """The nodes that the values of these nodes reach, themselves among them."""
+        return _reached(starts, lambda index: self.consumers.get(index, ()))
 
     def mark_output(self, index: int) -> None:
         """A tensor that leaves the model is used by someone else, too."""
         self.consumers.setdefault(index, []).append(-1)
+
+
+def _reached(starts: Collection[int], following: Callable[[int], Collection[int]]) -> set[int]:
+    found, waiting = set(starts), [*starts]
+    while waiting:
+        new = {index for index in following(waiting.pop()) if index >= 0} - found
+        found |= new
+        waiting += new
+    return found
 
 
 def moves_only(node: Node) -> bool:

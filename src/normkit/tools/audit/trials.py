@@ -46,12 +46,22 @@ def _find_unused(subject: Subject) -> None:
     outputs = [index for index, after in subject.graph.consumers.items() if index >= 0 and -1 in after]
     reached = subject.graph.sources(outputs)
     called = {norm.name for norm, node in subject.called() if node.index in reached}
-    norms = [norm for norm in subject.norms if norm.shapes and norm.name not in called]
-    # The graph does not see everything that reads a value, so that it only names candidates; a hook may read any.
-    if norms and not any(module._forward_hooks for module in subject.model.modules()):
+    # The graph does not see everything that reads a value, so that it only names candidates.
+    norms = [n for n in subject.norms if n.shapes and n.name not in called and not _is_hooked(subject, n)]
+    if norms:
         norms = _without_effect(subject, norms)
         subject.model.train()
         subject.unused = frozenset(norm.name for norm in _without_effect(subject, norms, norms))
+
+
+def _is_hooked(subject: Subject, norm: Seen) -> bool:
+    """Whether a hook may read what it returns, or what is made of it: on a module that does so, or one around it."""
+    assert subject.graph is not None
+    calls = [node.index for node in subject.graph.calls(norm.module)]
+    nodes = [subject.graph.nodes[index] for index in subject.graph.users(calls)]
+    names = [f"{node.name}." for node in nodes if node.module is not None]
+    hooked = [name for module, name in subject.names.items() if module._forward_hooks]
+    return any(name == "" or inner.startswith(f"{name}.") for name in hooked for inner in names)
 
 
 def _without_effect(subject: Subject, norms: list[Seen], otherwise: list[Seen] | None = None) -> list[Seen]:
