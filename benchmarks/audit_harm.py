@@ -116,17 +116,19 @@ def nk103() -> Result:
     )
 
 
-def nk104() -> Result:
-    def run(rate: float) -> tuple[float, float]:
-        model = fit(net(nn.BatchNorm2d, between=nn.Dropout(rate)))
-        norm, seen = model[5], []
-        handle = norm.register_forward_pre_hook(lambda m, args: seen.append(args[0].transpose(0, 1).flatten(1).var(1)))
-        right = accuracy(model)
-        handle.remove()
-        return float((norm.running_var / seen[0]).median()), right
+def variances(between: nn.Module) -> tuple[float, float]:
+    """Running over true variance of the second norm in evaluation, and percent right."""
+    model = fit(net(nn.BatchNorm2d, between=between))
+    norm, seen = model[5], []  # type: ignore[index]
+    handle = norm.register_forward_pre_hook(lambda m, args: seen.append(args[0].transpose(0, 1).flatten(1).var(1)))
+    right = accuracy(model)
+    handle.remove()
+    return float((norm.running_var / seen[0]).median()), right
 
+
+def nk104() -> Result:
     torch.manual_seed(0)
-    (ratio, right), (plain, right_plain) = run(0.5), run(0.0)
+    (ratio, right), (plain, right_plain) = variances(nn.Dropout(0.5)), variances(nn.Dropout(0.0))
     return (
         f"Running over true variance in evaluation: {ratio:.2f} with dropout 0.5 before, {plain:.2f} without "
         f"({right:.1f}% and {right_plain:.1f}% of the digits right).",
@@ -359,36 +361,13 @@ def nk403() -> Result:
     )
 
 
-def nk404() -> Result:
-    norm, x = nn.BatchNorm1d(4), torch.randn(8, 4)
-    other = x.clone()
-    other[1:] = torch.randn(7, 4)
-    change = float((norm(x)[0] - norm(other)[0]).detach().abs().max())
-    group = nn.GroupNorm(1, 4)
-    same = float((group(x)[0] - group(other)[0]).detach().abs().max())
-    return (
-        f"Other samples beside it change the output for one by {change:.2f} with batch norm, {same:g} with group norm.",
-        {
-            "batch": change,
-            "group": same,
-        },
-    )
-
-
-def nk405() -> Result:
-    norm, x = nn.GroupNorm(2, 8), torch.randn(1, 8, 10)
-    alone, beside = norm(x).detach(), norm(F.pad(x, (0, 30))).detach()[..., :10]
-    change = float((alone - beside).norm() / alone.norm())
-    return f"The same 10 positions, padded to 40: group norm's output changes by {100 * change:.0f}%.", {
-        "change": change
-    }
-
-
 def main() -> None:
+    from benchmarks.audit_harm_more import MEASURES
+
     torch.set_num_threads(1)
     path = RESULTS / "audit_harm.json"
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["rules"] if len(sys.argv) > 1 else {}
-    for name, measure in [(n, f) for n, f in globals().items() if n.startswith("nk")]:
+    for name, measure in [*[(n, f) for n, f in globals().items() if n.startswith("nk")], *MEASURES.items()]:
         if len(sys.argv) > 1 and name.upper() not in sys.argv:
             continue
         torch.manual_seed(0)
@@ -396,7 +375,7 @@ def main() -> None:
         said, numbers = measure()
         results[name.upper()] = {"said": said, "numbers": numbers}
         print(f"{name.upper()} ({time.perf_counter() - start:.1f} s) {said}")
-    text = json.dumps({"torch": torch.__version__, "rules": results}, indent=1)
+    text = json.dumps({"torch": torch.__version__, "rules": dict(sorted(results.items()))}, indent=1)
     path.write_text(text + "\n", encoding="utf-8")
 
 

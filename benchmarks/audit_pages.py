@@ -12,11 +12,13 @@ from typing import Any
 
 import normkit
 from benchmarks.measure import RESULTS
-from normkit.tools.audit import examples, remedies
+from normkit.tools.audit import examples, examples_training, remedies
 from normkit.tools.audit.rules import RULES
 
-HELPERS = (examples.images, examples.settled, examples.TwoDomains, examples.HalfNorm)
-NEEDS = {"batch_size": "`batch_size`", "example": "an example", "optimizer": "the optimizer"}
+EXAMPLES = vars(examples) | vars(examples_training)
+HELPERS = (examples.images, examples.settled, examples.TwoDomains, examples.Branch, examples.HalfNorm)
+HELPERS += (examples_training.domains,)
+NEEDS = {"batch_size": "`batch_size`", "example": "an example", "optimizer": "the optimizer", "loader": "the loader"}
 NEEDS |= {"world_size": "`world_size` above 1", "per_sample": "`per_sample=True`"}
 
 
@@ -40,9 +42,9 @@ def page(code: str, said: str) -> str:
     """The page of one rule."""
     rule = RULES[code]
     parts = [f"# {code}: {rule.title}", f"Severity: {rule.severity}. {rule.why}", f"**Fix.** {rule.fix}"]
-    parts += ["## Trips it", block(getattr(examples, f"{code}_trips"))]
+    parts += ["## Trips it", block(EXAMPLES[f"{code}_trips"])]
     parts += ["## The fix, as code", "With the model above:", block(getattr(remedies, code), alone=False)]
-    parts += ["## Does not", block(getattr(examples, f"{code}_clean"))]
+    parts += ["## Does not", block(EXAMPLES[f"{code}_clean"])]
     parts += [
         "## The harm, measured",
         said,
@@ -71,8 +73,8 @@ def imports(code: str, names: Mapping[str, Any]) -> str:
         ["import torch"] * ("torch" in words) + [f"from torch import {', '.join(of_torch)}"] * bool(of_torch),
         [f"from normkit import {', '.join(word for word in ours if word in normkit.__all__)}"],
     ]
-    if "weight_norm" in words and "weight_norm" not in ours:
-        groups[1].append("from torch.nn.utils.parametrizations import weight_norm")
+    of_weights = [word for word in ("spectral_norm", "weight_norm") if word in words and word not in ours]
+    groups[1] += [f"from torch.nn.utils.parametrizations import {', '.join(of_weights)}"] * bool(of_weights)
     return "\n\n".join("\n".join(lines) for lines in groups if lines)
 
 

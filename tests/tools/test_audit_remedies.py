@@ -18,12 +18,14 @@ CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 KEEPS = {"NK101", "NK104", "NK105", "NK106", "NK107", "NK201", "NK307", "NK308", "NK309"}
 KEEPS |= {"NK401", "NK402", "NK403", "NK404"}
+KEEPS |= {"NK109", "NK110", "NK311", "NK312", "NK406", "NK407", "NK409"}
 """Rules whose remedy leaves what the model gives in evaluation; the text of all others says that it changes."""
 
 INPUTS = {"NK303": (16, 3), "NK306": (4, 3), "NK308": (2, 8, 4, 4), "NK309": (2, 8, 4, 4), "NK403": (2, 3, 8, 8)}
+INPUTS |= {"NK310": (2, 8, 4, 4), "NK311": (2, 8, 4, 4), "NK409": (2, 3, 8, 8)}
 """Shapes for models that are audited without an example; else (4, 8)."""
 
-OF_STATE = [f"NK30{digit}" for digit in range(1, 10)]
+OF_STATE = [f"NK3{number:02}" for number in range(1, 14)]
 """Rules on parameters and statistics, whose examples must keep their own."""
 
 

@@ -98,14 +98,21 @@ def _of_norms(model: nn.Module) -> Iterator[nn.Parameter]:
             # A layer that is called a norm and is none may hold a matrix, such as a linear layer with unit rows.
             if facts.kind is not None or sum(size > 1 for size in p.shape) <= 1:
                 yield p
+    yield from (p for _, p in lengths(model))
+
+
+def lengths(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The lengths `g` of every weight norm of a model, normkit's and torch's, each with the name of its layer."""
     for place in walk(model):
         own = place.module._parameters
         # What torch.nn.utils.weight_norm made, before parametrizations.
-        yield from (p for name, p in own.items() if name.endswith("_g") and f"{name[:-1]}v" in own and p is not None)
+        old = (p for name, p in own.items() if name.endswith("_g") and f"{name[:-1]}v" in own and p is not None)
+        yield from ((place.name, p) for p in old)
         if isinstance(place.module, parametrize.ParametrizationList) and any(
             isinstance(norm, WeightNorm | _WeightNorm) for norm in place.module
         ):
-            yield cast(nn.Parameter, place.module.original0)
+            layer = place.name.rpartition("parametrizations.")[0].rstrip(".")
+            yield layer, cast(nn.Parameter, place.module.original0)
 
 
 def _is_bias(name: str) -> bool:

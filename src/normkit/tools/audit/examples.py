@@ -1,5 +1,7 @@
 """For each rule a model that trips it and one that does not; the pages in docs/audit show them, the tests run them.
 
+Those of some rules on training are in `normkit.tools.audit.examples_training`.
+
 What the fix makes of the model that trips a rule is in `normkit.tools.audit.remedies`.
 """
 
@@ -10,7 +12,7 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from normkit.tools.audit.report import Report
 from normkit.tools.audit.run import audit
@@ -123,6 +125,62 @@ def NK108_trips() -> Report:
 def NK108_clean() -> Report:
     model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.LayerNorm([16, 16, 16]))
     return audit(model, images(4, 3, 16, 16))
+
+
+class Branch(nn.Module):
+    """A layer, and a norm whose output goes nowhere or on."""
+
+    def __init__(self, used: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.norm = nn.LayerNorm(8)
+        self.used = used
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        y = self.norm(x)
+        return y if self.used else x
+
+
+def NK109_trips() -> Report:
+    model = Branch(used=False)
+    return audit(model, images(4, 8))
+
+
+def NK109_clean() -> Report:
+    return audit(Branch(used=True), images(4, 8))
+
+
+def NK110_trips() -> Report:
+    model = nn.Sequential(spectral_norm(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8))
+    return audit(model, images(4, 3, 8, 8))
+
+
+def NK110_clean() -> Report:
+    model = nn.Sequential(spectral_norm(nn.Conv2d(3, 8, 3)), nn.LeakyReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    return audit(model, images(4, 3, 8, 8))
+
+
+def NK111_trips() -> Report:
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(5))
+    return audit(model, images(4, 5, 8))
+
+
+def NK111_clean() -> Report:
+    model = nn.Sequential(nn.Conv1d(5, 16, 3), nn.BatchNorm1d(16))
+    return audit(model, images(4, 5, 8))
+
+
+def NK112_trips() -> Report:
+    x = images(16, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(0.5), nn.AvgPool2d(2), nn.BatchNorm2d(8))
+    return audit(settled(model, x), x)
+
+
+def NK112_clean() -> Report:
+    x = images(16, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AvgPool2d(2), nn.BatchNorm2d(8), nn.Dropout(0.5))
+    return audit(settled(model, x), x)
 
 
 def NK201_trips() -> Report:

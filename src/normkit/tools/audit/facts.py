@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from normkit.errors import ArgumentError, NormkitError
 from normkit.layers import SyncBatchNorm
 from normkit.tools.audit import trace
+from normkit.tools.audit.batches import Batch
 from normkit.tools.audit.moments import Moments, is_noise, moments, padded_share
 from normkit.tools.facts import Facts
 from normkit.tools.freeze import is_frozen
@@ -35,7 +36,10 @@ class Seen:
         shapes: of its input, one for each call of one forward.
         calls: moments of each call of one forward; of batch norm only.
         pooled: moments over all batches, with batch statistics in all batch norms in front of it.
-        padded: share of its input that is padding at the end of sequences.
+        padded: share of its input that is padding at one end of sequences.
+        batches: what each batch of the loader looks like at its input; of batch norm only.
+        raised: the variance of its input with dropout at work over that without, in the median channel.
+        half_error: error of its output when it computes in float16, as a share of the largest value.
     """
 
     name: str
@@ -45,6 +49,9 @@ class Seen:
     calls: list[Moments] = field(default_factory=list)
     pooled: Moments | None = None
     padded: float = 0.0
+    batches: list[Batch] = field(default_factory=list)
+    raised: float = 1.0
+    half_error: float = 0.0
 
     @property
     def is_batch(self) -> bool:
@@ -105,6 +112,9 @@ class Subject:
         noise: the example holds random numbers, so that its mean and variance are not those of data.
         on_meta: name of a tensor on the meta device, which has no values; empty if there is none.
         failure: why the run of the example ended early; empty if it did not.
+        example: what the model was run on; the loader's first batch where none was given.
+        batches: number of the loader's batches that were looked at.
+        unused: names of the norms whose output reaches no output of the model.
         optimizer, batch_size, world_size, accumulate, per_sample: as given to `audit`.
     """
 
@@ -116,6 +126,9 @@ class Subject:
     noise: bool = False
     on_meta: str = ""
     failure: str = ""
+    example: Any = None
+    batches: int = 0
+    unused: frozenset[str] = frozenset()
     optimizer: torch.optim.Optimizer | None = None
     batch_size: int | None = None
     world_size: int = 1
@@ -175,11 +188,12 @@ def collect(model: nn.Module, example: Any, loader: Any, noise: bool = False, **
             raise ArgumentError("loader must give at least one batch, got none: a generator can be read only once")
     if example is None and not batches:
         return subject
-    example = batches[0] if example is None else example
-    _trace(subject, tree_map_only(Tensor, lambda x: x.to("meta"), example) if on_meta else example)
+    subject.example = batches[0] if example is None else example
+    subject.batches = len(batches) if loader is not None else 0
+    _trace(subject, tree_map_only(Tensor, lambda x: x.to("meta"), subject.example) if on_meta else subject.example)
     if not subject.failure:
         for batch in batches:
-            _measure(subject, batch)
+            measure(subject, batch, _pool if loader is None else _pool_and_keep)
     return subject
 
 
@@ -230,8 +244,19 @@ def _trace(subject: Subject, example: Any) -> None:
         raise _wrong(error, example) from error
 
 
-def _measure(subject: Subject, batch: Any) -> None:
-    """Batch norms use the batch's statistics, as in the training that made the running ones."""
+def _pool(norm: Seen, x: Tensor, measured: Moments) -> None:
+    norm.pooled = measured if norm.pooled is None else norm.pooled.with_(measured)
+
+
+def _pool_and_keep(norm: Seen, x: Tensor, measured: Moments) -> None:
+    _pool(norm, x, measured)
+    # What several calls of one forward differ in says nothing about batches.
+    if len(norm.calls) == 1:
+        norm.batches.append(Batch.of(x, measured))
+
+
+def measure(subject: Subject, batch: Any, note: Callable[[Seen, Tensor, Moments], None]) -> None:
+    """Note what enters the batch norms, which use the batch's statistics, as in the training that made theirs."""
     by_module = {norm.module: norm for norm in subject.norms if norm.is_batch and norm.calls}
     if not by_module:
         return
@@ -240,7 +265,7 @@ def _measure(subject: Subject, batch: Any) -> None:
         measured, norm = moments(x), by_module[module]
         module.training = measured is not None and measured.count > 1 and norm.keeps and not norm.synced
         if measured is not None:
-            norm.pooled = measured if norm.pooled is None else norm.pooled.with_(measured)
+            note(norm, x, measured)
 
     args, kwargs = arguments(batch)
     try:

@@ -41,7 +41,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
             module._buffers.update(held)
         with torch.no_grad():
             for buffer, value in values.values():
-                if not _same(buffer, value):
+                if not same(buffer, value):
                     buffer.copy_(value)
         for parameter, grad in grads:
             parameter.grad = grad
@@ -51,8 +51,9 @@ def _has_values(buffer: Tensor) -> bool:
     return not nn.parameter.is_lazy(buffer) and not buffer.is_meta
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    # Kernels of batch norm do not count their writes, so the values themselves are compared; NaN equals NaN.
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape and dtype have the same values; NaN equals NaN."""
+    # Kernels of batch norm do not count their writes, so the values themselves are compared.
     if a.is_floating_point():
         return bool(((a == b) | (a.isnan() & b.isnan())).all())
     return torch.equal(a, b)

@@ -1,4 +1,4 @@
-"""Mean and variance of what a norm is given, pooled over calls; padding at the end of sequences; and chance."""
+"""Mean and variance of what a norm is given, pooled over calls; padding at one end of sequences; and chance."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def moments(x: Tensor) -> Moments | None:
 
 
 def padded_share(x: Tensor) -> float:
-    """Share of the positions of (N, C, L) that are padding: equal vectors at the end, after others that vary.
+    """Share of the positions of (N, C, L) that are padding: equal vectors at one end, next to others that vary.
 
     >>> x = torch.randn(2, 3, 10)
     >>> x[1, :, 6:] = 0.0
@@ -87,6 +87,10 @@ def padded_share(x: Tensor) -> float:
     if x.dim() != 3 or x.shape[0] < 2 or x.shape[2] < 4 or not x.is_floating_point() or x.is_meta:
         return 0.0
     x = x.detach().cpu().double()
+    return max(_trailing_share(x), _trailing_share(x.flip(2)))
+
+
+def _trailing_share(x: Tensor) -> float:
     last = x[:, :, -1:]
     # A layer computes equal values from equal ones up to the order of its sums: some units of 1e-7.
     same = ((x - last).abs() <= 1e-6 * (1e-6 + last.abs())).all(1)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normkit.layers import LayerNorm2d, SyncBatchNorm
+from normkit.layers import LayerNorm2d, RMSNorm, SyncBatchNorm
 from normkit.parametrize import weight_norm
 from normkit.tools.audit.examples import images
 from normkit.tools.audit.report import Report
 from normkit.tools.audit.run import audit
-from normkit.tools.freeze import freeze
+from normkit.tools.freeze import freeze, unfreeze
 from normkit.tools.param_groups import param_groups
 from normkit.tools.recalibrate import recalibrate
 
@@ -59,6 +59,26 @@ def NK107(model: Any) -> Report:
 def NK108(model: Any) -> Report:
     model[1] = LayerNorm2d(16)
     return audit(model, images(4, 3, 16, 16))
+
+
+def NK109(model: Any) -> Report:
+    model.norm = nn.Identity()
+    return audit(model, images(4, 8))
+
+
+def NK110(model: Any) -> Report:
+    nn.utils.parametrize.remove_parametrizations(model[0].eval(), "weight")
+    return audit(model, images(4, 3, 8, 8))
+
+
+def NK111(model: Any) -> Report:
+    model[1] = nn.LayerNorm(16)
+    return audit(model, images(4, 5, 8))
+
+
+def NK112(model: Any, x: Tensor) -> Report:
+    recalibrate(model, [x])
+    return audit(model, x)
 
 
 def NK201(model: Any) -> Report:
@@ -121,6 +141,26 @@ def NK309(model: Any) -> Report:
     return audit(model)
 
 
+def NK310(model: Any) -> Report:
+    model.eps, model.momentum = 1e-5, 0.8
+    return audit(model)
+
+
+def NK311(model: Any) -> Report:
+    model.momentum = 0.1
+    return audit(model)
+
+
+def NK312(model: Any) -> Report:
+    unfreeze(model)
+    return audit(model)
+
+
+def NK313(model: Any, x: Tensor) -> Report:
+    model = RMSNorm(8, eps=1e-5).half()
+    return audit(model, x)
+
+
 def NK401(model: Any) -> Report:
     optimizer = torch.optim.AdamW(param_groups(model, weight_decay=0.1))
     return audit(model, optimizer=optimizer)
@@ -144,3 +184,25 @@ def NK404(model: Any) -> Report:
 def NK405(model: Any, x: Tensor) -> Report:
     x = x[:, :, :5]
     return audit(model, x)
+
+
+def NK406(model: Any) -> Report:
+    optimizer = torch.optim.SGD(param_groups(model, weight_decay=0.0), lr=0.1)
+    return audit(model, optimizer=optimizer)
+
+
+def NK407(model: Any) -> Report:
+    optimizer = torch.optim.AdamW(param_groups(model, weight_decay=0.1))
+    return audit(model, optimizer=optimizer)
+
+
+def NK408(model: Any, x: Tensor) -> Report:
+    model[1] = nn.BatchNorm1d(8)
+    recalibrate(model, [x])
+    return audit(model, x)
+
+
+def NK409(model: Any, loader: list[Tensor]) -> Report:
+    pictures = torch.cat(loader)
+    loader = [*pictures[torch.randperm(len(pictures))].split(16)]
+    return audit(model, loader=loader)

@@ -32,8 +32,8 @@ class Rule:
 
     Attributes:
         code, severity, title: see `normkit.tools.audit.report.Finding`.
-        needs: what must be given for it to run: ``"example"``, ``"optimizer"``, ``"batch_size"``,
-            ``"world_size"``, ``"per_sample"``, ``"values"`` of parameters, buffers and inputs.
+        needs: what must be given for it to run: ``"example"``, ``"loader"``, ``"optimizer"``,
+            ``"batch_size"``, ``"world_size"``, ``"per_sample"``, ``"values"`` of parameters, buffers and inputs.
         why, source, fix: see `Finding`. The fix says so where it changes what the model gives in evaluation.
         check: from the facts to the places.
     """
@@ -51,6 +51,7 @@ class Rule:
         """Why it cannot run on these facts; empty if it can."""
         lacking = {
             "example": subject.graph is None and not subject.failure,
+            "loader": subject.batches == 0,
             "optimizer": subject.optimizer is None,
             "batch_size": subject.batch_size is None,
             "world_size": subject.world_size == 1,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from normkit.tools.audit import size, state, structure, training
+from normkit.tools.audit import constants, placement, size, state, structure, training, usage
 from normkit.tools.audit.rule import Rule
 
-RULES: Mapping[str, Rule] = {rule.code: rule for group in (structure, size, state, training) for rule in group.RULES}
+GROUPS = (structure, placement, size, state, constants, training, usage)
+RULES: Mapping[str, Rule] = {
+    rule.code: rule for rule in sorted((r for group in GROUPS for r in group.RULES), key=lambda rule: rule.code)
+}

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit.errors import ArgumentError, DtypeError, whole_number
+from normkit.tools.audit import trials
 from normkit.tools.audit.facts import Subject, collect
 from normkit.tools.audit.guard import untouched
 from normkit.tools.audit.ignore import Ignore, suppressor
@@ -106,13 +107,15 @@ def examine(
         example = loader = None
     with untouched(model):
         subject = collect(model, example, loader, noise, optimizer=optimizer, **given)
+        trials.run(subject)
     # The model is its old self again: rules that ask for its mode see the user's.
     findings: list[Finding] = []
     not_run: list[NotRun] = []
     for rule in RULES.values():
         missing = rule.missing(subject)
         if missing:
-            reason = f"{lazy[0]} is lazy: run one batch first" if lazy and "example" in missing else missing
+            waits = lazy and missing in ("no example is given", "no loader is given")
+            reason = f"{lazy[0]} is lazy: run one batch first" if waits else missing
             not_run.append(NotRun(rule.code, rule.title, reason))
         else:
             findings.extend(_findings(rule, subject, location))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from normkit.tools.audit.axes import over_width
 from normkit.tools.audit.facts import Seen, Subject
 from normkit.tools.audit.moments import distance
 from normkit.tools.audit.rule import Hit, Rule
@@ -110,24 +110,25 @@ def weight_norm_under(subject: Subject) -> Iterator[Hit]:
     assert subject.graph is not None
     for norm, node in subject.called():
         before = subject.graph.alone_before(node) if norm.is_batch or norm.facts.kind == "instance_norm" else None
-        if before is not None and before.module is not None and _has_weight_norm(before.module):
+        if before is not None and before.module is not None and reparametrized(before.module, "WeightNorm"):
             yield Hit(before.name, f"its weight norm scales what {norm.name} normalizes", {"norm": norm.name})
 
 
-def _is_old_weight_norm(module: nn.Module) -> bool:
-    return any(type(hook).__name__ == "WeightNorm" for hook in module._forward_pre_hooks.values())
+def _has_hook(module: nn.Module, kind: str) -> bool:
+    return any(type(hook).__name__ == kind for hook in module._forward_pre_hooks.values())
 
 
-def _has_weight_norm(module: nn.Module) -> bool:
+def reparametrized(module: nn.Module, kind: str) -> bool:
+    """Whether the weight of a module is that of a norm of weights: ``"WeightNorm"`` or ``"SpectralNorm"``."""
     if not parametrize.is_parametrized(module, "weight"):
-        return _is_old_weight_norm(module)
+        return _has_hook(module, kind)
     assert isinstance(module.parametrizations, nn.ModuleDict)
-    return any("WeightNorm" in type(each).__name__ for each in module.parametrizations["weight"].children())
+    return any(kind in type(each).__name__ for each in module.parametrizations["weight"].children())
 
 
 def old_weight_norm(subject: Subject) -> Iterator[Hit]:
     for module, name in subject.names.items():
-        if _is_old_weight_norm(module):
+        if _has_hook(module, "WeightNorm"):
             yield Hit(name, f"{type(module).__name__} keeps weight_g and weight_v", {"class": type(module).__name__})
 
 
@@ -144,25 +145,6 @@ def shared(subject: Subject) -> Iterator[Hit]:
             message += ", no more than by chance" if shift > 0.5 else ""
         measured = {"calls": len(norm.calls), "shift": shift, "chance": chance}
         yield Hit(norm.name, message, measured, "warning" if far else "info")
-
-
-def over_width(subject: Subject) -> Iterator[Hit]:
-    assert subject.graph is not None
-    for norm, node in subject.called():
-        if norm.facts.kind not in ("layer_norm", "rms_norm") or norm.facts.axis != "last" or not norm.shapes:
-            continue
-        shape, here = norm.shapes[0], node
-        if len(norm.facts.shape) != 1 or len(shape) < 3:
-            continue
-        while here.inputs and here.inputs[0] >= 0:
-            here = subject.graph.nodes[here.inputs[0]]
-            if not (_is_activation(here) or is_dropout(here) or here.same):
-                break
-        # A convolution's channels are dimension 1, and nothing has moved them.
-        conv = here.module
-        if isinstance(conv, _ConvNd) and conv.out_channels == shape[1] and len(shape) == len(conv.kernel_size) + 2:
-            message = f"normalizes the last of the dimensions {shape}, and the {shape[1]} channels are dimension 1"
-            yield Hit(norm.name, message, {"shape": list(shape), "channels": shape[1]})
 
 
 RULES = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,8 @@ MOVES = {"view", "reshape", "flatten", "unflatten", "transpose", "permute", "con
 MOVES |= {"__get__", "float", "half", "bfloat16", "type", "type_as", "clone", "movedim", "swapaxes", "view_as"}
 """Operations that move values or change their dtype and do nothing else."""
 
-TURNS = {"__get__", "transpose", "permute", "movedim", "swapaxes"}
-"""Those of them that change the order of the elements; the others keep it."""
+TURNS = {"__get__", "transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims"}
+"""Those that change the order of the elements; the others keep it."""
 
 LINEAR = (_ConvNd, nn.Linear)
 
@@ -40,6 +40,8 @@ class Node:
         dropout: probability, for a call of torch's dropout functions.
         channels: for each element of its first input, which channel of a convolution or linear layer it comes from;
             None where it is not the output of one, as it is or moved.
+        made: shapes of the tensors that it returned.
+        turn: for what changes the order of dimensions, which one of its input is at each place of its output.
     """
 
     index: int
@@ -51,6 +53,8 @@ class Node:
     noisy: bool = False
     dropout: float = 0.0
     channels: Tensor | None = field(default=None, repr=False, compare=False)
+    made: tuple[tuple[int, ...], ...] = ()
+    turn: tuple[int, ...] | None = None
 
 
 @dataclass
@@ -80,9 +84,26 @@ class Graph:
                 return node
         return None
 
+    def sources(self, starts: Collection[int]) -> set[int]:
+        """The nodes that the values of these nodes come from, themselves among them."""
+        return _reached(starts, lambda index: self.nodes[index].inputs)
+
+    def users(self, starts: Collection[int]) -> set[int]:
+        """The nodes that the values of these nodes reach, themselves among them."""
+        return _reached(starts, lambda index: self.consumers.get(index, ()))
+
     def mark_output(self, index: int) -> None:
         """A tensor that leaves the model is used by someone else, too."""
         self.consumers.setdefault(index, []).append(-1)
+
+
+def _reached(starts: Collection[int], following: Callable[[int], Collection[int]]) -> set[int]:
+    found, waiting = set(starts), [*starts]
+    while waiting:
+        new = {index for index in following(waiting.pop()) if index >= 0} - found
+        found |= new
+        waiting += new
+    return found
 
 
 def moves_only(node: Node) -> bool:
@@ -146,6 +167,8 @@ class _Recorder(TorchFunctionMode):
             same and module is not None and not _hands_on_in_training(module, given),
             _rate(*given) if module is None and "dropout" in name else 0.0,
             self.channels.get(known[0]) if known else None,
+            tuple(tuple(out.shape) for out in outs),
+            _turn(func, *given) if func is not None and name in TURNS else None,
         )
         self.graph.add(node)
         for out in outs:
@@ -192,6 +215,14 @@ def _channels(node: Node, out: Tensor, given: tuple[Any, Any], func: Callable[..
         turned: Tensor = func(node.channels, *args[1:], **kwargs)
         return turned
     return node.channels.reshape(out.shape)
+
+
+def _turn(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The order of dimensions, shown by a tensor whose sizes are their numbers; None where it has another form."""
+    if not args or not isinstance(args[0], Tensor):
+        return None
+    out = func(torch.empty([*range(args[0].dim())], device="meta"), *args[1:], **kwargs)
+    return tuple(out.shape) if isinstance(out, Tensor) else None
 
 
 def _tensors(tree: Any) -> list[Tensor]:
