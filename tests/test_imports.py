@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ ORDER = ["errors", "pattern", "catalog", "plan", "kernels", "backends", "functio
 ORDER += ["draw", "study", "cli", "__main__"]
 # Within the kernels.
 INSIDE = ["native", "door", "reference", "triton", "backend", "fit", "ops", "quantized", "autograd", "weight"]
+# Within the tools: what they share, then the verbs; and within what they share.
+TOOLS = ["model", "load", "freeze", "recalibrate", "param_groups", "fold", "convert", "insert", "watch", "audit"]
+MODEL = ["info", "statistics", "wrapped", "valid", "activated", "frozen", "probe", "recognise", "tree", "call"]
+MODEL += ["dataflow", "call_order"]
 
 
 def imported(path):
@@ -44,6 +49,38 @@ def test_imports_point_downward(path):
         assert ORDER.index(parts[0]) <= rank, f"{path} imports upward: {name}"
         if here[0] == parts[0] == "kernels" and len(parts) > 1 and here[1] in INSIDE and parts[1] != here[1]:
             assert INSIDE.index(parts[1]) < INSIDE.index(here[1]), f"{path} imports upward: {name}"
+
+
+def modules_of(path):
+    """The same with the names that a statement takes from a package, where these are modules of it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "normkit":
+            folder = SOURCE.joinpath(*node.module.split(".")[1:])
+            modules = [a.name for a in node.names if (folder / f"{a.name}.py").exists() or (folder / a.name).is_dir()]
+            yield from [f"{node.module}.{name}" for name in modules] or [node.module]
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "tools").rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_tools_import_downward(path):
+    _, *here = path.relative_to(SOURCE).with_suffix("").parts
+    if here == ["__init__"]:
+        return
+    for name in modules_of(path):
+        _, top, *parts = name.split(".")
+        if top != "tools":
+            continue
+        assert parts, f"{path} imports from the folder of all tools: {name}"
+        assert TOOLS.index(parts[0]) <= TOOLS.index(here[0]), f"{path} imports upward: {name}"
+        if here[0] == parts[0] == "model":
+            assert MODEL.index(parts[1]) < MODEL.index(here[1]), f"{path} imports upward: {name}"
+
+
+def test_no_circle_among_the_tools():
+    graph = {}
+    for path in (SOURCE / "tools").rglob("*.py"):
+        name = ".".join(["normkit", *path.relative_to(SOURCE).with_suffix("").parts]).removesuffix(".__init__")
+        graph[name] = [other for other in modules_of(path) if other.startswith("normkit.tools.")]
+    TopologicalSorter(graph).prepare()
 
 
 def test_every_module_has_its_place():

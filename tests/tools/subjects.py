@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from normkit.tools.walk import norms
+from normkit.tools.model.tree import norms
 
 IN_FLOAT32 = ("llama", "t5", "mamba", "qwen2", "gemma", "mistral")
 """Their norms compute in float32 whatever they are given."""

@@ -21,7 +21,7 @@ from normkit.study.task import Task, embedded
 from normkit.study.task.variants import OF_LAYERS, OF_WEIGHTS
 from normkit.study.training.design import DTYPES, Design, design
 from normkit.study.training.trial import Options
-from normkit.tools.walk import norms
+from normkit.tools.model.tree import norms
 
 OWN_METHODS = ("unchanged", "batch_norm", "layer_norm", "instance_norm", "group_norm", "weight_norm")
 """The methods for a user's model, if it has a place for their norms."""

@@ -15,8 +15,8 @@ from torch.nn.utils.parametrizations import _WeightNorm
 
 from normkit.errors import ArgumentError, DtypeError, StateError, nearest
 from normkit.parametrize.weight import WeightNorm
-from normkit.tools.running import bare
-from normkit.tools.walk import norms, walk
+from normkit.tools.model.statistics import bare
+from normkit.tools.model.tree import norms, walk
 
 Also = str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None
 """Names or patterns of names (``*.pos_embed``), or a function of name and parameter that says yes; None for none."""

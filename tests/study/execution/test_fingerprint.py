@@ -77,7 +77,7 @@ def test_any_other_code_discards_nothing(package: Path) -> None:
     assert digest_of(package) == before
 
 
-@pytest.mark.parametrize("place", [*EXECUTED, "tools/convert.py", "tools/insert.py", "tools/walk.py"])
+@pytest.mark.parametrize("place", [*EXECUTED, "tools/convert/run.py", "tools/insert/run.py", "tools/model/tree.py"])
 def test_executed_code_discards_every_run(package: Path, place: str) -> None:
     before = digest_of(package)
     files = list(package.glob(f"{place}**/*.py" if place.endswith("/") else place))
@@ -178,7 +178,7 @@ def test_all_that_a_run_executes_is_covered() -> None:
     names = {Path(name).relative_to(PACKAGE).as_posix() for name in called if Path(name).is_relative_to(PACKAGE)}
     covered = {path.relative_to(PACKAGE).as_posix() for path in executed(PACKAGE)}
     assert names - covered <= HARMLESS
-    assert names & covered >= {"study/training/replicas.py", "tools/convert.py", "tools/insert.py", "layers/group.py"}
+    assert names & covered >= {"study/training/replicas.py", "tools/convert/run.py", "tools/insert/run.py", "layers/group.py"}
 
 
 # The task

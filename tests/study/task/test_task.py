@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, TensorDataset
 import normkit
 from normkit.errors import ArgumentError, NormkitError
 from normkit.study.task import Part, Task, subset, variants
-from normkit.tools import walk
+from normkit.tools.model import tree as walk
 
 GENERATOR = torch.Generator().manual_seed(0)
 

@@ -10,9 +10,8 @@ from torch import nn
 from normkit import catalog
 from normkit.errors import ArgumentError, nearest
 from normkit.tools.convert import convert
-from normkit.tools.graph import LAYERS
 from normkit.tools.insert import insert
-from normkit.tools.walk import norms, replace, walk
+from normkit.tools.model.tree import LAYERS, norms, replace, walk
 
 OF_LAYERS = ("batch_norm", "layer_norm", "layer_norm2d", "instance_norm", "group_norm", "rms_norm")
 OF_WEIGHTS = ("weight_norm", "weight_standardization")

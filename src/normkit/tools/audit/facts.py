@@ -18,9 +18,9 @@ from normkit.layers import SyncBatchNorm
 from normkit.tools.audit import trace
 from normkit.tools.audit.batches import Batch
 from normkit.tools.audit.moments import Moments, is_noise, moments, padded_share
-from normkit.tools.facts import Facts
 from normkit.tools.freeze import is_frozen
-from normkit.tools.walk import norms as every_norm
+from normkit.tools.model.info import Facts
+from normkit.tools.model.tree import norms as every_norm
 
 BATCHES = 16
 """So many of a loader's batches are looked at: enough for a mean and a variance, and seconds at most."""

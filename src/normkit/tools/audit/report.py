@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from normkit.errors import ArgumentError, nearest
+from normkit.tools.audit.sarif import sarif
 
 SEVERITIES = ("info", "warning", "error")
 """From the mildest up. info: worth knowing, often deliberate; warning: costs accuracy or work; error: it breaks."""
@@ -145,9 +146,7 @@ class Report:
 
     def to_sarif(self) -> dict[str, Any]:
         """SARIF 2.1.0, which code hosts show."""
-        from normkit.tools.audit.sarif import sarif
-
-        return sarif(self)
+        return sarif(self.to_dict())
 
     def __str__(self) -> str:
         counts = [f"{sum(f.severity == s for f in self.findings)} {s}" for s in reversed(SEVERITIES)]

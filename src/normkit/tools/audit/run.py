@@ -18,7 +18,7 @@ from normkit.tools.audit.report import Finding, NotRun, Report, rank
 from normkit.tools.audit.rule import Rule
 from normkit.tools.audit.rules import RULES
 from normkit.tools.audit.source import Location, location_in
-from normkit.tools.walk import walk
+from normkit.tools.model.tree import walk
 
 
 def audit(

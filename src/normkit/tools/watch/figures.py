@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normkit.kernels.ops import normalize
-from normkit.tools.facts import Facts
-from normkit.tools.real import FIRST, input_of, is_unbatched, last, mask_of, real_positions
+from normkit.tools.model.info import Facts
+from normkit.tools.model.valid import FIRST, input_of, is_unbatched, last, mask_of, real_positions
 from normkit.tools.watch.record import COUNTS, DEAD, NormRecord
 
 MOMENTS = ("mean", "std", "mean_min", "mean_max", "std_min", "std_max")

@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from normkit.errors import ArgumentError, StateError, whole_number
-from normkit.tools.facts import Facts
-from normkit.tools.running import bare
-from normkit.tools.walk import norms as norms_in
+from normkit.tools.model.info import Facts
+from normkit.tools.model.statistics import bare
+from normkit.tools.model.tree import norms as norms_in
 from normkit.tools.watch import heat_map
 from normkit.tools.watch.figures import Row, records_of
 from normkit.tools.watch.record import NormRecord

@@ -1,0 +1,308 @@
+"""Makes the normkit layer that takes a norm's place: the same method, or another one of the same width."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from normkit.errors import NormkitError
+from normkit.layers import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    LayerNorm2d,
+    LocalResponseNorm,
+    Norm,
+    RMSNorm,
+)
+from normkit.pattern import Region, bound
+from normkit.tools.fold import fold_math
+from normkit.tools.model.activated import ChannelAffine, LayerNorm2dLast, Onward, activated, fusible, joined
+from normkit.tools.model.frozen import plain_class
+from normkit.tools.model.info import Facts
+
+BATCH: dict[int, type[nn.Module]] = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
+INSTANCE: dict[int, type[nn.Module]] = {1: InstanceNorm1d, 2: InstanceNorm2d, 3: InstanceNorm3d}
+
+REGIONS = {
+    "batch_norm": "[b] c [...]",
+    "instance_norm": "b c [...]",
+    "layer_norm": "b [c ...]",
+    "layer_norm2d": "b [c] ...",
+    "rms_norm": "b [c] ...",
+}
+"""Of each method on channels-first inputs; group norm's depends on its groups."""
+
+GROUPS = 32
+"""The number of groups that Wu & He 2018 found best, for who names none."""
+
+
+class RefusedError(Exception):
+    """Why a norm stays as it is; never leaves the tools."""
+
+
+def nearest_divisor(channels: int, groups: int) -> int:
+    """The number of groups nearest to the one asked for that divides the channels; the smaller of two.
+
+    >>> nearest_divisor(72, 32), nearest_divisor(64, 32)
+    (36, 32)
+    """
+    return min((d for d in range(1, channels + 1) if channels % d == 0), key=lambda d: abs(d - groups))
+
+
+def groups_for(channels: int, asked: int | None) -> int:
+    """The groups for a layer: as asked if that divides; by default near 32, with at least two channels in each.
+
+    >>> groups_for(72, None), groups_for(32, None), groups_for(16, 16), groups_for(3, None)
+    (36, 16, 16, 1)
+    """
+    if asked is not None:
+        return nearest_divisor(channels, asked)
+    return nearest_divisor(channels, min(GROUPS, channels // 2)) if channels > 1 else 1
+
+
+def equivalent(module: nn.Module, facts: Facts) -> nn.Module:
+    """Normkit's layer of the same method, with the very parameters and statistics of the old one.
+
+    Raises:
+        RefusedError: normkit has no layer with the same outputs and the same state.
+    """
+    if facts.kind is None:
+        raise RefusedError(facts.reason)
+    if facts.synced:
+        raise RefusedError("it shares statistics between processes; normkit's BatchNorm does not")
+    if facts.bias and not facts.weight:
+        raise RefusedError("it has a bias and no weight, which no layer of normkit has")
+    if facts.kind == "local_response_norm":
+        return LocalResponseNorm(module.size, module.alpha, module.beta, module.k)  # type: ignore[arg-type]
+    cls, arguments = _choice(facts, facts.kind, facts.groups, facts.rank, facts.weight, facts.bias)
+    cls = LayerNorm2dLast if facts.channels_last else cls
+    if facts.offset or facts.rounds_twice:
+        if cls not in (LayerNorm, RMSNorm) or facts.offset not in (0, 1):
+            raise RefusedError(
+                "its weight is stored or rounded in a way that normkit's layer of that kind does not know"
+            )
+        arguments |= {"zero_centered": bool(facts.offset), "cast": "before" if facts.rounds_twice else "after"}
+    if cls in (*BATCH.values(), *INSTANCE.values()):
+        arguments |= {"momentum": module.momentum, "track_running_stats": module.track_running_stats}
+    return _made(module, facts, cls, arguments, adopt_statistics=True)
+
+
+def other(
+    module: nn.Module, facts: Facts, method: str, *, groups: int | None, shapes: list[torch.Size], add_affine: bool
+) -> nn.Module:
+    """Normkit's layer of another method, with the weight and bias of the old one.
+
+    Args:
+        module, facts: the old one.
+        method: its name in the catalog, or ``"affine"``, or a pattern.
+        groups: number of groups asked for.
+        shapes: of inputs that the norm has been seen to get; empty if it has not been run.
+        add_affine: whether to give weight and bias to a layer whose predecessor has none.
+
+    Raises:
+        RefusedError: the method does not exist on such inputs, would erase them, or cannot be made.
+    """
+    if facts.kind is None:
+        raise RefusedError(facts.reason)
+    if facts.offset:
+        raise RefusedError(f"its weight is stored less {facts.offset:g}, which no layer of normkit does")
+    if facts.kind == "local_response_norm":
+        raise RefusedError("it has no weight and does not know its channels")
+    weight, bias = (True, True) if add_affine and not facts.affine else (facts.weight, facts.bias)
+    if bias and not weight:
+        raise RefusedError("it has a bias and no weight, which no layer of normkit has")
+    if method == "affine":
+        return _folded(module, facts)
+    if facts.axis == "first":
+        _refuse_erasing(facts, method, groups, shapes)
+    cls, arguments = _choice(facts, method, groups, facts.rank, weight, bias)
+    return _made(module, facts, cls, arguments)
+
+
+def fresh(
+    method: str,
+    channels: int,
+    rank: int,
+    groups: int | None,
+    shape: torch.Size | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> nn.Module:
+    """A new norm for the output of a layer.
+
+    Args:
+        method: its name in the catalog.
+        channels: of the output.
+        rank: number of dimensions of positions; 0 for a linear layer, whose features are the last dimension.
+        groups: number of groups asked for.
+        shape: of the output, where it is known.
+        device, dtype: of the parameters.
+
+    Raises:
+        RefusedError: the method does not exist on such outputs, or would erase them.
+    """
+    last = rank == 0 and method != "batch_norm"
+    bias = method != "rms_norm"
+    facts = Facts(shape=(channels,), axis="last" if last else "first", rank=rank, eps=1e-5, weight=True, bias=bias)
+    if not last:
+        positions = torch.Size((2, channels, *(2,) * rank))
+        _refuse_erasing(facts, method, groups, [positions if shape is None else shape])
+    elif channels == 1 or (method == "group_norm" and groups_for(channels, groups) == channels):
+        raise RefusedError("its region would be one single element, so that it would erase its input")
+    cls, arguments = _choice(facts, method, groups, rank, weight=True, bias=bias)
+    return cls(**arguments, device=device, dtype=dtype)
+
+
+def _choice(
+    facts: Facts, method: str, groups: int | None, rank: int | None, weight: bool, bias: bool
+) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The class of a method on these features, and its arguments."""
+    channels = facts.channels
+    eps = torch.finfo(torch.float32).eps if facts.eps is None else facts.eps
+    affine: dict[str, Any] = {"eps": eps, "affine": weight, "bias": bias}
+    plain: dict[str, Any] = {"num_features": channels, **affine}
+    if "[" in method:
+        _check_place_of_channels(method, facts)
+        return Norm, {"pattern": method, **plain, "num_groups": groups_for(channels, groups) if _open(method) else None}
+    if facts.axis == "last":
+        return _choice_of_last(facts, method, groups, weight, bias)
+    if method == "batch_norm" and rank is None:
+        raise RefusedError("it is not known how many dimensions its input has: pass example= or calibrate=")
+    if method in ("batch_norm", "instance_norm") and rank is not None:
+        return (BATCH if method == "batch_norm" else INSTANCE)[max(rank, 1)], plain
+    if method == "group_norm":
+        return GroupNorm, {"num_groups": groups_for(channels, groups), "num_channels": channels, **affine}
+    if method == "layer_norm2d":
+        return LayerNorm2d, {"num_channels": channels, **affine}
+    return Norm, {"pattern": REGIONS[method], **plain, "center": method != "rms_norm"}
+
+
+def _check_place_of_channels(pattern: str, facts: Facts) -> None:
+    dims = bound(pattern, {}).dims
+    dim = dims[-1] if facts.axis == "last" else dims[1] if len(dims) > 1 else None
+    if dim is None or not Region((dim,)).has_features or (facts.axis == "last" and len(facts.shape) > 1):
+        where = "the last dimension" if facts.axis == "last" else "dimension 1"
+        raise RefusedError(f"its features are in {where}, and the pattern {pattern!r} has its channels elsewhere")
+
+
+def _open(pattern: str) -> bool:
+    """Whether the number of groups is left open by a pattern."""
+    return any(axis.name == "g" and axis.size is None for axis in bound(pattern, {}).axes)
+
+
+def _choice_of_last(
+    facts: Facts, method: str, groups: int | None, weight: bool, bias: bool
+) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The same where the features are the last dimensions."""
+    shape, affine = facts.shape, {"affine": weight, "bias": bias}
+    eps = torch.finfo(torch.float32).eps if facts.eps is None else facts.eps
+    if method == "layer_norm":
+        return LayerNorm, {"normalized_shape": shape, "eps": eps, "elementwise_affine": weight, "bias": bias}
+    if method == "rms_norm" and not bias:
+        return RMSNorm, {"normalized_shape": shape, "eps": facts.eps, "elementwise_affine": weight}
+    if method == "rms_norm":
+        names = " ".join(f"c{i}" for i in range(1, len(shape) + 1)) if len(shape) > 1 else "c"
+        return Norm, {"pattern": f"... [{names}]", "num_features": shape, "eps": eps, **affine, "center": False}
+    if method == "group_norm" and len(shape) == 1:
+        count = groups_for(shape[0], groups)
+        return Norm, {"pattern": "... (g [c])", "num_features": shape[0], "num_groups": count, "eps": eps, **affine}
+    raise RefusedError(f"it normalizes the last dimensions, for which normkit has no {method}")
+
+
+def _made(
+    module: nn.Module, facts: Facts, cls: type[nn.Module], arguments: dict[str, Any], *, adopt_statistics: bool = False
+) -> nn.Module:
+    """The layer with the old one's extras, parameters and, where asked, statistics."""
+    like = next((t for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()), None)
+    if like is not None:
+        arguments = arguments | {"device": like.device, "dtype": like.dtype}
+    kind, activation = _with_activation(module, facts, cls)
+    try:
+        layer = kind(**arguments) if activation is None else kind(**arguments, activation=activation)
+    except NormkitError as error:
+        raise RefusedError(str(error)) from error
+    for name in facts.extras if issubclass(kind, Onward) else ():
+        layer.add_module(name, module._modules[name])
+    for name in ("weight", "bias"):
+        old, new = module._parameters.get(name), layer._parameters.get(name)
+        if old is not None and new is not None and old.shape == new.shape:
+            layer._parameters[name] = old
+    if adopt_statistics:
+        layer._buffers.update(module._buffers)
+    return layer
+
+
+def _with_activation(module: nn.Module, facts: Facts, cls: type[nn.Module]) -> tuple[type[nn.Module], str | None]:
+    """The class of a layer, and the activation to make it with; of some classes the activation becomes a child."""
+    if facts.activation and cls is ChannelAffine:
+        raise RefusedError(f"its {facts.activation} would be lost")
+    if facts.activation or not facts.extras:
+        return cls, facts.activation
+    theirs = _known_with_activation(module, facts, cls)
+    if theirs is not None:
+        return joined(activated(cls), theirs), None
+    name = fusible({name: module._modules[name] for name in facts.extras})
+    if name in (None, "none") or cls in (LayerNorm2dLast, ChannelAffine):
+        return activated(cls), None
+    return cls, name
+
+
+def _known_with_activation(module: nn.Module, facts: Facts, cls: type[nn.Module]) -> type[nn.Module] | None:
+    """Of a batch norm the class by which the tools of a library know that it has an activation, if there is one."""
+    if cls in BATCH.values() and isinstance(module, cls.__bases__[-1]):
+        return plain_class(module)
+    if cls is BatchNorm2d and facts.origin == "timm":
+        return cast("type[nn.Module]", sys.modules["timm.layers"].BatchNormAct2d)
+    return None
+
+
+def _refuse_erasing(facts: Facts, method: str, groups: int | None, shapes: list[torch.Size]) -> None:
+    """A region of a single element leaves nothing of its input but the bias."""
+    if method == "batch_norm":
+        return
+    count = groups_for(facts.channels, groups)
+    pattern = method if "[" in method else f"b (g={count} [c]) [...]" if method == "group_norm" else REGIONS[method]
+    # Positions of a norm for images are taken to be many where none has been seen; a norm for (N, C) and
+    # (N, C, L) is taken to have none.
+    rank = 2 if facts.rank is None else 0 if facts.rank == 1 else facts.rank
+    unseen = torch.Size((2, facts.channels, *(2,) * rank))
+    for shape in shapes or [unseen]:
+        try:
+            levels = bound(pattern, {"g": count} if _open(pattern) else {}).levels(shape)
+        except NormkitError as error:
+            raise RefusedError(str(error)) from error
+        if math.prod(level.size for level in levels if level.reduced) == 1:
+            hint = "" if shapes else "; if its inputs have positions, show one with example="
+            raise RefusedError(
+                f"on an input of shape {tuple(shape)} the region {pattern!r} is one single element, "
+                f"so that it would erase its input{hint}"
+            )
+
+
+def _folded(module: Any, facts: Facts) -> nn.Module:
+    """Running statistics, weight and bias as one scale and shift."""
+    if not facts.running or facts.kind not in ("batch_norm", "instance_norm"):
+        raise RefusedError("it has no running statistics, so that its scale depends on the input")
+    layer = _made(module, facts, ChannelAffine, {"num_channels": facts.channels})
+    trains = module.weight is None or module.weight.requires_grad
+    for name, value in zip(("weight", "bias"), scale_and_shift(module), strict=True):
+        layer._parameters[name] = nn.Parameter(value, trains)
+    return layer
+
+
+def scale_and_shift(module: Any) -> tuple[Tensor, Tensor]:
+    """`fold_math.scale_and_shift` in the dtype of the norm."""
+    dtype = module.running_mean.dtype if module.weight is None else module.weight.dtype
+    scale, shift = fold_math.scale_and_shift(module, module.eps)
+    return scale.to(dtype), shift.to(dtype)

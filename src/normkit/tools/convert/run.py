@@ -1,0 +1,228 @@
+"""Exchanges the norms of a model: for normkit's own of the same method, or for another method."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from normkit.errors import ArgumentError, StateError, whole_number
+from normkit.parametrize._checks import check_batches
+from normkit.tools.convert.build import RefusedError, equivalent, groups_for, other
+from normkit.tools.convert.calibrate import fit
+from normkit.tools.convert.report import Change, ConvertReport, Refusal, as_text
+from normkit.tools.convert.target import OWN, To, Wish
+from normkit.tools.model.call import shapes as shapes_in
+from normkit.tools.model.tree import Facts, Place, copy_of, norms, replace, walk
+from normkit.tools.model.wrapped import refuse_wrapped
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def convert(
+    model: M,
+    to: To = None,
+    *,
+    calibrate: Iterable[Any] | None = None,
+    example: Any = None,
+    num_groups: int | None = None,
+    inplace: bool = False,
+    strict: bool = False,
+) -> tuple[M, ConvertReport]:
+    """Exchange the norms of a model.
+
+    Without `to`, every norm of torch, timm, transformers or anyone else that computes what a layer of normkit
+    computes is replaced by that layer: same keys in ``state_dict``, same outputs and gradients to rounding.
+    With `to`, norms become another method; weight and bias go with them, and so do activation and dropout that a
+    norm brings along, hooks, and the mode. Shared norms stay shared. What cannot be done without a wrong result is
+    left as it is, and the report says why.
+
+    Args:
+        model: any module.
+        to: None for normkit's own layers; or a method, its alias or class, or a pattern, for all norms; or a
+            mapping {key: method}, the first key that fits counts, where a key is a class, a method, or a name in the
+            model with the wildcards of the shell, and the method None leaves a norm as it is; or a function
+            ``(name, module) -> method, None or a module``. The method ``"affine"`` makes of running statistics,
+            weight and bias one scale and shift for each channel: what the norm does in evaluation.
+        calibrate: batches of the model's input, each a tensor, a tuple of positional or a mapping of keyword
+            arguments; of a loader's ``(x, y)`` the first. The new weights and biases are then those with which each
+            new layer comes nearest, in least squares, to the outputs of the old one in evaluation; running statistics
+            are those of the batches.
+        example: one such batch, from which the shapes inside the model are learned.
+        num_groups: for group norm; where it does not divide the channels, the nearest that does is taken. By
+            default the nearest to 32 that leaves two channels or more in a group.
+        inplace: whether to change the model itself and not a copy.
+        strict: whether to raise where a norm would be refused.
+
+    Returns:
+        The changed model and the report: every change and every refusal; ``report.revert(model)`` undoes it.
+        Parameters stay the same objects, so that an optimizer stays valid, other than those that `calibrate` or
+        ``"affine"`` sets.
+
+    Raises:
+        ArgumentError: an unknown method, a name that no norm has, no batches to calibrate with.
+        StateError: with `strict`, a norm that cannot be converted; a scripted model; one that is sharded, or, with
+            `to`, wrapped for several processes.
+        In every case the model is as it was before.
+
+    Example:
+        >>> import torch, normkit
+        >>> model = nn.Sequential(nn.Conv2d(3, 72, 3), nn.BatchNorm2d(72), nn.ReLU())
+        >>> converted, report = normkit.convert(model, to="group_norm", num_groups=32)
+        >>> print(report)
+        1: torch BatchNorm2d -> GroupNorm(36, 72, eps=1e-05, affine=True, bias=True), 32 groups asked, 36 divide 72
+        >>> report.revert(converted)[1]
+        BatchNorm2d(72, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
+    """
+    if num_groups is not None and whole_number("num_groups", num_groups) < 1:
+        raise ArgumentError(f"num_groups must be at least 1, got {num_groups}: use 32, or leave it out")
+    if calibrate is not None and to is None:
+        raise ArgumentError("calibrate fits the weights of another method, and to= names none: give to=")
+    if calibrate is not None:
+        check_batches("calibrate", calibrate)
+    found = list(norms(model))
+    refuse_wrapped(model, "convert" if to is None else "convert(to=)", same_tensors=to is None)
+    wish = Wish.of(to, [place for place, _ in found])
+    if not inplace:
+        model, found = _copied(model, found)
+    batches = None if calibrate is None else iter(calibrate)
+    if batches is not None:
+        try:
+            first = next(batches)
+        except StopIteration:
+            raise ArgumentError("calibrate needs at least one batch, got none: give some, as with [x]") from None
+        batches = chain([first], batches)
+        example = first if example is None else example
+    modules = [place.module for place, _ in found]
+    shapes = {} if example is None else shapes_in(model, modules, example)
+    plan = _Plan(wish, num_groups, shapes, add_affine=calibrate is not None)
+    for place, facts in found:
+        plan.decide(place, facts)
+    if strict and plan.refusals:
+        rows = "\n".join(f"    {row}" for row in plan.refusals)
+        raise StateError(f"strict=True allows no refusal, and there are {len(plan.refusals)}:\n{rows}\nleave these out")
+    if batches is not None:
+        plan.calibrate(model, batches)
+    model = replace(model, plan.new)  # type: ignore[assignment]  # the root itself may be a norm
+    return model, ConvertReport(tuple(plan.changes.values()), tuple(plan.refusals), tuple(plan.kept))
+
+
+def _copied(model: M, found: list[tuple[Place, Facts]]) -> tuple[M, list[tuple[Place, Facts]]]:
+    """A deep copy, and its norms; what is known of them needs no second look."""
+    model = copy_of(model)
+    facts = {place.name: facts for place, facts in found}
+    return model, [(place, facts[place.name]) for place in walk(model) if place.name in facts]
+
+
+class _Plan:
+    """What becomes of each norm; the model is only read."""
+
+    def __init__(
+        self, wish: Wish, groups: int | None, shapes: Mapping[nn.Module, list[torch.Size]], *, add_affine: bool
+    ) -> None:
+        self.wish = wish
+        self.groups = groups
+        self.shapes = shapes
+        self.add_affine = add_affine
+        self.new: dict[nn.Module, nn.Module] = {}
+        self.facts: dict[nn.Module, Facts] = {}
+        self.changes: dict[nn.Module, Change] = {}
+        self.refusals: list[Refusal] = []
+        self.kept: list[str] = []
+
+    def decide(self, place: Place, facts: Facts) -> None:
+        """Make the new layer of one norm, or note why there is none."""
+        seen = {len(shape) - 2 for shape in self.shapes.get(place.module, [])}
+        if facts.rank is None and facts.axis == "first" and len(seen) == 1:
+            facts = dataclasses.replace(facts, rank=seen.pop())
+        method = self.wish.method(place, facts)
+        same = method == OWN or (method == facts.kind and (self.groups is None or facts.kind != "group_norm"))
+        if method is None or method is place.module or (same and facts.origin == "normkit"):
+            self.kept.append(place.name)
+            return
+        old = as_text(place.module, facts)
+        note = ""
+        try:
+            if isinstance(method, nn.Module):
+                new = method
+            elif same:
+                new = equivalent(place.module, facts)
+                _check_keys(place.module, new)
+            else:
+                _refuse_fast_path(place)
+                new = other(
+                    place.module,
+                    facts,
+                    method,
+                    groups=self.groups,
+                    shapes=self.shapes.get(place.module, []),
+                    add_affine=self.add_affine,
+                )
+                note = self._note(place.module, facts, method)
+        except RefusedError as reason:
+            self.refusals.append(Refusal(place.name, old, str(reason)))
+            return
+        self.new[place.module] = new
+        self.facts[place.module] = facts
+        self.changes[place.module] = Change(
+            name=place.name,
+            names=place.names,
+            old=old,
+            new=as_text(new),
+            method=facts.kind if same and facts.kind else method if isinstance(method, str) else type(new).__name__,
+            note=note,
+            original=place.module,
+            folded=method == "affine",
+            given={name: p.detach().clone() for name, p in new._parameters.items() if p is not None}
+            if method == "affine"
+            else {},
+        )
+
+    def _note(self, module: nn.Module, facts: Facts, method: str) -> str:
+        if method == "group_norm" and self.groups is not None and facts.channels % self.groups:
+            used = groups_for(facts.channels, self.groups)
+            return f"{self.groups} groups asked, {used} divide {facts.channels}"
+        if method == "batch_norm" and not self.add_affine:
+            return "running statistics start at 0 and 1: recalibrate, or pass calibrate="
+        return ""
+
+    def calibrate(self, model: nn.Module, batches: Iterable[Any]) -> None:
+        """Fit the new layers that have a weight; a method that is exact already is left alone."""
+        pairs = {
+            old: (self.facts[old], new)
+            for old, new in self.new.items()
+            if not self.changes[old].folded
+            and self.changes[old].method != self.facts[old].kind
+            and new._parameters.get("weight") is not None
+            and type(new).__module__.startswith("normkit.")
+        }
+        try:
+            fitted = fit(model, pairs, batches)
+        except RefusedError as reason:
+            raise StateError(f"calibrate cannot take a norm apart from its activation: {reason}") from None
+        for old, (_, new) in pairs.items():
+            if old in fitted:
+                self.changes[old] = self.changes[old].fitted(new, fitted[old])
+            else:
+                self.changes[old] = self.changes[old].with_note("no batch reached it, so that nothing was fitted")
+
+
+def _check_keys(old: nn.Module, new: nn.Module) -> None:
+    """The same keys and shapes, so that state dicts load both ways."""
+    states = [{key: tuple(value.shape) for key, value in module.state_dict().items()} for module in (old, new)]
+    if states[0] != states[1]:
+        raise RefusedError(
+            f"its state has other keys than normkit's layer: {sorted(states[0].items() ^ states[1].items())}"
+        )
+
+
+def _refuse_fast_path(place: Place) -> None:
+    if any(isinstance(parent, nn.TransformerEncoderLayer) for parent, _ in place.parents):
+        raise RefusedError(
+            "in evaluation torch's TransformerEncoderLayer reads weight and eps of its norms and computes a layer "
+            "norm, whatever module stands there"
+        )

@@ -1,0 +1,66 @@
+"""How `fold` compares what a model gives before and after."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normkit.tools.model.dataflow import tensors_in
+
+
+def doubled(value: Any) -> Any:
+    """Arguments with their tensors in float64."""
+    return _mapped(value, lambda tensor: tensor.double())
+
+
+def drawn(value: Any) -> Any:
+    """Arguments with random numbers in their tensors: on values that are all 0 or equal no difference would show."""
+
+    def draw(tensor: Tensor) -> Tensor:
+        generator = torch.Generator(tensor.device).manual_seed(0)
+        return torch.randn(tensor.shape, generator=generator, device=tensor.device, dtype=torch.float64)
+
+    return _mapped(value, draw)
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value) if value.is_floating_point() else value
+    if isinstance(value, tuple):
+        return tuple(_mapped(item, change) for item in value)
+    return {key: _mapped(item, change) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def distance(new: Tensor, old: Tensor) -> float:
+    """Largest difference, of the largest finite value; infinite where nan and inf are not the same."""
+    finite = old.isfinite()
+    if new.shape != old.shape or not torch.equal(finite, new.isfinite()):
+        return float("inf")
+    if not bool(finite.any()):
+        return 0.0
+    new, old = new[finite].double(), old[finite].double()
+    return float((new - old).abs().max() / old.abs().max().clamp(min=torch.finfo(torch.float64).tiny))
+
+
+def coarsest(model: nn.Module, outputs: list[Tensor]) -> float:
+    """The resolution of the coarsest dtype that takes part."""
+    dtypes = {tensor.dtype for tensor in [*model.parameters(), *outputs] if tensor.is_floating_point()}
+    return max(torch.finfo(dtype).eps for dtype in dtypes)
+
+
+@contextlib.contextmanager
+def same_draws(model: nn.Module) -> Iterator[None]:
+    """A model that draws in evaluation too draws the same numbers in every run."""
+    devices = {tensor.get_device() for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
+    with torch.random.fork_rng(sorted(devices)):
+        torch.manual_seed(0)
+        yield
+
+
+def compared(output: Any) -> list[Tensor]:
+    """The outputs of a model that are compared."""
+    return [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]

@@ -1,0 +1,280 @@
+"""Which norm goes into which layer, the exchange itself, and the way back."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrize
+
+from normkit.errors import ArgumentError
+from normkit.tools.fold import fold_math
+from normkit.tools.fold.check import coarsest, compared, distance, doubled, drawn, same_draws
+from normkit.tools.fold.norms import foldable
+from normkit.tools.fold.report import Fold, FoldRefusal, FoldReport
+from normkit.tools.model.activated import module_of
+from normkit.tools.model.dataflow import Flow, Graph, record, run
+from normkit.tools.model.tree import LAYERS, Layer, replace, walk
+
+EXACT = 1e-9
+"""How far a folded pair may be from the original in float64, of the output's size: a wrong fold is off by far more,
+rounding by 1e-16 times the ratio of mean to standard deviation."""
+
+
+class _RefusedError(Exception):
+    """Why a norm stays."""
+
+
+class Folding:
+    """A model that is being folded, and the way back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.training = {module for module in model.modules() if module.training}
+        self.names = {place.module: place.name for place in walk(model)}
+        self.found = foldable(model)
+        self.folds: dict[nn.Module, Fold] = {}
+        self.successors: dict[nn.Module, nn.Module] = {}
+        self.attributes: dict[nn.Module, dict[str, Any]] = {}
+        self.weights: list[tuple[nn.Module, dict[str, nn.Parameter | None]]] = []
+
+    def fold(self, example: Any, tolerance: float | None) -> FoldReport:
+        """Fold what can be folded, and put everything back if the model then gives something else."""
+        reasons: dict[nn.Module, str] = {}
+        flow, graph = self.traced(example)
+        before = self.outputs(flow)
+        allowed = tolerance if tolerance is not None else coarsest(self.model, before) ** 0.5
+        try:
+            graph = self.rounds(flow, graph, example, reasons)
+            error = self.moved_by(example, before) if self.folds else 0.0
+            text = f"outputs moved by {error:.2g} of their size, and {allowed:.2g} is allowed"
+        except _RefusedError as refusal:
+            error, text = float("inf"), str(refusal)
+        if not error <= allowed:
+            reasons |= dict.fromkeys(self.folds, f"folding was undone: {text}")
+            self.undo()
+        folds = tuple(self.folds[norm] for norm in self.found if norm in self.folds)
+        refusals = tuple(
+            FoldRefusal(place.name, type(norm).__name__, reasons[norm])
+            for norm, (place, _) in self.found.items()
+            if norm not in self.folds
+        )
+        return FoldReport(folds, refusals, graph is not None, error, allowed)
+
+    def traced(self, example: Any) -> tuple[Flow, Graph | None]:
+        layers = {module for module in self.model.modules() if isinstance(module, LAYERS)}
+        watched = layers | (self.found.keys() - self.folds.keys())
+        with same_draws(self.model):
+            flow = record(self.model, watched, example)
+        return flow, Graph.of(self.model, watched, example)
+
+    def rounds(self, flow: Flow, graph: Graph | None, example: Any, reasons: dict[nn.Module, str]) -> Graph | None:
+        """Round after round, because a norm behind a folded one has another layer before it."""
+        while True:
+            done = len(self.folds)
+            for norm in [norm for norm in self.found if norm not in self.folds]:
+                try:
+                    self.fold_one(norm, flow, graph)
+                except _RefusedError as refusal:
+                    reasons[norm] = str(refusal)
+            if len(self.folds) == done:
+                return graph
+            with self.runs_on():
+                flow, graph = self.traced(example)
+
+    @contextlib.contextmanager
+    def runs_on(self) -> Iterator[None]:
+        """A model that ran before it was folded runs now too."""
+        try:
+            yield
+        except Exception as error:
+            raise _RefusedError(f"the folded model raises {type(error).__name__}: {error}") from error
+
+    def outputs(self, flow: Flow) -> list[Tensor]:
+        """What the model gives for the example, to be compared with what it gives when it is folded."""
+        before = [tensor.clone() for tensor in compared(flow.output)]
+        if not before:
+            raise ArgumentError(
+                "fold compares the model's outputs before and after, got none of floating point from "
+                f"{type(self.model).__name__}: wrap the model so that it returns them"
+            )
+        if not any(bool(tensor.isfinite().any()) for tensor in before):
+            raise ArgumentError(
+                "fold compares the model's outputs before and after, got only nan, inf or empty ones from "
+                f"{type(self.model).__name__}: give an example with finite values"
+            )
+        return before
+
+    def moved_by(self, example: Any, before: list[Tensor]) -> float:
+        """Largest change of an output, of that output's largest value; infinite where nan or inf moved."""
+        with self.runs_on(), same_draws(self.model), torch.no_grad():
+            after = compared(run(self.model, example))
+        return max(distance(new, old) for new, old in zip(after, before, strict=True))
+
+    def fold_one(self, norm: nn.Module, flow: Flow, graph: Graph | None) -> None:
+        """Fold into the layer before the norm, or else into the one after it."""
+        _, facts = self.found[norm]
+        if not facts.kind:
+            raise _RefusedError(facts.reason)
+        if not facts.running:
+            raise _RefusedError("it has no running statistics and normalizes by its input")
+        if norm in self.training and isinstance(norm, _NormBase):
+            raise _RefusedError("it is in training mode and normalizes by the batch: call model.eval() first")
+        if not flow.calls[norm]:
+            raise _RefusedError("the example does not reach it")
+        if reason := _hooked(norm):
+            raise _RefusedError(f"it {reason}")
+        asked = flow.asked[norm] or ({"parameters"} if graph is not None and norm in graph.reads else set())
+        if asked:
+            raise _RefusedError(f"forward also reads its {min(asked)}, which would be gone")
+        scale, shift = fold_math.scale_and_shift(norm, facts.eps or 0.0)
+        try:
+            layer = self.layer_before(norm, scale, flow, graph)
+            weight, bias = fold_math.after(layer, scale, shift)
+            self.check([layer, norm], layer, weight, bias, _left(norm), flow)
+            side = "before"
+        except _RefusedError as first:
+            try:
+                layer = self.layer_after(norm, shift, flow, graph)
+                weight, bias = fold_math.before(layer, scale, shift)
+                self.check([norm, layer], layer, weight, bias, nn.Identity(), flow)
+                side = "after"
+            except _RefusedError as second:
+                raise _RefusedError(f"{first}; {second}") from None
+        self.commit(norm, layer, weight, bias, side)
+
+    def layer_before(self, norm: nn.Module, scale: Tensor, flow: Flow, graph: Graph | None) -> Layer:
+        """The layer whose whole output goes to the norm alone."""
+        sources = {call.source.module if call.source else None for call in flow.calls[norm]}
+        layer = next(iter(sources))
+        if layer is None or len(sources) > 1:
+            raise _RefusedError("its input does not come straight from one convolution or linear layer")
+        name = repr(self.names[layer])
+        if not isinstance(layer, LAYERS):
+            raise _RefusedError(f"its input comes from {name}, a {type(layer).__name__}")
+        others = [taker for call in flow.calls[layer] for taker in call.consumers if taker is not norm]
+        if others:
+            raise _RefusedError(f"the output of {name} also goes to {self.called(others[0])}")
+        self.check_usable(layer, flow, graph)
+        if fold_math.channels_out(layer) != scale.numel() or (
+            isinstance(layer, nn.Linear) and any(call.input.dim() != 2 for call in flow.calls[norm])
+        ):
+            raise _RefusedError(f"it normalizes another dimension than {name} makes")
+        if graph is not None and not graph.joins(layer, norm):
+            raise _RefusedError(f"the model's graph has another way from {name}, or to the norm")
+        return layer
+
+    def layer_after(self, norm: nn.Module, shift: Tensor, flow: Flow, graph: Graph | None) -> Layer:
+        """The layer that alone takes the norm's output, and takes nothing else."""
+        takers = {taker for call in flow.calls[norm] for taker in call.consumers}
+        layer = next(iter(takers), None)
+        if len(takers) != 1 or not isinstance(layer, LAYERS):
+            raise _RefusedError("its output does not go straight to one such layer")
+        name = repr(self.names[layer])
+        if not isinstance(_left(norm), nn.Identity):
+            raise _RefusedError(f"its activation stands before {name}")
+        if any(call.source is None or call.source.module is not norm for call in flow.calls[layer]):
+            raise _RefusedError(f"{name} also has other inputs")
+        self.check_usable(layer, flow, graph)
+        if fold_math.channels_in(layer) != shift.numel() or (
+            isinstance(layer, nn.Linear) and any(call.input.dim() != 2 for call in flow.calls[layer])
+        ):
+            raise _RefusedError(f"it normalizes another dimension than {name} sums over")
+        if (why := fold_math.shift_is_lost(layer)) and bool(shift.any()):
+            raise _RefusedError(f"it cannot go into {name} behind it: {why}")
+        if graph is not None and not graph.joins(norm, layer):
+            raise _RefusedError(f"the model's graph has another way to {name}, or from the norm")
+        return layer
+
+    def called(self, taker: nn.Module | str) -> str:
+        return taker if isinstance(taker, str) else repr(self.names[taker])
+
+    def check_usable(self, layer: Layer, flow: Flow, graph: Graph | None) -> None:
+        """The layer's weight is its own, plain, and used by nothing but its forward."""
+        name = repr(self.names[layer])
+        if parametrize.is_parametrized(layer) or layer._parameters.get("weight") is None:
+            raise _RefusedError(f"the weight of {name} is computed from others: remove its parametrization first")
+        for key, parameter in layer.named_parameters(recurse=False):
+            if what := fold_math.unusual(parameter):
+                raise _RefusedError(f"the {key} of {name} is {what}")
+        if reason := _hooked(layer):
+            raise _RefusedError(f"{name} {reason}")
+        if flow.reads[layer]:
+            raise _RefusedError(f"the weight of {name} is also read by {min(flow.reads[layer])}")
+        if graph is not None and graph.reads_values(layer):
+            raise _RefusedError(f"the model's graph also reads the weight of {name}")
+
+    @torch.no_grad()
+    def check(
+        self, pair: list[nn.Module], layer: Layer, weight: Tensor, bias: Tensor, left: nn.Module, flow: Flow
+    ) -> None:
+        """In float64, where rounding is out of the question, the folded layer gives what the pair gives."""
+        name, dtype = repr(self.names[layer]), layer.weight.dtype
+        if not all(bool(tensor.to(dtype).isfinite().all()) for tensor in (weight, bias)):
+            raise _RefusedError(f"the folded weight of {name} would not be finite in {dtype}")
+        try:
+            exact = [copy.deepcopy(module).double() for module in pair]
+            for module, original in zip(exact, pair, strict=True):
+                # A norm that was made frozen must prove that its mode means nothing.
+                module.training = original in self.training and original in self.found
+            new = copy.deepcopy(layer).double()
+            fold_math.set_parameters(new, weight, bias)
+            then = copy.deepcopy(left).double()
+            given = [doubled(call.args) for call in flow.calls[pair[0]]]
+            for args, kwargs in (*given, drawn(given[0])):
+                expected = exact[1](exact[0](*args, **kwargs))
+                if not expected.numel() or not bool(expected.isfinite().all()):
+                    raise _RefusedError("on the example it gives nan, inf or no values, which cannot be compared")
+                error = distance(then(new(*args, **kwargs)), expected)
+                if not error <= EXACT:
+                    raise _RefusedError(
+                        f"{name} or the norm computes more than its parameters say: folded, off by "
+                        f"{error:.1g} of its output's size"
+                    )
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise _RefusedError(f"the pair with {name} cannot be checked in float64: {error}") from error
+
+    def commit(self, norm: nn.Module, layer: Layer, weight: Tensor, bias: Tensor, side: str) -> None:
+        place, _ = self.found[norm]
+        left = _left(norm)
+        self.weights.append((layer, dict(layer._parameters)))
+        fold_math.set_parameters(layer, weight, bias)
+        self.attributes[norm] = dict(vars(norm))
+        replace(self.model, {norm: left})
+        self.successors[norm] = left
+        text = type(norm).__name__
+        self.folds[norm] = Fold(place.name, place.names, text, self.names[layer], side, type(left).__name__)
+
+    def undo(self) -> None:
+        """Everything as it was: parameters are the same objects again."""
+        replace(self.model, {left: norm for norm, left in self.successors.items()})
+        for norm, attributes in self.attributes.items():
+            vars(norm).clear()
+            vars(norm).update(attributes)
+        for layer, parameters in reversed(self.weights):
+            layer._parameters.clear()
+            layer._parameters.update(parameters)
+        self.folds, self.successors, self.attributes, self.weights = {}, {}, {}, []
+
+
+def _left(norm: nn.Module) -> nn.Module:
+    """What a norm does behind its arithmetic: the dropout and activation it brings along, or nothing."""
+    own = getattr(norm, "activation", None)
+    steps = [module_of(own) if isinstance(own, str) else None, *(norm._modules.get(key) for key in ("drop", "act"))]
+    kept = [step for step in steps if step is not None and not isinstance(step, nn.Identity)]
+    if not kept:
+        return nn.Identity()
+    # A copy of the shell, because it takes over what the norm carried; its own hooks need it left alone inside another.
+    return copy.copy(kept[0]) if len(kept) == 1 and not _hooked(kept[0]) else nn.Sequential(*kept)
+
+
+def _hooked(module: nn.Module) -> str:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(vars(module)[name] for name in hooks):
+        return "has hooks, which would see other values"
+    return "has a forward of its own" if "forward" in vars(module) else ""

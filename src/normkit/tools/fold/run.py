@@ -1,0 +1,105 @@
+"""Batch norm in evaluation taken into the convolution or linear layer next to it, where that changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules import lazy
+
+from normkit.errors import StateError
+from normkit.parametrize._checks import check_values
+from normkit.parametrize.modes import modes_of, put_back
+from normkit.tools.fold.folding import Folding
+from normkit.tools.fold.report import FoldReport
+from normkit.tools.model.tree import copy_of, walk
+from normkit.tools.model.wrapped import refuse_wrapped
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def fold(
+    model: M, example: Any, *, tolerance: float | None = None, inplace: bool = False, strict: bool = False
+) -> tuple[M, FoldReport]:
+    """Fold batch norms into the convolutions and linear layers next to them, for faster inference.
+
+    In evaluation a norm is ``y = x * s + t`` with ``s = weight / sqrt(running_var + eps)`` and
+    ``t = bias - running_mean * s``. Behind a layer ``x = W a + b`` that is a layer with ``s W`` and ``s b + t``; in
+    front of one, ``W (x * s + t) + b``, it is ``W s`` and ``b + W t``, unless padding puts zeros where ``t`` should be.
+    New weights are computed in float64. Instance norms that use running statistics are folded likewise.
+
+    A norm is folded only where the whole output of the layer goes to it alone, seen by recording every function of
+    torch while the model runs on the example, and where the model can be traced symbolically, by its graph too.
+    Each pair is checked in float64 on what it got from the example and on random numbers, the model as a whole in its
+    own precision.
+
+    Args:
+        model: in evaluation mode; a norm in training mode stays.
+        example: a tensor, a tuple of positional or a mapping of keyword arguments.
+        tolerance: how far outputs may move, of their largest value; None for the root of the dtype's resolution,
+            3e-4 in float32: rounding keeps half of the digits even through many layers, and a wrong weight does not.
+        inplace: whether to change the model itself and not a copy.
+        strict: whether to raise where a norm stays.
+
+    Returns:
+        The model with `torch.nn.Identity`, or the activation that the norm brought along, in place of what was folded;
+        and the report. If outputs move by more than the tolerance nothing is folded, and the report says so.
+
+    Raises:
+        ArgumentError: an example of another type, or a model that returns no floating-point tensor, or only nan, inf
+            or empty ones.
+        StateError: with `strict`, a norm that stays; layers that do not know their size yet or are on the meta device;
+            a model that is compiled, in a wrapper for several processes, or cannot be copied. In every case the model
+            is as it was.
+
+    Example:
+        >>> import torch, normkit
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
+        >>> folded, report = normkit.fold(model, torch.randn(1, 3, 5, 5))
+        >>> folded
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): Identity()
+          (2): ReLU()
+        )
+        >>> print(report.folds[0])
+        1: BatchNorm2d folded into 0
+    """
+    for place in walk(model):
+        if isinstance(place.module, lazy.LazyModuleMixin) and place.module.has_uninitialized_params():
+            raise StateError(f"fold needs layers that know their size, {place.name!r} does not: call the model once")
+        if isinstance(place.module, torch._dynamo.OptimizedModule) or place.module._compiled_call_impl is not None:
+            raise StateError(
+                f"a compiled graph would not see what fold changes, and {place.name or 'the model'!r} is compiled: "
+                "fold first and compile the result"
+            )
+    refuse_wrapped(model, "fold")
+    check_values("fold", model.named_modules())
+    if not inplace:
+        model = copy_of(model)
+    work = Folding(model)
+    try:
+        with _in_evaluation(work):
+            report = work.fold(example, tolerance)
+        if strict and report.refusals:
+            rows = "\n".join(f"    {row}" for row in report.refusals)
+            raise StateError(f"strict=True allows no norm to stay, {len(report.refusals)} do:\n{rows}\nleave it out")
+    except BaseException:
+        work.undo()
+        raise
+    return model, report
+
+
+@contextlib.contextmanager
+def _in_evaluation(work: Folding) -> Iterator[None]:
+    """Nothing draws or counts meanwhile; then every module has its mode again, and what replaced a norm the norm's."""
+    modes = modes_of(work.model)
+    try:
+        for module in modes:
+            module.training = False
+        yield
+    finally:
+        put_back({new: modes[norm] for norm, left in work.successors.items() for new in left.modules()} | modes)

@@ -1,0 +1,266 @@
+"""Puts a norm behind each layer of a model that has none."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from normkit import catalog
+from normkit.errors import ArgumentError, NormkitError, nearest
+from normkit.parametrize import weight_norm, weight_standardization
+from normkit.parametrize.weight_init import CONVOLUTIONS
+from normkit.tools.convert.build import RefusedError, fresh
+from normkit.tools.model.activated import NormedLayer
+from normkit.tools.model.call_order import Use, ordered, output_shapes, traced
+from normkit.tools.model.tree import LAYERS, Place, copy_of, matches, replace, walk
+from normkit.tools.model.wrapped import refuse_wrapped
+
+M = TypeVar("M", bound=nn.Module)
+
+OF_WEIGHTS = ("weight_norm", "weight_standardization")
+METHODS = ("batch_norm", "layer_norm", "layer_norm2d", "instance_norm", "group_norm", "rms_norm", *OF_WEIGHTS)
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """One layer that was given a norm.
+
+    Attributes:
+        name: of the layer before; with a norm of activations it is now a `Sequential` of ``layer`` and ``norm``.
+        layer, norm: both in words.
+        bias_dropped: whether the layer lost a bias that the norm would subtract again.
+    """
+
+    name: str
+    layer: str
+    norm: str
+    bias_dropped: bool
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.layer} + {self.norm}" + (", bias dropped" if self.bias_dropped else "")
+
+
+@dataclass(frozen=True)
+class Skip:
+    """One layer that was left as it is, and why."""
+
+    name: str
+    layer: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.layer} stays, {self.reason}"
+
+
+@dataclass(frozen=True)
+class InsertReport:
+    """What `insert` did.
+
+    Attributes:
+        inserted, skipped: one row for each layer, in the order of calls.
+        traced: whether the order of calls is known; without it that of the model stands for it.
+    """
+
+    inserted: tuple[Insertion, ...]
+    skipped: tuple[Skip, ...]
+    traced: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, [*self.inserted, *self.skipped])) or "no layer was found"
+
+
+def insert(
+    model: M,
+    method: str,
+    *,
+    example: Any = None,
+    only: str | Sequence[str] | None = None,
+    num_groups: int | None = None,
+    inplace: bool = False,
+) -> tuple[M, InsertReport]:
+    """Put a norm behind each convolution and linear layer and before its activation.
+
+    The last layer of a branch gets none, which is one whose output the model returns, nor does one that a norm follows
+    already. Norms of weights go on the layer itself.
+    A bias that the norm would subtract again (batch and instance norm) is dropped. What works on what is found by
+    `torch.fx`; where that fails, by the order of calls on the example, or by the order of modules, with a warning.
+
+    Args:
+        model: any module.
+        method: batch, layer, instance, group or RMS norm, weight norm or weight standardization, by any of its names.
+        example: an input of the model: a tensor, a tuple of positional or a mapping of keyword arguments; from it the
+            shapes between the layers are learned.
+        only: names of layers, with the wildcards of the shell; None for all.
+        num_groups: for group norm, as in `normkit.convert`.
+        inplace: whether to change the model itself and not a copy.
+
+    Returns:
+        The changed model and the report. A layer ``conv`` becomes a `Sequential` of ``conv.layer`` and
+        ``conv.norm``, so load old weights before; it still answers for the layer's attributes. Make the optimizer
+        afterwards.
+
+    Raises:
+        ArgumentError: an unknown method, a name that no layer has.
+        StateError: the model cannot be copied, or is wrapped for several processes. In every case the model is as it
+            was before.
+
+    Example:
+        >>> import torch, normkit
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> model, report = normkit.insert(model, "batch_norm")
+        >>> print(report)
+        0: Linear(4, 8) + BatchNorm1d(8), bias dropped
+        2: Linear(8, 2) stays, it is the last layer
+    """
+    method = _method(method)
+    places = [place for place in walk(model) if isinstance(place.module, LAYERS)]
+    refuse_wrapped(model, "insert")
+    wanted = [only] if isinstance(only, str) else only
+    for pattern in wanted or []:
+        if not any(matches(place, pattern) for place in places):
+            remedy = nearest(pattern, [place.name for place in places][:20])
+            raise ArgumentError(f"no layer of the model is called {pattern!r}: {remedy}")
+    if not inplace:
+        model = copy_of(model)
+    uses = traced(model)
+    if uses is None:
+        warnings.warn(
+            f"{type(model).__name__} cannot be traced by torch.fx: which layer is the last, and what stands behind a "
+            "layer, is taken from the order of " + ("calls" if example is not None else "modules; pass example="),
+            UserWarning,
+            stacklevel=2,
+        )
+    known = ordered(model, example) if uses is None else uses
+    shapes = {} if example is None else output_shapes(model, example)
+    found = {name: place for place in walk(model) for name in place.names}
+    tied = _tied(model)
+    new: dict[nn.Module, nn.Module] = {}
+    biased: list[nn.Module] = []
+    rows: list[Insertion] = []
+    skipped: list[Skip] = []
+    for name, use in known.items():
+        place = found[name]
+        if wanted is not None and not any(matches(place, pattern) for pattern in wanted):
+            continue
+        text = _text(place.module)
+        try:
+            _refuse(place, use, method, tied)
+            norm = _norm(place.module, method, num_groups, shapes.get(place.module))
+        except (RefusedError, NormkitError) as reason:
+            skipped.append(Skip(name, text, str(reason)))
+            continue
+        drops = norm is not None and _drops_bias(place.module, norm)
+        rows.append(Insertion(name, text, method if norm is None else _text(norm), drops))
+        if norm is not None:
+            new[place.module] = NormedLayer(OrderedDict(layer=place.module, norm=norm)).train(place.module.training)
+            if drops:
+                biased.append(place.module)
+    for layer in biased:
+        layer.register_parameter("bias", None)
+    model = replace(model, new)  # type: ignore[assignment]  # the root itself may be a layer
+    return model, InsertReport(tuple(rows), tuple(skipped), uses is not None)
+
+
+def _method(name: str) -> str:
+    if name in METHODS:
+        return name
+    key = "".join(letter for letter in name.casefold() if letter.isalnum())
+    if key in ("weightstandardization", "ws"):
+        return "weight_standardization"
+    try:
+        found = catalog.find(name).name
+    except ArgumentError:
+        raise ArgumentError(f"no normalization is called {name!r}: {nearest(name, METHODS)}") from None
+    if found not in METHODS:
+        raise ArgumentError(f"insert knows {', '.join(METHODS)}; got {name!r}: put it into the model by hand")
+    return found
+
+
+def _tied(model: nn.Module) -> dict[nn.Module, str]:
+    """Each module whose weight another module has too, and the name of one that does."""
+    owners: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            owners.setdefault(weight, []).append((name, module))
+    return {
+        module: next(name for name, other in held if other is not module)
+        for held in owners.values()
+        if len(held) > 1
+        for _, module in held
+    }
+
+
+def _refuse(place: Place, use: Use, method: str, tied: Mapping[nn.Module, str]) -> None:
+    for parent, _ in place.parents:
+        if type(parent).__module__.startswith("torch.nn") and not isinstance(parent, CONTAINERS):
+            raise RefusedError(f"torch's {type(parent).__name__} reads its weight itself")
+    if isinstance(place.module, LazyModuleMixin) and place.module.has_uninitialized_params():
+        raise RefusedError("it is lazy: run one batch first")
+    if use.last:
+        raise RefusedError("it is the last layer")
+    if method == "weight_norm" and place.module in tied:
+        raise RefusedError(f"its weight is that of {tied[place.module]!r} too, and would no longer be")
+    if method in OF_WEIGHTS:
+        return
+    if use.normalized:
+        raise RefusedError("a norm follows already")
+    if use.read:
+        raise RefusedError("its weight is read by other code than its own")
+    if use.times > 1 and method == "batch_norm":
+        raise RefusedError(f"it is used {use.times} times, and the statistics of its uses would be mixed")
+
+
+def _norm(layer: Any, method: str, groups: int | None, shape: torch.Size | None) -> nn.Module | None:
+    """The norm to stand behind a layer; None if it is one of weights, which is put on the layer at once."""
+    if method in OF_WEIGHTS:
+        dim = 1 if getattr(layer, "transposed", False) else 0
+        (weight_norm if method == "weight_norm" else weight_standardization)(layer, dim=dim)
+        return None
+    linear = isinstance(layer, nn.Linear)
+    rank = 0 if linear else next(n for kind, n in CONVOLUTIONS.items() if isinstance(layer, kind))
+    if linear and method == "layer_norm2d":
+        method = "layer_norm"
+    if linear and method == "instance_norm":
+        raise RefusedError("the features of a linear layer have no positions to normalize over")
+    if linear and method == "batch_norm" and shape is not None and len(shape) != 2:
+        raise RefusedError(f"its output of shape {tuple(shape)} has more than batch and features")
+    channels = layer.out_features if linear else layer.out_channels
+    weight = layer.weight
+    norm = fresh(method, channels, rank, groups, shape, device=weight.device, dtype=weight.dtype)
+    if linear and method == "batch_norm":
+        # Dimension 1 of (N, tokens, C) are no features, even where there are as many.
+        vars(norm)["layouts"] = {2: "(N, C)"}
+    return norm
+
+
+def _drops_bias(layer: nn.Module, norm: nn.Module) -> bool:
+    """Whether the norm subtracts a mean that holds all of the layer's bias and nothing else."""
+    alone = isinstance(norm, nn.modules.batchnorm._BatchNorm | nn.modules.instancenorm._InstanceNorm)
+    alone = alone or (isinstance(norm, nn.GroupNorm) and norm.num_groups == norm.num_channels)
+    return alone and layer._parameters.get("bias") is not None and not layer._forward_hooks
+
+
+def _text(module: Any) -> str:
+    """A layer in few words."""
+    name = type(module).__name__
+    if isinstance(module, nn.Linear):
+        return f"{name}({module.in_features}, {module.out_features})"
+    if isinstance(module, LAYERS):
+        return f"{name}({module.in_channels}, {module.out_channels})"
+    if isinstance(module, nn.GroupNorm):
+        return f"{name}({module.num_groups}, {module.num_channels})"
+    sizes = module._parameters["weight"].shape
+    return f"{name}({', '.join(map(str, sizes))})" if not hasattr(module, "pattern") else f"{name}({module.pattern!r})"

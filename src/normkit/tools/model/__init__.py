@@ -1,0 +1,1 @@
+"""What all tools share: the modules and norms of a model, how its layers are connected, and how it is called."""

@@ -1,0 +1,152 @@
+"""In what order the layers of a model work, and what stands behind each: by tracing, else by the order of calls."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from normkit.tools.model.call import Watcher, run
+from normkit.tools.model.dataflow import tensors_in
+from normkit.tools.model.tree import LAYERS, describe
+
+FUNCTIONAL_NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm, F.local_response_norm}
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a model uses one layer.
+
+    Attributes:
+        times: how often it is called in one pass.
+        last: whether no other layer works on what it gives, or the model returns it, which is the end of a branch.
+        normalized: whether a norm stands behind it already, with no other layer between.
+        read: whether its weight is read by other code than its own.
+    """
+
+    times: int = 1
+    last: bool = False
+    normalized: bool = False
+    read: bool = False
+
+
+def traced(model: nn.Module) -> dict[str, Use] | None:
+    """The use of each layer by its name, in the order of calls; None if the model cannot be traced."""
+    # On a copy that shares the tensors: a forward may keep something of its input, which is a stand-in here.
+    memo: dict[int, Any] = {id(t): t for t in chain(model.parameters(), model.buffers())}
+    try:
+        twin = copy.deepcopy(model, memo)
+        defaults = {
+            name: argument.default
+            for name, argument in inspect.signature(twin.forward).parameters.items()
+            if argument.default is not inspect.Parameter.empty
+        }
+        graph = _Tracer().trace(twin, defaults)
+    except Exception:  # whatever a foreign forward makes of a stand-in
+        return None
+    return _uses(twin, graph)
+
+
+class _Tracer(fx.Tracer):
+    """Looks into everything but layers, norms, and what torch looks not into."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) or isinstance(m, LAYERS) or describe(m) is not None
+
+
+def _uses(model: nn.Module, graph: fx.Graph) -> dict[str, Use]:
+    modules = dict(model.named_modules())
+
+    def is_layer(node: fx.Node) -> bool:
+        return node.op == "call_module" and isinstance(modules[str(node.target)], LAYERS)
+
+    feeds: dict[fx.Node, bool] = {}
+    returned: dict[fx.Node, bool] = {}
+    for node in reversed(graph.nodes):
+        feeds[node] = any(is_layer(user) or feeds[user] for user in node.users)
+        # Through functions of it alone: a sum that is returned is no longer what one layer gives.
+        returned[node] = any(
+            user.op == "output" or (returned[user] and not is_layer(user) and len(user.all_input_nodes) == 1)
+            for user in node.users
+        )
+    calls: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if is_layer(node):
+            calls.setdefault(str(node.target), []).append(node)
+    reads = {str(node.target).rsplit(".", 1)[0] for node in graph.nodes if node.op == "get_attr"}
+    return {
+        name: Use(
+            times=len(nodes),
+            last=not any(feeds[node] for node in nodes) or any(returned[node] for node in nodes),
+            normalized=any(_meets_norm(node, modules) for node in nodes),
+            read=name in reads,
+        )
+        for name, nodes in calls.items()
+    }
+
+
+def _meets_norm(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether the only way on from a layer leads to a norm, before another layer or a sum."""
+    while len(node.users) == 1:
+        (node,) = node.users
+        if node.op == "call_module":
+            module = modules[str(node.target)]
+            if describe(module) is not None or isinstance(module, LAYERS):
+                return not isinstance(module, LAYERS)
+        elif node.target in FUNCTIONAL_NORMS:
+            return True
+        if len(node.all_input_nodes) != 1:
+            return False
+    return False
+
+
+def ordered(model: nn.Module, example: Any = None) -> dict[str, Use]:
+    """The same without tracing: modules in the order in which an example calls them, else in that of the model."""
+    leaves = {
+        module: name
+        for name, module in model.named_modules()
+        if not module._modules or isinstance(module, LAYERS) or describe(module) is not None
+    }
+    order = list(leaves)
+    returned: set[nn.Module] = set()
+    if example is not None:
+        order, returned = _called(model, leaves, example)
+    layers = [module for module in order if isinstance(module, LAYERS)]
+    uses: dict[str, Use] = {}
+    for index, module in enumerate(order):
+        if isinstance(module, LAYERS):
+            behind = next((m for m in order[index + 1 :] if isinstance(m, LAYERS) or describe(m) is not None), None)
+            uses[leaves[module]] = Use(
+                times=layers.count(module),
+                last=module is layers[-1] or module in returned,
+                normalized=behind is not None and not isinstance(behind, LAYERS),
+            )
+    return uses
+
+
+def _called(model: nn.Module, leaves: Collection[nn.Module], example: Any) -> tuple[list[nn.Module], set[nn.Module]]:
+    """The order in which an example calls the leaves, and those whose output the model returns, as it is or a view."""
+    calls: list[tuple[nn.Module, Any]] = []
+    outputs: list[Any] = []
+    watchers: dict[nn.Module, Watcher] = {module: lambda m, x, y: calls.append((m, y)) for module in leaves}
+    watchers.setdefault(model, lambda m, x, y: outputs.append(y))
+    run(model, [example], watchers)
+    # By the storage, because a view is another tensor, and its address is 0 where there is no memory.
+    storages = {tensor.untyped_storage()._cdata for tensor in tensors_in(outputs)}
+    returned = {m for m, y in calls for tensor in tensors_in(y) if tensor.untyped_storage()._cdata in storages}
+    return [module for module, _ in calls], returned
+
+
+def output_shapes(model: nn.Module, example: Any) -> dict[nn.Module, torch.Size]:
+    """The shape of what each layer gives for an example."""
+    seen: dict[nn.Module, torch.Size] = {}
+    layers = [module for module in model.modules() if isinstance(module, LAYERS)]
+    run(model, [example], {module: lambda m, x, y: seen.update({m: y.shape}) for module in layers})
+    return seen

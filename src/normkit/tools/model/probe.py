@@ -1,0 +1,249 @@
+"""Runs a norm of unknown make on random numbers and compares it with the definition of a method."""
+
+from __future__ import annotations
+
+import copy
+import enum
+import inspect
+import math
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from normkit.tools.model.info import Facts
+
+TOLERANCE = 1e-4
+"""Of the size that a tensor has by nature. Float32 arithmetic, which some norms use whatever they are given, errs by
+some 1e-6 here, another formula or eps by 1e-2 and more."""
+
+HALF_TOLERANCE = 0.05
+"""The same of outputs in half precision, where 1e-2 is one rounding of bfloat16."""
+
+REROUNDED = 0.03
+"""Share of outputs in another bit than the value rounded once. Float32 sums in another order flip some 1e-4 of
+them, a second rounding a quarter."""
+
+HALF = (torch.float16, torch.bfloat16)
+
+WIDE = (torch.float64, torch.float32)
+"""In which dtypes a formula shows, the better one first."""
+
+
+class Agreement(enum.Enum):
+    """How a module compares with a definition."""
+
+    NONE = "none"
+    ROUNDED_ONCE = "rounded once"
+    ROUNDED_TWICE = "rounded twice"
+
+
+def misfit(module: nn.Module, facts: Facts) -> str:
+    """Why the module cannot be run as a norm of one input; empty if it can."""
+    name = type(module).__name__
+    arguments = [*inspect.signature(type(module).forward).parameters.values()][1:]
+    if len(arguments) != 1 or arguments[0].kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        return f"the forward of {name} takes other arguments than one input"
+    stranger = set(module._modules) - set(facts.extras)
+    if stranger:
+        return f"{name} has a child {min(stranger)!r}, which no norm of normkit has"
+    return ""
+
+
+def agreement(module: nn.Module, facts: Facts) -> Agreement:
+    """Whether the module computes what the facts say: outputs, gradients and running statistics.
+
+    On a copy with random parameters (initial ones hide differences), in training and evaluation, on inputs of
+    several ranks, one of them so small that eps decides. In float64, or float32 where it cannot do that, so that
+    what is found does not depend on the dtype of the module; in its own dtype only its roundings are looked at.
+    """
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        try:
+            agrees = next((found for dtype in WIDE if (found := _agrees(module, facts, dtype)) is not None), False)
+            return _rounding(module, facts) if agrees else Agreement.NONE
+        except Exception:  # a foreign forward may raise anything; then it is not what was guessed
+            return Agreement.NONE
+
+
+def _agrees(module: nn.Module, facts: Facts, dtype: torch.dtype) -> bool | None:
+    """Whether a copy of that dtype agrees on every input that it takes; None if it takes none."""
+    tried = False
+    for shape in _shapes(facts):
+        for scale in (1.0, math.sqrt(facts.eps)) if facts.eps else (1.0,):
+            for training in (True, False):
+                subject = _copy(module, dtype).train(training)
+                x = ((torch.randn(shape) + 0.5) * scale).to(dtype)
+                try:
+                    y, gradients, state = _run(subject, x)
+                except Exception:  # this rank is not for it
+                    break
+                if y.shape != x.shape:  # nor is one on which the weight is broadcast against the wrong dimension
+                    break
+                tried = True
+                expected, expected_gradients, expected_state = _definition(_twin(subject), facts, x)
+                # Outputs and gradients of parameters are about 1 in size, and that of x is 1 over the size of x. Where
+                # a region holds one or two elements they are next to nothing: there rounding is all there is.
+                sizes = [1.0, 1 / scale, *(1.0,) * (len(gradients) - 1 + len(state))]
+                pairs = zip([y, *gradients, *state], [expected, *expected_gradients, *expected_state], strict=True)
+                if not all(_close(a, b, TOLERANCE, size) for (a, b), size in zip(pairs, sizes, strict=True)):
+                    return False
+    return tried or None
+
+
+def _rounding(module: nn.Module, facts: Facts) -> Agreement:
+    """How a module whose arithmetic is known rounds its outputs, which have the dtype of its input."""
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    tried, flipped = False, 0.0
+    for shape in _shapes(facts):
+        subject = _copy(module, dtype).eval()
+        x = (torch.randn(shape) + 0.5).to(dtype)
+        try:
+            y, _, _ = _run(subject, x)
+        except Exception:  # this rank is not for it
+            continue
+        if y.shape != x.shape:
+            continue
+        tried = True
+        expected, _, _ = _definition(_twin(subject), facts, x)
+        if y.dtype != x.dtype or not _close(y, expected, HALF_TOLERANCE if dtype in HALF else TOLERANCE, 1.0):
+            return Agreement.NONE
+        if dtype in HALF:
+            flipped = max(flipped, (y != expected.to(dtype)).double().mean().item())
+    if not tried:
+        return Agreement.NONE
+    return Agreement.ROUNDED_TWICE if flipped > REROUNDED else Agreement.ROUNDED_ONCE
+
+
+def gives_channels_last(module: nn.Module, facts: Facts) -> bool:
+    """Whether an image in torch's usual layout comes back in channels-last: the next convolution's speed depends on it.
+
+    The module is one whose arithmetic has been recognised.
+    """
+    if facts.channels == 1:
+        return False
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        dtype = next((p.dtype for p in module.parameters()), torch.float32)
+        subject = _copy(module, dtype)
+        try:
+            y: Tensor = type(subject).forward(subject, torch.randn(2, facts.channels, 3, 5).to(dtype))
+        except Exception:  # not for images
+            return False
+    return y.is_contiguous(memory_format=torch.channels_last)
+
+
+def _shapes(facts: Facts) -> Iterator[tuple[int, ...]]:
+    """Inputs of every number of dimensions that the norm may be made for."""
+    if facts.axis == "last":
+        yield from ((7, *facts.shape), (2, 3, *facts.shape), (2, 3, 5, *facts.shape))
+        return
+    positions = ((), (6,), (5, 3), (2, 3, 2))
+    for sizes in positions if facts.rank is None else {(), (6,)} if facts.rank == 1 else {positions[facts.rank]}:
+        yield (4, *facts.shape, *sizes)
+
+
+def _copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module on the CPU in another dtype, with random parameters and statistics; no hooks."""
+
+    def drawn(t: Tensor) -> Tensor:
+        return (torch.rand(t.shape) + 0.5).to(dtype if t.is_floating_point() else t.dtype)
+
+    new = copy.copy(module)
+    state = vars(new)
+    for name, value in vars(nn.Module()).items():
+        if "hooks" in name:
+            state[name] = OrderedDict() if isinstance(value, dict) else value
+    children = copy.deepcopy(module._modules)
+    state["_modules"] = {key: None if child is None else child.to("cpu", dtype) for key, child in children.items()}
+    state["_parameters"] = {key: None if p is None else nn.Parameter(drawn(p)) for key, p in module._parameters.items()}
+    state["_buffers"] = {key: None if b is None else drawn(b) for key, b in module._buffers.items()}
+    state["_start"] = {key: None if b is None else b.clone() for key, b in new._buffers.items()}
+    return new
+
+
+def _twin(subject: nn.Module) -> nn.Module:
+    """A second one with the parameters of the first, and with the statistics that it started with."""
+    twin = copy.copy(subject)
+    parameters = {key: None if p is None else nn.Parameter(p.detach().clone()) for key, p in twin._parameters.items()}
+    vars(twin).update(_parameters=parameters, _buffers=vars(subject)["_start"])
+    return twin
+
+
+def _run(module: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Output, gradients of input and parameters, and statistics afterwards; the past of random numbers is fixed."""
+    x = x.clone().requires_grad_()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        y: Tensor = type(module).forward(module, x)
+    return y.detach(), _gradients(module, x, y), [b for b in module._buffers.values() if b is not None]
+
+
+def _gradients(module: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
+    wanted = [x, *(p for p in module._parameters.values() if p is not None)]
+    weights = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).sin().reshape(y.shape)
+    found = torch.autograd.grad((y.double() * weights).sum(), wanted, allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)]
+
+
+def _definition(module: nn.Module, facts: Facts, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The same of the method the facts name, in float64 and plain torch; extras get half precision rounded once."""
+    if facts.eps is None:
+        facts = replace(facts, eps=torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps)
+    x = x.clone().requires_grad_()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        y = _normalized(module, facts, x.double())
+        dtype = x.dtype if x.dtype in HALF else torch.float64
+        for name in facts.extras:
+            y = module._modules[name].to(dtype)(y.to(dtype))  # type: ignore[union-attr]
+    return y.detach(), _gradients(module, x, y), [b for b in module._buffers.values() if b is not None]
+
+
+def _normalized(module: nn.Module, facts: Facts, x: Tensor) -> Tensor:
+    weight, bias = (None if p is None else p.double() for p in map(module._parameters.get, ("weight", "bias")))
+    features = (1, -1, *(1,) * (x.dim() - 2)) if facts.axis == "first" else facts.shape
+    if facts.kind in ("batch_norm", "instance_norm"):
+        z = _with_statistics(module, facts, x)
+    else:
+        view, dims = x, (1,) if facts.axis == "first" else tuple(range(-len(facts.shape), 0))
+        if facts.kind == "group_norm":
+            view, dims = x.reshape(x.shape[0], facts.groups or 1, -1), (-1,)
+        mean = view.mean(dims, keepdim=True) * (facts.kind != "rms_norm")
+        variance = (view - mean).square().mean(dims, keepdim=True)
+        z = ((view - mean) / (variance + (facts.eps or 0.0)).sqrt()).reshape(x.shape)
+    if weight is not None:
+        z = z * (weight + facts.offset).reshape(features)
+    return z if bias is None else z + bias.reshape(features)
+
+
+def _with_statistics(module: nn.Module, facts: Facts, x: Tensor) -> Tensor:
+    """torch's own on plain tensors: what is asked here is what the subclass does round it."""
+    buffers = module._buffers
+    running = [buffers.get(name) for name in ("running_mean", "running_var")]
+    own = module.training or running[0] is None
+    # Copies, also of float64: backward needs what forward used.
+    mean, var = (None if b is None else b.to(torch.float64, copy=True) for b in running)
+    momentum, eps = cast("float | None", module.momentum), facts.eps or 0.0
+    if facts.kind == "instance_norm":
+        y = nn.functional.instance_norm(x, mean, var, None, None, own, momentum or 0.0, eps)
+    else:
+        counter = buffers.get("num_batches_tracked")
+        if counter is not None and module.training:
+            counter += 1
+            momentum = 1 / float(counter) if momentum is None else momentum
+        y = nn.functional.batch_norm(x, mean, var, None, None, own, momentum or 0.0, eps)
+    for buffer, moved in zip(running, (mean, var), strict=True):
+        if buffer is not None and moved is not None:
+            buffer.copy_(moved)
+    return y
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float, size: float) -> bool:
+    """Whether two tensors agree, of the size of the second or of the one it has by nature, whichever is larger."""
+    a, b = a.double(), b.double()
+    return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * b.abs().max().clamp_min(size))

@@ -1,0 +1,232 @@
+"""What a norm is: torch's and normkit's by their class, any other by what it computes, whatever its name says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+from torch import nn
+from torch.nn.modules import batchnorm, instancenorm, lazy
+from torch.nn.utils import parametrize
+
+from normkit import catalog
+from normkit.layers import LayerNorm2d, Norm
+from normkit.tools.model import probe
+from normkit.tools.model.activated import Onward
+from normkit.tools.model.info import Facts
+
+__all__ = ["Facts", "describe", "identity"]
+
+RANKS: dict[type[nn.Module], int] = {
+    nn.BatchNorm1d: 1,
+    nn.BatchNorm2d: 2,
+    nn.BatchNorm3d: 3,
+    nn.InstanceNorm1d: 1,
+    nn.InstanceNorm2d: 2,
+    nn.InstanceNorm3d: 3,
+}
+BASES: tuple[type[nn.Module], ...] = (
+    *RANKS,
+    nn.SyncBatchNorm,
+    batchnorm._BatchNorm,
+    instancenorm._InstanceNorm,
+    batchnorm._NormBase,  # a frozen batch norm is no _BatchNorm
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+)
+"""torch's own, the more special first."""
+
+EXTRAS = ("drop", "act")
+"""The children that a norm may have, in the order in which they are applied."""
+
+HARMLESS = {"__init__", "__module__", "__doc__", "__qualname__", "__constants__", "__annotations__", "extra_repr"}
+HARMLESS |= {"reset_parameters", "reset_running_stats", "__static_attributes__", "__firstlineno__", "__slots__"}
+"""What a subclass may define without changing what the norm computes."""
+
+
+def describe(module: nn.Module) -> Facts | None:
+    """What is known of a norm.
+
+    torch's and normkit's norms are known by their class. A class of another origin that is called a norm, or
+    that changes one of torch's, is run on random inputs, with random parameters and on a copy, and counts as
+    the method that it agrees with in outputs and gradients.
+
+    Args:
+        module: any module; it is not changed.
+
+    Returns:
+        The facts; with a `reason` and without a `kind` if it is a norm that is not understood; None if it
+        is no norm.
+
+    Example:
+        >>> facts = describe(nn.GroupNorm(4, 8))
+        >>> facts.kind, facts.channels, facts.groups, facts.eps
+        ('group_norm', 8, 4, 1e-05)
+        >>> describe(nn.ReLU()) is None
+        True
+    """
+    base = next((base for base in BASES if isinstance(module, base)), None)
+    if base is None and not isinstance(module, LayerNorm2d | Norm) and not _is_called_a_norm(module):
+        return None
+    origin = type(module).__module__.split(".")[0]
+    facts = Facts(origin=origin)
+    if parametrize.is_parametrized(module):
+        return replace(facts, reason="its parameters are parametrized")
+    if isinstance(module, lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        return replace(facts, reason="it is lazy and does not know its channels yet: run one batch first")
+    if "forward" in vars(module):
+        return replace(facts, reason="its forward was exchanged on this very module")
+    if isinstance(module, LayerNorm2d | Norm):
+        return _with_options(module, _ours(module, facts))
+    if base is None:
+        return _of_any_class(module, facts)
+    return _with_options(module, _of_torch(module, base, facts))
+
+
+def identity(module: nn.Module) -> Any:
+    """Equal for modules that `describe` cannot tell apart."""
+    simple = {key: value for key, value in vars(module).items() if isinstance(value, int | float | str | tuple | None)}
+    simple.pop("training", None)
+    if isinstance(module, lazy.LazyModuleMixin):
+        return id(module)
+    shapes = [(key, None if p is None else (p.shape, p.dtype)) for key, p in module._parameters.items()]
+    buffers = [(key, None if b is None else b.shape) for key, b in module._buffers.items()]
+    children = [(key, type(child), repr(child)) for key, child in module._modules.items()]
+    if len(children) > len(EXTRAS):
+        return id(module)
+    return type(module), repr(simple), repr(shapes), repr(buffers), repr(children), "forward" in vars(module)
+
+
+def _with_options(module: nn.Module, facts: Facts) -> Facts:
+    """What normkit's layers can do and torch's cannot."""
+    if not type(module).__module__.startswith("normkit."):
+        return facts
+    offset = 1.0 if getattr(module, "zero_centered", False) else facts.offset
+    half = any(p.dtype.itemsize == 2 for p in module.parameters())
+    twice = half and getattr(module, "cast", "after") == "before"
+    return replace(facts, activation=getattr(module, "activation", None), offset=offset, rounds_twice=twice)
+
+
+def _is_called_a_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower() and set(module._modules) <= set(EXTRAS)
+
+
+def _extras(module: nn.Module) -> tuple[str, ...]:
+    """The children that the forward of a class which is not torch's own may apply."""
+    return tuple(name for name in EXTRAS if module._modules.get(name) is not None)
+
+
+def _state(module: nn.Module, facts: Facts) -> Facts:
+    """The parameters and statistics that it has."""
+    return replace(
+        facts,
+        weight=module._parameters.get("weight") is not None,
+        bias=module._parameters.get("bias") is not None,
+        running=module._buffers.get("running_mean") is not None,
+    )
+
+
+def _ours(module: nn.Module, facts: Facts) -> Facts:
+    facts = _state(module, replace(facts, eps=cast(float, module.eps)))
+    if isinstance(module, LayerNorm2d):
+        return replace(facts, kind="layer_norm2d", shape=(module.num_channels,), axis="first", extras=_extras(module))
+    assert isinstance(module, Norm)
+    sizes = module.num_features
+    shape = () if sizes is None else (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    facts = replace(facts, shape=shape, groups=module.num_groups, pattern=module.pattern, extras=_extras(module))
+    words = " ".join(module.pattern.split())
+    axis: Literal["last", "first"] = "last" if words.startswith("...") else "first"
+    if not module.center:
+        known = words in ("... [c]", "b [c] ...")
+        kind = "rms_norm" if known else None
+    else:
+        kind = next((method.name for method in catalog.METHODS if words in method.patterns), None)
+    return replace(facts, kind=kind, axis=axis, reason="" if kind else "its region is a pattern of its own")
+
+
+def _of_torch(module: nn.Module, base: type[nn.Module], facts: Facts) -> Facts:
+    facts = _state(module, replace(facts, rank=RANKS.get(base), synced=base is nn.SyncBatchNorm))
+    facts = replace(facts, eps=cast("float | None", getattr(module, "eps", None)))
+    if isinstance(module, batchnorm._NormBase):
+        kind = "instance_norm" if isinstance(module, instancenorm._InstanceNorm) else "batch_norm"
+        facts = replace(facts, kind=kind, shape=(module.num_features,), axis="first")
+    elif isinstance(module, nn.GroupNorm):
+        shape = (module.num_channels,)
+        facts = replace(facts, kind="group_norm", shape=shape, groups=module.num_groups, axis="first")
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        kind = "layer_norm" if isinstance(module, nn.LayerNorm) else "rms_norm"
+        facts = replace(facts, kind=kind, shape=tuple(module.normalized_shape), axis="last")
+    else:
+        facts = replace(facts, kind="local_response_norm", axis="first")
+    if _computes_as(type(module), base):
+        return replace(facts, extras=_extras(module) if isinstance(module, Onward) else ())
+    if facts.synced or facts.kind == "local_response_norm":
+        return replace(facts, kind=None, reason=f"{type(module).__name__} has a forward of its own")
+    return _verified(module, facts, _alternatives(facts))
+
+
+def _computes_as(cls: type[nn.Module], base: type[nn.Module]) -> bool:
+    """Whether a class is one of torch's or normkit's, or computes as torch's without a change."""
+    if cls.__module__.startswith("normkit.") or cls is base:
+        return True
+    between = cls.__mro__[: cls.__mro__.index(base)]
+    changed = {name for each in between for name, value in vars(each).items() if callable(value)} - HARMLESS
+    return not changed
+
+
+def _alternatives(facts: Facts) -> Iterator[Facts]:
+    """What a subclass of torch's norm may compute instead: over dimension 1, or with a weight stored less 1."""
+    offsets = (0.0, 1.0) if facts.weight else (0.0,)
+    both: tuple[Literal["last", "first"], ...] = ("last", "first")
+    axes = both if facts.kind in ("layer_norm", "rms_norm") and len(facts.shape) == 1 else (facts.axis,)
+    for offset in offsets:
+        for axis in axes:
+            kind = "layer_norm2d" if facts.kind == "layer_norm" and axis == "first" else facts.kind
+            yield replace(facts, kind=kind, axis=axis, offset=offset)
+
+
+def _of_any_class(module: nn.Module, facts: Facts) -> Facts:
+    facts = _state(module, facts)
+    foreign = set(module._parameters) - {"weight", "bias"} | set(module._buffers)
+    weight = module._parameters.get("weight")
+    shape: Any = getattr(module, "normalized_shape", None) if weight is None else weight.shape
+    facts = replace(facts, shape=tuple(shape) if isinstance(shape, tuple | list) else ())
+    name = type(module).__name__
+    if foreign:
+        return replace(facts, reason=f"{name} keeps {', '.join(sorted(foreign))}, which no norm of normkit has")
+    if not facts.shape:
+        return replace(facts, reason=f"{name} does not say how many features it normalizes")
+
+    def possible() -> Iterator[Facts]:
+        for eps in _possible_eps(module):
+            for kind in ("rms_norm", "layer_norm"):
+                yield from _alternatives(replace(facts, kind=kind, eps=eps))
+
+    return _verified(module, facts, possible())
+
+
+def _possible_eps(module: nn.Module) -> list[float]:
+    numbers = {k: v for k, v in vars(module).items() if isinstance(v, float) and 0 <= v <= 0.1}
+    named = [value for key, value in numbers.items() if "eps" in key]
+    return named or [*numbers.values(), 1e-5, 1e-6, 1e-8, 1e-12]
+
+
+def _verified(module: nn.Module, facts: Facts, possible: Iterator[Facts]) -> Facts:
+    """The first of the possible facts that the module agrees with."""
+    facts = replace(facts, extras=_extras(module))
+    unfit = probe.misfit(module, facts)
+    if unfit:
+        return replace(facts, kind=None, reason=unfit)
+    for guess in possible:
+        found = probe.agreement(module, replace(guess, extras=facts.extras))
+        if found is not probe.Agreement.NONE:
+            # Only the layers that normalize the last dimensions have two ways to round.
+            twice = found is probe.Agreement.ROUNDED_TWICE and guess.axis == "last"
+            last = guess.kind == "layer_norm2d" and probe.gives_channels_last(module, guess)
+            return replace(guess, extras=facts.extras, rounds_twice=twice, channels_last=last)
+    return replace(
+        facts, kind=None, reason=f"{type(module).__name__} computes something that no method of normkit agrees with"
+    )

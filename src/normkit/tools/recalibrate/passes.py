@@ -1,0 +1,132 @@
+"""One reading of all batches by a model whose norms are listened to."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from normkit.errors import StateError
+from normkit.parametrize._checks import stored
+from normkit.tools.model.statistics import statistics_of
+from normkit.tools.model.valid import FIRST, input_of, is_unbatched, mask_of
+from normkit.tools.recalibrate.moments import Moments, meeting_place, reduce_over_ranks
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+def collect(
+    model: nn.Module,
+    norms: Mapping[str, _NormBase],
+    batches: Iterable[Any],
+    step: Forward,
+    device: torch.device | str | None,
+    group: dist.ProcessGroup | None,
+) -> tuple[int, dict[_NormBase, Moments]]:
+    """Read all batches once; the moments of each norm's inputs, over all ranks."""
+    moments = {norm: Moments(norm) for norm in norms.values()}
+    read, failure, turns = 0, None, itertools.count()
+    with contextlib.ExitStack() as hooks:
+        for name, norm in norms.items():
+            listen = _listen(name, moments[norm], turns)
+            hooks.callback(norm.register_forward_pre_hook(listen, with_kwargs=True).remove)
+            hooks.callback(norm.register_forward_hook(_train_again(norm.training), always_call=True).remove)
+        try:
+            for batch in batches:
+                step(model, batch if device is None else _moved(batch, device))
+                read += 1
+        except Exception as error:
+            failure = error
+    if dist.is_available() and dist.is_initialized():
+        # Ranks meet here even if one of them failed; the others would wait for ever.
+        place = meeting_place(group, next(iter(moments.values())).mean.device)
+        dist.all_reduce(count := torch.tensor([read, failure is not None], device=place), group=group)
+        read, failed = count.tolist()
+        if failed and failure is None:
+            raise StateError("recalibrate stopped because another rank raised: see its error; the model is as it was")
+        if not failed:
+            reduce_over_ranks(list(moments.values()), group)
+    if failure is not None:
+        raise failure
+    if not read:
+        raise StateError("recalibrate needs at least one batch, got none: a generator is empty once it was read")
+    return read, moments
+
+
+def _listen(name: str, seen: Moments, turns: Iterator[int]) -> Callable[..., None]:
+    """A hook that counts the input in, and lets the norm use statistics where the batch has none of its own."""
+
+    def hook(norm: _NormBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = input_of(norm, args, kwargs)
+        mask = mask_of(norm, x.unsqueeze(0) if is_unbatched(norm, x) else x, kwargs, FIRST)
+        if not x.numel() or (mask is not None and not mask.any()):
+            return
+        if not seen.calls:
+            seen.first = next(turns)
+        mean, var = seen.add(x, mask)
+        if not norm.training or isinstance(norm, _InstanceNorm):
+            return
+        alone = (seen.rows(x)[:, 0].numel() if mask is None else int(mask.sum())) == 1
+        if alone or isinstance(norm, nn.SyncBatchNorm):
+            # A single value has no variance: it meets the statistics so far. A SyncBatchNorm would wait for ranks.
+            norm.training = False
+            if seen.elements > 1:
+                write(name, norm, *(seen.result() if alone else (mean, var)))
+
+    return hook
+
+
+def _train_again(training: bool) -> Callable[..., None]:
+    def hook(norm: nn.Module, args: Any, output: Any) -> None:
+        norm.training = training
+
+    return hook
+
+
+def write(name: str, norm: _NormBase, mean: Tensor, var: Tensor) -> None:
+    """Set the running statistics of a norm.
+
+    Raises:
+        StateError: they do not fit into the dtype that they are kept in; none is set then.
+    """
+    what, remedy = f"statistics of {name!r}", "keep this norm in float32, with norm.float(); the model is as it was"
+    running = statistics_of(norm)
+    kept = [stored(new, old.dtype, what, remedy) for old, new in zip(running, (mean, var), strict=True)]
+    for old, new in zip(running, kept, strict=True):
+        old.copy_(new)
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, tuple | list) and batch:
+        batch = batch[0]
+    return model(**batch) if isinstance(batch, Mapping) else model(batch)
+
+
+def _moved(batch: Any, device: torch.device | str) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {name: _moved(value, device) for name, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return [_moved(value, device) for value in batch]
+    return batch
+
+
+def shown(batches: Iterable[Any], progress: bool) -> Iterable[Any] | Iterator[Any]:
+    if not progress:
+        return batches
+    try:
+        from rich.console import Console
+        from rich.progress import track
+    except ImportError:
+        warnings.warn("progress=True shows a bar where rich is installed: pip install rich", stacklevel=3)
+        return batches
+    return track(batches, description="recalibrate", console=Console(stderr=True), transient=True)
