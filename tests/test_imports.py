@@ -19,7 +19,7 @@ INSIDE = ["native", "door", "reference", "triton", "backend", "fit", "ops", "qua
 # Within the tools: what they share, then the verbs; and within what they share.
 TOOLS = ["model", "load", "freeze", "recalibrate", "param_groups", "fold", "convert", "insert", "watch", "audit"]
 MODEL = ["info", "statistics", "wrapped", "valid", "activated", "frozen", "probe", "recognise", "tree", "call"]
-MODEL += ["dataflow", "call_order"]
+MODEL += ["dataflow", "call_order", "refusal"]
 
 
 def imported(path):

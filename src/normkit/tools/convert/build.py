@@ -29,6 +29,7 @@ from normkit.tools.fold import fold_math
 from normkit.tools.model.activated import ChannelAffine, LayerNorm2dLast, Onward, activated, fusible, joined
 from normkit.tools.model.frozen import plain_class
 from normkit.tools.model.info import Facts
+from normkit.tools.model.refusal import RefusedError
 
 BATCH: dict[int, type[nn.Module]] = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
 INSTANCE: dict[int, type[nn.Module]] = {1: InstanceNorm1d, 2: InstanceNorm2d, 3: InstanceNorm3d}
@@ -44,10 +45,6 @@ REGIONS = {
 
 GROUPS = 32
 """The number of groups that Wu & He 2018 found best, for who names none."""
-
-
-class RefusedError(Exception):
-    """Why a norm stays as it is; never leaves the tools."""
 
 
 def nearest_divisor(channels: int, groups: int) -> int:

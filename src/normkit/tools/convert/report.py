@@ -15,6 +15,7 @@ from normkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normkit.tools.convert.build import scale_and_shift
 from normkit.tools.convert.calibrate import Fitted
 from normkit.tools.model.info import Facts
+from normkit.tools.model.refusal import Refusal
 from normkit.tools.model.tree import replace, walk
 from normkit.tools.model.wrapped import refuse_wrapped
 
@@ -73,18 +74,6 @@ class Change:
             new.running_var.copy_(fit.variance)  # type: ignore[union-attr]
         given = {name: value for name, value in values.items() if value is not None}
         return dataclasses.replace(self, residual=fit.residual, given=given)
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """One norm that was left as it is although a change was asked for."""
-
-    name: str
-    module: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.module} stays, {self.reason}"
 
 
 @dataclass(frozen=True)

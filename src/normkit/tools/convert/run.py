@@ -12,11 +12,12 @@ from torch import nn
 
 from normkit.errors import ArgumentError, StateError, whole_number
 from normkit.parametrize._checks import check_batches
-from normkit.tools.convert.build import RefusedError, equivalent, groups_for, other
+from normkit.tools.convert.build import equivalent, groups_for, other
 from normkit.tools.convert.calibrate import fit
-from normkit.tools.convert.report import Change, ConvertReport, Refusal, as_text
+from normkit.tools.convert.report import Change, ConvertReport, as_text
 from normkit.tools.convert.target import OWN, To, Wish
 from normkit.tools.model.call import shapes as shapes_in
+from normkit.tools.model.refusal import Refusal, RefusedError
 from normkit.tools.model.tree import Facts, Place, copy_of, norms, replace, walk
 from normkit.tools.model.wrapped import refuse_wrapped
 

@@ -1,6 +1,6 @@
 """`fold`: takes batch norms into the layers next to them, for inference."""
 
-from normkit.tools.fold.report import Fold, FoldRefusal, FoldReport
+from normkit.tools.fold.report import Fold, FoldReport
 from normkit.tools.fold.run import fold
 
-__all__ = ["Fold", "FoldRefusal", "FoldReport", "fold"]
+__all__ = ["Fold", "FoldReport", "fold"]

@@ -16,18 +16,15 @@ from normkit.errors import ArgumentError
 from normkit.tools.fold import fold_math
 from normkit.tools.fold.check import coarsest, compared, distance, doubled, drawn, same_draws
 from normkit.tools.fold.norms import foldable
-from normkit.tools.fold.report import Fold, FoldRefusal, FoldReport
+from normkit.tools.fold.report import Fold, FoldReport
 from normkit.tools.model.activated import module_of
 from normkit.tools.model.dataflow import Flow, Graph, record, run
+from normkit.tools.model.refusal import Refusal, RefusedError
 from normkit.tools.model.tree import LAYERS, Layer, replace, walk
 
 EXACT = 1e-9
 """How far a folded pair may be from the original in float64, of the output's size: a wrong fold is off by far more,
 rounding by 1e-16 times the ratio of mean to standard deviation."""
-
-
-class _RefusedError(Exception):
-    """Why a norm stays."""
 
 
 class Folding:
@@ -53,14 +50,14 @@ class Folding:
             graph = self.rounds(flow, graph, example, reasons)
             error = self.moved_by(example, before) if self.folds else 0.0
             text = f"outputs moved by {error:.2g} of their size, and {allowed:.2g} is allowed"
-        except _RefusedError as refusal:
+        except RefusedError as refusal:
             error, text = float("inf"), str(refusal)
         if not error <= allowed:
             reasons |= dict.fromkeys(self.folds, f"folding was undone: {text}")
             self.undo()
         folds = tuple(self.folds[norm] for norm in self.found if norm in self.folds)
         refusals = tuple(
-            FoldRefusal(place.name, type(norm).__name__, reasons[norm])
+            Refusal(place.name, type(norm).__name__, reasons[norm])
             for norm, (place, _) in self.found.items()
             if norm not in self.folds
         )
@@ -80,7 +77,7 @@ class Folding:
             for norm in [norm for norm in self.found if norm not in self.folds]:
                 try:
                     self.fold_one(norm, flow, graph)
-                except _RefusedError as refusal:
+                except RefusedError as refusal:
                     reasons[norm] = str(refusal)
             if len(self.folds) == done:
                 return graph
@@ -93,7 +90,7 @@ class Folding:
         try:
             yield
         except Exception as error:
-            raise _RefusedError(f"the folded model raises {type(error).__name__}: {error}") from error
+            raise RefusedError(f"the folded model raises {type(error).__name__}: {error}") from error
 
     def outputs(self, flow: Flow) -> list[Tensor]:
         """What the model gives for the example, to be compared with what it gives when it is folded."""
@@ -120,32 +117,32 @@ class Folding:
         """Fold into the layer before the norm, or else into the one after it."""
         _, facts = self.found[norm]
         if not facts.kind:
-            raise _RefusedError(facts.reason)
+            raise RefusedError(facts.reason)
         if not facts.running:
-            raise _RefusedError("it has no running statistics and normalizes by its input")
+            raise RefusedError("it has no running statistics and normalizes by its input")
         if norm in self.training and isinstance(norm, _NormBase):
-            raise _RefusedError("it is in training mode and normalizes by the batch: call model.eval() first")
+            raise RefusedError("it is in training mode and normalizes by the batch: call model.eval() first")
         if not flow.calls[norm]:
-            raise _RefusedError("the example does not reach it")
+            raise RefusedError("the example does not reach it")
         if reason := _hooked(norm):
-            raise _RefusedError(f"it {reason}")
+            raise RefusedError(f"it {reason}")
         asked = flow.asked[norm] or ({"parameters"} if graph is not None and norm in graph.reads else set())
         if asked:
-            raise _RefusedError(f"forward also reads its {min(asked)}, which would be gone")
+            raise RefusedError(f"forward also reads its {min(asked)}, which would be gone")
         scale, shift = fold_math.scale_and_shift(norm, facts.eps or 0.0)
         try:
             layer = self.layer_before(norm, scale, flow, graph)
             weight, bias = fold_math.after(layer, scale, shift)
             self.check([layer, norm], layer, weight, bias, _left(norm), flow)
             side = "before"
-        except _RefusedError as first:
+        except RefusedError as first:
             try:
                 layer = self.layer_after(norm, shift, flow, graph)
                 weight, bias = fold_math.before(layer, scale, shift)
                 self.check([norm, layer], layer, weight, bias, nn.Identity(), flow)
                 side = "after"
-            except _RefusedError as second:
-                raise _RefusedError(f"{first}; {second}") from None
+            except RefusedError as second:
+                raise RefusedError(f"{first}; {second}") from None
         self.commit(norm, layer, weight, bias, side)
 
     def layer_before(self, norm: nn.Module, scale: Tensor, flow: Flow, graph: Graph | None) -> Layer:
@@ -153,20 +150,20 @@ class Folding:
         sources = {call.source.module if call.source else None for call in flow.calls[norm]}
         layer = next(iter(sources))
         if layer is None or len(sources) > 1:
-            raise _RefusedError("its input does not come straight from one convolution or linear layer")
+            raise RefusedError("its input does not come straight from one convolution or linear layer")
         name = repr(self.names[layer])
         if not isinstance(layer, LAYERS):
-            raise _RefusedError(f"its input comes from {name}, a {type(layer).__name__}")
+            raise RefusedError(f"its input comes from {name}, a {type(layer).__name__}")
         others = [taker for call in flow.calls[layer] for taker in call.consumers if taker is not norm]
         if others:
-            raise _RefusedError(f"the output of {name} also goes to {self.called(others[0])}")
+            raise RefusedError(f"the output of {name} also goes to {self.called(others[0])}")
         self.check_usable(layer, flow, graph)
         if fold_math.channels_out(layer) != scale.numel() or (
             isinstance(layer, nn.Linear) and any(call.input.dim() != 2 for call in flow.calls[norm])
         ):
-            raise _RefusedError(f"it normalizes another dimension than {name} makes")
+            raise RefusedError(f"it normalizes another dimension than {name} makes")
         if graph is not None and not graph.joins(layer, norm):
-            raise _RefusedError(f"the model's graph has another way from {name}, or to the norm")
+            raise RefusedError(f"the model's graph has another way from {name}, or to the norm")
         return layer
 
     def layer_after(self, norm: nn.Module, shift: Tensor, flow: Flow, graph: Graph | None) -> Layer:
@@ -174,21 +171,21 @@ class Folding:
         takers = {taker for call in flow.calls[norm] for taker in call.consumers}
         layer = next(iter(takers), None)
         if len(takers) != 1 or not isinstance(layer, LAYERS):
-            raise _RefusedError("its output does not go straight to one such layer")
+            raise RefusedError("its output does not go straight to one such layer")
         name = repr(self.names[layer])
         if not isinstance(_left(norm), nn.Identity):
-            raise _RefusedError(f"its activation stands before {name}")
+            raise RefusedError(f"its activation stands before {name}")
         if any(call.source is None or call.source.module is not norm for call in flow.calls[layer]):
-            raise _RefusedError(f"{name} also has other inputs")
+            raise RefusedError(f"{name} also has other inputs")
         self.check_usable(layer, flow, graph)
         if fold_math.channels_in(layer) != shift.numel() or (
             isinstance(layer, nn.Linear) and any(call.input.dim() != 2 for call in flow.calls[layer])
         ):
-            raise _RefusedError(f"it normalizes another dimension than {name} sums over")
+            raise RefusedError(f"it normalizes another dimension than {name} sums over")
         if (why := fold_math.shift_is_lost(layer)) and bool(shift.any()):
-            raise _RefusedError(f"it cannot go into {name} behind it: {why}")
+            raise RefusedError(f"it cannot go into {name} behind it: {why}")
         if graph is not None and not graph.joins(norm, layer):
-            raise _RefusedError(f"the model's graph has another way to {name}, or from the norm")
+            raise RefusedError(f"the model's graph has another way to {name}, or from the norm")
         return layer
 
     def called(self, taker: nn.Module | str) -> str:
@@ -198,16 +195,16 @@ class Folding:
         """The layer's weight is its own, plain, and used by nothing but its forward."""
         name = repr(self.names[layer])
         if parametrize.is_parametrized(layer) or layer._parameters.get("weight") is None:
-            raise _RefusedError(f"the weight of {name} is computed from others: remove its parametrization first")
+            raise RefusedError(f"the weight of {name} is computed from others: remove its parametrization first")
         for key, parameter in layer.named_parameters(recurse=False):
             if what := fold_math.unusual(parameter):
-                raise _RefusedError(f"the {key} of {name} is {what}")
+                raise RefusedError(f"the {key} of {name} is {what}")
         if reason := _hooked(layer):
-            raise _RefusedError(f"{name} {reason}")
+            raise RefusedError(f"{name} {reason}")
         if flow.reads[layer]:
-            raise _RefusedError(f"the weight of {name} is also read by {min(flow.reads[layer])}")
+            raise RefusedError(f"the weight of {name} is also read by {min(flow.reads[layer])}")
         if graph is not None and graph.reads_values(layer):
-            raise _RefusedError(f"the model's graph also reads the weight of {name}")
+            raise RefusedError(f"the model's graph also reads the weight of {name}")
 
     @torch.no_grad()
     def check(
@@ -216,7 +213,7 @@ class Folding:
         """In float64, where rounding is out of the question, the folded layer gives what the pair gives."""
         name, dtype = repr(self.names[layer]), layer.weight.dtype
         if not all(bool(tensor.to(dtype).isfinite().all()) for tensor in (weight, bias)):
-            raise _RefusedError(f"the folded weight of {name} would not be finite in {dtype}")
+            raise RefusedError(f"the folded weight of {name} would not be finite in {dtype}")
         try:
             exact = [copy.deepcopy(module).double() for module in pair]
             for module, original in zip(exact, pair, strict=True):
@@ -229,15 +226,15 @@ class Folding:
             for args, kwargs in (*given, drawn(given[0])):
                 expected = exact[1](exact[0](*args, **kwargs))
                 if not expected.numel() or not bool(expected.isfinite().all()):
-                    raise _RefusedError("on the example it gives nan, inf or no values, which cannot be compared")
+                    raise RefusedError("on the example it gives nan, inf or no values, which cannot be compared")
                 error = distance(then(new(*args, **kwargs)), expected)
                 if not error <= EXACT:
-                    raise _RefusedError(
+                    raise RefusedError(
                         f"{name} or the norm computes more than its parameters say: folded, off by "
                         f"{error:.1g} of its output's size"
                     )
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-            raise _RefusedError(f"the pair with {name} cannot be checked in float64: {error}") from error
+            raise RefusedError(f"the pair with {name} cannot be checked in float64: {error}") from error
 
     def commit(self, norm: nn.Module, layer: Layer, weight: Tensor, bias: Tensor, side: str) -> None:
         place, _ = self.found[norm]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from normkit.tools.model.refusal import Refusal
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -31,18 +33,6 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class FoldRefusal:
-    """One norm that stays, and why."""
-
-    name: str
-    module: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.module} stays, {self.reason}"
-
-
-@dataclass(frozen=True)
 class FoldReport:
     """What `fold` did.
 
@@ -56,7 +46,7 @@ class FoldReport:
     """
 
     folds: tuple[Fold, ...]
-    refusals: tuple[FoldRefusal, ...]
+    refusals: tuple[Refusal, ...]
     graph: bool
     error: float
     tolerance: float

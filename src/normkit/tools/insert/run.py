@@ -16,9 +16,10 @@ from normkit import catalog
 from normkit.errors import ArgumentError, NormkitError, nearest
 from normkit.parametrize import weight_norm, weight_standardization
 from normkit.parametrize.weight_init import CONVOLUTIONS
-from normkit.tools.convert.build import RefusedError, fresh
+from normkit.tools.convert.build import fresh
 from normkit.tools.model.activated import NormedLayer
 from normkit.tools.model.call_order import Use, ordered, output_shapes, traced
+from normkit.tools.model.refusal import Refusal, RefusedError
 from normkit.tools.model.tree import LAYERS, Place, copy_of, matches, replace, walk
 from normkit.tools.model.wrapped import refuse_wrapped
 
@@ -49,18 +50,6 @@ class Insertion:
 
 
 @dataclass(frozen=True)
-class Skip:
-    """One layer that was left as it is, and why."""
-
-    name: str
-    layer: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.layer} stays, {self.reason}"
-
-
-@dataclass(frozen=True)
 class InsertReport:
     """What `insert` did.
 
@@ -70,7 +59,7 @@ class InsertReport:
     """
 
     inserted: tuple[Insertion, ...]
-    skipped: tuple[Skip, ...]
+    skipped: tuple[Refusal, ...]
     traced: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,7 +138,7 @@ def insert(
     new: dict[nn.Module, nn.Module] = {}
     biased: list[nn.Module] = []
     rows: list[Insertion] = []
-    skipped: list[Skip] = []
+    skipped: list[Refusal] = []
     for name, use in known.items():
         place = found[name]
         if wanted is not None and not any(matches(place, pattern) for pattern in wanted):
@@ -159,7 +148,7 @@ def insert(
             _refuse(place, use, method, tied)
             norm = _norm(place.module, method, num_groups, shapes.get(place.module))
         except (RefusedError, NormkitError) as reason:
-            skipped.append(Skip(name, text, str(reason)))
+            skipped.append(Refusal(name, text, str(reason)))
             continue
         drops = norm is not None and _drops_bias(place.module, norm)
         rows.append(Insertion(name, text, method if norm is None else _text(norm), drops))
