@@ -18,7 +18,8 @@ from normkit.tools.fold.check import coarsest, compared, distance, doubled, draw
 from normkit.tools.fold.norms import foldable
 from normkit.tools.fold.report import Fold, FoldReport
 from normkit.tools.model.activated import module_of
-from normkit.tools.model.dataflow import Flow, Graph, record, run
+from normkit.tools.model.call import call_on_example
+from normkit.tools.model.graph.dataflow import Flow, Graph, record
 from normkit.tools.model.refusal import Refusal, RefusedError
 from normkit.tools.model.tree import LAYERS, Layer, replace, walk
 
@@ -110,7 +111,7 @@ class Folding:
     def moved_by(self, example: Any, before: list[Tensor]) -> float:
         """Largest change of an output, of that output's largest value; infinite where nan or inf moved."""
         with self.runs_on(), same_draws(self.model), torch.no_grad():
-            after = compared(run(self.model, example))
+            after = compared(call_on_example(self.model, example))
         return max(distance(new, old) for new, old in zip(after, before, strict=True))
 
     def fold_one(self, norm: nn.Module, flow: Flow, graph: Graph | None) -> None:

@@ -18,7 +18,7 @@ from normkit.parametrize import weight_norm, weight_standardization
 from normkit.parametrize.weight_init import CONVOLUTIONS
 from normkit.tools.convert.build import fresh
 from normkit.tools.model.activated import NormedLayer
-from normkit.tools.model.call_order import Use, ordered, output_shapes, traced
+from normkit.tools.model.graph.call_order import Use, ordered, output_shapes, traced
 from normkit.tools.model.refusal import Refusal, RefusedError
 from normkit.tools.model.tree import LAYERS, Place, copy_of, matches, replace, walk
 from normkit.tools.model.wrapped import refuse_wrapped

@@ -104,12 +104,6 @@ def write(name: str, norm: _NormBase, mean: Tensor, var: Tensor) -> None:
         old.copy_(new)
 
 
-def call(model: nn.Module, batch: Any) -> Any:
-    if isinstance(batch, tuple | list) and batch:
-        batch = batch[0]
-    return model(**batch) if isinstance(batch, Mapping) else model(batch)
-
-
 def _moved(batch: Any, device: torch.device | str) -> Any:
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)

@@ -15,10 +15,11 @@ from torch.nn.parameter import UninitializedBuffer
 from normkit.errors import ArgumentError, StateError, whole_number
 from normkit.parametrize._checks import check_batches, check_values
 from normkit.parametrize.modes import modes_of, put_back
+from normkit.tools.model.call import call_on_first
 from normkit.tools.model.frozen import is_frozen
 from normkit.tools.model.statistics import bare, keeps_statistics, norms_of, statistics_of
 from normkit.tools.recalibrate.moments import Moments
-from normkit.tools.recalibrate.passes import Forward, call, collect, shown, write
+from normkit.tools.recalibrate.passes import Forward, collect, shown, write
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def recalibrate(
     if not norms:
         return Recalibration(tuple(_row(name, norm, "frozen") for name, norm in every.items()), 0, 0)
 
-    step = forward or call
+    step = forward or call_on_first
     old = {norm: _state(norm) for norm in norms.values()}
     modes = modes_of(model)
     moments: dict[_NormBase, Moments] = {}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from normkit.errors import ArgumentError
-from normkit.tools.model.tree import LAYERS, copy_of
+from normkit.tools.model.call import arguments, call_on_example
+from normkit.tools.model.graph.symbolic import symbolic_graph
+from normkit.tools.model.tree import LAYERS
 
 FACTS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "__len__"}
 FACTS |= {"element_size", "get_device", "shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad"}
@@ -128,7 +127,7 @@ def record(model: nn.Module, watched: Collection[nn.Module], example: Any) -> Fl
             hooks.callback(module.register_forward_hook(recorder.after).remove)
         asked = hooks.enter_context(_asked([m for m in watched if not isinstance(m, LAYERS)], recorder.running))
         with torch.no_grad(), torch.compiler.set_stance("force_eager"), recorder:
-            output = run(model, example)
+            output = call_on_example(model, example)
     for tensor in tensors_in(output):
         if id(tensor) in recorder.made:
             recorder.made[id(tensor)].consumers.append("the caller of the model")
@@ -163,24 +162,6 @@ def _asked(modules: Collection[nn.Module], running: list[Call]) -> Iterator[dict
             module.__class__ = cls
 
 
-def run(model: nn.Module, example: Any) -> Any:
-    """Call a model with a tensor, a tuple of positional or a mapping of keyword arguments."""
-    if not isinstance(example, Tensor | tuple | list | Mapping):
-        raise ArgumentError(
-            "an example must be a tensor, a tuple of positional or a mapping of keyword arguments, "
-            f"got {type(example).__name__}: give one batch of the model's input"
-        )
-    return model(*_args(example), **_kwargs(example))
-
-
-def _args(example: Any) -> tuple[Any, ...]:
-    return tuple(example) if isinstance(example, tuple | list) else (example,) if isinstance(example, Tensor) else ()
-
-
-def _kwargs(example: Any) -> Mapping[str, Any]:
-    return example if isinstance(example, Mapping) else {}
-
-
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Every tensor in nested containers and dataclasses."""
     if isinstance(value, Tensor):
@@ -194,17 +175,6 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for entry in dataclasses.fields(value):
             yield from tensors_in(getattr(value, entry.name, None))
-
-
-class _Tracer(fx.Tracer):
-    def __init__(self, leaves: Collection[nn.Module]) -> None:
-        super().__init__()
-        self.leaves = leaves
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, nn.Identity):
-            return False
-        return m in self.leaves or super().is_leaf_module(m, module_qualified_name)
 
 
 class Graph:
@@ -222,25 +192,13 @@ class Graph:
     @staticmethod
     def of(model: nn.Module, leaves: Collection[nn.Module], example: Any) -> Graph | None:
         """The graph, or None where Python decides by what it computes; what the example leaves out has its default."""
-        # On a copy that shares the tensors: a forward may keep something of its input, which is a stand-in here.
-        memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-        modules = dict(model.named_modules(remove_duplicate=False))
-        try:
-            twin = copy_of(model, memo)
-            copies = dict(twin.named_modules(remove_duplicate=False))
-            signature = inspect.signature(twin.forward)
-            given = signature.bind(*_args(example), **_kwargs(example)).arguments
-            defaults = {
-                name: argument.default
-                for name, argument in signature.parameters.items()
-                if name not in given and argument.default is not inspect.Parameter.empty
-            }
-            tracer = _Tracer({copies[name] for name, module in modules.items() if module in leaves})
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return Graph(tracer.trace(twin, defaults), modules)
-        except Exception:  # whatever a foreign forward makes of a stand-in
-            return None
+        args, kwargs = arguments(example)
+
+        def is_leaf(module: nn.Module) -> bool | None:
+            return False if isinstance(module, nn.Identity) else module in leaves or None
+
+        graph = symbolic_graph(model, is_leaf, args, kwargs)
+        return None if graph is None else Graph(graph, dict(model.named_modules(remove_duplicate=False)))
 
     def joins(self, first: nn.Module, second: nn.Module) -> bool:
         """Whether all that the first gives goes to the second alone, and the second gets nothing else."""

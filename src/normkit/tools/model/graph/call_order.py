@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -14,7 +11,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from normkit.tools.model.call import Watcher, run
-from normkit.tools.model.dataflow import tensors_in
+from normkit.tools.model.graph.dataflow import tensors_in
+from normkit.tools.model.graph.symbolic import symbolic_graph
 from normkit.tools.model.tree import LAYERS, describe
 
 FUNCTIONAL_NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm, F.local_response_norm}
@@ -39,26 +37,8 @@ class Use:
 
 def traced(model: nn.Module) -> dict[str, Use] | None:
     """The use of each layer by its name, in the order of calls; None if the model cannot be traced."""
-    # On a copy that shares the tensors: a forward may keep something of its input, which is a stand-in here.
-    memo: dict[int, Any] = {id(t): t for t in chain(model.parameters(), model.buffers())}
-    try:
-        twin = copy.deepcopy(model, memo)
-        defaults = {
-            name: argument.default
-            for name, argument in inspect.signature(twin.forward).parameters.items()
-            if argument.default is not inspect.Parameter.empty
-        }
-        graph = _Tracer().trace(twin, defaults)
-    except Exception:  # whatever a foreign forward makes of a stand-in
-        return None
-    return _uses(twin, graph)
-
-
-class _Tracer(fx.Tracer):
-    """Looks into everything but layers, norms, and what torch looks not into."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return super().is_leaf_module(m, module_qualified_name) or isinstance(m, LAYERS) or describe(m) is not None
+    graph = symbolic_graph(model, lambda module: isinstance(module, LAYERS) or describe(module) is not None or None)
+    return None if graph is None else _uses(model, graph)
 
 
 def _uses(model: nn.Module, graph: fx.Graph) -> dict[str, Use]:
