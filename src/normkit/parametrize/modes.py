@@ -25,12 +25,18 @@ def put_back(modes: Mapping[nn.Module, bool]) -> None:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients; the modes of all modules are put back."""
+def keeping_modes(model: nn.Module) -> Iterator[dict[nn.Module, bool]]:
+    """The modes of all modules, which they have again at the end; modules that the caller adds get theirs then."""
     modes = modes_of(model)
     try:
-        model.eval()
-        with torch.no_grad():
-            yield
+        yield modes
     finally:
         put_back(modes)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients; the modes of all modules are put back."""
+    with keeping_modes(model), torch.no_grad():
+        model.eval()
+        yield

@@ -12,7 +12,7 @@ from torch.nn.modules import lazy
 
 from normkit.errors import StateError
 from normkit.parametrize._checks import check_values
-from normkit.parametrize.modes import modes_of, put_back
+from normkit.parametrize.modes import keeping_modes
 from normkit.tools.fold.folding import Folding
 from normkit.tools.fold.report import FoldReport
 from normkit.tools.model.tree import copy_of, walk
@@ -96,10 +96,10 @@ def fold(
 @contextlib.contextmanager
 def _in_evaluation(work: Folding) -> Iterator[None]:
     """Nothing draws or counts meanwhile; then every module has its mode again, and what replaced a norm the norm's."""
-    modes = modes_of(work.model)
-    try:
+    with keeping_modes(work.model) as modes:
         for module in modes:
             module.training = False
-        yield
-    finally:
-        put_back({new: modes[norm] for norm, left in work.successors.items() for new in left.modules()} | modes)
+        try:
+            yield
+        finally:
+            modes |= {new: modes[norm] for norm, left in work.successors.items() for new in left.modules()} | modes

@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedBuffer
 
 from normkit.errors import ArgumentError, StateError, whole_number
 from normkit.parametrize._checks import check_batches, check_values
-from normkit.parametrize.modes import modes_of, put_back
+from normkit.parametrize.modes import keeping_modes
 from normkit.tools.model.call import call_on_first
 from normkit.tools.model.frozen import is_frozen
 from normkit.tools.model.statistics import bare, keeps_statistics, norms_of, statistics_of
@@ -154,12 +154,11 @@ def recalibrate(
 
     step = forward or call_on_first
     old = {norm: _state(norm) for norm in norms.values()}
-    modes = modes_of(model)
     moments: dict[_NormBase, Moments] = {}
     groups: list[list[_NormBase]] = [list(norms.values())]
-    try:
-        # A compiled graph may not know hooks that came later.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    # A compiled graph may not know hooks that came later.
+    with keeping_modes(model) as modes, torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        try:
             for phase in range(phases):
                 if phase >= len(groups):
                     break
@@ -173,11 +172,9 @@ def recalibrate(
                 _install(named, moments, read)
                 if phase == 0:
                     groups = _groups(moments, phases)
-    except BaseException:
-        _put_back(old)
-        raise
-    finally:
-        put_back(modes)
+        except BaseException:
+            _put_back(old)
+            raise
 
     exact = {members[0] for members in groups}
     rows = []
