@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from fnmatch import fnmatchcase
 from numbers import Real
 from typing import Any, cast
 
@@ -13,10 +12,11 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 
-from normkit.errors import ArgumentError, DtypeError, StateError, nearest
+from normkit.errors import ArgumentError, DtypeError, StateError
 from normkit.parametrize.weight import WeightNorm
-from normkit.tools.model.statistics import bare
+from normkit.tools.model.names import picked
 from normkit.tools.model.tree import norms, walk
+from normkit.tools.model.wrapped import bare
 
 Also = str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None
 """Names or patterns of names (``*.pos_embed``), or a function of name and parameter that says yes; None for none."""
@@ -128,12 +128,4 @@ def _exempted(trained: Iterable[nn.Parameter], names: dict[int, list[str]], also
         return set()
     if callable(also):
         return {id(p) for p in trained if any(also(name, p) for name in names[id(p)])}
-    patterns = [also] if isinstance(also, str) else list(also)
-    every = [name for known in names.values() for name in known]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in every):
-            raise ArgumentError(
-                f"also= must name parameters of the model, got {pattern!r}, which fits none of its {len(every)}: "
-                f"{nearest(pattern, every)}"
-            )
-    return {key for key, known in names.items() if any(fnmatchcase(n, pat) for n in known for pat in patterns)}
+    return picked(also, names, "also= must name parameters of the model")

@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from normkit.errors import ArgumentError, nearest
 from normkit.tools.model.frozen import MARK, check_class, hold, let_go
-from normkit.tools.model.statistics import Where, chosen, keeps_statistics, norms_of
+from normkit.tools.model.names import Where, chosen
+from normkit.tools.model.statistics import keeps_statistics, norms_of
 from normkit.tools.model.wrapped import refuse_wrapped
 
 

@@ -19,8 +19,9 @@ from normkit.parametrize.weight_init import CONVOLUTIONS
 from normkit.tools.convert.build import fresh
 from normkit.tools.model.activated import NormedLayer
 from normkit.tools.model.graph.call_order import Use, ordered, output_shapes, traced
+from normkit.tools.model.names import picked
 from normkit.tools.model.refusal import Refusal, RefusedError
-from normkit.tools.model.tree import LAYERS, Place, copy_of, matches, replace, walk
+from normkit.tools.model.tree import LAYERS, Place, copy_of, replace, walk
 from normkit.tools.model.wrapped import refuse_wrapped
 
 M = TypeVar("M", bound=nn.Module)
@@ -116,11 +117,7 @@ def insert(
     method = _method(method)
     places = [place for place in walk(model) if isinstance(place.module, LAYERS)]
     refuse_wrapped(model, "insert")
-    wanted = [only] if isinstance(only, str) else only
-    for pattern in wanted or []:
-        if not any(matches(place, pattern) for place in places):
-            remedy = nearest(pattern, [place.name for place in places][:20])
-            raise ArgumentError(f"no layer of the model is called {pattern!r}: {remedy}")
+    wanted = _wanted(places, only)
     if not inplace:
         model = copy_of(model)
     uses = traced(model)
@@ -141,7 +138,7 @@ def insert(
     skipped: list[Refusal] = []
     for name, use in known.items():
         place = found[name]
-        if wanted is not None and not any(matches(place, pattern) for pattern in wanted):
+        if place.name not in wanted:
             continue
         text = _text(place.module)
         try:
@@ -160,6 +157,16 @@ def insert(
         layer.register_parameter("bias", None)
     model = replace(model, new)  # type: ignore[assignment]  # the root itself may be a layer
     return model, InsertReport(tuple(rows), tuple(skipped), uses is not None)
+
+
+def _wanted(places: Sequence[Place], only: str | Sequence[str] | None) -> set[str]:
+    """The first names of the layers that the caller picks."""
+    names = {place.name: place.names for place in places}
+
+    def unknown(pattern: str) -> str:
+        return f"no layer of the model is called {pattern!r}: {nearest(pattern, [*names][:20])}"
+
+    return set(names) if only is None else picked(only, names, unknown)
 
 
 def _method(name: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from normkit.errors import ArgumentError
 from normkit.parametrize.modes import evaluating
-from normkit.tools.model.statistics import bare
+from normkit.tools.model.wrapped import bare
 
 
 def arguments(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:

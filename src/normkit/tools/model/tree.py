@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
@@ -15,6 +14,7 @@ from torch.nn.modules.module import _WrappedHook
 from normkit.errors import DtypeError, StateError
 from normkit.parametrize.modes import modes_of, put_back
 from normkit.tools.model.frozen import hand_on
+from normkit.tools.model.names import fits
 from normkit.tools.model.recognise import Facts, describe, identity
 
 __all__ = ["LAYERS", "Facts", "Layer", "Place", "copy_of", "describe", "matches", "norms", "replace", "walk"]
@@ -154,7 +154,7 @@ def copy_of(model: M, memo: dict[int, Any] | None = None) -> M:
 
 def matches(place: Place, pattern: str) -> bool:
     """Whether one of the module's names fits a pattern of the shell, such as ``"layer1.*.bn?"``."""
-    return any(fnmatch.fnmatchcase(name, pattern) for name in place.names)
+    return fits(place.names, pattern)
 
 
 def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:

@@ -1,8 +1,10 @@
-"""Refuses to change a model that a wrapper for several processes has taken stock of."""
+"""Models in a wrapper: the model inside it, and which wrappers do not allow a change."""
 
 from __future__ import annotations
 
+import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from normkit.errors import StateError
 
@@ -12,6 +14,17 @@ apex's and Megatron's are known too, and nothing is imported to ask."""
 
 SHARDED = {"FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine", "PipelineEngine"}
 """They hold pieces of the parameters themselves, and know the modules that they took them from."""
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model without the wrappers that keep a graph or exchange buffers, for which ranks would have to keep step."""
+    while True:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            model = model._orig_mod
+        else:
+            return model
 
 
 def refuse_wrapped(model: nn.Module, tool: str, *, same_tensors: bool = False) -> None:

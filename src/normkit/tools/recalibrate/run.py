@@ -17,7 +17,8 @@ from normkit.parametrize._checks import check_batches, check_values
 from normkit.parametrize.modes import keeping_modes
 from normkit.tools.model.call import call_on_first
 from normkit.tools.model.frozen import is_frozen
-from normkit.tools.model.statistics import bare, keeps_statistics, norms_of, statistics_of
+from normkit.tools.model.statistics import keeps_statistics, norms_of, statistics_of
+from normkit.tools.model.wrapped import bare
 from normkit.tools.recalibrate.moments import Moments
 from normkit.tools.recalibrate.passes import Forward, collect, shown, write
 

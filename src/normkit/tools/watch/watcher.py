@@ -19,8 +19,8 @@ from torch.utils.hooks import RemovableHandle
 
 from normkit.errors import ArgumentError, StateError, whole_number
 from normkit.tools.model.info import Facts
-from normkit.tools.model.statistics import bare
 from normkit.tools.model.tree import norms as norms_in
+from normkit.tools.model.wrapped import bare
 from normkit.tools.watch import heat_map
 from normkit.tools.watch.figures import Row, records_of
 from normkit.tools.watch.record import NormRecord
