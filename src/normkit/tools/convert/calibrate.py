@@ -16,6 +16,7 @@ from normkit.parametrize._checks import stored
 from normkit.tools.convert.build import equivalent
 from normkit.tools.model.call import Watcher, run
 from normkit.tools.model.info import Facts
+from normkit.tools.model.statistics import merging_weights
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,13 @@ class _Sums:
             return
         mean_z, mean_y = z.mean(0), y.mean(0)
         z, y = z - mean_z, y - mean_y
-        total = self.n + len(z)
-        step_z, step_y, factor = mean_z - self.z, mean_y - self.y, self.n * len(z) / total
+        share, factor = merging_weights(self.n, len(z))
+        step_z, step_y = mean_z - self.z, mean_y - self.y
         self.zz = self.zz + z.square().sum(0) + step_z.square() * factor
         self.zy = self.zy + (z * y).sum(0) + step_z * step_y * factor
         self.yy = self.yy + y.square().sum(0) + step_y.square() * factor
-        self.z, self.y = self.z + step_z * (len(z) / total), self.y + step_y * (len(z) / total)
-        self.n = total
+        self.z, self.y = self.z + step_z * share, self.y + step_y * share
+        self.n += len(z)
 
 
 def _solved(s: _Sums, new: nn.Module) -> Fitted:

@@ -11,7 +11,7 @@ from torch import distributed as dist
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from normkit.tools.model.statistics import statistics_of
+from normkit.tools.model.statistics import merging_weights, statistics_of
 from normkit.tools.model.valid import real_positions
 
 CHUNK = 1 << 22
@@ -102,12 +102,11 @@ class Moments:
 
     def merge(self, count: int, mean: Tensor, spread: Tensor) -> None:
         """Add the moments of other values: Chan's formula, which subtracts means and never squares of them."""
-        total = self.count + count
-        share = count / max(total, 1)
+        share, factor = merging_weights(self.count, count)
         step = mean - self.mean
         self.mean += step * share
-        self.spread += spread + step.square() * (self.count * share) if self.pooled else spread
-        self.count = total
+        self.spread += spread + step.square() * factor if self.pooled else spread
+        self.count += count
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Mean, and variance as running statistics hold it: unbiased."""
