@@ -16,7 +16,7 @@ from normkit.errors import ArgumentError, DtypeError, StateError
 from normkit.parametrize.weight import WeightNorm
 from normkit.tools.model.names import picked
 from normkit.tools.model.tree import norms, walk
-from normkit.tools.model.wrapped import bare
+from normkit.tools.model.wrapped import unwrapped
 
 Also = str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None
 """Names or patterns of names (``*.pos_embed``), or a function of name and parameter that says yes; None for none."""
@@ -60,7 +60,7 @@ def param_groups(
         _check_rate("lr", lr)
     if not isinstance(model, nn.Module):
         raise DtypeError(f"a model must be a torch.nn.Module, got {type(model).__name__}: pass the module itself")
-    model = bare(model)
+    model = unwrapped(model)
     names: dict[int, list[str]] = {}
     trained: list[nn.Parameter] = []
     exempt: set[int] = set()

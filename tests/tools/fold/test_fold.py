@@ -393,7 +393,7 @@ def test_a_model_that_raises_is_as_it_was(monkeypatch: pytest.MonkeyPatch):
     before = [*model]
     with pytest.raises(RuntimeError, match="channels"):
         normkit.fold(model, torch.randn(2, 3, 5, 5), inplace=True)
-    monkeypatch.setattr("normkit.tools.fold.folding.Folding.moved_by", lambda *_: 1 / 0)
+    monkeypatch.setattr("normkit.tools.fold.folding.Folding.largest_change", lambda *_: 1 / 0)
     weight = model[0].weight
     with pytest.raises(ZeroDivisionError):
         normkit.fold(model, image(2).float(), inplace=True)

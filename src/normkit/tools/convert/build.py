@@ -26,7 +26,7 @@ from normkit.layers import (
 )
 from normkit.pattern import Region, bound
 from normkit.tools.fold import fold_math
-from normkit.tools.model.activated import ChannelAffine, LayerNorm2dLast, Onward, activated, fusible, joined
+from normkit.tools.model.activated import ChannelAffine, LayerNorm2dLast, WithActivation, activated, fusible, joined
 from normkit.tools.model.frozen import plain_class
 from normkit.tools.model.info import Facts
 from normkit.tools.model.refusal import RefusedError
@@ -229,7 +229,7 @@ def _made(
         layer = kind(**arguments) if activation is None else kind(**arguments, activation=activation)
     except NormkitError as error:
         raise RefusedError(str(error)) from error
-    for name in facts.extras if issubclass(kind, Onward) else ():
+    for name in facts.extras if issubclass(kind, WithActivation) else ():
         layer.add_module(name, module._modules[name])
     for name in ("weight", "bias"):
         old, new = module._parameters.get(name), layer._parameters.get(name)

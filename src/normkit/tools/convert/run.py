@@ -15,7 +15,7 @@ from normkit.parametrize._checks import check_batches
 from normkit.tools.convert.build import equivalent, groups_for, other
 from normkit.tools.convert.calibrate import fit
 from normkit.tools.convert.report import Change, ConvertReport, as_text
-from normkit.tools.convert.target import OWN, To, Wish
+from normkit.tools.convert.target import OWN, ConversionTarget, To
 from normkit.tools.model.call import shapes as shapes_in
 from normkit.tools.model.refusal import Refusal, RefusedError
 from normkit.tools.model.tree import Facts, Place, copy_of, norms, replace, walk
@@ -87,7 +87,7 @@ def convert(
         check_batches("calibrate", calibrate)
     found = list(norms(model))
     refuse_wrapped(model, "convert" if to is None else "convert(to=)", same_tensors=to is None)
-    wish = Wish.of(to, [place for place, _ in found])
+    target = ConversionTarget.of(to, [place for place, _ in found])
     if not inplace:
         model, found = _copied(model, found)
     batches = None if calibrate is None else iter(calibrate)
@@ -100,7 +100,7 @@ def convert(
         example = first if example is None else example
     modules = [place.module for place, _ in found]
     shapes = {} if example is None else shapes_in(model, modules, example)
-    plan = _Plan(wish, num_groups, shapes, add_affine=calibrate is not None)
+    plan = _Plan(target, num_groups, shapes, add_affine=calibrate is not None)
     for place, facts in found:
         plan.decide(place, facts)
     if strict and plan.refusals:
@@ -123,9 +123,14 @@ class _Plan:
     """What becomes of each norm; the model is only read."""
 
     def __init__(
-        self, wish: Wish, groups: int | None, shapes: Mapping[nn.Module, list[torch.Size]], *, add_affine: bool
+        self,
+        target: ConversionTarget,
+        groups: int | None,
+        shapes: Mapping[nn.Module, list[torch.Size]],
+        *,
+        add_affine: bool,
     ) -> None:
-        self.wish = wish
+        self.target = target
         self.groups = groups
         self.shapes = shapes
         self.add_affine = add_affine
@@ -140,7 +145,7 @@ class _Plan:
         seen = {len(shape) - 2 for shape in self.shapes.get(place.module, [])}
         if facts.rank is None and facts.axis == "first" and len(seen) == 1:
             facts = dataclasses.replace(facts, rank=seen.pop())
-        method = self.wish.method(place, facts)
+        method = self.target.method(place, facts)
         same = method == OWN or (method == facts.kind and (self.groups is None or facts.kind != "group_norm"))
         if method is None or method is place.module or (same and facts.origin == "normkit"):
             self.kept.append(place.name)

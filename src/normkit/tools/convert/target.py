@@ -16,7 +16,7 @@ from normkit.tools.model.info import Facts
 from normkit.tools.model.tree import Place, matches
 
 OWN = "normkit's own"
-"""The wish that there is when nothing is asked for."""
+"""The target that there is when nothing is asked for."""
 
 METHODS = (*REGIONS, "group_norm", "affine")
 """What a norm can become."""
@@ -27,14 +27,14 @@ To: TypeAlias = Method | Mapping[Any, Method] | Callable[[str, nn.Module], Metho
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What shall become of the norms of one model; made by `Wish.of`, which refuses what cannot be read."""
+class ConversionTarget:
+    """What shall become of the norms of one model; made by `ConversionTarget.of`, which refuses what cannot be read."""
 
     to: To
 
     @classmethod
-    def of(cls, to: To, places: list[Place]) -> Wish:
-        """The wish, with the names of its methods as in the catalog."""
+    def of(cls, to: To, places: list[Place]) -> ConversionTarget:
+        """The target, with the names of its methods as in the catalog."""
         if isinstance(to, str | type):
             return cls(method_name(to))
         if to is None or callable(to):

@@ -49,7 +49,7 @@ class Folding:
         allowed = tolerance if tolerance is not None else coarsest(self.model, before) ** 0.5
         try:
             graph = self.rounds(flow, graph, example, reasons)
-            error = self.moved_by(example, before) if self.folds else 0.0
+            error = self.largest_change(example, before) if self.folds else 0.0
             text = f"outputs moved by {error:.2g} of their size, and {allowed:.2g} is allowed"
         except RefusedError as refusal:
             error, text = float("inf"), str(refusal)
@@ -108,7 +108,7 @@ class Folding:
             )
         return before
 
-    def moved_by(self, example: Any, before: list[Tensor]) -> float:
+    def largest_change(self, example: Any, before: list[Tensor]) -> float:
         """Largest change of an output, of that output's largest value; infinite where nan or inf moved."""
         with self.runs_on(), same_draws(self.model), torch.no_grad():
             after = compared(call_on_example(self.model, example))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from normkit.errors import ArgumentError, nearest
-from normkit.tools.model.frozen import MARK, check_class, hold, let_go
+from normkit.tools.model.frozen import MARK, check_class, freeze_parts, unfreeze_parts
 from normkit.tools.model.names import Where, chosen
 from normkit.tools.model.statistics import keeps_statistics, norms_of
 from normkit.tools.model.wrapped import refuse_wrapped
@@ -96,7 +96,7 @@ def freeze(
         unfit = {name for name in unfit if "statistics" in wanted[name]}
     done = {name: parts for name, parts in wanted.items() if name not in unfit}
     _refuse_wrapped("freeze", model, done)
-    hold({norms[name]: parts for name, parts in done.items()})
+    freeze_parts({norms[name]: parts for name, parts in done.items()})
     return Freezing(done, {name: "it has no running statistics" for name in wanted if name in unfit})
 
 
@@ -135,7 +135,7 @@ def unfreeze(model: nn.Module, statistics: bool = True, affine: bool = True, *, 
     for name in done:
         check_class("unfreeze", known[name])
     for name, gone in done.items():
-        let_go(known[name], gone)
+        unfreeze_parts(known[name], gone)
     return Freezing(done, left)
 
 

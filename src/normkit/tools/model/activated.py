@@ -88,7 +88,7 @@ class NormedLayer(nn.Sequential):
         return getattr(self.layer, name)
 
 
-class Onward(nn.Module):
+class WithActivation(nn.Module):
     """Abstract: what the norm brought along comes after it, ``drop`` and then ``act``; in its own pass where it can."""
 
     fuses: ClassVar[bool] = True
@@ -96,7 +96,7 @@ class Onward(nn.Module):
     def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
         """Normalize, then drop and activate."""
         children = self._modules
-        name = fusible(children) if self.fuses and not _heard(children) else None
+        name = fusible(children) if self.fuses and not _observed(children) else None
         if name is not None:
             return super().forward(input, **extras if name == "none" else {"activation": name, **extras})
         y = super().forward(input, **extras)
@@ -106,7 +106,7 @@ class Onward(nn.Module):
         return y
 
 
-def _heard(children: Mapping[str, nn.Module | None]) -> bool:
+def _observed(children: Mapping[str, nn.Module | None]) -> bool:
     """Whether someone listens to what comes after the norm, who would hear nothing of it in the norm's own pass."""
     for child in children.values():
         if child is not None and (
@@ -116,61 +116,61 @@ def _heard(children: Mapping[str, nn.Module | None]) -> bool:
     return False
 
 
-class SyncBatchNormAct(Onward, SyncBatchNorm):
+class SyncBatchNormAct(WithActivation, SyncBatchNorm):
     """`normkit.SyncBatchNorm`, then ``drop`` and ``act``."""
 
 
-class BatchNorm1dAct(Onward, BatchNorm1d):
+class BatchNorm1dAct(WithActivation, BatchNorm1d):
     """`normkit.BatchNorm1d`, then ``drop`` and ``act``."""
 
     synchronized = SyncBatchNormAct
 
 
-class BatchNorm2dAct(Onward, BatchNorm2d):
+class BatchNorm2dAct(WithActivation, BatchNorm2d):
     """`normkit.BatchNorm2d`, then ``drop`` and ``act``."""
 
     synchronized = SyncBatchNormAct
 
 
-class BatchNorm3dAct(Onward, BatchNorm3d):
+class BatchNorm3dAct(WithActivation, BatchNorm3d):
     """`normkit.BatchNorm3d`, then ``drop`` and ``act``."""
 
     synchronized = SyncBatchNormAct
 
 
-class InstanceNorm1dAct(Onward, InstanceNorm1d):
+class InstanceNorm1dAct(WithActivation, InstanceNorm1d):
     """`normkit.InstanceNorm1d`, then ``drop`` and ``act``."""
 
 
-class InstanceNorm2dAct(Onward, InstanceNorm2d):
+class InstanceNorm2dAct(WithActivation, InstanceNorm2d):
     """`normkit.InstanceNorm2d`, then ``drop`` and ``act``."""
 
 
-class InstanceNorm3dAct(Onward, InstanceNorm3d):
+class InstanceNorm3dAct(WithActivation, InstanceNorm3d):
     """`normkit.InstanceNorm3d`, then ``drop`` and ``act``."""
 
 
-class GroupNormAct(Onward, GroupNorm):
+class GroupNormAct(WithActivation, GroupNorm):
     """`normkit.GroupNorm`, then ``drop`` and ``act``."""
 
 
-class LayerNormAct(Onward, LayerNorm):
+class LayerNormAct(WithActivation, LayerNorm):
     """`normkit.LayerNorm`, then ``drop`` and ``act``."""
 
 
-class LayerNorm2dAct(Onward, LayerNorm2d):
+class LayerNorm2dAct(WithActivation, LayerNorm2d):
     """`normkit.LayerNorm2d`, then ``drop`` and ``act``."""
 
 
-class RMSNormAct(Onward, RMSNorm):
+class RMSNormAct(WithActivation, RMSNorm):
     """`normkit.RMSNorm`, then ``drop`` and ``act``."""
 
 
-class NormAct(Onward, Norm):
+class NormAct(WithActivation, Norm):
     """`normkit.Norm`, then ``drop`` and ``act``."""
 
 
-class ChannelAffineAct(Onward, ChannelAffine):
+class ChannelAffineAct(WithActivation, ChannelAffine):
     """`ChannelAffine`, then ``drop`` and ``act``."""
 
     fuses = False

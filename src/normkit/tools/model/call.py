@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from normkit.errors import ArgumentError
 from normkit.parametrize.modes import evaluating
-from normkit.tools.model.wrapped import bare
+from normkit.tools.model.wrapped import unwrapped
 
 
 def arguments(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -84,7 +84,7 @@ def _inputs(model: nn.Module, batch: Sequence[Any]) -> Sequence[Any]:
     A tuple is the positional arguments if the model takes as many. A list is what a loader makes of samples ``(x, y)``:
     its first is the input if the model can do with that.
     """
-    signature = inspect.signature(bare(model).forward)
+    signature = inspect.signature(unwrapped(model).forward)
     for given in (batch, batch[:1]) if isinstance(batch, tuple) else (batch[:1], batch):
         try:
             signature.bind(*given)

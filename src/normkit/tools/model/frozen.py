@@ -121,7 +121,7 @@ def is_frozen(module: nn.Module) -> bool:
     return isinstance(module, _FrozenStatistics)
 
 
-def hand_on(old: nn.Module, new: nn.Module) -> None:
+def freeze_successor(old: nn.Module, new: nn.Module) -> None:
     """Freeze the successor of a frozen norm: its statistics, if it has any, and the parameters that it took over.
 
     Parameters that require a gradient are new ones, and those of an activation are none of the norm's.
@@ -136,10 +136,12 @@ def hand_on(old: nn.Module, new: nn.Module) -> None:
         inside = {id(p) for child in old.children() for p in child.parameters()}
         taken = [n for n, p in new.named_parameters(recurse=False) if not (p.requires_grad or id(p) in inside)]
         possible = {"statistics": keeps_statistics(new), "affine": any(name in required for name in taken)}
-        hold({new: tuple(part for part in held if possible[part])}, required)
+        freeze_parts({new: tuple(part for part in held if possible[part])}, required)
 
 
-def hold(wanted: Mapping[nn.Module, tuple[str, ...]], required: Mapping[str, bool] = MappingProxyType({})) -> None:
+def freeze_parts(
+    wanted: Mapping[nn.Module, tuple[str, ...]], required: Mapping[str, bool] = MappingProxyType({})
+) -> None:
     """Freeze parts of norms; `required` says which parameters required a gradient before they were frozen elsewhere."""
     for norm, parts in wanted.items():
         if isinstance(norm, Frozen) and not set(parts) <= vars(norm)[MARK].keys():
@@ -162,8 +164,8 @@ def hold(wanted: Mapping[nn.Module, tuple[str, ...]], required: Mapping[str, boo
             _set_class(norm, held)
 
 
-def let_go(norm: nn.Module, parts: tuple[str, ...]) -> None:
-    """Undo `hold` for parts that are held."""
+def unfreeze_parts(norm: nn.Module, parts: tuple[str, ...]) -> None:
+    """Undo `freeze_parts` for parts that are held."""
     held = dict(vars(norm)[MARK])
     for part in parts:
         required = held.pop(part)

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from normkit import catalog
 from normkit.layers import LayerNorm2d, Norm
 from normkit.tools.model import probe
-from normkit.tools.model.activated import Onward
+from normkit.tools.model.activated import WithActivation
 from normkit.tools.model.info import Facts
 
 __all__ = ["Facts", "describe", "identity"]
@@ -162,7 +162,7 @@ def _of_torch(module: nn.Module, base: type[nn.Module], facts: Facts) -> Facts:
     else:
         facts = replace(facts, kind="local_response_norm", axis="first")
     if _computes_as(type(module), base):
-        return replace(facts, extras=_extras(module) if isinstance(module, Onward) else ())
+        return replace(facts, extras=_extras(module) if isinstance(module, WithActivation) else ())
     if facts.synced or facts.kind == "local_response_norm":
         return replace(facts, kind=None, reason=f"{type(module).__name__} has a forward of its own")
     return _verified(module, facts, _alternatives(facts))

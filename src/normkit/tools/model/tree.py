@@ -13,7 +13,7 @@ from torch.nn.modules.module import _WrappedHook
 
 from normkit.errors import DtypeError, StateError
 from normkit.parametrize.modes import modes_of, put_back
-from normkit.tools.model.frozen import hand_on
+from normkit.tools.model.frozen import freeze_successor
 from normkit.tools.model.names import fits
 from normkit.tools.model.recognise import Facts, describe, identity
 
@@ -240,4 +240,4 @@ def _carry(old: nn.Module, new: nn.Module) -> None:
                 successor[name][key] = _WrappedHook(hook.hook, new)
     for name, value in state.items():
         successor.setdefault(name, value)
-    hand_on(old, new)
+    freeze_successor(old, new)

@@ -44,7 +44,7 @@ def is_unbatched(norm: nn.Module, x: Tensor) -> bool:
     return isinstance(norm, _InstanceNorm) and x.dim() == norm._get_no_batch_dim()
 
 
-def mask_of(norm: nn.Module, x: Tensor, kwargs: Mapping[str, Any], pattern: str) -> Tensor | None:
+def valid_mask(norm: nn.Module, x: Tensor, kwargs: Mapping[str, Any], pattern: str) -> Tensor | None:
     """Which elements of an input are real, from the mask or the lengths of the call; None where all are.
 
     Args:
@@ -69,12 +69,12 @@ def mask_of(norm: nn.Module, x: Tensor, kwargs: Mapping[str, Any], pattern: str)
     return checked_extras(type(norm).__name__, x, pattern, extras).mask
 
 
-def real_positions(x: Tensor, mask: Tensor, channels: int) -> Tensor:
+def valid_positions(x: Tensor, mask: Tensor, channels: int) -> Tensor:
     """The real positions of an input, one behind the other.
 
     Args:
         x: (N, C, ...) if `channels` is 0, otherwise (..., features) with as many feature dimensions as it says.
-        mask: as `mask_of` returns it.
+        mask: as `valid_mask` returns it.
         channels: number of feature dimensions at the end; 0 for channels in dimension 1.
 
     Returns:
@@ -83,7 +83,7 @@ def real_positions(x: Tensor, mask: Tensor, channels: int) -> Tensor:
     Example:
         >>> import torch
         >>> x, real = torch.tensor([[[1.0, 2.0, 9.0]]]), torch.tensor([[[True, True, False]]])
-        >>> real_positions(x, real, 0)
+        >>> valid_positions(x, real, 0)
         tensor([[1.],
                 [2.]])
     """

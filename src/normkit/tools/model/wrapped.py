@@ -16,7 +16,7 @@ SHARDED = {"FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine", "Pipelin
 """They hold pieces of the parameters themselves, and know the modules that they took them from."""
 
 
-def bare(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The model without the wrappers that keep a graph or exchange buffers, for which ranks would have to keep step."""
     while True:
         if isinstance(model, DistributedDataParallel):

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normkit.tools.model.statistics import merging_weights, statistics_of
-from normkit.tools.model.valid import real_positions
+from normkit.tools.model.valid import valid_positions
 
 CHUNK = 1 << 22
 """Elements made float64 at a time: 32 MiB, so that large activations are not held twice."""
@@ -67,7 +67,7 @@ class Moments:
         if mask is not None and not self.pooled:
             return self._add_instances(rows, self.rows(mask))
         if mask is not None:
-            rows = real_positions(x.detach(), mask, 0).unsqueeze(2)
+            rows = valid_positions(x.detach(), mask, 0).unsqueeze(2)
         for part in rows.split(max(CHUNK // max(rows[:1].numel(), 1), 1)):
             if part.numel():
                 own.merge(*self._of(part))

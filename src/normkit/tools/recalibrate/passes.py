@@ -17,7 +17,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from normkit.errors import StateError
 from normkit.parametrize._checks import stored
 from normkit.tools.model.statistics import statistics_of
-from normkit.tools.model.valid import FIRST, input_of, is_unbatched, mask_of
+from normkit.tools.model.valid import FIRST, input_of, is_unbatched, valid_mask
 from normkit.tools.recalibrate.moments import Moments, meeting_place, reduce_over_ranks
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -66,7 +66,7 @@ def _listen(name: str, seen: Moments, turns: Iterator[int]) -> Callable[..., Non
 
     def hook(norm: _NormBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = input_of(norm, args, kwargs)
-        mask = mask_of(norm, x.unsqueeze(0) if is_unbatched(norm, x) else x, kwargs, FIRST)
+        mask = valid_mask(norm, x.unsqueeze(0) if is_unbatched(norm, x) else x, kwargs, FIRST)
         if not x.numel() or (mask is not None and not mask.any()):
             return
         if not seen.calls:

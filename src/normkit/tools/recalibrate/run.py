@@ -18,7 +18,7 @@ from normkit.parametrize.modes import keeping_modes
 from normkit.tools.model.call import call_on_first
 from normkit.tools.model.frozen import is_frozen
 from normkit.tools.model.statistics import keeps_statistics, norms_of, statistics_of
-from normkit.tools.model.wrapped import bare
+from normkit.tools.model.wrapped import unwrapped
 from normkit.tools.recalibrate.moments import Moments
 from normkit.tools.recalibrate.passes import Forward, collect, shown, write
 
@@ -143,7 +143,7 @@ def recalibrate(
             f"phases={phases} reads the batches {phases} times, got a {type(batches).__name__}, which can be read "
             "once: give a list or a DataLoader"
         )
-    model = bare(model)
+    model = unwrapped(model)
     every = {name: norm for name, norm in norms_of(model).items() if keeps_statistics(norm)}
     norms = {name: norm for name, norm in every.items() if not is_frozen(norm)}
     for name, norm in norms.items():

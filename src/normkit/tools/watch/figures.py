@@ -16,7 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normkit.kernels.ops import normalize
 from normkit.tools.model.info import Facts
-from normkit.tools.model.valid import FIRST, input_of, is_unbatched, last, mask_of, real_positions
+from normkit.tools.model.valid import FIRST, input_of, is_unbatched, last, valid_mask, valid_positions
 from normkit.tools.watch.record import COUNTS, DEAD, NormRecord
 
 MOMENTS = ("mean", "std", "mean_min", "mean_max", "std_min", "std_max")
@@ -54,7 +54,7 @@ class Row:
         x = x.detach().unsqueeze(0) if self._unbatched else x.detach()
         pattern = _pattern(norm, self.facts, x)
         if pattern is not None:
-            self._mask = mask_of(norm, x, kwargs, pattern)
+            self._mask = valid_mask(norm, x, kwargs, pattern)
         x, pattern = self._real(x, pattern)
         if not x.numel():
             return
@@ -105,7 +105,7 @@ class Row:
         if self._mask is None or pattern is None:
             return x, pattern
         channels = 0 if pattern == FIRST else len(pattern.split()) - 1
-        return real_positions(x, self._mask, channels), last(max(channels, 1))
+        return valid_positions(x, self._mask, channels), last(max(channels, 1))
 
     def _moments(self, what: str, x: Tensor, pattern: str | None) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each channel; kept are those of everything, and the extremes."""
