@@ -1,1 +1,1 @@
-"""Tools that read or change a model's normalization; `walk` is the only one that edits a model."""
+"""Tools that read or change a model's normalization; `model.tree` is the only one that exchanges modules."""

@@ -101,7 +101,7 @@ def named(target: str) -> Any:
 
 
 def _of_file(path: Path) -> ModuleType:
-    """Import a file under its own name, or another if that is taken; what stands next to it can be imported by it."""
+    """Import a file under its own name, or another if that is taken; it can import the files next to it."""
     path = path.resolve(strict=True)
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))

@@ -70,7 +70,7 @@ def _watcher(module: nn.Module, facts: Facts, new: nn.Module, sums: _Sums) -> Wa
 
     def watch(_: nn.Module, x: Tensor, y: Tensor) -> None:
         target = y if plain is None else plain(x)
-        # Batch norm's statistics are known when all batches are: until then its input stands for it.
+        # Batch norm's statistics are known after the last batch: until then its input is used unnormalized.
         normalized = x if bare is None else bare(x)
         sums.add(_columns(normalized, facts), _columns(target, facts))
 

@@ -1,4 +1,4 @@
-"""What a conversion did, as data, and the way back."""
+"""What a conversion did, as data, and how to revert it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Change:
     """One norm that was exchanged.
 
     Attributes:
-        name, names: where it stands; several names if it is shared.
+        name, names: where it is; several names if it is shared.
         old, new: the layers in words.
         method: what it is now, as in the catalog.
         note: what differs from what was asked or expected.

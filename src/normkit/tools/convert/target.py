@@ -16,7 +16,7 @@ from normkit.tools.model.info import Facts
 from normkit.tools.model.tree import Place, matches
 
 OWN = "normkit's own"
-"""The target that there is when nothing is asked for."""
+"""The default target."""
 
 METHODS = (*REGIONS, "group_norm", "affine")
 """What a norm can become."""
@@ -28,7 +28,7 @@ To: TypeAlias = Method | Mapping[Any, Method] | Callable[[str, nn.Module], Metho
 
 @dataclass(frozen=True)
 class ConversionTarget:
-    """What shall become of the norms of one model; made by `ConversionTarget.of`, which refuses what cannot be read."""
+    """What the norms of a model are converted to; made by `ConversionTarget.of`, which checks it."""
 
     to: To
 

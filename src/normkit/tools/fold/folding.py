@@ -1,4 +1,4 @@
-"""Which norm goes into which layer, the exchange itself, and the way back."""
+"""Which norm goes into which layer, the exchange itself, and how to undo it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from normkit.tools.fold.norms import foldable
 from normkit.tools.fold.report import Fold, FoldReport
 from normkit.tools.model.activated import module_of
 from normkit.tools.model.call import call_on_example
-from normkit.tools.model.graph.dataflow import Flow, Graph, record
+from normkit.tools.model.graph.dataflow import Dataflow, Graph, record
 from normkit.tools.model.refusal import Refusal, RefusedError
 from normkit.tools.model.tree import LAYERS, Layer, replace, walk
 
@@ -29,7 +29,7 @@ rounding by 1e-16 times the ratio of mean to standard deviation."""
 
 
 class Folding:
-    """A model that is being folded, and the way back."""
+    """A model that is being folded, with all that is needed to undo it."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -64,15 +64,15 @@ class Folding:
         )
         return FoldReport(folds, refusals, graph is not None, error, allowed)
 
-    def traced(self, example: Any) -> tuple[Flow, Graph | None]:
+    def traced(self, example: Any) -> tuple[Dataflow, Graph | None]:
         layers = {module for module in self.model.modules() if isinstance(module, LAYERS)}
         watched = layers | (self.found.keys() - self.folds.keys())
         with same_draws(self.model):
             flow = record(self.model, watched, example)
         return flow, Graph.of(self.model, watched, example)
 
-    def rounds(self, flow: Flow, graph: Graph | None, example: Any, reasons: dict[nn.Module, str]) -> Graph | None:
-        """Round after round, because a norm behind a folded one has another layer before it."""
+    def rounds(self, flow: Dataflow, graph: Graph | None, example: Any, reasons: dict[nn.Module, str]) -> Graph | None:
+        """Repeat until nothing folds, because after a fold the next norm follows another layer."""
         while True:
             done = len(self.folds)
             for norm in [norm for norm in self.found if norm not in self.folds]:
@@ -93,7 +93,7 @@ class Folding:
         except Exception as error:
             raise RefusedError(f"the folded model raises {type(error).__name__}: {error}") from error
 
-    def outputs(self, flow: Flow) -> list[Tensor]:
+    def outputs(self, flow: Dataflow) -> list[Tensor]:
         """What the model gives for the example, to be compared with what it gives when it is folded."""
         before = [tensor.clone() for tensor in compared(flow.output)]
         if not before:
@@ -109,12 +109,12 @@ class Folding:
         return before
 
     def largest_change(self, example: Any, before: list[Tensor]) -> float:
-        """Largest change of an output, of that output's largest value; infinite where nan or inf moved."""
+        """Largest change of an output, of that output's largest value; infinite if nan or inf differ."""
         with self.runs_on(), same_draws(self.model), torch.no_grad():
             after = compared(call_on_example(self.model, example))
         return max(distance(new, old) for new, old in zip(after, before, strict=True))
 
-    def fold_one(self, norm: nn.Module, flow: Flow, graph: Graph | None) -> None:
+    def fold_one(self, norm: nn.Module, flow: Dataflow, graph: Graph | None) -> None:
         """Fold into the layer before the norm, or else into the one after it."""
         _, facts = self.found[norm]
         if not facts.kind:
@@ -146,7 +146,7 @@ class Folding:
                 raise RefusedError(f"{first}; {second}") from None
         self.commit(norm, layer, weight, bias, side)
 
-    def layer_before(self, norm: nn.Module, scale: Tensor, flow: Flow, graph: Graph | None) -> Layer:
+    def layer_before(self, norm: nn.Module, scale: Tensor, flow: Dataflow, graph: Graph | None) -> Layer:
         """The layer whose whole output goes to the norm alone."""
         sources = {call.source.module if call.source else None for call in flow.calls[norm]}
         layer = next(iter(sources))
@@ -167,7 +167,7 @@ class Folding:
             raise RefusedError(f"the model's graph has another way from {name}, or to the norm")
         return layer
 
-    def layer_after(self, norm: nn.Module, shift: Tensor, flow: Flow, graph: Graph | None) -> Layer:
+    def layer_after(self, norm: nn.Module, shift: Tensor, flow: Dataflow, graph: Graph | None) -> Layer:
         """The layer that alone takes the norm's output, and takes nothing else."""
         takers = {taker for call in flow.calls[norm] for taker in call.consumers}
         layer = next(iter(takers), None)
@@ -192,7 +192,7 @@ class Folding:
     def called(self, taker: nn.Module | str) -> str:
         return taker if isinstance(taker, str) else repr(self.names[taker])
 
-    def check_usable(self, layer: Layer, flow: Flow, graph: Graph | None) -> None:
+    def check_usable(self, layer: Layer, flow: Dataflow, graph: Graph | None) -> None:
         """The layer's weight is its own, plain, and used by nothing but its forward."""
         name = repr(self.names[layer])
         if parametrize.is_parametrized(layer) or layer._parameters.get("weight") is None:
@@ -209,7 +209,7 @@ class Folding:
 
     @torch.no_grad()
     def check(
-        self, pair: list[nn.Module], layer: Layer, weight: Tensor, bias: Tensor, left: nn.Module, flow: Flow
+        self, pair: list[nn.Module], layer: Layer, weight: Tensor, bias: Tensor, left: nn.Module, flow: Dataflow
     ) -> None:
         """In float64, where rounding is out of the question, the folded layer gives what the pair gives."""
         name, dtype = repr(self.names[layer]), layer.weight.dtype
@@ -261,13 +261,13 @@ class Folding:
 
 
 def _left(norm: nn.Module) -> nn.Module:
-    """What a norm does behind its arithmetic: the dropout and activation it brings along, or nothing."""
+    """What a norm applies after its arithmetic: its dropout and activation, or nothing."""
     own = getattr(norm, "activation", None)
     steps = [module_of(own) if isinstance(own, str) else None, *(norm._modules.get(key) for key in ("drop", "act"))]
     kept = [step for step in steps if step is not None and not isinstance(step, nn.Identity)]
     if not kept:
         return nn.Identity()
-    # A copy of the shell, because it takes over what the norm carried; its own hooks need it left alone inside another.
+    # A shallow copy, because it takes over the hooks of the norm; a step that has hooks is wrapped instead.
     return copy.copy(kept[0]) if len(kept) == 1 and not _hooked(kept[0]) else nn.Sequential(*kept)
 
 

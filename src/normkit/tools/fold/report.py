@@ -13,11 +13,11 @@ class Fold:
     """One norm that is gone.
 
     Attributes:
-        name, names: where it stood; several names if it was shared.
+        name, names: where it was; several names if it was shared.
         norm: its class.
         into: the layer that does its work now.
-        side: where that layer stands: ``"before"`` or ``"after"`` the norm.
-        left: what stands in its place: ``Identity``, or its activation.
+        side: whether that layer is ``"before"`` or ``"after"`` the norm.
+        left: what replaced it: ``Identity``, or its activation.
     """
 
     name: str
@@ -39,8 +39,8 @@ class FoldReport:
     Attributes:
         folds: the norms that are gone.
         refusals: those that stay, and why.
-        graph: whether symbolic tracing gave the same flow for every input; otherwise it is that of the example, and
-            an input that takes another way through the model is not covered.
+        graph: whether symbolic tracing shows that every input takes the same path; otherwise the path is that of the
+            example, and an input that takes another one is not covered.
         error: largest difference of an output on the example from before, of the output's largest value.
         tolerance: what it was allowed to be.
     """

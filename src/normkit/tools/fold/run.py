@@ -27,8 +27,8 @@ def fold(
     """Fold batch norms into the convolutions and linear layers next to them, for faster inference.
 
     In evaluation a norm is ``y = x * s + t`` with ``s = weight / sqrt(running_var + eps)`` and
-    ``t = bias - running_mean * s``. Behind a layer ``x = W a + b`` that is a layer with ``s W`` and ``s b + t``; in
-    front of one, ``W (x * s + t) + b``, it is ``W s`` and ``b + W t``, unless padding puts zeros where ``t`` should be.
+    ``t = bias - running_mean * s``. After a layer ``x = W a + b`` that is a layer with ``s W`` and ``s b + t``; before
+    one, ``W (x * s + t) + b``, it is ``W s`` and ``b + W t``, unless padding puts zeros where ``t`` should be.
     New weights are computed in float64. Instance norms that use running statistics are folded likewise.
 
     A norm is folded only where the whole output of the layer goes to it alone, seen by recording every function of
@@ -39,14 +39,15 @@ def fold(
     Args:
         model: in evaluation mode; a norm in training mode stays.
         example: a tensor, a tuple of positional or a mapping of keyword arguments.
-        tolerance: how far outputs may move, of their largest value; None for the root of the dtype's resolution,
-            3e-4 in float32: rounding keeps half of the digits even through many layers, and a wrong weight does not.
+        tolerance: how much outputs may change, relative to their largest value; None for the root of the dtype's
+            resolution, 3e-4 in float32: rounding keeps half of the digits even through many layers, and a wrong
+            weight does not.
         inplace: whether to change the model itself and not a copy.
         strict: whether to raise where a norm stays.
 
     Returns:
         The model with `torch.nn.Identity`, or the activation that the norm brought along, in place of what was folded;
-        and the report. If outputs move by more than the tolerance nothing is folded, and the report says so.
+        and the report. If outputs change by more than the tolerance nothing is folded, and the report says so.
 
     Raises:
         ArgumentError: an example of another type, or a model that returns no floating-point tensor, or only nan, inf

@@ -1,4 +1,4 @@
-"""Puts a norm behind each layer of a model that has none."""
+"""Adds a norm after each layer of a model that has none."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class InsertReport:
 
     Attributes:
         inserted, skipped: one row for each layer, in the order of calls.
-        traced: whether the order of calls is known; without it that of the model stands for it.
+        traced: whether the order of calls is known; otherwise it is that of the model.
     """
 
     inserted: tuple[Insertion, ...]
@@ -80,7 +80,7 @@ def insert(
     num_groups: int | None = None,
     inplace: bool = False,
 ) -> tuple[M, InsertReport]:
-    """Put a norm behind each convolution and linear layer and before its activation.
+    """Add a norm after each convolution and linear layer and before its activation.
 
     The last layer of a branch gets none, which is one whose output the model returns, nor does one that a norm follows
     already. Norms of weights go on the layer itself.
@@ -220,7 +220,7 @@ def _refuse(place: Place, use: Use, method: str, tied: Mapping[nn.Module, str]) 
 
 
 def _norm(layer: Any, method: str, groups: int | None, shape: torch.Size | None) -> nn.Module | None:
-    """The norm to stand behind a layer; None if it is one of weights, which is put on the layer at once."""
+    """The norm to add after a layer; None if it is a norm of weights, which is put on the layer at once."""
     if method in OF_WEIGHTS:
         dim = 1 if getattr(layer, "transposed", False) else 0
         (weight_norm if method == "weight_norm" else weight_standardization)(layer, dim=dim)
@@ -243,7 +243,7 @@ def _norm(layer: Any, method: str, groups: int | None, shape: torch.Size | None)
 
 
 def _drops_bias(layer: nn.Module, norm: nn.Module) -> bool:
-    """Whether the norm subtracts a mean that holds all of the layer's bias and nothing else."""
+    """Whether the norm subtracts the mean of single channels, and with it the layer's bias."""
     alone = isinstance(norm, nn.modules.batchnorm._BatchNorm | nn.modules.instancenorm._InstanceNorm)
     alone = alone or (isinstance(norm, nn.GroupNorm) and norm.num_groups == norm.num_channels)
     return alone and layer._parameters.get("bias") is not None and not layer._forward_hooks

@@ -1,4 +1,4 @@
-"""Layers that only tools make: a norm with its activation, one without statistics, a layer and a norm behind it."""
+"""Layers that only tools make: a norm with its activation, one without statistics, a layer followed by a norm."""
 
 from __future__ import annotations
 
@@ -68,28 +68,28 @@ class ChannelAffine(nn.Module):
 
 
 class NormedLayer(nn.Sequential):
-    """A ``layer`` and the ``norm`` that `normkit.insert` has put behind it.
+    """A ``layer`` and the ``norm`` that `normkit.insert` has added after it.
 
     Code that asks the layer for its ``dilation``, ``weight`` or the like gets the layer's, and what it is called with
     besides the input goes to the layer.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The norm of what the layer gives."""
+        """The norm of the layer's output."""
         return self.norm(self.layer(*args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            # Names with an underscore say what torch and others think of a module, and these are two.
+            # Names with an underscore are torch's own state of a module, and layer and norm each have theirs.
             if name.startswith("_") or name in self._modules or "layer" not in self._modules:
                 raise
         return getattr(self.layer, name)
 
 
 class WithActivation(nn.Module):
-    """Abstract: what the norm brought along comes after it, ``drop`` and then ``act``; in its own pass where it can."""
+    """Abstract: a norm followed by the ``drop`` and ``act`` that it came with; fused where that is possible."""
 
     fuses: ClassVar[bool] = True
 
@@ -107,7 +107,7 @@ class WithActivation(nn.Module):
 
 
 def _observed(children: Mapping[str, nn.Module | None]) -> bool:
-    """Whether someone listens to what comes after the norm, who would hear nothing of it in the norm's own pass."""
+    """Whether hooks watch the drop or activation: they would not be called if it were fused into the norm."""
     for child in children.values():
         if child is not None and (
             child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks
@@ -266,7 +266,7 @@ _NAMES: dict[type[nn.Module], str] = {
 
 
 def module_of(activation: str) -> nn.Module:
-    """The activation as a module of its own.
+    """The activation as a module.
 
     >>> module_of("gelu_tanh")
     GELU(approximate='tanh')

@@ -79,7 +79,7 @@ def run(model: nn.Module, batches: Iterable[Any], watchers: Mapping[nn.Module, W
 
 
 def _inputs(model: nn.Module, batch: Sequence[Any]) -> Sequence[Any]:
-    """All of a batch that are inputs of the model: labels, as a loader puts them behind the input, are none.
+    """The items of a batch that are inputs of the model: labels that a loader adds after the input are left out.
 
     A tuple is the positional arguments if the model takes as many. A list is what a loader makes of samples ``(x, y)``:
     its first is the input if the model can do with that.

@@ -16,7 +16,7 @@ class Facts:
         reason: why it is not understood; empty if it is.
         shape: of weight and bias, whether there are any: ``(C,)``, or the sizes of the last dimensions.
         axis: where the features are: ``"first"`` is dimension 1, ``"last"`` the last dimensions.
-        rank: number of dimensions behind the channels that the layer is made for; None for any.
+        rank: number of dimensions after the channels that the layer is made for; None for any.
         groups: number of groups, of group norm.
         eps: added to the variance; None for the machine epsilon.
         weight, bias: whether it has these parameters.

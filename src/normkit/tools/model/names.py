@@ -33,7 +33,7 @@ def picked(
 
     Args:
         patterns: one or several.
-        names: all the names of each thing that can be picked.
+        names: all the names of each candidate.
         unknown: the error for a pattern that fits none, or the rule that it breaks.
 
     Raises:

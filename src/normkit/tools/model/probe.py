@@ -237,9 +237,9 @@ def _with_statistics(module: nn.Module, facts: Facts, x: Tensor) -> Tensor:
             counter += 1
             momentum = 1 / float(counter) if momentum is None else momentum
         y = nn.functional.batch_norm(x, mean, var, None, None, own, momentum or 0.0, eps)
-    for buffer, moved in zip(running, (mean, var), strict=True):
-        if buffer is not None and moved is not None:
-            buffer.copy_(moved)
+    for buffer, updated in zip(running, (mean, var), strict=True):
+        if buffer is not None and updated is not None:
+            buffer.copy_(updated)
     return y
 
 

@@ -1,4 +1,4 @@
-"""The only editor of a model: visits each module once, finds the norms, and swaps modules everywhere they stand."""
+"""The tree of a model's modules: visits each once, finds the norms, and is the only code that exchanges modules."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ HOOKS = (
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """A module and everywhere it stands in a model.
+    """A module and all its places in a model.
 
     Attributes:
         name: dotted, as in ``named_modules``; empty for the model itself.
@@ -62,7 +62,7 @@ class Place:
 
 
 def walk(model: nn.Module) -> Iterator[Place]:
-    """Every module of a model once, in the order of the model, with everywhere it stands.
+    """Every module of a model once, in the order of the model, with all its places.
 
     Args:
         model: any module; it may be changed while the walk goes on.
@@ -158,7 +158,7 @@ def matches(place: Place, pattern: str) -> bool:
 
 
 def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Put new modules in the place of old ones, everywhere they stand; hooks and mode go with them.
+    """Replace old modules by new ones in all their places; the new ones take over hooks and mode.
 
     A shared module stays shared. Lists, tuples and dictionaries that a module keeps as plain attributes are
     followed too. Handles of hooks that were registered on the old module work on the new one. A new module that
@@ -224,7 +224,7 @@ def _swapped(value: Any, new: Mapping[nn.Module, nn.Module], seen: set[int]) -> 
 
 
 def _carry(old: nn.Module, new: nn.Module) -> None:
-    """Hooks and mode of the old module; of its other attributes those the new one has no own of."""
+    """Hooks and mode of the old module; and those other attributes that the new one does not have."""
     kept = set(old.modules())
     for module in new.modules():
         if module not in kept:

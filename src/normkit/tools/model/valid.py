@@ -1,4 +1,4 @@
-"""What a norm normalizes of the tensors it is called with: the residual added, and without the padding."""
+"""The input that a norm normalizes: with the residual added, and without the padding."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def last(dims: int = 1) -> str:
 
 
 def takes_extras(norm: nn.Module) -> bool:
-    """Whether it is one of normkit's, which take a mask, lengths and a residual beside their input."""
+    """Whether it is one of normkit's, which take a mask, lengths and a residual besides their input."""
     return any(cls.__module__.startswith("normkit.") for cls in type(norm).__mro__)
 
 
@@ -32,7 +32,7 @@ def input_of(norm: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         args, kwargs: what it is called with, as a hook gets them.
 
     Returns:
-        The tensor; what else stands in its place if the module is called with something else; None without any.
+        The tensor, or the value that the module is called with in its place; None if there is none.
     """
     x = args[0] if args else kwargs.get("input", next(iter(kwargs.values()), None))
     residual = kwargs.get("residual") if takes_extras(norm) else None
@@ -45,7 +45,7 @@ def is_unbatched(norm: nn.Module, x: Tensor) -> bool:
 
 
 def valid_mask(norm: nn.Module, x: Tensor, kwargs: Mapping[str, Any], pattern: str) -> Tensor | None:
-    """Which elements of an input are real, from the mask or the lengths of the call; None where all are.
+    """Which elements of an input are valid, from the mask or the lengths of the call; None if all are.
 
     Args:
         norm: whose call it is; only normkit's take a mask.
@@ -70,7 +70,7 @@ def valid_mask(norm: nn.Module, x: Tensor, kwargs: Mapping[str, Any], pattern: s
 
 
 def valid_positions(x: Tensor, mask: Tensor, channels: int) -> Tensor:
-    """The real positions of an input, one behind the other.
+    """The valid positions of an input, one after the other.
 
     Args:
         x: (N, C, ...) if `channels` is 0, otherwise (..., features) with as many feature dimensions as it says.
@@ -78,12 +78,12 @@ def valid_positions(x: Tensor, mask: Tensor, channels: int) -> Tensor:
         channels: number of feature dimensions at the end; 0 for channels in dimension 1.
 
     Returns:
-        (real positions, C), or (real positions, features).
+        (valid positions, C), or (valid positions, features).
 
     Example:
         >>> import torch
-        >>> x, real = torch.tensor([[[1.0, 2.0, 9.0]]]), torch.tensor([[[True, True, False]]])
-        >>> valid_positions(x, real, 0)
+        >>> x, valid = torch.tensor([[[1.0, 2.0, 9.0]]]), torch.tensor([[[True, True, False]]])
+        >>> valid_positions(x, valid, 0)
         tensor([[1.],
                 [2.]])
     """

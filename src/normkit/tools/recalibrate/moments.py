@@ -55,12 +55,12 @@ class Moments:
         return batched.flatten(2)
 
     def add(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Count an input in; return its own mean and biased variance per channel.
+        """Add an input; return the mean and biased variance of its channels.
 
         Args:
             x: the input of a call.
-            mask: True for what is real, with size 1 in the channel dimension and all others as in `x`; padding counts
-                nowhere, and an instance that is nothing else is none. None where all is real.
+            mask: True for valid positions, with size 1 in the channel dimension and all others as in `x`; padding does
+                not count, and neither does an instance of padding alone. None if all is valid.
         """
         rows = self.rows(x.detach())
         own = Moments(self.norm)
@@ -76,16 +76,16 @@ class Moments:
         self.elements += rows.shape[0] * rows.shape[2]
         return own.mean, own.spread / max(own.count, 1)
 
-    def _add_instances(self, rows: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Count in what is real of each instance, one by one, since each has a number of positions of its own."""
+    def _add_instances(self, rows: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the valid positions of each instance, one by one, since instances differ in their number."""
         own = Moments(self.norm)
-        for row, kept in zip(rows, real[:, 0], strict=True):
+        for row, kept in zip(rows, valid[:, 0], strict=True):
             values = row[:, kept].unsqueeze(0)
             if values.numel():
                 own.merge(*self._of(values))
         self.merge(own.count, own.mean, own.spread)
         self.calls += 1
-        self.elements += int(real.sum())
+        self.elements += int(valid.sum())
         return own.mean, own.spread / max(own.count, 1)
 
     def _of(self, part: Tensor) -> tuple[int, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""One reading of all batches by a model whose norms are listened to."""
+"""One pass of a model over all batches, in which the moments of its norms' inputs are collected."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def collect(
     read, failure, turns = 0, None, itertools.count()
     with contextlib.ExitStack() as hooks:
         for name, norm in norms.items():
-            listen = _listen(name, moments[norm], turns)
-            hooks.callback(norm.register_forward_pre_hook(listen, with_kwargs=True).remove)
+            hook = _collecting(name, moments[norm], turns)
+            hooks.callback(norm.register_forward_pre_hook(hook, with_kwargs=True).remove)
             hooks.callback(norm.register_forward_hook(_train_again(norm.training), always_call=True).remove)
         try:
             for batch in batches:
@@ -61,8 +61,8 @@ def collect(
     return read, moments
 
 
-def _listen(name: str, seen: Moments, turns: Iterator[int]) -> Callable[..., None]:
-    """A hook that counts the input in, and lets the norm use statistics where the batch has none of its own."""
+def _collecting(name: str, seen: Moments, turns: Iterator[int]) -> Callable[..., None]:
+    """A hook that adds the input to the moments, and lets the norm use statistics where the batch has none."""
 
     def hook(norm: _NormBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = input_of(norm, args, kwargs)

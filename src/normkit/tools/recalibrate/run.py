@@ -88,7 +88,7 @@ def recalibrate(
     variances, as running statistics are, leaves out how the batches' means differ. Counts and moments are merged in
     float64 by Chan's formula. Instance norms get the average over all instances of their means and unbiased variances.
 
-    Padding that a norm is told of by ``mask=`` or ``lengths=`` is no part of the data; a ``residual=`` is added first.
+    Padding given to a norm by ``mask=`` or ``lengths=`` does not count; a ``residual=`` is added first.
 
     Only the norms are in training mode meanwhile: dropout is off. With one phase each norm normalizes by the batch, as
     in training, so a deep norm's statistics are those of inputs that evaluation does not give it. What evaluation
@@ -98,7 +98,7 @@ def recalibrate(
     order in which they are called; each phase makes one group final, and the later ones still normalize by the batch.
     As many phases as norms are exact (more mean the same); fewer leave the first norm of each group exact. Collecting
     all norms again and again, each using its statistics of the phase before, has the same fixed point, but errors grow
-    from norm to norm on the way there.
+    from norm to norm until it is reached.
 
     With torch.distributed initialised the moments of all ranks are pooled, whatever number of batches each has; during
     a phase ranks do not wait for each other, and a SyncBatchNorm normalizes by its own rank's batch.
@@ -114,7 +114,7 @@ def recalibrate(
         progress: whether to show a bar, where rich is installed.
 
     Returns:
-        A `Recalibration`: per norm the elements seen and how far the statistics moved. ``num_batches_tracked`` becomes
+        A `Recalibration`: per norm the elements seen and the change of its statistics. ``num_batches_tracked`` becomes
         the number of batches. A norm that no batch reached, and one frozen by `freeze`, keeps its statistics.
 
     Raises:

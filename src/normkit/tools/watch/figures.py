@@ -45,7 +45,7 @@ class Row:
         self.waiting.append((names, values.detach().reshape(-1).float()))
 
     def input(self, norm: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """What the norm is about to normalize, its parameters, and its running statistics before they move."""
+        """What the norm is about to normalize, its parameters, and its running statistics before they are updated."""
         self._parameters(norm)
         x = input_of(norm, args, kwargs)
         if not isinstance(x, Tensor) or not x.is_floating_point():

@@ -104,14 +104,14 @@ def _file(path: Path, stack: ExitStack) -> Sink:
             table.writerows(rows)
         else:
             file.write("".join(json.dumps({k: _plain(v) for k, v in row.items()}) + "\n" for row in rows))
-        # Behind this the system has it: a killed run loses nothing.
+        # After this the system has it: a killed run loses nothing.
         file.flush()
 
     return write
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut what a run that was killed while writing left behind its last whole line."""
+    """Cut the incomplete last line of a run that was killed while writing."""
     if not path.exists():
         return
     with path.open("rb+") as file:
@@ -121,7 +121,7 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no inf and no nan; that there were some is told by their number."""
+    """JSON has no inf and no nan; the number of such values is kept instead."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

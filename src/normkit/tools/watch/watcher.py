@@ -1,4 +1,4 @@
-"""Statistics of every norm while a model trains, taken every so many steps; in between nothing runs but a counter."""
+"""Statistics of every norm while a model trains, at a fixed interval of steps; between records only a counter runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CALLS = 16
 """Calls of one norm that are recorded in one step: a recurrent network makes thousands."""
 
 WAITING = 2
-"""Watched steps that wait for their gradients beside the newest, as where two forwards share a backward."""
+"""Watched steps that wait for their gradients besides the newest, as where two forwards share a backward."""
 
 
 class Step:
@@ -52,7 +52,7 @@ class Watch:
     """What `watch` returns: the records so far, and the way to end it.
 
     Attributes:
-        every: a step in so many is watched.
+        every: the interval between watched steps.
         steps: number of training steps so far.
     """
 
@@ -136,7 +136,7 @@ class Watch:
         return "\n".join((head, *lines, f"{len(self._norms)} norms, {at}"))
 
     def _attach(self, stack: ExitStack) -> None:
-        """Be told of every forward of the root."""
+        """Register for every forward of the root."""
         compiled = getattr(self._root, "_compiled_call_impl", None)
         if compiled is None:
             stack.callback(self._root.register_forward_pre_hook(_OnRoot(self), with_kwargs=True).remove)
@@ -220,7 +220,7 @@ class Watch:
         return before, after
 
     def _emit(self, count: int) -> None:
-        """Make the records of the oldest open steps and hand them on."""
+        """Make the records of the oldest open steps and write them to the sinks."""
         for _ in range(count):
             step = self._open.pop(0)
             for handle in step.handles:
@@ -239,7 +239,7 @@ class Watch:
 
 
 class _OnRoot:
-    """The hook that stays on the model; in a copy or a file of the model it is nobody's."""
+    """The hook that stays on the model; a copy or a file of the model gets one that does nothing."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -248,19 +248,19 @@ class _OnRoot:
         self.watch._before(args, kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _nobody, ()
+        return _without_watch, ()
 
 
-def _nobody() -> Callable[..., None]:
+def _without_watch() -> Callable[..., None]:
     return _nothing
 
 
 def _nothing(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """What stands in a copy in place of `_OnRoot`."""
+    """The hook of a copy, in place of `_OnRoot`."""
 
 
 def _on_gradient(tensor: Tensor | None, rows: list[Row], name: str) -> list[RemovableHandle]:
-    """Hear of the gradient by a tensor, if it will have one."""
+    """Register for the gradient of a tensor, if it will have one."""
     if tensor is None or not tensor.requires_grad:
         return []
 
@@ -274,8 +274,8 @@ def _on_gradient(tensor: Tensor | None, rows: list[Row], name: str) -> list[Remo
 
 @contextlib.contextmanager
 def _aside() -> Iterator[None]:
-    """Compute what belongs to nobody's graph and is seen by nobody who listens to operators: selective checkpointing
-    would miss it when it computes the forward again, and a counter of operations would count it."""
+    """Compute outside any autograd graph and outside any dispatch mode: selective checkpointing would expect these
+    operators when it computes the forward again, and a counter of operations would count them."""
     with torch.no_grad(), _disable_current_modes():
         yield
 

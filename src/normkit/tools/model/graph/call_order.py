@@ -1,4 +1,4 @@
-"""In what order the layers of a model work, and what stands behind each: by tracing, else by the order of calls."""
+"""The order in which the layers of a model run, and what follows each: by tracing, else by the order of calls."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Use:
 
     Attributes:
         times: how often it is called in one pass.
-        last: whether no other layer works on what it gives, or the model returns it, which is the end of a branch.
-        normalized: whether a norm stands behind it already, with no other layer between.
+        last: whether no other layer reads its output, or the model returns it: it ends a branch.
+        normalized: whether a norm follows it already, with no other layer between.
         read: whether its weight is read by other code than its own.
     """
 
@@ -51,7 +51,7 @@ def _uses(model: nn.Module, graph: fx.Graph) -> dict[str, Use]:
     returned: dict[fx.Node, bool] = {}
     for node in reversed(graph.nodes):
         feeds[node] = any(is_layer(user) or feeds[user] for user in node.users)
-        # Through functions of it alone: a sum that is returned is no longer what one layer gives.
+        # Only through functions of one input: a sum of two outputs is the output of neither layer.
         returned[node] = any(
             user.op == "output" or (returned[user] and not is_layer(user) and len(user.all_input_nodes) == 1)
             for user in node.users
@@ -73,7 +73,7 @@ def _uses(model: nn.Module, graph: fx.Graph) -> dict[str, Use]:
 
 
 def _meets_norm(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether the only way on from a layer leads to a norm, before another layer or a sum."""
+    """Whether the output of a layer reaches a norm before any other layer or a sum."""
     while len(node.users) == 1:
         (node,) = node.users
         if node.op == "call_module":
@@ -102,11 +102,11 @@ def ordered(model: nn.Module, example: Any = None) -> dict[str, Use]:
     uses: dict[str, Use] = {}
     for index, module in enumerate(order):
         if isinstance(module, LAYERS):
-            behind = next((m for m in order[index + 1 :] if isinstance(m, LAYERS) or describe(m) is not None), None)
+            following = next((m for m in order[index + 1 :] if isinstance(m, LAYERS) or describe(m) is not None), None)
             uses[leaves[module]] = Use(
                 times=layers.count(module),
                 last=module is layers[-1] or module in returned,
-                normalized=behind is not None and not isinstance(behind, LAYERS),
+                normalized=following is not None and not isinstance(following, LAYERS),
             )
     return uses
 
@@ -125,7 +125,7 @@ def _called(model: nn.Module, leaves: Collection[nn.Module], example: Any) -> tu
 
 
 def output_shapes(model: nn.Module, example: Any) -> dict[nn.Module, torch.Size]:
-    """The shape of what each layer gives for an example."""
+    """The shape of the output of each layer for an example."""
     seen: dict[nn.Module, torch.Size] = {}
     layers = [module for module in model.modules() if isinstance(module, LAYERS)]
     run(model, [example], {module: lambda m, x, y: seen.update({m: y.shape}) for module in layers})

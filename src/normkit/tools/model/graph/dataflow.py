@@ -1,4 +1,4 @@
-"""Which module's output goes where: seen while a model runs on an example, and read from its graph if it has one."""
+"""Which module reads the output of which: recorded while a model runs on an example, and read from its graph."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from normkit.tools.model.call import arguments, call_on_example
 from normkit.tools.model.graph.symbolic import symbolic_graph
 from normkit.tools.model.tree import LAYERS
 
-FACTS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "__len__"}
-FACTS |= {"element_size", "get_device", "shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad"}
-FACTS |= {"is_complex", "is_sparse", "is_quantized", "is_nested", "is_mkldnn", "is_meta", "is_cpu", "grad_fn", "is_mps"}
-"""What can be asked of a tensor without reading its values; folding changes none of it."""
+METADATA = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "__len__"}
+METADATA |= {"element_size", "get_device", "shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad"}
+METADATA |= {"is_complex", "is_sparse", "is_quantized", "is_nested", "is_mkldnn", "is_meta", "is_cpu", "is_mps"}
+METADATA |= {"grad_fn"}
+"""Attributes of a tensor that do not depend on its values; folding changes none of them."""
 
 
 @dataclass
-class Call:
+class ModuleCall:
     """One execution of a watched module.
 
     Attributes:
         module: which one.
-        args: what it was given, by position and by name.
+        args: its arguments, by position and by name.
         source: the call whose output was its input, if that was watched.
-        consumers: what took its output: watched modules, or words for anything else.
+        consumers: who read its output: watched modules, or words for anything else.
         output: its output; it is kept, so that no other tensor takes its identity.
     """
 
     module: nn.Module
     args: tuple[tuple[Any, ...], dict[str, Any]]
-    source: Call | None = None
+    source: ModuleCall | None = None
     consumers: list[nn.Module | str] = field(default_factory=list)
     output: Any = None
 
@@ -48,30 +49,30 @@ class Call:
 
 
 @dataclass
-class Flow:
-    """What was seen of the watched modules in one run of the model."""
+class Dataflow:
+    """The calls of the watched modules in one run of the model, and who reads them."""
 
-    calls: dict[nn.Module, list[Call]]
+    calls: dict[nn.Module, list[ModuleCall]]
     reads: dict[nn.Module, set[str]]
     """For each module, who else reads its parameters."""
     asked: dict[nn.Module, set[str]]
-    """For each module that is no layer, which attributes other code reads of it."""
+    """For each module that is not a layer, the attributes of it that other code reads."""
     output: Any
 
 
 class _Recorder(TorchFunctionMode):
-    """Sees every function of torch, with what it is given."""
+    """Records every function of torch that is called, with its arguments."""
 
     def __init__(self, watched: Collection[nn.Module]) -> None:
         super().__init__()
-        self.calls: dict[nn.Module, list[Call]] = {module: [] for module in watched}
+        self.calls: dict[nn.Module, list[ModuleCall]] = {module: [] for module in watched}
         self.reads: dict[nn.Module, set[str]] = {module: set() for module in watched}
         self.owners: dict[int, list[nn.Module]] = {}
         for module in watched:
             for parameter in module.parameters(recurse=False):
                 self.owners.setdefault(id(parameter), []).append(module)
-        self.made: dict[int, Call] = {}
-        self.running: list[Call] = []
+        self.made: dict[int, ModuleCall] = {}
+        self.running: list[ModuleCall] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -79,7 +80,7 @@ class _Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", name)
-        if name not in FACTS:
+        if name not in METADATA:
             inside = self.running[-1] if self.running else None
             for tensor in tensors_in((args, kwargs)):
                 call = self.made.get(id(tensor))
@@ -91,7 +92,7 @@ class _Recorder(TorchFunctionMode):
         return func(*args, **kwargs or {})
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = Call(module, (args, kwargs))
+        call = ModuleCall(module, (args, kwargs))
         call.source = self.made.get(id(call.input))
         if call.source is not None:
             call.source.consumers.append(module)
@@ -104,13 +105,13 @@ class _Recorder(TorchFunctionMode):
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
         call = self.running.pop()
         call.output = output
-        # What hands its input on has not made it.
+        # A module that returns its input did not create that tensor.
         if isinstance(output, Tensor) and output is not call.input:
             self.made[id(output)] = call
 
 
-def record(model: nn.Module, watched: Collection[nn.Module], example: Any) -> Flow:
-    """Run the model once and see who takes the outputs of the watched modules, and who reads their parameters.
+def record(model: nn.Module, watched: Collection[nn.Module], example: Any) -> Dataflow:
+    """Run the model once and record who reads the outputs of the watched modules, and who reads their parameters.
 
     Args:
         model: runs without gradients, in the mode it is in.
@@ -118,7 +119,7 @@ def record(model: nn.Module, watched: Collection[nn.Module], example: Any) -> Fl
         example: the input: a tensor, a tuple of positional or a mapping of keyword arguments.
 
     Returns:
-        The `Flow`.
+        The `Dataflow`.
     """
     recorder = _Recorder(watched)
     with contextlib.ExitStack() as hooks:
@@ -131,14 +132,14 @@ def record(model: nn.Module, watched: Collection[nn.Module], example: Any) -> Fl
     for tensor in tensors_in(output):
         if id(tensor) in recorder.made:
             recorder.made[id(tensor)].consumers.append("the caller of the model")
-    return Flow(recorder.calls, recorder.reads, asked, output)
+    return Dataflow(recorder.calls, recorder.reads, asked, output)
 
 
 _EVERY_MODULE_HAS = {*dir(nn.Module), *vars(nn.Module())}
 
 
 @contextlib.contextmanager
-def _asked(modules: Collection[nn.Module], running: list[Call]) -> Iterator[dict[nn.Module, set[str]]]:
+def _asked(modules: Collection[nn.Module], running: list[ModuleCall]) -> Iterator[dict[nn.Module, set[str]]]:
     """Which attributes of the modules are read while they are not running, other than what every module has."""
     asked: dict[nn.Module, set[str]] = {module: set() for module in modules}
 
@@ -201,19 +202,19 @@ class Graph:
         return None if graph is None else Graph(graph, dict(model.named_modules(remove_duplicate=False)))
 
     def joins(self, first: nn.Module, second: nn.Module) -> bool:
-        """Whether all that the first gives goes to the second alone, and the second gets nothing else."""
+        """Whether only the second module reads the output of the first, and reads nothing else."""
         givers, takers = self.nodes.get(first, []), self.nodes.get(second, [])
         if not givers or not takers:
             return False
-        users = [user for node in givers for user in node.users if not _is_fact(user)]
+        users = [user for node in givers for user in node.users if not _is_metadata(user)]
         return all(user in takers for user in users) and all(node.all_input_nodes[0] in givers for node in takers)
 
     def reads_values(self, module: nn.Module) -> bool:
         """Whether anything but the module's own forward computes with its parameters."""
-        return any(not _is_fact(user) for node in self.reads.get(module, []) for user in node.users)
+        return any(not _is_metadata(user) for node in self.reads.get(module, []) for user in node.users)
 
 
-def _is_fact(node: fx.Node) -> bool:
+def _is_metadata(node: fx.Node) -> bool:
     target = node.args[1] if node.target is getattr else node.target
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    return node.op in ("call_method", "call_function") and name in FACTS
+    return node.op in ("call_method", "call_function") and name in METADATA
