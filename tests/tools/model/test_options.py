@@ -8,7 +8,7 @@ from torch import nn
 
 import normkit
 from normkit.tools.model.activated import fusible, module_of
-from normkit.tools.model.tree import describe
+from normkit.tools.model.recognise import describe
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu", "gelu", "gelu_tanh", "sigmoid", "tanh"])

@@ -11,7 +11,8 @@ from torch import nn
 import normkit
 import zoo
 from normkit.errors import DtypeError, StateError
-from normkit.tools.model.tree import describe, matches, norms, replace, walk
+from normkit.tools.model.recognise import describe
+from normkit.tools.model.tree import matches, norms, replace, walk
 
 
 class Holder(nn.Module):

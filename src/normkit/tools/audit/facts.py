@@ -19,7 +19,7 @@ from normkit.tools.audit import trace
 from normkit.tools.audit.batches import Batch
 from normkit.tools.audit.moments import Moments, is_noise, moments, padded_share
 from normkit.tools.freeze import is_frozen
-from normkit.tools.model.info import Facts
+from normkit.tools.model.info import NormInfo
 from normkit.tools.model.tree import norms as every_norm
 
 BATCHES = 16
@@ -44,7 +44,7 @@ class Seen:
 
     name: str
     module: nn.Module
-    facts: Facts
+    facts: NormInfo
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     calls: list[Moments] = field(default_factory=list)
     pooled: Moments | None = None

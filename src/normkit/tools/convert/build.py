@@ -28,7 +28,7 @@ from normkit.pattern import Region, bound
 from normkit.tools.fold import fold_math
 from normkit.tools.model.activated import ChannelAffine, LayerNorm2dLast, WithActivation, activated, fusible, joined
 from normkit.tools.model.frozen import plain_class
-from normkit.tools.model.info import Facts
+from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import RefusedError
 
 BATCH: dict[int, type[nn.Module]] = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
@@ -67,7 +67,7 @@ def groups_for(channels: int, asked: int | None) -> int:
     return nearest_divisor(channels, min(GROUPS, channels // 2)) if channels > 1 else 1
 
 
-def equivalent(module: nn.Module, facts: Facts) -> nn.Module:
+def equivalent(module: nn.Module, facts: NormInfo) -> nn.Module:
     """Normkit's layer of the same method, with the very parameters and statistics of the old one.
 
     Raises:
@@ -95,7 +95,7 @@ def equivalent(module: nn.Module, facts: Facts) -> nn.Module:
 
 
 def other(
-    module: nn.Module, facts: Facts, method: str, *, groups: int | None, shapes: list[torch.Size], add_affine: bool
+    module: nn.Module, facts: NormInfo, method: str, *, groups: int | None, shapes: list[torch.Size], add_affine: bool
 ) -> nn.Module:
     """Normkit's layer of another method, with the weight and bias of the old one.
 
@@ -151,7 +151,7 @@ def fresh(
     """
     last = rank == 0 and method != "batch_norm"
     bias = method != "rms_norm"
-    facts = Facts(shape=(channels,), axis="last" if last else "first", rank=rank, eps=1e-5, weight=True, bias=bias)
+    facts = NormInfo(shape=(channels,), axis="last" if last else "first", rank=rank, eps=1e-5, weight=True, bias=bias)
     if not last:
         positions = torch.Size((2, channels, *(2,) * rank))
         _refuse_erasing(facts, method, groups, [positions if shape is None else shape])
@@ -162,7 +162,7 @@ def fresh(
 
 
 def _choice(
-    facts: Facts, method: str, groups: int | None, rank: int | None, weight: bool, bias: bool
+    facts: NormInfo, method: str, groups: int | None, rank: int | None, weight: bool, bias: bool
 ) -> tuple[type[nn.Module], dict[str, Any]]:
     """The class of a method on these features, and its arguments."""
     channels = facts.channels
@@ -185,7 +185,7 @@ def _choice(
     return Norm, {"pattern": REGIONS[method], **plain, "center": method != "rms_norm"}
 
 
-def _check_place_of_channels(pattern: str, facts: Facts) -> None:
+def _check_place_of_channels(pattern: str, facts: NormInfo) -> None:
     dims = bound(pattern, {}).dims
     dim = dims[-1] if facts.axis == "last" else dims[1] if len(dims) > 1 else None
     if dim is None or not Region((dim,)).has_features or (facts.axis == "last" and len(facts.shape) > 1):
@@ -199,7 +199,7 @@ def _open(pattern: str) -> bool:
 
 
 def _choice_of_last(
-    facts: Facts, method: str, groups: int | None, weight: bool, bias: bool
+    facts: NormInfo, method: str, groups: int | None, weight: bool, bias: bool
 ) -> tuple[type[nn.Module], dict[str, Any]]:
     """The same where the features are the last dimensions."""
     shape, affine = facts.shape, {"affine": weight, "bias": bias}
@@ -218,7 +218,12 @@ def _choice_of_last(
 
 
 def _made(
-    module: nn.Module, facts: Facts, cls: type[nn.Module], arguments: dict[str, Any], *, adopt_statistics: bool = False
+    module: nn.Module,
+    facts: NormInfo,
+    cls: type[nn.Module],
+    arguments: dict[str, Any],
+    *,
+    adopt_statistics: bool = False,
 ) -> nn.Module:
     """The layer with the old one's extras, parameters and, where asked, statistics."""
     like = next((t for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()), None)
@@ -240,7 +245,7 @@ def _made(
     return layer
 
 
-def _with_activation(module: nn.Module, facts: Facts, cls: type[nn.Module]) -> tuple[type[nn.Module], str | None]:
+def _with_activation(module: nn.Module, facts: NormInfo, cls: type[nn.Module]) -> tuple[type[nn.Module], str | None]:
     """The class of a layer, and the activation to make it with; of some classes the activation becomes a child."""
     if facts.activation and cls is ChannelAffine:
         raise RefusedError(f"its {facts.activation} would be lost")
@@ -255,7 +260,7 @@ def _with_activation(module: nn.Module, facts: Facts, cls: type[nn.Module]) -> t
     return cls, name
 
 
-def _known_with_activation(module: nn.Module, facts: Facts, cls: type[nn.Module]) -> type[nn.Module] | None:
+def _known_with_activation(module: nn.Module, facts: NormInfo, cls: type[nn.Module]) -> type[nn.Module] | None:
     """Of a batch norm the class by which the tools of a library know that it has an activation, if there is one."""
     if cls in BATCH.values() and isinstance(module, cls.__bases__[-1]):
         return plain_class(module)
@@ -264,7 +269,7 @@ def _known_with_activation(module: nn.Module, facts: Facts, cls: type[nn.Module]
     return None
 
 
-def _refuse_erasing(facts: Facts, method: str, groups: int | None, shapes: list[torch.Size]) -> None:
+def _refuse_erasing(facts: NormInfo, method: str, groups: int | None, shapes: list[torch.Size]) -> None:
     """A region of a single element leaves nothing of its input but the bias."""
     if method == "batch_norm":
         return
@@ -287,7 +292,7 @@ def _refuse_erasing(facts: Facts, method: str, groups: int | None, shapes: list[
             )
 
 
-def _folded(module: Any, facts: Facts) -> nn.Module:
+def _folded(module: Any, facts: NormInfo) -> nn.Module:
     """Running statistics, weight and bias as one scale and shift."""
     if not facts.running or facts.kind not in ("batch_norm", "instance_norm"):
         raise RefusedError("it has no running statistics, so that its scale depends on the input")

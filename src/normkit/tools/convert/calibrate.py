@@ -15,7 +15,7 @@ from normkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normkit.parametrize._checks import stored
 from normkit.tools.convert.build import equivalent
 from normkit.tools.model.call import Watcher, run
-from normkit.tools.model.info import Facts
+from normkit.tools.model.info import NormInfo
 from normkit.tools.model.statistics import merging_weights
 
 
@@ -35,7 +35,7 @@ class Fitted:
 
 
 def fit(
-    model: nn.Module, pairs: Mapping[nn.Module, tuple[Facts, nn.Module]], batches: Iterable[Any]
+    model: nn.Module, pairs: Mapping[nn.Module, tuple[NormInfo, nn.Module]], batches: Iterable[Any]
 ) -> dict[nn.Module, Fitted]:
     """For each old norm the weight and bias with which the new layer comes nearest to its outputs.
 
@@ -63,7 +63,7 @@ def fit(
     return {module: _solved(sums[module], new) for module, (_, new) in pairs.items() if sums[module].n}
 
 
-def _watcher(module: nn.Module, facts: Facts, new: nn.Module, sums: _Sums) -> Watcher:
+def _watcher(module: nn.Module, facts: NormInfo, new: nn.Module, sums: _Sums) -> Watcher:
     activated = facts.extras or facts.activation
     plain = equivalent(module, replace(facts, extras=(), activation=None)).eval() if activated else None
     bare = None if isinstance(new, BatchNorm1d | BatchNorm2d | BatchNorm3d) else _without_affine(new)
@@ -84,7 +84,7 @@ def _without_affine(layer: nn.Module) -> nn.Module:
     return bare.eval()
 
 
-def _columns(x: Tensor, facts: Facts) -> Tensor:
+def _columns(x: Tensor, facts: NormInfo) -> Tensor:
     """One column for each channel."""
     return (x.movedim(1, -1) if facts.axis == "first" else x).reshape(-1, facts.channels).double()
 

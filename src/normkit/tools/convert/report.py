@@ -14,7 +14,7 @@ from normkit.errors import StateError
 from normkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normkit.tools.convert.build import scale_and_shift
 from normkit.tools.convert.calibrate import Fitted
-from normkit.tools.model.info import Facts
+from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import Refusal
 from normkit.tools.model.tree import replace, walk
 from normkit.tools.model.wrapped import refuse_wrapped
@@ -22,7 +22,7 @@ from normkit.tools.model.wrapped import refuse_wrapped
 M = TypeVar("M", bound=nn.Module)
 
 
-def as_text(module: nn.Module, facts: Facts | None = None) -> str:
+def as_text(module: nn.Module, facts: NormInfo | None = None) -> str:
     """A norm in a few words: with its package, or with its arguments."""
     name = type(module).__name__
     return f"{facts.origin} {name}" if facts else f"{name}({module.extra_repr()})"

@@ -17,8 +17,9 @@ from normkit.tools.convert.calibrate import fit
 from normkit.tools.convert.report import Change, ConvertReport, as_text
 from normkit.tools.convert.target import OWN, ConversionTarget, To
 from normkit.tools.model.call import shapes as shapes_in
+from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import Refusal, RefusedError
-from normkit.tools.model.tree import Facts, Place, copy_of, norms, replace, walk
+from normkit.tools.model.tree import Place, copy_of, norms, replace, walk
 from normkit.tools.model.wrapped import refuse_wrapped
 
 M = TypeVar("M", bound=nn.Module)
@@ -112,7 +113,7 @@ def convert(
     return model, ConvertReport(tuple(plan.changes.values()), tuple(plan.refusals), tuple(plan.kept))
 
 
-def _copied(model: M, found: list[tuple[Place, Facts]]) -> tuple[M, list[tuple[Place, Facts]]]:
+def _copied(model: M, found: list[tuple[Place, NormInfo]]) -> tuple[M, list[tuple[Place, NormInfo]]]:
     """A deep copy, and its norms; what is known of them needs no second look."""
     model = copy_of(model)
     facts = {place.name: facts for place, facts in found}
@@ -135,12 +136,12 @@ class _Plan:
         self.shapes = shapes
         self.add_affine = add_affine
         self.new: dict[nn.Module, nn.Module] = {}
-        self.facts: dict[nn.Module, Facts] = {}
+        self.facts: dict[nn.Module, NormInfo] = {}
         self.changes: dict[nn.Module, Change] = {}
         self.refusals: list[Refusal] = []
         self.kept: list[str] = []
 
-    def decide(self, place: Place, facts: Facts) -> None:
+    def decide(self, place: Place, facts: NormInfo) -> None:
         """Make the new layer of one norm, or note why there is none."""
         seen = {len(shape) - 2 for shape in self.shapes.get(place.module, [])}
         if facts.rank is None and facts.axis == "first" and len(seen) == 1:
@@ -188,7 +189,7 @@ class _Plan:
             else {},
         )
 
-    def _note(self, module: nn.Module, facts: Facts, method: str) -> str:
+    def _note(self, module: nn.Module, facts: NormInfo, method: str) -> str:
         if method == "group_norm" and self.groups is not None and facts.channels % self.groups:
             used = groups_for(facts.channels, self.groups)
             return f"{self.groups} groups asked, {used} divide {facts.channels}"

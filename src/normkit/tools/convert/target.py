@@ -12,7 +12,7 @@ from normkit import catalog
 from normkit.errors import ArgumentError, DtypeError, nearest
 from normkit.pattern import bound
 from normkit.tools.convert.build import REGIONS
-from normkit.tools.model.info import Facts
+from normkit.tools.model.info import NormInfo
 from normkit.tools.model.tree import Place, matches
 
 OWN = "normkit's own"
@@ -46,7 +46,7 @@ class ConversionTarget:
             )
         return cls({_key(key, places): None if value is None else method_name(value) for key, value in to.items()})
 
-    def method(self, place: Place, facts: Facts) -> str | nn.Module | None:
+    def method(self, place: Place, facts: NormInfo) -> str | nn.Module | None:
         """The method for one norm; None to leave it as it is."""
         if self.to is None:
             return OWN
@@ -109,7 +109,7 @@ def _key(key: Any, places: list[Place]) -> Any:
         raise ArgumentError(f"{key!r} is neither a norm of the model nor a method: {nearest(key, known)}") from None
 
 
-def _fits(key: Any, place: Place, facts: Facts) -> bool:
+def _fits(key: Any, place: Place, facts: NormInfo) -> bool:
     if isinstance(key, type):
         return isinstance(place.module, key)
     what, text = key

@@ -10,19 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from normkit.tools.model.tree import Facts, Place, norms, walk
+from normkit.tools.model.info import NormInfo
+from normkit.tools.model.tree import Place, norms, walk
 
 SHAPES = ((2, 2), (2,), ())
 """Positions of the inputs on which a norm is tried: that of an image, of a sequence, of a vector."""
 
 
-def foldable(model: nn.Module) -> dict[nn.Module, tuple[Place, Facts]]:
+def foldable(model: nn.Module) -> dict[nn.Module, tuple[Place, NormInfo]]:
     """Batch and instance norms, and all else that has running statistics; without a `kind` if it is not understood."""
     known = {place.module: facts for place, facts in norms(model)}
-    found: dict[nn.Module, tuple[Place, Facts]] = {}
+    found: dict[nn.Module, tuple[Place, NormInfo]] = {}
     for place in walk(model):
         module = place.module
-        facts = known.get(module, Facts())
+        facts = known.get(module, NormInfo())
         if not facts.kind and not isinstance(module, _NormBase) and has_statistics(module):
             facts = _as_batch_norm(module, facts)
             found[module] = (place, facts)
@@ -37,7 +38,7 @@ def has_statistics(module: nn.Module) -> bool:
     return isinstance(own.get("running_mean"), Tensor) and isinstance(own.get("running_var"), Tensor)
 
 
-def _as_batch_norm(module: Any, facts: Facts) -> Facts:
+def _as_batch_norm(module: Any, facts: NormInfo) -> NormInfo:
     """A norm of another library, taken for a batch norm; the check of the pair that it is in is its proof."""
     eps = getattr(module, "eps", None)
     if not isinstance(eps, float):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 
 @dataclass(frozen=True)
-class Facts:
+class NormInfo:
     """A norm in the words of the catalog.
 
     Attributes:

@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from normkit.tools.model.info import Facts
+from normkit.tools.model.info import NormInfo
 
 TOLERANCE = 1e-4
 """Of the size that a tensor has by nature. Float32 arithmetic, which some norms use whatever they are given, errs by
@@ -42,7 +42,7 @@ class Agreement(enum.Enum):
     ROUNDED_TWICE = "rounded twice"
 
 
-def misfit(module: nn.Module, facts: Facts) -> str:
+def misfit(module: nn.Module, facts: NormInfo) -> str:
     """Why the module cannot be run as a norm of one input; empty if it can."""
     name = type(module).__name__
     arguments = [*inspect.signature(type(module).forward).parameters.values()][1:]
@@ -54,7 +54,7 @@ def misfit(module: nn.Module, facts: Facts) -> str:
     return ""
 
 
-def agreement(module: nn.Module, facts: Facts) -> Agreement:
+def agreement(module: nn.Module, facts: NormInfo) -> Agreement:
     """Whether the module computes what the facts say: outputs, gradients and running statistics.
 
     On a copy with random parameters (initial ones hide differences), in training and evaluation, on inputs of
@@ -71,7 +71,7 @@ def agreement(module: nn.Module, facts: Facts) -> Agreement:
             return Agreement.NONE
 
 
-def _agrees(module: nn.Module, facts: Facts, dtype: torch.dtype) -> bool | None:
+def _agrees(module: nn.Module, facts: NormInfo, dtype: torch.dtype) -> bool | None:
     """Whether a copy of that dtype agrees on every input that it takes; None if it takes none."""
     tried = False
     for shape in _shapes(facts):
@@ -96,7 +96,7 @@ def _agrees(module: nn.Module, facts: Facts, dtype: torch.dtype) -> bool | None:
     return tried or None
 
 
-def _rounding(module: nn.Module, facts: Facts) -> Agreement:
+def _rounding(module: nn.Module, facts: NormInfo) -> Agreement:
     """How a module whose arithmetic is known rounds its outputs, which have the dtype of its input."""
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     tried, flipped = False, 0.0
@@ -120,7 +120,7 @@ def _rounding(module: nn.Module, facts: Facts) -> Agreement:
     return Agreement.ROUNDED_TWICE if flipped > REROUNDED else Agreement.ROUNDED_ONCE
 
 
-def gives_channels_last(module: nn.Module, facts: Facts) -> bool:
+def gives_channels_last(module: nn.Module, facts: NormInfo) -> bool:
     """Whether an image in torch's usual layout comes back in channels-last: the next convolution's speed depends on it.
 
     The module is one whose arithmetic has been recognised.
@@ -137,7 +137,7 @@ def gives_channels_last(module: nn.Module, facts: Facts) -> bool:
     return y.is_contiguous(memory_format=torch.channels_last)
 
 
-def _shapes(facts: Facts) -> Iterator[tuple[int, ...]]:
+def _shapes(facts: NormInfo) -> Iterator[tuple[int, ...]]:
     """Inputs of every number of dimensions that the norm may be made for."""
     if facts.axis == "last":
         yield from ((7, *facts.shape), (2, 3, *facts.shape), (2, 3, 5, *facts.shape))
@@ -190,7 +190,7 @@ def _gradients(module: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
     return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)]
 
 
-def _definition(module: nn.Module, facts: Facts, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def _definition(module: nn.Module, facts: NormInfo, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The same of the method the facts name, in float64 and plain torch; extras get half precision rounded once."""
     if facts.eps is None:
         facts = replace(facts, eps=torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps)
@@ -204,7 +204,7 @@ def _definition(module: nn.Module, facts: Facts, x: Tensor) -> tuple[Tensor, lis
     return y.detach(), _gradients(module, x, y), [b for b in module._buffers.values() if b is not None]
 
 
-def _normalized(module: nn.Module, facts: Facts, x: Tensor) -> Tensor:
+def _normalized(module: nn.Module, facts: NormInfo, x: Tensor) -> Tensor:
     weight, bias = (None if p is None else p.double() for p in map(module._parameters.get, ("weight", "bias")))
     features = (1, -1, *(1,) * (x.dim() - 2)) if facts.axis == "first" else facts.shape
     if facts.kind in ("batch_norm", "instance_norm"):
@@ -221,7 +221,7 @@ def _normalized(module: nn.Module, facts: Facts, x: Tensor) -> Tensor:
     return z if bias is None else z + bias.reshape(features)
 
 
-def _with_statistics(module: nn.Module, facts: Facts, x: Tensor) -> Tensor:
+def _with_statistics(module: nn.Module, facts: NormInfo, x: Tensor) -> Tensor:
     """torch's own on plain tensors: what is asked here is what the subclass does round it."""
     buffers = module._buffers
     running = [buffers.get(name) for name in ("running_mean", "running_var")]

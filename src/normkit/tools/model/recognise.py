@@ -14,9 +14,9 @@ from normkit import catalog
 from normkit.layers import LayerNorm2d, Norm
 from normkit.tools.model import probe
 from normkit.tools.model.activated import WithActivation
-from normkit.tools.model.info import Facts
+from normkit.tools.model.info import NormInfo
 
-__all__ = ["Facts", "describe", "identity"]
+__all__ = ["NormInfo", "describe", "identity"]
 
 RANKS: dict[type[nn.Module], int] = {
     nn.BatchNorm1d: 1,
@@ -47,7 +47,7 @@ HARMLESS |= {"reset_parameters", "reset_running_stats", "__static_attributes__",
 """What a subclass may define without changing what the norm computes."""
 
 
-def describe(module: nn.Module) -> Facts | None:
+def describe(module: nn.Module) -> NormInfo | None:
     """What is known of a norm.
 
     torch's and normkit's norms are known by their class. A class of another origin that is called a norm, or
@@ -72,7 +72,7 @@ def describe(module: nn.Module) -> Facts | None:
     if base is None and not isinstance(module, LayerNorm2d | Norm) and not _is_called_a_norm(module):
         return None
     origin = type(module).__module__.split(".")[0]
-    facts = Facts(origin=origin)
+    facts = NormInfo(origin=origin)
     if parametrize.is_parametrized(module):
         return replace(facts, reason="its parameters are parametrized")
     if isinstance(module, lazy.LazyModuleMixin) and module.has_uninitialized_params():
@@ -100,7 +100,7 @@ def identity(module: nn.Module) -> Any:
     return type(module), repr(simple), repr(shapes), repr(buffers), repr(children), "forward" in vars(module)
 
 
-def _with_options(module: nn.Module, facts: Facts) -> Facts:
+def _with_options(module: nn.Module, facts: NormInfo) -> NormInfo:
     """What normkit's layers can do and torch's cannot."""
     if not type(module).__module__.startswith("normkit."):
         return facts
@@ -119,7 +119,7 @@ def _extras(module: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in EXTRAS if module._modules.get(name) is not None)
 
 
-def _state(module: nn.Module, facts: Facts) -> Facts:
+def _state(module: nn.Module, facts: NormInfo) -> NormInfo:
     """The parameters and statistics that it has."""
     return replace(
         facts,
@@ -129,7 +129,7 @@ def _state(module: nn.Module, facts: Facts) -> Facts:
     )
 
 
-def _ours(module: nn.Module, facts: Facts) -> Facts:
+def _ours(module: nn.Module, facts: NormInfo) -> NormInfo:
     facts = _state(module, replace(facts, eps=cast(float, module.eps)))
     if isinstance(module, LayerNorm2d):
         return replace(facts, kind="layer_norm2d", shape=(module.num_channels,), axis="first", extras=_extras(module))
@@ -147,7 +147,7 @@ def _ours(module: nn.Module, facts: Facts) -> Facts:
     return replace(facts, kind=kind, axis=axis, reason="" if kind else "its region is a pattern of its own")
 
 
-def _of_torch(module: nn.Module, base: type[nn.Module], facts: Facts) -> Facts:
+def _of_torch(module: nn.Module, base: type[nn.Module], facts: NormInfo) -> NormInfo:
     facts = _state(module, replace(facts, rank=RANKS.get(base), synced=base is nn.SyncBatchNorm))
     facts = replace(facts, eps=cast("float | None", getattr(module, "eps", None)))
     if isinstance(module, batchnorm._NormBase):
@@ -177,7 +177,7 @@ def _computes_as(cls: type[nn.Module], base: type[nn.Module]) -> bool:
     return not changed
 
 
-def _alternatives(facts: Facts) -> Iterator[Facts]:
+def _alternatives(facts: NormInfo) -> Iterator[NormInfo]:
     """What a subclass of torch's norm may compute instead: over dimension 1, or with a weight stored less 1."""
     offsets = (0.0, 1.0) if facts.weight else (0.0,)
     both: tuple[Literal["last", "first"], ...] = ("last", "first")
@@ -188,7 +188,7 @@ def _alternatives(facts: Facts) -> Iterator[Facts]:
             yield replace(facts, kind=kind, axis=axis, offset=offset)
 
 
-def _of_any_class(module: nn.Module, facts: Facts) -> Facts:
+def _of_any_class(module: nn.Module, facts: NormInfo) -> NormInfo:
     facts = _state(module, facts)
     foreign = set(module._parameters) - {"weight", "bias"} | set(module._buffers)
     weight = module._parameters.get("weight")
@@ -200,7 +200,7 @@ def _of_any_class(module: nn.Module, facts: Facts) -> Facts:
     if not facts.shape:
         return replace(facts, reason=f"{name} does not say how many features it normalizes")
 
-    def possible() -> Iterator[Facts]:
+    def possible() -> Iterator[NormInfo]:
         for eps in _possible_eps(module):
             for kind in ("rms_norm", "layer_norm"):
                 yield from _alternatives(replace(facts, kind=kind, eps=eps))
@@ -214,7 +214,7 @@ def _possible_eps(module: nn.Module) -> list[float]:
     return named or [*numbers.values(), 1e-5, 1e-6, 1e-8, 1e-12]
 
 
-def _verified(module: nn.Module, facts: Facts, possible: Iterator[Facts]) -> Facts:
+def _verified(module: nn.Module, facts: NormInfo, possible: Iterator[NormInfo]) -> NormInfo:
     """The first of the possible facts that the module agrees with."""
     facts = replace(facts, extras=_extras(module))
     unfit = probe.misfit(module, facts)

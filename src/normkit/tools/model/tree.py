@@ -14,10 +14,9 @@ from torch.nn.modules.module import _WrappedHook
 from normkit.errors import DtypeError, StateError
 from normkit.parametrize.modes import modes_of, put_back
 from normkit.tools.model.frozen import freeze_successor
+from normkit.tools.model.info import NormInfo
 from normkit.tools.model.names import fits
-from normkit.tools.model.recognise import Facts, describe, identity
-
-__all__ = ["LAYERS", "Facts", "Layer", "Place", "copy_of", "describe", "matches", "norms", "replace", "walk"]
+from normkit.tools.model.recognise import describe, identity
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -98,7 +97,7 @@ def walk(model: nn.Module) -> Iterator[Place]:
         yield Place(known[0], module, tuple(parents[module]), tuple(known))
 
 
-def norms(model: nn.Module) -> Iterator[tuple[Place, Facts]]:
+def norms(model: nn.Module) -> Iterator[tuple[Place, NormInfo]]:
     """Every norm of a model once, with what is known of it; also those that are not understood, with the reason.
 
     Norms of weights (parametrizations) are none of these, and nothing inside a norm is looked at.
@@ -107,7 +106,7 @@ def norms(model: nn.Module) -> Iterator[tuple[Place, Facts]]:
         model: any module.
 
     Returns:
-        An iterator of pairs of `Place` and `Facts`.
+        An iterator of pairs of `Place` and `NormInfo`.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
@@ -115,7 +114,7 @@ def norms(model: nn.Module) -> Iterator[tuple[Place, Facts]]:
         [('1', 'batch_norm', 8)]
     """
     inside: set[nn.Module] = set()
-    known: dict[Any, Facts | None] = {}
+    known: dict[Any, NormInfo | None] = {}
     for place in walk(model):
         if place.module in inside or "parametrizations" in place.name.split("."):
             continue

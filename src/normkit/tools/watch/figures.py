@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normkit.kernels.ops import normalize
-from normkit.tools.model.info import Facts
+from normkit.tools.model.info import NormInfo
 from normkit.tools.model.valid import FIRST, input_of, is_unbatched, last, valid_mask, valid_positions
 from normkit.tools.watch.record import COUNTS, DEAD, NormRecord
 
@@ -31,7 +31,7 @@ class Row:
         done: whether a gradient has arrived.
     """
 
-    def __init__(self, step: int, name: str, kind: str, call: int, facts: Facts) -> None:
+    def __init__(self, step: int, name: str, kind: str, call: int, facts: NormInfo) -> None:
         self.named = (step, name, kind, call)
         self.facts = facts
         self.known: dict[str, int | None] = {}
@@ -141,7 +141,7 @@ class Row:
             self.keep(("running_var_ratio",), torch.maximum(ratio, 1 / ratio).max())
 
 
-def _pattern(norm: nn.Module | None, facts: Facts, x: Tensor, size: int | None = None) -> str | None:
+def _pattern(norm: nn.Module | None, facts: NormInfo, x: Tensor, size: int | None = None) -> str | None:
     """The region of one channel over everything; None if the channels are not known."""
     if facts.kind is not None:
         dims = len(facts.shape) or 1

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from normkit.errors import ArgumentError, StateError, whole_number
-from normkit.tools.model.info import Facts
+from normkit.tools.model.info import NormInfo
 from normkit.tools.model.tree import norms as norms_in
 from normkit.tools.model.wrapped import unwrapped
 from normkit.tools.watch import heat_map
@@ -59,7 +59,7 @@ class Watch:
     def __init__(self, model: nn.Module, every: int, to: Target | Iterable[Target] | None, start: int, keep: int):
         self.every, self.steps, self._first, self._keep = every, start, start, keep
         self._root, self._model = model, unwrapped(model)
-        self._norms: dict[nn.Module, tuple[str, Facts]] = {
+        self._norms: dict[nn.Module, tuple[str, NormInfo]] = {
             place.module: (place.name or "(the model)", facts) for place, facts in norms_in(self._model)
         }
         if not self._norms:

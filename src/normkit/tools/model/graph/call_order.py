@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from normkit.tools.model.call import Watcher, run
 from normkit.tools.model.graph.dataflow import tensors_in
 from normkit.tools.model.graph.symbolic import symbolic_graph
-from normkit.tools.model.tree import LAYERS, describe
+from normkit.tools.model.recognise import describe
+from normkit.tools.model.tree import LAYERS
 
 FUNCTIONAL_NORMS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm, F.local_response_norm}
 
