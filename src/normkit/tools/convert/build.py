@@ -25,7 +25,7 @@ from normkit.layers import (
     RMSNorm,
 )
 from normkit.pattern import Region, bound
-from normkit.tools.fold import fold_math
+from normkit.tools.model import statistics
 from normkit.tools.model.activated import ChannelAffine, LayerNorm2dLast, WithActivation, activated, fusible, joined
 from normkit.tools.model.frozen import plain_class
 from normkit.tools.model.info import NormInfo
@@ -304,7 +304,7 @@ def _folded(module: Any, facts: NormInfo) -> nn.Module:
 
 
 def scale_and_shift(module: Any) -> tuple[Tensor, Tensor]:
-    """`fold_math.scale_and_shift` in the dtype of the norm."""
+    """`statistics.scale_and_shift` in the dtype of the norm."""
     dtype = module.running_mean.dtype if module.weight is None else module.weight.dtype
-    scale, shift = fold_math.scale_and_shift(module, module.eps)
+    scale, shift = statistics.scale_and_shift(module, module.eps)
     return scale.to(dtype), shift.to(dtype)

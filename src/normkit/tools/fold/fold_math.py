@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from normkit.tools.model.tree import Layer
-
-
-def scale_and_shift(norm: Any, eps: float) -> tuple[Tensor, Tensor]:
-    """What a norm does to each channel in evaluation, ``y = x * scale + shift``, in float64."""
-    scale = (norm.running_var.detach().double() + eps).rsqrt()
-    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    if weight is not None:
-        scale = scale * weight.detach().double()
-    shift = -norm.running_mean.detach().double() * scale
-    return scale, shift if bias is None else shift + bias.detach().double()
 
 
 def channels_out(layer: Layer) -> int:

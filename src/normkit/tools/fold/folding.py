@@ -21,6 +21,7 @@ from normkit.tools.model.activated import module_of
 from normkit.tools.model.call import call_on_example
 from normkit.tools.model.graph.dataflow import Dataflow, Graph, record
 from normkit.tools.model.refusal import Refusal, RefusedError
+from normkit.tools.model.statistics import scale_and_shift
 from normkit.tools.model.tree import LAYERS, Layer, replace, walk
 
 EXACT = 1e-9
@@ -130,7 +131,7 @@ class Folding:
         asked = flow.asked[norm] or ({"parameters"} if graph is not None and norm in graph.reads else set())
         if asked:
             raise RefusedError(f"forward also reads its {min(asked)}, which would be gone")
-        scale, shift = fold_math.scale_and_shift(norm, facts.eps or 0.0)
+        scale, shift = scale_and_shift(norm, facts.eps or 0.0)
         try:
             layer = self.layer_before(norm, scale, flow, graph)
             weight, bias = fold_math.after(layer, scale, shift)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -16,6 +18,16 @@ def statistics_of(norm: _NormBase) -> tuple[Tensor, Tensor]:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     return norm.running_mean, norm.running_var
+
+
+def scale_and_shift(norm: Any, eps: float) -> tuple[Tensor, Tensor]:
+    """What a norm does to each channel in evaluation, ``y = x * scale + shift``, in float64."""
+    scale = (norm.running_var.detach().double() + eps).rsqrt()
+    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+    if weight is not None:
+        scale = scale * weight.detach().double()
+    shift = -norm.running_mean.detach().double() * scale
+    return scale, shift if bias is None else shift + bias.detach().double()
 
 
 def norms_of(model: nn.Module) -> dict[str, _NormBase]:
