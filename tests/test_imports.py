@@ -18,20 +18,8 @@ ORDER += ["draw", "study", "cli", "__main__"]
 INSIDE = ["native", "door", "reference", "triton", "backend", "fit", "ops", "quantized", "autograd", "weight"]
 # Within the tools: what they share, then the verbs; and within what they share.
 TOOLS = ["model", "load", "freeze", "recalibrate", "param_groups", "fold", "convert", "insert", "watch", "audit"]
-MODEL = [
-    "info",
-    "refusal",
-    "names",
-    "statistics",
-    "wrapped",
-    "valid",
-    "activated",
-    "frozen",
-    "probe",
-    "recognise",
-    "tree",
-]
-MODEL += ["call", "graph"]
+MODEL = ["info", "refusal", "names", "statistics", "wrapped", "valid", "activated", "frozen", "probe"]
+MODEL += ["recognise", "tree", "call", "graph"]
 
 
 def imported(path):

@@ -178,7 +178,12 @@ def test_all_that_a_run_executes_is_covered() -> None:
     names = {Path(name).relative_to(PACKAGE).as_posix() for name in called if Path(name).is_relative_to(PACKAGE)}
     covered = {path.relative_to(PACKAGE).as_posix() for path in executed(PACKAGE)}
     assert names - covered <= HARMLESS
-    assert names & covered >= {"study/training/replicas.py", "tools/convert/run.py", "tools/insert/run.py", "layers/group.py"}
+    assert names & covered >= {
+        "study/training/replicas.py",
+        "tools/convert/run.py",
+        "tools/insert/run.py",
+        "layers/group.py",
+    }
 
 
 # The task

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, TensorDataset
 import normkit
 from normkit.errors import ArgumentError, NormkitError
 from normkit.study.task import Part, Task, subset, variants
-from normkit.tools.model import tree as walk
+from normkit.tools.model.tree import norms
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -125,7 +125,7 @@ def test_norms_of_a_model_are_exchanged_and_nothing_else() -> None:
         model = task.build(method, 1)
         assert torch.allclose(model.conv.weight, task.build("unchanged", 1).conv.weight, rtol=1e-6)  # type: ignore[union-attr]
     plain = task.build("none", 1)
-    assert not list(walk.norms(plain))
+    assert not list(norms(plain))
     # Scale and shift stay: only the normalizing is gone.
     assert len(list(plain.parameters())) == len(list(task.build("batch_norm", 1).parameters()))
 
