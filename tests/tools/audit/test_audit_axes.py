@@ -10,7 +10,7 @@ import zoo
 from normkit.tools.audit.axes import features
 from normkit.tools.audit.examples import images
 from normkit.tools.audit.facts import collect
-from tools.placed import Does, conv, found
+from tools.audit.placed import Does, conv, found
 
 X2, X3, TOKENS = images(4, 3, 16, 16), images(4, 6, 20), images(4, 10, 6)
 OVER = {"NK108", "NK111"}

@@ -12,7 +12,7 @@ import zoo
 from normkit.tools.audit.batches import Batch, difference
 from normkit.tools.audit.examples import HalfNorm, images
 from normkit.tools.audit.moments import moments, padded_share
-from tools.placed import Does, conv, found
+from tools.audit.placed import Does, conv, found
 
 
 def places(model, code, *given, **more):

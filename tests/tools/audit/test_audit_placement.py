@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 import normkit
 import zoo
 from normkit.tools.audit.examples import images, settled
-from tools.placed import Does, conv, found
+from tools.audit.placed import Does, conv, found
 
 X2, TOKENS = images(4, 3, 16, 16), images(4, 10, 6)
 OVER = {"NK108", "NK111"}
