@@ -83,6 +83,11 @@ def test_no_circle_among_the_tools():
     TopologicalSorter(graph).prepare()
 
 
+def test_no_folder_of_the_tools_is_too_large():
+    for folder in {path.parent for path in (SOURCE / "tools").rglob("*.py")}:
+        assert len(list(folder.glob("*.py"))) <= 14, f"{folder} needs rooms"
+
+
 def test_every_module_has_its_place():
     parts = [p for p in SOURCE.iterdir() if p.suffix != ".so"]
     names = {p.stem if p.is_file() else p.name for p in parts} - {

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import normkit
 from normkit.errors import ArgumentError, DtypeError, StateError
 from normkit.tools.audit import examples
-from normkit.tools.audit.moments import moments, padded_share
+from normkit.tools.audit.measure.moments import moments, padded_share
 from normkit.tools.audit.rules import RULES
 
 DOCS = Path(__file__).parents[3] / "docs" / "audit"

@@ -12,7 +12,7 @@ from torch import nn
 import normkit
 import zoo
 from normkit.tools.audit.examples import images, settled
-from normkit.tools.audit.moments import chance_of_means, distance, is_noise, moments, student_tail
+from normkit.tools.audit.measure.moments import chance_of_means, distance, is_noise, moments, student_tail
 
 
 def found(code, model, *given, **more):

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 import normkit
 import zoo
-from normkit.tools.audit.axes import features
 from normkit.tools.audit.examples import images
-from normkit.tools.audit.facts import collect
+from normkit.tools.audit.measure.facts import collect
+from normkit.tools.audit.rules.axes import features
 from tools.audit.placed import Does, conv, found
 
 X2, X3, TOKENS = images(4, 3, 16, 16), images(4, 6, 20), images(4, 10, 6)

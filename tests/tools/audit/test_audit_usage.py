@@ -9,9 +9,9 @@ from torch.nn.utils import parametrizations
 
 import normkit
 import zoo
-from normkit.tools.audit.batches import Batch, difference
 from normkit.tools.audit.examples import HalfNorm, images
-from normkit.tools.audit.moments import moments, padded_share
+from normkit.tools.audit.measure.batches import Batch, difference
+from normkit.tools.audit.measure.moments import moments, padded_share
 from tools.audit.placed import Does, conv, found
 
 

@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit.errors import ArgumentError, DtypeError, whole_number
-from normkit.tools.audit import trials
-from normkit.tools.audit.facts import Subject, collect
-from normkit.tools.audit.guard import untouched
 from normkit.tools.audit.ignore import Ignore, suppressor
+from normkit.tools.audit.measure import trials
+from normkit.tools.audit.measure.facts import Subject, collect
+from normkit.tools.audit.measure.guard import untouched
 from normkit.tools.audit.report import Finding, NotRun, Report, rank
-from normkit.tools.audit.rule import Rule
 from normkit.tools.audit.rules import RULES
+from normkit.tools.audit.rules.rule import Rule
 from normkit.tools.audit.source import Location, location_in
 from normkit.tools.model.tree import walk
 

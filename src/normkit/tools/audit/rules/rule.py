@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from normkit.tools.audit.facts import Subject
+from normkit.tools.audit.measure.facts import Subject
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from normkit.errors import ArgumentError, NormkitError
 from normkit.layers import SyncBatchNorm
-from normkit.tools.audit import trace
-from normkit.tools.audit.batches import Batch
-from normkit.tools.audit.moments import Moments, is_noise, moments, padded_share
+from normkit.tools.audit.measure import trace
+from normkit.tools.audit.measure.batches import Batch
+from normkit.tools.audit.measure.moments import Moments, is_noise, moments, padded_share
 from normkit.tools.freeze import is_frozen
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.tree import norms as every_norm

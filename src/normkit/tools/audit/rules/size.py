@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from normkit.tools.audit.facts import Subject
-from normkit.tools.audit.rule import Hit, Rule
+from normkit.tools.audit.measure.facts import Subject
+from normkit.tools.audit.rules.rule import Hit, Rule
 
 FEW = 16
 """A variance of 16 independent values errs by sqrt(2 / 15), more than a third."""

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from normkit.tools.audit.facts import Seen, Subject
-from normkit.tools.audit.moments import chance_of_means
-from normkit.tools.audit.rule import Hit, Rule
+from normkit.tools.audit.measure.facts import Seen, Subject
+from normkit.tools.audit.measure.moments import chance_of_means
+from normkit.tools.audit.rules.rule import Hit, Rule
 from normkit.tools.freeze import is_frozen
 
 ENOUGH = 32

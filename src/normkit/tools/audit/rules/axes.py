@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from normkit.tools.audit.facts import Seen, Subject
-from normkit.tools.audit.rule import Hit
-from normkit.tools.audit.trace import Node
+from normkit.tools.audit.measure.facts import Seen, Subject
+from normkit.tools.audit.measure.trace import Node
+from normkit.tools.audit.rules.rule import Hit
 
 RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "_unsafe_view"}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normkit.tools.audit.moments import Moments
+from normkit.tools.audit.measure.moments import Moments
 
 CERTAIN = 5.0
 """Standard deviations beyond chance: one in three million."""

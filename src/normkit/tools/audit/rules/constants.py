@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from normkit.tools.audit.facts import Subject
-from normkit.tools.audit.rule import Hit, Rule
+from normkit.tools.audit.measure.facts import Subject
+from normkit.tools.audit.rules.rule import Hit, Rule
 
 LARGE = 0.05
 """Fifty times TensorFlow's eps of 1e-3, the largest in use; a twentieth of the variance of what a norm is given."""

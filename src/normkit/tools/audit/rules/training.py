@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from normkit.tools.audit.facts import Seen, Subject
-from normkit.tools.audit.rule import Hit, Rule
+from normkit.tools.audit.measure.facts import Seen, Subject
+from normkit.tools.audit.rules.rule import Hit, Rule
 
 
 def decayed(subject: Subject) -> Iterator[Hit]:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.utils import parametrize
 
-from normkit.tools.audit.axes import over_width
-from normkit.tools.audit.facts import Seen, Subject
-from normkit.tools.audit.moments import distance
-from normkit.tools.audit.rule import Hit, Rule
-from normkit.tools.audit.trace import LINEAR, Node, is_dropout, moves_only
+from normkit.tools.audit.measure.facts import Seen, Subject
+from normkit.tools.audit.measure.moments import distance
+from normkit.tools.audit.measure.trace import LINEAR, Node, is_dropout, moves_only
+from normkit.tools.audit.rules.axes import over_width
+from normkit.tools.audit.rules.rule import Hit, Rule
 
 ACTIVATIONS = (
     nn.ReLU,

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from normkit.errors import ArgumentError
-from normkit.tools.audit import trace
-from normkit.tools.audit.facts import Seen, Subject, arguments, measure
-from normkit.tools.audit.guard import same, untouched
-from normkit.tools.audit.moments import Moments
+from normkit.tools.audit.measure import trace
+from normkit.tools.audit.measure.facts import Seen, Subject, arguments, measure
+from normkit.tools.audit.measure.guard import same, untouched
+from normkit.tools.audit.measure.moments import Moments
 
 SEARCH = 16
 """At most so many runs to find unused norms; it takes three to find one."""

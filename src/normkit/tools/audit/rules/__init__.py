@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from normkit.tools.audit import constants, placement, size, state, structure, training, usage
-from normkit.tools.audit.rule import Rule
+from normkit.tools.audit.rules import constants, placement, size, state, structure, training, usage
+from normkit.tools.audit.rules.rule import Rule
 
 GROUPS = (structure, placement, size, state, constants, training, usage)
 RULES: Mapping[str, Rule] = {

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from normkit.tools.audit.batches import difference
-from normkit.tools.audit.facts import Subject
-from normkit.tools.audit.rule import Hit, Rule
+from normkit.tools.audit.measure.batches import difference
+from normkit.tools.audit.measure.facts import Subject
+from normkit.tools.audit.rules.rule import Hit, Rule
 from normkit.tools.param_groups import lengths
 
 
