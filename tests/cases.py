@@ -98,6 +98,12 @@ def weight_normed_linear(x: Tensor, p: Parameters) -> Tensor:
     return x.double() @ (g * v / v.square().sum(1, keepdim=True).sqrt()).T + p["bias"].double()
 
 
+def weight_standardized_linear(x: Tensor, p: Parameters) -> Tensor:
+    v = p["parametrizations.weight.original"].double()
+    v = v - v.mean(1, keepdim=True)
+    return x.double() @ (v / (v.square().mean(1, keepdim=True) + 1e-5).sqrt()).T + p["bias"].double()
+
+
 # The rows -------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +235,8 @@ CASES = (
          local_response(4, 0.5, 0.75, 1.0)),
     Case("weight_norm", "weight_norm", _linear(normkit.weight_norm),
          _linear(nn.utils.parametrizations.weight_norm), (3, 5), weight_normed_linear, elementwise=False),
+    Case("weight_standardization", "weight_standardization", _linear(normkit.weight_standardization), None,
+         (3, 5), weight_standardized_linear, elementwise=False),
 )  # fmt: skip
 """At least one for each row of the catalog."""
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
+import inspect
 import json
 import math
 import pickle
 import re
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +23,8 @@ from normkit.pattern import parse
 
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 NAMES = [method.name for method in METHODS]
+CENTERED = {method.name for method in METHODS if method.center}
+SOURCE = Path(normkit.__file__).parent
 WITH_PATTERN = [method for method in METHODS if method.pattern]
 
 
@@ -85,7 +91,7 @@ def test_claims_belong_to_the_method_they_are_about():
 def test_the_names_exist(method: Method):
     for layer in method.layers:
         assert isinstance(getattr(normkit, layer), type)
-    home = normkit if method.name == "weight_norm" else normkit.functional
+    home = normkit if method.of_weights else normkit.functional
     assert callable(getattr(home, method.name))
 
 
@@ -116,10 +122,9 @@ def test_the_formula_is_what_the_engine_computes(method: Method):
     weight, bias = torch.randn(2, 4, 1, dtype=torch.float64)
     # Channels last, so that the one pattern "b [c]" ... reads as every method's on a single region.
     side, formula = method.formula.split(" = ")
-    centred = method.name != "rms_norm"
     names = {
         "x": x,
-        "mean": x.mean(1, keepdim=True) if centred else lambda value: value.mean(1, keepdim=True),
+        "mean": x.mean(1, keepdim=True) if method.center else lambda value: value.mean(1, keepdim=True),
         "var": x.var(1, keepdim=True, correction=0),
         "sqrt": torch.sqrt,
         "eps": 0.1,
@@ -129,7 +134,7 @@ def test_the_formula_is_what_the_engine_computes(method: Method):
     y = eval(formula.replace("²", "**2"), {}, names)
     assert side == "y"
     expected = normkit.functional.normalize(
-        x, "b [c] ...", weight[:, 0], bias[:, 0] if "bias" in formula else None, 0.1, centred
+        x, "b [c] ...", weight[:, 0], bias[:, 0] if "bias" in formula else None, 0.1, method.center
     )
     torch.testing.assert_close(y, expected)
 
@@ -142,6 +147,81 @@ def test_the_formula_of_weight_norm_is_what_it_computes():
         layer.parametrizations.weight.original1.copy_(v)
     formula = find("WN").formula.removeprefix("w = ").replace("||v||", "length")
     torch.testing.assert_close(layer.weight, eval(formula, {}, {"g": g, "v": v, "length": v.norm(dim=1, keepdim=True)}))
+
+
+def test_the_formula_of_weight_standardization_is_what_it_computes():
+    v, gain = torch.randn(3, 4, dtype=torch.float64), torch.rand(3, 1, dtype=torch.float64)
+    formula = find("WS").formula.removeprefix("w = ")
+    names = {"v": v, "gain": gain, "eps": find("WS").eps, "sqrt": torch.sqrt, "mean": v.mean(1, keepdim=True)}
+    w = eval(formula, {}, names | {"var": v.var(1, keepdim=True, correction=0)})
+    torch.testing.assert_close(normkit.functional.weight_standardization(v, gain[:, 0]), w)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=NAMES)
+def test_eps_is_the_default_of_the_layers(method: Method):
+    homes = [getattr(normkit, name) for name in method.layers] or [getattr(normkit, method.name)]
+    for home in homes:
+        eps = inspect.signature(home).parameters.get("eps")
+        assert method.eps == (0.0 if eps is None else eps.default)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=NAMES)
+def test_methods_that_keep_statistics_can_be_asked_to(method: Method):
+    for name in method.layers:
+        asked = "track_running_stats" in inspect.signature(getattr(normkit, name)).parameters
+        assert method.keeps_statistics == asked
+
+
+@pytest.mark.parametrize("method", [each for each in METHODS if each.target], ids=lambda method: method.name)
+def test_a_norm_can_become_and_be_inserted_as_what_the_catalog_says(method: Method):
+    """The layer made on an image computes the method's region, centred or not."""
+    assert method.target is not None
+    x = torch.randn(3, 8, 4, 4)
+    model, _ = normkit.convert(torch.nn.Sequential(torch.nn.BatchNorm2d(8)), to=method.name, example=x, num_groups=4)
+    y = model.train()(x)
+    region = method.target.replace("(g ", "(g=4 ")
+    torch.testing.assert_close(y, normkit.functional.normalize(x, region, eps=1e-5, center=method.center))
+
+
+@pytest.mark.parametrize("method", [each for each in METHODS if not each.target], ids=lambda method: method.name)
+def test_a_norm_becomes_nothing_else(method: Method):
+    with pytest.raises(ArgumentError, match=f"a norm can become batch_norm, .* or a pattern, got '{method.name}'"):
+        normkit.convert(torch.nn.Sequential(torch.nn.BatchNorm2d(8)), to=method.name)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=NAMES)
+def test_insert_knows_what_the_catalog_says(method: Method):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 3))
+    if method.insertable:
+        model, report = normkit.insert(model, method.title, example=torch.randn(2, 3, 8, 8))
+        assert [row.name for row in report.inserted] == ["0"]
+        assert method.of_weights == torch.nn.utils.parametrize.is_parametrized(model[0])
+    else:
+        with pytest.raises(ArgumentError, match=f"insert knows batch_norm, .*; got '{method.title}'"):
+            normkit.insert(model, method.title)
+
+
+def test_methods_of_a_study_have_marks_of_their_own():
+    marks = [method.mark for method in METHODS if method.insertable]
+    assert None not in marks
+    assert len(set(marks)) == len(marks)
+
+
+def names_in(nodes: Iterable[ast.expr | None]) -> set[str]:
+    return {str(node.value) for node in nodes if isinstance(node, ast.Constant) and node.value in NAMES}
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_no_list_of_methods_is_kept_by_hand(path: Path):
+    """Five names in one literal are a list that a new row would be missing from; exports are no such list."""
+    tree = ast.parse(path.read_text())
+    exports = [node.value for node in ast.walk(tree) if isinstance(node, ast.Assign) and "__all__" in ast.dump(node)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.NotEq):
+            assert names_in(node.comparators) <= CENTERED, f"line {node.lineno}: ask the row whether it centres"
+        if isinstance(node, ast.Tuple | ast.List | ast.Set | ast.Dict) and node not in exports:
+            found = names_in(node.keys if isinstance(node, ast.Dict) else node.elts)
+            assert len(found) < 5, f"line {node.lineno}: {', '.join(sorted(found))}; derive them from the catalog"
 
 
 def test_the_formula_of_local_response_norm_is_what_it_computes():

@@ -12,7 +12,19 @@ import normkit
 
 SOURCE = Path(normkit.__file__).parent
 # From the foundation up: a module may import only from what stands before it.
-ORDER = ["errors", "pattern", "catalog", "plan", "kernels", "backends", "functional", "layers", "parametrize", "tools"]
+ORDER = [
+    "errors",
+    "settings",
+    "pattern",
+    "catalog",
+    "plan",
+    "kernels",
+    "backends",
+    "functional",
+    "layers",
+    "parametrize",
+    "tools",
+]
 ORDER += ["draw", "study", "cli", "__main__"]
 # Within the kernels.
 INSIDE = ["native", "door", "reference", "triton", "backend", "fit", "ops", "quantized", "autograd", "weight"]

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-from normkit import __version__, catalog, draw, study
+from normkit import __version__, catalog, draw, settings, study
 from normkit.catalog import show
 from normkit.errors import NormkitError
 
@@ -109,7 +109,7 @@ def compare(
     store: Annotated[
         str | None,
         typer.Option(
-            envvar="NORMKIT_STORE", help="URL of a database for the finished runs.", show_default="a file in --out"
+            envvar=settings.STORE.name, help="URL of a database for the finished runs.", show_default="a file in --out"
         ),
     ] = _COMPARE["store"],
     resume: Annotated[bool, typer.Option("--resume", help="Fail if there is nothing to resume.")] = False,

@@ -249,9 +249,14 @@ def _local_response_norm() -> _Picture:
     return _Cuboid((4, 6, 4), ("N", "C", "H·W"), colour).picture()
 
 
+def _filter() -> _Picture:
+    """One filter of a convolution's weight."""
+    return _Cuboid((3, 4, 3), ("out", "in", "k·k"), lambda n, c, p: "" if n else "region", side=12.0).picture()
+
+
 def _weight_norm() -> _Picture:
     """One filter of a convolution's weight, and the same filter as an arrow: a direction and a length."""
-    weight = _Cuboid((3, 4, 3), ("out", "in", "k·k"), lambda n, c, p: "" if n else "region", side=12.0).picture()
+    weight = _filter()
     height = _local_response_norm().height  # as tall as the cubes it stands beside
     radius, length, angle = 40.0, 72.0, math.radians(-62)
     across, down = math.cos(angle), math.sin(angle)
@@ -273,6 +278,7 @@ def _weight_norm() -> _Picture:
 _WITHOUT_REGION: dict[str, tuple[str, Callable[[], _Picture]]] = {
     "local_response_norm": ("size=3", _local_response_norm),
     "weight_norm": ("w = g * v / ‖v‖", _weight_norm),
+    "weight_standardization": ("w = (v - mean) / std", _filter),
 }
 """What stands below the picture in place of a pattern, and the picture."""
 

@@ -14,10 +14,22 @@ from types import MappingProxyType
 
 from normkit.catalog import claims
 from normkit.catalog.methods import METHODS
-from normkit.catalog.row import LANGUAGES, Claim, Method, Paper, Text
+from normkit.catalog.row import LANGUAGES, Claim, Mark, Method, Paper, Statement, Text
 from normkit.errors import ArgumentError, nearest
 
-__all__ = ["CLAIMS", "EVIDENCE", "LANGUAGES", "METHODS", "Claim", "Method", "Paper", "Text", "find"]
+__all__ = [
+    "CLAIMS",
+    "EVIDENCE",
+    "LANGUAGES",
+    "METHODS",
+    "Claim",
+    "Mark",
+    "Method",
+    "Paper",
+    "Statement",
+    "Text",
+    "find",
+]
 
 CLAIMS: Mapping[str, Text] = MappingProxyType({claim.id: claim.text for claim in claims.ALL})
 """The claims that a measurement can decide, by id; ``"P-1"`` is about all methods, the others about one."""

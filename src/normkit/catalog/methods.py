@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from normkit.catalog.row import Method, Paper, Text
+from normkit.catalog.row import Mark, Method, Paper, Statement, Text
 
 _STANDARDIZE = "y = (x - mean) / sqrt(var + eps) * weight + bias"
 _AFFINE = Text("weight and bias", "仿射参数 weight 与 bias")
@@ -26,27 +26,30 @@ METHODS = (
         ),
         where=Text("CNNs and MLPs: classification, detection", "CNN 与 MLP：分类、检测"),
         strengths=(
-            Text("faster convergence", "收敛更快"),
-            Text("allows a higher learning rate", "允许更大的学习率"),
-            Text("less internal covariate shift", "减轻内部协变量偏移"),
-            Text("batch noise regularizes mildly, like dropout", "批次噪声带来轻微的正则化，类似 dropout"),
-            Text("does well with large batches", "适合大批量"),
+            Statement("faster convergence", "收敛更快", "BN-1"),
+            Statement("allows a higher learning rate", "允许更大的学习率", "BN-2"),
+            Statement("less internal covariate shift", "减轻内部协变量偏移"),
+            Statement("batch noise regularizes mildly, like dropout", "批次噪声带来轻微的正则化，类似 dropout", "BN-3"),
+            Statement("does well with large batches", "适合大批量"),
         ),
         weaknesses=(
-            Text("poor estimates on small batches", "小批量时统计量估计不准"),
-            Text("weaker on sequences (RNN, Transformer)", "不太适合序列模型（RNN、Transformer）"),
-            Text(
+            Statement("poor estimates on small batches", "小批量时统计量估计不准", "BN-4"),
+            Statement("weaker on sequences (RNN, Transformer)", "不太适合序列模型（RNN、Transformer）", "BN-5"),
+            Statement(
                 "training and inference differ: inference needs recorded statistics",
                 "训练与推理行为不一致：推理依赖事先记录的全局均值与方差",
+                "BN-6",
             ),
         ),
-        claims=("BN-1", "BN-2", "BN-3", "BN-4", "BN-5", "BN-6"),
         paper=Paper(
             "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift",
             "Ioffe & Szegedy",
             2015,
             "1502.03167",
         ),
+        keeps_statistics=True,
+        target="[b] c [...]",
+        mark=Mark("square", "#0068a8", "#5db5ee"),
     ),
     Method(
         name="layer_norm",
@@ -63,15 +66,16 @@ METHODS = (
         ),
         where=Text("RNNs, Transformers, sequences", "RNN、Transformer 等序列模型"),
         strengths=(
-            Text("independent of the batch", "与批次无关"),
-            Text("fits small batches", "适合小批量"),
+            Statement("independent of the batch", "与批次无关", "LN-1", "batch dependence"),
+            Statement("fits small batches", "适合小批量", "LN-1", "flat"),
         ),
         weaknesses=(
-            Text("more computation", "计算量更大"),
-            Text("may converge a little slower", "收敛可能略慢"),
+            Statement("more computation", "计算量更大", "LN-2", "time"),
+            Statement("may converge a little slower", "收敛可能略慢", "LN-2", "steps"),
         ),
-        claims=("LN-1", "LN-2"),
         paper=Paper("Layer Normalization", "Ba, Kiros & Hinton", 2016, "1607.06450"),
+        target="b [c ...]",
+        mark=Mark("up", "#a96800", "#f0b03a"),
     ),
     Method(
         name="instance_norm",
@@ -91,20 +95,27 @@ METHODS = (
         ),
         where=Text("image generation, style transfer", "图像生成、风格迁移"),
         strengths=(
-            Text("acts on each image's style (contrast, brightness)", "直接作用于单幅图像的风格（对比度、亮度）"),
-            Text("fits generation", "适合生成任务"),
+            Statement(
+                "acts on each image's style (contrast, brightness)",
+                "直接作用于单幅图像的风格（对比度、亮度）",
+                "IN-1",
+                "contrast",
+            ),
+            Statement("fits generation", "适合生成任务", "IN-1", "stylizer"),
         ),
         weaknesses=(
-            Text("not for classification", "不适合分类"),
-            Text("sees no global information", "看不到全局信息"),
+            Statement("not for classification", "不适合分类", "IN-2", "ordinary"),
+            Statement("sees no global information", "看不到全局信息", "IN-2", "classes by contrast"),
         ),
-        claims=("IN-1", "IN-2"),
         paper=Paper(
             "Instance Normalization: The Missing Ingredient for Fast Stylization",
             "Ulyanov, Vedaldi & Lempitsky",
             2016,
             "1607.08022",
         ),
+        keeps_statistics=True,
+        target="b c [...]",
+        mark=Mark("down", "#b0488a", "#e694c5"),
     ),
     Method(
         name="group_norm",
@@ -121,17 +132,19 @@ METHODS = (
         ),
         where=Text("CNNs trained with small batches", "小批量训练的 CNN"),
         strengths=(
-            Text("fits small batches", "适合小批量"),
-            Text("independent of the batch", "与批次无关"),
+            Statement("fits small batches", "适合小批量", "GN-1"),
+            Statement("independent of the batch", "与批次无关"),
         ),
         weaknesses=(
-            Text(
+            Statement(
                 "sensitive to kernel size and to the number of channels and groups",
                 "对卷积核大小、通道数与组数敏感",
+                "GN-2",
             ),
         ),
-        claims=("GN-1", "GN-2"),
         paper=Paper("Group Normalization", "Wu & He", 2018, "1803.08494"),
+        target="b (g [c]) [...]",
+        mark=Mark("diamond", "#00805d", "#37c89d"),
     ),
     Method(
         name="rms_norm",
@@ -148,12 +161,15 @@ METHODS = (
         ),
         where=Text("Transformers, large language models above all", "Transformer，尤其是大语言模型"),
         strengths=(
-            Text("one statistic less than layer norm", "比层归一化少算一个统计量"),
-            Text("independent of the batch", "与批次无关"),
+            Statement("one statistic less than layer norm", "比层归一化少算一个统计量"),
+            Statement("independent of the batch", "与批次无关"),
         ),
-        weaknesses=(Text("leaves a shift of the features as it is", "不消除特征的整体平移"),),
-        claims=(),
+        weaknesses=(Statement("leaves a shift of the features as it is", "不消除特征的整体平移"),),
         paper=Paper("Root Mean Square Layer Normalization", "Zhang & Sennrich", 2019, "1910.07467"),
+        center=False,
+        eps=None,
+        target="b [c] ...",
+        mark=Mark("cross", "#7a4fc0", "#b99af0"),
     ),
     Method(
         name="layer_norm2d",
@@ -170,17 +186,18 @@ METHODS = (
         ),
         where=Text("CNNs in the manner of Transformers, such as ConvNeXt", "借鉴 Transformer 的 CNN，例如 ConvNeXt"),
         strengths=(
-            Text("independent of the batch", "与批次无关"),
-            Text("independent of the image's size", "与图像大小无关"),
+            Statement("independent of the batch", "与批次无关"),
+            Statement("independent of the image's size", "与图像大小无关"),
         ),
         weaknesses=(
-            Text(
-                "slow where it is done by permuting to channels last",
-                "若靠把通道维转置到最后来实现，则速度较慢",
+            Statement(
+                "slow where it is done by permuting to channels last", "若靠把通道维转置到最后来实现，则速度较慢"
             ),
         ),
-        claims=(),
         paper=Paper("A ConvNet for the 2020s", "Liu et al.", 2022, "2201.03545"),
+        eps=1e-6,
+        target="b [c] ...",
+        mark=Mark("up", "#7d6a00", "#d8c84a"),
     ),
     Method(
         name="local_response_norm",
@@ -200,16 +217,21 @@ METHODS = (
         ),
         where=Text("early CNNs such as AlexNet", "早期 CNN，例如 AlexNet"),
         strengths=(
-            Text("strong responses suppress their neighbours (lateral inhibition)", "强响应抑制邻近通道（侧抑制）"),
+            Statement(
+                "strong responses suppress their neighbours (lateral inhibition)", "强响应抑制邻近通道（侧抑制）"
+            ),
         ),
-        weaknesses=(Text("costs memory and time; batch norm has taken its place", "占用内存和时间，已被批归一化取代"),),
-        claims=(),
+        weaknesses=(
+            Statement("costs memory and time; batch norm has taken its place", "占用内存和时间，已被批归一化取代"),
+        ),
         paper=Paper(
             "ImageNet Classification with Deep Convolutional Neural Networks",
             "Krizhevsky, Sutskever & Hinton",
             2012,
             None,
         ),
+        center=False,
+        eps=0.0,
     ),
     Method(
         name="weight_norm",
@@ -229,19 +251,49 @@ METHODS = (
         ),
         where=Text("CNNs, dense nets, generative models", "CNN、全连接网络、生成模型"),
         strengths=(
-            Text("faster convergence", "收敛更快"),
-            Text("more stability", "训练更稳定"),
+            Statement("faster convergence", "收敛更快", "WN-1", "steps"),
+            Statement("more stability", "训练更稳定", "WN-1", "stead"),
         ),
         weaknesses=(
-            Text("the gain is not always significant", "提升不一定显著"),
-            Text("worse than batch norm on some tasks", "在某些任务上不如批归一化"),
+            Statement("the gain is not always significant", "提升不一定显著"),
+            Statement("worse than batch norm on some tasks", "在某些任务上不如批归一化", "WN-2"),
         ),
-        claims=("WN-1", "WN-2"),
         paper=Paper(
             "Weight Normalization: A Simple Reparameterization to Accelerate Training of Deep Neural Networks",
             "Salimans & Kingma",
             2016,
             "1602.07868",
         ),
+        acts_on="weights",
+        center=False,
+        eps=0.0,
+        mark=Mark("plus", "#c34a00", "#ff8d54"),
+    ),
+    Method(
+        name="weight_standardization",
+        title=Text("Weight standardization", "权重标准化"),
+        aliases=("WS",),
+        layers=(),
+        patterns=(),
+        statistics=Text("none: it acts on the weight, not on the data", "无：作用于权重，而不是数据"),
+        state=Text("the weight before it is standardized; a gain on request", "标准化之前的权重；可选增益 gain"),
+        formula="w = (v - mean) / sqrt(var + eps) * gain",
+        principle=Text(
+            "Each filter of a weight is standardized whenever the weight is read.",
+            "每次读取权重时，对其中每个滤波器做标准化。",
+        ),
+        where=Text("CNNs trained with small batches, beside group norm", "小批量训练的 CNN，与组归一化配合"),
+        strengths=(
+            Statement("lets group norm reach batch norm on small batches", "使组归一化在小批量下达到批归一化的水平"),
+        ),
+        weaknesses=(Statement("changes the function of a trained layer at once", "会立即改变已训练层的函数"),),
+        paper=Paper(
+            "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization",
+            "Qiao et al.",
+            2019,
+            "1903.10520",
+        ),
+        acts_on="weights",
+        mark=Mark("bar", "#8a3b3b", "#e08585"),
     ),
 )

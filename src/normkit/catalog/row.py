@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from normkit.errors import ArgumentError
 
@@ -36,6 +36,29 @@ class Text(str):
         return self.zh if lang == "zh" else str(self)
 
 
+class Statement(Text):
+    """A strength or weakness, with the claim that a measurement can decide.
+
+    >>> statement = Statement("faster convergence", "收敛更快", "BN-1")
+    >>> statement, statement.to("zh"), statement.claim
+    ('faster convergence', '收敛更快', 'BN-1')
+    """
+
+    __slots__ = ("claim", "experiments")
+    claim: str
+    experiments: str
+
+    def __new__(cls, en: str, zh: str, claim: str = "", experiments: str = "") -> Statement:
+        """`claim` is an id in `CLAIMS`, `experiments` the start of the names of those on it; both may be empty."""
+        statement = super().__new__(cls, en, zh)
+        assert isinstance(statement, Statement)
+        statement.claim, statement.experiments = claim, experiments
+        return statement
+
+    def __getnewargs__(self) -> tuple[str, str, str, str]:  # type: ignore[override]
+        return str(self), self.zh, self.claim, self.experiments
+
+
 @dataclass(frozen=True)
 class Claim:
     """A sentence that people repeat about a method, and the measurement that can decide it."""
@@ -59,6 +82,15 @@ class Paper:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """How figures show a method: the shape of its points, and its colour on light and on dark paper."""
+
+    shape: str
+    light: str
+    dark: str
+
+
+@dataclass(frozen=True)
 class Method:
     """One normalization.
 
@@ -73,8 +105,14 @@ class Method:
         formula: with the names of the parameters.
         principle: how it works, in one sentence.
         where, strengths, weaknesses: where it is used, and what is said for and against it.
-        claims: ids in `CLAIMS`.
         paper: its source.
+        acts_on: what is normalized.
+        center: whether the mean is subtracted.
+        eps: the default of its layers; None for the machine epsilon, 0 if nothing is added to the variance.
+        keeps_statistics: whether its layers can keep running statistics.
+        target: the region of the norm that `convert` and `insert` make, on inputs with the channels in dimension 1;
+            None if they make none.
+        mark: how figures of a study show it; None if no study trains it.
     """
 
     name: str
@@ -87,19 +125,44 @@ class Method:
     formula: str
     principle: Text
     where: Text
-    strengths: tuple[Text, ...]
-    weaknesses: tuple[Text, ...]
-    claims: tuple[str, ...]
+    strengths: tuple[Statement, ...]
+    weaknesses: tuple[Statement, ...]
     paper: Paper
+    acts_on: Literal["activations", "weights"] = "activations"
+    center: bool = True
+    eps: float | None = 1e-5
+    keeps_statistics: bool = False
+    target: str | None = None
+    mark: Mark | None = None
 
     @property
     def pattern(self) -> str | None:
         """The region on images; None for a method without a region."""
         return self.patterns[0] if self.patterns else None
 
+    @property
+    def claims(self) -> tuple[str, ...]:
+        """The ids in `CLAIMS` that its strengths and weaknesses have, each once."""
+        return tuple(dict.fromkeys(each.claim for each in (*self.strengths, *self.weaknesses) if each.claim))
+
+    @property
+    def of_weights(self) -> bool:
+        """Whether it normalizes weights, so that it is put on a layer and is none itself."""
+        return self.acts_on == "weights"
+
+    @property
+    def over_positions(self) -> bool:
+        """Whether a region holds all positions of the channels that it holds: ``[...]``."""
+        return any("[...]" in pattern for pattern in self.patterns)
+
+    @property
+    def insertable(self) -> bool:
+        """Whether `insert` can give it to a layer."""
+        return self.of_weights or self.target is not None
+
     def to_dict(self, lang: str = "en") -> dict[str, Any]:
         """All attributes as plain data, in one language."""
-        return {field.name: _plain(getattr(self, field.name), lang) for field in fields(self)}
+        return {name: _plain(getattr(self, name), lang) for name in (*(each.name for each in fields(self)), "claims")}
 
 
 def _plain(value: Any, lang: str) -> Any:
@@ -109,4 +172,6 @@ def _plain(value: Any, lang: str) -> Any:
         return [_plain(item, lang) for item in value]
     if isinstance(value, Paper):
         return {"cite": str(value), **vars(value)}
+    if isinstance(value, Mark):
+        return vars(value)
     return value

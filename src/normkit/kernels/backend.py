@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import fields
 from functools import cache
@@ -10,6 +9,7 @@ from importlib.util import find_spec
 
 from torch import Tensor
 
+from normkit import settings
 from normkit.kernels.native import Kernels, Native, native
 
 GPUS = ("cuda", "xpu")
@@ -34,8 +34,8 @@ def on_gpu() -> Native:
 
     ``NORMKIT_TRITON=0`` in the environment turns them off without a warning.
     """
-    if os.environ.get("NORMKIT_TRITON") == "0":
-        return Native(None, "turned off by NORMKIT_TRITON=0")
+    if settings.TRITON.turned_off:
+        return Native(None, settings.TRITON.turned_off)
     if find_spec("triton") is None:
         reason = "triton is not installed"
     else:

@@ -7,7 +7,6 @@ wrong, and from which `learn` keeps the plan for the next call.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -15,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normkit import settings
 from normkit.kernels.native import native_path
 
 
 def _load() -> tuple[Any, str]:
-    if os.environ.get("NORMKIT_DOOR") == "0":
-        return None, "turned off by NORMKIT_DOOR=0"
+    if settings.DOOR.turned_off:
+        return None, settings.DOOR.turned_off
     try:
         module = import_module("normkit._door")
     except ModuleNotFoundError:

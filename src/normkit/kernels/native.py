@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from normkit import settings
 
 _FOLDER = Path(__file__).resolve().parent.parent
 
@@ -52,8 +53,8 @@ def native() -> Native:
 
     ``NORMKIT_NATIVE=0`` in the environment turns them off without a warning.
     """
-    if os.environ.get("NORMKIT_NATIVE") == "0":
-        return Native(None, "turned off by NORMKIT_NATIVE=0")
+    if settings.NATIVE.turned_off:
+        return Native(None, settings.NATIVE.turned_off)
     library = native_path()
     if library is None:
         reason = f"no compiled kernels in {_FOLDER}: the package was installed without a C++ compiler"

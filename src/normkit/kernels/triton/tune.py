@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from normkit import settings
 from normkit.kernels.triton.schedule import CHUNK, Schedule, Walk, schedule
 
 Numbers = tuple[tuple[int, int, int, int], int, int]
 
 
 def is_on() -> bool:
-    return os.environ.get("NORMKIT_AUTOTUNE") == "1"
+    return settings.AUTOTUNE.is_on
 
 
 def candidates(numbers: Numbers) -> Iterator[tuple[int, int]]:
@@ -31,7 +32,7 @@ def candidates(numbers: Numbers) -> Iterator[tuple[int, int]]:
 
 def tuned(numbers: Numbers, where: str, milliseconds: Callable[[Schedule], float]) -> Schedule:
     """The quickest schedule for a plan's numbers on a GPU of that name; measured once, then read."""
-    path = Path(os.environ.get("NORMKIT_CACHE") or Path.home() / ".cache" / "normkit") / "schedules.json"
+    path = Path(settings.CACHE.value or Path.home() / ".cache" / "normkit") / "schedules.json"
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     key = f"{where}: {numbers}"
     if key not in kept:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from normkit import catalog
 from normkit.errors import NormkitError
 from normkit.layers import (
     BatchNorm1d,
@@ -34,14 +35,8 @@ from normkit.tools.model.refusal import RefusedError
 BATCH: dict[int, type[nn.Module]] = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
 INSTANCE: dict[int, type[nn.Module]] = {1: InstanceNorm1d, 2: InstanceNorm2d, 3: InstanceNorm3d}
 
-REGIONS = {
-    "batch_norm": "[b] c [...]",
-    "instance_norm": "b c [...]",
-    "layer_norm": "b [c ...]",
-    "layer_norm2d": "b [c] ...",
-    "rms_norm": "b [c] ...",
-}
-"""Of each method on channels-first inputs; group norm's depends on its groups."""
+REGIONS = {method.name: method.target for method in catalog.METHODS if method.target is not None}
+"""Of each method that a norm can become, on channels-first inputs."""
 
 GROUPS = 32
 """The number of groups that Wu & He 2018 found best, for who names none."""
@@ -150,7 +145,7 @@ def fresh(
         RefusedError: the method does not exist on such outputs, or would erase them.
     """
     last = rank == 0 and method != "batch_norm"
-    bias = method != "rms_norm"
+    bias = catalog.find(method).center
     facts = NormInfo(shape=(channels,), axis="last" if last else "first", rank=rank, eps=1e-5, weight=True, bias=bias)
     if not last:
         positions = torch.Size((2, channels, *(2,) * rank))
@@ -182,7 +177,7 @@ def _choice(
         return GroupNorm, {"num_groups": groups_for(channels, groups), "num_channels": channels, **affine}
     if method == "layer_norm2d":
         return LayerNorm2d, {"num_channels": channels, **affine}
-    return Norm, {"pattern": REGIONS[method], **plain, "center": method != "rms_norm"}
+    return Norm, {"pattern": REGIONS[method], **plain, "center": catalog.find(method).center}
 
 
 def _check_place_of_channels(pattern: str, facts: NormInfo) -> None:
@@ -294,7 +289,7 @@ def _refuse_erasing(facts: NormInfo, method: str, groups: int | None, shapes: li
 
 def _folded(module: Any, facts: NormInfo) -> nn.Module:
     """Running statistics, weight and bias as one scale and shift."""
-    if not facts.running or facts.kind not in ("batch_norm", "instance_norm"):
+    if not facts.running or not facts.may_keep_statistics:
         raise RefusedError("it has no running statistics, so that its scale depends on the input")
     layer = _made(module, facts, ChannelAffine, {"num_channels": facts.channels})
     trains = module.weight is None or module.weight.requires_grad

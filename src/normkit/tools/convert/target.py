@@ -18,7 +18,7 @@ from normkit.tools.model.tree import Place, matches
 OWN = "normkit's own"
 """The default target."""
 
-METHODS = (*REGIONS, "group_norm", "affine")
+METHODS = (*REGIONS, "affine")
 """What a norm can become."""
 
 Method: TypeAlias = str | type[nn.Module] | None
@@ -68,8 +68,8 @@ def method_name(name: str | type) -> str:
     ('group_norm', 'b (g=4 [c]) [...]')
     >>> method_name("weight_norm")
     Traceback (most recent call last):
-    normkit.errors.ArgumentError: a norm can become batch_norm, instance_norm, layer_norm, layer_norm2d, rms_norm, \
-group_norm, affine or a pattern, got 'weight_norm': insert puts weight norms on the layers themselves
+    normkit.errors.ArgumentError: a norm can become batch_norm, layer_norm, instance_norm, group_norm, rms_norm, \
+layer_norm2d, affine or a pattern, got 'weight_norm': insert puts weight norms on the layers themselves
     """
     if isinstance(name, type):
         name = name.__name__
@@ -81,14 +81,15 @@ group_norm, affine or a pattern, got 'weight_norm': insert puts weight norms on 
     if name == "affine":
         return name
     try:
-        found = catalog.find(name).name
+        found = catalog.find(name)
     except ArgumentError:
         known = [method.name for method in catalog.METHODS] + ["affine"]
         raise ArgumentError(f"no normalization is called {name!r}: {nearest(name, known)}") from None
-    if found not in METHODS:
-        remedy = "insert puts weight norms on the layers themselves" if "weight" in found else nearest(found, METHODS)
+    if found.name not in METHODS:
+        of_weights = "insert puts weight norms on the layers themselves"
+        remedy = of_weights if found.of_weights else nearest(found.name, METHODS)
         raise ArgumentError(f"a norm can become {', '.join(METHODS)} or a pattern, got {name!r}: {remedy}")
-    return found
+    return found.name
 
 
 def _key(key: Any, places: list[Place]) -> Any:

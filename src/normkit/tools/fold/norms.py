@@ -27,7 +27,7 @@ def foldable(model: nn.Module) -> dict[nn.Module, tuple[Place, NormInfo]]:
         if not facts.kind and not isinstance(module, _NormBase) and has_statistics(module):
             facts = _as_batch_norm(module, facts)
             found[module] = (place, facts)
-        elif isinstance(module, _NormBase) or facts.kind in ("batch_norm", "instance_norm"):
+        elif isinstance(module, _NormBase) or facts.may_keep_statistics:
             found[module] = (place, facts)
     return found
 

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from normkit import catalog
+from normkit import catalog, parametrize
 from normkit.errors import ArgumentError, NormkitError, nearest
-from normkit.parametrize import weight_norm, weight_standardization
 from normkit.parametrize.weight_init import CONVOLUTIONS
 from normkit.tools.convert.build import fresh
 from normkit.tools.model.activated import NormedLayer
@@ -26,8 +25,8 @@ from normkit.tools.model.wrapped import refuse_wrapped
 
 M = TypeVar("M", bound=nn.Module)
 
-OF_WEIGHTS = ("weight_norm", "weight_standardization")
-METHODS = ("batch_norm", "layer_norm", "layer_norm2d", "instance_norm", "group_norm", "rms_norm", *OF_WEIGHTS)
+OF_WEIGHTS = tuple(method.name for method in catalog.METHODS if method.of_weights)
+METHODS = tuple(method.name for method in catalog.METHODS if method.insertable)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -170,11 +169,6 @@ def _wanted(places: Sequence[Place], only: str | Sequence[str] | None) -> set[st
 
 
 def _method(name: str) -> str:
-    if name in METHODS:
-        return name
-    key = "".join(letter for letter in name.casefold() if letter.isalnum())
-    if key in ("weightstandardization", "ws"):
-        return "weight_standardization"
     try:
         found = catalog.find(name).name
     except ArgumentError:
@@ -223,7 +217,7 @@ def _norm(layer: Any, method: str, groups: int | None, shape: torch.Size | None)
     """The norm to add after a layer; None if it is a norm of weights, which is put on the layer at once."""
     if method in OF_WEIGHTS:
         dim = 1 if getattr(layer, "transposed", False) else 0
-        (weight_norm if method == "weight_norm" else weight_standardization)(layer, dim=dim)
+        getattr(parametrize, method)(layer, dim=dim)
         return None
     linear = isinstance(layer, nn.Linear)
     rank = 0 if linear else next(n for kind, n in CONVOLUTIONS.items() if isinstance(layer, kind))

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from normkit import catalog
+
 
 @dataclass(frozen=True)
 class NormInfo:
@@ -59,6 +61,16 @@ class NormInfo:
     def affine(self) -> bool:
         """Whether there is a weight or a bias."""
         return self.weight or self.bias
+
+    @property
+    def centers(self) -> bool:
+        """Whether its method, if it is known, subtracts the mean."""
+        return self.kind is None or catalog.find(self.kind).center
+
+    @property
+    def may_keep_statistics(self) -> bool:
+        """Whether norms of its method can keep running statistics."""
+        return self.kind is not None and catalog.find(self.kind).keeps_statistics
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

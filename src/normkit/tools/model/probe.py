@@ -207,13 +207,13 @@ def _definition(module: nn.Module, facts: NormInfo, x: Tensor) -> tuple[Tensor, 
 def _normalized(module: nn.Module, facts: NormInfo, x: Tensor) -> Tensor:
     weight, bias = (None if p is None else p.double() for p in map(module._parameters.get, ("weight", "bias")))
     features = (1, -1, *(1,) * (x.dim() - 2)) if facts.axis == "first" else facts.shape
-    if facts.kind in ("batch_norm", "instance_norm"):
+    if facts.may_keep_statistics:
         z = _with_statistics(module, facts, x)
     else:
         view, dims = x, (1,) if facts.axis == "first" else tuple(range(-len(facts.shape), 0))
         if facts.kind == "group_norm":
             view, dims = x.reshape(x.shape[0], facts.groups or 1, -1), (-1,)
-        mean = view.mean(dims, keepdim=True) * (facts.kind != "rms_norm")
+        mean = view.mean(dims, keepdim=True) * facts.centers
         variance = (view - mean).square().mean(dims, keepdim=True)
         z = ((view - mean) / (variance + (facts.eps or 0.0)).sqrt()).reshape(x.shape)
     if weight is not None:

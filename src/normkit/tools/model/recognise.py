@@ -139,11 +139,8 @@ def _ours(module: nn.Module, facts: NormInfo) -> NormInfo:
     facts = replace(facts, shape=shape, groups=module.num_groups, pattern=module.pattern, extras=_extras(module))
     words = " ".join(module.pattern.split())
     axis: Literal["last", "first"] = "last" if words.startswith("...") else "first"
-    if not module.center:
-        known = words in ("... [c]", "b [c] ...")
-        kind = "rms_norm" if known else None
-    else:
-        kind = next((method.name for method in catalog.METHODS if words in method.patterns), None)
+    rows = (method for method in catalog.METHODS if method.center == module.center)
+    kind = next((method.name for method in rows if words in (*method.patterns, method.target)), None)
     return replace(facts, kind=kind, axis=axis, reason="" if kind else "its region is a pattern of its own")
 
 
@@ -181,7 +178,7 @@ def _alternatives(facts: NormInfo) -> Iterator[NormInfo]:
     """What a subclass of torch's norm may compute instead: over dimension 1, or with a weight stored less 1."""
     offsets = (0.0, 1.0) if facts.weight else (0.0,)
     both: tuple[Literal["last", "first"], ...] = ("last", "first")
-    axes = both if facts.kind in ("layer_norm", "rms_norm") and len(facts.shape) == 1 else (facts.axis,)
+    axes = both if facts.axis == "last" and len(facts.shape) == 1 else (facts.axis,)
     for offset in offsets:
         for axis in axes:
             kind = "layer_norm2d" if facts.kind == "layer_norm" and axis == "first" else facts.kind
@@ -202,8 +199,9 @@ def _of_any_class(module: nn.Module, facts: NormInfo) -> NormInfo:
 
     def possible() -> Iterator[NormInfo]:
         for eps in _possible_eps(module):
-            for kind in ("rms_norm", "layer_norm"):
-                yield from _alternatives(replace(facts, kind=kind, eps=eps))
+            for method in catalog.METHODS:
+                if "... [c]" in method.patterns:
+                    yield from _alternatives(replace(facts, kind=method.name, eps=eps))
 
     return _verified(module, facts, possible())
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from normkit import catalog
 from normkit.errors import ArgumentError, NormkitError
 from normkit.layers import SyncBatchNorm
 from normkit.tools.audit.measure import trace
@@ -59,6 +60,11 @@ class Seen:
         return isinstance(self.module, _BatchNorm) or self.facts.kind == "batch_norm"
 
     @property
+    def over_positions(self) -> bool:
+        """Whether the positions of a channel share statistics."""
+        return self.is_batch or (self.facts.kind is not None and catalog.find(self.facts.kind).over_positions)
+
+    @property
     def synced(self) -> bool:
         """Whether statistics are taken over all ranks."""
         return self.facts.synced or isinstance(self.module, SyncBatchNorm)
@@ -66,7 +72,7 @@ class Seen:
     @property
     def keeps(self) -> bool:
         """Whether there are running statistics, of a known size."""
-        known, var = self.is_batch or self.facts.kind == "instance_norm", self.module._buffers.get("running_var")
+        known, var = self.is_batch or self.facts.may_keep_statistics, self.module._buffers.get("running_var")
         return known and isinstance(var, Tensor) and not nn.parameter.is_lazy(var)
 
     def buffer(self, name: str) -> Tensor:
@@ -87,7 +93,7 @@ class Seen:
     def region(self, shape: tuple[int, ...]) -> int | None:
         """How many elements of one sample share statistics, for an input of this shape; None if unknown."""
         kind, positions = self.facts.kind, math.prod(shape[2:])
-        if kind in ("layer_norm", "rms_norm") and self.facts.axis == "last":
+        if kind is not None and self.facts.axis == "last":
             return self.facts.channels or None
         if len(shape) < 2:
             return None
@@ -226,7 +232,7 @@ def _trace(subject: Subject, example: Any) -> None:
         norm.shapes.append(tuple(x.shape))
         if masked:
             return
-        if norm.is_batch or norm.facts.kind in ("instance_norm", "group_norm"):
+        if norm.over_positions:
             norm.padded = max(norm.padded, padded_share(x))
             measured = moments(x) if norm.is_batch else None
             if measured is not None:

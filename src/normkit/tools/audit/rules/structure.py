@@ -79,7 +79,7 @@ def two_in_a_row(subject: Subject) -> Iterator[Hit]:
 def after_activation(subject: Subject) -> Iterator[Hit]:
     assert subject.graph is not None
     for norm, node in subject.called():
-        if not (norm.is_batch or norm.facts.kind in ("instance_norm", "group_norm")):
+        if not norm.over_positions:
             continue
         before = subject.graph.alone_before(node)
         if before is None or not _is_activation(before):
