@@ -104,6 +104,11 @@ def weight_standardized_linear(x: Tensor, p: Parameters) -> Tensor:
     return x.double() @ (v / (v.square().mean(1, keepdim=True) + 1e-5).sqrt()).T + p["bias"].double()
 
 
+def condition_of_filters(p: Parameters) -> Tensor:
+    v = p["parametrizations.weight.original"].double()
+    return 1 + v.mean(1).abs() / (v.var(1, correction=0) + 1e-5).sqrt()
+
+
 # The rows -------------------------------------------------------------------------------------------------
 
 
@@ -127,6 +132,7 @@ class Case:
         bad: inputs to refuse.
         elementwise: the output has the input's shape and layout.
         per_sample: a sample's output does not depend on the others.
+        condition: ``1 + |mean| / std`` of parameters that a mean is subtracted from; 1 of all others.
     """
 
     row: str
@@ -138,6 +144,7 @@ class Case:
     bad: tuple[Bad, ...] = ()
     elementwise: bool = True
     per_sample: bool = True
+    condition: Callable[[Parameters], Tensor] = lambda parameters: torch.ones(())
 
     def __str__(self) -> str:
         return self.name
@@ -236,7 +243,7 @@ CASES = (
     Case("weight_norm", "weight_norm", _linear(normkit.weight_norm),
          _linear(nn.utils.parametrizations.weight_norm), (3, 5), weight_normed_linear, elementwise=False),
     Case("weight_standardization", "weight_standardization", _linear(normkit.weight_standardization), None,
-         (3, 5), weight_standardized_linear, elementwise=False),
+         (3, 5), weight_standardized_linear, elementwise=False, condition=condition_of_filters),
 )  # fmt: skip
 """At least one for each row of the catalog."""
 

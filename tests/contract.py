@@ -46,9 +46,9 @@ def expected(case: Case, layer: nn.Module, x: Tensor, state: dict[str, Tensor]) 
 
 
 def condition(case: Case, layer: nn.Module, x: Tensor, state: dict[str, Tensor]) -> Tensor:
-    """``1 + |mean| / std``, or 1 where no mean is subtracted."""
+    """``1 + |mean| / std``, or 1 where no mean is subtracted, of the input or of the parameters."""
     if not isinstance(case.oracle, Oracle):
-        return torch.ones(())
+        return case.condition(state)
     if not uses_running(layer):
         return case.oracle.condition(x.detach())
     mean = case.oracle.spread(state["running_mean"], x)
