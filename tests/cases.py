@@ -80,6 +80,15 @@ class Oracle:
         return 1 + mean.abs() / (var + self.eps).sqrt()
 
 
+@dataclass(frozen=True)
+class Thresholded(Oracle):
+    """The same, and no less than a threshold."""
+
+    def __call__(self, x: Tensor, p: Parameters, moments: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        y = super().__call__(x, p, moments)
+        return torch.maximum(y, self.spread(p["threshold"], x))
+
+
 def local_response(size: int, alpha: float, beta: float, k: float) -> Callable[[Tensor, Parameters], Tensor]:
     def oracle(x: Tensor, p: Parameters) -> Tensor:
         x = x.double()
@@ -240,6 +249,10 @@ CASES = (
          local_response(3, 0.5, 0.6, 1.5), (Bad((2, 5), r"at least 3 dimensions.*got shape \(2, 5\)"),)),
     Case("local_response_norm", "local_response_norm, even window", *_window(4, alpha=0.5), (2, 5, 3),
          local_response(4, 0.5, 0.75, 1.0)),
+    Case("filter_response_norm", "filter_response_norm",
+         lambda **where: normkit.FilterResponseNorm2d(3, **where), None, (2, 3, 2, 5),
+         Thresholded(per_sample_and_channel, 1e-6, channels_first=True, center=False),
+         (_wrong_channels(2, 4, 2, 3), _wrong_rank(2, 3, 4), Bad((2, 3, 1, 1), "more than one position"))),
     Case("weight_norm", "weight_norm", _linear(normkit.weight_norm),
          _linear(nn.utils.parametrizations.weight_norm), (3, 5), weight_normed_linear, elementwise=False),
     Case("weight_standardization", "weight_standardization", _linear(normkit.weight_standardization), None,

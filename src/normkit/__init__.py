@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from normkit.layers import BatchRenorm1d as BatchRenorm1d
     from normkit.layers import BatchRenorm2d as BatchRenorm2d
     from normkit.layers import BatchRenorm3d as BatchRenorm3d
+    from normkit.layers import FilterResponseNorm2d as FilterResponseNorm2d
     from normkit.layers import FrozenBatchNorm1d as FrozenBatchNorm1d
     from normkit.layers import FrozenBatchNorm2d as FrozenBatchNorm2d
     from normkit.layers import FrozenBatchNorm3d as FrozenBatchNorm3d
@@ -62,7 +63,7 @@ _NAMES = {
     "normkit.backends": "show_backends",
     "normkit.layers": "BatchNorm1d BatchNorm2d BatchNorm3d "
     "BatchRenorm1d BatchRenorm2d BatchRenorm3d GhostBatchNorm1d GhostBatchNorm2d GhostBatchNorm3d "
-    "FrozenBatchNorm1d FrozenBatchNorm2d FrozenBatchNorm3d "
+    "FilterResponseNorm2d FrozenBatchNorm1d FrozenBatchNorm2d FrozenBatchNorm3d "
     "GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d "
     "LayerNorm LayerNorm2d LazyBatchNorm1d LazyBatchNorm2d LazyBatchNorm3d LazyInstanceNorm1d LazyInstanceNorm2d "
     "LazyInstanceNorm3d LocalResponseNorm Norm RMSNorm SyncBatchNorm",

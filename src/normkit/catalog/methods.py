@@ -234,6 +234,38 @@ METHODS = (
         eps=0.0,
     ),
     Method(
+        name="filter_response_norm",
+        title=Text("Filter response norm", "滤波器响应归一化"),
+        aliases=("FRN", "filter response normalization"),
+        layers=("FilterResponseNorm2d",),
+        patterns=("b c [...]",),
+        statistics=Text("sample and channel", "每个样本的每个通道"),
+        state=Text("weight, bias and threshold", "weight、bias 与阈值 threshold"),
+        formula="y = max(x / sqrt(mean(x²) + eps) * weight + bias, threshold)",
+        principle=Text(
+            "Each channel of each sample is divided by the root mean square of its positions; a learned threshold "
+            "takes the place of the activation.",
+            "每个样本的每个通道除以其各位置的均方根，再由可学习的阈值代替激活函数。",
+        ),
+        where=Text("CNNs trained with small batches: classification, detection", "小批量训练的 CNN：分类、检测"),
+        strengths=(
+            Statement("independent of the batch", "与批次无关"),
+            Statement("no other channel or sample is needed", "不需要其他通道或样本"),
+        ),
+        weaknesses=(
+            Statement("a single position keeps only its sign", "只有一个位置时仅保留符号"),
+            Statement("the paper needs a learning rate that rises slowly at first", "论文中需要学习率从低缓慢升高"),
+        ),
+        paper=Paper(
+            "Filter Response Normalization Layer: Eliminating Batch Dependence in the Training of Deep Neural Networks",
+            "Singh & Krishnan",
+            2020,
+            "1911.09737",
+        ),
+        center=False,
+        eps=1e-6,
+    ),
+    Method(
         name="weight_norm",
         title=Text("Weight norm", "权重归一化"),
         aliases=("WN", "weight normalization"),

@@ -2,6 +2,7 @@
 
 from normkit.functional.batch import batch_norm
 from normkit.functional.batch_update import batch_norm_update, batch_renorm, ghost_batch_norm
+from normkit.functional.filter_response import filter_response_norm
 from normkit.functional.general import normalize
 from normkit.functional.group import group_norm
 from normkit.functional.instance import instance_norm
@@ -16,6 +17,7 @@ __all__ = [
     "batch_norm",
     "batch_norm_update",
     "batch_renorm",
+    "filter_response_norm",
     "ghost_batch_norm",
     "group_norm",
     "instance_norm",

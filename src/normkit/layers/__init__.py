@@ -8,6 +8,7 @@ from normkit.layers.batch import (
     LazyBatchNorm2d,
     LazyBatchNorm3d,
 )
+from normkit.layers.filter_response import FilterResponseNorm2d
 from normkit.layers.frozen import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
 from normkit.layers.general import Norm
 from normkit.layers.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
@@ -33,6 +34,7 @@ __all__ = [
     "BatchRenorm1d",
     "BatchRenorm2d",
     "BatchRenorm3d",
+    "FilterResponseNorm2d",
     "FrozenBatchNorm1d",
     "FrozenBatchNorm2d",
     "FrozenBatchNorm3d",

@@ -1,0 +1,69 @@
+"""Filter response normalization: each channel of each sample by its own mean square, and a learned threshold."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from normkit.errors import ShapeError
+from normkit.functional._checks import check_call, check_dimensions, check_parameter
+from normkit.functional.extras import Extras, Output, checked_extras
+
+PATTERN = "b c [...]"
+
+
+def filter_response_norm(
+    input: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    threshold: Tensor | None = None,
+    eps: float = 1e-6,
+    **extras: Unpack[Extras],
+) -> Output:
+    """Divide each channel of each sample by the root mean square of its positions; the region is ``b c [...]``.
+
+    ``y = max(x / sqrt(mean(x ** 2) + eps) * weight + bias, threshold)``. No mean is subtracted. The maximum is the
+    thresholded linear unit; the paper uses it in place of an activation.
+
+    Args:
+        input: (N, C, ...) with at least one dimension of positions, any strides.
+        weight, bias: (C,) or None.
+        threshold: (C,), or None for no maximum.
+        eps: added to the mean square, in units of the input squared.
+        extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them;
+            the activation follows the maximum.
+
+    Returns:
+        A tensor with the input's shape, dtype and memory layout.
+
+    Raises:
+        ShapeError: a single position, or parameters of another size.
+
+    Example:
+        >>> import torch
+        >>> from normkit import functional
+        >>> x = torch.tensor([[[1.0, -1.0, 1.0], [3.0, 0.0, 0.0]]])
+        >>> functional.filter_response_norm(x, threshold=torch.zeros(2), eps=0.0)
+        tensor([[[1.0000, 0.0000, 1.0000],
+                 [1.7321, 0.0000, 0.0000]]])
+
+    Source: Singh & Krishnan 2020, arXiv:1911.09737.
+    """
+    check_call("filter_response_norm", input, eps)
+    check_dimensions("filter_response_norm", input, 3, "(N, C, positions ...)")
+    for name, parameter in {"weight": weight, "bias": bias, "threshold": threshold}.items():
+        check_parameter("filter_response_norm", name, parameter, (input.shape[1],), input)
+    if input.shape[2:].numel() == 1:
+        raise ShapeError(
+            "filter_response_norm needs more than one position, got one from shape "
+            f"{tuple(input.shape)}: of a single value only the sign is left; use layer_norm or no norm there"
+        )
+    call = checked_extras("filter_response_norm", input, PATTERN, extras)
+    out = call._replace(activation="none").run(weight, bias, eps, center=False)
+    y = out.y
+    if threshold is not None:
+        # A maximum in the wider of the two dtypes, so that the threshold's gradient is summed in its own.
+        y = torch.maximum(y, threshold.reshape(-1, *[1] * (y.dim() - 2))).to(y.dtype)
+    return call.finished(y, input if call.residual is None else out.sum)
