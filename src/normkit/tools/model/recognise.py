@@ -193,7 +193,7 @@ def _of_any_class(module: nn.Module, facts: NormInfo) -> NormInfo:
     facts = replace(facts, shape=tuple(shape) if isinstance(shape, tuple | list) else ())
     name = type(module).__name__
     if foreign:
-        return replace(facts, reason=f"{name} keeps {', '.join(sorted(foreign))}, which no norm of normkit has")
+        return replace(facts, reason=f"{name} keeps {', '.join(sorted(foreign))}, which the tools do not know")
     if not facts.shape:
         return replace(facts, reason=f"{name} does not say how many features it normalizes")
 
