@@ -25,7 +25,7 @@ TOKENS = {
 WEIGHTS = {"weights": ((64, 3, 7, 7), (256, 256, 3, 3), (512, 2048), (4096, 4096))}
 OF_IMAGES = ("batch_norm", "batch_norm_eval", "instance_norm", "group_norm", "layer_norm2d", "layer_norm_image")
 OF_TOKENS = ("layer_norm", "rms_norm", "batch_norm")
-OF_WEIGHTS = ("weight_norm", "weight_standardization")
+OF_WEIGHTS = tuple(method.name for method in METHODS if method.of_weights)
 DTYPES = ("float32", "bfloat16", "float16")
 LAYOUTS = ("contiguous", "channels_last")
 # Compared with the speed of a copy: nothing of these stays in a cache from one call to the next.

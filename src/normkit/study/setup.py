@@ -23,7 +23,7 @@ from normkit.study.training.design import DTYPES, Design, design
 from normkit.study.training.trial import Options
 from normkit.tools.model.tree import norms
 
-OWN_METHODS = ("unchanged", "batch_norm", "layer_norm", "instance_norm", "group_norm", "weight_norm")
+OWN_METHODS = ("unchanged", *embedded.METHODS[1:])
 """The methods for a user's model, if it has a place for their norms."""
 
 

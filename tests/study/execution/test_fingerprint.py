@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import normkit
 from normkit import catalog
-from normkit.catalog import Text
+from normkit.catalog import Mark, Statement, Text
 from normkit.study.execution.fingerprint import EXECUTED, digest_of, executed, fingerprint
 from normkit.study.execution.store import Store
 from normkit.study.task import Task, embedded
@@ -134,8 +134,18 @@ def test_facts_of_the_catalog_count_and_claims_do_not(monkeypatch: pytest.Monkey
 
     before = digest()
     said = Text("new", "新")
-    assert digest(claims=("BN-9",), strengths=(said,), where=said, title=said, formula="y = x") == before
-    assert digest(patterns=("b [c]",)) != before
+    assert (
+        digest(
+            strengths=(Statement("new", "新", "BN-9"),),
+            mark=Mark("up", "#000000", "#ffffff"),
+            where=said,
+            title=said,
+            formula="y = x",
+        )
+        == before
+    )
+    for facts in ({"patterns": ("b [c]",)}, {"center": False}, {"target": None}, {"keeps_statistics": False}):
+        assert digest(**facts) != before
 
 
 class Normed(nn.Module):

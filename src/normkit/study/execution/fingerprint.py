@@ -32,8 +32,8 @@ EXECUTED = (
 )
 """Folders and files of the package that a run executes. The tools that put a model under a method come on top: they are
 the ones that these files import."""
-_PROSE = ("aliases", "claims", "formula", "layers")
-"""Fields of a row of the catalog that are words, as every `Text` and `Paper` is."""
+_PROSE = ("aliases", "formula", "layers", "mark")
+"""Fields of a row of the catalog that are words or looks, as every `Text` and `Paper` is."""
 
 
 def fingerprint(task: Task, design: Design) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from normkit import catalog
 from normkit.catalog import Text
 from normkit.study.suite import data, networks
 from normkit.study.task.probes import OfImages
@@ -16,8 +17,8 @@ NAME = Text("noisy 8x8 digits", "带噪声的 8×8 手写数字")
 GROUPS = 4
 NOISE = 0.2
 PARTS = (600, 400, 797)
-METHODS = ("none", "batch_norm", "layer_norm", "instance_norm", "group_norm", "weight_norm")
-"""The methods under which this network can be built."""
+METHODS = ("none", *(method.name for method in catalog.METHODS if method.claims))
+"""The methods under which this network can be built: those with claims to measure."""
 
 
 def digits(seed: int = 0) -> Task:

@@ -13,8 +13,8 @@ from normkit.tools.convert import convert
 from normkit.tools.insert import insert
 from normkit.tools.model.tree import LAYERS, norms, replace, walk
 
-OF_LAYERS = ("batch_norm", "layer_norm", "layer_norm2d", "instance_norm", "group_norm", "rms_norm")
-OF_WEIGHTS = ("weight_norm", "weight_standardization")
+OF_LAYERS = tuple(method.name for method in catalog.METHODS if method.target is not None)
+OF_WEIGHTS = tuple(method.name for method in catalog.METHODS if method.of_weights)
 KNOWN = ("none", "unchanged", *OF_LAYERS, *OF_WEIGHTS)
 
 

@@ -19,7 +19,12 @@ ROW = 27.0
 
 def colour(method: str) -> str:
     """The page's variable of a method."""
-    return f"var(--{method.replace('_', '-')})"
+    return f"var({variable(method)})"
+
+
+def variable(method: str) -> str:
+    """The name of that variable."""
+    return f"--{method.replace('_', '-')}"
 
 
 def errors(found: Results, size: int, lang: str) -> str | None:

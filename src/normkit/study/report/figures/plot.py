@@ -11,19 +11,11 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Literal
 
+from normkit import catalog
+
 Point = tuple[float, float]
-MARKERS = {
-    "none": "circle",
-    "unchanged": "ring",
-    "batch_norm": "square",
-    "layer_norm": "up",
-    "layer_norm2d": "up",
-    "instance_norm": "down",
-    "group_norm": "diamond",
-    "rms_norm": "cross",
-    "weight_norm": "plus",
-    "weight_standardization": "bar",
-}
+MARKERS = {"none": "circle", "unchanged": "ring"}
+MARKERS |= {method.name: method.mark.shape for method in catalog.METHODS if method.mark}
 """A shape for each method besides its colour, for readers who cannot distinguish the colours."""
 
 

@@ -14,10 +14,12 @@ from normkit.study.report.figures.panels import WIDTH, colour, curve_plot
 from normkit.study.report.figures.plot import MARKERS, Plot, Scale, around
 from normkit.study.report.writing import formatting
 from normkit.study.report.writing.texts import say
+from normkit.study.task import embedded
 from normkit.study.task.metric import number
 
 TONES = {"supported": "var(--good)", "contradicted": "var(--bad)", "not resolved": "var(--open)"}
-SPARE = ("batch_norm", "weight_norm", "group_norm", "instance_norm", "layer_norm", "none")
+_NONE, _FIRST, *_REST = embedded.METHODS
+SPARE = (_FIRST, *reversed(_REST), _NONE)
 """The methods whose colours are used for the variants of an experiment, if several variants are of one method."""
 PAIRED = 30
 """The largest number of seeds that are joined by lines."""

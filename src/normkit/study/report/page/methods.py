@@ -8,11 +8,11 @@ from typing import Any
 from markupsafe import Markup
 
 from normkit import catalog, draw, pattern
-from normkit.catalog import Text
+from normkit.catalog import Statement
 from normkit.study.analysis.cells import Cell
 from normkit.study.analysis.evidence import Evidence
 from normkit.study.analysis.results import Results
-from normkit.study.report.figures import sparklines
+from normkit.study.report.figures import panels, sparklines
 from normkit.study.report.writing import claim_links, formatting
 from normkit.study.report.writing.table import PLACES, TONES
 from normkit.study.report.writing.texts import say
@@ -31,7 +31,7 @@ def row(found: Results, method: str, lang: str) -> dict[str, Any]:
     common: dict[str, Any] = {
         "name": method,
         "title": formatting.title(method, lang),
-        "variable": f"--{method.replace('_', '-')}",
+        "variable": panels.variable(method),
         "measured": [measured(found, cell, lang) for cell in cells],
         "sort": first if math.isfinite(first) else "",
     }
@@ -53,8 +53,8 @@ def row(found: Results, method: str, lang: str) -> dict[str, Any]:
         "pattern": known.pattern or known.formula,
         "principle": known.principle.to(lang),
         "where": known.where.to(lang),
-        "strengths": [_claimed(method, text, found, lang) for text in known.strengths],
-        "weaknesses": [_claimed(method, text, found, lang) for text in known.weaknesses],
+        "strengths": [_claimed(each, found, lang) for each in known.strengths],
+        "weaknesses": [_claimed(each, found, lang) for each in known.weaknesses],
         "region": _region(found, known.pattern),
         "weights": known.pattern is None,
     }
@@ -93,10 +93,10 @@ def badge(evidence: list[Evidence], lang: str) -> dict[str, str]:
     return {"text": text, "tone": tone, "icon": icons[finding]}
 
 
-def _claimed(method: str, text: Text, found: Results, lang: str) -> dict[str, Any]:
-    claim, evidence = claim_links.linked(method, text, found.evidence)
+def _claimed(statement: Statement, found: Results, lang: str) -> dict[str, Any]:
+    claim, evidence = claim_links.linked(statement, found.evidence)
     return {
-        "text": text.to(lang),
+        "text": statement.to(lang),
         "claim": claim,
         "asked": bool(found.evidence) and bool(claim),
         "badge": badge(evidence, lang),

@@ -9,6 +9,7 @@ from importlib.resources import files
 import jinja2
 from markupsafe import Markup, escape
 
+from normkit import catalog
 from normkit.catalog import LANGUAGES
 from normkit.errors import ArgumentError
 from normkit.study.analysis.results import Results
@@ -49,7 +50,7 @@ def render(found: Results, lang: str = "en") -> str:
         task=found.task.to(lang),
         metric=found.metric,
         test=_capitalized(found.metric.label("test").to(lang)),
-        style=Markup(_source("style.css")),
+        style=Markup(style()),
         script=Markup(_source("page.js")),
         answer=_answer(found, lang),
         safe=formatting.listing([formatting.inline(method, lang) for method in found.safe], lang),
@@ -84,6 +85,19 @@ def _say(lang: str, key: str, **values: object) -> str:
 
 def _source(name: str) -> str:
     return (files("normkit.study.report.page") / name).read_text(encoding="utf-8")
+
+
+def style() -> str:
+    """The style of the page: the colours of the methods in both themes, and all else."""
+    marks = [(panels.variable(method.name), method.mark) for method in catalog.METHODS if method.mark]
+    light = " ".join(f"{name}: {mark.light};" for name, mark in marks)
+    dark = " ".join(f"{name}: {mark.dark};" for name, mark in marks)
+    themes = (
+        f":root {{ {light} }}",
+        f'@media (prefers-color-scheme: dark) {{ :root:not([data-theme="light"]) {{ {dark} }} }}',
+        f':root[data-theme="dark"] {{ {dark} }}',
+    )
+    return "\n".join((*themes, _source("style.css")))
 
 
 def _emphasis(text: str) -> Markup:

@@ -14,7 +14,6 @@ from normkit.study.training.trial import Options
 __all__ = ["MISSING", "span"]
 
 _OTHERS = {"none": catalog.Text("No norm", "不归一化"), "unchanged": catalog.Text("As it is", "原样")}
-_UNSPLIT = {"rms_norm": "RMS norm", "unchanged": "the model as it is"}
 
 
 def title(method: str, lang: str = "en") -> str:
@@ -29,12 +28,12 @@ def title(method: str, lang: str = "en") -> str:
 def inline(method: str, lang: str = "en") -> str:
     """The name of a method inside a sentence.
 
-    >>> inline("batch_norm"), inline("batch_norm", "zh")
-    ('batch norm', '批归一化')
+    >>> inline("batch_norm"), inline("rms_norm"), inline("batch_norm", "zh")
+    ('batch norm', 'RMS norm', '批归一化')
     """
-    if lang == "en" and method in _UNSPLIT:
-        return _UNSPLIT[method]
-    return title(method, lang).lower()
+    if lang == "en" and method == "unchanged":
+        return "the model as it is"
+    return " ".join(word if word.isupper() else word.lower() for word in title(method, lang).split(" "))
 
 
 def listing(names: Sequence[str], lang: str = "en") -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from normkit import catalog
 from normkit.tools.audit.measure.facts import Seen, Subject
 from normkit.tools.audit.measure.trace import Node
 from normkit.tools.audit.rules.rule import Hit
@@ -20,7 +21,8 @@ ELEMENTWISE = {
     *("leaky_relu", "clamp", "softmax", "where", "masked_fill", "mean", "amax", "sum", "narrow", "roll", "flip"),
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "expand", "expand_as"),
     *("contiguous", "clone", "to", "float", "half", "bfloat16", "type", "type_as", "detach"),
-    *("layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "interpolate", "pad"),
+    *(method.name for method in catalog.METHODS if not method.of_weights),
+    *("interpolate", "pad"),
     *("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d"),
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d", "__getitem__"),
 }
@@ -179,7 +181,7 @@ def _misplaced(subject: Subject) -> Iterator[tuple[Seen, tuple[int, ...], int, b
     """Layer and batch norms whose features are in another dimension: with shape, that dimension, and `plain`."""
     found = features(subject)
     for norm, node in subject.called():
-        last = norm.facts.kind in ("layer_norm", "rms_norm") and norm.facts.axis == "last"
+        last = norm.facts.kind is not None and norm.facts.axis == "last"
         if not (norm.is_batch or (last and len(norm.facts.shape) == 1)) or not node.inputs or node.inputs[0] < 0:
             continue
         shape, here = node.shapes[0], found[node.inputs[0]]
