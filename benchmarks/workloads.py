@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from normkit.catalog import METHODS
+
 # By where a tensor of this shape lives; the smallest go through layers, because there the call is what is paid for.
 IMAGES = {
     "overhead": ((2, 16, 8, 8), (4, 32, 16, 16)),

@@ -22,7 +22,6 @@ from normkit.study.training.trial import Run, Trial
 
 SEEDS, STEPS = 4, 60
 SIZES = (2, 32)
-METHODS = ("none", "batch_norm", "layer_norm", "instance_norm", "group_norm", "weight_norm")
 LEVELS = {
     "none": 0.2,
     "batch_norm": 0.12,
@@ -31,6 +30,7 @@ LEVELS = {
     "group_norm": 0.13,
     "weight_norm": 0.19,
 }
+METHODS = tuple(LEVELS)
 
 
 def prepared(task: Task | None = None, **asked: object) -> tuple[list[Workload], tuple[Experiment, ...]]:

@@ -9,13 +9,9 @@ from torch import nn
 import normkit
 from normkit.study.suite import networks
 from normkit.study.task import embedded
-
-METHODS = ("none", "batch_norm", "layer_norm", "instance_norm", "group_norm", "weight_norm")
-
+from normkit.study.task.embedded import METHODS
 
 DIGITS = embedded.digits()
-
-
 SMALL = replace(DIGITS, probe=None)
 
 

@@ -3,9 +3,8 @@
 import pytest
 
 from normkit.errors import ArgumentError
+from normkit.study.task.embedded import METHODS
 from normkit.study.training import design
-
-METHODS = ("none", "batch_norm", "layer_norm", "instance_norm", "group_norm", "weight_norm")
 
 
 def test_tuning_and_evaluation_share_no_seed() -> None:

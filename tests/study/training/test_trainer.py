@@ -8,13 +8,11 @@ from torch import Tensor, nn
 
 from normkit.study.suite import networks
 from normkit.study.task import Part, Task, embedded
+from normkit.study.task.embedded import METHODS
 from normkit.study.training import design, replicas
 from normkit.study.training.cost import Timing, time_steps
 from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Run, Trial, batches
-
-METHODS = ("none", "batch_norm", "layer_norm", "instance_norm", "group_norm", "weight_norm")
-
 
 DIGITS = embedded.digits()
 
