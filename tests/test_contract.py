@@ -8,6 +8,7 @@ import contract
 from cases import CASES, DTYPES, Case, Oracle, layouts
 from normkit.catalog import METHODS
 
+FEW = ("batch_norm rows", "layer_norm", "instance_norm 3d with statistics", "Norm of groups")
 every = pytest.mark.parametrize("case", CASES, ids=str)
 same_shape = pytest.mark.parametrize("case", [case for case in CASES if case.elementwise], ids=str)
 with_torch = pytest.mark.parametrize("case", [case for case in CASES if case.torch], ids=str)
@@ -90,6 +91,6 @@ def test_a_sample_alone_equals_itself_in_a_batch(case: Case):
     contract.alone_as_in_a_batch(case)
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[12], CASES[15]], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.name in FEW], ids=str)
 def test_compile_gives_one_graph(case: Case):
     contract.compiles(case)
