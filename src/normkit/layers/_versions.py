@@ -38,7 +38,9 @@ class TakesBias(nn.Module):
     if not (TYPE_CHECKING or HAS_BIAS):
 
         def __init__(self, *args: Any, bias: bool = True, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
+            # Not super(): a class that is ours and another subclass of torch's, too, is made as ours.
+            bases = (base for base in type(self).__mro__ if base.__module__.startswith("torch.nn.modules."))
+            vars(next(base for base in bases if "__init__" in vars(base)))["__init__"](self, *args, **kwargs)
             if not bias:
                 self.register_parameter("bias", None)
 
