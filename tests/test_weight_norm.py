@@ -519,7 +519,7 @@ def test_frozen_and_replaced_parts_are_read():
     assert torch.equal(module.weight, before)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning")  # forward mode uses it, too
+@pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated")  # forward mode uses it, too
 def test_forward_mode_tracing_export_and_fake_tensors_work_as_on_any_formula():
     module, x = weight_norm(linear()), torch.randn(3, 5)
     g, v = (p.detach() for p in parts(module))

@@ -92,7 +92,7 @@ def test_gradients_of_each_sample(x):
 
 
 # torch itself, which compiles its own formulas for forward mode when it is first used.
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 @method
 def test_forward_mode(name, x):
     tangent = torch.randn_like(x)

@@ -154,7 +154,7 @@ def test_more_shapes_than_it_keeps():
 
 
 # torch itself, which compiles its own formulas for forward mode when it is first used.
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_tangents_are_seen():
     x, w, b = (t.detach() for t in leaves())
     with forward_ad.dual_level():

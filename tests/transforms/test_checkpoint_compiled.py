@@ -68,7 +68,7 @@ def test_a_checkpoint_inside_of_a_graph_counts_a_batch_once(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # torch's compiler warns of torch
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*")  # torch's compiler warns of torch
 def test_with_the_compiler_that_makes_code():
     torch._dynamo.reset()
     model = block("batch_norm")

@@ -28,7 +28,7 @@ def test_one_graph_for_every_batch_size(name):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # torch's compiler warns of torch
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*")  # torch's compiler warns of torch
 @pytest.mark.parametrize("name", ["layer", "group", "batch, eval"])
 def test_inductor(name):
     torch._dynamo.reset()

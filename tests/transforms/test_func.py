@@ -8,7 +8,7 @@ from normkit.errors import StateError
 from transforms.subjects import LAYERS, OF_TORCH, sample
 
 # torch itself, which compiles its own formulas for forward mode when it is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")
 
 
 @pytest.mark.parametrize("name", OF_TORCH)

@@ -553,7 +553,7 @@ def test_under_autocast():
     assert watched.records[0].input_std == pytest.approx(seen.double().std(correction=0).item(), rel=0.1)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit as a whole
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_trace_does_not_hold_the_watch():
     model = small(nn.LayerNorm(8))
     model[2].p = 0.0
