@@ -151,6 +151,21 @@ def test_renormalization_of_many_batches_before_their_backward():
         assert torch.equal(mine.grad, other.grad)
 
 
+def test_renormalization_after_a_batch_that_was_not_finite():
+    """A bad batch that is remembered hides no good one."""
+    layer = normkit.BatchRenorm1d(5, r_max=2.0, d_max=1.0, momentum=0.5)
+    twin = copy.deepcopy(layer)
+    bad = torch.randn(8, 5)
+    bad[0, 0] = torch.nan
+    x, other = (torch.randn(8, 5, generator=torch.Generator().manual_seed(1)) * 3 + 2 for _ in range(2))
+    x.requires_grad_(), other.requires_grad_()
+    checkpoint(lambda x: layer(x).sin(), bad.requires_grad_(), use_reentrant=False)
+    twin(bad)
+    checkpoint(lambda x: layer(x).sin(), x, use_reentrant=False).sum().backward()
+    twin(other).sin().sum().backward()
+    assert torch.equal(x.grad, other.grad)
+
+
 def test_a_forgotten_batch_of_renormalization_is_refused(monkeypatch):
     monkeypatch.setattr(recompute, "CALLS", 2)
     monkeypatch.setattr(recompute, "_calls", recompute.defaultdict(lambda: recompute.deque(maxlen=2)))

@@ -70,7 +70,8 @@ def as_at_first(mean: Tensor, std: Tensor, *values: Tensor) -> tuple[Tensor, ...
         torch.stack([call.mean for call in calls]).sub(mean).abs()
         + torch.stack([call.std for call in calls]).sub(std).abs()
     )
-    far = (apart / std.clamp(min=torch.finfo(std.dtype).tiny)).amax(1)
+    # A batch that was not finite is far from every other; argmin would take NaN for the nearest.
+    far = (apart / std.clamp(min=torch.finfo(std.dtype).tiny)).amax(1).nan_to_num(nan=torch.inf)
     nearest = int(far.argmin())
     if far[nearest] <= NEAR:
         return calls[nearest].values
