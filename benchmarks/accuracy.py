@@ -13,8 +13,7 @@ from rich.table import Table
 
 from benchmarks.measure import RESULTS, machine
 from normkit import functional as N
-from normkit.kernels import reference
-from normkit.pattern import parse
+from normkit.kernels import formula
 
 CASES = {
     "group_norm": ("b (g=2 [c]) [...]", lambda f, x: f.group_norm(x, 2)),
@@ -41,7 +40,7 @@ def main(save: Annotated[str, typer.Option(help="name of the result file; empty 
             for data, make in DATA.items():
                 x = make(torch.randn(8, 8, 16, 16, generator=torch.Generator().manual_seed(0)))
                 x = x.contiguous(memory_format=fmt)
-                exact, mean, std = reference.normalize(x.double(), None, None, parse(pattern), 1e-5, True)
+                exact, _, mean, std = formula.norm(formula.Arguments(x.double(), None, None, pattern, 1e-5, True))
                 unit = torch.finfo(torch.float32).eps * (1 + (mean.abs() / std).max().item())
                 scale = exact.abs().max().item() * unit
                 errors = {name: (call(f, x) - exact).abs().max().item() for name, f in (("torch", F), ("normkit", N))}

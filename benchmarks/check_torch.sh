@@ -34,10 +34,10 @@ OMP_NUM_THREADS=1 "$bin/python" -m pytest -p no:cacheprovider "${tests[@]}" "$@"
 import platform, re, sys
 from importlib.metadata import distributions
 import torch
-from normkit.kernels import door
+from normkit.kernels import fastpath
 
 triton = next((found.version for found in distributions(name="triton")), "none")
-path = "in use" if door.in_use else "not in use"
+path = "in use" if fastpath.in_use else "not in use"
 result = re.sub(r" in .*", "", sys.argv[1])
 print(f"| {torch.__version__} | {triton} | {platform.python_version()} | {path} | {result} |")
 EOF

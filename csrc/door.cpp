@@ -18,6 +18,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -99,7 +100,7 @@ Tensor root_of(const Tensor& var, double eps) {
 struct Known {
   PyObject* pattern;
   at::DimVector sizes, strides;
-  const View* view;
+  View view;
 };
 std::unordered_multimap<size_t, Known> known_plans;
 constexpr size_t MOST = 4096;
@@ -116,7 +117,7 @@ const View* view_of(const Tensor& x, PyObject* pattern) {
     const Known& k = it->second;
     if (x.sizes() == k.sizes && x.strides() == k.strides &&
         (pattern == k.pattern || PyUnicode_Compare(pattern, k.pattern) == 0))
-      return k.view;
+      return &k.view;
   }
   return nullptr;
 }
@@ -136,11 +137,36 @@ struct Like {
   }
 };
 
-// What is saved, and in which order, is the same as in kernels/autograd.py: activation checkpointing pairs the tensors that
+// Second derivatives, batches of gradients, tracing: Python has the operator for whatever watches. Tensors: dy, x, weight,
+// bias, mean, dev, dsum, mask; the arguments of Python's function are those of normkit::norm_backward.
+using Tensors3 = std::array<Tensor, 3>;
+Tensors3 gradients_by_python(const char* module, const Tensor* const (&t)[8], const std::string& pattern, double eps, bool center,
+                             int activation, bool fixed, const bool* want) {
+  const pybind11::gil_scoped_acquire lock;
+  const auto wrapped = [&](size_t i) { return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(*t[i])); };
+  const auto given = [](bool b) { return pybind11::bool_(b); };
+  const pybind11::object python = pybind11::module_::import(module).attr("gradients_of_fast_path");
+  const auto grads = pybind11::reinterpret_steal<pybind11::object>(PyObject_CallFunctionObjArgs(
+      python.ptr(), wrapped(0).ptr(), wrapped(1).ptr(), wrapped(2).ptr(), wrapped(3).ptr(), pybind11::str(pattern).ptr(),
+      pybind11::float_(eps).ptr(), given(center).ptr(), wrapped(4).ptr(), wrapped(5).ptr(), wrapped(6).ptr(), wrapped(7).ptr(),
+      pybind11::int_(activation).ptr(), given(fixed).ptr(), given(want[0]).ptr(), given(want[1]).ptr(), given(want[2]).ptr(),
+      nullptr));
+  if (!grads) {
+    python_error error;
+    error.persist();
+    throw std::move(error);
+  }
+  Tensors3 out;
+  for (size_t i = 0; i < 3; ++i)
+    if (want[i]) out[i] = THPVariable_Unpack(PyTuple_GET_ITEM(grads.ptr(), Py_ssize_t(i)));
+  return out;
+}
+
+// What is saved, and in which order, is the same as in kernels/operator.py: activation checkpointing pairs the tensors that
 // a forward has saved with those of its recomputation, and the two may take different ways.
 struct NormalizeBackward final : torch::autograd::Node {
   SavedVariable x, weight, mean, dev;  // dev: the variance, where moments are given
-  const View* view = nullptr;
+  View view;
   at::DimVector strides;
   Like weight_like, bias_like;
   std::string pattern;
@@ -188,9 +214,9 @@ struct NormalizeBackward final : torch::autograd::Node {
       return is_plain(t) && t.numel() == n && t.is_contiguous() && t.scalar_type() == arithmetic_of(x_);
     };
     return !at::GradMode::is_enabled() && !is_watched() && is_plain(dy) && is_plain(x_) && dy.sizes() == x_.sizes() &&
-           dy.scalar_type() == x_.scalar_type() && x_.strides() == strides && x_.numel() == view->numel() &&
-           (!weight_.defined() || (is_plain(weight_) && weight_.is_contiguous() && weight_.numel() == view->period)) &&
-           (length || same(mean_, center ? view->cells() : 0)) && same(dev_, view->cells());
+           dy.scalar_type() == x_.scalar_type() && x_.strides() == strides && x_.numel() == view.numel() &&
+           (!weight_.defined() || (is_plain(weight_) && weight_.is_contiguous() && weight_.numel() == view.period)) &&
+           (length || same(mean_, center ? view.cells() : 0)) && same(dev_, view.cells());
   }
 
   void run(const Tensor& given, const Tensor& x_, const Tensor& weight_, const Tensor& mean_, const Tensor& dev_,
@@ -200,38 +226,26 @@ struct NormalizeBackward final : torch::autograd::Node {
     const Tensor w = in_arithmetic(weight_, x_);
     if (want[0]) out[0] = like(x_);
     for (const int i : {1, 2})
-      if (want[i]) out[size_t(i)] = fresh(x_, view->period);
+      if (want[i]) out[size_t(i)] = fresh(x_, view.period);
     const auto place = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
     const Backward f{dy.const_data_ptr(), x_.const_data_ptr(), pointer(w), pointer(mean_), std.const_data_ptr(),
                      place(out[0]), place(out[1]), place(out[2]), fixed ? 0 : eps, center, fixed, length};
-    kernels_door->kernels->backward(storage_of(x_), *view, f, kernels_door->pool(x_.numel()));
+    kernels_door->kernels->backward(storage_of(x_), view, f, kernels_door->pool(x_.numel()));
   }
 
-  // Second derivatives, batches of gradients, tracing: Python has the operator for whatever watches.
   void ask_python(const Tensor& dy, const Tensor& x_, const Tensor& weight_, const Tensor& mean_, const Tensor& dev_,
                   const bool* want, variable_list& out) const {
-    const pybind11::gil_scoped_acquire lock;
-    const auto wrapped = [](const Tensor& t) { return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(t)); };
-    const auto given = [](bool b) { return pybind11::bool_(b); };
-    const char* home = length ? "normkit.kernels.weight" : "normkit.kernels.autograd";
-    const pybind11::object python = pybind11::module_::import(home).attr("gradients");
-    const auto grads = pybind11::reinterpret_steal<pybind11::object>(PyObject_CallFunctionObjArgs(
-        python.ptr(), wrapped(dy).ptr(), wrapped(x_).ptr(), wrapped(mean_).ptr(), wrapped(dev_).ptr(),
-        wrapped(weight_).ptr(), pybind11::str(pattern).ptr(), pybind11::float_(eps).ptr(), given(center).ptr(),
-        given(fixed).ptr(), given(want[0]).ptr(), given(want[1]).ptr(), given(want[2]).ptr(), nullptr));
-    if (!grads) {
-      python_error error;
-      error.persist();
-      throw std::move(error);
-    }
+    const Tensor none, *inputs[] = {&dy, &x_, &weight_, &none, &mean_, &dev_, &none, &none};
+    const Tensors3 grads = gradients_by_python(length ? "normkit.kernels.weight" : "normkit.kernels.operator", inputs, pattern, eps,
+                                               center, 0, fixed, want);
     for (size_t i = 0; i < 3; ++i)
-      if (want[i]) out[i] = THPVariable_Unpack(PyTuple_GET_ITEM(grads.ptr(), Py_ssize_t(i)));
+      if (want[i]) out[i] = grads[i];
   }
 };
 
 struct Call {
   Tensor x, weight, bias;
-  const View* view = nullptr;
+  View view;  // a copy, because plans may be forgotten while other threads run
   PyObject* pattern = nullptr;
   double eps = 0;
   bool center = true, fixed = false, length = false;
@@ -244,10 +258,10 @@ struct Call {
     Tensor y = like(x);
     const Tensor w = in_arithmetic(weight, x), b = in_arithmetic(bias, x);
     const auto place = [](const Tensor& t) { return t.defined() && t.numel() ? const_cast<void*>(t.const_data_ptr()) : nullptr; };
-    RECORD_FUNCTION("normkit::normalize", std::vector<c10::IValue>{x});
+    RECORD_FUNCTION("normkit::norm", std::vector<c10::IValue>{x});
     const Forward f{x.const_data_ptr(), y.mutable_data_ptr(), pointer(w), pointer(b), place(mean), place(dev),
                     fixed ? 0 : eps, center, fixed, length};
-    const auto go = [&] { kernels_door->kernels->forward(storage_of(x), *view, f, kernels_door->pool(x.numel())); };
+    const auto go = [&] { kernels_door->kernels->forward(storage_of(x), view, f, kernels_door->pool(x.numel())); };
     if (x.numel() < LONG) return go(), y;
     const pybind11::gil_scoped_release others;
     return go(), y;
@@ -279,8 +293,8 @@ bool find(Call& c, PyObject* x, PyObject* weight, PyObject* bias, PyObject* patt
   if (!kernels_door || is_watched() || x == Py_None || !take(x, c.x) || !take(weight, c.weight) || !take(bias, c.bias))
     return false;
   c.pattern = pattern;
-  c.view = view_of(c.x, c.pattern);
-  return c.view;
+  const View* known = view_of(c.x, c.pattern);
+  return known && (c.view = *known, true);
 }
 bool prepare(Call& c, PyObject* const* args) {
   if (!find(c, args[0], args[1], args[2], args[3])) return false;
@@ -297,7 +311,7 @@ bool prepare(Call& c, PyObject* const* args) {
 // by the caller (True), in which case they are as many as the plan says.
 bool fits_features(const Call& c, PyObject* last) {
   if (last == Py_True) {
-    const auto covers = [&](const Tensor& t) { return !t.defined() || (t.numel() == c.view->period && fits(t, c.x, t.sizes())); };
+    const auto covers = [&](const Tensor& t) { return !t.defined() || (t.numel() == c.view.period && fits(t, c.x, t.sizes())); };
     return covers(c.weight) && covers(c.bias);
   }
   at::IntArrayRef sizes = c.x.sizes();
@@ -344,7 +358,7 @@ PyObject* normalize(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   Call c;
   // One value in a region is where methods differ in what they refuse.
-  if (!prepare(c, args) || c.view->count() == 1 || !fits_features(c, args[6])) Py_RETURN_NONE;
+  if (!prepare(c, args) || c.view.count() == 1 || !fits_features(c, args[6])) Py_RETURN_NONE;
   c.center = args[5] == Py_True;
   Tensor running_mean, running_var, mean, dev;
   double momentum = 0;
@@ -361,11 +375,11 @@ PyObject* normalize(PyObject*, PyObject* const* args, Py_ssize_t) {
   }
   const bool followed = c.is_followed();
   if (followed || moves) {
-    mean = fresh(c.x, c.center ? c.view->cells() : 0);
-    dev = fresh(c.x, c.view->cells());
+    mean = fresh(c.x, c.center ? c.view.cells() : 0);
+    dev = fresh(c.x, c.view.cells());
   }
   Tensor y = c.run(mean, dev);
-  if (moves) move(running_mean, running_var, mean, dev, c.view->count(), momentum);
+  if (moves) move(running_mean, running_var, mean, dev, c.view.count(), momentum);
   if (followed) c.record(y, mean, dev);
   return THPVariable_Wrap(std::move(y));
   END_HANDLE_TH_ERRORS
@@ -391,12 +405,12 @@ PyObject* standardize(PyObject*, PyObject* const* args, Py_ssize_t) {
 PyObject* weight_norm(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   Call c;
-  if (!find(c, args[0], args[1], Py_None, args[2]) || !c.weight.defined() || c.view->period != c.view->cells() ||
-      c.weight.numel() != c.view->period || !fits(c.weight, c.x, c.weight.sizes()))
+  if (!find(c, args[0], args[1], Py_None, args[2]) || !c.weight.defined() || c.view.period != c.view.cells() ||
+      c.weight.numel() != c.view.period || !fits(c.weight, c.x, c.weight.sizes()))
     Py_RETURN_NONE;
   c.length = true;
   c.center = false;
-  const Tensor none, length = fresh(c.x, c.view->cells());
+  const Tensor none, length = fresh(c.x, c.view.cells());
   Tensor w = c.run(none, length);
   if (c.is_followed()) c.record(w, none, length);
   return THPVariable_Wrap(std::move(w));
@@ -406,8 +420,8 @@ PyObject* weight_norm(PyObject*, PyObject* const* args, Py_ssize_t) {
 // learn(pattern, sizes, strides, plan) -> whether all that was known before is forgotten, for want of room.
 PyObject* learn(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
-  const View* view = kernels_door ? kernels_door->plan(PyLong_AsLongLong(args[3])) : nullptr;
-  if (!view) Py_RETURN_FALSE;
+  View view;
+  if (!kernels_door || !kernels_door->plan(PyLong_AsLongLong(args[3]), &view)) Py_RETURN_FALSE;
   const auto numbers = [](PyObject* tuple) {
     at::DimVector out;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); ++i) out.push_back(PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, i)));

@@ -6,7 +6,7 @@ namespace normkit {
 
 struct Door {
   const Kernels* kernels;
-  const View* (*plan)(int64_t);  // null where there is none
+  bool (*plan)(int64_t, View*);  // false where there is none
   Pool (*pool)(int64_t numel);
 };
 

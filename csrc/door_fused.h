@@ -117,7 +117,7 @@ bool take_extras(PyObject* dict, PyObject* last, const Call& c, Extras& e) {
       if (!PyBool_Check(value)) return false;
       e.return_residual = value == Py_True;
     } else if (is("mask")) {
-      if (!take_mask(value, c.x, last == Py_None ? 0 : PySequence_Fast_GET_SIZE(last), *c.view, e)) return false;
+      if (!take_mask(value, c.x, last == Py_None ? 0 : PySequence_Fast_GET_SIZE(last), c.view, e)) return false;
     } else if (!is("lengths") || value != Py_None) {
       return false;
     }
@@ -129,7 +129,7 @@ bool take_extras(PyObject* dict, PyObject* last, const Call& c, Extras& e) {
 struct FusedBackward final : torch::autograd::Node {
   SavedVariable x, mask, weight, bias, mean, dev;  // x: the sum where there is one; dev: as in NormalizeBackward
   Extras extras;                                   // without its tensors, but for the counts
-  const View* view = nullptr;
+  View view;
   at::DimVector strides;
   Like weight_like, bias_like;
   std::string pattern;
@@ -192,13 +192,13 @@ struct FusedBackward final : torch::autograd::Node {
     };
     const auto gradient = [&](const Tensor& t) { return is_plain(t) && t.sizes() == x_.sizes() && t.scalar_type() == x_.scalar_type(); };
     const auto parameter = [&](const Tensor& t) {
-      return !t.defined() || (is_plain(t) && t.is_contiguous() && t.numel() == view->period);
+      return !t.defined() || (is_plain(t) && t.is_contiguous() && t.numel() == view.period);
     };
     return !at::GradMode::is_enabled() && !is_watched() && is_plain(x_) && gradient(dy) && (!dsum.defined() || gradient(dsum)) &&
-           x_.strides() == strides && x_.numel() == view->numel() && parameter(weight_) && parameter(bias_) &&
+           x_.strides() == strides && x_.numel() == view.numel() && parameter(weight_) && parameter(bias_) &&
            (!mask_.defined() || (is_plain(mask_) && mask_.is_contiguous() && mask_.scalar_type() == at::kBool &&
                                  mask_.numel() * extras.channels == x_.numel())) &&
-           same(mean_, center ? view->cells() : 0) && same(dev_, view->cells());
+           same(mean_, center ? view.cells() : 0) && same(dev_, view.cells());
   }
 
   void run(const Tensor& dy, const Tensor& dsum, const Tensor (&saved)[6], const bool* want, Tensor& dx, variable_list& out) const {
@@ -208,7 +208,7 @@ struct FusedBackward final : torch::autograd::Node {
     const Tensor g = laid(dy), more = laid(dsum), w = in_arithmetic(weight_, x_), b = in_arithmetic(bias_, x_);
     dx = like(x_);  // also where nobody wants it: a place for dy times the activation's slope
     for (const size_t i : {size_t(2), size_t(3)})
-      if (want[i]) out[i] = fresh(x_, view->period);
+      if (want[i]) out[i] = fresh(x_, view.period);
     Fusion fusion = extras.fusion();
     fusion.mask = static_cast<const uint8_t*>(pointer(mask_));
     fusion.residual = pointer(more);
@@ -217,8 +217,9 @@ struct FusedBackward final : torch::autograd::Node {
     const auto place = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
     Backward f{g.const_data_ptr(), x_.const_data_ptr(), pointer(w), mean_.const_data_ptr(), std.const_data_ptr(),
                place(dx), place(out[2]), place(out[3]), fixed ? 0 : eps, center, fixed};
-    f.fused = &fusion;
-    kernels_door->kernels->backward(storage_of(x_), *view, f, kernels_door->pool(x_.numel()));
+    // Where a residual was added and nothing reached the sum, backward is that of a plain call, as in kernels/native.py.
+    if (more.defined() || mask_.defined() || extras.activation != Activation::none) f.fused = &fusion;
+    kernels_door->kernels->backward(storage_of(x_), view, f, kernels_door->pool(x_.numel()));
   }
 
   void ask_python(const Tensor& dy, const Tensor& dsum, const Tensor (&saved)[6], const bool* want, Tensor& dx,
@@ -227,24 +228,11 @@ struct FusedBackward final : torch::autograd::Node {
     Tensor places = mask_;  // with the channels that the mask has been given without
     if (mask_.defined() && !last) places = mask_.unsqueeze(1);
     for (int64_t i = 0; mask_.defined() && i < last; ++i) places = places.unsqueeze(-1);
-    const pybind11::gil_scoped_acquire lock;
-    const auto wrapped = [](const Tensor& t) { return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(t)); };
-    const auto given = [](bool b) { return pybind11::bool_(b); };
-    const pybind11::object python = pybind11::module_::import("normkit.kernels.fused").attr("gradients");
-    const auto grads = pybind11::reinterpret_steal<pybind11::object>(PyObject_CallFunctionObjArgs(
-        python.ptr(), wrapped(dy).ptr(), wrapped(dsum).ptr(), wrapped(x_).ptr(), wrapped(places).ptr(), wrapped(mean_).ptr(),
-        wrapped(dev_).ptr(), wrapped(weight_).ptr(), wrapped(bias_).ptr(), pybind11::str(pattern).ptr(), pybind11::float_(eps).ptr(),
-        given(center).ptr(), given(fixed).ptr(), pybind11::int_(int(extras.activation)).ptr(), given(want[2]).ptr(),
-        given(want[3]).ptr(), nullptr));
-    if (!grads) {
-      python_error error;
-      error.persist();
-      throw std::move(error);
-    }
-    const auto get = [&](Py_ssize_t i) { return THPVariable_Unpack(PyTuple_GET_ITEM(grads.ptr(), i)); };
-    dx = get(0);
-    if (want[2]) out[2] = get(1);
-    if (want[3]) out[3] = get(2);
+    const Tensor* inputs[] = {&dy, &x_, &weight_, &bias_, &mean_, &dev_, &dsum, &places};
+    const bool wanted[] = {want[0] || want[1], want[2], want[3]};
+    const Tensors3 grads =
+        gradients_by_python("normkit.kernels.operator", inputs, pattern, eps, center, int(extras.activation), fixed, wanted);
+    dx = grads[0], out[2] = grads[1], out[3] = grads[2];
   }
 };
 
@@ -252,14 +240,14 @@ Tensor run_fused(const Call& c, const Extras& e, const Tensor& sum, const Tensor
   Tensor y = like(c.x);
   const Tensor w = in_arithmetic(c.weight, c.x), b = in_arithmetic(c.bias, c.x);
   const auto place = [](const Tensor& t) { return t.defined() && t.numel() ? const_cast<void*>(t.const_data_ptr()) : nullptr; };
-  RECORD_FUNCTION("normkit::fused", std::vector<c10::IValue>{c.x});
+  RECORD_FUNCTION("normkit::norm", std::vector<c10::IValue>{c.x});
   Fusion fusion = e.fusion();
   fusion.residual = pointer(e.residual);
   fusion.sum = sum.defined() ? sum.mutable_data_ptr() : nullptr;
   Forward f{c.x.const_data_ptr(), y.mutable_data_ptr(), pointer(w), pointer(b), place(mean), place(dev),
             c.fixed ? 0 : c.eps, c.center, c.fixed};
   f.fused = &fusion;
-  const auto go = [&] { kernels_door->kernels->forward(storage_of(c.x), *c.view, f, kernels_door->pool(c.x.numel())); };
+  const auto go = [&] { kernels_door->kernels->forward(storage_of(c.x), c.view, f, kernels_door->pool(c.x.numel())); };
   if (c.x.numel() < LONG) return go(), y;
   const pybind11::gil_scoped_release others;
   return go(), y;
@@ -285,16 +273,18 @@ void record_fused(const Call& c, const Extras& e, int64_t last, const Tensor& y,
   node->x = sum.defined() ? SavedVariable(sum, true) : SavedVariable(c.x, false);
   if (e.mask.defined()) node->mask = SavedVariable(e.mask, false);
   if (c.weight.defined()) node->weight = SavedVariable(c.weight, false);
-  if (c.bias.defined()) node->bias = SavedVariable(c.bias, false);
+  // A call that fuses nothing after all saves what a plain one does, as kernels/operator.py has it.
+  const bool fuses = sum.defined() || e.mask.defined() || e.activation != Activation::none;
+  if (c.bias.defined() && fuses) node->bias = SavedVariable(c.bias, false);
   node->mean = SavedVariable(mean, false);
   node->dev = SavedVariable(dev, false);
 }
 
 // The number of real elements in each cell where it is the same for all; -1 where it is not.
 int64_t common_count(const Call& c, const Extras& e) {
-  if (!e.mask.defined()) return c.view->count();
+  if (!e.mask.defined()) return c.view.count();
   const double* counts = e.counts.const_data_ptr<double>();
-  for (int64_t i = 1; i < c.view->cells(); ++i)
+  for (int64_t i = 1; i < c.view.cells(); ++i)
     if (counts[i] != counts[0]) return -1;
   return int64_t(counts[0]);
 }
@@ -311,7 +301,7 @@ PyObject* fused(PyObject*, PyObject* const* args, Py_ssize_t) {
   c.center = args[5] == Py_True;
   const bool has_running = args[7] != Py_None || args[8] != Py_None;
   c.fixed = args[9] == Py_None && has_running;
-  if (!c.fixed && c.view->count() == 1) Py_RETURN_NONE;
+  if (!c.fixed && c.view.count() == 1) Py_RETURN_NONE;
   if (has_running) {
     const auto channels = c.x.sizes().slice(1, 1);
     if (!take(args[7], running_mean) || !take(args[8], running_var) || !running_mean.defined() || !running_var.defined() ||
@@ -332,7 +322,7 @@ PyObject* fused(PyObject*, PyObject* const* args, Py_ssize_t) {
   if (c.fixed) {
     mean = running_mean, dev = root_of(running_var, c.eps);
   } else if (followed || moves) {
-    mean = fresh(c.x, c.center ? c.view->cells() : 0), dev = fresh(c.x, c.view->cells());
+    mean = fresh(c.x, c.center ? c.view.cells() : 0), dev = fresh(c.x, c.view.cells());
   }
   if (e.residual.defined()) sum = like(c.x);
   Tensor y = run_fused(c, e, sum, mean, dev);

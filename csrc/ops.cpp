@@ -3,11 +3,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <deque>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <unordered_map>
 
 #include "door.h"
 #include "running.h"
@@ -100,20 +100,27 @@ Pool pool_for(int64_t numel) {
 }
 
 // Plans are made in Python, by normkit.plan, and kept here: seven numbers fewer to unpack in every call.
+// A number is never used again, so that one whose plan has been given up names none.
 class Plans {
   std::mutex lock_;
-  std::deque<View> views_;  // never moves what it holds
+  std::unordered_map<int64_t, View> views_;
+  int64_t next_ = 0;
 
  public:
   int64_t add(const View& v) {
     STD_TORCH_CHECK(v.period > 0 && v.inner > 0, "normkit: a plan without weights per element");
     const std::lock_guard<std::mutex> guard(lock_);
-    views_.push_back(v);
-    return int64_t(views_.size()) - 1;
+    views_.emplace(next_, v);
+    return next_++;
   }
-  const View* find(int64_t plan) {
+  void forget(int64_t plan) {
     const std::lock_guard<std::mutex> guard(lock_);
-    return plan >= 0 && plan < int64_t(views_.size()) ? &views_[size_t(plan)] : nullptr;
+    views_.erase(plan);
+  }
+  bool find(int64_t plan, View* out) {
+    const std::lock_guard<std::mutex> guard(lock_);
+    const auto found = views_.find(plan);
+    return found != views_.end() && (*out = found->second, true);
   }
 };
 Plans& plans() {
@@ -123,10 +130,10 @@ Plans& plans() {
 int64_t add_plan(int64_t k0, int64_t r0, int64_t k1, int64_t r1, int64_t period, int64_t inner, bool columns) {
   return plans().add({k0, r0, k1, r1, period, inner, columns});
 }
-const View& view_of(const Tensor& x, int64_t plan) {
-  const View* found = plans().find(plan);
-  STD_TORCH_CHECK(found, "normkit: no plan ", plan);
-  const View& v = *found;
+void forget_plan(int64_t plan) { plans().forget(plan); }
+View view_of(const Tensor& x, int64_t plan) {
+  View v;
+  STD_TORCH_CHECK(plans().find(plan, &v), "normkit: no plan ", plan);
   STD_TORCH_CHECK(v.numel() == x.numel(), "normkit: the plan does not cover the tensor");
   return v;
 }
@@ -138,7 +145,7 @@ void check_length(const std::optional<Tensor>& t, int64_t n, const Tensor& x, co
 
 std::tuple<Tensor, Tensor, Tensor> cpu_normalize(
     const Tensor& x, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, int64_t plan, double eps, bool center) {
-  const View& v = view_of(x, plan);
+  const View v = view_of(x, plan);
   check_length(weight, v.period, x, "weight");
   check_length(bias, v.period, x, "bias");
   Tensor y = like(x);
@@ -152,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor> cpu_normalize(
 // Nothing but y: half of a small call is the memory for moments that nobody will ask for.
 Tensor cpu_infer(
     const Tensor& x, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, int64_t plan, double eps, bool center) {
-  const View& v = view_of(x, plan);
+  const View v = view_of(x, plan);
   check_length(weight, v.period, x, "weight");
   check_length(bias, v.period, x, "bias");
   Tensor y = like(x);
@@ -164,7 +171,7 @@ Tensor cpu_infer(
 Tensor cpu_standardize(
     const Tensor& x, const Tensor& mean, const Tensor& dev, const std::optional<Tensor>& weight,
     const std::optional<Tensor>& bias, int64_t plan, double eps) {
-  const View& v = view_of(x, plan);
+  const View v = view_of(x, plan);
   check_length(weight, v.period, x, "weight");
   check_length(bias, v.period, x, "bias");
   check_length(mean, v.cells(), x, "mean");
@@ -180,7 +187,7 @@ std::tuple<Tensor, Tensor, Tensor> cpu_backward(
     const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& dev, const std::optional<Tensor>& weight,
     int64_t plan, double eps,
     bool center, bool fixed, bool want_x, bool want_weight, bool want_bias) {
-  const View& v = view_of(x, plan);
+  const View v = view_of(x, plan);
   check_length(weight, v.period, x, "weight");
   if (center) check_length(mean, v.cells(), x, "mean");
   check_length(dev, v.cells(), x, "std");
@@ -224,7 +231,7 @@ Fusion fusion_of(const Tensor& x, const View& v, const Given& residual, const Gi
 std::tuple<Tensor, Tensor, Tensor, Tensor> cpu_fused(
     const Tensor& x, const Given& residual, const Given& mask, const Given& counts, int64_t channels, int64_t inner, const Given& mean,
     const Given& dev, const Given& weight, const Given& bias, int64_t plan, double eps, bool center, int64_t activation) {
-  const View& v = view_of(x, plan);
+  const View v = view_of(x, plan);
   check_length(weight, v.period, x, "weight");
   check_length(bias, v.period, x, "bias");
   check_length(mean, v.cells(), x, "mean");
@@ -248,7 +255,7 @@ std::tuple<Tensor, Tensor, Tensor> cpu_fused_backward(
     const Tensor& dy, const Given& dsum, const Tensor& x, const Given& mask, const Given& counts, int64_t channels, int64_t inner,
     const Tensor& mean, const Tensor& dev, const Given& weight, const Given& bias, int64_t plan, double eps, bool center, bool fixed,
     int64_t activation, bool want_weight, bool want_bias) {
-  const View& v = view_of(x, plan);
+  const View v = view_of(x, plan);
   check_length(weight, v.period, x, "weight");
   check_length(bias, v.period, x, "bias");
   if (center) check_length(mean, v.cells(), x, "mean");
@@ -267,7 +274,7 @@ std::tuple<Tensor, Tensor, Tensor> cpu_fused_backward(
 }
 
 std::tuple<Tensor, Tensor> cpu_weight_norm(const Tensor& v, const Tensor& g, int64_t plan) {
-  const View& view = view_of(v, plan);
+  const View view = view_of(v, plan);
   check_length(g, view.cells(), v, "g");
   STD_TORCH_CHECK(view.period == view.cells(), "normkit: a length for each cell");
   Tensor w = like(v), length = fresh(v, view.cells());
@@ -278,7 +285,7 @@ std::tuple<Tensor, Tensor> cpu_weight_norm(const Tensor& v, const Tensor& g, int
 }
 std::tuple<Tensor, Tensor> cpu_weight_norm_backward(
     const Tensor& dw, const Tensor& v, const Tensor& g, const Tensor& length, int64_t plan) {
-  const View& view = view_of(v, plan);
+  const View view = view_of(v, plan);
   check_length(g, view.cells(), v, "g");
   check_length(length, view.cells(), v, "length");
   STD_TORCH_CHECK(view.period == view.cells(), "normkit: a length for each cell");
@@ -342,6 +349,7 @@ STABLE_TORCH_LIBRARY(normkit_native, m) {
   m.def("standardize(Tensor x, Tensor mean, Tensor std, Tensor? weight, Tensor? bias, int plan, float eps) -> Tensor");
   m.def("backward(Tensor dy, Tensor x, Tensor mean, Tensor std, Tensor? weight, int plan, float eps, bool center, bool fixed, bool want_x, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
   m.def("plan(int k0, int r0, int k1, int r1, int period, int inner, bool columns) -> int");
+  m.def("forget(int plan) -> ()");
   m.def("root(Tensor var, float eps) -> Tensor");
   m.def("isa() -> str");
 }
@@ -361,10 +369,11 @@ STABLE_TORCH_LIBRARY_IMPL(normkit_native, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(normkit_native, CompositeExplicitAutograd, m) {
   m.impl("plan", TORCH_BOX(&add_plan));
+  m.impl("forget", TORCH_BOX(&forget_plan));
   m.impl("isa", TORCH_BOX(&isa));
 }
 
 extern "C" __attribute__((visibility("default"))) const normkit::Door* normkit_door() {
-  static const normkit::Door door{&kernels(), [](int64_t plan) -> const View* { return plans().find(plan); }, pool_for};
+  static const normkit::Door door{&kernels(), [](int64_t plan, View* out) { return plans().find(plan, out); }, pool_for};
   return &door;
 }

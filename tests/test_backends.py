@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from normkit.kernels import door
+from normkit.kernels import fastpath
 
 INSTALLED = f"{torch.__version__} {torch.version.git_version}"
 
@@ -51,7 +51,7 @@ def test_one_of_another_torch_is_refused(built, reason, monkeypatch):
             raise built
         return SimpleNamespace(torch_version=built)
 
-    monkeypatch.setattr(door, "import_module", found)
-    module, said = door._load()
+    monkeypatch.setattr(fastpath, "import_module", found)
+    module, said = fastpath._load()
     assert said == reason
     assert (module is None) == (built != INSTALLED)

@@ -27,7 +27,8 @@ ORDER = [
 ]
 ORDER += ["draw", "study", "cli", "__main__"]
 # Within the kernels.
-INSIDE = ["native", "door", "reference", "triton", "backend", "fit", "ops", "quantized", "autograd", "weight"]
+INSIDE = ["dtypes", "context", "formula", "backend", "native", "fastpath", "triton", "devices", "layout", "batched"]
+INSIDE += ["export", "operator", "quantized", "weight"]
 # Within the tools: what they share, then the verbs; and within what they share.
 TOOLS = ["model", "load", "freeze", "recalibrate", "param_groups", "fold", "convert", "insert", "watch", "audit"]
 MODEL = ["info", "refusal", "names", "statistics", "wrapped", "valid", "activated", "frozen", "probe"]

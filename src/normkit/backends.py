@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from normkit.kernels import door
-from normkit.kernels.backend import GPUS, on_gpu
+from normkit.kernels import fastpath
+from normkit.kernels.devices import GPUS, on_gpu
 from normkit.kernels.native import Native, native
 
 
@@ -67,7 +67,7 @@ def _fast_path(cpu: Native) -> Backend:
     """Eager calls into the kernels without Python in between; the same results without it."""
     if cpu.kernels is None:
         return Backend("cpu", "fast path", False, "there are no C++ kernels that it could call")
-    return Backend("cpu", "fast path", door.in_use, door.reason)
+    return Backend("cpu", "fast path", fastpath.in_use, fastpath.reason)
 
 
 def _gpu() -> Native:

@@ -15,7 +15,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from normkit.kernels import backend, fused, ops, weight
+from normkit.kernels import devices, operator, weight
+from normkit.kernels.backend import QuantizeCall, Want
+from normkit.kernels.formula import Arguments
 from normkit.kernels.triton import launch
 from normkit.pattern import parse
 
@@ -57,8 +59,8 @@ def main(targets: list[GPUTarget]) -> None:
 
     launch.launch = compiled
     launch._units = lambda device: 528
-    kernels = backend.triton_kernels()
-    backend.kernels_on = lambda device: kernels
+    kernels = devices.triton_kernels()
+    devices.kernels_on = lambda device: kernels
     for pattern in ("[b] c [...]", "b (g=8 [c]) [...]", "b [c] ...", "b [c ...]", "[b] (g [c=2]) [...]"):
         for layout in (torch.contiguous_format, torch.channels_last):
             calls(pattern, (8, 16, 56, 56), layout, torch.float32, with_mask="g=" in pattern)
@@ -70,7 +72,7 @@ def main(targets: list[GPUTarget]) -> None:
         _, length = weight.weight_norm(v, g, dim)
         weight.weight_norm_backward(v, v, g, length, dim)
     rows = torch.empty(4096, 1024, dtype=torch.bfloat16)
-    launch.quantize(rows, rows[0], rows[0], None, 1e-5, True, torch.float8_e4m3fn)
+    launch.quantize(QuantizeCall(rows, rows[0], rows[0], None, 1e-5, True, torch.float8_e4m3fn))
     launch.move_running(*(torch.empty(64) for _ in range(4)), 8, 0.1)
 
 
@@ -80,13 +82,15 @@ def calls(
     x = torch.empty(shape, dtype=dtype).contiguous(memory_format=layout)
     features = math.prod(level.size for level in parse(pattern).levels(shape) if level.feature)
     w = torch.empty(features, dtype=torch.float64 if dtype is torch.float64 else torch.float32)
-    _, mean, std = ops.normalize(x, w, w, pattern, 1e-5, True)
-    ops.backward(x, x, mean, std, w, pattern, 1e-5, True, False, True, True, True)
+    a = Arguments(x, w, w, pattern, 1e-5, True)
+    _, _, mean, std = operator.norm(a)
+    want = Want(True, True, True)
+    operator.norm_backward(x, a._replace(mean=mean, var=std), False, want)
     if with_mask:
         mask = torch.ones(shape[0], 1, *shape[2:], dtype=torch.bool)
-        out = fused.fused(x, x, mask, None, None, w, w, pattern, 1e-5, True, "gelu")
-        rest = (pattern, 1e-5, True, False, "gelu", True, True)
-        fused.fused_backward(x, x, out.sum, mask, out.mean, out.std, w, w, *rest)
+        a = a._replace(residual=x, mask=mask, activation="gelu")
+        out = operator.norm(a)
+        operator.norm_backward(x, a._replace(x=out.sum, mean=out.mean, var=out.std), False, want)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from normkit.kernels import backend, door, fit
+from normkit.kernels import devices, fastpath, layout
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
@@ -19,20 +19,14 @@ triton = pytest.importorskip("triton")
 @pytest.fixture(autouse=True)
 def by_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every call through the operators is carried out by the Triton kernels."""
-    kernels = backend.triton_kernels()
-    monkeypatch.setattr(backend, "kernels_on", lambda device: kernels)
+    kernels = devices.triton_kernels()
+    monkeypatch.setattr(devices, "kernels_on", lambda device: kernels)
     for name in ("normalize", "standardize", "fused", "weight_norm"):
-        monkeypatch.setattr(door, name, door._nothing)
-    monkeypatch.setattr(door, "learn", lambda *_: False)
+        monkeypatch.setattr(fastpath, name, fastpath._nothing)
+    monkeypatch.setattr(fastpath, "learn", lambda *_: False)
     if DEVICE != "cpu":
         torch.set_default_device(DEVICE)
-    _forget()
+    layout.forget_plans()  # other kernels know plans by other numbers
     yield
-    _forget()
+    layout.forget_plans()
     torch.set_default_device(None)
-
-
-def _forget() -> None:
-    """Plans are known by other numbers to other kernels."""
-    fit._registered.cache_clear()
-    fit.direct_plan.cache_clear()

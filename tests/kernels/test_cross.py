@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from normkit.kernels import reference
-from normkit.kernels.fit import Call
-from normkit.kernels.reference import arithmetic_dtype
-from normkit.pattern import Region, parse
+from normkit.kernels import formula
+from normkit.kernels.dtypes import arithmetic_dtype
+from normkit.kernels.formula import Arguments
+from normkit.kernels.layout import Layout
 
 pytestmark = pytest.mark.slow
 
@@ -86,7 +86,7 @@ class Results:
 class Job:
     """One call as the harness takes it, and its results as tensors of the caller."""
 
-    call: Call
+    call: Layout
     dy: Tensor
     weight: Tensor | None
     bias: Tensor | None
@@ -151,13 +151,13 @@ def job_of(shape, layout, pattern, dtype, data, *, center=True, fixed=False, par
     x = torch.randn(shape, generator=gen, dtype=torch.float64) * data.scale + data.offset
     x = LAYOUTS[layout](x.to(dtype))
     dy = LAYOUTS[layout](torch.randn(shape, generator=gen).to(dtype))
-    stat, region = arithmetic_dtype(dtype), parse(pattern)
+    stat = arithmetic_dtype(dtype)
     w, b = (torch.randn(shape[1], generator=gen).to(stat) for _ in range(2)) if parameters else (None, None)
     moments = None
     if fixed:  # near the true ones, not equal to them
-        _, mean, std = reference.normalize(x.double(), None, None, region, data.eps, center)
+        _, _, mean, std = formula.norm(Arguments(x.double(), None, None, pattern, data.eps, center))
         moments = ((mean + 0.1 * std).to(stat), (1.1 * std).to(stat))
-    return Job(Call(x, pattern), dy, w, b, moments, data.eps, center), x
+    return Job(Layout(x, pattern), dy, w, b, moments, data.eps, center), x
 
 
 def check(job: Job, x: Tensor, pattern: str, got: list[Tensor]) -> None:
@@ -166,20 +166,21 @@ def check(job: Job, x: Tensor, pattern: str, got: list[Tensor]) -> None:
     Gradients cancel, so theirs is four times that of the largest sum of magnitudes: |dy| or |dy| |x_hat|. Near the end
     of the range an operation is off by a last bit, however small its result; `lost` is what that makes of x_hat.
     """
-    region, dtype, stat = parse(pattern), x.dtype, job.call.stat
+    dtype, stat = x.dtype, job.call.stat
+    a = Arguments(x.double(), job.weight, job.bias, pattern, job.eps, job.center)
     if job.moments is None:
-        y, mean, std = reference.normalize(x.double(), job.weight, job.bias, region, job.eps, job.center)
+        y, _, mean, std = formula.norm(a)
     else:
         mean, std = (t.double() for t in job.moments)
-        y = reference.standardize(x.double(), mean, std, job.weight, job.bias, region, job.eps)
-    grads = reference.backward(job.dy, x.double(), job.weight, region, job.eps, job.center, job.moments)
+        a = a._replace(mean=mean, var=std)
+        y = formula.norm(a).y
+    grads = formula.norm_backward(job.dy, a, job.moments is not None)
 
     spread = (std.square() + job.eps).sqrt()
-    x_hat = largest(
-        reference.standardize(x.double(), mean if job.center else 0 * std, std, None, None, region, job.eps)
-    )
+    given = a._replace(weight=None, bias=None, mean=mean if job.center else 0 * std, var=std)
+    x_hat = largest(formula.norm(given).y)
     w = 1.0 if job.weight is None else largest(job.weight)
-    dy, rstd, dy_sum = largest(job.dy), 1 / spread.min().item(), largest(of_magnitudes(job, x, region))
+    dy, rstd, dy_sum = largest(job.dy), 1 / spread.min().item(), largest(of_magnitudes(job, a))
     condition = 1 + (largest(mean / spread) if job.center else 0)
     lost = 4 * smallest(stat) * (1 + rstd)
 
@@ -208,9 +209,9 @@ def smallest(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
 
 
-def of_magnitudes(job: Job, x: Tensor, region: Region) -> Tensor:
+def of_magnitudes(job: Job, a: Arguments) -> Tensor:
     """Sums of |dy| for each weight."""
-    return reference.backward(job.dy.abs(), x.double(), None, region, job.eps, job.center, job.moments).bias
+    return formula.norm_backward(job.dy.abs(), a._replace(weight=None), job.moments is not None).bias
 
 
 @pytest.mark.parametrize("dtype", STORAGE, ids=str)
@@ -272,10 +273,10 @@ def test_half_precision_converts_as_torch_does(machine, dtype):
     w = torch.cat([numbers, ties, torch.nextafter(ties, one), torch.nextafter(ties, -one), edge])
     ones = torch.ones(1, len(w), 1, 1, dtype=dtype)
     given = (torch.zeros(len(w)), torch.ones(len(w)))
-    same = Job(Call(every, "b c [...]"), torch.zeros_like(every), None, None, (zero, one), 0.0, True)
+    same = Job(Layout(every, "b c [...]"), torch.zeros_like(every), None, None, (zero, one), 0.0, True)
     # x_hat = 1 and no bias, so that y is the weight rounded to the type.
-    rounded = Job(Call(ones, "[b] c [...]"), torch.zeros_like(ones), w, None, given, 0.0, True)
-    rounded_row = Job(Call(ones, "b [c] ..."), torch.zeros_like(ones), w, None, (zero, one), 0.0, True)
+    rounded = Job(Layout(ones, "[b] c [...]"), torch.zeros_like(ones), w, None, given, 0.0, True)
+    rounded_row = Job(Layout(ones, "b [c] ..."), torch.zeros_like(ones), w, None, (zero, one), 0.0, True)
     (y, *_), (z, *_), (row, *_) = machine.run([same, rounded, rounded_row])
     # Where a processor has an instruction for bfloat16, that takes subnormals for zero.
     least = torch.finfo(dtype).smallest_normal if dtype is torch.bfloat16 else 0.0

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 import normkit
 from normkit.errors import NormkitError
 from normkit.functional import batch_norm, group_norm, layer_norm, normalize, rms_norm
-from normkit.kernels import door
+from normkit.kernels import fastpath
 
 HEADERS = Path(sysconfig.get_path("include"), "Python.h")
 pytestmark = pytest.mark.skipif(not HEADERS.exists(), reason=f"the door is not built without {HEADERS}")
@@ -58,8 +58,8 @@ def known():
 
 
 def shut(monkeypatch):
-    monkeypatch.setattr(door, "normalize", lambda *_: None)
-    monkeypatch.setattr(door, "standardize", lambda *_: None)
+    monkeypatch.setattr(fastpath, "normalize", lambda *_: None)
+    monkeypatch.setattr(fastpath, "standardize", lambda *_: None)
 
 
 def calls(method, dtype):
@@ -173,7 +173,7 @@ def test_subclasses_modes_and_negated_views_are_seen():
         seen = 0
 
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            Count.seen += function is torch.ops.normkit.normalize.default
+            Count.seen += function is torch.ops.normkit.norm.default
             return function(*args, **(kwargs or {}))
 
     x, w, b = leaves()
@@ -209,7 +209,7 @@ def test_the_profiler_names_it():
     x, w, b = leaves()
     with profile() as profiled:
         layer_norm(x, (6,), w, b)
-    assert any(event.key == "normkit::normalize" for event in profiled.key_averages())
+    assert any(event.key == "normkit::norm" for event in profiled.key_averages())
 
 
 def test_running_statistics_move_as_by_the_longer_way(monkeypatch):
@@ -342,8 +342,8 @@ def test_threads_may_call_at_once():
 
 def test_it_can_be_turned_off():
     code = (
-        "from normkit.kernels import door; import normkit, torch; layer = normkit.LayerNorm(3);"
-        "print(door.reason, [(y := layer(torch.ones(2, 3))).grad_fn.name() for _ in range(2)])"
+        "from normkit.kernels import fastpath; import normkit, torch; layer = normkit.LayerNorm(3);"
+        "print(fastpath.reason, [(y := layer(torch.ones(2, 3))).grad_fn.name() for _ in range(2)])"
     )
     env = os.environ | {"NORMKIT_DOOR": "0"}
     done = subprocess.run(

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from normkit.kernels import fused
-from normkit.kernels.fused import ACTIVATIONS
+from normkit.kernels import formula, operator
+from normkit.kernels.formula import ACTIVATIONS, Arguments
 from normkit.kernels.native import native
 
 PATTERNS = {
@@ -31,6 +31,10 @@ def worst(got: Tensor, want: Tensor) -> float:
     return ((got.double() - want).abs().max() / max(1.0, want.abs().max().item())).item()
 
 
+def run_with_moments(a: Arguments) -> formula.Result:
+    return operator.run(a, moments=True)
+
+
 def check(pattern, shape, layout, dtype, activation, residual, padded, affine, fixed, mask=None):
     def draw(*sizes: int) -> Tensor:
         return torch.randn(sizes).to(dtype)
@@ -49,26 +53,17 @@ def check(pattern, shape, layout, dtype, activation, residual, padded, affine, f
 
     def run(call, given):
         leaf = {name: t.clone().requires_grad_() for name, t in given.items()}
-        moments = [t if t is None or call is fused.run else t.double() for t in (mean, std)]
-        out = call(
-            leaf["x"],
-            leaf.get("residual"),
-            mask,
-            *moments,
-            leaf.get("weight"),
-            leaf.get("bias"),
-            pattern,
-            1e-5,
-            True,
-            activation,
-        )
+        moments = [t if t is None or call is run_with_moments else t.double() for t in (mean, std)]
+        parameters = (leaf.get("weight"), leaf.get("bias"))
+        extra = (leaf.get("residual"), mask, activation)
+        out = call(Arguments(leaf["x"], *parameters, pattern, 1e-5, True, *moments, *extra))
         torch.manual_seed(1)
         ends = [out.y, out.sum] if residual else [out.y]
         up = [torch.randn(shape).to(dtype).to(end.dtype) for end in ends]
         return out, torch.autograd.grad(ends, list(leaf.values()), up)
 
-    ours, grads = run(fused.run, leaves)
-    exact, exact_grads = run(fused.reference, {name: t.nan_to_num().double() for name, t in leaves.items()})
+    ours, grads = run(run_with_moments, leaves)
+    exact, exact_grads = run(formula.norm, {name: t.nan_to_num().double() for name, t in leaves.items()})
     eps = torch.finfo(dtype).eps
     # y is one rounding from exact, of values up to 1 + |mean| / std = 10 or so away from the moments' own; a residual
     # in half precision is rounded when it is added, and so enters everything.
@@ -135,8 +130,8 @@ def test_activations_agree_with_torch_everywhere(activation):
     x, one = z.view(1, 1, -1), torch.ones(1)
     for dtype, unit in ((torch.float32, 4), (torch.float64, 4)):
         leaf = x.to(dtype).requires_grad_()
-        args = (None, None, 0 * one.to(dtype), one.to(dtype), None, None, "[b] c [...]", 0.0, True, activation)
-        y = fused.run(leaf, *args).y
+        moments = (0 * one.to(dtype), one.to(dtype))
+        y = operator.run(Arguments(leaf, None, None, "[b] c [...]", 0.0, True, *moments, activation=activation)).y
         exact = x.to(dtype).double().requires_grad_()
         want = ACTIVATIONS[activation](exact)
         (slope,) = torch.autograd.grad(y.sum(), leaf)
@@ -158,9 +153,9 @@ def test_padding_as_far_as_a_first_value_that_misleads(pattern, layout):
     x[:, :, :3] += 1000
     mask = torch.rand(4, 1, 30, 20) > 0.5
     x = x.contiguous(memory_format=layout)
-    args = (None, None, None, None, pattern, 1e-5, True, "none")
-    got = fused.run(x, None, mask, *args)
-    want = fused.reference(x.double(), None, mask, *args)
+    args = (None, None, pattern, 1e-5, True)
+    got = run_with_moments(Arguments(x, *args, mask=mask))
+    want = formula.norm(Arguments(x.double(), *args, mask=mask))
     ratio = (want.mean.abs() / want.std.clamp(min=1e-3)).max().item()
     bound = 4 * torch.finfo(torch.float32).eps * (1 + ratio)
     assert worst(got.y, want.y) <= bound
@@ -168,20 +163,20 @@ def test_padding_as_far_as_a_first_value_that_misleads(pattern, layout):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # read by torch 2.15's opcheck
-@pytest.mark.parametrize("name", ["fused", "fused_backward"])
+@pytest.mark.parametrize("name", ["norm", "norm_backward"])
 def test_opcheck(name):
     x = torch.randn(2, 4, 6, requires_grad=True)
     r, w, b = (torch.randn(s, requires_grad=True) for s in ((2, 4, 6), (4,), (4,)))
     mask = torch.rand(2, 1, 6) > 0.3
     ops = torch.ops.normkit
-    args = (x, r, mask, None, None, w, b, "b (g=2 [c]) [...]", 1e-5, True, "silu")
-    if name == "fused":
-        torch.library.opcheck(ops.fused.default, args)
+    args = (x, w, b, "b (g=2 [c]) [...]", 1e-5, True, None, None, r, mask, "silu")
+    if name == "norm":
+        torch.library.opcheck(ops.norm.default, args)
         return
-    _, total, mean, std = (t.detach() for t in ops.fused.default(*args))
+    _, total, mean, std = (t.detach() for t in ops.norm.default(*args))
     dy, dsum = (torch.randn(2, 4, 6, requires_grad=True) for _ in range(2))
-    rest = ("b (g=2 [c]) [...]", 1e-5, True, False, "silu", True, True)
-    torch.library.opcheck(ops.fused_backward.default, (dy, dsum, total.requires_grad_(), mask, mean, std, w, b, *rest))
+    rest = ("b (g=2 [c]) [...]", 1e-5, True, mean, std, dsum, mask, "silu", False, True, True, True)
+    torch.library.opcheck(ops.norm_backward.default, (dy, total.requires_grad_(), w, b, *rest))
 
 
 @pytest.mark.parametrize("fixed", [False, True])
@@ -192,7 +187,7 @@ def test_first_and_second_derivatives(fixed):
     moments = [torch.randn(4, dtype=torch.float64), torch.rand(4, dtype=torch.float64) + 0.5] if fixed else [None, None]
 
     def call(x: Tensor, r: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        out = fused.run(x, r, mask, *moments, w, b, "[b] c [...]", 1e-5, True, "tanh")
+        out = operator.run(Arguments(x, w, b, "[b] c [...]", 1e-5, True, *moments, r, mask, "tanh"))
         return out.y, out.sum
 
     assert torch.autograd.gradcheck(call, (x, r, w, b))

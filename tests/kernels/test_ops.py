@@ -1,5 +1,6 @@
 """The operators: registration, shapes under tracing, gradients, and what the kernels promise beyond right numbers."""
 
+import os
 import subprocess
 import sys
 
@@ -9,13 +10,16 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from normkit.errors import ArgumentError, DtypeError, PatternError, ShapeError
 from normkit.functional import batch_norm, group_norm, layer_norm, layer_norm2d, normalize
-from normkit.kernels import reference
-from normkit.kernels.autograd import Running, move
+from normkit.functional.running import Running, move
+from normkit.kernels import formula
+from normkit.kernels.backend import KernelCall
+from normkit.kernels.formula import Arguments
 from normkit.kernels.native import native
-from normkit.pattern import parse
 
 PATTERNS = ["[b] c [...]", "b [c ...]", "b [c] ...", "b c [...]", "b (g=2 [c]) [...]", "[b] c [h] w"]
 OPS = torch.ops.normkit
+BARE = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(sys.path)}
+"""The environment of a process that tests one variable."""
 
 
 def worst(got, want):
@@ -36,12 +40,13 @@ def test_the_compiled_kernels_are_in_use():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(pattern, dtype):
     x, w, b = sample(3, 4, 5, 6, dtype=dtype), sample(4, dtype=dtype), sample(4, dtype=dtype)
-    y, mean, std = OPS.normalize.default(x.detach(), w.detach(), b.detach(), pattern, 1e-5, True)
-    torch.library.opcheck(OPS.normalize.default, (x, w, b, pattern, 1e-5, True))
-    torch.library.opcheck(OPS.normalize.default, (x, None, None, pattern, 1e-5, False))
-    torch.library.opcheck(OPS.standardize.default, (x, mean, std, w, b, pattern, 1e-5))
-    args = (y, x.detach(), mean, std, w.detach(), pattern, 1e-5, True, False, True, True, True)
-    torch.library.opcheck(OPS.backward.default, args)
+    y, _, mean, std = OPS.norm.default(x.detach(), w.detach(), b.detach(), pattern, 1e-5, True)
+    torch.library.opcheck(OPS.norm.default, (x, w, b, pattern, 1e-5, True))
+    torch.library.opcheck(OPS.norm.default, (x, None, None, pattern, 1e-5, False))
+    torch.library.opcheck(OPS.norm.default, (x, w, b, pattern, 1e-5, True, mean, std))
+    moments = (mean, std, None, None, "none", False)
+    args = (y, x.detach(), w.detach(), None, pattern, 1e-5, True, *moments, True, True, True)
+    torch.library.opcheck(OPS.norm_backward.default, args)
 
 
 def test_the_compiled_operators_do_what_their_schema_says():
@@ -64,7 +69,7 @@ def test_first_and_second_derivatives(pattern, center):
     x, w, b = sample(2, 4, 3, 2), sample(4, seed=1), sample(4, seed=2)
 
     def call(x, w, b):
-        return OPS.normalize.default(x, w, b, pattern, 1e-3, center)[0]
+        return OPS.norm.default(x, w, b, pattern, 1e-3, center)[0]
 
     assert gradcheck(call, (x, w, b), fast_mode=True)
     assert gradgradcheck(call, (x, w, b), fast_mode=True)
@@ -72,19 +77,24 @@ def test_first_and_second_derivatives(pattern, center):
 
 def test_moments_are_differentiable_outputs():
     x = sample(3, 4, 5)
-    assert gradcheck(lambda x: OPS.normalize.default(x, None, None, "b [c] ...", 1e-3, True), (x,))
+
+    def call(x):
+        y, _, mean, std = OPS.norm.default(x, None, None, "b [c] ...", 1e-3, True)
+        return y, mean, std
+
+    assert gradcheck(call, (x,))
 
 
 def test_given_moments_are_differentiable_inputs():
     x, mean, std, w = sample(3, 4, 5), sample(4, seed=1), sample(4, seed=2).detach().abs().add(0.5), sample(4, seed=3)
     args = (x, mean, std.requires_grad_(), w)
-    assert gradcheck(lambda x, m, s, w: OPS.standardize.default(x, m, s, w, None, "[b] c [...]", 1e-3), args)
+    assert gradcheck(lambda x, m, s, w: OPS.norm.default(x, w, None, "[b] c [...]", 1e-3, True, m, s)[0], args)
 
 
 def test_eager_calls_and_operator_calls_are_the_same():
     x, w = sample(3, 4, 5, dtype=torch.float32), sample(4, dtype=torch.float32)
     fast = normalize(x, "b [c] ...", w)
-    slow = OPS.normalize.default(x, w, None, "b [c] ...", 1e-5, True)[0]
+    slow = OPS.norm.default(x, w, None, "b [c] ...", 1e-5, True)[0]
     assert torch.equal(fast, slow)
     for one, other in zip(
         torch.autograd.grad(fast.sum(), (x, w)), torch.autograd.grad(slow.sum(), (x, w)), strict=True
@@ -117,7 +127,7 @@ def test_kernels_agree_with_the_reference(shape, layout, pattern):
     y = normalize(leaves[0], pattern, leaves[1], leaves[2])
     got = torch.autograd.grad(y, leaves, dy)
     exact = [t.double().requires_grad_() for t in (x, w, b)]
-    y64, mean, std = reference.normalize(*exact, parse(pattern), 1e-5, True)
+    y64, _, mean, std = formula.norm(Arguments(*exact, pattern, 1e-5, True))
     want = torch.autograd.grad(y64, exact, dy.double())
     bound = 4 * torch.finfo(torch.float32).eps * (1 + (mean.abs() / (std + 1e-5**0.5)).max().item())
     assert y.stride() == x.stride()
@@ -132,10 +142,8 @@ def test_every_instruction_set_gives_right_numbers(isa):
     code = """
 import torch
 from normkit.functional import normalize
-from normkit.kernels.autograd import Running, move
-from normkit.kernels import reference
+from normkit.kernels import formula
 from normkit.kernels.native import native
-from normkit.pattern import parse
 print(native().reason)
 torch.manual_seed(0)
 for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
@@ -146,21 +154,19 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             leaves = [x.clone(memory_format=fmt).requires_grad_(), w.clone().requires_grad_()]
             y = normalize(leaves[0], pattern, leaves[1])
             exact = [t.double().requires_grad_() for t in (x, w)]
-            y64, mean, std = reference.normalize(*exact, None, parse(pattern), 1e-5, True)
+            y64, _, mean, std = formula.norm(formula.Arguments(*exact, None, pattern, 1e-5, True))
             bound = 4 * torch.finfo(dtype).eps * (1 + (mean.abs() / std).max().item())
             assert (y.double() - y64).abs().max() <= bound * max(1, y64.abs().max().item()), (dtype, pattern)
             dy = torch.randn(x.shape).to(dtype)
             for g, h in zip(torch.autograd.grad(y, leaves, dy), torch.autograd.grad(y64, exact, dy.double())):
                 assert (g.double() - h).abs().max() <= 4 * bound * max(1, h.abs().max().item()), (dtype, pattern)
 """
-    env = {"NORMKIT_ISA": isa, "PATH": "/usr/bin:/bin"}
+    env = BARE | {"NORMKIT_ISA": isa}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     # Of the machine, and not of this process, which may have been asked for less.
     ask = "from normkit.kernels.native import native; print(native().reason)"
-    done_best = subprocess.run(
-        [sys.executable, "-c", ask], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}
-    )
+    done_best = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, env=BARE)
     best = done_best.stdout.split()[0]
     ranks = ["baseline", "avx2", "avx512", "avx512_bf16"]
     assert done.stdout.split()[0] == ranks[min(ranks.index(isa), ranks.index(best))]
@@ -171,13 +177,13 @@ def test_half_precision_conversion_is_exact_for_every_number(isa):
     """Standardizing with mean 0 and std 1 and no eps is the identity: what went in must come out, bit for bit."""
     code = """
 import torch
-import normkit.kernels.autograd
+import normkit.kernels.operator
 from normkit.kernels.native import native
 bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
 for dtype in (torch.float16, torch.bfloat16):
     x = bits.view(dtype)
     x = x[x.isfinite()].view(1, 1, -1)
-    y = torch.ops.normkit.standardize.default(x, torch.zeros(1), torch.ones(1), None, None, "[b] c [...]", 0.0)
+    y = torch.ops.normkit.norm.default(x, None, None, "[b] c [...]", 0.0, True, torch.zeros(1), torch.ones(1))[0]
     # The instruction takes subnormals for zero.
     if dtype is torch.bfloat16 and native().reason.startswith("avx512_bf16"):
         x = torch.where(x.abs() < torch.finfo(dtype).smallest_normal, 0, x)
@@ -186,10 +192,10 @@ for dtype in (torch.float16, torch.bfloat16):
     f = torch.randn(1, 1, 100_000).mul(torch.logspace(-9, 5, 100_000))
     w = f.view(-1)
     one = torch.ones(1, 100_000, dtype=dtype)
-    got = torch.ops.normkit.standardize.default(one, torch.zeros(1), torch.ones(1), w, None, "[b] [c]", 0.0)
+    got = torch.ops.normkit.norm.default(one, w, None, "[b] [c]", 0.0, True, torch.zeros(1), torch.ones(1))[0]
     assert torch.equal(got.view(-1), w.to(dtype))
 """
-    env = {"NORMKIT_ISA": isa, "PATH": "/usr/bin:/bin"}
+    env = BARE | {"NORMKIT_ISA": isa}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
 
@@ -269,7 +275,7 @@ print(normkit.show_backends())
 
 def test_kernels_can_be_turned_off(monkeypatch):
     code = "import normkit; print(normkit.show_backends())"
-    env = {"NORMKIT_NATIVE": "0", "PATH": "/usr/bin:/bin"}
+    env = BARE | {"NORMKIT_NATIVE": "0"}
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     assert "turned off by NORMKIT_NATIVE=0" in done.stdout
@@ -278,18 +284,19 @@ def test_kernels_can_be_turned_off(monkeypatch):
 def test_a_plan_that_does_not_cover_the_tensor_is_refused():
     kernels = native().kernels
     with pytest.raises(RuntimeError, match="the plan does not cover the tensor"):
-        kernels.normalize(torch.randn(4, 8), None, None, kernels.plan(4, 1, 1, 9, 9, 1, False), 1e-5, True)
+        kernels.norm(KernelCall(torch.randn(4, 8), None, None, kernels.plan(4, 1, 1, 9, 9, 1, False), 1e-5, True), True)
     with pytest.raises(RuntimeError, match="no plan -1"):
-        kernels.normalize(torch.randn(4, 8), None, None, -1, 1e-5, True)
+        kernels.norm(KernelCall(torch.randn(4, 8), None, None, -1, 1e-5, True), True)
+    call = KernelCall(torch.randn(4, 8), torch.ones(7), None, kernels.plan(4, 1, 1, 8, 8, 1, False), 1e-5, True)
     with pytest.raises(RuntimeError, match="weight must be contiguous"):
-        kernels.normalize(torch.randn(4, 8), torch.ones(7), None, kernels.plan(4, 1, 1, 8, 8, 1, False), 1e-5, True)
+        kernels.norm(call, True)
 
 
 def test_running_statistics_move_the_same_way_without_the_kernels(monkeypatch):
     mean, std = torch.randn(3, 5), torch.rand(3, 5)
     got, want = [[torch.ones(5), torch.full((5,), 2.0)] for _ in range(2)]
     move(Running(*got, 7, 0.3), mean.view(-1), std.view(-1))
-    monkeypatch.setattr("normkit.kernels.autograd.is_watched", lambda _: True)
+    monkeypatch.setattr("normkit.functional.running.is_watched", lambda _: True)
     move(Running(*want, 7, 0.3), mean.view(-1), std.view(-1))
     # Both round a handful of numbers near 1.
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)

@@ -18,7 +18,12 @@ import contract
 from cases import CASES
 from normkit import functional
 from normkit.errors import ShapeError
-from normkit.kernels import autograd, fit, fused, ops, reference, weight
+from normkit.functional.running import Running, move
+from normkit.kernels import formula, operator, weight
+from normkit.kernels.backend import Want
+from normkit.kernels.dtypes import arithmetic_dtype
+from normkit.kernels.formula import ACTIVATIONS, Arguments
+from normkit.kernels.layout import forget_plans, plan_of
 from normkit.kernels.triton import launch
 from normkit.kernels.triton.schedule import Features, Schedule, Walk, schedule
 from normkit.pattern import parse
@@ -56,20 +61,26 @@ def exact(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if t is None else t.detach().double().cpu() for t in tensors]
 
 
+def last_schedule() -> Schedule:
+    return list(launch._schedules.values())[-1]
+
+
 def check(pattern, shape, layout, dtype, affine, center=True):
     x = 2 * draw(*shape, layout=layout) + 3 * draw(1, shape[1], 1, 1)
     x = x.to(dtype).contiguous(memory_format=layout)
     features = math.prod(level.size for level in parse(pattern).levels(shape) if level.feature)
-    stat = reference.arithmetic_dtype(dtype)
+    stat = arithmetic_dtype(dtype)
     w, b = (draw(features, dtype=stat), draw(features, dtype=stat)) if affine else (None, None)
     dy = draw(*shape, dtype=dtype, layout=layout)
-    y, mean, std = ops.normalize(x, w, b, pattern, 1e-5, center)
-    assert torch.equal(ops.infer(x, w, b, pattern, 1e-5, center), y)
-    got = (y, mean, std, *ops.backward(dy, x, mean, std, w, pattern, 1e-5, center, False, True, affine, affine))
+    call = Arguments(x, w, b, pattern, 1e-5, center)
+    y, _, mean, std = operator.norm(call)
+    assert torch.equal(operator.norm(call, moments=False).y, y)
+    grads = operator.norm_backward(dy, call._replace(mean=mean, var=std), False, Want(True, affine, affine))
+    got = (y, mean, std, *grads)
     xe, we, be, dye = exact(x, w, b, dy)
-    region = parse(pattern)
-    forward = reference.normalize(xe, we, be, region, 1e-5, center)
-    want = (*forward, *reference.backward(dye, xe, we, region, 1e-5, center))
+    call = Arguments(xe, we, be, pattern, 1e-5, center)
+    y64, _, *moments64 = formula.norm(call)
+    want = (y64, *moments64, *formula.norm_backward(dye, call, False))
     assert y.stride() == got[3].stride() == x.stride()
     assert y.dtype == got[3].dtype == dtype
     # What rounding the mean does to y and to all gradients; those are sums, too, of up to 90 000 terms.
@@ -77,8 +88,8 @@ def check(pattern, shape, layout, dtype, affine, center=True):
     eps, fine = torch.finfo(dtype).eps, torch.finfo(stat).eps
     units = (4 * far * eps, 4 * fine, 4 * fine, 16 * far * eps, 16 * far * fine, 16 * far * fine)
     for one, other, bound in zip(got, want, units, strict=True):
-        if one.numel():
-            assert error(one, other) <= bound, (error(one, other) / bound, str(launch._schedules[-1]))
+        if one is not None and one.numel():
+            assert error(one, other) <= bound, (error(one, other) / bound, str(last_schedule()))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -105,7 +116,7 @@ def test_that_covers_every_way_to_walk_and_to_add_up():
 
 
 def _numbers(pattern: str, x: Tensor) -> tuple[tuple[int, int, int, int], int, int]:
-    plan = fit.plan_of(pattern, x.shape, x.stride())
+    plan = plan_of(pattern, x.shape, x.stride())
     return plan.view, plan.period, plan.inner
 
 
@@ -124,7 +135,7 @@ CASES_OF_FUSED = list(
         [(3, 8, 5, 7), (2, 6, 40, 33), (1, 4, 100, 100), (2, 64, 9, 3)],
         LAYOUTS,
         DTYPES[:3],
-        fused.ACTIVATIONS,
+        ACTIVATIONS,
         [False, True],
         [False, True],
         [False, True],
@@ -143,7 +154,7 @@ def test_what_is_fused_gives_what_the_definition_gives(part):
 
 def check_fused(pattern, shape, layout, dtype, activation, residual, padded, affine, fixed):
     x = (2 * draw(*shape) + 1).to(dtype).contiguous(memory_format=layout)
-    stat = reference.arithmetic_dtype(dtype)
+    stat = arithmetic_dtype(dtype)
     levels = parse(PATTERNS[pattern]).levels(shape)
     features = math.prod(level.size for level in levels if level.feature)
     cells = math.prod(level.size for level in levels if not level.reduced)
@@ -157,18 +168,18 @@ def check_fused(pattern, shape, layout, dtype, activation, residual, padded, aff
     w, b = (draw(features, dtype=stat), draw(features, dtype=stat)) if affine else (None, None)
     mean, std = (draw(cells, dtype=stat), draw(cells, dtype=stat).abs() + 0.5) if fixed else (None, None)
     dy, dsum = draw(*shape, dtype=dtype, layout=layout), draw(*shape, dtype=dtype, layout=layout) if residual else None
-    rest = (PATTERNS[pattern], 1e-5, True, activation)
+    rest = (PATTERNS[pattern], 1e-5, True)
     whole = None if mask is None else mask.expand(shape[0], *mask.shape[1:])
-    out = fused.fused(x, extra, whole, mean, std, w, b, *rest)
+    out = operator.norm(Arguments(x, w, b, *rest, mean, std, extra, whole, activation))
     source = out.sum if residual else x
     moments = (mean, std) if fixed else (out.mean, out.std)
-    given = (PATTERNS[pattern], 1e-5, True, fixed, activation, affine, affine)
-    got = fused.fused_backward(dy, dsum, source, whole, *moments, w, b, *given)
+    call = Arguments(source, w, b, *rest, *moments, dsum, whole, activation)
+    got = operator.norm_backward(dy, call, fixed, Want(True, affine, affine))
 
     se, we, be, me, sde, dye, dse = exact(source.nan_to_num(), w, b, mean, std, dy, dsum)
     on_cpu = None if whole is None else whole.cpu()
     leaves = [t.requires_grad_() for t in (se, we, be) if t is not None]
-    want = fused.reference(se, None, on_cpu, me, sde, we, be, *rest)
+    want = formula.norm(Arguments(se, we, be, *rest, me, sde, None, on_cpu, activation))
     grads = list(torch.autograd.grad(want.y, leaves, dye))
     grads[0] = grads[0] if dse is None else grads[0] + dse
     eps, fine = torch.finfo(dtype).eps, torch.finfo(stat).eps
@@ -185,7 +196,7 @@ def check_fused(pattern, shape, layout, dtype, activation, residual, padded, aff
     near = fine * far + eps
     assert error(out.y, want.y) <= 4 * near
     kink = activation in ("relu", "leaky_relu")
-    for one, other in zip((t for t in got if t.numel()), grads, strict=True):
+    for one, other in zip((t for t in got if t is not None), grads, strict=True):
         off = (one.double().cpu() - other).abs() > 32 * near * max(1.0, other.abs().max().item())
         # An input may fall on the other side of a kink; then its own gradient differs, and sums by little.
         if kink and one.shape == x.shape:
@@ -194,19 +205,18 @@ def check_fused(pattern, shape, layout, dtype, activation, residual, padded, aff
             assert not off.any()
 
 
-@pytest.mark.parametrize("activation", fused.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_agree_with_torch_everywhere(activation):
     z = torch.cat([torch.linspace(-30, 30, 1024), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 200.0, -200.0])]).to(DEVICE)
     x, one = z.view(1, 1, -1), torch.ones(1, device=DEVICE)
     for dtype in (torch.float32, torch.float64):
-        args = (None, None, 0 * one.to(dtype), one.to(dtype), None, None, "[b] c [...]", 0.0, True)
-        y = fused.fused(x.to(dtype), *args, activation).y
-        rest = ("[b] c [...]", 0.0, True, True, activation, False, False)
-        ones = torch.ones_like(x, dtype=dtype)
         moments = (0 * one.to(dtype), one.to(dtype))
-        dx, *_ = fused.fused_backward(ones, None, x.to(dtype), None, *moments, None, None, *rest)
+        call = Arguments(x.to(dtype), None, None, "[b] c [...]", 0.0, True, *moments, activation=activation)
+        y = operator.norm(call).y
+        ones = torch.ones_like(x, dtype=dtype)
+        dx, *_ = operator.norm_backward(ones, call, True, Want(True, False, False))
         wide = x.to(dtype).double().cpu().requires_grad_()
-        want = fused.ACTIVATIONS[activation](wide)
+        want = ACTIVATIONS[activation](wide)
         (slope,) = torch.autograd.grad(want.sum(), wide)
         eps = torch.finfo(dtype).eps
         # A few roundings of a number up to max(1, |z|); the exponential's argument may be rounded, too.
@@ -230,7 +240,7 @@ def test_weight_norm(shape, dim, dtype):
     if dim == 0:
         v[1] = 0
     kept = 1 if dim is None else shape[dim]
-    g, dw = draw(kept, dtype=reference.arithmetic_dtype(dtype)), draw(*shape, dtype=dtype)
+    g, dw = draw(kept, dtype=arithmetic_dtype(dtype)), draw(*shape, dtype=dtype)
     w, length = weight.weight_norm(v, g, dim)
     dv, dg = weight.weight_norm_backward(dw, v, g, length, dim)
     ve, ge, dwe = exact(v, g, dw)
@@ -254,7 +264,7 @@ def test_running_statistics(samples):
     mean[5], std[7] = torch.nan, torch.inf
     old = (draw(channels), draw(channels).abs())
     moved, expected = [t.clone() for t in old], [t.clone().cpu() for t in old]
-    autograd.move(autograd.Running(*moved, 20, 0.3), mean, std)
+    move(Running(*moved, 20, 0.3), mean, std)
     m, v = mean.view(samples, -1).mean(0).cpu(), (std.square() * 20 / 19).view(samples, -1).mean(0).cpu()
     finite = m.isfinite() & v.isfinite()
     assert finite.sum() == channels - 2
@@ -317,8 +327,9 @@ def test_bits_of_a_sample_do_not_depend_on_its_batch(pattern, shape):
         w = draw(features)
 
         def call(x: Tensor, dy: Tensor, w: Tensor = w) -> tuple[Tensor, Tensor]:
-            y, mean, std = ops.normalize(x, w, w, PATTERNS[pattern], 1e-5, True)
-            return y, ops.backward(dy, x, mean, std, w, PATTERNS[pattern], 1e-5, True, False, True, False, False)[0]
+            a = Arguments(x, w, w, PATTERNS[pattern], 1e-5, True)
+            y, _, mean, std = operator.norm(a)
+            return y, operator.norm_backward(dy, a._replace(mean=mean, var=std), False, Want(True, False, False))[0]
 
         together = call(x, dy)
         for at in (slice(0, 1), slice(1, 3)):
@@ -332,8 +343,8 @@ def test_a_large_mean_and_outliers(pattern, layout):
     """The published bound: 4 eps (1 + |mean| / std)."""
     for x in (1e4 + 1e-2 * draw(2, 8, 60, 60), torch.where(draw(2, 8, 60, 60) > 3, 1e6, 1.0)):
         x = x.contiguous(memory_format=layout)
-        y, _, _ = ops.normalize(x, None, None, PATTERNS[pattern], 1e-5, True)
-        want, mean, std = reference.normalize(x.double().cpu(), None, None, parse(PATTERNS[pattern]), 1e-5, True)
+        y = operator.norm(Arguments(x, None, None, PATTERNS[pattern], 1e-5, True)).y
+        want, _, mean, std = formula.norm(Arguments(x.double().cpu(), None, None, PATTERNS[pattern], 1e-5, True))
         far = (1 + mean.abs() / (std.square() + 1e-5).sqrt()).max()
         assert error(y, want) <= 4 * torch.finfo(torch.float32).eps * far
 
@@ -342,18 +353,19 @@ def test_views_that_are_not_aligned():
     flat = draw(2 * 8 * 35 + 1)
     x = flat[1:].view(2, 8, 5, 7)
     for pattern in ("batch", "group"):
-        y, mean, std = ops.normalize(x, None, None, PATTERNS[pattern], 1e-5, True)
-        assert torch.equal(y, ops.normalize(x.clone(), None, None, PATTERNS[pattern], 1e-5, True)[0])
-        dx = ops.backward(x, x, mean, std, None, PATTERNS[pattern], 1e-5, True, False, True, False, False)[0]
+        a = Arguments(x, None, None, PATTERNS[pattern], 1e-5, True)
+        y, _, mean, std = operator.norm(a)
+        assert torch.equal(y, operator.norm(a._replace(x=x.clone())).y)
+        dx = operator.norm_backward(x, a._replace(mean=mean, var=std), False, Want(True, False, False))[0]
         assert dx.shape == x.shape
 
 
 def test_a_weight_of_another_length_is_refused():
     x, w = draw(2, 8, 5), draw(7)
     with pytest.raises(ShapeError, match="weight must have 8 elements for this region, got 7"):
-        ops.normalize(x, w, None, "[b] c [...]", 1e-5, True)
+        operator.norm(Arguments(x, w, None, "[b] c [...]", 1e-5, True))
     with pytest.raises(ShapeError, match="std must have 8 elements for this region, got 7"):
-        ops.standardize(x, draw(8), w, None, None, "[b] c [...]", 1e-5)
+        operator.norm(Arguments(x, None, None, "[b] c [...]", 1e-5, True, draw(8), w))
 
 
 def test_schedules_say_what_they_do():
@@ -393,7 +405,7 @@ def test_tuned_schedules_are_measured_once_and_right(monkeypatch, tmp_path):
 
     def bench(call):
         call()
-        tried.append(launch._schedules[-1])
+        tried.append(last_schedule())
         return -len(tried)  # the last of them is the best
 
     monkeypatch.setattr(launch, "_bench", bench)
@@ -403,13 +415,12 @@ def test_tuned_schedules_are_measured_once_and_right(monkeypatch, tmp_path):
     assert len(tried) > 4
     assert len({s.warps for s in tried}) > 2
     assert len(chunks) > 2
-    used = launch._schedules[-1]
+    used = last_schedule()
     count = len(tried)
-    fit._registered.cache_clear()
-    fit.direct_plan.cache_clear()
+    forget_plans()
     check(PATTERNS["rows"], (6, 8, 5, 7), LAYOUTS[0], torch.float32, affine=True)
     assert len(tried) == count
-    assert launch._schedules[-1] == used
+    assert last_schedule() == used
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
@@ -417,8 +428,9 @@ def test_calls_are_captured_into_a_graph():
     x, w = draw(64, 8, 5, 7), draw(8)
 
     def call() -> Tensor:
-        y, mean, std = ops.normalize(x, w, w, PATTERNS["batch"], 1e-5, True)
-        return ops.backward(y, x, mean, std, w, PATTERNS["batch"], 1e-5, True, False, True, True, True)[0]
+        a = Arguments(x, w, w, PATTERNS["batch"], 1e-5, True)
+        y, _, mean, std = operator.norm(a)
+        return operator.norm_backward(y, a._replace(mean=mean, var=std), False, Want(True, True, True))[0]
 
     call()  # compiles
     graph = torch.cuda.CUDAGraph()

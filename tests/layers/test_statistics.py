@@ -32,10 +32,10 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every way that an eager call can take."""
     if request.param != "fast path":
         for name in ("normalize", "standardize", "fused"):
-            monkeypatch.setattr(f"normkit.kernels.door.{name}", lambda *_: None)
+            monkeypatch.setattr(f"normkit.kernels.fastpath.{name}", lambda *_: None)
     if request.param == "plain torch":
-        for module in ("ops", "fused", "autograd"):
-            monkeypatch.setattr(f"normkit.kernels.{module}.kernels_for", lambda _: None)
+        for module in ("kernels.operator", "functional.running"):
+            monkeypatch.setattr(f"normkit.{module}.kernels_for", lambda _: None)
     return request.param
 
 

@@ -11,8 +11,9 @@ from normkit.errors import ArgumentError, ShapeError
 from normkit.functional._checks import check_call, check_channels, check_dimensions
 from normkit.functional.extras import Call, Extras, Output, checked_extras
 from normkit.functional.recompute import is_recomputing
-from normkit.kernels import door
-from normkit.kernels.autograd import Running, given, move, normalized
+from normkit.functional.running import Running, move, normalized
+from normkit.kernels import fastpath, operator
+from normkit.kernels.formula import Arguments
 
 PATTERN = "[b] c [...]"
 
@@ -65,7 +66,7 @@ def batch_norm(
             y = standardized(input, running_mean, running_var, weight, bias, eps, extras)
         else:
             plain = (input, weight, bias, PATTERN, eps, True, None, running_mean, running_var, momentum)
-            y = door.fused(*plain, extras) if extras else door.normalize(*plain)
+            y = fastpath.fused(*plain, extras) if extras else fastpath.normalize(*plain)
         if y is not None:
             return y
     check_call("batch_norm", input, eps)
@@ -82,7 +83,7 @@ def batch_norm(
         if extras:
             call = checked_extras("batch_norm", input, PATTERN, extras)
             return call.output(call.run(weight, bias, eps, given=(running_mean, running_var)))
-        return given(input, running_mean, running_var, weight, bias, PATTERN, eps)
+        return operator.run(Arguments(input, weight, bias, PATTERN, eps, True, running_mean, running_var)).y
     count = input.numel() // max(input.shape[1], 1)
     if count == 1:
         raise ShapeError(
@@ -93,7 +94,7 @@ def batch_norm(
     if extras:
         call = checked_extras("batch_norm", input, PATTERN, extras)
         return normalized_with("batch_norm", call, weight, bias, eps, running)
-    return normalized(input, weight, bias, PATTERN, eps, True, running)
+    return normalized(Arguments(input, weight, bias, PATTERN, eps, True), running)
 
 
 def standardized(
@@ -107,10 +108,10 @@ def standardized(
 ) -> Output | None:
     """What the door makes of a call with running statistics; None where the longer way has to be taken."""
     if not extras:
-        return door.standardize(input, weight, bias, PATTERN, eps, running_mean, running_var)
+        return fastpath.standardize(input, weight, bias, PATTERN, eps, running_mean, running_var)
     if running_mean is None or running_var is None:
         return None
-    return door.fused(input, weight, bias, PATTERN, eps, True, None, running_mean, running_var, None, extras)
+    return fastpath.fused(input, weight, bias, PATTERN, eps, True, None, running_mean, running_var, None, extras)
 
 
 def check_counts(name: str, input: Tensor, counts: Tensor) -> None:
@@ -130,9 +131,9 @@ def normalized_with(
     if counts is not None and running is not None:
         check_counts(name, call.input, counts)
         running = running._replace(values=counts)
-    out = call.run(weight, bias, eps)
+    out = call.run(weight, bias, eps, moments=running is not None)
     if running is not None:
-        move(running, out.mean, out.std)
+        move(running, *out.moments())
     return call.output(out)
 
 

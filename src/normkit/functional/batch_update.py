@@ -13,11 +13,12 @@ from normkit.functional._checks import check_call, check_channels, check_dimensi
 from normkit.functional.batch import PATTERN, check_counts
 from normkit.functional.extras import Call, Extras, Output, checked_extras
 from normkit.functional.recompute import as_at_first
-from normkit.kernels import fused
-from normkit.kernels.autograd import is_watched, moved, normalized_with_moments
-from normkit.kernels.fused import counts_of
-from normkit.kernels.ops import library
-from normkit.kernels.reference import arithmetic_dtype, working_dtype
+from normkit.functional.running import moved
+from normkit.kernels import formula, operator
+from normkit.kernels.context import is_transformed, is_watched
+from normkit.kernels.dtypes import arithmetic_dtype, working_dtype
+from normkit.kernels.formula import Arguments, counts_of
+from normkit.kernels.operator import library
 from normkit.pattern import parse
 
 
@@ -307,13 +308,15 @@ class _Normalized(NamedTuple):
 def _normalized(
     name: str, s: Tensor, mask: Tensor | None, weight: Tensor | None, bias: Tensor | None, pattern: str, eps: float
 ) -> _Normalized:
-    if mask is None:
-        y, mean, std = normalized_with_moments(s, weight, bias, pattern, eps)
-        return _Normalized(y, mean.detach(), std.detach(), s.numel() // mean.numel())
-    counts = counts_of(mask, s.shape, parse(pattern).levels(s.shape))
-    check_counts(name, s, counts)
-    out = fused.run(s, None, mask, None, None, weight, bias, pattern, eps, True, "none")
-    return _Normalized(out.y, out.mean.detach(), out.std.detach(), counts)
+    a = Arguments(s, weight, bias, pattern, eps, True, mask=mask)
+    counts = None
+    if mask is not None:
+        counts = counts_of(mask, s.shape, parse(pattern).levels(s.shape))
+        check_counts(name, s, counts)
+    # vmap takes plain torch as a whole, moments included.
+    out = formula.norm(a) if not torch.compiler.is_compiling() and is_transformed() else operator.run(a, moments=True)
+    mean, std = out.moments()
+    return _Normalized(out.y, mean, std, s.numel() // mean.numel() if counts is None else counts)
 
 
 def _checked(

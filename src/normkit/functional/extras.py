@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from normkit.errors import ArgumentError, DtypeError, ShapeError, nearest
-from normkit.kernels import fused
-from normkit.kernels.fused import ACTIVATIONS, counts_of
+from normkit.kernels import operator
+from normkit.kernels.formula import ACTIVATIONS, Arguments, Result, counts_of
 from normkit.pattern import parse
 
 
@@ -62,14 +62,14 @@ class Call(NamedTuple):
         eps: float,
         center: bool = True,
         given: tuple[Tensor, Tensor] | None = None,
-    ) -> fused.Fused:
+        moments: bool = False,
+    ) -> Result:
         """Normalize, with a mean and a variance that are given, or else the input's own."""
         mean, var = given or (None, None)
-        return fused.run(
-            self.input, self.residual, self.mask, mean, var, weight, bias, self.pattern, eps, center, self.activation
-        )
+        own = (self.residual, self.mask, self.activation)
+        return operator.run(Arguments(self.input, weight, bias, self.pattern, eps, center, mean, var, *own), moments)
 
-    def output(self, out: fused.Fused) -> Output:
+    def output(self, out: Result) -> Output:
         """What the caller asked for."""
         return (out.y, out.sum if self.residual is not None else self.input) if self.return_residual else out.y
 
@@ -83,7 +83,7 @@ class Call(NamedTuple):
         y = y if self.mask is None else y.masked_fill(~self.mask, 0)
         return (y, total) if self.return_residual else y
 
-    def run_cast_first(self, weight: Tensor | None, bias: Tensor | None, eps: float, center: bool) -> fused.Fused:
+    def run_cast_first(self, weight: Tensor | None, bias: Tensor | None, eps: float, center: bool) -> Result:
         """Normalize, cast to the input's dtype, and only then apply weight and bias, in that dtype."""
         out = self._replace(activation="none").run(None, None, eps, center)
         y, dtype = out.y, self.input.dtype

@@ -12,7 +12,8 @@ from torch import Tensor
 from normkit.errors import PatternError
 from normkit.functional._checks import check_call, check_parameter
 from normkit.functional.extras import Extras, Output, checked_extras
-from normkit.kernels.autograd import normalized
+from normkit.kernels import fastpath, operator
+from normkit.kernels.formula import Arguments
 from normkit.pattern import Region, bound
 
 
@@ -83,4 +84,6 @@ def normalize(
     if extras:
         call = checked_extras("normalize", x, region.text, extras)
         return call.output(call.run(weight, bias, eps, center))
-    return normalized(x, weight, bias, region.text, eps, center)
+    plain = (x, weight, bias, region.text, eps, center)
+    y = None if torch.compiler.is_compiling() else fastpath.normalize(*plain, True, None, None, None)
+    return operator.run(Arguments(*plain)).y if y is None else y

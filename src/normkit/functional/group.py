@@ -10,8 +10,8 @@ from torch.compiler import is_compiling
 from normkit.errors import ArgumentError, ShapeError, whole_number
 from normkit.functional._checks import check_call, check_dimensions, check_parameter
 from normkit.functional.extras import Extras, Output, checked_extras
-from normkit.kernels import door
-from normkit.kernels.autograd import normalized
+from normkit.kernels import fastpath, operator
+from normkit.kernels.formula import Arguments
 
 
 def group_norm(
@@ -52,7 +52,7 @@ def group_norm(
     pattern = f"b (g={num_groups} [c]) [...]"
     if not is_compiling():
         plain = (input, weight, bias, pattern, eps, True, None, None, None, None)
-        y = door.fused(*plain, extras) if extras else door.normalize(*plain)
+        y = fastpath.fused(*plain, extras) if extras else fastpath.normalize(*plain)
         if y is not None:
             return y
     check_call("group_norm", input, eps)
@@ -77,4 +77,4 @@ def group_norm(
     if extras:
         call = checked_extras("group_norm", input, pattern, extras)
         return call.output(call.run(weight, bias, eps))
-    return normalized(input, weight, bias, pattern, eps, True)
+    return operator.run(Arguments(input, weight, bias, pattern, eps, True)).y

@@ -11,8 +11,9 @@ from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import batch
 from normkit.functional._checks import check_call, check_channels, check_dimensions
 from normkit.functional.extras import Extras, Output, checked_extras
-from normkit.kernels import door
-from normkit.kernels.autograd import given, normalized
+from normkit.functional.running import normalized
+from normkit.kernels import fastpath, operator
+from normkit.kernels.formula import Arguments
 
 PATTERN = "b c [...]"
 
@@ -61,7 +62,7 @@ def instance_norm(
     """
     if use_input_stats and not is_compiling():
         plain = (input, weight, bias, PATTERN, eps, True, None, running_mean, running_var, momentum)
-        y = door.fused(*plain, extras) if extras else door.normalize(*plain)
+        y = fastpath.fused(*plain, extras) if extras else fastpath.normalize(*plain)
         if y is not None:
             return y
     check_call("instance_norm", input, eps)
@@ -80,7 +81,7 @@ def instance_norm(
         if extras:
             call = checked_extras("instance_norm", input, batch.PATTERN, extras)
             return call.output(call.run(weight, bias, eps, given=(running_mean, running_var)))
-        return given(input, running_mean, running_var, weight, bias, batch.PATTERN, eps)
+        return operator.run(Arguments(input, weight, bias, batch.PATTERN, eps, True, running_mean, running_var)).y
     positions = input.shape[2:].numel()
     if positions == 1:
         raise ShapeError(
@@ -91,4 +92,4 @@ def instance_norm(
     if extras:
         call = checked_extras("instance_norm", input, PATTERN, extras)
         return batch.normalized_with("instance_norm", call, weight, bias, eps, running)
-    return normalized(input, weight, bias, PATTERN, eps, True, running)
+    return normalized(Arguments(input, weight, bias, PATTERN, eps, True), running)

@@ -13,8 +13,8 @@ from normkit.functional._checks import check_call, check_dimensions, check_param
 from normkit.functional.extras import Extras, Output, checked_extras
 from normkit.functional.nested import by_rows
 from normkit.functional.precision import Cast, centred_at_one, check_cast, is_cast_first
-from normkit.kernels import door
-from normkit.kernels.autograd import normalized
+from normkit.kernels import fastpath, operator
+from normkit.kernels.formula import Arguments
 
 PATTERN_2D = "b [c] ..."
 
@@ -95,7 +95,7 @@ def layer_norm(
     if not is_compiling():
         pattern = last_dims_pattern(len(normalized_shape))
         plain = (input, weight, bias, pattern, eps, True, normalized_shape, None, None, None)
-        y = door.fused(*plain, extras) if extras else door.normalize(*plain)
+        y = fastpath.fused(*plain, extras) if extras else fastpath.normalize(*plain)
         if y is not None:
             return y
     if input.is_nested:
@@ -114,7 +114,7 @@ def layer_norm(
     if extras:
         call = checked_extras("layer_norm", input, pattern, extras)
         return call.output(call.run(weight, bias, eps))
-    return normalized(input, weight, bias, pattern, eps, True)
+    return operator.run(Arguments(input, weight, bias, pattern, eps, True)).y
 
 
 def layer_norm2d(
@@ -150,7 +150,7 @@ def layer_norm2d(
     """
     if not is_compiling():
         plain = (input, weight, bias, PATTERN_2D, eps, True, None, None, None, None)
-        y = door.fused(*plain, extras) if extras else door.normalize(*plain)
+        y = fastpath.fused(*plain, extras) if extras else fastpath.normalize(*plain)
         if y is not None:
             return y
     check_call("layer_norm2d", input, eps)
@@ -160,4 +160,4 @@ def layer_norm2d(
     if extras:
         call = checked_extras("layer_norm2d", input, PATTERN_2D, extras)
         return call.output(call.run(weight, bias, eps))
-    return normalized(input, weight, bias, PATTERN_2D, eps, True)
+    return operator.run(Arguments(input, weight, bias, PATTERN_2D, eps, True)).y

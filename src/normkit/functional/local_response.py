@@ -7,7 +7,7 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, whole_number
 from normkit.functional._checks import check_call, check_dimensions
-from normkit.kernels.reference import arithmetic_dtype
+from normkit.kernels.dtypes import arithmetic_dtype
 
 
 def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from normkit.errors import ArgumentError, nearest
-from normkit.kernels.reference import arithmetic_dtype
+from normkit.kernels.dtypes import arithmetic_dtype
 
 Cast = Literal["after", "before"]
 """When the result is cast to the input's dtype: after the weight, multiplied in float32 (torch, T5 in mixed precision,

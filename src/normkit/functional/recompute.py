@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from normkit.errors import StateError
+from normkit.kernels.context import is_in_backward
 
 CALLS = 512
 """How many calls for one number of channels are remembered: layers times batches between a forward and its backward."""
@@ -26,14 +27,14 @@ add in another order, which is a few roundings, while two batches differ by far 
 
 def is_recomputing() -> bool:
     """Whether this forward runs inside a backward pass, as activation checkpointing makes it run again."""
-    return not is_compiling() and torch._C._current_graph_task_id() != -1
+    return not is_compiling() and is_in_backward()
 
 
 def count(counter: Tensor) -> None:
     """Add a batch to a counter, unless it is computed again; a graph asks that each time that it runs."""
     if is_compiling():
         counter.add_(torch.ops.normkit.is_first_pass.default(counter.device))
-    elif torch._C._current_graph_task_id() == -1:
+    elif not is_in_backward():
         counter.add_(1)
 
 

@@ -14,9 +14,9 @@ from normkit.functional.extras import Extras, Output, checked_extras
 from normkit.functional.layer import check_normalized_shape, last_dims_pattern
 from normkit.functional.nested import by_rows
 from normkit.functional.precision import Cast, centred_at_one, check_cast, is_cast_first
-from normkit.kernels import door
-from normkit.kernels.autograd import normalized
-from normkit.kernels.reference import arithmetic_dtype
+from normkit.kernels import fastpath, operator
+from normkit.kernels.dtypes import arithmetic_dtype
+from normkit.kernels.formula import Arguments
 
 
 def rms_norm(
@@ -81,7 +81,7 @@ def rms_norm(
     if not is_compiling():
         pattern = last_dims_pattern(len(normalized_shape))
         plain = (input, weight, None, pattern, eps, False, normalized_shape, None, None, None)
-        y = door.fused(*plain, extras) if extras else door.normalize(*plain)
+        y = fastpath.fused(*plain, extras) if extras else fastpath.normalize(*plain)
         if y is not None:
             return y
     if input.is_nested:
@@ -103,4 +103,4 @@ def rms_norm(
     if extras:
         call = checked_extras("rms_norm", input, pattern, extras)
         return call.output(call.run(weight, None, eps, center=False))
-    return normalized(input, weight, None, pattern, eps, False)
+    return operator.run(Arguments(input, weight, None, pattern, eps, False)).y

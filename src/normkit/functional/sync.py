@@ -14,10 +14,12 @@ from normkit.functional._checks import check_call, check_channels, check_dimensi
 from normkit.functional.batch import PATTERN, batch_norm
 from normkit.functional.extras import Extras, Output, checked_extras
 from normkit.functional.recompute import is_recomputing
-from normkit.kernels import fused, ops
-from normkit.kernels.autograd import Running, move
-from normkit.kernels.fit import dense_like
-from normkit.kernels.reference import arithmetic_dtype
+from normkit.functional.running import Running, move
+from normkit.kernels import operator
+from normkit.kernels.backend import Want
+from normkit.kernels.dtypes import arithmetic_dtype
+from normkit.kernels.formula import Arguments
+from normkit.kernels.layout import dense_like
 
 
 def sync_batch_norm(
@@ -123,10 +125,7 @@ def _pooled(x: Tensor, mask: Tensor | None, eps: float, process_group: dist.Proc
     channels = x.shape[1]
     mine = x.new_zeros(1 + 2 * channels, dtype=_wide(x))
     if x.numel():
-        if mask is None:
-            _, mean, std = ops.normalize(x, None, None, PATTERN, eps, True)
-        else:
-            *_, mean, std = fused.fused(x, None, mask, None, None, None, None, PATTERN, eps, True, "none")
+        mean, std = operator.norm(Arguments(x, None, None, PATTERN, eps, True, mask=mask)).moments()
         mine[0] = x.numel() // channels if mask is None else mask.sum()
         mine[1 : 1 + channels] = mean
         mine[1 + channels :] = std
@@ -149,7 +148,7 @@ class _Synchronized(torch.autograd.Function):
         ctx.dtypes = [None if t is None else t.dtype for t in (weight, bias)]
         if not x.numel():
             return torch.empty_like(x)
-        return ops.standardize(x, pooled.mean, pooled.var, weight, bias, PATTERN, ctx.eps)
+        return operator.norm(Arguments(x, weight, bias, PATTERN, ctx.eps, True, pooled.mean, pooled.var)).y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -171,7 +170,10 @@ def _gradients(ctx: Any, dy: Tensor, saved: Sequence[Tensor]) -> list[Tensor | N
     # With moments that are given, the kernel's sums for weight and bias are those of dy * x_hat and of dy.
     ones = torch.ones_like(mean)
     if x.numel():
-        _, along, total = ops.backward(dy, x, mean, var, ones, PATTERN, ctx.eps, True, True, False, True, True)
+        call = Arguments(x, ones, None, PATTERN, ctx.eps, True, mean, var)
+        _, along, total = operator.norm_backward(dy, call, True, Want(False, True, True))
+        assert along is not None
+        assert total is not None
     else:
         along, total = torch.zeros_like(mean), torch.zeros_like(mean)
     dx = None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional._checks import check_call, check_parameter
-from normkit.kernels.autograd import normalized
+from normkit.kernels import fastpath, operator
+from normkit.kernels.formula import Arguments
 from normkit.kernels.weight import pattern_of
 
 
@@ -52,4 +54,6 @@ def weight_standardization(weight: Tensor, gain: Tensor | None = None, eps: floa
             f"shape {tuple(weight.shape)} with dim={dim}: leave this weight as it is"
         )
     check_parameter("weight_standardization", "gain", gain, (weight.shape[dim],), weight)
-    return normalized(weight, gain, None, pattern_of(dim), eps, True)
+    plain = (weight, gain, None, pattern_of(dim), eps, True)
+    w = None if is_compiling() else fastpath.normalize(*plain, True, None, None, None)
+    return operator.run(Arguments(*plain)).y if w is None else w

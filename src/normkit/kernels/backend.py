@@ -1,60 +1,94 @@
-"""Which kernels carry out the calls on a device."""
+"""What the kernels of a device do, compiled or in Triton: one interface, and one tuple that every call comes as."""
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import fields
-from functools import cache
-from importlib.util import find_spec
+from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from normkit import settings
-from normkit.kernels.native import Kernels, Native, native
 
-GPUS = ("cuda", "xpu")
-"""What torch calls the devices that Triton compiles for; AMD's are "cuda", too."""
+class Mask(NamedTuple):
+    """A mask in the order of the plan's memory: one byte for all channels of a place."""
 
-
-def kernels_for(x: Tensor) -> Kernels | None:
-    """Kernels for a tensor; None leaves it to plain torch."""
-    return kernels_on(x.device.type) if x.numel() else None
-
-
-def kernels_on(device: str) -> Kernels | None:
-    """Kernels for a kind of device, as `torch.device.type` names it."""
-    if device == "cpu":
-        return native().kernels
-    return on_gpu().kernels if device in GPUS else None
+    valid: Tensor
+    counts: Tensor
+    """Valid elements of each cell, in float64."""
+    channels: int
+    """How many elements of x share a byte."""
+    inner: int
+    """How far apart those are."""
 
 
-@cache
-def on_gpu() -> Native:
-    """Load the Triton kernels; the first call that cannot gives one warning.
+class KernelCall(NamedTuple):
+    """One call, laid out by its plan: tensors in the plan's order of memory, parameters in the arithmetic dtype."""
 
-    ``NORMKIT_TRITON=0`` in the environment turns them off without a warning.
-    """
-    if settings.TRITON.turned_off:
-        return Native(None, settings.TRITON.turned_off)
-    if find_spec("triton") is None:
-        reason = "triton is not installed"
-    else:
-        try:
-            return Native(triton_kernels(), "compiled on first use, by Triton")
-        except (ImportError, RuntimeError) as error:
-            reason = f"triton cannot be loaded: {error}"
-    warnings.warn(
-        f"normkit runs on plain torch on this GPU, which is right but slower ({reason}). "
-        "Remedy: pip install triton; normkit.show_backends() tells more.",
-        RuntimeWarning,
-        stacklevel=3,
-    )
-    return Native(None, reason)
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    plan: int
+    eps: float
+    center: bool
+    mean: Tensor | None = None
+    std: Tensor | None = None
+    """With mean: the moments that are given, and in backward also those that the forward has computed."""
+    residual: Tensor | None = None
+    """Added to x, and in backward to dx."""
+    mask: Mask | None = None
+    activation: int = 0
+    """The position of its name in `normkit.kernels.formula.ACTIVATIONS`."""
 
 
-def triton_kernels() -> Kernels:
-    """The Triton kernels behind the calls of `Kernels`."""
-    from normkit.kernels.triton import launch
+class QuantizeCall(NamedTuple):
+    """The arguments of ``normkit::quantize``, in the order of its schema."""
 
-    names = [field.name for field in fields(Kernels) if hasattr(launch, field.name)]
-    return Kernels(**{name: getattr(launch, name) for name in names})
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    scale: Tensor | None
+    eps: float
+    center: bool
+    dtype: torch.dtype
+
+
+class Want(NamedTuple):
+    """Which gradients are asked for; kernels may return others as well."""
+
+    x: bool
+    weight: bool
+    bias: bool
+
+
+class Kernels(Protocol):
+    """The kernels of one kind of device."""
+
+    def plan(self, k0: int, r0: int, k1: int, r1: int, period: int, inner: int, columns: int, /) -> int:
+        """Make a plan known, and return the number that calls name it by."""
+
+    def forget(self, plan: int, /) -> None:
+        """Give up a plan, if it is known."""
+
+    def norm(self, call: KernelCall, moments: bool) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """y, the sum with a residual, and mean and standard deviation if `moments` asks for them and none are given."""
+
+    def norm_backward(self, dy: Tensor, call: KernelCall, fixed: bool, want: Want) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of x, weight and bias; with `fixed` the moments were given."""
+
+    def root(self, var: Tensor, eps: float, /) -> Tensor:
+        """``sqrt(var + eps)``."""
+
+    def move_running(
+        self, running_mean: Tensor, running_var: Tensor, mean: Tensor, std: Tensor, count: int, momentum: float, /
+    ) -> int:
+        """Update running statistics, and return how many channels kept theirs, as far as that is known at once."""
+
+    def weight_norm(self, v: Tensor, g: Tensor, plan: int, /) -> tuple[Tensor, Tensor]:
+        """The weight, and the lengths that it was divided by."""
+
+    def weight_norm_backward(
+        self, dw: Tensor, v: Tensor, g: Tensor, length: Tensor, plan: int, /
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients of direction and length."""
+
+    def quantize(self, call: QuantizeCall, /) -> tuple[Tensor, Tensor] | None:
+        """Rows in 8 bits and their scales; None where the kernels do not serve."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normkit.kernels import ops
+from normkit.kernels.formula import Arguments
 from normkit.pattern import ELLIPSIS, Axis, Region, parse
 
 COPIES = "copies"
@@ -36,8 +36,10 @@ class _Fold:
         rows = flat.expand(self.copies, *flat.shape) if at is None else flat.movedim(at, 0)
         return rows.flatten()
 
-    def statistic(self, flat: Tensor, at: int | None) -> Tensor:
+    def statistic(self, flat: Tensor | None, at: int | None) -> Tensor | None:
         """Given statistics, in the order of the kept axes, the copies among them."""
+        if flat is None:
+            return None
         rows = flat.expand(self.copies, *flat.shape) if at is None else flat.movedim(at, 0)
         return rows.reshape(self.copies, self.before, -1).transpose(0, 1).flatten()
 
@@ -76,55 +78,22 @@ def _with_copies(region: Region, dim: int, dims: int, copies: int) -> str:
     return str(Region(tuple(spread)))
 
 
-def _normalize(
-    info: Any,
-    in_dims: tuple[int | None, ...],
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    pattern: str,
-    eps: float,
-    center: bool,
-) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, int, int]]:
-    at, at_weight, at_bias, *_ = in_dims
-    if at is None:
-        x, at = x.expand(info.batch_size, *x.shape), 0
-    fold = _Fold(x, at, pattern)
-    y, mean, std = torch.ops.normkit.normalize.default(
-        fold.x, fold.parameter(weight, at_weight), fold.parameter(bias, at_bias), fold.pattern, eps, center
+def norm(
+    info: Any, in_dims: tuple[int | None, ...], *args: Any
+) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
+    """The rule of ``normkit::norm`` for calls that fuse nothing."""
+    a = Arguments(*args)
+    at: Any = Arguments(*in_dims)  # type: ignore[arg-type]
+    x, at_x = (a.x, at.x) if at.x is not None else (a.x.expand(info.batch_size, *a.x.shape), 0)
+    fold = _Fold(x, at_x, a.pattern)
+    call = a._replace(
+        x=fold.x,
+        weight=fold.parameter(a.weight, at.weight),
+        bias=fold.parameter(a.bias, at.bias),
+        pattern=fold.pattern,
+        mean=fold.statistic(a.mean, at.mean),
+        var=fold.statistic(a.var, at.var),
     )
-    return (fold.back(y), fold.statistic_back(mean), fold.statistic_back(std)), (fold.at, 0, 0)
-
-
-def _standardize(
-    info: Any,
-    in_dims: tuple[int | None, ...],
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    pattern: str,
-    eps: float,
-) -> tuple[Tensor, int]:
-    at, at_mean, at_var, at_weight, at_bias, *_ = in_dims
-    if at is None:
-        x, at = x.expand(info.batch_size, *x.shape), 0
-    fold = _Fold(x, at, pattern)
-    y = torch.ops.normkit.standardize.default(
-        fold.x,
-        fold.statistic(mean, at_mean),
-        fold.statistic(var, at_var),
-        fold.parameter(weight, at_weight),
-        fold.parameter(bias, at_bias),
-        fold.pattern,
-        eps,
-    )
-    return fold.back(y), fold.at
-
-
-torch.library.register_vmap("normkit::normalize", _normalize, lib=ops.library)
-torch.library.register_vmap("normkit::standardize", _standardize, lib=ops.library)
-
-OPERATORS = (torch.ops.normkit.normalize.default, torch.ops.normkit.standardize.default)
-"""What has a rule here."""
+    y, _, mean, std = torch.ops.normkit.norm.default(*call)
+    moments = [None if t is None else fold.statistic_back(t) for t in (mean, std)]
+    return (fold.back(y), None, *moments), (fold.at, None, *[None if t is None else 0 for t in moments])

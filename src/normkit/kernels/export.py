@@ -8,22 +8,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from normkit.kernels import reference
-from normkit.pattern import parse
+from normkit.kernels import formula
+from normkit.kernels.formula import ACTIVATIONS, Arguments, Result
 
 _GROUPS = re.compile(r"b \(g=(\d+) \[c\]\) \[\.\.\.\]")
 _LAST = re.compile(r"\.\.\. \[(c\d*(?: c\d*)*)\]")
 
 
-def is_exported() -> bool:
-    """Whether this call is being exported to ONNX, or traced by `torch.jit.trace`."""
-    if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
-    return torch._C._get_tracing_state() is not None
+def norm(a: Arguments, moments: bool) -> Result:
+    """The same as the formula, with functions of torch where there are any for y."""
+    if moments or a.mask is not None:
+        return formula.norm(a)
+    s = a.x if a.residual is None else a.x + a.residual
+    y = _torch_norm(a._replace(x=s, residual=None, activation="none"))
+    return Result(ACTIVATIONS[a.activation](y), None if a.residual is None else s)
 
 
-def normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, pattern: str, eps: float, center: bool) -> Tensor:
-    """y by the function of torch that has this region; by the reference where there is none."""
+def _torch_norm(a: Arguments) -> Tensor:
+    """y by the function of torch that has this region; by the formula where there is none."""
+    x, weight, bias, pattern, eps, center, mean, var, *_ = a
+    if var is not None:
+        if pattern == "[b] c [...]":
+            return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+        return formula.norm(a).y
     last, groups = _LAST.fullmatch(pattern), _GROUPS.fullmatch(pattern)
     if last is not None:
         shape = x.shape[x.ndim - len(last[1].split()) :]
@@ -36,13 +43,4 @@ def normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, pattern: s
         return F.group_norm(x, int(groups[1]), weight, bias, eps)
     elif center and pattern == "b c [...]" and x.ndim > 2:
         return F.instance_norm(x, None, None, weight, bias, True, 0.0, eps)
-    return reference.normalize(x, weight, bias, parse(pattern), eps, center)[0]
-
-
-def given(
-    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, pattern: str, eps: float
-) -> Tensor:
-    """y for moments that are given."""
-    if pattern == "[b] c [...]":
-        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
-    return reference.standardize(x, mean, var, weight, bias, parse(pattern), eps)
+    return formula.norm(a).y

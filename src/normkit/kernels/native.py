@@ -3,43 +3,86 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from normkit import settings
+from normkit.kernels.backend import KernelCall, Kernels, Mask, Want
 
 _FOLDER = Path(__file__).resolve().parent.parent
 
 
-@dataclass(frozen=True)
-class Kernels:
-    """The compiled operators; their schemas are in csrc/ops.cpp, those of GPUs are the same."""
+class CompiledKernels:
+    """The operators of csrc/ops.cpp as `Kernels`. A call that only normalizes has operators of few arguments."""
 
-    plan: Callable[..., int]
-    normalize: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    infer: Callable[..., Tensor]
-    standardize: Callable[..., Tensor]
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    fused: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
-    fused_backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    move_running: Callable[..., int]
-    weight_norm: Callable[..., tuple[Tensor, Tensor]]
-    weight_norm_backward: Callable[..., tuple[Tensor, Tensor]]
-    quantize: Callable[..., tuple[Tensor, Tensor] | None] | None = None
-    root: Callable[[Tensor, float], Tensor] | None = None
+    def __init__(self, operators: Any) -> None:
+        self.plan = operators.plan.default
+        self.forget = operators.forget.default
+        self.root = operators.root.default
+        self.move_running = operators.move_running.default
+        self.weight_norm = operators.weight_norm.default
+        self.weight_norm_backward = operators.weight_norm_backward.default
+        self.normalize = operators.normalize.default
+        self.infer = operators.infer.default
+        self.standardize = operators.standardize.default
+        self.backward = operators.backward.default
+        self.fused = operators.fused.default
+        self.fused_backward = operators.fused_backward.default
+
+    def norm(self, call: KernelCall, moments: bool) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        x, weight, bias, plan, eps, center, mean, std, residual, mask, activation = call
+        if residual is not None or mask is not None or activation:
+            fusion = (residual, *_flat(mask))
+            y, total, mean, own = self.fused(x, *fusion, mean, std, weight, bias, plan, eps, center, activation)
+            total = None if residual is None else total
+            return (y, total, mean, own) if std is None else (y, total, None, None)
+        if std is not None:
+            return self.standardize(x, mean, std, weight, bias, plan, eps), None, None, None
+        if not moments:
+            return self.infer(x, weight, bias, plan, eps, center), None, None, None
+        y, mean, std = self.normalize(x, weight, bias, plan, eps, center)
+        return y, None, mean, std
+
+    def norm_backward(self, dy: Tensor, call: KernelCall, fixed: bool, want: Want) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight, bias, plan, eps, center, mean, std, dsum, mask, activation = call
+        out: tuple[Tensor, Tensor, Tensor]
+        if dsum is None and mask is None and not activation:
+            out = self.backward(dy, x, mean, std, weight, plan, eps, center, fixed, *want)
+        else:
+            options = (plan, eps, center, fixed, activation, want.weight, want.bias)
+            out = self.fused_backward(dy, dsum, x, *_flat(mask), mean, std, weight, bias, *options)
+        return out
+
+    def quantize(self, *_: object) -> tuple[Tensor, Tensor] | None:
+        return None
+
+
+def _flat(mask: Mask | None) -> tuple[Tensor | None, Tensor | None, int, int]:
+    return (None, None, 1, 1) if mask is None else mask
 
 
 @dataclass(frozen=True)
 class Native:
-    """The compiled kernels if they are in use, and why or why not."""
+    """The kernels of a device if they are in use, and why or why not."""
 
     kernels: Kernels | None
     reason: str
+
+
+def unavailable(where: str, reason: str, remedy: str) -> Native:
+    """No kernels, and a warning that says so."""
+    warnings.warn(
+        f"normkit runs on plain torch{where}, which is right but slower ({reason}). "
+        f"Remedy: {remedy}; normkit.show_backends() tells more.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return Native(None, reason)
 
 
 def native_path() -> Path | None:
@@ -64,14 +107,6 @@ def native() -> Native:
         except OSError as error:
             reason = f"{library.name} cannot be loaded into torch {torch.__version__}: {error}"
         else:
-            ops = torch.ops.normkit_native
-            names = [field.name for field in fields(Kernels) if hasattr(ops, field.name)]
-            kernels = Kernels(**{name: getattr(ops, name).default for name in names})
-            return Native(kernels, f"{ops.isa()} kernels from {library.name}")
-    warnings.warn(
-        f"normkit runs on plain torch, which is right but slower ({reason}). "
-        "Remedy: install g++ and reinstall normkit; normkit.show_backends() tells more.",
-        RuntimeWarning,
-        stacklevel=3,
-    )
-    return Native(None, reason)
+            operators = torch.ops.normkit_native
+            return Native(CompiledKernels(operators), f"{operators.isa()} kernels from {library.name}")
+    return unavailable("", reason, "install g++ and reinstall normkit")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from normkit.kernels import backend, reference
-from normkit.kernels.ops import library
-from normkit.pattern import parse
+from normkit.kernels import formula
+from normkit.kernels.backend import QuantizeCall
+from normkit.kernels.devices import kernels_for
+from normkit.kernels.formula import Arguments
+from normkit.kernels.operator import library
 
 library.define(
     "quantize(Tensor x, Tensor? weight, Tensor? bias, Tensor? scale, float eps, bool center, ScalarType dtype)"
@@ -16,22 +20,15 @@ library.define(
 )
 
 
-def quantize(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    eps: float,
-    center: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+def quantize(*arguments: Any) -> tuple[Tensor, Tensor]:
     """y = row / scale in `dtype`, for rows of x normalized; scales are fp32, and by default take largest to largest."""
-    kernels = backend.kernels_for(x)
-    if kernels is not None and kernels.quantize is not None and x.dtype is not torch.float64:
-        known = kernels.quantize(x, weight, bias, scale, eps, center, dtype)
-        if known is not None:
-            return known
-    y = reference.normalize(x.float(), weight, bias, parse("... [c]"), eps, center)[0]
+    call = QuantizeCall(*arguments)
+    x, weight, bias, scale, eps, center, dtype = call
+    kernels = kernels_for(x)
+    known = None if kernels is None or x.dtype is torch.float64 else kernels.quantize(call)
+    if known is not None:
+        return known
+    y = formula.norm(Arguments(x.float(), weight, bias, "... [c]", eps, center)).y
     largest = torch.finfo(dtype).max
     if scale is None:
         most = y.abs().amax(-1, keepdim=True)
@@ -43,15 +40,8 @@ library.impl("quantize", quantize, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("normkit::quantize", lib=library)
-def _(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    eps: float,
-    center: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    x, _, _, scale, _, _, dtype = QuantizeCall(*arguments)
     own = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32) if scale is None else torch.empty_like(scale)
     return x.new_empty(x.shape, dtype=dtype), own
 

@@ -7,19 +7,17 @@ their square sum is a moment, ``g / ||v||`` what they are scaled with.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from normkit.kernels import door
-from normkit.kernels.autograd import is_only_mapped, is_watched, vjp, wants_gradient
-from normkit.kernels.backend import kernels_for
-from normkit.kernels.fit import dense_like, direct_plan, is_ready
-from normkit.kernels.ops import library
-from normkit.kernels.reference import arithmetic_dtype
+from normkit.kernels import context, fastpath
+from normkit.kernels.devices import kernels_for
+from normkit.kernels.dtypes import arithmetic_dtype
+from normkit.kernels.formula import vjp
+from normkit.kernels.layout import dense_like, direct_plan, is_ready
+from normkit.kernels.operator import library
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 library.define("weight_norm(Tensor v, Tensor g, int? dim) -> (Tensor w, Tensor length)", tags=_TAGS)
@@ -30,18 +28,9 @@ library.define(
 
 def pattern_of(dim: int | None) -> str:
     """The region of all dimensions but `dim`; of all, if that is None."""
-    # torch.compile looks through a cache, and warns that it does.
-    return _pattern_of(dim) if torch.compiler.is_compiling() else _kept_pattern(dim)
-
-
-def _pattern_of(dim: int | None) -> str:
-    if dim is None:
-        return "[...]"
-    before = " ".join(f"i{axis}" for axis in range(dim))
-    return f"[{before}] c [...]" if before else "c [...]"
-
-
-_kept_pattern = lru_cache(maxsize=256)(_pattern_of)
+    if not dim:
+        return "[...]" if dim is None else "c [...]"
+    return f"[{' '.join([f'i{axis}' for axis in range(dim)])}] c [...]"
 
 
 def length_of(v: Tensor, dim: int | None) -> Tensor:
@@ -91,7 +80,7 @@ def _plan(v: Tensor, dim: int | None) -> int:
 
 
 def _ready(g: Tensor, v: Tensor) -> Tensor:
-    return g if is_ready(g, v) else g.to(arithmetic_dtype(v.dtype)).contiguous()
+    return g if is_ready(v, g) else g.to(arithmetic_dtype(v.dtype)).contiguous()
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
@@ -141,18 +130,16 @@ def _backward(ctx: Any, dw: Tensor | None, _: Tensor | None) -> tuple[Tensor | N
         return None, None, None
     v, g, length = ctx.saved_tensors
     run = weight_norm_backward
-    if torch.is_grad_enabled() or is_watched(dw) or is_watched(v):
+    if torch.is_grad_enabled() or context.is_watched(dw) or context.is_watched(v):
         run = torch.ops.normkit.weight_norm_backward.default
     return *run(dw, v, g, length, ctx.dim), None
 
 
-def gradients(
-    dw: Tensor, v: Tensor, _: Tensor, length: Tensor, g: Tensor, pattern: str, *__: Any
-) -> tuple[Tensor, ...]:
-    """``normkit::weight_norm_backward``, for the door, with the arguments that it has for every method."""
+def gradients_of_fast_path(dw: Tensor, v: Tensor, g: Tensor, *flat: Any) -> tuple[Tensor, ...]:
+    """``normkit::weight_norm_backward`` for csrc/door.cpp, with the arguments that it has for every method."""
+    _, pattern, _, _, _, length, *_ = flat
     dim = None if pattern == pattern_of(None) else pattern.count("i")
-    dv, dg = torch.ops.normkit.weight_norm_backward.default(dw, v, g, length, dim)
-    return dv, dg, dg
+    return torch.ops.normkit.weight_norm_backward.default(dw, v, g, length, dim)  # type: ignore[no-any-return]
 
 
 def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -225,22 +212,18 @@ def _is_plain() -> bool:
     and for what is exported or traced, which then runs without normkit."""
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
-    return (
-        (torch._C._functorch.peek_interpreter_stack() is not None and not is_only_mapped())
-        or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
-    )
+    return context.is_traced() or (context.is_differentiated() and not context.is_only_mapped())
 
 
 def normalized_weight(v: Tensor, g: Tensor, dim: int | None) -> Tensor:
     """w of ``normkit::weight_norm``."""
     if not torch.compiler.is_compiling():
-        through = door.weight_norm(v, g, pattern_of(dim))
+        through = fastpath.weight_norm(v, g, pattern_of(dim))
         if through is not None:
             return through
     if _is_plain():
         return _reference(v, g, dim)
-    if is_watched(v) or is_watched(g):
+    if context.is_watched(v) or context.is_watched(g):
         out: tuple[Tensor, Tensor] = torch.ops.normkit.weight_norm.default(v, g, dim)
         return out[0]
-    return _apply(v, g, dim) if wants_gradient(v, g) else weight_norm(v, g, dim)[0]
+    return _apply(v, g, dim) if context.wants_gradient(v, g) else weight_norm(v, g, dim)[0]

@@ -14,8 +14,8 @@ from normkit import functional
 from normkit.functional.batch_update import skipped_channels
 from normkit.functional.extras import Extras, Output
 from normkit.functional.recompute import count, is_recomputing
-from normkit.kernels.autograd import keep
-from normkit.kernels.autograd import skipped_channels as skipped_so_far
+from normkit.functional.running import keep
+from normkit.functional.running import skipped_channels as skipped_so_far
 from normkit.layers._checks import check_channels, check_rank, checked, named, with_activation
 from normkit.layers._versions import TakesBias, initialize_parameters
 

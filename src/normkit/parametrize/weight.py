@@ -15,6 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
 from normkit.errors import ArgumentError, DtypeError, ShapeError, StateError, nearest
+from normkit.kernels.context import is_traced
 from normkit.kernels.weight import length_of, normalized_weight
 from normkit.parametrize._checks import is_readable
 
@@ -290,7 +291,7 @@ class _Read(property):
                 isinstance(norm, NormOfWeight)
                 and len(norms._modules) == 1
                 and not (parametrize._cache_enabled or _has_hooks(norm) or _has_hooks(norms) or _has_any_global_hook())
-                and not (torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None)
+                and not (torch.compiler.is_compiling() or is_traced())
             ):
                 held = norms._parameters
                 if all(map(held.__contains__, norm.originals)):  # a frozen one may be a buffer

@@ -1,8 +1,9 @@
-"""The kernels behind the same calls that the compiled CPU kernels answer (csrc/ops.cpp)."""
+"""Launches the kernels; this module implements `normkit.kernels.backend.Kernels`."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable
 from functools import cache
@@ -14,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from normkit.errors import ShapeError
-from normkit.kernels.reference import arithmetic_dtype
+from normkit.kernels.backend import KernelCall, Mask, QuantizeCall, Want
+from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.triton import backward as back
 from normkit.kernels.triton import forward as forth
 from normkit.kernels.triton import tune
@@ -22,7 +24,8 @@ from normkit.kernels.triton import weight as lengths
 from normkit.kernels.triton.schedule import WHOLE, Features, Schedule, Walk, schedule
 
 Pointers = tuple[Tensor | None, ...]
-_schedules: list[Schedule] = []
+_schedules: dict[int, Schedule] = {}
+_numbers = itertools.count()
 
 FAR = 2**31
 """From so many elements on, offsets have 64 bits."""
@@ -30,15 +33,26 @@ FEATURE_TILE, OTHER_TILE = 32, 64
 """Of `feature_sums`: features, and elements of each."""
 FEATURE_SHARE = 8192
 """Elements of each feature that one program adds up."""
+MOST_FORMS = 4096
+"""How many compiled forms are remembered by their numbers."""
 RUNNING = 256
 """Channels whose running statistics one program moves."""
 
 
-def plan(k0: int, r0: int, k1: int, r1: int, period: int, inner: int, columns: bool) -> int:
+def plan(k0: int, r0: int, k1: int, r1: int, period: int, inner: int, columns: int, /) -> int:
     """Make a schedule, and the number it is called by."""
     numbers = ((k0, r0, k1, r1), period, inner)
-    _schedules.append(tune.tuned(numbers, _place(), _milliseconds) if tune.is_on() else schedule(*numbers))
-    return len(_schedules) - 1
+    return _added(tune.tuned(numbers, _place(), _milliseconds) if tune.is_on() else schedule(*numbers))
+
+
+def _added(s: Schedule) -> int:
+    number = next(_numbers)
+    _schedules[number] = s
+    return number
+
+
+def forget(plan: int, /) -> None:
+    _schedules.pop(plan, None)
 
 
 def _place() -> str:
@@ -52,14 +66,16 @@ def _milliseconds(s: Schedule) -> float:
     """Of a forward and a backward call in fp32."""
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     x, weight = torch.randn(s.numel, device=device), torch.ones(s.period, device=device)
-    _schedules.append(s)
-    number = len(_schedules) - 1
+    number = _added(s)
+    call = KernelCall(x, weight, weight, number, 1e-5, True)
 
-    def call() -> None:
-        _, mean, std = normalize(x, weight, weight, number, 1e-5, True)
-        backward(x, x, mean, std, weight, number, 1e-5, True, False, True, True, True)
+    def both() -> None:
+        _, _, mean, std = norm(call, True)
+        norm_backward(x, call._replace(mean=mean, std=std), False, Want(True, True, True))
 
-    return float(_bench(call))
+    time = float(_bench(both))
+    forget(number)
+    return time
 
 
 def _bench(call: Callable[[], None]) -> Any:
@@ -89,6 +105,8 @@ def launch(kernel: Any, grid: tuple[int, int, int], warps: int, pointers: Pointe
         key = (kernel, device.index, warps, dtypes, rest)
         form = _compiled.get(key)
         if form is None:
+            if len(_compiled) >= MOST_FORMS:
+                _compiled.clear()  # Triton keeps the code
             _compiled[key] = kernel[grid](*pointers, *rest, num_warps=warps)
         else:
             form[grid](*pointers, *rest)
@@ -134,7 +152,8 @@ def _or_none(t: Tensor | None) -> Tensor | None:
 class _Mask:
     """A mask's pointer, numbers and way of being looked up."""
 
-    def __init__(self, mask: Tensor | None, channels: int, inner: int, s: Schedule) -> None:
+    def __init__(self, given: Mask | None, s: Schedule) -> None:
+        mask, _, channels, inner = given or (None, None, 1, 1)
         self.pointer = None if mask is None else mask.view(torch.uint8)
         found = None if mask is None else s.mask(channels, inner)
         self.numbers = (*(found or (1, 0, 1, 0, 0, 0)), channels, inner)
@@ -144,24 +163,8 @@ class _Mask:
 # The calls ------------------------------------------------------------------------------------------------
 
 
-def fused(
-    x: Tensor,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    counts: Tensor | None,
-    channels: int,
-    inner: int,
-    mean: Tensor | None,
-    std: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    number: int,
-    eps: float,
-    center: bool,
-    activation: int,
-    moments: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, x + residual, and the moments unless they are given or not wanted."""
+def norm(call: KernelCall, moments: bool) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    x, weight, bias, number, eps, center, mean, std, residual, mask, activation = call
     s = _schedules[number]
     _check(x, s.numel, "x")
     _check(weight, s.period, "weight")
@@ -174,7 +177,7 @@ def fused(
     y = torch.empty_like(x)
     own = moments and not given
     own_mean, own_std = _fresh(x, s.cells if own and center else 0), _fresh(x, s.cells if own else 0)
-    m = _Mask(mask, channels, inner, s)
+    m = _Mask(mask, s)
     big, f = s.numel >= FAR, _float(x)
     walk = Walk.GIVEN if given else s.walk
     axes = (s.k, s.c, s.r0, s.r1, s.cells, s.sk0, s.sk, s.sr0, s.p0, s.p1, s.s1, s.cdiv, s.cmod, s.cmult)
@@ -194,46 +197,29 @@ def fused(
         forth.normalize, grid, s.warps, pointers, *axes, s.rmult, s.period, s.inner, *m.numbers,
         eps, center, activation, int(walk), int(s.along), m.kind, *tile, _parts(s), big, f,
     )  # fmt: skip
-    return y, _fresh(x, 0) if total is None else total, own_mean, own_std
+    return (y, total, own_mean, own_std) if own else (y, total, None, None)
 
 
 def _parts(s: Schedule) -> int:
     return 1 << (s.parts - 1).bit_length()
 
 
-def fused_backward(
-    dy: Tensor,
-    dsum: Tensor | None,
-    x: Tensor,
-    mask: Tensor | None,
-    counts: Tensor | None,
-    channels: int,
-    inner: int,
-    mean: Tensor,
-    std: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    number: int,
-    eps: float,
-    center: bool,
-    fixed: bool,
-    activation: int,
-    want_weight: bool,
-    want_bias: bool,
-    want_x: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dx with dsum added, and the gradients of weight and bias."""
+def norm_backward(dy: Tensor, call: KernelCall, fixed: bool, want: Want) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, bias, number, eps, center, mean, std, dsum, mask, activation = call
+    want_x, want_weight, want_bias = want
+    assert mean is not None
+    assert std is not None
     s = _schedules[number]
     _check(dy, x.numel(), "dy")
     _check(weight, s.period, "weight")
     _check(std, s.cells, "std")
     x, dy = _aligned(x), _aligned(dy)
-    m = _Mask(mask, channels, inner, s)
+    m = _Mask(mask, s)
     big, f = s.numel >= FAR, _float(x)
     center = center and mean.numel() > 0
     means = mean if center else None
-    want = want_weight or want_bias
-    kind = s.features if want and s.features is not Features.APART else Features.NONE
+    want_features = want_weight or want_bias
+    kind = s.features if want_features and s.features is not Features.APART else Features.NONE
     per_cell = s.cmod > 1 and kind is not Features.CELL
     # Nothing has to be added up before dx where the moments are given and no feature is wanted.
     walk = Walk.GIVEN if fixed and kind is Features.NONE else s.walk
@@ -258,13 +244,26 @@ def fused_backward(
         )  # fmt: skip
     dx = torch.empty_like(x) if want_x else None
     if want_x or walk in (Walk.WHOLE, Walk.TWICE):
-        pointers = (dy, dsum, x, m.pointer, counts, means, std, weight, bias, sums, features, dx)
+        pointers = (
+            dy,
+            dsum,
+            x,
+            m.pointer,
+            None if mask is None else mask.counts,
+            means,
+            std,
+            weight,
+            bias,
+            sums,
+            features,
+            dx,
+        )
         launch(
             back.input_gradient, (programs, s.parts, 1), s.warps, pointers, *axes, *index, half, s.blocks, *m.numbers,
             eps, center, fixed, activation, int(walk), int(kind), per_cell, int(s.along), m.kind, *tile,
             _parts(s), big, f,
         )  # fmt: skip
-    if want and kind is Features.NONE:
+    if want_features and kind is Features.NONE:
         features = _features_apart(dy, x, m, means, std, weight, bias, s, eps, activation)
         reduce = (1,)
     none = _fresh(x, 0)
@@ -314,48 +313,13 @@ def _features_apart(
     return features
 
 
-def normalize(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, number: int, eps: float, center: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    y, _, mean, std = fused(x, None, None, None, 1, 1, None, None, weight, bias, number, eps, center, 0)
-    return y, mean, std
-
-
-def infer(x: Tensor, weight: Tensor | None, bias: Tensor | None, number: int, eps: float, center: bool) -> Tensor:
-    return fused(x, None, None, None, 1, 1, None, None, weight, bias, number, eps, center, 0, moments=False)[0]
-
-
-def standardize(
-    x: Tensor, mean: Tensor, std: Tensor, weight: Tensor | None, bias: Tensor | None, number: int, eps: float
-) -> Tensor:
-    return fused(x, None, None, None, 1, 1, mean, std, weight, bias, number, eps, True, 0)[0]
-
-
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    weight: Tensor | None,
-    number: int,
-    eps: float,
-    center: bool,
-    fixed: bool,
-    want_x: bool,
-    want_weight: bool,
-    want_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    rest = (number, eps, center, fixed, 0, want_weight, want_bias, want_x)
-    return fused_backward(dy, None, x, None, None, 1, 1, mean, std, weight, None, *rest)
-
-
 def _weight_call(v: Tensor, number: int) -> tuple[Schedule, tuple[int, ...], tuple[Any, ...], tuple[int, int, int]]:
     s = _schedules[number]
     axes = (s.k, s.r0, s.r1, s.cells, s.sk0, s.sk, s.sr0, s.p0, s.p1, s.s1)
     return s, axes, (s.bk, s.br0, s.br1), (s.blocks, s.parts, 1)
 
 
-def weight_norm(v: Tensor, g: Tensor, number: int) -> tuple[Tensor, Tensor]:
+def weight_norm(v: Tensor, g: Tensor, number: int, /) -> tuple[Tensor, Tensor]:
     """The weight, and the lengths that it was divided by."""
     s, axes, tile, grid = _weight_call(v, number)
     big, f = s.numel >= FAR, _float(v)
@@ -368,7 +332,7 @@ def weight_norm(v: Tensor, g: Tensor, number: int) -> tuple[Tensor, Tensor]:
     return w, length
 
 
-def weight_norm_backward(dw: Tensor, v: Tensor, g: Tensor, length: Tensor, number: int) -> tuple[Tensor, Tensor]:
+def weight_norm_backward(dw: Tensor, v: Tensor, g: Tensor, length: Tensor, number: int, /) -> tuple[Tensor, Tensor]:
     """The gradients of direction and length."""
     s, axes, tile, grid = _weight_call(v, number)
     big, f = s.numel >= FAR, _float(v)
@@ -381,8 +345,12 @@ def weight_norm_backward(dw: Tensor, v: Tensor, g: Tensor, length: Tensor, numbe
     return dv, dg
 
 
+def root(var: Tensor, eps: float, /) -> Tensor:
+    return (var + eps).sqrt()
+
+
 def move_running(
-    running_mean: Tensor, running_var: Tensor, mean: Tensor, std: Tensor, count: int, momentum: float
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, std: Tensor, count: int, momentum: float, /
 ) -> int:
     """Move running statistics, of fp32; how many channels kept theirs is not known without waiting for the GPU: 0."""
     channels = running_mean.numel()
@@ -393,16 +361,9 @@ def move_running(
     return 0
 
 
-def quantize(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    eps: float,
-    center: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor] | None:
+def quantize(call: QuantizeCall, /) -> tuple[Tensor, Tensor] | None:
     """Rows in 8 bits and their scales; None for rows too long for a tile."""
+    x, weight, bias, scale, eps, center, dtype = call
     length = x.shape[-1]
     if length > WHOLE:
         return None

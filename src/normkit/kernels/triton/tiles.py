@@ -171,7 +171,7 @@ def sigmoid(z):
 
 @triton.jit
 def activated(z, ACT: tl.constexpr):
-    """By its number in `normkit.kernels.fused.ACTIVATIONS`."""
+    """By its number in `normkit.kernels.formula.ACTIVATIONS`."""
     if ACT == 1:
         return tl.where(z <= 0, 0.0, z)
     elif ACT == 2:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from normkit.kernels.ops import normalize
+from normkit.kernels import operator
+from normkit.kernels.formula import Arguments
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.valid import FIRST, input_of, is_unbatched, last, valid_mask, valid_positions
 from normkit.tools.watch.record import COUNTS, DEAD, NormRecord
@@ -110,7 +111,7 @@ class Row:
     def _moments(self, what: str, x: Tensor, pattern: str | None) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each channel; kept are those of everything, and the extremes."""
         x, pattern = (x.reshape(-1, 1), FIRST) if pattern is None else (x, pattern)
-        _, mean, std = normalize(x, None, None, pattern, 0.0, True)
+        mean, std = operator.norm(Arguments(x, None, None, pattern, 0.0, True)).moments()
         whole = (std.square().mean() + mean.var(correction=0)).sqrt()
         figures = torch.stack([mean.mean(), whole, *torch.aminmax(mean), *torch.aminmax(std)])
         self.keep(tuple(f"{what}_{moment}" for moment in MOMENTS), figures)

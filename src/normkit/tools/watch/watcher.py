@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from normkit.errors import ArgumentError, StateError, whole_number
+from normkit.kernels.context import is_traced, is_transformed
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.tree import norms as norms_in
 from normkit.tools.model.wrapped import unwrapped
@@ -282,7 +283,7 @@ def _aside() -> Iterator[None]:
 
 def _is_traced() -> bool:
     """Whether tensors are not plain: under `torch.func` or `torch.jit.trace`."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None
+    return is_transformed() or is_traced()
 
 
 def _is_compiled(root: nn.Module) -> bool:

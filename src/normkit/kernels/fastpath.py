@@ -1,8 +1,8 @@
-"""The short way in for eager calls on a CPU, if it was built for the installed torch; without it results are the same.
+"""The fast path of eager calls on a CPU, if it was built for the installed torch; without it results are the same.
 
 `normalize`, `standardize`, `fused` and `weight_norm` do a whole call, gradients included, in C++ (csrc/door.cpp). They
-answer None wherever something is not plain, new or wrong: the caller then takes the longer way, which says what is
-wrong, and from which `learn` keeps the plan for the next call.
+return None wherever something is not plain, new or wrong: the caller then takes the Python path, which says what is
+wrong, and after which `learn` keeps the plan for the next call.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ skipped: Callable[[], int] = (lambda: 0) if _module is None else _module.skipped
 
 
 def learn(pattern: str, shape: torch.Size, strides: tuple[int, ...], plan: int) -> bool:
-    """Let the door carry out such calls, after one has passed all checks; True if it has forgotten all others."""
+    """Let the fast path carry out such calls, after one has passed all checks; True if it has forgotten all others."""
     global _connected
     if _module is None or plan < 0:
         return False

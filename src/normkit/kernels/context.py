@@ -1,0 +1,66 @@
+"""What watches a call: tracing, transforms of `torch.func`, forward mode, dispatch modes, a backward pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transform = torch._C._functorch.peek_interpreter_stack
+_transforms = torch._C._functorch.get_interpreter_stack
+_is_compiling = torch.compiler.is_compiling
+
+
+def is_watched(x: Tensor) -> bool:
+    """Whether something other than plain eager execution may want to see the operator itself."""
+    return (
+        type(x) not in _PLAIN_TYPES
+        or _is_compiling()
+        or _dispatch_modes() > 0
+        or _transform() is not None
+        or forward_ad._current_level >= 0
+    )
+
+
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` is active."""
+    return _transform() is not None
+
+
+def is_differentiated() -> bool:
+    """Whether a transform or forward mode needs a formula in plain torch: it cannot see an operator's own gradient."""
+    return not _is_compiling() and (_transform() is not None or forward_ad._current_level >= 0)
+
+
+def is_only_mapped() -> bool:
+    """Whether every active transform is a `vmap`; what differentiates is outside of them, torch's autograd."""
+    if forward_ad._current_level >= 0:
+        return False
+    return all(level.key() == torch._C._functorch.TransformType.Vmap for level in _transforms() or ())
+
+
+def is_traced() -> bool:
+    """Whether `torch.jit.trace` records this call."""
+    return torch._C._get_tracing_state() is not None
+
+
+def is_exported() -> bool:
+    """Whether this call is being exported to ONNX, or recorded by `torch.jit.trace`."""
+    if _is_compiling():
+        return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    return is_traced()
+
+
+def is_in_backward() -> bool:
+    """Whether a backward pass is running, in which activation checkpointing runs a forward again."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    if torch.is_grad_enabled():
+        for t in tensors:  # not any(): half the time
+            if t is not None and t.requires_grad:
+                return True
+    return False

@@ -1,0 +1,221 @@
+"""The definition of every method in plain torch: the oracle of the tests, the fallback, and the second derivatives.
+
+Computed in float64 on a CPU and in at least float32 elsewhere and in ONNX. Differentiable throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from normkit.kernels.dtypes import arithmetic_dtype, working_dtype
+from normkit.pattern import Level, parse
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda z: z,
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+"""What each name means, in the order of `Activation` in csrc/kernel.h."""
+
+
+class Arguments(NamedTuple):
+    """The arguments of ``normkit::norm``, in the order of its schema.
+
+    Statistics are flat, in the order of the kept axes; weight and bias have one value for each feature. `mask` is
+    boolean, True for valid, and has size 1 in the channel dimensions. ``normkit::norm_backward`` takes the same, with
+    x the sum that was normalized, `residual` the gradient of that sum, and the moments: `mean`, and in `var` the
+    variance if they were given, else the standard deviation.
+    """
+
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    pattern: str
+    eps: float
+    center: bool
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    residual: Tensor | None = None
+    mask: Tensor | None = None
+    activation: str = "none"
+
+    def is_fused(self) -> bool:
+        """Whether the call does more than normalize."""
+        return self.residual is not None or self.mask is not None or self.activation != "none"
+
+
+class Result(NamedTuple):
+    """`sum` is None without a residual, the moments are None where they are given or nobody asks for them."""
+
+    y: Tensor
+    sum: Tensor | None = None
+    mean: Tensor | None = None
+    std: Tensor | None = None
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, of a call that has been asked for them; without a gradient."""
+        assert self.mean is not None
+        assert self.std is not None
+        return self.mean.detach(), self.std.detach()
+
+
+class Gradients(NamedTuple):
+    """Of one call: of the input, the weight and the bias; the last two flat, in logical order."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def norm(a: Arguments) -> Result:
+    """``y = activation((s - mean) / sqrt(var + eps) * weight + bias)``, 0 at padding, with ``s = x + residual``.
+
+    Mean and variance are given, or those of the valid elements of s. The standard deviation ``sqrt(var)`` is returned,
+    not the variance, because its range in fp32 is that of the data. Where all is padding it counts as 1.
+    """
+    s = a.x if a.residual is None else a.x + a.residual
+    view = _View(a, s)
+    mean, var = view.given() if a.var is not None else view.moments()
+    y = ACTIVATIONS[a.activation](view.affine(view.standardized(mean, var)))
+    own_mean = own_std = None
+    if a.var is None:
+        own_mean = view.flat(mean) if a.center else a.x.new_empty(0, dtype=view.stat)
+        own_std = view.flat(var.sqrt())
+    return Result(view.like_x(y), None if a.residual is None else s, own_mean, own_std)
+
+
+def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> Gradients:
+    """The gradients of `norm`; the moments are those in `a` if they were given (`fixed`), else computed from x.
+
+    ``dx = rstd * (g - mean(g) - x_hat * mean(g * x_hat))`` with ``g = dy * activation'(z) * weight``; with given
+    moments ``dx = rstd * g``.
+    """
+    view = _View(a, a.x)
+    mean, var = view.given() if fixed else view.moments()
+    x_hat = view.standardized(mean, var)
+    upstream = view.split(dy)
+    if a.activation != "none":
+        upstream = torch.func.vjp(ACTIVATIONS[a.activation], view.affine(x_hat))[1](upstream)[0]
+    g = upstream if a.weight is None else upstream * view.over_levels(a.weight)
+    inside = g
+    if not fixed:
+        inside = g - x_hat * view.average(g * x_hat)
+        if a.center:
+            inside = inside - view.average(g)
+    dx = view.like_x(inside / (var + a.eps).sqrt())
+    return Gradients(
+        dx if a.residual is None else dx + a.residual,
+        view.over_features(upstream * x_hat),
+        view.over_features(upstream),
+    )
+
+
+class _View:
+    """One tensor seen through a region: dimensions split into levels, in the working dtype, padding set to 0."""
+
+    def __init__(self, a: Arguments, x: Tensor) -> None:
+        self.a = a
+        self.levels = parse(a.pattern).levels(x.shape)
+        self.dtype = working_dtype(x)
+        self.stat = arithmetic_dtype(x.dtype)
+        self.sizes = [level.size for level in self.levels]
+        self.kept = [1 if level.reduced else level.size for level in self.levels]
+        self.reduced = [i for i, level in enumerate(self.levels) if level.reduced]
+        self.valid = None
+        if a.mask is not None:
+            self.valid = a.mask.expand(x.shape).reshape(self.sizes)
+            self.counts = counts_of(a.mask, x.shape, self.levels).reshape(self.kept)
+        self.values = self.split(x)
+
+    def split(self, t: Tensor) -> Tensor:
+        return self.masked(t.to(self.dtype).reshape(self.sizes))
+
+    def masked(self, t: Tensor) -> Tensor:
+        # By choice and not by a product, so that padding reaches nothing, not even as 0 * inf.
+        return t if self.valid is None else torch.where(self.valid, t, 0)
+
+    def average(self, t: Tensor) -> Tensor:
+        # An empty list of dimensions would mean all of them to torch.
+        if self.valid is None:
+            return t.mean(self.reduced, keepdim=True) if self.reduced else t
+        t = self.masked(t)
+        return (t.sum(self.reduced, keepdim=True) if self.reduced else t) / self.counts.clamp(min=1).to(t.dtype)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        if self.a.center:
+            mean = self.average(self.values)
+            mean = mean + self.average(self.values - mean)
+            var = self.average((self.values - mean).square())
+        else:
+            mean, var = self.values.new_zeros([1] * len(self.sizes)), self.average(self.values.square())
+        return mean, var if self.valid is None else torch.where(self.counts > 0, var, 1)
+
+    def given(self) -> tuple[Tensor, Tensor]:
+        assert self.a.mean is not None
+        assert self.a.var is not None
+        return self.a.mean.to(self.dtype).reshape(self.kept), self.a.var.to(self.dtype).reshape(self.kept)
+
+    def standardized(self, mean: Tensor, var: Tensor) -> Tensor:
+        return (self.values - mean) / (var + self.a.eps).sqrt()
+
+    def over_levels(self, parameter: Tensor) -> Tensor:
+        return parameter.to(self.dtype).reshape([level.size if level.feature else 1 for level in self.levels])
+
+    def affine(self, t: Tensor) -> Tensor:
+        t = t if self.a.weight is None else t * self.over_levels(self.a.weight)
+        return t if self.a.bias is None else t + self.over_levels(self.a.bias)
+
+    def over_features(self, t: Tensor) -> Tensor:
+        others = [i for i, level in enumerate(self.levels) if not level.feature]
+        return (t.sum(others) if others else t).reshape(-1).to(self.stat)
+
+    def flat(self, t: Tensor) -> Tensor:
+        return t.reshape(math.prod(self.kept)).to(self.stat)
+
+    def like_x(self, t: Tensor) -> Tensor:
+        return self.masked(t).reshape(self.a.x.shape).to(self.a.x.dtype)
+
+
+def counts_of(mask: Tensor, shape: Sequence[int], levels: Sequence[Level]) -> Tensor:
+    """The number of valid elements in each cell, float64, flat in logical order."""
+    shared = [mask.shape[level.dim] == 1 and shape[level.dim] != 1 for level in levels]
+    counts = mask.reshape([1 if one else level.size for one, level in zip(shared, levels, strict=True)])
+    reduced = [i for i, level in enumerate(levels) if level.reduced and not shared[i]]
+    counts = counts.sum(reduced, keepdim=True, dtype=torch.float64) if reduced else counts.to(torch.float64)
+    times = math.prod([level.size for one, level in zip(shared, levels, strict=True) if one and level.reduced])
+    kept = [1 if level.reduced else level.size for level in levels]
+    return (counts if times == 1 else counts * times).expand(kept).reshape(-1)
+
+
+def vjp(
+    function: Callable[..., Sequence[Any]], inputs: Sequence[Tensor | None], upstream: Sequence[Tensor | None]
+) -> tuple[Any, ...]:
+    """Gradients through a formula, differentiable again where the caller asks for that; None for inputs that are None.
+
+    By `torch.func`, which sees the inputs as independent: an upstream gradient may itself be computed from x,
+    and `torch.autograd.grad` would count that share a second time.
+    """
+    present = [i for i, t in enumerate(inputs) if t is not None]
+
+    def of_all(leaves: Sequence[Tensor]) -> list[Tensor | None]:
+        everything: list[Tensor | None] = [None] * len(inputs)
+        for i, leaf in zip(present, leaves, strict=True):
+            everything[i] = leaf
+        return everything
+
+    def followed(*leaves: Tensor) -> tuple[Tensor, ...]:
+        return tuple([y for y, g in zip(function(*of_all(leaves)), upstream, strict=True) if g is not None])
+
+    pull: Callable[..., tuple[Tensor, ...]] = torch.func.vjp(followed, *[t for t in inputs if t is not None])[1]
+    return tuple(of_all(pull(tuple([g for g in upstream if g is not None]))))

@@ -1,0 +1,207 @@
+"""Lays tensors out for a plan on the way into a kernel, and the kernel's results on the way out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from normkit.kernels import devices, fastpath
+from normkit.kernels.backend import KernelCall, Mask
+from normkit.kernels.dtypes import arithmetic_dtype
+from normkit.kernels.formula import ACTIVATIONS, Arguments, counts_of
+from normkit.pattern import parse
+from normkit.plan import Plan, Prepare, plan
+
+MOST_PLANS = 4096
+"""From so many on, all that are known are given up."""
+_NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return [order.index(i) for i in range(len(order))]
+
+
+def _reorder(t: Tensor, sizes: Sequence[int], axes: Sequence[int], *, to_memory: bool) -> Tensor:
+    """A flat tensor over some axes, from their logical order to their order in memory, or back."""
+    logical = sorted(axes)
+    order = [logical.index(axis) for axis in axes]
+    if to_memory:
+        return t.reshape([sizes[axis] for axis in logical]).permute(order).reshape(-1)
+    return t.reshape([sizes[axis] for axis in axes]).permute(_inverse(order)).reshape(-1)
+
+
+@lru_cache(maxsize=MOST_PLANS)
+def plan_of(pattern: str, shape: torch.Size, strides: tuple[int, ...]) -> Plan:
+    return plan(parse(pattern), shape, strides)
+
+
+_Key = tuple[str, torch.Size, tuple[int, ...], str]
+_direct: dict[_Key, int] = {}
+_numbered: dict[tuple[tuple[int, ...], str], int] = {}
+
+
+def direct_plan(pattern: str, shape: torch.Size, strides: tuple[int, ...], device: str) -> int:
+    """What the kernels of a device know the plan by, if a tensor can go to them as it is; else -1."""
+    key = (pattern, shape, strides, device)
+    number = _direct.get(key)
+    return _made_known(key) if number is None else number
+
+
+def _made_known(key: _Key) -> int:
+    """Make a plan known to the kernels and to the fast path. Each has room for so many, and gives up all at once."""
+    pattern, shape, strides, device = key
+    plan = plan_of(pattern, shape, strides)
+    number = _number_of(plan, device) if plan.direct else -1
+    if (device == "cpu" and fastpath.learn(pattern, shape, strides, number)) or len(_direct) >= MOST_PLANS:
+        _direct.clear()
+    _direct[key] = number
+    return number
+
+
+def _number_of(plan: Plan, device: str) -> int:
+    """The number of a plan, whether or not tensors have to be copied for it."""
+    key = (plan.numbers, device)
+    number = _numbered.get(key)
+    if number is None:
+        if len(_numbered) >= MOST_PLANS:
+            forget_plans()
+        kernels = devices.kernels_on(device)
+        assert kernels is not None
+        number = _numbered[key] = kernels.plan(*plan.numbers)
+    return number
+
+
+def forget_plans() -> None:
+    """Give up all plans; calls make them known again."""
+    for (_, device), number in _numbered.items():
+        kernels = devices.kernels_on(device)
+        if kernels is not None:
+            kernels.forget(number)
+    _numbered.clear()
+    _direct.clear()
+
+
+# Calls --------------------------------------------------------------------------------------------------------
+
+
+def laid_out(
+    a: Arguments, std: Tensor | None, eps: float, dy: Tensor | None = None
+) -> tuple[KernelCall, Layout | None]:
+    """The call for the kernels, with `std` for the variance; and the layout, if tensors had to be copied for it."""
+    x, weight, bias, pattern, _, center, mean, _, residual, mask, activation = a
+    number = direct_plan(pattern, x.shape, x.stride(), x.device.type)
+    if (
+        number >= 0
+        and mask is None
+        and is_ready(x, weight, bias, mean, std)
+        and (residual is None or residual.stride() == x.stride())
+        and (dy is None or dy.stride() == x.stride())
+    ):
+        return KernelCall(x, weight, bias, number, eps, center, mean, std, residual, None, _NUMBER[activation]), None
+    layout = Layout(x, pattern)
+    call = KernelCall(
+        layout.x,
+        layout.parameter(weight),
+        layout.parameter(bias),
+        layout.number,
+        eps,
+        center,
+        None if mean is None else layout.statistic(mean),
+        None if std is None else layout.statistic(std),
+        None if residual is None else layout.into(residual),
+        None if mask is None else layout.mask(mask),
+        _NUMBER[activation],
+    )
+    return call, layout
+
+
+class Layout:
+    """One tensor under one plan: the copies it needs on the way in, and the way back out."""
+
+    def __init__(self, x: Tensor, pattern: str) -> None:
+        self.shape, self.pattern = x.shape, pattern
+        self.plan = plan_of(pattern, x.shape, x.stride())
+        if self.plan.prepare is Prepare.DENSE:
+            x = x.clone()
+            self.plan = plan_of(pattern, x.shape, x.stride())
+        self.like = x
+        self.x = x if self.plan.prepare is Prepare.AS_IS else self.into(x)
+        self.stat = arithmetic_dtype(x.dtype)
+        self.number = _number_of(self.plan, x.device.type)
+
+    def into(self, t: Tensor) -> Tensor:
+        """Another tensor of x's shape, laid out as the kernel expects x."""
+        if t.stride() != self.like.stride():
+            t = torch.empty_like(self.like, dtype=t.dtype).copy_(t)
+        if self.plan.prepare is not Prepare.REGROUP:
+            return t
+        return t.reshape(self.plan.sizes).permute(self._order()).contiguous()
+
+    def out(self, t: Tensor) -> Tensor:
+        """A result of the kernel, laid out as x."""
+        if self.plan.prepare is not Prepare.REGROUP:
+            return t
+        return torch.empty_like(self.like).copy_(t.permute(_inverse(self._order())).reshape(self.shape))
+
+    def _order(self) -> list[int]:
+        ones = [i for i, size in enumerate(self.plan.sizes) if size == 1]
+        return [*ones, *self.plan.memory]
+
+    def parameter(self, t: Tensor | None) -> Tensor | None:
+        if t is None:
+            return None
+        if not self.plan.features_in_order:
+            t = _reorder(t, self.plan.sizes, self.plan.features, to_memory=True)
+        return t.to(self.stat).contiguous()
+
+    def parameter_back(self, t: Tensor) -> Tensor:
+        if self.plan.features_in_order or t.numel() == 0:
+            return t
+        return _reorder(t, self.plan.sizes, self.plan.features, to_memory=False)
+
+    def statistic(self, t: Tensor) -> Tensor:
+        if t.numel() and not self.plan.kept_in_order:
+            t = _reorder(t, self.plan.sizes, self.plan.kept, to_memory=True)
+        return t.to(self.stat).contiguous()
+
+    def mask(self, mask: Tensor) -> Mask:
+        """A mask that has size 1 in x's channel dimensions, and how many of its values are valid in each cell."""
+        counts = counts_of(mask, self.shape, parse(self.pattern).levels(self.shape))
+        if not self.plan.kept_in_order:
+            counts = _reorder(counts, self.plan.sizes, self.plan.kept, to_memory=True)
+        counts = counts.contiguous()
+        shared = [d for d, size in enumerate(self.shape) if size > 1 and mask.shape[d] == 1]
+        strides = self.like.stride()
+        order = sorted((d for d, size in enumerate(self.shape) if size > 1), key=lambda d: -strides[d])
+        places = [order.index(d) for d in shared]
+        if self.plan.prepare is Prepare.REGROUP or (places and max(places) - min(places) >= len(places)):
+            full = self.into(mask.expand(self.shape).contiguous())
+            return Mask(full.reshape(-1), counts, 1, full.numel())
+        ones = [d for d, size in enumerate(self.shape) if size == 1]
+        inner = [self.shape[d] for d in order[max(places) + 1 :]] if places else [self.like.numel()]
+        flat = mask.permute(*ones, *order).contiguous().reshape(-1)
+        return Mask(flat, counts, math.prod([self.shape[d] for d in shared]), math.prod(inner))
+
+    def statistic_back(self, t: Tensor) -> Tensor:
+        if self.plan.kept_in_order or t.numel() == 0:
+            return t
+        return _reorder(t, self.plan.sizes, self.plan.kept, to_memory=False)
+
+
+def is_ready(x: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether parameters can go to the kernel as they are."""
+    dtype = arithmetic_dtype(x.dtype)
+    for t in parameters:  # noqa: SIM110  (all() takes twice the time)
+        if t is not None and not (t.dtype is dtype and t.is_contiguous()):
+            return False
+    return True
+
+
+def dense_like(x: Tensor, y: Tensor) -> Tensor:
+    """Layout in = layout out, for results of the reference."""
+    out = torch.empty_like(x)
+    return y if y.stride() == out.stride() else out.copy_(y)
