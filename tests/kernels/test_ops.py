@@ -12,7 +12,6 @@ from normkit.errors import ArgumentError, DtypeError, PatternError, ShapeError
 from normkit.functional import batch_norm, group_norm, layer_norm, layer_norm2d, normalize
 from normkit.functional.running import Running, move
 from normkit.kernels import formula
-from normkit.kernels.backend import KernelCall
 from normkit.kernels.formula import Arguments
 from normkit.kernels.native import native
 
@@ -282,14 +281,14 @@ def test_kernels_can_be_turned_off(monkeypatch):
 
 
 def test_a_plan_that_does_not_cover_the_tensor_is_refused():
-    kernels = native().kernels
+    kernels, call = native().kernels, Arguments(torch.randn(4, 8), None, None, "b [c]", 1e-5, True)
     with pytest.raises(RuntimeError, match="the plan does not cover the tensor"):
-        kernels.norm(KernelCall(torch.randn(4, 8), None, None, kernels.plan(4, 1, 1, 9, 9, 1, False), 1e-5, True), True)
+        kernels.norm(call, kernels.plan(4, 1, 1, 9, 9, 1, False), None, 1e-5, None, True)
     with pytest.raises(RuntimeError, match="no plan -1"):
-        kernels.norm(KernelCall(torch.randn(4, 8), None, None, -1, 1e-5, True), True)
-    call = KernelCall(torch.randn(4, 8), torch.ones(7), None, kernels.plan(4, 1, 1, 8, 8, 1, False), 1e-5, True)
+        kernels.norm(call, -1, None, 1e-5, None, True)
+    call = call._replace(weight=torch.ones(7))
     with pytest.raises(RuntimeError, match="weight must be contiguous"):
-        kernels.norm(call, True)
+        kernels.norm(call, kernels.plan(4, 1, 1, 8, 8, 1, False), None, 1e-5, None, True)
 
 
 def test_running_statistics_move_the_same_way_without_the_kernels(monkeypatch):

@@ -66,4 +66,4 @@ def filter_response_norm(
     if threshold is not None:
         # A maximum in the wider of the two dtypes, so that the threshold's gradient is summed in its own.
         y = torch.maximum(y, threshold.reshape(-1, *[1] * (y.dim() - 2))).to(y.dtype)
-    return call.finished(y, input if call.residual is None else out.sum)
+    return call.finished(y, input if out.sum is None else out.sum)

@@ -1,4 +1,4 @@
-"""What the kernels of a device do, compiled or in Triton: one interface, and one tuple that every call comes as."""
+"""What the kernels of a device do, compiled or in Triton: one interface."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from normkit.kernels.formula import Arguments
 
 
 class Mask(NamedTuple):
@@ -18,25 +20,6 @@ class Mask(NamedTuple):
     """How many elements of x share a byte."""
     inner: int
     """How far apart those are."""
-
-
-class KernelCall(NamedTuple):
-    """One call, laid out by its plan: tensors in the plan's order of memory, parameters in the arithmetic dtype."""
-
-    x: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    plan: int
-    eps: float
-    center: bool
-    mean: Tensor | None = None
-    std: Tensor | None = None
-    """With mean: the moments that are given, and in backward also those that the forward has computed."""
-    residual: Tensor | None = None
-    """Added to x, and in backward to dx."""
-    mask: Mask | None = None
-    activation: int = 0
-    """The position of its name in `normkit.kernels.formula.ACTIVATIONS`."""
 
 
 class QuantizeCall(NamedTuple):
@@ -68,11 +51,18 @@ class Kernels(Protocol):
     def forget(self, plan: int, /) -> None:
         """Give up a plan, if it is known."""
 
-    def norm(self, call: KernelCall, moments: bool) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """y, the sum with a residual, and mean and standard deviation if `moments` asks for them and none are given."""
+    def norm(
+        self, a: Arguments, plan: int, std: Tensor | None, eps: float, mask: Mask | None, moments: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """y, the sum with a residual, and mean and standard deviation if `moments` asks for them and none are given.
 
-    def norm_backward(self, dy: Tensor, call: KernelCall, fixed: bool, want: Want) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of x, weight and bias; with `fixed` the moments were given."""
+        `std`, `eps` and `mask` stand for those in `a`, whose tensors are laid out by the plan, in the arithmetic dtype.
+        """
+
+    def norm_backward(
+        self, dy: Tensor, a: Arguments, plan: int, std: Tensor, eps: float, mask: Mask | None, fixed: bool, want: Want
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of x, with `a.residual` added, of weight and bias; with `fixed` the moments were given."""
 
     def root(self, var: Tensor, eps: float, /) -> Tensor:
         """``sqrt(var + eps)``."""

@@ -17,7 +17,7 @@ GPUS = ("cuda", "xpu")
 
 def kernels_for(x: Tensor) -> Kernels | None:
     """Kernels for a tensor; None leaves it to plain torch."""
-    return kernels_on(x.device.type) if x.numel() else None
+    return kernels_on("cpu" if x.is_cpu else x.device.type) if x.numel() else None
 
 
 def kernels_on(device: str) -> Kernels | None:

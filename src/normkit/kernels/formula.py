@@ -27,6 +27,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 """What each name means, in the order of `Activation` in csrc/kernel.h."""
+NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
 
 
 class Arguments(NamedTuple):

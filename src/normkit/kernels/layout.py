@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from normkit.kernels import devices, fastpath
-from normkit.kernels.backend import KernelCall, Mask
+from normkit.kernels.backend import Mask
 from normkit.kernels.dtypes import arithmetic_dtype
-from normkit.kernels.formula import ACTIVATIONS, Arguments, counts_of
+from normkit.kernels.formula import Arguments, counts_of
 from normkit.pattern import parse
 from normkit.plan import Plan, Prepare, plan
 
 MOST_PLANS = 4096
 """From so many on, all that are known are given up."""
-_NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}
 
 
 def _inverse(order: Sequence[int]) -> list[int]:
@@ -88,12 +87,10 @@ def forget_plans() -> None:
 # Calls --------------------------------------------------------------------------------------------------------
 
 
-def laid_out(
-    a: Arguments, std: Tensor | None, eps: float, dy: Tensor | None = None
-) -> tuple[KernelCall, Layout | None]:
-    """The call for the kernels, with `std` for the variance; and the layout, if tensors had to be copied for it."""
-    x, weight, bias, pattern, _, center, mean, _, residual, mask, activation = a
-    number = direct_plan(pattern, x.shape, x.stride(), x.device.type)
+def ready_plan(a: Arguments, std: Tensor | None, dy: Tensor | None = None) -> int:
+    """The number of the plan, if all tensors of a call can go to the kernels as they are; else -1."""
+    x, weight, bias, pattern, _, _, mean, _, residual, mask, _ = a
+    number = direct_plan(pattern, x.shape, x.stride(), "cpu" if x.is_cpu else x.device.type)
     if (
         number >= 0
         and mask is None
@@ -101,22 +98,8 @@ def laid_out(
         and (residual is None or residual.stride() == x.stride())
         and (dy is None or dy.stride() == x.stride())
     ):
-        return KernelCall(x, weight, bias, number, eps, center, mean, std, residual, None, _NUMBER[activation]), None
-    layout = Layout(x, pattern)
-    call = KernelCall(
-        layout.x,
-        layout.parameter(weight),
-        layout.parameter(bias),
-        layout.number,
-        eps,
-        center,
-        None if mean is None else layout.statistic(mean),
-        None if std is None else layout.statistic(std),
-        None if residual is None else layout.into(residual),
-        None if mask is None else layout.mask(mask),
-        _NUMBER[activation],
-    )
-    return call, layout
+        return number
+    return -1
 
 
 class Layout:
@@ -132,6 +115,16 @@ class Layout:
         self.x = x if self.plan.prepare is Prepare.AS_IS else self.into(x)
         self.stat = arithmetic_dtype(x.dtype)
         self.number = _number_of(self.plan, x.device.type)
+
+    def arguments(self, a: Arguments) -> Arguments:
+        """A call as the kernels expect it, but for its variance and its mask."""
+        return a._replace(
+            x=self.x,
+            weight=self.parameter(a.weight),
+            bias=self.parameter(a.bias),
+            mean=None if a.mean is None else self.statistic(a.mean),
+            residual=None if a.residual is None else self.into(a.residual),
+        )
 
     def into(self, t: Tensor) -> Tensor:
         """Another tensor of x's shape, laid out as the kernel expects x."""
@@ -168,8 +161,10 @@ class Layout:
             t = _reorder(t, self.plan.sizes, self.plan.kept, to_memory=True)
         return t.to(self.stat).contiguous()
 
-    def mask(self, mask: Tensor) -> Mask:
+    def mask(self, mask: Tensor | None) -> Mask | None:
         """A mask that has size 1 in x's channel dimensions, and how many of its values are valid in each cell."""
+        if mask is None:
+            return None
         counts = counts_of(mask, self.shape, parse(self.pattern).levels(self.shape))
         if not self.plan.kept_in_order:
             counts = _reorder(counts, self.plan.sizes, self.plan.kept, to_memory=True)

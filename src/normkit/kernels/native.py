@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from normkit import settings
-from normkit.kernels.backend import KernelCall, Kernels, Mask, Want
+from normkit.kernels.backend import Kernels, Mask, Want
+from normkit.kernels.formula import NUMBERS, Arguments
 
 _FOLDER = Path(__file__).resolve().parent.parent
 
@@ -34,27 +35,31 @@ class CompiledKernels:
         self.fused = operators.fused.default
         self.fused_backward = operators.fused_backward.default
 
-    def norm(self, call: KernelCall, moments: bool) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        x, weight, bias, plan, eps, center, mean, std, residual, mask, activation = call
-        if residual is not None or mask is not None or activation:
-            fusion = (residual, *_flat(mask))
-            y, total, mean, own = self.fused(x, *fusion, mean, std, weight, bias, plan, eps, center, activation)
+    def norm(
+        self, a: Arguments, plan: int, std: Tensor | None, eps: float, mask: Mask | None, moments: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        x, weight, bias, _, _, center, mean, _, residual, _, activation = a
+        if residual is not None or mask is not None or activation != "none":
+            rest = (mean, std, weight, bias, plan, eps, center, NUMBERS[activation])
+            y, total, own_mean, own_std = self.fused(x, residual, *_flat(mask), *rest)
             total = None if residual is None else total
-            return (y, total, mean, own) if std is None else (y, total, None, None)
+            return (y, total, own_mean, own_std) if std is None else (y, total, None, None)
         if std is not None:
             return self.standardize(x, mean, std, weight, bias, plan, eps), None, None, None
         if not moments:
             return self.infer(x, weight, bias, plan, eps, center), None, None, None
-        y, mean, std = self.normalize(x, weight, bias, plan, eps, center)
-        return y, None, mean, std
+        y, own_mean, own_std = self.normalize(x, weight, bias, plan, eps, center)
+        return y, None, own_mean, own_std
 
-    def norm_backward(self, dy: Tensor, call: KernelCall, fixed: bool, want: Want) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight, bias, plan, eps, center, mean, std, dsum, mask, activation = call
+    def norm_backward(
+        self, dy: Tensor, a: Arguments, plan: int, std: Tensor, eps: float, mask: Mask | None, fixed: bool, want: Want
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight, bias, _, _, center, mean, _, dsum, _, activation = a
         out: tuple[Tensor, Tensor, Tensor]
-        if dsum is None and mask is None and not activation:
+        if dsum is None and mask is None and activation == "none":
             out = self.backward(dy, x, mean, std, weight, plan, eps, center, fixed, *want)
         else:
-            options = (plan, eps, center, fixed, activation, want.weight, want.bias)
+            options = (plan, eps, center, fixed, NUMBERS[activation], want.weight, want.bias)
             out = self.fused_backward(dy, dsum, x, *_flat(mask), mean, std, weight, bias, *options)
         return out
 

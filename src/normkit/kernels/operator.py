@@ -17,7 +17,7 @@ from normkit.kernels.backend import Want
 from normkit.kernels.devices import kernels_for
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import ACTIVATIONS, Arguments, Result, vjp
-from normkit.kernels.layout import dense_like, laid_out
+from normkit.kernels.layout import Layout, dense_like, ready_plan
 from normkit.pattern import parse
 
 library = torch.library.Library("normkit", "DEF")
@@ -49,12 +49,15 @@ def norm(a: Arguments, moments: bool = True) -> Result:
         y, total, mean, std = formula.norm(a)
         return Result(dense_like(a.x, y), None if total is None else dense_like(a.x, total), mean, std)
     given, eps = (None, a.eps) if a.var is None else (root(a.var, a.eps, a.x), 0.0)
-    call, layout = laid_out(a, given, eps)
-    y, total, mean, std = kernels.norm(call, moments)
-    if layout is not None:
-        y, total = layout.out(y), None if total is None else layout.out(total)
-        mean, std = (None if t is None else layout.statistic_back(t) for t in (mean, std))
-    return Result(y, total, mean, std)
+    plan = ready_plan(a, given)
+    if plan >= 0:
+        return Result(*kernels.norm(a, plan, given, eps, None, moments))
+    layout = Layout(a.x, a.pattern)
+    given = None if given is None else layout.statistic(given)
+    laid_out, mask = layout.arguments(a), layout.mask(a.mask)
+    y, total, mean, std = kernels.norm(laid_out, layout.number, given, eps, mask, moments)
+    mean, std = (None if t is None else layout.statistic_back(t) for t in (mean, std))
+    return Result(layout.out(y), None if total is None else layout.out(total), mean, std)
 
 
 def norm_backward(dy: Tensor, a: Arguments, fixed: bool, want: Want) -> Gradients:
@@ -65,10 +68,12 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool, want: Want) -> Gradient
         return _wanted((dense_like(a.x, grads.x), grads.weight, grads.bias), want)
     assert a.var is not None
     std, eps = (root(a.var, a.eps, a.x), 0.0) if fixed else (a.var, a.eps)
-    call, layout = laid_out(a, std, eps, dy)
-    if layout is None:
-        return _wanted(kernels.norm_backward(dy, call, fixed, want), want)
-    dx, dweight, dbias = _wanted(kernels.norm_backward(layout.into(dy), call, fixed, want), want)
+    plan = ready_plan(a, std, dy)
+    if plan >= 0:
+        return _wanted(kernels.norm_backward(dy, a, plan, std, eps, None, fixed, want), want)
+    layout = Layout(a.x, a.pattern)
+    options = (layout.number, layout.statistic(std), eps, layout.mask(a.mask), fixed, want)
+    dx, dweight, dbias = _wanted(kernels.norm_backward(layout.into(dy), layout.arguments(a), *options), want)
     return (
         None if dx is None else layout.out(dx),
         None if dweight is None else layout.parameter_back(dweight),

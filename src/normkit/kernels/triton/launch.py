@@ -15,8 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from normkit.errors import ShapeError
-from normkit.kernels.backend import KernelCall, Mask, QuantizeCall, Want
+from normkit.kernels.backend import Mask, QuantizeCall, Want
 from normkit.kernels.dtypes import arithmetic_dtype
+from normkit.kernels.formula import NUMBERS, Arguments
 from normkit.kernels.triton import backward as back
 from normkit.kernels.triton import forward as forth
 from normkit.kernels.triton import tune
@@ -67,11 +68,12 @@ def _milliseconds(s: Schedule) -> float:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     x, weight = torch.randn(s.numel, device=device), torch.ones(s.period, device=device)
     number = _added(s)
-    call = KernelCall(x, weight, weight, number, 1e-5, True)
+    a = Arguments(x, weight, weight, "", 1e-5, True)
 
     def both() -> None:
-        _, _, mean, std = norm(call, True)
-        norm_backward(x, call._replace(mean=mean, std=std), False, Want(True, True, True))
+        _, _, mean, std = norm(a, number, None, a.eps, None, True)
+        assert std is not None
+        norm_backward(x, a._replace(mean=mean), number, std, a.eps, None, False, Want(True, True, True))
 
     time = float(_bench(both))
     forget(number)
@@ -163,9 +165,12 @@ class _Mask:
 # The calls ------------------------------------------------------------------------------------------------
 
 
-def norm(call: KernelCall, moments: bool) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    x, weight, bias, number, eps, center, mean, std, residual, mask, activation = call
-    s = _schedules[number]
+def norm(
+    a: Arguments, plan: int, std: Tensor | None, eps: float, mask: Mask | None, moments: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    x, weight, bias, _, _, center, mean, _, residual, _, name = a
+    activation = NUMBERS[name]
+    s = _schedules[plan]
     _check(x, s.numel, "x")
     _check(weight, s.period, "weight")
     _check(bias, s.period, "bias")
@@ -204,12 +209,14 @@ def _parts(s: Schedule) -> int:
     return 1 << (s.parts - 1).bit_length()
 
 
-def norm_backward(dy: Tensor, call: KernelCall, fixed: bool, want: Want) -> tuple[Tensor, Tensor, Tensor]:
-    x, weight, bias, number, eps, center, mean, std, dsum, mask, activation = call
+def norm_backward(
+    dy: Tensor, a: Arguments, plan: int, std: Tensor, eps: float, mask: Mask | None, fixed: bool, want: Want
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, bias, _, _, center, mean, _, dsum, _, name = a
     want_x, want_weight, want_bias = want
+    activation = NUMBERS[name]
     assert mean is not None
-    assert std is not None
-    s = _schedules[number]
+    s = _schedules[plan]
     _check(dy, x.numel(), "dy")
     _check(weight, s.period, "weight")
     _check(std, s.cells, "std")
