@@ -148,7 +148,7 @@ def _(device: torch.device) -> Tensor:
 
 # Gradients ----------------------------------------------------------------------------------------------------
 #
-# What is saved, and in which order, is the same in every way that a call can take, csrc/door.cpp included. Activation
+# What is saved, and in which order, is the same in every way that a call can take, csrc/fastpath/ included. Activation
 # checkpointing pairs the tensors that a forward has saved with those of its recomputation by their order, and the first
 # call of a shape takes another way than those after it. `ctx.saved_tensors` is read once for the same reason: what has
 # been recomputed is handed out only once.
@@ -327,6 +327,6 @@ def gradients(dy: Tensor, a: Arguments, fixed: bool, want: Want) -> Gradients:
 
 
 def gradients_of_fast_path(dy: Tensor, *flat: Any) -> Gradients:
-    """What csrc/door.cpp asks for where it cannot do a backward pass itself; it has a number for the activation."""
+    """What csrc/fastpath/ asks for where it cannot do a backward pass itself; it has a number for the activation."""
     a, fixed, want = _split(flat)
     return gradients(dy, a._replace(activation=list(ACTIVATIONS)[flat[10]]), fixed, want)
