@@ -17,11 +17,10 @@ using normkit::Fusion;
 // Shorter calls end before another thread could take the interpreter.
 constexpr int64_t LONG = 32768;
 
-// The arguments of `norm` in module.cpp, in their order.
-enum Argument {
-  X, WEIGHT, BIAS, PATTERN, EPS, CENTER, LAST, RUNNING_MEAN, RUNNING_VAR, MOMENTUM,
-  MASK, LENGTHS, RESIDUAL, RETURN_RESIDUAL, ACTIVATION
-};
+// The arguments of `norm` in module.cpp, in their order; the last two are tuples.
+enum Argument { X, WEIGHT, BIAS, PATTERN, EPS, CENTER, LAST, STATISTICS, FUSED };
+enum InStatistics { RUNNING_MEAN, RUNNING_VAR, MOMENTUM };
+enum InFused { MASK, LENGTHS, RESIDUAL, RETURN_RESIDUAL, ACTIVATION };
 
 // What a call fuses: padding, a residual, an activation.
 struct Extras {
@@ -128,15 +127,17 @@ bool fits_features(const Call& c, PyObject* last) {
 
 // Without a momentum the statistics are given, else the call updates them, unless activation checkpointing computes it again
 // inside a backward pass.
-bool take_statistics(Call& c, PyObject* const* args, Statistics& s) {
-  if (args[RUNNING_MEAN] == Py_None && args[RUNNING_VAR] == Py_None) return true;
+bool take_statistics(Call& c, PyObject* tuple, Statistics& s) {
+  if (!PyTuple_CheckExact(tuple)) return false;
+  const auto item = [&](InStatistics i) { return PyTuple_GET_ITEM(tuple, Py_ssize_t(i)); };
+  if (item(RUNNING_MEAN) == Py_None && item(RUNNING_VAR) == Py_None) return true;
   const auto channels = c.x.sizes().slice(1, 1);
-  if (!take(args[RUNNING_MEAN], s.mean) || !take(args[RUNNING_VAR], s.var) || !s.mean.defined() || !s.var.defined() ||
+  if (!take(item(RUNNING_MEAN), s.mean) || !take(item(RUNNING_VAR), s.var) || !s.mean.defined() || !s.var.defined() ||
       !is_statistic(s.mean, c.x, channels) || !is_statistic(s.var, c.x, channels))
     return false;
-  c.fixed = s.given = args[MOMENTUM] == Py_None;
+  c.fixed = s.given = item(MOMENTUM) == Py_None;
   if (s.given) return true;
-  s.momentum = PyFloat_AsDouble(args[MOMENTUM]);
+  s.momentum = PyFloat_AsDouble(item(MOMENTUM));
   if (PyErr_Occurred()) return PyErr_Clear(), false;
   s.updated = torch::autograd::get_current_graph_task_id() == -1;
   return true;
@@ -217,15 +218,21 @@ bool take_mask(PyObject* o, const Tensor& x, int64_t last, const View& v, Extras
   return count_cells(v, static_cast<const uint8_t*>(e.mask.const_data_ptr()), e.channels, e.inner, e.counts.mutable_data_ptr<double>());
 }
 
-bool take_extras(Call& c, PyObject* const* args) {
+// `pair`: whether the sum is to be returned as well.
+bool take_extras(Call& c, PyObject* tuple, PyObject* last, bool& pair) {
+  if (!PyTuple_CheckExact(tuple)) return false;
+  const auto item = [&](InFused i) { return PyTuple_GET_ITEM(tuple, Py_ssize_t(i)); };
+  pair = item(RETURN_RESIDUAL) != Py_False;
+  if (!pair && item(MASK) == Py_None && item(LENGTHS) == Py_None && item(RESIDUAL) == Py_None && item(ACTIVATION) == Py_None)
+    return true;
   Extras& e = c.extras;
-  if (args[LENGTHS] != Py_None || args[LAST] == Py_True || !PyBool_Check(args[RETURN_RESIDUAL]) ||
-      !activation_of(args[ACTIVATION], e.activation) || !take(args[RESIDUAL], e.residual))
+  if (item(LENGTHS) != Py_None || last == Py_True || !PyBool_Check(item(RETURN_RESIDUAL)) ||
+      !activation_of(item(ACTIVATION), e.activation) || !take(item(RESIDUAL), e.residual))
     return false;
   if (e.residual.defined() && (e.residual.sizes() != c.x.sizes() || e.residual.strides() != c.x.strides() ||
                                e.residual.scalar_type() != c.x.scalar_type()))
     return false;
-  return take_mask(args[MASK], c.x, args[LAST] == Py_None ? 0 : PySequence_Fast_GET_SIZE(args[LAST]), c.view, e);
+  return take_mask(item(MASK), c.x, last == Py_None ? 0 : PySequence_Fast_GET_SIZE(last), c.view, e);
 }
 
 // The number of valid elements in each cell where all cells have the same; else -1.

@@ -17,21 +17,20 @@ PyObject* pair_of(Tensor y, Tensor sum, PyObject* x) {
   return first && second ? Py_BuildValue("(NN)", first.release().ptr(), second) : nullptr;
 }
 
-// norm(x, weight, bias, pattern, eps, center, last, running_mean, running_var, momentum, mask, lengths, residual,
-// return_residual, activation) -> y, with return_residual the pair of y and the sum; or None where Python has to take the
-// call. See take_features for `last`, take_statistics for the running statistics.
+// norm(x, weight, bias, pattern, eps, center, last, (running_mean, running_var, momentum),
+// (mask, lengths, residual, return_residual, activation)) -> y, with return_residual the pair of y and the sum; or None
+// where Python has to take the call. See fits_features for `last`, take_statistics for the running statistics.
 PyObject* norm(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   Call c;
   Statistics s;
+  bool pair = false;
   if (!take_tensors(c, args[X], args[WEIGHT], args[BIAS], args[PATTERN]) || !take_eps(c, args[EPS]) ||
-      !fits_features(c, args[LAST]) || !take_statistics(c, args, s))
+      !fits_features(c, args[LAST]) || !take_statistics(c, args[STATISTICS], s) ||
+      !take_extras(c, args[FUSED], args[LAST], pair))
     Py_RETURN_NONE;
   // Methods differ in which regions of a single value they refuse.
   if (!s.given && c.view.count() == 1) Py_RETURN_NONE;
-  const bool pair = args[RETURN_RESIDUAL] != Py_False;
-  const bool more = pair || args[MASK] != Py_None || args[LENGTHS] != Py_None || args[RESIDUAL] != Py_None || args[ACTIVATION] != Py_None;
-  if (more && !take_extras(c, args)) Py_RETURN_NONE;
   const bool running = s.mean.defined() && !s.given;
   const int64_t count = running ? common_count(c) : 0;
   if (running && count < 2) Py_RETURN_NONE;

@@ -43,8 +43,8 @@ def _nothing(*_: object) -> None:
 
 
 norm: Callable[..., Any] = _nothing if _module is None else _module.norm
-"""norm(x, weight, bias, pattern, eps, center, last, running_mean, running_var, momentum, mask, lengths, residual,
-return_residual, activation)
+"""norm(x, weight, bias, pattern, eps, center, last, (running_mean, running_var, momentum),
+(mask, lengths, residual, return_residual, activation))
 
 `last` says which shape weight and bias must have: None for that of dimension 1, a shape for the last dimensions, True
 if the caller has checked them. Running statistics are updated, unless activation checkpointing computes the call again;

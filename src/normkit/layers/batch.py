@@ -19,13 +19,13 @@ from normkit.functional.call.running import store
 from normkit.functional.call.spec import Fused
 from normkit.functional.extras import Extras, Fusions, Output
 from normkit.layers.base.checks import check_channels, check_rank, named
-from normkit.layers.base.layer import Layer, check_count, check_eps
+from normkit.layers.base.layer import Layer, buffer, check_count, check_eps, parameter
 from normkit.layers.base.versions import TakesBias, initialize_parameters, make
 
 
 def share_of(layer: batchnorm._BatchNorm) -> tuple[Tensor | None, float]:
     """The counter that a step of this layer updates, if any, and the share of the batch in the running statistics."""
-    counter = layer.num_batches_tracked if layer.training and layer.track_running_stats else None
+    counter = buffer(layer, "num_batches_tracked") if layer.training and layer.track_running_stats else None
     momentum = layer.momentum
     if momentum is None:
         momentum = 0.0 if counter is None else 1.0 / (float(counter) + 1.0)
@@ -117,7 +117,7 @@ class _BatchNorm(Layer, TakesBias, batchnorm._BatchNorm):
         self._check_input_dim(input)
         check_channels(input, 1, self.num_features)
         counter, momentum = share_of(self)
-        mean, var = self.running_mean, self.running_var
+        mean, var = buffer(self, "running_mean"), buffer(self, "running_var")
         own = self.training or (mean is None and var is None)
         if self.training and not self.track_running_stats:
             mean = var = None
@@ -126,8 +126,8 @@ class _BatchNorm(Layer, TakesBias, batchnorm._BatchNorm):
             input,
             mean,
             var,
-            self.weight,
-            self.bias,
+            parameter(self, "weight"),
+            parameter(self, "bias"),
             own,
             momentum,
             self.eps,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from normkit import functional
 from normkit.functional.extras import Fusions, Output
 from normkit.layers.base.checks import check_channels, check_rank, named
-from normkit.layers.base.layer import Layer, check_count, check_eps
+from normkit.layers.base.layer import Layer, check_count, check_eps, parameter
 
 LAYOUTS = {4: "(N, C, H, W)"}
 
@@ -74,8 +74,8 @@ class FilterResponseNorm2d(Layer):
 
     def reset_parameters(self) -> None:
         """Weight 1, bias and threshold 0."""
-        for name, parameter in self.named_parameters():
-            nn.init.constant_(parameter, float(name == "weight"))
+        for name, own in self.named_parameters():
+            nn.init.constant_(own, float(name == "weight"))
 
     @overload
     def forward(self, input: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
@@ -97,9 +97,9 @@ class FilterResponseNorm2d(Layer):
         check_channels(input, 1, self.num_features)
         return functional.filter_response_norm(
             input,
-            self.weight,
-            self.bias,
-            self.threshold,
+            parameter(self, "weight"),
+            parameter(self, "bias"),
+            parameter(self, "threshold"),
             self.eps,
             mask=mask,
             lengths=lengths,

@@ -13,7 +13,7 @@ from normkit import functional
 from normkit.errors import ArgumentError
 from normkit.functional.extras import Fusions, Output
 from normkit.layers.base.checks import named
-from normkit.layers.base.layer import Layer, check_count, check_eps
+from normkit.layers.base.layer import Layer, check_count, check_eps, parameter
 from normkit.pattern import Region, bound
 
 
@@ -122,8 +122,8 @@ class Norm(Layer):
         return functional.normalize(
             x,
             self._region,
-            self.weight,
-            self.bias,
+            parameter(self, "weight"),
+            parameter(self, "bias"),
             self.eps,
             self.center,
             mask=mask,

@@ -102,7 +102,7 @@ def carry_out(
     """
     if not is_compiling() and not cast_first:
         last = size if spec.over_last else spec.checked_before or None
-        y: Output | None = fastpath.norm(input, weight, bias, pattern, eps, spec.center, last, *statistics, *fused)
+        y: Output | None = fastpath.norm(input, weight, bias, pattern, eps, spec.center, last, statistics, fused)
         if y is not None:
             return y
     if spec.over_last and isinstance(input, Tensor) and input.is_nested:

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from normkit.errors import ArgumentError, nearest_divisor, whole_number
 from normkit.functional.call.fusions import check_activation
@@ -61,6 +61,21 @@ class LastDims(Layer):
         super().reset_parameters()  # type: ignore[misc]
         if self.zero_centered and self.weight is not None:
             nn.init.zeros_(self.weight)  # type: ignore[arg-type]
+
+
+# By way of nn.Module.__getattr__ a parameter takes 0.4 us and a buffer 0.7 us, about as long as a small norm.
+
+
+def parameter(layer: nn.Module, name: str) -> Tensor | None:
+    """A parameter of a layer; the attribute of that name where it is registered as something else."""
+    own = layer._parameters
+    return own[name] if name in own else getattr(layer, name)
+
+
+def buffer(layer: nn.Module, name: str) -> Tensor | None:
+    """A buffer of a layer; the attribute of that name where it is registered as something else."""
+    own = layer._buffers
+    return own[name] if name in own else getattr(layer, name)
 
 
 def check_count(layer: nn.Module, name: str, count: Any) -> None:
