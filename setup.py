@@ -94,7 +94,7 @@ class Wheel(bdist_wheel):
 # optional: without such a compiler (with MSVC, too) normkit installs all the same and runs on plain torch, saying so.
 kernels = Extension("normkit._native", sources=["csrc/isa.cpp", "csrc/ops.cpp"], py_limited_api=True, optional=True)
 kernels.depends = [os.path.join("csrc", name) for name in sorted(os.listdir("csrc"))]
-# The door belongs to one torch and one CPython; NORMKIT_DOOR=0 leaves it out, for a wheel that serves them all.
+# The door belongs to one torch and one CPython; NORMKIT_FASTPATH=0 leaves it out, for a wheel that serves them all.
 door = Extension("normkit._door", sources=["csrc/door.cpp"], depends=kernels.depends, optional=True)
-extensions = [kernels] if os.environ.get("NORMKIT_DOOR") == "0" else [kernels, door]
+extensions = [kernels] if os.environ.get("NORMKIT_FASTPATH") == "0" else [kernels, door]
 setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel})

@@ -345,9 +345,9 @@ def test_it_can_be_turned_off():
         "from normkit.kernels import fastpath; import normkit, torch; layer = normkit.LayerNorm(3);"
         "print(fastpath.reason, [(y := layer(torch.ones(2, 3))).grad_fn.name() for _ in range(2)])"
     )
-    env = os.environ | {"NORMKIT_DOOR": "0"}
+    env = os.environ | {"NORMKIT_FASTPATH": "0"}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=env, check=True
     )
-    assert done.stdout.startswith("turned off by NORMKIT_DOOR=0")
+    assert done.stdout.startswith("turned off by NORMKIT_FASTPATH=0")
     assert "NormkitNormalizeBackward" not in done.stdout

@@ -19,8 +19,8 @@ from normkit.kernels.native import native_path
 
 
 def _load() -> tuple[Any, str]:
-    if settings.DOOR.turned_off:
-        return None, settings.DOOR.turned_off
+    if settings.FASTPATH.turned_off:
+        return None, settings.FASTPATH.turned_off
     try:
         module = import_module("normkit._door")
     except ModuleNotFoundError:
