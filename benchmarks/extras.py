@@ -138,7 +138,7 @@ def main() -> None:
 def summary(rows: list[dict[str, Any]]) -> str:
     """A line for each case, as a Markdown table."""
     lines = [
-        "| | cells | over torch composed | slower | worst | of the plain norm's time |",
+        "| | cells | speed-up over composed torch | slower | worst | time relative to the plain norm |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for case in [*CASES, "all"]:
