@@ -116,7 +116,7 @@ def test_the_better_of_two_ways_counts_and_failures_do_not():
     assert show.Row(row).over("torch", "compile") == 0.5
 
 
-def test_the_bars_are_read_from_the_cells():
+def test_the_targets_are_read_from_the_cells():
     facts = {"quiet": True, "size": "memory", "limit": True, "error": {"torch": 1.0, "normkit": 0.5}}
     rows = [times(6.0, 2.0, 1.8, False, **facts), times(12.0, 4.0, 1.0, True, **facts)]
     disturbed = times(1.0, 9.0, 1.0, False, **facts) | {"quiet": False}
