@@ -178,7 +178,9 @@ def table(results: dict[str, Any]) -> str:
 @app.command()
 def main(
     path: Annotated[Path, typer.Argument(help="result file; tables and pictures are written next to it")],
-    docs: Annotated[Path | None, typer.Option(help="document in which the part between the markers is replaced")] = None,
+    docs: Annotated[
+        Path | None, typer.Option(help="document in which the part between the markers is replaced")
+    ] = None,
 ) -> None:
     """Print the summary, write the table of all cells and the pictures, and update a document."""
     from benchmarks.pictures import roofline, speedups

@@ -1,4 +1,4 @@
-"""GN-1: group norm holds up at small batches."""
+"""GN-1: group norm still works well at small batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WN-1: weight norm speeds up convergence and steadies training."""
+"""WN-1: weight norm speeds up convergence and makes training more stable."""
 
 from __future__ import annotations
 
