@@ -133,7 +133,7 @@ def test_an_unforeseen_error_says_what_is_kept(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         whole(DIGITS, plan("BN"), tmp_path, fail)
     assert caught.value.__notes__ == [
-        f"Finished runs are kept in {tmp_path / 'study.sqlite3'}: the same call goes on from them."
+        f"Finished runs are kept in {tmp_path / 'study.sqlite3'}: the same call continues from them."
     ]
 
 

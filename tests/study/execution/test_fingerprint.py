@@ -176,6 +176,7 @@ def test_all_that_a_run_executes_is_covered() -> None:
             called.add(frame.f_code.co_filename)
 
     few = design.Design(methods, (4,), 2, 3, 3, window=2, gap_images=8)
+    normkit.show_backends()  # loads the kernels, which reads the settings, once per process
     before = sys.getprofile()
     sys.setprofile(note)
     try:

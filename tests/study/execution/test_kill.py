@@ -306,7 +306,7 @@ def test_what_torchrun_cannot_share_is_refused(tmp_path: Path, monkeypatch: pyte
     ):
         study(tmp_path, 2)
     with pytest.raises(
-        ArgumentError, match=r"each rank does a share of the work itself, got executor='ray': leave that"
+        ArgumentError, match=r"each rank does a part of the work itself, got executor='ray': leave that"
     ):
         study(tmp_path, 2, executor="ray")
 

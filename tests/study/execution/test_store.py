@@ -177,7 +177,7 @@ def test_a_full_disk_is_named_and_keeps_what_is_there(tmp_path: Path, monkeypatc
         )
         big = replace(RUN, trial=replace(TRIAL, seed=8), losses=(1.5,) * 50_000)
         with pytest.raises(
-            StateError, match=r"needs room, but the disk of .* is full \(database or disk is full\): make room"
+            StateError, match=r"needs space, but the disk of .* is full \(database or disk is full\): free some"
         ):
             store.add(big)
     with opened(tmp_path / "s.sqlite3") as store:

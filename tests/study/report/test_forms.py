@@ -83,7 +83,9 @@ def test_a_report_without_room_says_so_and_leaves_no_half_of_a_file(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", fill)
-        with pytest.raises(StateError, match=r"needs a folder with room .*No space left.*: set it right, and the same"):
+        with pytest.raises(
+            StateError, match=r"needs a writable folder with free space.*No space left.*: correct this, and the same"
+        ):
             write(made_up.of_digits(), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "index.html"}
     assert (tmp_path / "index.html").read_text(encoding="utf-8") == "the old one"

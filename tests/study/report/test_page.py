@@ -195,7 +195,7 @@ def test_an_unfinished_study_is_called_so(found: Comparison) -> None:
         assert texts.say("incomplete.text", lang) in text
         assert texts.say("nothing", lang) in text
         assert texts.say("incomplete.text", lang) not in page.render(found, lang)
-    assert str(cut).count("Interrupted: this rests on") == 1
+    assert str(cut).count("Interrupted: this is based on") == 1
 
 
 def test_the_page_exists_in_two_languages(found: Comparison) -> None:

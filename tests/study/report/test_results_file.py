@@ -54,9 +54,7 @@ def test_what_cannot_be_read_is_said(found: Comparison, tmp_path: Path) -> None:
         ArgumentError, match=r"is not JSON .*: give the command of that study again with the same --out"
     ):
         Comparison.load(tmp_path)
-    with pytest.raises(
-        ArgumentError, match=r"from what its to_dict gives, got keys a: use the results.json of compare"
-    ):
+    with pytest.raises(ArgumentError, match=r"from the data of to_dict, got keys a: use the results.json of compare"):
         Comparison.from_dict({"a": 1})
     data = found.to_dict()
     for other, said_ in ((999, "got 999"), (None, "got none, of an older version")):

@@ -132,9 +132,9 @@ def test_norms_of_a_model_are_exchanged_and_nothing_else() -> None:
 
 def test_a_model_without_a_place_for_a_norm_is_refused() -> None:
     task = Task(lambda: nn.Sequential(nn.Flatten()), (torch.randn(20, 3), torch.randint(0, 3, (20,))), (X[:, :3], Y))
-    with pytest.raises(ArgumentError, match="needs a place in the model, and there is none"):
+    with pytest.raises(ArgumentError, match="must fit somewhere in the model, but it does not"):
         variants.applied(nn.Sequential(nn.Flatten()), "batch_norm", torch.randn(2, 3))
-    with pytest.raises(ArgumentError, match="the model must have a place for some norm"):
+    with pytest.raises(ArgumentError, match="some norm must fit into the model, but none does"):
         prepared(task, batch_sizes=[2])
 
 
@@ -152,7 +152,7 @@ def test_what_is_no_model_is_named() -> None:
         ),
         (
             {"metric": lambda outputs, targets: float("nan")},
-            "metric must give a finite number, got nan on 120 samples: look at what it divides by",
+            "metric must give a finite number, got nan on 120 samples: check what it divides by",
         ),
         (
             {"loss": lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="none")},

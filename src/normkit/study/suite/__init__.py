@@ -1,1 +1,1 @@
-"""What `compare` trains when the user brings nothing: data that needs no download, and small networks."""
+"""What `compare` trains without a task: built-in data that needs no download, and small networks."""
