@@ -49,7 +49,7 @@ FASTPATH = Setting(
     "NORMKIT_FASTPATH",
     "`0`",
     "in use",
-    "`0` turns off the C++ fast path for eager calls. If it is set while normkit is installed from source, the fast path is not built.",
+    "`0` turns off the C++ fast path for eager calls. If set during an installation from source, it is not built.",
     "at import, and by `setup.py`",
 )
 ISA = Setting(

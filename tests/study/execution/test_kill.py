@@ -253,7 +253,7 @@ def test_an_interrupt_of_the_whole_group_leaves_a_report(tmp_path: Path) -> None
     said, trouble = process.communicate(timeout=30)
     assert process.returncode == 130, trouble
     assert "Report: " in said
-    assert trouble.strip() == "Interrupted. The same command goes on from here."
+    assert trouble.strip() == "Interrupted. The same command continues from here."
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["complete"] is False
     # The last ones are still about to end when the parent has gone.
     await_(lambda: not members(process.pid), 10)

@@ -1,4 +1,4 @@
-"""The figures of the comparison: one panel for each batch size; None where nothing has been measured."""
+"""The figures of the comparison: one panel for each batch size; None if nothing has been measured."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def times(found: Results, size: int, lang: str) -> str | None:
     if not shown:
         return None
     ratios = {c.method: [a / b for a, b in zip(c.seconds, c.plain_seconds, strict=True)] for c in shown}
-    # A few rounds that something else disturbed would make the rest too small to see.
+    # A few disturbed rounds would make the others too small to see.
     values = [v for each in ratios.values() for v in sorted(each)[: math.ceil(0.95 * len(each))]]
     low, high = around([1.0, *values], room=0.05)
     plot = _rows(shown, max(0.0, low), high, lang)
@@ -238,7 +238,7 @@ def _by_rate(cell: Cell) -> dict[float, tuple[float, bool]]:
     """For each rate the mean over seeds, and whether every run trained."""
     found: dict[float, list[tuple[float, bool]]] = {}
     for run in cell.tuning:
-        # Options of the optimizer are tried at the best rate alone.
+        # Options of the optimizer are tried only at the best rate.
         if run.validation_error is not None and not run.trial.options:
             found.setdefault(run.trial.rate, []).append((run.validation_error, run.state == "trained"))
     return {
@@ -252,7 +252,7 @@ def _axis(found: Results, value: float) -> str:
 
 
 def _clipped(curve: Curve, log: bool) -> list[float]:
-    """The ends of a band that count for the scale: at most three times the line, or a third of it."""
+    """The ends of a band that determine the scale: at most three times the line, or a third of it."""
     if not log:
         return [*curve.low, *curve.high]
     return [max(a, v / 3) for a, v in zip(curve.low, curve.value, strict=True)] + [
