@@ -1,4 +1,4 @@
-"""What `show_backends` says of the fast path, which serves one build of torch alone."""
+"""The row of the fast path in `show_backends`; the fast path works with one build of torch only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every command prints what its module says, and shows errors as text."""
+"""Every command prints the result of its module, and shows errors as text."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def imported(source: str) -> Iterator[str]:
 
 
 def rank(module: str) -> int:
-    """The place of a module's room; what is in no room comes after all of them."""
+    """The position of a module's folder; modules in no folder come after all of them."""
     room = module.removeprefix(NAME).lstrip(".").partition(".")[0]
     return ROOMS.index(room) if room in ROOMS else len(ROOMS)
 

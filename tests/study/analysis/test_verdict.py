@@ -94,7 +94,7 @@ def test_a_difference_too_small_to_matter_is_equal() -> None:
     assert found.standings[0].equal_to == ("none",)
 
 
-def test_who_is_beaten_by_anyone_is_behind() -> None:
+def test_a_method_that_any_other_beats_is_behind() -> None:
     p = plan(("BN", "GN"))
     second = around(0.14, 0.02, 5)
     # The leader's seeds scatter too much to beat the third; the second goes with it seed by seed.

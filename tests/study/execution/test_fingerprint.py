@@ -133,13 +133,13 @@ def test_facts_of_the_catalog_count_and_claims_do_not(monkeypatch: pytest.Monkey
         return digest_of(PACKAGE)
 
     before = digest()
-    said = Text("new", "新")
+    text = Text("new", "新")
     assert (
         digest(
             strengths=(Statement("new", "新", "BN-9"),),
             mark=Mark("up", "#000000", "#ffffff"),
-            where=said,
-            title=said,
+            where=text,
+            title=text,
             formula="y = x",
         )
         == before

@@ -1,4 +1,4 @@
-"""Workers that die, hang, raise or answer what cannot be sent: one item is lost, and no other."""
+"""Workers that die, hang, raise or return a value that cannot be sent: one item fails, and no other."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ class TwoPartsError(Exception):
 
 
 def odd(payload: int, item: str) -> Any:
-    """Misbehaves as the item says."""
+    """Fails in the way that the item names."""
     match item:
         case "raise":
             raise TwoPartsError("no ", "room")

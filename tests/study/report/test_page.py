@@ -206,7 +206,7 @@ def test_the_page_exists_in_two_languages(found: Comparison) -> None:
 
 
 def test_every_method_has_its_place_on_the_page(regression: Comparison) -> None:
-    """Methods that the embedded task is not built under, for a model of the user's."""
+    """Methods that the built-in task does not have, for a model of a user."""
     (first, *_) = regression.cells
     assert set(variants.KNOWN) <= set(plot.MARKERS)
     known = {method.name for method in catalog.METHODS}

@@ -1,4 +1,4 @@
-"""A user's own model and data: what may be given, what is refused, and that norms find their places."""
+"""A user's own model and data: which arguments are allowed or refused, and where norms are placed."""
 
 from pathlib import Path
 
@@ -87,13 +87,13 @@ def test_norms_are_put_into_a_model_that_has_none(method: str) -> None:
     ]
     assert changed
     assert normed(X).shape == (120, 3)
-    # The last layer gives the classes; a norm there would change what it may say.
+    # The last layer gives the classes; a norm there would restrict its outputs.
     assert torch.equal(normed[-1].weight, plain[-1].weight)
     assert type(normed[-1]) is nn.Linear
 
 
 class Normed(nn.Module):
-    """A small convolutional net with norms of its own."""
+    """A small convolutional network that has norms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ def test_what_is_no_model_is_named() -> None:
         ({"loss": lambda outputs, targets: outputs.sum() * float("inf")}, "loss must give one finite number"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_trained(change: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_mistakes_are_found_before_anything_is_trained(change: dict[str, object], message: str, tmp_path: Path) -> None:
     task = Task(**{"model": net, "train": (X, Y), "test": (X, Y)} | change)  # type: ignore[arg-type]
     with pytest.raises(NormkitError, match=message):
         normkit.compare(task, out=tmp_path / "report")

@@ -1,4 +1,4 @@
-"""The numbers of an experiment: seeds of their own, and what is refused."""
+"""The numbers of an experiment: separate seeds for tuning, and which values are refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Many copies of a model trained at once compute what each computes alone."""
+"""Many copies of a model trained at once give the results of each copy trained alone."""
 
 import warnings
 

@@ -26,7 +26,7 @@ def convnet(method: str, seed: int) -> nn.Sequential:
 
 
 def one(work: Task, plan: design.Design, trial: Trial) -> Run:
-    """The run of a trial without the time it took; what it raises is raised."""
+    """The run of a trial without its time; errors are raised."""
     return Trainer().train(work, plan, [trial], stacked=False)[0]
 
 

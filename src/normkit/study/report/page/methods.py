@@ -21,7 +21,7 @@ from normkit.study.task import embedded
 _NAMESPACE = ' xmlns="http://www.w3.org/2000/svg"'
 """Needed in a separate file; inside a page it only looks like an outside reference."""
 _LAST_LAYER = (embedded.CHANNELS[-1][0], 2, 2)
-"""Channels, height and width where the regions of the embedded network are smallest."""
+"""Channels, height and width at the layer of the built-in network with the smallest regions."""
 
 
 def row(found: Results, method: str, lang: str) -> dict[str, Any]:
