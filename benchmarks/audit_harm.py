@@ -374,7 +374,7 @@ def main() -> None:
         torch.manual_seed(0)
         start = time.perf_counter()
         sentence, numbers = measure()
-        results[name.upper()] = {"said": sentence, "numbers": numbers}
+        results[name.upper()] = {"sentence": sentence, "numbers": numbers}
         print(f"{name.upper()} ({time.perf_counter() - start:.1f} s) {sentence}")
     text = json.dumps({"torch": torch.__version__, "rules": dict(sorted(results.items()))}, indent=1)
     path.write_text(text + "\n", encoding="utf-8")

@@ -36,10 +36,10 @@ Medians = tuple[dict[str, float], dict[str, float]]
 def quiet(
     calls: Mapping[str, Call], seconds: float, tries: int = 4, timer: Callable[..., Medians] | None = None
 ) -> tuple[dict[str, float], bool]:
-    """`interleaved`, again after a pause while something else has the machine; and whether it was quiet in the end.
+    """`interleaved`, repeated after a pause while another process disturbs it; and whether it was undisturbed at the end.
 
-    Beside another process, threads wait for each other by time slices of milliseconds, which makes all contestants
-    look alike: then the median of even a plain copy is far from its minimum.
+    While another process runs, threads wait for each other for time slices of milliseconds, so all contestants take
+    about the same time: then the median of even a plain copy is far from its minimum.
     """
     for attempt in range(tries):
         medians, least = (timer or interleaved)(calls, seconds)

@@ -21,7 +21,7 @@ app = typer.Typer()
 
 
 def fraction_of_limit(milliseconds: float, copy_milliseconds: float, units: int) -> float:
-    """The speed at which `units` tensors were moved, relative to a plain copy, which moves two.
+    """The speed of reading and writing `units` tensors, relative to a plain copy, which reads one and writes one.
 
     >>> fraction_of_limit(5.0, 1.6, 5)
     0.8

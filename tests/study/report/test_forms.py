@@ -64,7 +64,7 @@ def test_the_report_command_writes_the_page_again(found: Comparison, tmp_path: P
     assert "give the folder that was its --out" in result.output
 
 
-def test_a_page_that_cannot_be_written_is_said(found: Comparison, tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_is_an_error(found: Comparison, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ArgumentError, match=r"out must be a file that can be written, got .*: name another"):
         again(found, tmp_path, page=tmp_path / "file" / "index.html")

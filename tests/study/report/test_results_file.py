@@ -44,7 +44,7 @@ def test_what_is_not_finite_comes_back(found: Comparison) -> None:
     Page(page.render(Comparison.from_dict(data)))
 
 
-def test_what_cannot_be_read_is_said(found: Comparison, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_an_error(found: Comparison, tmp_path: Path) -> None:
     with pytest.raises(
         ArgumentError, match=r"read from the results.json that compare has written, .* No such file|No such"
     ):
