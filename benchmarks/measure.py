@@ -36,7 +36,7 @@ Medians = tuple[dict[str, float], dict[str, float]]
 def quiet(
     calls: Mapping[str, Call], seconds: float, tries: int = 4, timer: Callable[..., Medians] | None = None
 ) -> tuple[dict[str, float], bool]:
-    """`interleaved`, repeated after a pause while another process disturbs it; and whether it was undisturbed at the end.
+    """`interleaved`, repeated after a pause while another process disturbs it; and whether it was quiet at the end.
 
     While another process runs, threads wait for each other for time slices of milliseconds, so all contestants take
     about the same time: then the median of even a plain copy is far from its minimum.
