@@ -60,7 +60,7 @@ def fit(model: nn.Module, batch: int = 64, steps: int = 60, lr: float = 0.05, de
 
 @torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor | None = None, training: bool = False) -> float:
-    """Percentage of correct test images, in evaluation mode."""
+    """Percent right on the test images, in evaluation mode."""
     _, _, test, y = digits()
     model.train(training)
     return 100 * float((model(test if x is None else x).argmax(1) == y).float().mean())
@@ -117,7 +117,7 @@ def nk103() -> Result:
 
 
 def variances(between: nn.Module) -> tuple[float, float]:
-    """Running over true variance of the second norm in evaluation, and the percentage of correct images."""
+    """Running over true variance of the second norm in evaluation, and percent right."""
     model = fit(net(nn.BatchNorm2d, between=between))
     norm, seen = model[5], []  # type: ignore[index]
     handle = norm.register_forward_pre_hook(lambda m, args: seen.append(args[0].transpose(0, 1).flatten(1).var(1)))
@@ -374,7 +374,7 @@ def main() -> None:
         torch.manual_seed(0)
         start = time.perf_counter()
         sentence, numbers = measure()
-        results[name.upper()] = {"sentence": sentence, "numbers": numbers}
+        results[name.upper()] = {"said": sentence, "numbers": numbers}
         print(f"{name.upper()} ({time.perf_counter() - start:.1f} s) {sentence}")
     text = json.dumps({"torch": torch.__version__, "rules": dict(sorted(results.items()))}, indent=1)
     path.write_text(text + "\n", encoding="utf-8")

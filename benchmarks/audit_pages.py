@@ -25,7 +25,7 @@ NEEDS |= {"world_size": "`world_size` above 1", "per_sample": "`per_sample=True`
 def pages() -> dict[str, str]:
     """Every page, by the name of its file."""
     harm = json.loads((RESULTS / "audit_harm.json").read_text(encoding="utf-8"))["rules"]
-    made = {f"{code}.md": page(code, harm[code]["sentence"]) for code in RULES}
+    made = {f"{code}.md": page(code, harm[code]["said"]) for code in RULES}
     return made | {"index.md": index()}
 
 

@@ -182,7 +182,7 @@ def main(
         Path | None, typer.Option(help="document in which the part between the markers is replaced")
     ] = None,
 ) -> None:
-    """Print the summary, write the table of all cells and the pictures, and update a document."""
+    """Print the summary; write the table of all cells and the pictures, and bring a document up to date."""
     from benchmarks.pictures import roofline, speedups
 
     results = json.loads(path.read_text())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from normkit.catalog import METHODS
 
-# Shapes by the memory level that such a tensor fits into; the smallest call layers, because there the call is the cost.
+# By where a tensor of this shape lives; the smallest go through layers, because there the call is what is paid for.
 IMAGES = {
     "overhead": ((2, 16, 8, 8), (4, 32, 16, 16)),
     "L2": ((8, 32, 32, 32),),
