@@ -64,7 +64,7 @@ class Scale:
 
 
 def around(
-    values: Iterable[float], *, log: bool = False, room: float = 0.06, least: float = 0.0
+    values: Iterable[float], *, log: bool = False, margin: float = 0.06, least: float = 0.0
 ) -> tuple[float, float]:
     """Ends of a scale that contains these values with a margin; `least` is the smallest width."""
     found = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
@@ -75,10 +75,10 @@ def around(
         ratio = max(high / low, 1.6)
         middle = math.sqrt(low * high)
         ends = middle / math.sqrt(ratio), middle * math.sqrt(ratio)
-        return ends[0] / ratio**room, ends[1] * ratio**room
+        return ends[0] / ratio**margin, ends[1] * ratio**margin
     width = max(high - low, least, 1e-12 + 1e-3 * abs(high))
     middle = (low + high) / 2
-    return middle - width * (0.5 + room), middle + width * (0.5 + room)
+    return middle - width * (0.5 + margin), middle + width * (0.5 + margin)
 
 
 @dataclass

@@ -32,7 +32,7 @@ def strip(found: Results, cell: Cell, lang: str) -> str:
     row = [c for c in found.cells if c.batch_size == cell.batch_size and c.error is not None]
     ends = [end for c in row if c.error for end in (c.error.low, c.error.high)]
     ends += [run.test_error for c in row for run in c.runs if run.test_error is not None]
-    low, high = around(ends, room=0.02)
+    low, high = around(ends, margin=0.02)
     plot = Plot(132, 24, Scale(low, high, 3, 129), Scale(0, 1, 24, 0))
     leader = min(c.error.value for c in row if c.error)
     plot.zone(leader, min(leader + found.design.smallest, high))
@@ -153,7 +153,7 @@ def _tick(value: float, form: Form) -> str:
 def _reach(evidence: Evidence) -> tuple[float, float]:
     """A range that contains zero, the smallest effect that matters and the intervals."""
     ends = [e for i in (evidence.effect, evidence.wide) for e in _finite(i)]
-    return around([-1.2 * evidence.smallest, 1.2 * evidence.smallest, 0.0, *ends], room=0.04)
+    return around([-1.2 * evidence.smallest, 1.2 * evidence.smallest, 0.0, *ends], margin=0.04)
 
 
 def _finite(interval: Interval) -> Sequence[float]:
