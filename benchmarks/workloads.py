@@ -75,7 +75,7 @@ class Cell:
 
     @property
     def bytes(self) -> int:
-        """Of one tensor."""
+        """The bytes of one tensor."""
         return self.elements * self.torch_dtype.itemsize
 
     def tensor(self) -> Tensor:

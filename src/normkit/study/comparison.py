@@ -1,4 +1,4 @@
-"""What `compare` returns: the results of a study, with their written forms."""
+"""The result of `compare`: the results of a study, with their written forms."""
 
 from __future__ import annotations
 

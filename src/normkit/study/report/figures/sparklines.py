@@ -63,7 +63,7 @@ def effect(evidence: Evidence, lang: str) -> str:
 
 
 def effect_axis(evidence: Evidence, lang: str) -> str:
-    """The same with an axis."""
+    """The same figure with an axis."""
     low, high = _reach(evidence)
     plot = Plot(WIDTH, 78, Scale(low, high, 14, WIDTH - 14), Scale(-1, 1, 38, 8))
     plot.grid_x(_unit_ticks(plot.x, evidence.unit), _written(evidence.unit), say(f"axis.{evidence.unit}", lang))
