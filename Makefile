@@ -32,7 +32,7 @@ $(VENV)/test.stamp: $(VENV)/compare.stamp
 	@$(PIP) pandas pyarrow playwright matplotlib triton
 	@touch $@
 
-compare: $(VENV)/compare.stamp ## compare the normalizations on the embedded data and write report/index.html
+compare: $(VENV)/compare.stamp ## compare the normalizations on built-in data and write report/index.html
 	$(BIN)/normkit compare --out report
 
 test: $(VENV)/test.stamp ## lint, types and tests
@@ -42,7 +42,7 @@ test: $(VENV)/test.stamp ## lint, types and tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 	OMP_NUM_THREADS=1 NORMKIT_ISA=$(LESSER_ISA) $(BIN)/pytest -n 2 tests/kernels tests/layers tests/test_contract.py -k 'not triton and not cross and not instruction_set and not processes'
 
-format: $(VENV)/test.stamp ## put the code into shape
+format: $(VENV)/test.stamp ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

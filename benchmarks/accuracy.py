@@ -1,4 +1,4 @@
-"""The error of y against float64, torch beside normkit: ``python -m benchmarks.accuracy``."""
+"""The error of y against float64, for torch and normkit: ``python -m benchmarks.accuracy``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DATA = {
 
 
 def main(save: Annotated[str, typer.Option(help="name of the result file; empty to write none")] = "accuracy") -> None:
-    """Print the largest error of y as a multiple of eps (1 + |mean| / std); the promise is at most 4."""
+    """Print the largest error of y as a multiple of eps (1 + |mean| / std); the bound is 4."""
     table = Table("method", "layout", "data", "torch", "normkit")
     rows = []
     for method, (pattern, call) in CASES.items():

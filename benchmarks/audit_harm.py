@@ -1,6 +1,6 @@
-"""Measures what each rule of ``normkit audit`` warns of: ``python -m benchmarks.audit_harm``, or some: ``... NK301``.
+"""Measures the harm that each rule of ``normkit audit`` warns of: ``python -m benchmarks.audit_harm [NK301 ...]``.
 
-Small nets, synthetic data or scikit-learn's digits, fixed seeds, seconds in all. The pages in docs/audit quote
+Small networks, synthetic data or scikit-learn's digits, fixed seeds; it takes seconds. The pages in docs/audit quote
 benchmarks/results/audit_harm.json.
 """
 
@@ -83,7 +83,7 @@ def nk101() -> Result:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)).double()
     model(torch.randn(8, 3, 8, 8).double()).square().sum().backward()
     bias, weight = (float(p.grad.abs().max()) for p in (model[0].bias, model[0].weight))  # type: ignore[union-attr]
-    return f"Largest gradient of the bias {bias:.1g}, of the weight {weight:.1g} (float64): rounding error alone.", {
+    return f"Largest gradient of the bias {bias:.1g}, of the weight {weight:.1g} (float64): only rounding error.", {
         "bias": bias,
         "weight": weight,
     }
@@ -94,11 +94,11 @@ def nk102() -> Result:
     one, two = nn.LayerNorm(256), nn.Sequential(nn.LayerNorm(256), nn.LayerNorm(256))
     apart = float((one(x) - two(x)).detach().abs().max())
     norm = float(one(x).detach().abs().max())
-    said = (
+    sentence = (
         f"New, two layer norms give what one gives within {apart:.1g} of values up to {norm:.1f}: "
-        f"the second is work alone."
+        f"the second is only extra work."
     )
-    return said, {"difference": apart, "largest": norm}
+    return sentence, {"difference": apart, "largest": norm}
 
 
 def nk103() -> Result:
@@ -112,7 +112,7 @@ def nk103() -> Result:
 
     scores = [mean_of(lambda b=b: accuracy(fit(make(b)))) for b in (False, True)]
     return against(
-        *scores, "with the norm behind the activation", "before it; no harm is claimed here, the rule is info"
+        *scores, "with the norm after the activation", "before it; no harm is claimed here, the rule is info"
     )
 
 
@@ -150,10 +150,11 @@ def nk106() -> Result:
     layer(torch.randn(2, 8))
     try:
         copy.deepcopy(layer)
-        said = ""
+        message = ""
     except RuntimeError as error:
-        said = str(error).split(".")[0]
-    return (f"copy.deepcopy after a forward raises: {said}." if said else "copy.deepcopy works here."), {"raises": said}
+        message = str(error).split(".")[0]
+    text = f"copy.deepcopy after a forward raises: {message}." if message else "copy.deepcopy works here."
+    return text, {"raises": message}
 
 
 def nk107() -> Result:
@@ -176,10 +177,10 @@ def nk108() -> Result:
     spread = [float(v) for v in (norm(x).detach().transpose(0, 1).flatten(1).std(1).aminmax())]
     row = x.clone()
     row[:, :, 0] += 5
-    moved = float((norm(row) - norm(x)).detach().abs().max())
+    change = float((norm(row) - norm(x)).detach().abs().max())
     return (
-        f"A row made brighter by 5 everywhere changes the output by {moved:.1g}: the brightness of rows is lost.",
-        {"changed": moved, "std": spread},
+        f"A row made brighter by 5 everywhere changes the output by {change:.1g}: the brightness of rows is lost.",
+        {"changed": change, "std": spread},
     )
 
 
@@ -187,12 +188,12 @@ def nk201() -> Result:
     def wander(count: int) -> float:
         x = torch.randn(4000, count, 8)
         x[:, 0] = 1.0
-        moved = F.batch_norm(x.transpose(0, 1).reshape(count, -1), None, None, training=True)[0]
-        return float(moved.std())
+        normed = F.batch_norm(x.transpose(0, 1).reshape(count, -1), None, None, training=True)[0]
+        return float(normed.std())
 
     few, many = wander(4), wander(64)
     return (
-        f"The output for one and the same sample varies by {few:.2f} std with 3 other elements beside it, "
+        f"The output for one and the same sample varies by {few:.2f} std with 3 other elements in its batch, "
         f"by {many:.2f} with 63.",
         {"of_4": few, "of_64": many},
     )
@@ -232,8 +233,8 @@ def _broken(change: Callable[[nn.Module], None]) -> tuple[float, float]:
 def nk301() -> Result:
     bad, good = _broken(lambda model: model[5].reset_running_stats())  # type: ignore[index]
     every, _ = _broken(lambda model: [model[index].reset_running_stats() for index in (1, 5)])  # type: ignore[index]
-    said, numbers = against(bad, good, "with the second norm's statistics at 0 and 1", "with its own")
-    return f"{said} With those of both norms: {every:.1f}%.", numbers | {"every": every}
+    sentence, numbers = against(bad, good, "with the second norm's statistics at 0 and 1", "with its own")
+    return f"{sentence} With those of both norms: {every:.1f}%.", numbers | {"every": every}
 
 
 def nk302() -> Result:
@@ -261,7 +262,7 @@ def nk304() -> Result:
     for _ in range(200):
         norm(torch.zeros(64, 1))
     y = float(norm.eval()(torch.tensor([[0.1]])).detach())
-    return f"A channel that was always 0 and then is 0.1 comes out as {y:.1f}.", {"output": y}
+    return f"A channel that was always 0 and then is 0.1 becomes {y:.1f}.", {"output": y}
 
 
 def nk305() -> Result:
@@ -372,9 +373,9 @@ def main() -> None:
             continue
         torch.manual_seed(0)
         start = time.perf_counter()
-        said, numbers = measure()
-        results[name.upper()] = {"said": said, "numbers": numbers}
-        print(f"{name.upper()} ({time.perf_counter() - start:.1f} s) {said}")
+        sentence, numbers = measure()
+        results[name.upper()] = {"said": sentence, "numbers": numbers}
+        print(f"{name.upper()} ({time.perf_counter() - start:.1f} s) {sentence}")
     text = json.dumps({"torch": torch.__version__, "rules": dict(sorted(results.items()))}, indent=1)
     path.write_text(text + "\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""What the rules NK109 to NK112, NK310 to NK313 and NK404 to NK409 warn of, for `benchmarks.audit_harm`."""
+"""Measures the harm for NK109 to NK112, NK310 to NK313 and NK404 to NK409, for `benchmarks.audit_harm`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from normkit.tools.audit.examples import Branch, HalfNorm
 def nk109() -> Result:
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    model, said = nn.parallel.DistributedDataParallel(Branch(used=False)), ""
+    model, message = nn.parallel.DistributedDataParallel(Branch(used=False)), ""
     try:
         for _ in range(2):
             model(torch.randn(4, 8)).sum().backward()
     except RuntimeError as error:
-        said = str(error).split(".")[0]
+        message = str(error).split(".")[0]
     finally:
         torch.distributed.destroy_process_group()
     free = model.module.norm.weight.grad is None
     return (
         f"After backward its weight has {'no' if free else 'a'} gradient; the second step in "
-        f"DistributedDataParallel {f'raises: {said}' if said else 'works'}.",
-        {"raises": said, "no_gradient": free},
+        f"DistributedDataParallel {f'raises: {message}' if message else 'works'}.",
+        {"raises": message, "no_gradient": free},
     )
 
 
@@ -83,8 +83,8 @@ def nk310() -> Result:
 
     norm, x = nn.BatchNorm2d(8, 0.8), 0.1 * torch.randn(64, 8, 8, 8)
     out = float(norm(x).detach().std())
-    said, numbers = against(run(eps=0.8), run(momentum=0.8), "after 20 steps with eps 0.8", "with momentum 0.8")
-    return f"Inputs of std 0.1 come out with std {out:.2f}. {said}", numbers | {"std": out}
+    sentence, numbers = against(run(eps=0.8), run(momentum=0.8), "after 20 steps with eps 0.8", "with momentum 0.8")
+    return f"Inputs of std 0.1 come out with std {out:.2f}. {sentence}", numbers | {"std": out}
 
 
 def nk311() -> Result:
@@ -156,7 +156,8 @@ def nk404() -> Result:
     group = nn.GroupNorm(1, 4)
     same = float((group(x)[0] - group(other)[0]).detach().abs().max())
     return (
-        f"Other samples beside it change the output for one by {change:.2f} with batch norm, {same:g} with group norm.",
+        f"Other samples in the batch change the output of one by {change:.2f} with batch norm, "
+        f"{same:g} with group norm.",
         {
             "batch": change,
             "group": same,
@@ -166,8 +167,8 @@ def nk404() -> Result:
 
 def nk405() -> Result:
     norm, x = nn.GroupNorm(2, 8), torch.randn(1, 8, 10)
-    alone, beside = norm(x).detach(), norm(F.pad(x, (0, 30))).detach()[..., :10]
-    change = float((alone - beside).norm() / alone.norm())
+    alone, padded = norm(x).detach(), norm(F.pad(x, (0, 30))).detach()[..., :10]
+    change = float((alone - padded).norm() / alone.norm())
     return f"The same 10 positions, padded to 40: group norm's output changes by {100 * change:.0f}%.", {
         "change": change
     }

@@ -38,7 +38,7 @@ def index() -> str:
     return "\n".join(lines) + "\n"
 
 
-def page(code: str, said: str) -> str:
+def page(code: str, harm: str) -> str:
     """The page of one rule."""
     rule = RULES[code]
     parts = [f"# {code}: {rule.title}", f"Severity: {rule.severity}. {rule.why}", f"**Fix.** {rule.fix}"]
@@ -47,7 +47,7 @@ def page(code: str, said: str) -> str:
     parts += ["## Does not", block(EXAMPLES[f"{code}_clean"])]
     parts += [
         "## The harm, measured",
-        said,
+        harm,
         "By `benchmarks/audit_harm.py`; numbers in `benchmarks/results/audit_harm.json`.",
     ]
     parts += [f"Source: {rule.source}."]
@@ -55,7 +55,7 @@ def page(code: str, said: str) -> str:
 
 
 def block(function: Callable[..., Any], alone: bool = True) -> str:
-    """A script that ends with the report; one that does not stand alone goes on after that of the model."""
+    """A script that ends with the report; if not `alone`, it continues that of the model."""
     body = inspect.getsource(function).split("\n", 1)[1]
     body = textwrap.dedent(body).replace("return audit(", "report = audit(")
     helpers = [inspect.getsource(helper) for helper in HELPERS if alone and f"{helper.__name__}(" in body]
@@ -64,16 +64,16 @@ def block(function: Callable[..., Any], alone: bool = True) -> str:
 
 
 def imports(code: str, names: Mapping[str, Any]) -> str:
-    """What a script imports, from what its names mean where it was written."""
-    words = {word for word in re.findall(r"(?<![.\w])[A-Za-z_]\w*", code) if word in names}
-    of_torch = [word for word in ("Tensor", "nn") if word in words]
-    ours = sorted(word for word in words if getattr(names[word], "__module__", "").startswith("normkit."))
+    """The imports of a script, found from the meaning of its names where it was written."""
+    used = {word for word in re.findall(r"(?<![.\w])[A-Za-z_]\w*", code) if word in names}
+    of_torch = [word for word in ("Tensor", "nn") if word in used]
+    ours = sorted(word for word in used if getattr(names[word], "__module__", "").startswith("normkit."))
     groups = [
-        [f"import {word}" for word in ("copy", "warnings") if word in words],
-        ["import torch"] * ("torch" in words) + [f"from torch import {', '.join(of_torch)}"] * bool(of_torch),
+        [f"import {word}" for word in ("copy", "warnings") if word in used],
+        ["import torch"] * ("torch" in used) + [f"from torch import {', '.join(of_torch)}"] * bool(of_torch),
         [f"from normkit import {', '.join(word for word in ours if word in normkit.__all__)}"],
     ]
-    of_weights = [word for word in ("spectral_norm", "weight_norm") if word in words and word not in ours]
+    of_weights = [word for word in ("spectral_norm", "weight_norm") if word in used and word not in ours]
     groups[1] += [f"from torch.nn.utils.parametrizations import {', '.join(of_weights)}"] * bool(of_weights)
     return "\n\n".join("\n".join(lines) for lines in groups if lines)
 

@@ -1,6 +1,6 @@
-"""What stands in a compiled graph: normkit's operator, or a formula that Inductor fuses with its neighbours?
+"""Compares, in a compiled graph, normkit's operator with a formula that Inductor fuses with neighbouring operations.
 
-``python -m benchmarks.compiled``: a norm alone and with the neighbours it has in networks, each compiled as one graph.
+``python -m benchmarks.compiled``: a norm alone and with its usual neighbours, each compiled as one graph.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NEIGHBOURS: dict[str, Callable[[Norm, Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def main() -> None:
-    """Time both and print normkit's operator as a share of Inductor's time."""
+    """Time both and print the time of normkit's operator divided by Inductor's time."""
     keep_memory()
     rows = []
     for method, sides in NORMS.items():

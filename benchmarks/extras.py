@@ -1,4 +1,4 @@
-"""Padding, a residual and an activation in the pass of the norm, against the same composed of torch's functions.
+"""Padding, a residual and an activation in the pass of the norm, compared with the same composed of torch's functions.
 
 ``python -m benchmarks.extras``: images and tokens of 25 and of half a megabyte, a mask also of 100 MB and more, both
 layouts, float32 and bfloat16, forward without gradients and forward with backward. Numbers go to
@@ -57,20 +57,20 @@ def _normkit(method: str, x: Tensor, w: Tensor, b: Tensor, **extras: Any) -> Any
 
 
 def _masked_by_torch(method: str, x: Tensor, w: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    """The usual formula: sums of what is real, divided by their number."""
+    """The usual formula: sums over the valid elements, divided by their number."""
     image = x.dim() == 4
     shape = x.shape
     if method == "group_norm":
         x, mask = x.unflatten(1, (groups(shape[1]), -1)), mask.unsqueeze(1)
     reduced = (2, 3, 4) if method == "group_norm" else REDUCED[method]
-    real = mask.to(x.dtype)
-    count = real.expand_as(x).sum(reduced, keepdim=True).clamp(min=1)
-    mean = 0 if method == "rms_norm" else (x * real).sum(reduced, keepdim=True) / count
-    var = ((x - mean).square() * real).sum(reduced, keepdim=True) / count
+    valid = mask.to(x.dtype)
+    count = valid.expand_as(x).sum(reduced, keepdim=True).clamp(min=1)
+    mean = 0 if method == "rms_norm" else (x * valid).sum(reduced, keepdim=True) / count
+    var = ((x - mean).square() * valid).sum(reduced, keepdim=True) / count
     y = ((x - mean) * (var + EPS).rsqrt()).reshape(shape)
     w, b = (t[:, None, None] if image else t for t in (w, b))
     y = y * w if method == "rms_norm" else y * w + b
-    return y * real.reshape(mask.shape if method != "group_norm" else mask.squeeze(1).shape)
+    return y * valid.reshape(mask.shape if method != "group_norm" else mask.squeeze(1).shape)
 
 
 CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -138,7 +138,7 @@ def main() -> None:
 def summary(rows: list[dict[str, Any]]) -> str:
     """A line for each case, as a Markdown table."""
     lines = [
-        "| | cells | over torch composed | slower | worst | of the plain norm's time |",
+        "| | cells | speed-up over composed torch | slower | worst | time relative to the plain norm |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for case in [*CASES, "all"]:

@@ -1,4 +1,4 @@
-"""Timing: contestants interleaved in one process, medians, and the facts of the machine."""
+"""Timing: contestants interleaved in one process, medians, and facts about the machine."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ RESULTS = Path(__file__).parent / "results"
 # glibc returns large blocks to the system when they are freed, and the page faults of fresh ones cost several
 # times the kernels, for every contestant alike.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": str(1 << 28)}
-# Calls shorter than this are timed several at once, so that the clock is no part of them.
+# Calls shorter than this are timed several at a time, so that reading the clock does not count.
 AT_LEAST = 5e-5
 
 
 def keep_memory() -> None:
-    """Start this process again with an allocator that keeps what is freed."""
+    """Start this process again with an allocator that keeps freed memory."""
     if any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **KEEP_MEMORY})
 
@@ -36,10 +36,10 @@ Medians = tuple[dict[str, float], dict[str, float]]
 def quiet(
     calls: Mapping[str, Call], seconds: float, tries: int = 4, timer: Callable[..., Medians] | None = None
 ) -> tuple[dict[str, float], bool]:
-    """`interleaved`, again after a pause while something else has the machine; and whether it was quiet in the end.
+    """`interleaved`, repeated after a pause while another process disturbs it; and whether it was quiet at the end.
 
-    Beside another process, threads wait for each other by time slices of milliseconds, which makes all contestants
-    look alike: then the median of even a plain copy is far from its minimum.
+    While another process runs, threads wait for each other for time slices of milliseconds, so all contestants take
+    about the same time: then the median of even a plain copy is far from its minimum.
     """
     for attempt in range(tries):
         medians, least = (timer or interleaved)(calls, seconds)
@@ -50,7 +50,7 @@ def quiet(
 
 
 def interleaved(calls: Mapping[str, Call], seconds: float) -> Medians:
-    """Median and least milliseconds of each call; they take turns for about `seconds`, at least 7 times each."""
+    """Median and least milliseconds of each call; calls alternate for about `seconds`, at least 7 times each."""
     many: dict[str, int] = {}
     for name, call in calls.items():
         call()
@@ -72,7 +72,7 @@ def interleaved(calls: Mapping[str, Call], seconds: float) -> Medians:
 def on_gpu(calls: Mapping[str, Call], seconds: float) -> Medians:
     """The same on a GPU, by its own clock, with its cache emptied before each call.
 
-    Emptying takes longer than putting a call into the queue, so that the GPU never waits for the CPU in between.
+    Emptying takes longer than enqueueing a call, so the GPU never waits for the CPU in between.
     """
     cache = torch.empty(1 << 28, dtype=torch.int8)
     marks: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
@@ -93,7 +93,7 @@ def on_gpu(calls: Mapping[str, Call], seconds: float) -> Medians:
 
 
 def queued(calls: Mapping[str, Call], seconds: float) -> Medians:
-    """What a call costs the CPU, where the GPU's work is shorter: many in a row, until the last has ended."""
+    """The CPU time of a call whose GPU work is shorter: many calls in a row, until the last has ended."""
 
     def row(call: Call) -> Call:
         def run() -> None:
@@ -108,7 +108,7 @@ def queued(calls: Mapping[str, Call], seconds: float) -> Medians:
 
 
 def gpu() -> dict[str, object]:
-    """The GPU that the numbers were measured on, and who wrote its code."""
+    """The GPU of the measurement, and the versions of CUDA or ROCm and of Triton."""
     properties = torch.cuda.get_device_properties(0)
     return {
         "gpu": properties.name,
@@ -120,7 +120,7 @@ def gpu() -> dict[str, object]:
 
 
 def machine() -> dict[str, object]:
-    """What the numbers were measured on."""
+    """The machine of the measurement."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -139,7 +139,7 @@ def machine() -> dict[str, object]:
 
 
 def _caches() -> dict[str, str]:
-    """Sizes as the system gives them, of the first core."""
+    """The cache sizes of the first core, as the system gives them."""
     found = {}
     for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = ((cache / fact).read_text().strip() for fact in ("level", "type", "size"))

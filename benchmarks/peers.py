@@ -9,7 +9,7 @@ from benchmarks.workloads import Cell
 
 
 def liger(cell: Cell, eps: float, groups: int) -> Callable[..., Any] | None:
-    """Liger-Kernel; its RMSNorm would write into dy unless told not to."""
+    """Liger-Kernel; its RMSNorm writes into dy by default."""
     from liger_kernel.transformers import functional as f
 
     channels = cell.shape[1]

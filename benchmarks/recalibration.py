@@ -1,4 +1,4 @@
-"""How far recalibrated running statistics are from those of all the data: ``python -m benchmarks.recalibration``."""
+"""The error of recalibrated running statistics compared with all the data: ``python -m benchmarks.recalibration``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Batches = list[Tensor]
 
 
 def draw(sizes: list[int], mean: float = 0.0, std: float = 1.0, drift: float = 0.0) -> Batches:
-    """Batches of 8 channels and 4 x 4 positions, whose mean moves by `drift` standard deviations over all of them."""
+    """Batches of 8 channels and 4 x 4 positions, whose mean changes by `drift` standard deviations over all of them."""
     g = torch.Generator().manual_seed(0)
     steps = torch.linspace(0, drift, len(sizes))
     return [(torch.randn(n, 8, 4, 4, generator=g) + s) * std + mean for n, s in zip(sizes, steps, strict=True)]
@@ -37,7 +37,7 @@ DATA: Mapping[str, Batches] = {
 
 
 def averaged(model: nn.Module, batches: Batches, squares: bool = False) -> None:
-    """The two averages of precise BN: of the batches' variances, or of squares weighted by size, both in float32."""
+    """The two averages of precise BN: of the variances of batches, or of squares weighted by size, both in float32."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     sums = {norm: [torch.zeros(8), torch.zeros(8), 0.0] for norm in norms}
     momenta = [norm.momentum for norm in norms]
@@ -91,7 +91,7 @@ def single_layer() -> list[dict]:
 
 
 def deep_stack(depth: int = 6) -> list[dict]:
-    """What each norm of a stack gets in evaluation against the statistics it holds: relative error of the variance."""
+    """For each norm of a stack, the relative error of its stored variance against that of its input in evaluation."""
     torch.manual_seed(0)
     layers = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(depth)]
     model, batches = nn.Sequential(*layers), DATA["2 per batch"]

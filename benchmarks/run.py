@@ -26,9 +26,9 @@ app = typer.Typer()
 
 @app.command()
 def main(
-    match: Annotated[str, typer.Option(help="only cells whose name has words that begin with all of these")] = "",
-    least: Annotated[int, typer.Option(help="only cells of at least so many elements")] = 0,
-    most: Annotated[int, typer.Option(help="only cells of at most so many elements")] = 1 << 62,
+    match: Annotated[str, typer.Option(help="only cells whose name has a word that begins with each of these")] = "",
+    least: Annotated[int, typer.Option(help="only cells with at least this number of elements")] = 0,
+    most: Annotated[int, typer.Option(help="only cells with at most this number of elements")] = 1 << 62,
     seconds: Annotated[float, typer.Option(help="seconds for each cell")] = 0.4,
     save: Annotated[Path, typer.Option(help="result file, written after every cell")] = RESULTS / "cpu.json",
     resume: Annotated[
@@ -38,12 +38,12 @@ def main(
     warm: Annotated[bool, typer.Option("--warm", help="only compile, which fills the cache on disk")] = False,
     gpu: Annotated[bool, typer.Option("--gpu", help="on the GPU; numbers go to gpu.json")] = False,
 ) -> None:
-    """Time every cell, beside the error of its y; exit with 1 where normkit's is above its bound."""
+    """Time every cell and measure the error of its y; exit with 1 if normkit's error is above its bound."""
     if gpu:
         torch.set_default_device("cuda")
         save = save if save != RESULTS / "cpu.json" else RESULTS / "gpu.json"
-    every, words = list(cells()), match.split()
-    chosen = [c for c in every if least <= c.elements <= most and all(f" {word}" in f" {c.name}" for word in words)]
+    every, parts = list(cells()), match.split()
+    chosen = [c for c in every if least <= c.elements <= most and all(f" {word}" in f" {c.name}" for word in parts)]
     console = Console(width=160, highlight=False)
     facts = {**machine(), **(gpu_facts() if gpu else {})}
     results: dict[str, Any] = {"machine": facts, **show_backends().to_dict(), "cells": []}
@@ -70,13 +70,13 @@ def main(
     errors = {row["name"]: row["error"]["normkit"] for row in results["cells"]}
     wrong = [name for name, error in errors.items() if error is None or error > oracle.BOUND]
     if wrong:
-        told = f"normkit failed, or its error is above {oracle.BOUND:g} eps (1 + |mean| / std)"
-        console.print("\n".join((f"{told}:", *wrong)), markup=False, soft_wrap=True)
+        heading = f"normkit failed, or its error is above {oracle.BOUND:g} eps (1 + |mean| / std)"
+        console.print("\n".join((f"{heading}:", *wrong)), markup=False, soft_wrap=True)
         raise typer.Exit(1)
 
 
 def measure(cell: Cell, seconds: float, compiled: bool, warm: bool = False) -> dict[str, Any]:
-    """One cell: facts, milliseconds of each contestant, None for one that failed and why, and errors of y."""
+    """One cell: facts, milliseconds of each contestant (None if it failed, with the reason), and errors of y."""
     torch.manual_seed(0)
     torch.compiler.reset()
     running, failed = contestants(cell, compiled)

@@ -15,13 +15,13 @@ import typer
 
 MARKER = "<!-- results -->"
 NOISE = 1.05
-LARGE = 1 << 14  # elements: from here on a kernel is more than its call
+LARGE = 1 << 14  # elements: from here on the kernel takes longer than its call
 Numbers = Sequence[float | None]
 app = typer.Typer()
 
 
 def fraction_of_limit(milliseconds: float, copy_milliseconds: float, units: int) -> float:
-    """The share of a copy's speed at which `units` tensors were moved; a copy moves two in its time.
+    """The speed of reading and writing `units` tensors, relative to a plain copy, which reads one and writes one.
 
     >>> fraction_of_limit(5.0, 1.6, 5)
     0.8
@@ -31,12 +31,12 @@ def fraction_of_limit(milliseconds: float, copy_milliseconds: float, units: int)
 
 @dataclass(frozen=True)
 class Row:
-    """A cell with what follows from its times."""
+    """A cell with the numbers computed from its times."""
 
     cell: dict[str, Any]
 
     def ms(self, name: str) -> float | None:
-        """Of a contestant; of the quicker one of torch's two ways of standardizing a weight."""
+        """Time of a contestant; for torch, of the faster of its two ways of standardizing a weight."""
         times = self.cell["milliseconds"].items()
         return min((t for key, t in times if key.split(",")[0] == name and t is not None), default=None)
 
@@ -47,7 +47,7 @@ class Row:
 
     @property
     def others(self) -> list[str]:
-        """Everyone but normkit and the copy; oneDNN stands beside torch, which may use it."""
+        """All contestants except normkit, the copy, and oneDNN, which torch may use itself."""
         return [name for name in self.cell["milliseconds"] if name not in ("normkit", "copy", "onednn")]
 
     def of_limit(self) -> float | None:
@@ -55,7 +55,7 @@ class Row:
         return fraction_of_limit(mine, copy, self.cell["units"]) if mine and copy else None
 
     def gigabytes(self, name: str) -> float | None:
-        """Per second, of the bytes that must move."""
+        """Gigabytes per second, counting the bytes that must move."""
         time = self.ms(name)
         return self.cell["bytes"] * self.cell["units"] / time / 1e6 if time else None
 
@@ -104,8 +104,8 @@ def _by(key: str, rows: Sequence[Row]) -> str:
     return markdown(head, [_group(name, [r for r in rows if r.cell[key] == name]) for name in names])
 
 
-def _bars(rows: Sequence[Row], gpu: bool) -> str:
-    """What is asked for, and what was measured."""
+def _targets(rows: Sequence[Row], gpu: bool) -> str:
+    """The targets, and the measured values."""
     weights = [r for r in rows if r.cell["size"] == "weights"]
     large = [r for r in rows if r.large and r not in weights]
     small = [r for r in rows if not r.large and r not in weights]
@@ -121,39 +121,40 @@ def _bars(rows: Sequence[Row], gpu: bool) -> str:
         ("limit: worst cell", _least([r.of_limit() for r in limit]), 0.6),
         ("below 16K elements, over eager: worst cell", _least([r.over("torch") for r in small]), 1 / NOISE),
         ("norms of weights, over eager: worst cell", _least([r.over("torch") for r in weights]), 1 / NOISE),
-        # With the sign of a bar that must not be passed.
+        # Negative, because the error must stay below its target.
         ("error of y in eps (1 + abs(mean) / std): worst cell", -max(errors) if errors else None, -4.0),
     ]
     table = [
-        (what, f"{'≥' if bar > 0 else '≤'} {abs(bar):.2f}", _text(None if v is None else abs(v)), _met(v, bar))
-        for what, v, bar in asked
+        (what, f"{'≥' if target > 0 else '≤'} {abs(target):.2f}", _text(None if v is None else abs(v)), _met(v, target))
+        for what, v, target in asked
     ]
-    return markdown(("bar", "asked", "measured", "met"), table)
+    return markdown(("target", "required", "measured", "met"), table)
 
 
-def _met(value: float | None, bar: float) -> str:
-    return "–" if value is None else "yes" if value >= bar else "no"
+def _met(value: float | None, target: float) -> str:
+    return "–" if value is None else "yes" if value >= target else "no"
 
 
 def summary(results: dict[str, Any]) -> str:
-    """The bars, by size and by method."""
+    """The targets, and tables by size and by method."""
     every = [Row(cell) for cell in results["cells"]]
     rows = [r for r in every if r.cell["quiet"]]
     facts = results["machine"]
     where = facts.get("gpu") or f"{facts['cpu']}, {facts['isa']}, {facts['threads']} threads"
     machine = f"{where}, torch {facts['torch']}, {facts['date']}"
     quiet = f"{len(rows)} of {len(every)} cells were measured while nothing else ran; only those count."
-    words = (
-        "How many times as fast as torch eager and torch.compile (geometric means), cells more than 5 % slower than "
-        "the best of all others and the worst of them, and the share of a copy's speed (median, in brackets the "
-        "least); first by size, then by method from 16K elements on:"
+    explanation = (
+        "The tables show how many times as fast normkit is as torch eager and torch.compile (geometric means), the "
+        "number of cells in which it is more than 5 % slower than the fastest other contestant, the lowest speed "
+        "relative to that contestant, and the fraction of the limit reached (median, lowest in brackets). The first "
+        "table is by size, the second by method for cells with 16K elements or more:"
     )
     tables = _by("size", rows), _by("method", [r for r in rows if r.large])
-    return "\n\n".join((f"{machine}; {quiet}", _bars(rows, "gpu" in facts), words, *tables))
+    return "\n\n".join((f"{machine}; {quiet}", _targets(rows, "gpu" in facts), explanation, *tables))
 
 
 def table(results: dict[str, Any]) -> str:
-    """Every cell: milliseconds, ratios, share of the copy's speed, errors of y; and who did not run."""
+    """Every cell: milliseconds, ratios, fraction of the limit, errors of y; and the contestants that failed."""
     who = ("torch", "compile", "onednn", "normkit", "copy")
     head = (
         "cell",
@@ -171,13 +172,15 @@ def table(results: dict[str, Any]) -> str:
         errors = [_text(row.cell["error"][name], ".2g") for name in ("torch", "normkit")]
         lines.append([row.cell["name"] + ("" if row.cell["quiet"] else " (not quiet)"), *times, *ratios, *errors])
     failed = [f"- {c['name']}: {who}: {why}" for c in results["cells"] for who, why in c["failed"].items()]
-    return "\n".join([markdown(head, lines), *(["", "Did not run:", "", *failed] if failed else [])])
+    return "\n".join([markdown(head, lines), *(["", "Failed:", "", *failed] if failed else [])])
 
 
 @app.command()
 def main(
-    path: Annotated[Path, typer.Argument(help="result file; tables and pictures are written beside it")],
-    docs: Annotated[Path | None, typer.Option(help="document whose part between the markers is rewritten")] = None,
+    path: Annotated[Path, typer.Argument(help="result file; tables and pictures are written next to it")],
+    docs: Annotated[
+        Path | None, typer.Option(help="document in which the part between the markers is replaced")
+    ] = None,
 ) -> None:
     """Print the summary; write the table of all cells and the pictures, and bring a document up to date."""
     from benchmarks.pictures import roofline, speedups

@@ -1,4 +1,4 @@
-"""Trials per minute of `compare`, many copies at once against one by one: ``python -m benchmarks.trials``."""
+"""Trials per minute of `compare`, many copies at once compared with one by one: ``python -m benchmarks.trials``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TRAINER = Trainer()
 
 
 def on_digits(build: Builder, rows: bool = False) -> Task:
-    """A net on digits, as images or row by row."""
+    """A task on digits, as images or row by row."""
     parts = data.digits((800, 200, 797), 0.2)
     train, validation, test = (data.rows(part) for part in parts) if rows else parts
     return Task(None, train, test, validation=validation, arms=build, name="digits")
@@ -46,7 +46,7 @@ TASKS: Mapping[str, tuple[Task, tuple[str, ...], tuple[int, ...]]] = {
 
 
 def seconds(task: Task, method: str, batch: int, copies: int, stack: int) -> float:
-    """Of training and judging `copies` runs, `stack` at once."""
+    """The time of training and evaluating `copies` runs, `stack` at once."""
     plan = Design((method,), (batch,), 2, 3, STEPS, stack=stack)
     trials = [Trial("tune", method, batch, rate, seed) for rate in (0.01, 0.1) for seed in range(copies // 2)]
     start = time.perf_counter()
@@ -69,12 +69,12 @@ def main(
     for name, (task, methods, sizes) in TASKS.items():
         for batch in sizes:
             for method in methods:
-                # The first call finds out whether the model can be stacked.
+                # The first call tests whether the model can be stacked.
                 seconds(task, method, batch, 2, copies)
                 taken = [
                     (
                         seconds(task, method, batch, copies, copies) / copies,
-                        # Four of them are enough to know their pace.
+                        # Four of them are enough to measure their speed.
                         seconds(task, method, batch, 4, 1) / 4,
                     )
                     for _ in range(rounds)

@@ -1,4 +1,4 @@
-"""What `normkit.watch` costs of a training step: ``python -m benchmarks.watching``, about a minute."""
+"""Measures the time that `normkit.watch` adds to training: ``python -m benchmarks.watching``, about a minute."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ MODELS: Mapping[str, Callable[[], Made]] = {"resnet18": resnet, "ViT-Tiny": vit,
 
 
 def step_of(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> Callable[[], None]:
-    """One step of training, with the cheapest optimizer there is: any other makes the share of a watch smaller."""
+    """One training step with the cheapest optimizer; with any other, the fraction of time for a watch is smaller."""
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
 
     def step() -> None:
@@ -70,7 +70,7 @@ def step_of(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> Callable[[
 
 
 class Idle(nn.Module):
-    """Returns what it is given, so that the counter of a watch is most of what its forward takes."""
+    """Returns its input, so that the counter of a watch takes most of the time of its forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Idle(nn.Module):
 
 
 def counter(seconds: float) -> float:
-    """Milliseconds that a forward between watched ones takes longer."""
+    """The additional milliseconds of a forward between watched ones."""
     model, twin, x = Idle(), Idle(), torch.zeros(1)
     with contextlib.closing(normkit.watch(twin, every=NEVER, start=1)):
         medians, _ = interleaved({"plain": lambda: model(x), "between": lambda: twin(x)}, seconds)
@@ -89,7 +89,7 @@ def counter(seconds: float) -> float:
 
 
 def measured(make: Callable[[], Made], between: float, seconds: float) -> dict[str, Any]:
-    """Medians of a plain step and a watched one, taking turns, and the share of training at the default."""
+    """Medians of a plain and a watched step, timed alternately, and the added fraction of training time by default."""
     torch.manual_seed(0)
     model, loss = make()
     model.train()
@@ -108,7 +108,7 @@ def main(
     seconds: Annotated[float, typer.Option(help="for each model")] = 15.0,
     save: Annotated[str, typer.Option(help="name of the result file; empty to write none")] = "watching",
 ) -> None:
-    """Print milliseconds, and what a watch with every=50 adds to training."""
+    """Print milliseconds, and the time that a watch with every=50 adds to training."""
     sys.path.insert(0, str(ZOO))
     between = counter(seconds / 10)
     rows = {name: measured(make, between, seconds) for name, make in MODELS.items()}

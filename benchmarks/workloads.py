@@ -1,4 +1,4 @@
-"""What is timed: methods x shapes x layouts x dtypes x passes."""
+"""The benchmark cells: methods x shapes x layouts x dtypes x passes."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ OF_TOKENS = ("layer_norm", "rms_norm", "batch_norm")
 OF_WEIGHTS = tuple(method.name for method in METHODS if method.of_weights)
 DTYPES = ("float32", "bfloat16", "float16")
 LAYOUTS = ("contiguous", "channels_last")
-# Compared with the speed of a copy: nothing of these stays in a cache from one call to the next.
+# These are compared with the speed of a copy, because nothing of them stays in a cache from one call to the next.
 AT_THE_LIMIT = ((32, 64, 112, 112), (16384, 2048))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One thing to time."""
+    """One case to time."""
 
     method: str
     shape: tuple[int, ...]
@@ -75,7 +75,7 @@ class Cell:
 
     @property
     def bytes(self) -> int:
-        """Of one tensor."""
+        """The bytes of one tensor."""
         return self.elements * self.torch_dtype.itemsize
 
     def tensor(self) -> Tensor:
@@ -85,7 +85,7 @@ class Cell:
 
 
 def cells() -> Iterator[Cell]:
-    """All of them, small shapes first; shapes of layer calls in float32 alone."""
+    """All cells, small shapes first; shapes of layer calls only in float32."""
     for shapes, methods in ((IMAGES, OF_IMAGES), (TOKENS, OF_TOKENS), (WEIGHTS, OF_WEIGHTS)):
         layouts = LAYOUTS if shapes is IMAGES else LAYOUTS[:1]
         for size, some in shapes.items():

@@ -1,4 +1,4 @@
-"""What `show_backends` says of the fast path, which serves one build of torch alone."""
+"""The row of the fast path in `show_backends`; the fast path works with one build of torch only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INSTALLED = f"{torch.__version__} {torch.version.git_version}"
 
 
 def fast_path(**variables):
-    """What `show_backends` says of it in a process of its own."""
+    """The row of the fast path in `show_backends`, from a separate process."""
     code = "import normkit; print([r for r in normkit.show_backends().rows if r.name == 'fast path'][0])"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
@@ -31,14 +31,14 @@ def fast_path(**variables):
 def test_backends_say_whether_it_is_in_use():
     assert f"in_use=True, reason='built for torch {INSTALLED}'" in fast_path()
     assert "in_use=False, reason='turned off by NORMKIT_FASTPATH=0'" in fast_path(NORMKIT_FASTPATH="0")
-    assert "in_use=False, reason='there are no C++ kernels that it could call'" in fast_path(NORMKIT_NATIVE="0")
+    assert "in_use=False, reason='there are no C++ kernels for it to call'" in fast_path(NORMKIT_NATIVE="0")
 
 
 @pytest.mark.parametrize(
     ("built", "reason"),
     [
         (INSTALLED, f"built for torch {INSTALLED}"),
-        # Two builds from source have the same number, with or without what follows its "+".
+        # Two builds from source have the same version number, with or without the part after "+".
         (f"{torch.__version__} 0123abc", f"built for torch {torch.__version__} 0123abc, not for {INSTALLED}"),
         (torch.__version__, f"built for torch {torch.__version__}, not for {INSTALLED}"),
         (ModuleNotFoundError("_fastpath"), "not built, or not for this Python"),
@@ -52,6 +52,6 @@ def test_one_of_another_torch_is_refused(built, reason, monkeypatch):
         return SimpleNamespace(torch_version=built)
 
     monkeypatch.setattr(fastpath, "import_module", found)
-    module, said = fastpath._load()
-    assert said == reason
+    module, given = fastpath._load()
+    assert given == reason
     assert (module is None) == (built != INSTALLED)

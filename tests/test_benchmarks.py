@@ -1,4 +1,4 @@
-"""The benchmark counts bytes as it says, finds wrong numbers, and its results can be shown."""
+"""The benchmark counts bytes as documented, detects wrong numbers, and can show its results."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_two_cells_from_the_command_line_to_the_pictures(tmp_path: Path):
         assert min(row["milliseconds"].values()) > 0
         assert 0 < row["error"]["normkit"] < oracle.BOUND
 
-    # Disturbed cells would be measured again; these stand, so there is nothing to do.
+    # Disturbed cells would be measured again; these are marked as quiet, so there is nothing to do.
     content = json.loads(path.read_text())
     content["cells"] = [{**row, "quiet": True} for row in rows]
     path.write_text(json.dumps(content))
@@ -116,7 +116,7 @@ def test_the_better_of_two_ways_counts_and_failures_do_not():
     assert show.Row(row).over("torch", "compile") == 0.5
 
 
-def test_the_bars_are_read_from_the_cells():
+def test_the_targets_are_read_from_the_cells():
     facts = {"quiet": True, "size": "memory", "limit": True, "error": {"torch": 1.0, "normkit": 0.5}}
     rows = [times(6.0, 2.0, 1.8, False, **facts), times(12.0, 4.0, 1.0, True, **facts)]
     disturbed = times(1.0, 9.0, 1.0, False, **facts) | {"quiet": False}

@@ -1,4 +1,4 @@
-"""Every command prints what its module says, and shows errors as text."""
+"""Every command prints the result of its module, and shows errors as text."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_compare_takes_the_store_from_the_environment(asked: dict[str, object], 
 def test_compare_interrupted_ends_as_a_shell_expects(asked: dict[str, object]):
     printed = run("compare", "--seeds", "2", code=130)
     assert "Report: " in printed
-    assert printed.endswith("Interrupted. The same command goes on from here.\n")
+    assert printed.endswith("Interrupted. The same command continues from here.\n")
 
 
 def test_compare_refuses_what_is_no_number(asked: dict[str, object]):

@@ -1,4 +1,4 @@
-"""What the documents say is true: paths exist, examples run, generated files are up to date."""
+"""The documents are true: paths exist, examples run, generated files are up to date."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def name(path: Path) -> str:
 
 
 def paths_in(text: str) -> set[str]:
-    """Links, and what stands in backticks and looks like a path of this repository."""
+    """Links, and texts in backticks that look like paths of this repository."""
     text = CODE.sub("", text)
     found = {link for link in LINK.findall(text) if "://" not in link}
     tops = {path.name for path in ROOT.iterdir()} | {path.name for path in (ROOT / "src" / "normkit").iterdir()}
@@ -63,7 +63,7 @@ def test_every_path_exists(document: Path):
 
 
 def examples(document: Path) -> Iterator[ParameterSet]:
-    """Each block of Python, with the block of plain text behind it, if there is one: what it prints."""
+    """Each block of Python, with the block of plain text after it, if there is one: its output."""
     blocks = [*CODE.findall(document.read_text(encoding="utf-8")), ("", "")]
     for index, ((language, code), (after, text)) in enumerate(pairwise(blocks)):
         if language == "python":
@@ -103,13 +103,13 @@ GENERATED = [
 
 
 def test_every_generated_file_has_its_command():
-    targets = {words[-1] for words in GENERATED}
+    targets = {command[-1] for command in GENERATED}
     assert targets == {"docs/methods.md", "docs/methods.zh-CN.md", "docs/regions.svg", "docs/regions.zh-CN.svg"}
 
 
-@pytest.mark.parametrize("words", GENERATED, ids=lambda words: words[-1])
-def test_generated_files_are_up_to_date(words: list[str], tmp_path: Path):
-    command, redirection, target = words[:-2], words[-2], words[-1]
+@pytest.mark.parametrize("line", GENERATED, ids=lambda line: line[-1])
+def test_generated_files_are_up_to_date(line: list[str], tmp_path: Path):
+    command, redirection, target = line[:-2], line[-2], line[-1]
     assert command.pop(0) == "normkit"
     out = tmp_path / "out"
     if redirection == "-o":
@@ -117,7 +117,7 @@ def test_generated_files_are_up_to_date(words: list[str], tmp_path: Path):
     result = CliRunner().invoke(cli.app, command)
     assert result.exit_code == 0, result.output
     made = out.read_text(encoding="utf-8") if redirection == "-o" else result.output
-    assert made == (ROOT / target).read_text(encoding="utf-8"), f"run: {' '.join(words)}"
+    assert made == (ROOT / target).read_text(encoding="utf-8"), f"run: {' '.join(line)}"
 
 
 def test_the_command_line_of_the_readme_is_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -16,7 +16,7 @@ USED = ("cli", "compare", "postgres", "ray", "export")
 
 
 def lowest() -> list[str]:
-    """The requirements of all that users install beside torch, each at its bound."""
+    """The requirements that users install in addition to torch, each at its lower bound."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     asked = [requirement for extra in USED for requirement in extras[extra] if not requirement.startswith("normkit[")]
     return [requirement.replace(">=", "==") for requirement in asked]

@@ -370,15 +370,15 @@ def test_compile_without_a_graph_break():
 def test_errors_give_rule_value_and_remedy():
     with pytest.raises(ArgumentError, match=r"'wieght' is none: did you mean 'weight'\?"):
         weight_norm(linear(), "wieght")
-    with pytest.raises(ArgumentError, match="no parameters of its own"):
+    with pytest.raises(ArgumentError, match="no parameters itself"):
         weight_norm(nn.Sequential(linear()))
     with pytest.raises(ArgumentError, match="has 2; got 2: use 0"):
         weight_norm(linear(), dim=2)
     with pytest.raises(ArgumentError, match="got -3"):
         weight_norm(linear(), dim=-3)
-    with pytest.raises(StateError, match=r"'weight' of Linear already carries WeightNorm.*remove_weight_norm"):
+    with pytest.raises(StateError, match=r"'weight' of Linear already has WeightNorm.*remove_weight_norm"):
         weight_norm(weight_norm(linear()))
-    with pytest.raises(StateError, match="already carries _Orthogonal"):
+    with pytest.raises(StateError, match="already has _Orthogonal"):
         weight_norm(parametrizations.orthogonal(linear()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -91,5 +91,5 @@ def test_what_is_refused_changes_nothing():
         normkit.remove_weight_standardization(conv)
     assert type(conv) is nn.Conv2d
     normkit.weight_standardization(conv)
-    with pytest.raises(StateError, match="already carries WeightStandardization"):
+    with pytest.raises(StateError, match="already has WeightStandardization"):
         normkit.weight_norm(conv)

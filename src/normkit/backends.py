@@ -13,7 +13,7 @@ from normkit.kernels.native import Native, native
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to carry out a plan."""
+    """One kind of kernels: its device, whether it is in use, and the reason."""
 
     device: str
     name: str
@@ -28,7 +28,7 @@ class Backends:
     rows: tuple[Backend, ...]
 
     def to_dict(self) -> dict[str, list[dict[str, object]]]:
-        """The same as plain data."""
+        """The rows as plain data."""
         return {"backends": [asdict(row) for row in self.rows]}
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ def show_backends() -> Backends:
         (
             Backend("cpu", "C++ kernels", cpu.kernels is not None, cpu.reason),
             _fast_path(cpu),
-            Backend("cpu", "plain torch", cpu.kernels is None, "the reference, where there are no kernels"),
+            Backend("cpu", "plain torch", cpu.kernels is None, "the reference, if there are no kernels"),
             Backend("gpu", "Triton kernels", gpu.kernels is not None, gpu.reason),
             Backend("other", "plain torch", True, "there are no kernels for it"),
         )
@@ -64,13 +64,13 @@ def show_backends() -> Backends:
 
 
 def _fast_path(cpu: Native) -> Backend:
-    """Eager calls into the kernels without Python in between; the same results without it."""
+    """The C++ fast path for eager calls; results are the same without it."""
     if cpu.kernels is None:
-        return Backend("cpu", "fast path", False, "there are no C++ kernels that it could call")
+        return Backend("cpu", "fast path", False, "there are no C++ kernels for it to call")
     return Backend("cpu", "fast path", fastpath.in_use, fastpath.reason)
 
 
 def _gpu() -> Native:
-    """Not loaded, and not warned about, where there is no GPU."""
+    """The GPU kernels; without a GPU they are not loaded, and there is no warning."""
     there = next((name for name in GPUS if getattr(torch, name).is_available()), None)
     return on_gpu() if there else Native(None, "torch sees no GPU that Triton compiles for")

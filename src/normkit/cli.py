@@ -19,14 +19,14 @@ try:
     from rich.table import Table
     from typer.core import TyperGroup
 except ModuleNotFoundError as error:
-    # The core needs none of them, and a user of the console script should not be shown a traceback.
+    # The core does not need them, and users of the console script should not see a traceback.
     raise SystemExit(
         f"normkit's command line needs typer and rich; missing: {error.name}. Install them: pip install 'normkit[cli]'"
     ) from None
 
 
 class _Group(TyperGroup):
-    """Shows normkit's own errors as text; everything else is a defect and keeps its traceback."""
+    """Shows normkit's own errors as text; any other error is a bug and keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -51,9 +51,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _INTERRUPTED = 130
-"""What a shell expects of a command that Ctrl-C has ended: 128 and the number of SIGINT."""
+"""The exit code that a shell expects after Ctrl-C: 128 plus the number of SIGINT."""
 _NARROW = 110
-"""In fewer columns the table of methods would have to cut words."""
+"""In fewer columns the table of methods would split words."""
 _Language = Annotated[Lang, typer.Option(help="Language of the texts.")]
 _COMPARE = study.DEFAULTS
 
@@ -78,14 +78,14 @@ def compare(
     task: Annotated[
         str | None,
         typer.Argument(
-            help="pkg.module:task, a normkit.Task or a function that makes one.", show_default="the embedded data"
+            help="pkg.module:task, a normkit.Task or a function that makes one.", show_default="the built-in data"
         ),
     ] = None,
     methods: Annotated[
         str,
-        typer.Option(help="BN, LN, ..., unchanged, with commas between; none is always trained.", show_default="all"),
+        typer.Option(help="BN, LN, ..., unchanged, separated by commas; none is always trained.", show_default="all"),
     ] = "",
-    batch_sizes: Annotated[str, typer.Option(help="Samples per training step, with commas between.")] = ",".join(
+    batch_sizes: Annotated[str, typer.Option(help="Samples per training step, separated by commas.")] = ",".join(
         map(str, _COMPARE["batch_sizes"])
     ),
     seeds: Annotated[int, typer.Option(help="Training runs for each result.")] = _COMPARE["seeds"],
@@ -96,16 +96,16 @@ def compare(
     claims: Annotated[
         str, typer.Option(help="Claims of the catalog to measure too, such as BN-4,GN-1.", show_default="all")
     ] = "",
-    no_claims: Annotated[bool, typer.Option("--no-claims", help="The comparison alone.")] = False,
+    no_claims: Annotated[bool, typer.Option("--no-claims", help="Only the comparison.")] = False,
     full: Annotated[bool, typer.Option("--full", help="More seeds for each claim.")] = _COMPARE["full"],
-    minutes: Annotated[float | None, typer.Option(help="Begin no run after this time.")] = _COMPARE["minutes"],
+    minutes: Annotated[float | None, typer.Option(help="Minutes after which no run starts.")] = _COMPARE["minutes"],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its time, and stop.")] = False,
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1.")] = _COMPARE["device"],
     dtype: Annotated[str, typer.Option(help="float32, float64, or bfloat16 for autocast.")] = _COMPARE["dtype"],
     workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one per core")] = _COMPARE["workers"],
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the report.")] = Path(_COMPARE["out"]),
-    seed: Annotated[int, typer.Option(help="All randomness comes from it.")] = _COMPARE["seed"],
-    progress: Annotated[bool, typer.Option(help="Show a bar.")] = _COMPARE["progress"],
+    seed: Annotated[int, typer.Option(help="The seed of all random numbers.")] = _COMPARE["seed"],
+    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = _COMPARE["progress"],
     store: Annotated[
         str | None,
         typer.Option(
@@ -114,15 +114,15 @@ def compare(
     ] = _COMPARE["store"],
     resume: Annotated[bool, typer.Option("--resume", help="Fail if there is nothing to resume.")] = False,
     executor: Annotated[str, typer.Option(help="processes, or ray for a cluster.")] = _COMPARE["executor"],
-    address: Annotated[str | None, typer.Option(help="Of the Ray cluster.")] = _COMPARE["address"],
+    address: Annotated[str | None, typer.Option(help="Address of the Ray cluster.")] = _COMPARE["address"],
     time_limit: Annotated[float | None, typer.Option(help="Seconds a run may take.")] = _COMPARE["time_limit"],
     lang: _Language = Lang.EN,
 ) -> None:
-    """Find out which normalization to use: train a model under each, at an equal tuning budget.
+    """Find out which normalization to use: train a model under each, with an equal tuning budget.
 
-    Without a task it trains a small network on embedded data and measures every claim of the catalog.
-    It takes minutes, and writes index.html and results.json into --out.
-    Interrupted (Ctrl-C), it goes on when the same command is given again.
+    Without a task it trains a small network on built-in data and measures every claim of the catalog.
+    It takes minutes, and writes index.html and results.json to --out.
+    After an interrupt (Ctrl-C), the same command continues.
     """
     if claims and no_claims:
         raise typer.BadParameter("--claims and --no-claims exclude each other: give one")
@@ -168,7 +168,7 @@ def compare(
     typer.echo(f"Report: {comparison.path}")
     if not comparison.complete:
         late = minutes is not None
-        typer.echo(f"{'Time is up' if late else 'Interrupted'}. The same command goes on from here.", err=True)
+        typer.echo(f"{'Time is up' if late else 'Interrupted'}. The same command continues from here.", err=True)
         raise typer.Exit(0 if late else _INTERRUPTED)
 
 
@@ -177,7 +177,7 @@ def explain(
     name: Annotated[str, typer.Argument(help="A method: group_norm, GN, GroupNorm ...")],
     lang: _Language = Lang.EN,
 ) -> None:
-    """Show what is known of one method: region, formula, use, claims, paper."""
+    """Show the facts about one method: region, formula, use, claims, paper."""
     method = catalog.find(name)
     _print_card(Console(), f"[bold]{method.title.to(lang)}[/]  {method.name}", show.card(method, lang))
 
@@ -201,13 +201,13 @@ def methods(
     console = Console()
     if console.width < _NARROW:
         for title, *cells in rows:
-            said = [(heading, cell.split("\n")) for heading, cell in zip(headings[1:], cells, strict=True)]
-            _print_card(console, f"[bold]{title}[/]", said)
+            lines = [(heading, cell.split("\n")) for heading, cell in zip(headings[1:], cells, strict=True)]
+            _print_card(console, f"[bold]{title}[/]", lines)
             console.print()
     else:
         table = Table(box=box.SIMPLE_HEAD, show_lines=True)
         for heading in headings:
-            # Folded rather than cut: Chinese has no spaces to break a line at. A pattern is one word.
+            # Folded, not cut: Chinese has no spaces for line breaks. A pattern is one word.
             table.add_column(heading, overflow="fold", no_wrap=heading == headings[1])
         for row in rows:
             table.add_row(*(cell.replace("[", r"\[") for cell in row))
@@ -219,7 +219,7 @@ def _print_card(console: Console, title: str, lines: Iterable[tuple[str, Iterabl
     grid.add_column(style="cyan", no_wrap=True)
     grid.add_column(overflow="fold")
     for label, texts in lines:
-        # A pattern's brackets would be read as markup.
+        # rich would read the brackets of a pattern as markup.
         grid.add_row(label, "\n".join(text.replace("[", r"\[") for text in texts))
     console.print(f"{title}\n", highlight=False)
     console.print(grid)
@@ -229,11 +229,11 @@ def _print_card(console: Console, title: str, lines: Iterable[tuple[str, Iterabl
 def draw_(
     subjects: Annotated[list[str], typer.Argument(help=r"Patterns such as 'b (g \[c]) [...]', or names of methods.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", dir_okay=False, help="File to write; else it is shown.")
+        Path | None, typer.Option("--out", "-o", dir_okay=False, help="File to write; by default the SVG is printed.")
     ] = None,
     lang: _Language = Lang.EN,
 ) -> None:
-    """Draw regions as SVG: one alone, or several side by side with their names."""
+    """Draw regions as SVG: a single one, or several in a row with their names."""
     if len(subjects) == 1:
         picture = draw.svg(subjects[0], standalone=True)
     else:
@@ -254,7 +254,7 @@ def audit(
     ] = None,
     shape: Annotated[str | None, typer.Option(help="Shape of a random example, such as 2,3,64,64.")] = None,
     tokens: Annotated[
-        int | None, typer.Option(help="Size of a vocabulary: the random example holds whole numbers below it.")
+        int | None, typer.Option(help="Size of a vocabulary: the random example has whole numbers below it.")
     ] = None,
     loader: Annotated[str | None, typer.Option(help="file.py:function that returns batches.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="file.py:function that makes one for the model.")] = None,
@@ -264,22 +264,23 @@ def audit(
     per_sample: Annotated[
         bool | None, typer.Option("--per-sample", help="Name the layers that mix samples.", show_default="no")
     ] = None,
-    ignore: Annotated[str, typer.Option(help="Codes to suppress, with commas between: NK101,layer1.*:NK301.")] = "",
+    ignore: Annotated[str, typer.Option(help="Codes to suppress, separated by commas: NK101,layer1.*:NK301.")] = "",
     baseline: Annotated[
-        str | None, typer.Option(help="A report of --format json: what is in it is not reported again.")
+        str | None, typer.Option(help="A report of --format json; its findings are not reported again.")
     ] = None,
     form: Annotated[str | None, typer.Option("--format", help="text, json or sarif.", show_default="text")] = None,
     fail_on: Annotated[
-        str | None, typer.Option(help="Exit with 1 from this severity up; never for no.", show_default="warning")
+        str | None,
+        typer.Option(help="Exit with 1 from this severity up, or never.", show_default="warning"),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(dir_okay=False, help="TOML with the table tool.normkit.audit.", show_default="./pyproject.toml"),
     ] = None,
 ) -> None:
-    """Look for what is wrong with the normalization in a model.
+    """Find problems with the normalization in a model.
 
-    The table tool.normkit.audit of pyproject.toml may hold the same settings; what is given here counts more.
+    The table tool.normkit.audit in pyproject.toml may have the same settings; options given here override it.
     """
     from normkit.tools.audit import command
     from normkit.tools.audit.options import options
@@ -307,7 +308,7 @@ def audit(
 
 @app.command()
 def backends() -> None:
-    """Say which kernels are in use, and why."""
+    """Show which kernels are in use, and why."""
     from normkit import show_backends
 
     typer.echo(str(show_backends()))
@@ -315,7 +316,7 @@ def backends() -> None:
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="What was --out of normkit compare, or its results.json.")],
+    folder: Annotated[Path, typer.Argument(help="The --out folder of normkit compare, or its results.json.")],
     lang: _Language = Lang.EN,
     out: Annotated[Path | None, typer.Option("--out", "-o", dir_okay=False, help="The page to write.")] = None,
     parquet: Annotated[bool, typer.Option("--parquet", help="Also write runs.parquet and cells.parquet.")] = False,

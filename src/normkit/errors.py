@@ -1,4 +1,4 @@
-"""The few kinds of error normkit raises; each message gives the rule, the value received and the remedy.
+"""The few kinds of error that normkit raises; each message gives the rule, the value received and the remedy.
 
 >>> from normkit.errors import PatternError, ShapeError
 >>> issubclass(PatternError, ValueError) and issubclass(ShapeError, ValueError)
@@ -14,11 +14,11 @@ from typing import Any
 
 
 class NormkitError(Exception):
-    """Everything normkit raises on purpose."""
+    """The base class of all errors that normkit raises."""
 
 
 class PatternError(NormkitError, ValueError):
-    """A region pattern that cannot be read; a caret stands under the place.
+    """A region pattern that cannot be parsed; a caret marks the position.
 
     >>> print(PatternError.at("b [c", 2, "'[' is never closed", "add ']'"))
     '[' is never closed
@@ -38,19 +38,19 @@ class ShapeError(NormkitError, ValueError):
 
 
 class ArgumentError(NormkitError, ValueError):
-    """A value no tensor is needed to reject: a negative eps, a group count that does not divide."""
+    """An argument with a value that is not allowed, such as a negative eps or an unknown name."""
 
 
 class DtypeError(NormkitError, TypeError):
-    """A dtype or type that normalization is not defined for."""
+    """A dtype or type for which normalization is not defined."""
 
 
 class StateError(NormkitError, RuntimeError):
-    """An operation the object's present state does not allow."""
+    """An operation that the present state of an object does not allow."""
 
 
 def whole_number(what: str, value: Any) -> int:
-    """A count as a Python int, numpy's integers included.
+    """A count as a Python int; numpy's integers are accepted too.
 
     >>> whole_number("num_groups", 8.0)
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""The environment variables of normkit; the only module that reads them."""
+"""The environment variables of normkit. No other module reads them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class Setting:
     """One environment variable.
 
     Attributes:
-        name: of the variable.
-        values: what it can be set to.
-        default: what holds without it.
+        name: the name of the variable.
+        values: the values that it can have.
+        default: the behaviour if it is not set.
         meaning: what it does.
         read: when it is read.
     """
@@ -26,7 +26,7 @@ class Setting:
 
     @property
     def value(self) -> str:
-        """What it is set to now; empty if it is not set."""
+        """Its present value; empty if it is not set."""
         return os.environ.get(self.name, "")
 
     @property
@@ -36,7 +36,7 @@ class Setting:
 
     @property
     def turned_off(self) -> str:
-        """What to say if it is 0, else nothing.
+        """The reason to report if it is 0, else an empty string.
 
         >>> NATIVE.turned_off or NATIVE.default
         'in use'
@@ -44,34 +44,34 @@ class Setting:
         return f"turned off by {self.name}=0" if self.value == "0" else ""
 
 
-NATIVE = Setting("NORMKIT_NATIVE", "`0`", "in use", "`0` turns the C++ kernels off.", "once, at the first call")
+NATIVE = Setting("NORMKIT_NATIVE", "`0`", "in use", "`0` turns off the C++ kernels.", "once, at the first call")
 FASTPATH = Setting(
     "NORMKIT_FASTPATH",
     "`0`",
     "in use",
-    "`0` turns the C++ fast path for eager calls off; while normkit is installed from source, it is not built.",
+    "`0` turns off the C++ fast path for eager calls. If set during an installation from source, it is not built.",
     "at import, and by `setup.py`",
 )
 ISA = Setting(
     "NORMKIT_ISA",
     "`baseline`, `avx2`, `avx512`, `avx512_bf16`",
     "the best of the processor",
-    "The instruction set of the C++ kernels: a lesser one than the processor's best.",
-    "once, at the first call, by `csrc/ops.cpp`",
+    "The instruction set of the C++ kernels; it can be a lesser one than the best of the processor.",
+    "once, at the first call, by the C++ kernels",
 )
-TRITON = Setting("NORMKIT_TRITON", "`0`", "in use", "`0` turns the GPU kernels off.", "once, at the first call")
+TRITON = Setting("NORMKIT_TRITON", "`0`", "in use", "`0` turns off the GPU kernels.", "once, at the first call")
 AUTOTUNE = Setting(
     "NORMKIT_AUTOTUNE",
     "`1`",
     "off",
-    "`1` measures several schedules of a GPU kernel for each new shape, and keeps the quickest.",
+    "`1` measures several schedules of a GPU kernel for each new shape, and keeps the fastest.",
     "at each new shape",
 )
 CACHE = Setting(
     "NORMKIT_CACHE",
     "a folder",
     "`~/.cache/normkit`",
-    "The folder of the schedules that `NORMKIT_AUTOTUNE=1` chose.",
+    "The folder for the schedules that `NORMKIT_AUTOTUNE=1` chooses.",
     "at each new shape",
 )
 STORE = Setting(
@@ -86,7 +86,7 @@ SETTINGS = (NATIVE, FASTPATH, ISA, TRITON, AUTOTUNE, CACHE, STORE)
 
 
 def markdown() -> str:
-    """All of them as a page; `docs/settings.md` is made from it."""
+    """All settings as a page; `docs/settings.md` is generated from it."""
     rows = [("Variable", "Values", "Default", "Meaning", "Read"), ("---",) * 5]
     rows += [(f"`{each.name}`", each.values, each.default, each.meaning, each.read) for each in SETTINGS]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)

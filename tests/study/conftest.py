@@ -1,4 +1,4 @@
-"""The tests of all rooms share the modules in this folder, and comparisons that were made up."""
+"""Modules and made-up comparisons that all tests of the study share."""
 
 import sys
 from pathlib import Path

@@ -88,7 +88,7 @@ def times_of(plan: Design) -> dict[int, dict[str, list[float]]]:
 
 
 def of_digits(**change: object) -> Comparison:
-    """The embedded task under all methods, with the experiments that read from it, and a failed run."""
+    """The built-in task with all methods, the experiments that use its runs, and a failed run."""
     plan = design(METHODS, SIZES, SEEDS, 3, STEPS, 0)
     workload = Workload("digits", embedded.digits(), plan, timed=True, runs=runs_of(plan, 1.0), times=times_of(plan))
     experiments = [e for e in SUITE if e.workloads == ("digits",)]

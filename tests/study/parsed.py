@@ -8,7 +8,7 @@ VOID = {"meta", "br", "link", "img", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """The elements of a page in order, with the text inside each; fails where what opens does not close."""
+    """The elements of a page in order, with the text inside each; fails if an element is not closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

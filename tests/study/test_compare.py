@@ -73,8 +73,8 @@ def test_the_terminal_says_the_same(found: comparison.Comparison) -> None:
     assert found.answer in str(found)
 
 
-def test_progress_is_told_in_order(tmp_path: Path) -> None:
-    told: list[tuple[int, int, str]] = []
+def test_progress_is_reported_in_order(tmp_path: Path) -> None:
+    reported: list[tuple[int, int, str]] = []
     normkit.compare(
         methods=["none"],
         batch_sizes=[4],
@@ -84,14 +84,14 @@ def test_progress_is_told_in_order(tmp_path: Path) -> None:
         workers=1,
         claims=False,
         out=tmp_path,
-        progress=lambda *now: told.append(now),
+        progress=lambda *now: reported.append(now),
     )
-    done = [count for count, *_ in told]
+    done = [count for count, *_ in reported]
     assert done == sorted(done)
-    done, total, _ = told[-1]
-    # Three rates on two tuning seeds, two seeds behind the result, and the timing; more where the range grew.
+    done, total, _ = reported[-1]
+    # Three rates on two tuning seeds, two seeds for the result, and the timing; more if the range was extended.
     assert done == total >= 6 + 2 + 1
-    assert [what for *_, what in told[-1:]] == ["timing"]
+    assert [what for *_, what in reported[-1:]] == ["timing"]
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

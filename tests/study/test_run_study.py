@@ -18,7 +18,7 @@ from normkit.study.execution.store import Store
 from normkit.study.execution.workers import make_executor
 from normkit.study.execution.workload import Workload
 from normkit.study.run_study import run_study
-from normkit.study.setup import made
+from normkit.study.setup import make_folder
 from normkit.study.suite import networks
 from normkit.study.task import Task, embedded
 from normkit.study.training import design
@@ -61,9 +61,9 @@ def test_a_run_that_raises_is_recorded_and_the_study_goes_on(tmp_path: Path) -> 
     assert found.complete
     assert {(f.trial.method, f.message) for f in found.failures} == {("group_norm", "RuntimeError: no room for it")}
     assert len(found.failures) == 6
-    said = "6 runs failed, first group norm at batch size 4 (RuntimeError: no room for it); the report has all."
-    assert said in found.note
-    assert said in str(found)
+    note = "6 runs failed, first group norm at batch size 4 (RuntimeError: no room for it); the report has all."
+    assert note in found.note
+    assert note in str(found)
     assert all('raise RuntimeError("no room for it")' in f["trace"] for f in found.to_dict()["failures"])
     assert len(found.cell("batch_norm", 4).runs) == 2
     assert found.cell("group_norm", 4).error is None
@@ -133,7 +133,7 @@ def test_an_unforeseen_error_says_what_is_kept(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         whole(DIGITS, plan("BN"), tmp_path, fail)
     assert caught.value.__notes__ == [
-        f"Finished runs are kept in {tmp_path / 'study.sqlite3'}: the same call goes on from them."
+        f"Finished runs are kept in {tmp_path / 'study.sqlite3'}: the same call continues from them."
     ]
 
 
@@ -148,10 +148,10 @@ def test_a_folder_or_a_store_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ArgumentError, match=r"one can be made, got '.*study.sqlite3/x' \(Not a directory\): name another"
     ):
-        made(file / "x")
+        make_folder(file / "x")
 
 
-def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
+def test_a_script_without_a_guard_gets_an_error_that_says_so(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import normkit\n"

@@ -1,7 +1,7 @@
-"""What is known of every method: names, region, state, use, claims, paper. Text only, no torch.
+"""One row for each method: names, region, state, use, claims, paper. Text only, no torch.
 
-Strengths and weaknesses are what papers and practice say, not what normkit has measured; the sentences that a
-measurement can decide are the `CLAIMS`. Every text is English that knows its Chinese (`Text`).
+Strengths and weaknesses are claims of papers and of practice; normkit has not measured them. `CLAIMS` are those that
+a measurement can test. Every text is English with a Chinese translation (`Text`).
 
 >>> find("GN").pattern, find("GroupNorm").title, find("GN").title.to("zh")
 ('b (g [c]) [...]', 'Group norm', '组归一化')
@@ -32,16 +32,16 @@ __all__ = [
 ]
 
 CLAIMS: Mapping[str, Text] = MappingProxyType({claim.id: claim.text for claim in claims.ALL})
-"""The claims that a measurement can decide, by id; ``"P-1"`` is about all methods, the others about one."""
+"""The claims that a measurement can test, by id; ``"P-1"`` is about all methods, the others about one."""
 
 EVIDENCE: Mapping[str, Text] = MappingProxyType({claim.id: claim.how for claim in claims.ALL})
-"""For each claim, the measurement that decides it."""
+"""For each claim, the measurement that tests it."""
 
 
 def find(name: str) -> Method:
-    """The method of a name: its own, an alias, a class name or the title in either language.
+    """Find a method by its name, an alias, a class name or its title in either language.
 
-    Case, spaces, hyphens and underscores do not count.
+    Case, spaces, hyphens and underscores are ignored.
 
     Args:
         name: for instance ``"group_norm"``, ``"GN"``, ``"GroupNorm"`` or ``"组归一化"``.
@@ -50,7 +50,7 @@ def find(name: str) -> Method:
         The row of the catalog.
 
     Raises:
-        ArgumentError: an unknown name, answered with the nearest known one.
+        ArgumentError: an unknown name; the message suggests the nearest known one.
 
     >>> find("batch normalization").name
     'batch_norm'

@@ -1,4 +1,4 @@
-"""The claims about normalization that a measurement can decide."""
+"""The claims about normalization that a measurement can test."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ ALL = (
     Claim(
         "BN-4",
         Text("batch norm is poor on small batches", "批归一化在小批量时效果差"),
-        Text("test error against batch size, beside group norm", "测试误差随批量大小的变化，与组归一化对照"),
+        Text("test error against batch size, compared with group norm", "测试误差随批量大小的变化，与组归一化对照"),
     ),
     Claim(
         "BN-5",
         Text("batch norm is weaker on sequences", "批归一化不太适合序列任务"),
         Text(
-            "a character language model and a recurrent classifier, beside layer norm",
+            "a character language model and a recurrent classifier, compared with layer norm",
             "字符级语言模型与循环分类器，与层归一化对照",
         ),
     ),
@@ -69,17 +69,17 @@ ALL = (
     Claim(
         "IN-1",
         Text(
-            "instance norm removes the style of an image (contrast, brightness) and serves style transfer",
+            "instance norm removes the style of an image (contrast, brightness) and suits style transfer",
             "实例归一化去除图像的风格（对比度、亮度），适合风格迁移",
         ),
         Text(
-            "how the output follows a change of contrast and brightness; loss of a stylizer, beside batch norm",
+            "how much the output changes with contrast and brightness; loss of a stylizer, compared with batch norm",
             "改变对比度与亮度时输出的变化；风格迁移的损失，与批归一化对照",
         ),
     ),
     Claim(
         "IN-2",
-        Text("instance norm is unfit for classification", "实例归一化不适合分类"),
+        Text("instance norm is unsuitable for classification", "实例归一化不适合分类"),
         Text(
             "a task whose classes differ in contrast, and an ordinary one",
             "类别只在对比度上不同的任务，以及普通分类任务",
@@ -87,8 +87,8 @@ ALL = (
     ),
     Claim(
         "GN-1",
-        Text("group norm holds up at small batches", "组归一化在小批量下依然有效"),
-        Text("test error against batch size, beside batch norm", "测试误差随批量大小的变化，与批归一化对照"),
+        Text("group norm still works well at small batches", "组归一化在小批量下依然有效"),
+        Text("test error against batch size, compared with batch norm", "测试误差随批量大小的变化，与批归一化对照"),
     ),
     Claim(
         "GN-2",
@@ -100,7 +100,7 @@ ALL = (
     ),
     Claim(
         "WN-1",
-        Text("weight norm speeds up convergence and steadies training", "权重归一化加快收敛，使训练更稳定"),
+        Text("weight norm speeds up convergence and makes training more stable", "权重归一化加快收敛，使训练更稳定"),
         Text(
             "steps to a target loss, with weight norm and with plain weights",
             "使用权重归一化与使用普通权重时达到目标损失所需的步数",
@@ -109,10 +109,10 @@ ALL = (
     Claim(
         "WN-2",
         Text(
-            "the gain of weight norm is not always significant, and batch norm beats it on some tasks",
+            "the gain of weight norm is not always significant, and batch norm is better on some tasks",
             "权重归一化的提升不一定显著，在某些任务上不如批归一化",
         ),
-        Text("the same runs, with intervals, beside batch norm", "同样的实验给出区间，与批归一化对照"),
+        Text("the same runs, with intervals, compared with batch norm", "同样的实验给出区间，与批归一化对照"),
     ),
     Claim(
         "P-1",
@@ -121,7 +121,7 @@ ALL = (
             "归一化通常放在卷积层或线性层之后、激活函数之前",
         ),
         Text(
-            "the same net with the norm before the activation and after it",
+            "the same network with the norm before the activation and after it",
             "同一网络把归一化分别放在激活函数之前与之后",
         ),
     ),

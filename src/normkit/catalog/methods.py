@@ -1,4 +1,4 @@
-"""The rows of the catalog: what is known of each method, and what is said for and against it."""
+"""The rows of the catalog: facts about each method, and its claimed strengths and weaknesses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METHODS = (
         patterns=("[b] c [...]",),
         statistics=Text("channel", "每个通道"),
         state=Text(
-            "weight, bias, running mean and variance, number of batches seen",
+            "weight, bias, running mean and variance, number of batches processed",
             "weight、bias，均值与方差的滑动统计量，已处理的批次数",
         ),
         formula=_STANDARDIZE,
@@ -30,7 +30,7 @@ METHODS = (
             Statement("allows a higher learning rate", "允许更大的学习率", "BN-2"),
             Statement("less internal covariate shift", "减轻内部协变量偏移"),
             Statement("batch noise regularizes mildly, like dropout", "批次噪声带来轻微的正则化，类似 dropout", "BN-3"),
-            Statement("does well with large batches", "适合大批量"),
+            Statement("works well with large batches", "适合大批量"),
         ),
         weaknesses=(
             Statement("poor estimates on small batches", "小批量时统计量估计不准", "BN-4"),
@@ -67,7 +67,7 @@ METHODS = (
         where=Text("RNNs, Transformers, sequences", "RNN、Transformer 等序列模型"),
         strengths=(
             Statement("independent of the batch", "与批次无关", "LN-1", "batch dependence"),
-            Statement("fits small batches", "适合小批量", "LN-1", "flat"),
+            Statement("suits small batches", "适合小批量", "LN-1", "flat"),
         ),
         weaknesses=(
             Statement("more computation", "计算量更大", "LN-2", "time"),
@@ -85,7 +85,7 @@ METHODS = (
         patterns=("b c [...]",),
         statistics=Text("sample and channel", "每个样本的每个通道"),
         state=Text(
-            "none by default; weight, bias and running statistics on request",
+            "none by default; weight, bias and running statistics are optional",
             "默认没有；可选 weight、bias 与滑动统计量",
         ),
         formula=_STANDARDIZE,
@@ -101,7 +101,7 @@ METHODS = (
                 "IN-1",
                 "contrast",
             ),
-            Statement("fits generation", "适合生成任务", "IN-1", "stylizer"),
+            Statement("suits generation", "适合生成任务", "IN-1", "stylizer"),
         ),
         weaknesses=(
             Statement("not for classification", "不适合分类", "IN-2", "ordinary"),
@@ -127,12 +127,12 @@ METHODS = (
         state=_AFFINE,
         formula=_STANDARDIZE,
         principle=Text(
-            "The channels of each sample are split into groups, and each group is standardized by itself.",
+            "The channels of each sample are split into groups, and each group is standardized separately.",
             "把每个样本的通道分成若干组，逐组做标准化。",
         ),
         where=Text("CNNs trained with small batches", "小批量训练的 CNN"),
         strengths=(
-            Statement("fits small batches", "适合小批量", "GN-1"),
+            Statement("suits small batches", "适合小批量", "GN-1"),
             Statement("independent of the batch", "与批次无关"),
         ),
         weaknesses=(
@@ -159,12 +159,12 @@ METHODS = (
             "Layer norm without the mean: the features of one token are divided by their root mean square.",
             "去掉均值的层归一化：一个词元的特征除以它们的均方根。",
         ),
-        where=Text("Transformers, large language models above all", "Transformer，尤其是大语言模型"),
+        where=Text("Transformers, especially large language models", "Transformer，尤其是大语言模型"),
         strengths=(
-            Statement("one statistic less than layer norm", "比层归一化少算一个统计量"),
+            Statement("one statistic fewer than layer norm", "比层归一化少算一个统计量"),
             Statement("independent of the batch", "与批次无关"),
         ),
-        weaknesses=(Statement("leaves a shift of the features as it is", "不消除特征的整体平移"),),
+        weaknesses=(Statement("does not remove a shift of the features", "不消除特征的整体平移"),),
         paper=Paper("Root Mean Square Layer Normalization", "Zhang & Sennrich", 2019, "1910.07467"),
         center=False,
         eps=None,
@@ -184,15 +184,13 @@ METHODS = (
             "Layer norm for channels-first images: the channels of one pixel are standardized together.",
             "通道在前的图像上的层归一化：对每个像素的全部通道一起做标准化。",
         ),
-        where=Text("CNNs in the manner of Transformers, such as ConvNeXt", "借鉴 Transformer 的 CNN，例如 ConvNeXt"),
+        where=Text("CNNs that borrow from Transformers, such as ConvNeXt", "借鉴 Transformer 的 CNN，例如 ConvNeXt"),
         strengths=(
             Statement("independent of the batch", "与批次无关"),
-            Statement("independent of the image's size", "与图像大小无关"),
+            Statement("independent of the image size", "与图像大小无关"),
         ),
         weaknesses=(
-            Statement(
-                "slow where it is done by permuting to channels last", "若靠把通道维转置到最后来实现，则速度较慢"
-            ),
+            Statement("slow if implemented by permuting to channels last", "若靠把通道维转置到最后来实现，则速度较慢"),
         ),
         paper=Paper("A ConvNet for the 2020s", "Liu et al.", 2022, "2201.03545"),
         eps=1e-6,
@@ -222,7 +220,7 @@ METHODS = (
             ),
         ),
         weaknesses=(
-            Statement("costs memory and time; batch norm has taken its place", "占用内存和时间，已被批归一化取代"),
+            Statement("costs memory and time; batch norm has replaced it", "占用内存和时间，已被批归一化取代"),
         ),
         paper=Paper(
             "ImageNet Classification with Deep Convolutional Neural Networks",
@@ -244,7 +242,7 @@ METHODS = (
         formula="y = max(x / sqrt(mean(x²) + eps) * weight + bias, threshold)",
         principle=Text(
             "Each channel of each sample is divided by the root mean square of its positions; a learned threshold "
-            "takes the place of the activation.",
+            "replaces the activation.",
             "每个样本的每个通道除以其各位置的均方根，再由可学习的阈值代替激活函数。",
         ),
         where=Text("CNNs trained with small batches: classification, detection", "小批量训练的 CNN：分类、检测"),
@@ -254,7 +252,7 @@ METHODS = (
         ),
         weaknesses=(
             Statement("a single position keeps only its sign", "只有一个位置时仅保留符号"),
-            Statement("the paper needs a learning rate that rises slowly at first", "论文中需要学习率从低缓慢升高"),
+            Statement("the paper needs a warm-up of the learning rate", "论文中需要学习率预热"),
         ),
         paper=Paper(
             "Filter Response Normalization Layer: Eliminating Batch Dependence in the Training of Deep Neural Networks",
@@ -278,10 +276,10 @@ METHODS = (
         ),
         formula="w = g * v / ||v||",
         principle=Text(
-            "The weight of a layer is split into a length and a direction, which are learned apart.",
+            "The weight of a layer is split into a length and a direction, which are learned separately.",
             "把层的权重拆成长度与方向两部分，分别学习。",
         ),
-        where=Text("CNNs, dense nets, generative models", "CNN、全连接网络、生成模型"),
+        where=Text("CNNs, fully connected networks, generative models", "CNN、全连接网络、生成模型"),
         strengths=(
             Statement("faster convergence", "收敛更快", "WN-1", "steps"),
             Statement("more stability", "训练更稳定", "WN-1", "stead"),
@@ -308,17 +306,17 @@ METHODS = (
         layers=(),
         patterns=(),
         statistics=Text("none: it acts on the weight, not on the data", "无：作用于权重，而不是数据"),
-        state=Text("the weight before it is standardized; a gain on request", "标准化之前的权重；可选增益 gain"),
+        state=Text("the weight before it is standardized; an optional gain", "标准化之前的权重；可选增益 gain"),
         formula="w = (v - mean) / sqrt(var + eps) * gain",
         principle=Text(
             "Each filter of a weight is standardized whenever the weight is read.",
             "每次读取权重时，对其中每个滤波器做标准化。",
         ),
-        where=Text("CNNs trained with small batches, beside group norm", "小批量训练的 CNN，与组归一化配合"),
+        where=Text("CNNs trained with small batches, together with group norm", "小批量训练的 CNN，与组归一化配合"),
         strengths=(
-            Statement("lets group norm reach batch norm on small batches", "使组归一化在小批量下达到批归一化的水平"),
+            Statement("lets group norm match batch norm on small batches", "使组归一化在小批量下达到批归一化的水平"),
         ),
-        weaknesses=(Statement("changes the function of a trained layer at once", "会立即改变已训练层的函数"),),
+        weaknesses=(Statement("immediately changes the function of a trained layer", "会立即改变已训练层的函数"),),
         paper=Paper(
             "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization",
             "Qiao et al.",

@@ -1,4 +1,4 @@
-"""What a row of the catalog is made of."""
+"""The classes that a row of the catalog consists of."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LANGUAGES = ("en", "zh")
 
 
 class Text(str):
-    """An English text that knows its Chinese; used as a plain string it is the English one.
+    """An English text with its Chinese translation; as a plain string it is the English text.
 
     >>> region = Text("region", "统计域")
     >>> region.upper(), region.to("zh")
@@ -37,7 +37,7 @@ class Text(str):
 
 
 class Statement(Text):
-    """A strength or weakness, with the claim that a measurement can decide.
+    """A strength or weakness, with the id of the claim that tests it.
 
     >>> statement = Statement("faster convergence", "收敛更快", "BN-1")
     >>> statement, statement.to("zh"), statement.claim
@@ -49,7 +49,7 @@ class Statement(Text):
     experiments: str
 
     def __new__(cls, en: str, zh: str, claim: str = "", experiments: str = "") -> Statement:
-        """`claim` is an id in `CLAIMS`, `experiments` the start of the names of those on it; both may be empty."""
+        """`claim` is an id in `CLAIMS`; `experiments` is how the names of its experiments start."""
         statement = super().__new__(cls, en, zh)
         assert isinstance(statement, Statement)
         statement.claim, statement.experiments = claim, experiments
@@ -61,7 +61,7 @@ class Statement(Text):
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence that people repeat about a method, and the measurement that can decide it."""
+    """A common claim about a method, and the measurement that tests it."""
 
     id: str
     text: Text
@@ -70,7 +70,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Paper:
-    """Where a method comes from; `arxiv` is None if it is not there."""
+    """The paper of a method; `arxiv` is None if it is not on arXiv."""
 
     title: str
     authors: str
@@ -83,7 +83,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Mark:
-    """How figures show a method: the shape of its points, and its colour on light and on dark paper."""
+    """How figures show a method: the shape of its points, and its colour on a light and on a dark background."""
 
     shape: str
     light: str
@@ -97,14 +97,14 @@ class Method:
     Attributes:
         name: of the function, the tests and the docs page: ``"group_norm"``.
         title: as a heading.
-        aliases: other names it goes by.
-        layers: class names in `normkit`; empty if it is put on another layer.
+        aliases: other names of it.
+        layers: class names in `normkit`; empty if it is applied to another layer.
         patterns: the regions it is used with, the one for images first; empty if it has none.
-        statistics: what has a mean and variance of its own.
-        state: what the layer keeps.
-        formula: with the names of the parameters.
+        statistics: the parts of the input that have a separate mean and variance.
+        state: what the layer stores.
+        formula: the formula, with the names of the parameters.
         principle: how it works, in one sentence.
-        where, strengths, weaknesses: where it is used, and what is said for and against it.
+        where, strengths, weaknesses: where it is used, and its claimed strengths and weaknesses.
         paper: its source.
         acts_on: what is normalized.
         center: whether the mean is subtracted.
@@ -142,22 +142,22 @@ class Method:
 
     @property
     def claims(self) -> tuple[str, ...]:
-        """The ids in `CLAIMS` that its strengths and weaknesses have, each once."""
+        """The ids in `CLAIMS` of its strengths and weaknesses, each once."""
         return tuple(dict.fromkeys(each.claim for each in (*self.strengths, *self.weaknesses) if each.claim))
 
     @property
     def of_weights(self) -> bool:
-        """Whether it normalizes weights, so that it is put on a layer and is none itself."""
+        """Whether it normalizes weights; it is then applied to a layer and is not a layer itself."""
         return self.acts_on == "weights"
 
     @property
     def over_positions(self) -> bool:
-        """Whether a region holds all positions of the channels that it holds: ``[...]``."""
+        """Whether a region includes all positions of its channels: ``[...]``."""
         return any("[...]" in pattern for pattern in self.patterns)
 
     @property
     def insertable(self) -> bool:
-        """Whether `insert` can give it to a layer."""
+        """Whether `insert` can add it to a layer."""
         return self.of_weights or self.target is not None
 
     def to_dict(self, lang: str = "en") -> dict[str, Any]:

@@ -25,23 +25,23 @@ _CLAIMS = Text("Claims to measure", "待检验的论断")
 _PAPER = Text("Paper", "论文")
 _ALIASES = Text("Also called", "别名")
 _CLAIM = Text("Claim", "论断")
-_HOW = Text("How it can be seen", "如何检验")
+_HOW = Text("How it is tested", "如何检验")
 
 _INTRODUCTION = Text(
-    "What stands in brackets shares one mean and one variance. Strengths and weaknesses are what papers and "
-    "practice say, not what normkit has measured.",
-    "方括号内的元素共用一个均值和一个方差。优缺点来自论文与实践中的说法，并非 normkit 的测量结果。",
+    "The dimensions in brackets share one mean and one variance. Strengths and weaknesses are claims of papers and "
+    "of practice; normkit has not measured them.",
+    "方括号内的维度共用一个均值和一个方差。优缺点来自论文与实践中的说法，并非 normkit 的测量结果。",
 )
 
 
 def card(method: Method, lang: str = "en") -> list[tuple[str, tuple[str, ...]]]:
-    """All that is known of one method, as labels with one or more lines each.
+    """All facts about one method, as labels with one or more lines each.
 
     >>> from normkit.catalog import find
     >>> dict(card(find("GN")))["Region"]
     ('b (g [c]) [...]',)
     """
-    said = [claim for claim in claims.ALL if claim.id in method.claims]
+    tested = [claim for claim in claims.ALL if claim.id in method.claims]
     lines: list[tuple[Text, Iterable[str]]] = [
         (_PRINCIPLE, [method.principle.to(lang)]),
         (_REGION, method.patterns),
@@ -52,7 +52,7 @@ def card(method: Method, lang: str = "en") -> list[tuple[str, tuple[str, ...]]]:
         (_WHERE, [method.where.to(lang)]),
         (_STRENGTHS, [f"+ {text.to(lang)}" for text in method.strengths]),
         (_WEAKNESSES, [f"- {text.to(lang)}" for text in method.weaknesses]),
-        (_CLAIMS, [f"{claim.id}  {claim.text.to(lang)}" for claim in said]),
+        (_CLAIMS, [f"{claim.id}  {claim.text.to(lang)}" for claim in tested]),
         (_PAPER, [str(method.paper)]),
         (_ALIASES, [", ".join(method.aliases)]),
     ]
@@ -60,7 +60,7 @@ def card(method: Method, lang: str = "en") -> list[tuple[str, tuple[str, ...]]]:
 
 
 def entry_points(method: Method) -> str:
-    """What a user writes: the classes, or the function that acts on a layer."""
+    """The classes for users, or the function that is applied to a layer."""
     return ", ".join(f"normkit.{name}" for name in method.layers) or f"normkit.{method.name}(module)"
 
 
@@ -96,7 +96,7 @@ def markdown(lang: str = "en") -> str:
         )
         for method in METHODS
     ]
-    said = [(claim.id, claim.text.to(lang), claim.how.to(lang)) for claim in claims.ALL]
+    tested = [(claim.id, claim.text.to(lang), claim.how.to(lang)) for claim in claims.ALL]
     parts = [
         f"# {Text('The methods', '各种方法').to(lang)}",
         _INTRODUCTION.to(lang),
@@ -104,19 +104,19 @@ def markdown(lang: str = "en") -> str:
         f"## {Text('How each works', '各自的做法').to(lang)}",
         _grid([label.to(lang) for label in (_METHOD, _PRINCIPLE, _FORMULA, _STATE, _PAPER)], works),
         f"## {_CLAIMS.to(lang)}",
-        _grid(["", _CLAIM.to(lang), _HOW.to(lang)], said),
+        _grid(["", _CLAIM.to(lang), _HOW.to(lang)], tested),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def data(lang: str = "en") -> dict[str, list[dict[str, Any]]]:
     """The whole catalog as plain data, ready for JSON."""
-    said = [{"id": claim.id, "text": claim.text.to(lang), "how": claim.how.to(lang)} for claim in claims.ALL]
-    return {"methods": [method.to_dict(lang) for method in METHODS], "claims": said}
+    all_claims = [{"id": claim.id, "text": claim.text.to(lang), "how": claim.how.to(lang)} for claim in claims.ALL]
+    return {"methods": [method.to_dict(lang) for method in METHODS], "claims": all_claims}
 
 
 def _list(texts: Iterable[Text], lang: str) -> str:
-    # Chinese has no spaces to break a line at, so the one behind a dot would leave it alone on its line.
+    # Chinese text has no spaces, so a space after the dot would be the only place for a line break.
     dot = Text("• ", "·").to(lang)
     return "\n".join(f"{dot}{text.to(lang)}" for text in texts)
 
@@ -128,7 +128,7 @@ def _cited(method: Method) -> str:
 
 
 def _grid(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown, where a cell is one line and a bar ends it."""
+    """A table in Markdown: line breaks and bars inside a cell are escaped."""
     lines = [headings, ["---"] * len(headings), *rows]
     cells = ([cell.replace("|", r"\|").replace("\n", "<br>") for cell in line] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)

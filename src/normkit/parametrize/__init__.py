@@ -1,4 +1,4 @@
-"""Norms of weights: what is normalized is a parameter, not an activation."""
+"""Norms of weights: they normalize parameters, not activations."""
 
 from normkit.parametrize.standardize import (
     WeightStandardization,

@@ -1,4 +1,4 @@
-"""What functions that run a model on data ask of the two first, and of what they store."""
+"""Checks for functions that run a model on data and store the results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from normkit.errors import ArgumentError, StateError
 
 
 def check_values(function: str, modules: Iterable[tuple[str, nn.Module]]) -> None:
-    """Refuse modules on the meta device, whose tensors have shapes and no values."""
+    """Refuse modules on the meta device, whose tensors have shapes but no values."""
     for name, module in modules:
         tensors = {**module._parameters, **module._buffers}
         empty = next((key for key, tensor in tensors.items() if tensor is not None and tensor.is_meta), None)
@@ -24,7 +24,7 @@ def check_values(function: str, modules: Iterable[tuple[str, nn.Module]]) -> Non
 
 
 def check_batches(what: str, batches: Any) -> None:
-    """Refuse a single batch where several are read: a tensor's rows and a mapping's keys would be taken for batches."""
+    """Refuse a single batch in place of several: rows of a tensor or keys of a mapping would be read as batches."""
     if isinstance(batches, Tensor):
         got, remedy = f"one tensor of shape {tuple(batches.shape)}", "put it into a list, [x]"
     elif isinstance(batches, Mapping | str):
@@ -37,15 +37,15 @@ def check_batches(what: str, batches: Any) -> None:
 
 
 def is_readable(tensor: Tensor) -> bool:
-    """Whether a check can look at a tensor's values: not while they are only traced."""
+    """Whether a check can read the values of a tensor, which is not possible while they are traced."""
     return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta and not torch.compiler.is_compiling()
 
 
 def stored(value: Tensor, dtype: torch.dtype, what: str, remedy: str) -> Tensor:
-    """A value in the dtype it will be kept in.
+    """A value in the dtype in which it will be stored.
 
     Raises:
-        StateError: it is finite, and too large for that dtype.
+        StateError: it is finite, but too large for that dtype.
     """
     kept = value.to(dtype)
     if is_readable(kept) and bool((value.isfinite() & ~kept.isfinite()).any()):

@@ -29,7 +29,7 @@ class WeightStandardization(NormOfWeight):
         return functional.weight_standardization(weight, self.gain, self.eps, self.dim)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """A copy of the weight: what is trained is the weight before it is standardized."""
+        """A copy of the weight: the trained parameter is the weight before it is standardized."""
         return weight.detach().clone()
 
     def extra_repr(self) -> str:
@@ -39,15 +39,15 @@ class WeightStandardization(NormOfWeight):
 def weight_standardization(module: M, name: str = "weight", eps: float = 1e-5, dim: int = 0, gain: bool = False) -> M:
     """Give each filter of a weight mean 0 and variance 1 whenever the weight is read.
 
-    ``w = (v - mean) / sqrt(var + eps) * gain``, mean and (biased) variance over every dimension but `dim`. Other than
-    weight norm this changes the weight at once. Make the optimizer afterwards: the parameters are new ones.
+    ``w = (v - mean) / sqrt(var + eps) * gain``, mean and (biased) variance over every dimension but `dim`. Unlike
+    weight norm, this changes the weight at once. Make the optimizer afterwards, because the parameters are new.
 
     Args:
-        module: holds the parameter; changed in place.
-        name: of the parameter.
+        module: the module with the parameter; changed in place.
+        name: name of the parameter.
         eps: added to the variance, in units of the weight squared.
-        dim: the dimension whose every index is a filter of its own: 0 for convolutions, 1 for transposed ones.
-        gain: whether each filter has a learned factor, 1 at first.
+        dim: the dimension that counts the filters: 0 for convolutions, 1 for transposed convolutions.
+        gain: whether each filter has a learned factor, which starts at 1.
 
     Returns:
         The module; ``state_dict`` holds ``parametrizations.weight.original`` and, with a gain,
@@ -69,7 +69,7 @@ def weight_standardization(module: M, name: str = "weight", eps: float = 1e-5, d
     """
     parameter = plain_parameter(module, name, "weight_standardization")
     with torch.no_grad():
-        functional.weight_standardization(parameter, None, eps, dim)  # refuses what it cannot take, before any change
+        functional.weight_standardization(parameter, None, eps, dim)  # raises its errors before anything is changed
     dim %= parameter.dim()
     norm = WeightStandardization(parameter.shape[dim] if gain else None, eps, dim).to(parameter)
     norm.followers = followers_of(module, name)
@@ -79,7 +79,7 @@ def weight_standardization(module: M, name: str = "weight", eps: float = 1e-5, d
 
 
 def remove_weight_standardization(module: M, name: str = "weight") -> M:
-    """Make the weight a plain parameter again, exactly the one the last forward used.
+    """Make the weight a plain parameter again, with exactly the values that the last forward used.
 
     Args:
         module: as given to `weight_standardization`; changed in place.

@@ -23,15 +23,15 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class NormOfWeight(nn.Module):
-    """What computes a weight from the parameters kept in its place; abstract."""
+    """Computes a weight from the parameters that replace it; abstract."""
 
     originals: tuple[str, ...] = ("original",)
-    """Their names."""
+    """The names of these parameters."""
 
     def __init__(self) -> None:
         super().__init__()
-        # The names behind ours among the module's parameters: removal puts the weight back before them,
-        # because an optimizer's state knows parameters by their place.
+        # The names of the parameters that follow the weight in its module. Removal restores the weight before them,
+        # because the state of an optimizer identifies parameters by their position.
         self.followers: tuple[str, ...] = ()
 
 
@@ -39,10 +39,10 @@ class WeightNorm(NormOfWeight):
     """Computes a weight from its lengths and directions; made by `weight_norm`.
 
     Args:
-        dim: the dimension whose every index has a length of its own; None, or -1 as torch has it, for one in all.
+        dim: the dimension that counts the lengths; None, or -1 as in torch, for a single length.
 
     Raises:
-        ArgumentError: another negative dim: how many dimensions the weight has is known to `weight_norm` alone.
+        ArgumentError: another negative dim, because only `weight_norm` knows the number of dimensions.
     """
 
     originals = ("original0", "original1")
@@ -70,7 +70,7 @@ class WeightNorm(NormOfWeight):
                 f"{torch.finfo(weight.dtype).max:.3g}, got {float(weight.double().norm()):.3g} for the whole weight: "
                 "call weight_norm on the layer in float32"
             )
-        # A copy, or training v would write into a parameter that another module shares.
+        # A copy, because training v would otherwise change a parameter that another module shares.
         return length, weight.detach().clone()
 
     def extra_repr(self) -> str:
@@ -81,13 +81,13 @@ def weight_norm(module: M, name: str = "weight", dim: int | None = 0) -> M:
     """Learn a weight as a length and a direction.
 
     ``w = g * v / ||v||``, the norm taken over every dimension but `dim`, in fp32 or better. The weight
-    itself does not change at this moment (in half precision by one rounding at most). Make the optimizer
-    afterwards: the parameters are new ones.
+    itself does not change (in half precision, by at most one rounding). Make the optimizer afterwards,
+    because the parameters are new.
 
     Args:
-        module: holds the parameter; changed in place.
-        name: of the parameter, any shape with at least one element.
-        dim: the dimension whose every index has its own length: 0 is one length for each output of a Linear
+        module: the module with the parameter; changed in place.
+        name: name of the parameter, which has any shape with at least one element.
+        dim: the dimension that counts the lengths: 0 is one length for each output of a Linear
             or Conv layer, 1 for each output channel of a ConvTranspose. None gives one length for the whole
             tensor, and so does -1, as in torch; other negative values count from the end.
 
@@ -120,20 +120,20 @@ def weight_norm(module: M, name: str = "weight", dim: int | None = 0) -> M:
 
 
 def remove_weight_norm(module: M, name: str = "weight") -> M:
-    """Make the weight a plain parameter again, exactly the one the last forward used.
+    """Make the weight a plain parameter again, with exactly the values that the last forward used.
 
-    ``w = g * v / ||v||``, computed once more and kept. It requires a gradient if ``g`` or ``v`` did, and
-    takes its former place among the parameters; nothing of the parametrization stays behind.
+    ``w = g * v / ||v||`` is computed once more and stored. It requires a gradient if ``g`` or ``v`` did, and
+    has its former position among the parameters. The parametrization is removed completely.
 
     Args:
         module: as given to `weight_norm`; changed in place.
-        name: of the parameter.
+        name: name of the parameter.
 
     Returns:
         The module.
 
     Raises:
-        StateError: the parameter carries no weight norm.
+        StateError: the parameter has no weight norm.
 
     Example:
         >>> import torch, normkit
@@ -154,17 +154,17 @@ def remove_weight_norm(module: M, name: str = "weight") -> M:
 
 
 def followers_of(module: nn.Module, name: str) -> tuple[str, ...]:
-    """The parameters behind this one: removal puts the weight back before them."""
+    """The parameters after this one; removal restores the weight before them."""
     names = list(module._parameters)
     return tuple(names[names.index(name) + 1 :])
 
 
 def make_plain(module: nn.Module, name: str, followers: tuple[str, ...]) -> None:
-    """Put the weight as it is now back as a parameter, before those named."""
+    """Make the present weight a plain parameter again, before the parameters named in `followers`."""
     trainable = any(p.requires_grad for p in parametrized(module)[name].parameters())
     weight = nn.Parameter(getattr(module, name).detach().clone(), trainable)
     parametrize.remove_parametrizations(module, name)
-    # torch leaves a buffer where nothing was trainable, or where gradients are off just now.
+    # torch leaves a buffer if nothing was trainable, or if gradients are disabled now.
     delattr(module, name)
     module.register_parameter(name, weight)
     for follower in followers:
@@ -186,22 +186,22 @@ def parametrized(module: nn.Module) -> dict[str, nn.ModuleList]:
 
 
 def plain_parameter(module: nn.Module, name: str, norm: str = "weight_norm") -> nn.Parameter:
-    """The parameter, if it is one that `norm` can be called on."""
+    """The parameter, if `norm` can be applied to it."""
     if name in parametrized(module):
         norms = " and ".join(type(norm).__name__ for norm in parametrized(module)[name])
         raise StateError(
-            f"a weight is normalized once; {name!r} of {_kind(module)} already carries {norms}: "
+            f"a weight is normalized once; {name!r} of {_kind(module)} already has {norms}: "
             "remove that first (remove_weight_norm, or torch.nn.utils.parametrize.remove_parametrizations)"
         )
     if f"{name}_g" in module._parameters and f"{name}_v" in module._parameters:
         raise StateError(
-            f"a weight is normalized once; {name!r} of {_kind(module)} carries the old hook of "
+            f"a weight is normalized once; {name!r} of {_kind(module)} has the old hook of "
             f"torch.nn.utils.weight_norm: call torch.nn.utils.remove_weight_norm(module, {name!r}) first"
         )
     parameter = module._parameters.get(name)
     if parameter is None:
         known = [key for key, value in module._parameters.items() if value is not None]
-        remedy = nearest(name, known) if known else "it has no parameters of its own; pass the layer that has"
+        remedy = nearest(name, known) if known else "it has no parameters itself; pass the layer that has them"
         raise ArgumentError(f"{norm} needs a parameter of {_kind(module)}; {name!r} is none: {remedy}")
     if isinstance(parameter, nn.UninitializedParameter):
         raise StateError(
@@ -223,7 +223,7 @@ def plain_parameter(module: nn.Module, name: str, norm: str = "weight_norm") -> 
 
 def _dimension(dim: int | None, name: str, parameter: Tensor) -> int | None:
     if dim is None or dim == -1:
-        return None  # torch keeps None as -1, so that both are one length
+        return None  # torch stores None as -1, so both mean a single length
     if -parameter.ndim <= dim < parameter.ndim:
         return dim % parameter.ndim
     raise ArgumentError(
@@ -237,11 +237,11 @@ def _kind(module: nn.Module) -> str:
 
 
 def adopt(module: nn.Module) -> None:
-    """Give the class that torch made for this module what it lacks: pickle, private copies, old keys.
+    """Add to the class that torch made for this module: pickling, independent copies, old keys.
 
-    torch refuses to pickle a parametrized module, because its class exists nowhere by name. A deep copy gets
-    the same class as its original, so that removing the norm from one breaks the other. Both are cured by
-    saying how to make the class anew. As methods of that class, they go when it goes.
+    torch refuses to pickle a parametrized module, because its class cannot be imported by name. A deep copy shares
+    the class of its original, so removing the norm from one would break the other. Both are solved by methods that
+    make the class again. They belong to that class, so they disappear with it.
     """
     made = type(module)
     base: Any = made.__bases__[0]
@@ -249,8 +249,8 @@ def adopt(module: nn.Module) -> None:
     def reduce_ex(self: nn.Module, protocol: int) -> tuple[Any, ...]:
         state = base.__getstate__(self)
         if isinstance(self, nn.RNNBase):
-            # It remembers the weights it last used, which can be copied only without their graph; it looks
-            # for newer ones at each forward.
+            # It stores the weights of its last forward, which can be copied only without their graph; it updates
+            # them at each forward.
             last = [w if w is None or w.is_leaf else w.detach() for w in state["_flat_weights"]]
             state["_flat_weights"] = last
         return _rebuild, (base, tuple(parametrized(self))), state
@@ -275,9 +275,9 @@ def adopt(module: nn.Module) -> None:
 
 
 class _Read(property):
-    """Reads a weight past the calls of modules round its norm, which cost more than a small weight's arithmetic.
+    """Reads a weight without calling the modules around its norm, which take longer than a small weight's arithmetic.
 
-    Only where those calls would do nothing else: one norm and no more, no hooks, no cache, nobody who watches.
+    This is done only if those calls would have no other effect: a single norm, no hooks, no cache, no tracing.
     """
 
     def __init__(self, name: str, by_modules: property) -> None:
@@ -293,9 +293,9 @@ class _Read(property):
                 and not (parametrize._cache_enabled or _has_hooks(norm) or _has_hooks(norms) or _has_any_global_hook())
                 and not (torch.compiler.is_compiling() or is_traced())
             ):
-                held = norms._parameters
-                if all(map(held.__contains__, norm.originals)):  # a frozen one may be a buffer
-                    weight: Tensor = norm.forward(*[held[original] for original in norm.originals])
+                parameters = norms._parameters
+                if all(map(parameters.__contains__, norm.originals)):  # a frozen one may be a buffer
+                    weight: Tensor = norm.forward(*[parameters[original] for original in norm.originals])
                     return weight
             return slow(module)
 
@@ -310,7 +310,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _rebuild(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
-    """An empty module of the class torch makes for `base`; pickle or deepcopy fills in the state."""
+    """An empty module of the class that torch makes for `base`; pickle or deepcopy adds the state."""
     module = base.__new__(base)
     nn.Module.__init__(module)
     for name in names:

@@ -1,6 +1,6 @@
 """The data-dependent initialization of weight normalization: outputs start at mean 0 and variance 1.
 
-One forward pass does all layers: each is set by the batch as the layers before it, already set, pass it on.
+One forward pass sets all layers: each is set from its input, which comes from layers that are already set.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ CONVOLUTIONS: dict[type[nn.Module], int] = {
     nn.ConvTranspose2d: 2,
     nn.ConvTranspose3d: 3,
 }
-"""The number of dimensions behind the channels."""
+"""The number of dimensions after the channels."""
 
 ROUNDING = 4
-"""A standard deviation of so many units in the last place of the largest value is rounding, not spread."""
+"""A standard deviation of at most this many units in the last place of the largest value is only rounding."""
 
 UNREACHED = "the batch never reached it"
 
 
 @dataclass(frozen=True)
 class InitRow:
-    """What happened to one layer.
+    """The result for one layer.
 
     Attributes:
-        name: of the module within the model.
-        channels: output channels whose length was set.
-        constant: output channels that did not vary over the batch and were left alone.
-        bias: whether there was a bias to set; without one the mean stays.
-        skipped: why nothing was set; empty if something was.
+        name: name of the module in the model.
+        channels: number of output channels whose length was set.
+        constant: number of output channels that did not vary over the batch and were not changed.
+        bias: whether there was a bias to set; without one the mean is not changed.
+        skipped: the reason why nothing was set; empty if something was.
     """
 
     name: str
@@ -80,24 +80,24 @@ def init_weight_norm(model: nn.Module, batch: Tensor | tuple[Any, ...] | list[An
     """Set lengths and biases so that every weight-normed layer starts with outputs of mean 0 and variance 1.
 
     ``g = 1 / std(t)`` and ``b = -mean(t) / std(t)`` for each output channel, where ``t = v * x / ||v||``
-    over all samples and positions of the batch, and ``v`` stays. The model runs once, in evaluation mode:
+    over all samples and positions of the batch, and ``v`` does not change. The model runs once, in evaluation mode:
     dropout is off, and no statistics of other layers change.
 
     Args:
-        model: holds layers that `weight_norm` was called on; changed in place.
-        batch: the model's input: a tensor, or a tuple or list of positional arguments, or a mapping of
-            keyword arguments. Large enough to estimate a standard deviation from, such as 128 samples.
+        model: a model with layers on which `weight_norm` was called; changed in place.
+        batch: the input of the model: a tensor, or a tuple or list of positional arguments, or a mapping of
+            keyword arguments. It must be large enough to estimate a standard deviation, such as 128 samples.
 
     Returns:
-        For each layer what was set. Skipped are layers other than Linear, Conv and ConvTranspose, layers
-        that the batch never reaches, and those whose lengths do not belong to output channels one to one.
-        A channel that is constant over the batch keeps its length and bias. A shared layer is set by its
+        What was set in each layer. Layers other than Linear, Conv and ConvTranspose are skipped, and so are
+        layers that the batch never reaches, and those without exactly one length for each output channel.
+        A channel that is constant over the batch keeps its length and bias. A shared layer is set at its
         first use.
 
     Raises:
         StateError: no layer of the model has a weight norm; a length too large for the layer's dtype; a model
             on the meta device.
-        Whatever the model's forward raises; the model is then as it was before.
+        Any error of the model's forward; the model is then unchanged.
 
     Example:
         >>> import torch, normkit
@@ -135,7 +135,7 @@ def init_weight_norm(model: nn.Module, batch: Tensor | tuple[Any, ...] | list[An
 
 
 class _Layer:
-    """One layer's part of the pass: its two hooks, and how it was before."""
+    """One layer during the pass: its two hooks and its former values."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
@@ -149,21 +149,21 @@ class _Layer:
     def hooks(self) -> list[RemovableHandle]:
         if self.row:
             return []
-        # In front of the user's own hooks, which then see what the layer gives from now on.
+        # Before the user's own hooks, which then receive the new outputs of the layer.
         return [
             self.module.register_forward_pre_hook(self.to_unit, prepend=True),
             self.module.register_forward_hook(self.to_batch, prepend=True),
         ]
 
     def to_unit(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Length 1 and bias 0, so that the layer gives t."""
+        """Set length 1 and bias 0, so that the layer returns t."""
         if self.row is None:
             self.g.fill_(1)
             if self.bias is not None:
                 self.bias.zero_()
 
     def to_batch(self, module: nn.Module, inputs: tuple[Any, ...], t: Tensor) -> Tensor:
-        """Set length and bias from t; pass on what they make of it."""
+        """Set length and bias from t, and return the output that they give."""
         if self.row is not None:
             return t
         if t.numel() == 0:
@@ -211,7 +211,7 @@ def _has_weight_norm(module: nn.Module) -> bool:
 
 
 def _kind(module: nn.Module) -> type[nn.Module]:
-    """The layer class of torch that this module is or inherits from."""
+    """The layer class of torch of which this module is an instance."""
     kinds: tuple[type[nn.Module], ...] = (nn.Linear, *CONVOLUTIONS)
     return next((kind for kind in kinds if isinstance(module, kind)), nn.Module)
 
@@ -222,7 +222,7 @@ def _lengths(module: nn.Module) -> Tensor:
 
 
 def _misfit(module: nn.Module) -> str:
-    """Why the layer's lengths cannot be set channel by channel; empty if they can."""
+    """The reason why the lengths of a layer cannot be set for each channel; empty if they can."""
     norm = weight_norm_of(module)
     if norm is None or _kind(module) is nn.Module:
         return "only the weights of Linear, Conv and ConvTranspose layers are initialised"

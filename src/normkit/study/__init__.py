@@ -1,14 +1,14 @@
 """The experiment of `normkit compare`: which normalization should I use?
 
-Its rooms, in the order in which data pass them; each imports only from those before it:
+Its folders, in the order in which data pass them; each imports only from those before it:
 
-- `suite`: data and networks for users who bring none.
+- `suite`: built-in data and networks.
 - `task`: a model, data, loss and metric; the same model under each variant.
 - `training`: the numbers of a design, and one training run of it, or many at once.
-- `execution`: which trials come next, the workers, and the store of finished runs.
-- `analysis`: from runs to statements, as data.
+- `execution`: the order of the trials, the workers, and the store of finished runs.
+- `analysis`: turns runs into statements, as data.
 - `claims`: the experiments on the claims of the catalog.
-- `report`: all text, the page, results.json and the forms of other programs.
+- `report`: all text, the page, results.json and the formats of other programs.
 
 After them `setup` turns arguments into workloads and experiments, `outline` estimates how long they take, `run_study`
 runs them, and `comparison` is the result.
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["compare", "named_task", "plan"]
 
 
-# Longer than 80 lines by its documentation: the body is short.
+# Longer than 80 lines because of its documentation; the body is short.
 def compare(
     task: Task | None = None,
     *,
@@ -61,41 +61,41 @@ def compare(
     time_limit: float | None = None,
     lang: str = "en",
 ) -> Comparison:
-    """Train a model under every normalization at an equal tuning budget, and write the report.
+    """Train a model under every normalization with an equal tuning budget, and write the report.
 
-    Without a task it trains a small network on embedded data, and measures every claim of the catalog in separate
+    Without a task it trains a small network on built-in data, and measures every claim of the catalog in separate
     experiments. Design, statistics and rules are fixed before a run, and explained in the report.
 
     Args:
-        task: your model and data, a `normkit.Task`; None for the embedded suite.
+        task: your model and data, a `normkit.Task`; None for the built-in suite.
         methods: names or aliases from the catalog ("batch_norm", "BN"), "unchanged" for the model as it is, and
             "none" for no normalization, which is always trained too because steps and times are given relative to it.
         batch_sizes: samples per training step, at most the number of training samples; everything is measured at
-            each.
+            each of them.
         seeds: evaluation runs of every method at every batch size.
         trials: learning rates tried for every method at every batch size, on separate seeds.
         steps: training steps of one run; by default those of the task.
-        claims: ids of the claims to measure besides the comparison, such as ["BN-4"]; all of them by default, none
-            for False or with a task.
+        claims: ids of the claims to measure in addition to the comparison, such as ["BN-4"]; all of them by default,
+            none for False or with a task.
         full: more seeds for each claim, for narrower intervals.
-        minutes: begin no further run after this time; the same call goes on from there.
+        minutes: start no further run after this time; the same call continues from there.
         device: where to train, as torch names it.
         dtype: "float32" or "float64" for weights and arithmetic, or "bfloat16" for autocast to it.
-        workers: runs at a time, one process and one torch thread each; None is one per core: of this machine, at
-            most 8, or of the Ray cluster.
-        out: folder for `index.html`, `results.json` and the store `study.sqlite3`. A store that is already there
-            is resumed: no finished run is run again.
-        seed: the one number all randomness comes from.
+        workers: number of runs at the same time, each with one process and one torch thread; None is one per core: of
+            this machine, at most 8, or of the Ray cluster.
+        out: folder for `index.html`, `results.json` and the store `study.sqlite3`. An existing store is continued: no
+            finished run is run again.
+        seed: the number from which all random numbers are derived.
         progress: True shows bars, False nothing; a function is called with (runs finished, runs in all, the name of
             the stage).
         store: URL of a database for the finished runs, such as "postgresql+psycopg://user@host/name", instead of
             the file in `out`. Several calls may share it, also from several machines: each runs the trials that the
             others have not taken.
-        resume: demand that the study was begun before; without it, one that was is resumed all the same.
+        resume: raise an error if the study was not begun before; an existing study is continued in any case.
         executor: "processes" on this machine, or "ray" for a cluster (`pip install "normkit[ray]"`).
-        address: of the Ray cluster, such as "auto" or "ray://host:10001"; None makes one on this machine.
-        time_limit: seconds a run may take; then it is stopped and counts as failed. Not with workers=1, where the
-            runs are made in the calling process.
+        address: address of the Ray cluster, such as "auto" or "ray://host:10001"; None starts one on this machine.
+        time_limit: seconds a run may take; then it is stopped and counts as failed. Not with workers=1, because the
+            runs are then made in the calling process.
         lang: language of the page, "en" or "zh".
 
     Returns:
@@ -104,8 +104,8 @@ def compare(
         False.
 
     Raises:
-        ArgumentError: an unknown method or claim, a number that leaves nothing to measure, a model without a place
-            for a norm, or a folder that cannot be made.
+        ArgumentError: an unknown method or claim, a number that leaves nothing to measure, a model in which no norm
+            can be placed, or a folder that cannot be made.
         StateError: a package of the extra is missing (`pip install "normkit[compare]"`), the store cannot be
             used, there is nothing to resume, or no process can be started.
 
@@ -124,7 +124,7 @@ def compare(
     from normkit.study.execution.store import Store
     from normkit.study.execution.workers import make_executor, ranks
     from normkit.study.run_study import run_study
-    from normkit.study.setup import made, prepared
+    from normkit.study.setup import make_folder, prepared
 
     report.check(lang)
     workloads, experiments = prepared(
@@ -144,7 +144,7 @@ def compare(
     where = Location.of(store or Path(out) / "study.sqlite3")
     ranks.check(executor, where.file is not None)
     pool = make_executor(Payload.of(workloads), workers, executor=executor, address=address)
-    folder = made(Path(out))
+    folder = make_folder(Path(out))
     with _shown(progress if ranks.rank() == 0 else False) as notify, Store(where, resume=resume) as kept:
         comparison = run_study(
             workloads,
@@ -160,7 +160,7 @@ def compare(
 
 
 DEFAULTS: Mapping[str, Any] = {name: p.default for name, p in inspect.signature(compare).parameters.items()}
-"""The defaults of `compare`; they are written in its signature only."""
+"""The defaults of `compare`, from its signature."""
 
 
 def plan(
@@ -171,7 +171,7 @@ def plan(
     store: str | None = None,
     **asked: Any,
 ) -> Outline:
-    """The plan of `compare` with the same arguments, and about how long it takes; a few steps are trained.
+    """The plan of `compare` with the same arguments, and an estimate of its time, for which a few steps are trained.
 
     Returns:
         The `Outline`: rows as data, a table as `str`, `seconds`.
@@ -223,7 +223,7 @@ def _require_extra() -> None:
 
 
 def _default_workers() -> int:
-    # Here, because importing `normkit.study` loads no torch.
+    # Imported here, because importing `normkit.study` must not load torch.
     from normkit.study.execution import machine
     from normkit.study.execution.workers import ranks
 
@@ -237,7 +237,7 @@ def _check_workers(asked: int | None, executor: str, limit: float | None) -> Non
         raise ArgumentError(f"time_limit must be more than 0 seconds, got {limit}: leave it out for none")
     if limit is not None and executor == "processes" and (asked or _default_workers()) == 1:
         raise ArgumentError(
-            f"time_limit needs runs that can be stopped, in processes of their own, got {limit:g} with workers=1: "
+            f"time_limit needs runs in separate processes, which can be stopped, got {limit:g} with workers=1: "
             "give workers=2 or more"
         )
 
@@ -256,7 +256,7 @@ def _command(design: Design, task: Task | None, claims: Sequence[str] | bool | N
 
 @contextmanager
 def _shown(progress: bool | Progress) -> Iterator[Progress]:
-    """A bar for True, nothing for False, else the function itself."""
+    """A progress bar for True, nothing for False, or the given function."""
     if callable(progress):
         yield progress
         return

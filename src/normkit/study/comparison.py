@@ -1,4 +1,4 @@
-"""What `compare` returns: the results of a study, with their written forms."""
+"""The result of `compare`: the results of a study, with their written forms."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class Comparison(Results):
 
     @classmethod
     def load(cls, path: str | Path) -> Comparison:
-        """The comparison that was written to a folder, or to its `results.json`; nothing is run.
+        """Read the comparison from a folder, or from its `results.json`; nothing is run.
 
         Raises:
-            ArgumentError: there is no such file, or it is not one that `compare` has written.
-            StateError: it was written by a version with another layout.
+            ArgumentError: there is no such file, or `compare` has not written it.
+            StateError: a version with another format has written it.
         """
         return results_file.load(Path(path), cls)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Comparison:
-        """The comparison that `to_dict` was called on; errors as in `load`."""
+        """Make the comparison from the data of `to_dict`; errors as in `load`."""
         return results_file.from_dict(data, cls)
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,12 +94,12 @@ def conclude(
     command: str,
     seconds: float,
 ) -> Comparison:
-    """Apply the rules to the runs that are there.
+    """Apply the rules to the finished runs.
 
     Args:
-        workload: what the answer is about.
-        others: further workloads that experiments read from.
-        experiments: on claims.
+        workload: the workload of the comparison.
+        others: further workloads that experiments use.
+        experiments: the experiments on claims.
         complete, machine, command, seconds: as in `Results`.
     """
     task, design = workload.task, workload.design

@@ -1,4 +1,4 @@
-"""The plan of a study: what it would train, and about how long that takes."""
+"""The plan of a study: what it would train, and an estimate of the time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Trial
 
 SHORT, LONG = 3, 9
-"""Steps of the two short trainings from which the time of a full one is estimated."""
+"""Steps of two short trainings, from which the time of a full one is estimated."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One workload: what it trains, and how long that takes one core; `done` runs are in the store."""
+    """One workload: what it trains, and the time on one core; `done` runs are already in the store."""
 
     workload: str
     task: str
@@ -39,9 +39,9 @@ class Outline:
 
     Attributes:
         rows: one for each workload.
-        workers: processes that share the work.
-        seconds: estimated wall time of the remaining runs, without rates beyond the range, which are tried where the
-            best one is at an end of it, and without the start of the processes.
+        workers: number of processes that share the work.
+        seconds: estimated wall time of the remaining runs. It excludes rates beyond the range, which are tried if the
+            best rate is at an end of it, and the start of the processes.
     """
 
     rows: tuple[Row, ...]
@@ -70,14 +70,14 @@ class Outline:
 
 
 def outline(workloads: Sequence[Workload], workers: int) -> Outline:
-    """The plan of some workloads, whose `runs` are those in the store; trains a few steps of each to know the time.
+    """The plan of some workloads, whose `runs` are those in the store; trains a few steps of each to measure the time.
 
     Args:
-        workloads: of the study.
-        workers: processes that share the work.
+        workloads: the workloads of the study.
+        workers: number of processes that share the work.
     """
     trainer = Trainer()
-    with one_thread():  # as the workers train
+    with one_thread():  # as in the workers
         rows = tuple(_row(trainer, workload) for workload in workloads)
     return Outline(rows, workers, sum(row.seconds for row in rows) / workers)
 
@@ -102,7 +102,7 @@ def _row(trainer: Trainer, workload: Workload) -> Row:
 
 
 def _seconds(trainer: Trainer, workload: Workload, batch_size: int) -> float:
-    """Of one run, trained in a batch of trials; measured on the last method, which has a norm."""
+    """Time of one run in a batch of trials, measured on the last method, which has a norm."""
     method = workload.design.methods[-1]
     wanted = (trial for trial in workload.rates() if (trial.method, trial.batch_size) == (method, batch_size))
     trials = list(islice(wanted, workload.design.stack))

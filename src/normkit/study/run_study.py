@@ -1,4 +1,4 @@
-"""A study from its workloads to its comparison, whether it ends or is interrupted."""
+"""Runs a study from its workloads to its comparison, also if it is interrupted."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def run_study(
     limit: float | None = None,
     command: str = "",
 ) -> Comparison:
-    """Run the trials that are not in the store yet, and conclude from all runs.
+    """Run the trials that are not in the store yet, and draw conclusions from all runs.
 
     An interrupt (Ctrl-C) ends the study early: the comparison is made from the stored runs, with `complete` False;
     if there are none, the interrupt is passed on.
 
     Args:
-        workloads: that of the answer first.
-        experiments: on claims, which read from the workloads.
-        store: of finished runs.
-        pool: the workers; its payload is that of the workloads.
-        progress: called with (runs finished, runs in all, what is running).
-        minutes: after which no further run begins.
+        workloads: the workloads, with that of the comparison first.
+        experiments: the experiments on claims, which use the runs of the workloads.
+        store: the store of finished runs.
+        pool: the workers, with the payload of these workloads.
+        progress: called with (runs finished, runs in all, the name of the stage).
+        minutes: the time after which no further run starts.
         limit: seconds a run may take.
-        command: for the report, what repeats the study.
+        command: the command that repeats the study, for the report.
 
     Raises:
         StateError: the store cannot be used, or no process can be started.
@@ -56,7 +56,7 @@ def run_study(
             raise
         complete = False
     except Exception as error:
-        error.add_note(f"Finished runs are kept in {store.where}: the same call goes on from them.")
+        error.add_note(f"Finished runs are kept in {store.where}: the same call continues from them.")
         raise
     return conclude(
         workloads[0],
@@ -71,10 +71,10 @@ def run_study(
 
 @contextmanager
 def _interruptible(progress: Progress) -> Iterator[Progress]:
-    """A progress function that interrupts the study if an interrupt was lost.
+    """A progress function that interrupts the study if a KeyboardInterrupt was dropped.
 
-    A KeyboardInterrupt is raised wherever the main thread happens to be. In a destructor Python drops it, and other
-    packages may drop it, too; nothing would end the study then.
+    It is raised at whatever line the main thread executes. Python drops it in a destructor, and other packages may drop
+    it too; then nothing else would end the study.
     """
     asked = threading.Event()
 
@@ -87,7 +87,7 @@ def _interruptible(progress: Progress) -> Iterator[Progress]:
         asked.set()
         signal.default_int_handler(number, frame)
 
-    # A handler of the user's stays, and only the main thread may set one.
+    # A handler set by the user is kept, and only the main thread may set one.
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield progress

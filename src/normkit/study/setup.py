@@ -1,4 +1,4 @@
-"""From the arguments of `compare` to workloads and experiments, all of it checked before anything runs."""
+"""Turns the arguments of `compare` into workloads and experiments, and checks them before anything runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from normkit.study.training.trial import Options
 from normkit.tools.model.tree import norms
 
 OWN_METHODS = ("unchanged", *embedded.METHODS[1:])
-"""The methods for a user's model, if it has a place for their norms."""
+"""The methods for a user's model, if their norms can be placed in it."""
 
 
 def prepared(
@@ -41,7 +41,7 @@ def prepared(
     dtype: str,
     seed: int,
 ) -> tuple[list[Workload], tuple[Experiment, ...]]:
-    """The workloads, that of the answer first, and the experiments that read from them; arguments as in `compare`."""
+    """The workloads, with that of the comparison first, and their experiments; arguments as in `compare`."""
     if task is not None and not isinstance(task, Task):
         raise ArgumentError(f"task must be a normkit.Task, got {type(task).__name__}: make one of your model and data")
     _check_place(device, dtype)
@@ -67,8 +67,8 @@ def prepared(
     unknown = [name for name in plan.methods if name not in embedded.METHODS]
     if unknown:
         raise ArgumentError(
-            f"the embedded network can be built under {', '.join(embedded.METHODS)}, got {', '.join(unknown)}: "
-            "leave it out, or give a task of yours"
+            f"the built-in network can be built under {', '.join(embedded.METHODS)}, got {', '.join(unknown)}: "
+            "leave it out, or give your own task"
         )
     main = Workload(MAIN, work, plan, timed=True)
     if claims is False:
@@ -83,7 +83,7 @@ def prepared(
 
 
 def drawn(search: Mapping[str, Any], count: int, seed: int) -> tuple[Options, ...]:
-    """Settings to try besides the defaults, from the search space of a task; none twice.
+    """Settings to try in addition to the defaults, drawn from the search space of a task without repetition.
 
     >>> drawn({"weight_decay": [0.0, 1e-4]}, 7, seed=0)
     ((('weight_decay', 0.0),), (('weight_decay', 0.0001),))
@@ -96,7 +96,7 @@ def drawn(search: Mapping[str, Any], count: int, seed: int) -> tuple[Options, ..
     }
     study = create_study(sampler=RandomSampler(seed=seed))
     found: dict[Options, None] = {}
-    # A small search space gives the same settings again.
+    # A small search space returns the same settings again.
     for _ in range(20 * count):
         if len(found) < count - 1:
             found[tuple(sorted(study.ask(kinds).params.items()))] = None
@@ -116,13 +116,13 @@ def _check_place(device: str, dtype: str) -> None:
 
 
 def _has_cells(experiment: Experiment, main: Workload) -> bool:
-    """Whether the comparison trains the cells that the experiment reads from it."""
+    """Whether the comparison trains all cells that the experiment needs from it."""
     have = {(method, size) for method in main.design.methods for size in main.design.batch_sizes}
     return all((variant, size) in have for workload, variant, size in experiment.cells if workload == MAIN)
 
 
 def _buildable(task: Task, plan: Design, strict: bool) -> Design:
-    """The design with the methods that the model has a place for; if `strict`, all of them must have one."""
+    """The design with the methods that can be applied to the model; if `strict`, all of them must be possible."""
     task.rehearse()
     able = []
     for method in plan.methods:
@@ -135,20 +135,20 @@ def _buildable(task: Task, plan: Design, strict: bool) -> Design:
     if strict:
         return plan
     if not set(able) & {*OF_LAYERS, *OF_WEIGHTS}:
-        raise ArgumentError("the model must have a place for some norm, and no method finds one: name one to see why")
+        raise ArgumentError("some norm must fit into the model, but none does: name a method to see why")
     if task.arms is None and not any(True for _ in norms(task.build("unchanged", 0))):
-        # It would be trained twice: as it is, and without norms.
+        # Without norms, "unchanged" and "none" are the same model.
         able.remove("unchanged")
     return replace(plan, methods=tuple(able))
 
 
-def made(folder: Path) -> Path:
-    """The folder of the report, which exists afterwards."""
+def make_folder(folder: Path) -> Path:
+    """The folder of the report; it is made if it does not exist."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArgumentError(
-            f"out must be a folder, or a place where one can be made, got {str(folder)!r} ({error.strerror}): "
+            f"out must be a folder, or a path where one can be made, got {str(folder)!r} ({error.strerror}): "
             "name another"
         ) from error
     return folder

@@ -1,4 +1,4 @@
-"""The statistics against scipy, against values worked out by hand, and against simulations of a known truth."""
+"""The statistics against scipy, against values computed by hand, and against simulations with a known truth."""
 
 import math
 

@@ -74,14 +74,14 @@ def test_a_clear_winner_is_named() -> None:
     assert found.answer.endswith("and every other method is behind.")
 
 
-def test_a_tie_is_called_not_told_apart() -> None:
+def test_a_tie_is_not_resolved() -> None:
     p = plan(("BN", "GN"))
     errors = {"none": around(0.4, 0.02, 1), "batch_norm": around(0.1, 0.02, 2), "group_norm": around(0.105, 0.02, 3)}
     found = conclude(p, made_up(p, errors))
     (standing,) = found.standings
     assert set(standing.front) == {"batch_norm", "group_norm"}
     assert standing.behind == ("none",)
-    assert "8 seeds cannot tell batch norm from it" in found.answer
+    assert "8 seeds cannot distinguish batch norm from it" in found.answer
 
 
 def test_a_difference_too_small_to_matter_is_equal() -> None:
@@ -94,7 +94,7 @@ def test_a_difference_too_small_to_matter_is_equal() -> None:
     assert found.standings[0].equal_to == ("none",)
 
 
-def test_who_is_beaten_by_anyone_is_behind() -> None:
+def test_a_method_that_any_other_beats_is_behind() -> None:
     p = plan(("BN", "GN"))
     second = around(0.14, 0.02, 5)
     # The leader's seeds scatter too much to beat the third; the second goes with it seed by seed.
@@ -138,7 +138,7 @@ def test_runs_that_did_not_train_stay_in_the_mean() -> None:
     assert cell.error.value == pytest.approx((0.1 * 7 + 0.9) / 8)
 
 
-def test_equal_methods_are_seldom_told_apart() -> None:
+def test_equal_methods_are_seldom_distinguished() -> None:
     p = plan(("BN", "LN", "IN", "GN", "WN"), (2, 8))
     rng = np.random.default_rng(0)
     wrong = 0

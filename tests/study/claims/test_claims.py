@@ -1,4 +1,4 @@
-"""The rules of the experiments on made-up runs whose truth is known, and that the suite is what it says it is."""
+"""The rules of the experiments on made-up runs whose truth is known; the suite covers the claims of the catalog."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -77,7 +77,7 @@ DIFFERENCE = measures.difference(PLAIN, NORMED)
     [
         (0.05, 0.005, "supported"),
         (-0.05, 0.005, "contradicted"),
-        # As small as it is sure: no effect that matters.
+        # The effect is small and its interval narrow: no effect that matters.
         (0.001, 0.001, "contradicted"),
         # Five points, with eight seeds that scatter by twenty.
         (0.05, 0.2, "not resolved"),

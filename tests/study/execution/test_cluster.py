@@ -1,4 +1,4 @@
-"""The same study on a Ray cluster of two nodes: the same runs, and what dies or hangs there is lost alone."""
+"""The same study on a Ray cluster of two nodes: the same runs; an item that dies or hangs there affects no other."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import normkit
 from normkit.errors import StateError
 from normkit.study.execution.workers import Failure, make_executor
 
-# In a process of its own: Ray changes the environment, and warns of its own future.
+# In a separate process, because Ray changes the environment and gives deprecation warnings.
 SCRIPT = """
 import json
 import sys
@@ -99,14 +99,14 @@ def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # In a process of its own, as above.
+    # In a separate process, as above.
     code = (
         "from normkit.study.execution.workers import make_executor as make; "
         f"make(1, 2, executor='ray', address='127.0.0.1:{port}').__enter__()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    said = done.stderr.splitlines()[-1]
-    assert said.startswith(
+    last_line = done.stderr.splitlines()[-1]
+    assert last_line.startswith(
         f"normkit.errors.StateError: a Ray cluster must answer at the address, got '127.0.0.1:{port}'"
     )
-    assert said.endswith("ray start --head, or leave the address out to make one on this machine")
+    assert last_line.endswith("ray start --head, or leave the address out to make one on this machine")

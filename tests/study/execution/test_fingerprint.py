@@ -133,13 +133,13 @@ def test_facts_of_the_catalog_count_and_claims_do_not(monkeypatch: pytest.Monkey
         return digest_of(PACKAGE)
 
     before = digest()
-    said = Text("new", "新")
+    text = Text("new", "新")
     assert (
         digest(
             strengths=(Statement("new", "新", "BN-9"),),
             mark=Mark("up", "#000000", "#ffffff"),
-            where=said,
-            title=said,
+            where=text,
+            title=text,
             formula="y = x",
         )
         == before
@@ -176,6 +176,7 @@ def test_all_that_a_run_executes_is_covered() -> None:
             called.add(frame.f_code.co_filename)
 
     few = design.Design(methods, (4,), 2, 3, 3, window=2, gap_images=8)
+    normkit.show_backends()  # loads the kernels, which reads the settings, once per process
     before = sys.getprofile()
     sys.setprofile(note)
     try:

@@ -50,7 +50,7 @@ def study(folder: Path, seeds: int, workers: int = 1, **options: Any) -> None:
 
 @contextmanager
 def started(folder: Path, seeds: int, workers: int = 2) -> Iterator[subprocess.Popen[bytes]]:
-    """The study in a process group of its own; nothing of it is left behind."""
+    """The study in a separate process group; no process of it remains afterwards."""
     script = folder / "script.py"
     script.write_text(SCRIPT, encoding="utf-8")
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path])
@@ -69,7 +69,7 @@ def started(folder: Path, seeds: int, workers: int = 2) -> Iterator[subprocess.P
 
 
 def members(group: int) -> list[int]:
-    """The living processes of a group, without Python's own that clean up behind their parent."""
+    """The living processes of a group, without those of Python that clean up after their parent."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -102,7 +102,7 @@ where key = 'run' and state = 'COMPLETE'
 
 
 def asked(folder: Path, question: str) -> list[tuple[Any, ...]]:
-    """Straight from the file: to open it as a store would make what a study is about to make; nothing before that."""
+    """Read from the file directly, because opening it as a store would create the tables of the study."""
     path = folder / "study.sqlite3"
     if not path.exists():
         return []
@@ -123,21 +123,21 @@ def owners(folder: Path) -> Counter[str]:
 def assert_shared(folder: Path) -> None:
     """Two processes with one worker each did the work, and hardly any of it twice.
 
-    When a stage has nothing else left, a process runs what the other one is at; if both end within the same
-    milliseconds, both are stored. That is a batch of trials for each of three stages at the most.
+    When a stage has nothing else left, a process repeats the trials that the other one has not finished; if both end
+    within the same milliseconds, both are stored. That is at most one batch of trials for each of three stages.
     """
     found = copies(folder)
     assert sum(found.values()) - len(found) <= 3 * WORKLOAD.design.stack
-    # One may have begun a little later; neither may have done nearly all.
+    # One may have started a little later, but neither may have done nearly all.
     shares = owners(folder)
     assert len(shares) == 2
     assert min(shares.values()) > 0.2 * sum(shares.values())
 
 
 def assert_same(runs: dict[Trial, Run], others: dict[Trial, Run]) -> None:
-    """All equal; what is averaged over many samples at the end up to 1e-6, about ten roundings of fp32 at 1.
+    """All equal; averages over many samples at the end up to 1e-6, about ten roundings of fp32 at 1.
 
-    The order in which a vector unit sums depends on where the memory begins, and that differs between processes.
+    The order in which a vector unit sums depends on the address of the memory, which differs between processes.
     """
     assert runs.keys() == others.keys()
     for trial in runs:
@@ -177,7 +177,7 @@ def test_a_killed_study_goes_on_from_its_runs(tmp_path: Path) -> None:
     after = stored(tmp_path)
     assert 0 < len(before) < len(after) == sum(copies(tmp_path).values())
     assert {trial: after[trial] for trial in before} == before
-    # What both processes have trained is what training gives; the slow test compares all of it.
+    # The runs of both processes are those of a single one; the slow test compares all of them.
     some = (next(iter(before)), max(after, key=lambda trial: trial.seed))
     assert_same(
         {trial: after[trial] for trial in some},
@@ -194,7 +194,7 @@ def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
     sizes = []
     for kill in range(20):
         before = stored(cut)
-        # Some fall into the start of Python, of the store or of the workers, and most behind at least one more batch.
+        # Some kills happen during the start of Python, of the store or of the workers, most after at least one batch.
         more, delay = moments.choice([(0, 8.0), (1, 3.0), (1, 3.0)])
         with started(cut, seeds) as process:
             await_(lambda old=before, more=more: len(copies(cut)) >= len(old) + more, 120)
@@ -250,10 +250,10 @@ def test_an_interrupt_of_the_whole_group_leaves_a_report(tmp_path: Path) -> None
     )
     await_(lambda: len(copies(tmp_path)) > 10, 60)
     os.killpg(process.pid, signal.SIGINT)
-    said, trouble = process.communicate(timeout=30)
-    assert process.returncode == 130, trouble
-    assert "Report: " in said
-    assert trouble.strip() == "Interrupted. The same command goes on from here."
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert "Report: " in output
+    assert errors.strip() == "Interrupted. The same command continues from here."
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["complete"] is False
     # The last ones are still about to end when the parent has gone.
     await_(lambda: not members(process.pid), 10)
@@ -306,7 +306,7 @@ def test_what_torchrun_cannot_share_is_refused(tmp_path: Path, monkeypatch: pyte
     ):
         study(tmp_path, 2)
     with pytest.raises(
-        ArgumentError, match=r"each rank does a share of the work itself, got executor='ray': leave that"
+        ArgumentError, match=r"each rank does a part of the work itself, got executor='ray': leave that"
     ):
         study(tmp_path, 2, executor="ray")
 

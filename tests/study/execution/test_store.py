@@ -1,4 +1,4 @@
-"""Where the runs are kept: what is refused, in which words, and never with a password; PostgreSQL for real."""
+"""The store of runs: which locations are refused, and the messages, never with a password; also PostgreSQL."""
 
 import glob
 import os
@@ -81,13 +81,13 @@ def test_what_is_no_url_is_refused_without_its_password(url: str) -> None:
         ArgumentError, match="store must be the URL of a database that SQLAlchemy knows, such as"
     ) as caught:
         opened(url)
-    assert SECRET not in told(caught.value)
+    assert SECRET not in all_texts(caught.value)
 
 
-def told(error: BaseException) -> str:
+def all_texts(error: BaseException) -> str:
     """All that a traceback shows of an error: its text and that of those it came from."""
     chain = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return f"{error} {getattr(error, '__notes__', '')} {told(chain) if chain else ''}"
+    return f"{error} {getattr(error, '__notes__', '')} {all_texts(chain) if chain else ''}"
 
 
 def test_a_missing_driver_is_named() -> None:
@@ -112,7 +112,7 @@ def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
         match=rf"can be reached .* but postgresql\+psycopg://owner:\*\*\*@127.0.0.1:{port}/runs answers: .*refused",
     ) as caught:
         opened(url)
-    assert "s3cr" not in told(caught.value)
+    assert "s3cr" not in all_texts(caught.value)
 
 
 def test_a_folder_that_is_not_there_and_a_file_that_may_not_be_written(tmp_path: Path) -> None:
@@ -171,13 +171,13 @@ def test_a_full_disk_is_named_and_keeps_what_is_there(tmp_path: Path, monkeypatc
         store.add(RUN)
         engine = store._database._storage.engine
         engine.dispose()
-        # SQLite's own limit; it answers as on a full disk.
+        # SQLite's own limit, which gives the error of a full disk.
         sqlalchemy.event.listen(
             engine, "connect", lambda connection, _: connection.execute("pragma max_page_count = 1")
         )
         big = replace(RUN, trial=replace(TRIAL, seed=8), losses=(1.5,) * 50_000)
         with pytest.raises(
-            StateError, match=r"needs room, but the disk of .* is full \(database or disk is full\): make room"
+            StateError, match=r"needs space, but the disk of .* is full \(database or disk is full\): free some"
         ):
             store.add(big)
     with opened(tmp_path / "s.sqlite3") as store:
@@ -322,10 +322,10 @@ def server() -> Iterator[tuple[str, str, str]]:
 
 def shell(command: str) -> None:
     # To a file: the server keeps the pipe of its starter open.
-    with tempfile.TemporaryFile() as said:
-        done = subprocess.run(command, shell=True, stdout=said, stderr=said, cwd="/", check=False)
-        said.seek(0)
-        assert done.returncode == 0, said.read().decode()
+    with tempfile.TemporaryFile() as log:
+        done = subprocess.run(command, shell=True, stdout=log, stderr=log, cwd="/", check=False)
+        log.seek(0)
+        assert done.returncode == 0, log.read().decode()
 
 
 def all_runs(found: Comparison) -> dict[Trial, Run]:
@@ -394,7 +394,7 @@ def test_a_server_that_comes_back_is_waited_for(server: tuple[str, str, str], mo
             StateError, match=r"written to, but postgresql\+psycopg://owner:\*\*\*@.* answers: "
         ) as caught:
             store.add(replace(RUN, trial=trials[2]))
-        assert "s3cr" not in told(caught.value)
+        assert "s3cr" not in all_texts(caught.value)
         shell(start)
         assert trials[2] not in store.runs()
         assert set(trials[:2]) <= set(store.runs())

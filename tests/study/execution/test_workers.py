@@ -1,4 +1,4 @@
-"""Workers that die, hang, raise or answer what cannot be sent: one item is lost, and no other."""
+"""Workers that die, hang, raise or return a value that cannot be sent: one item fails, and no other."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ class TwoPartsError(Exception):
 
 
 def odd(payload: int, item: str) -> Any:
-    """Misbehaves as the item says."""
+    """Fails in the way that the item names."""
     match item:
         case "raise":
             raise TwoPartsError("no ", "room")
@@ -188,7 +188,7 @@ def test_step_times_that_are_lost_are_missing_and_no_more(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"workers": 1, "time_limit": 5.0}, r"in processes of their own, got 5 with workers=1: give workers=2 or more"),
+        ({"workers": 1, "time_limit": 5.0}, r"in separate processes, which can be stopped, got 5 with workers=1"),
         ({"time_limit": 0.0}, r"time_limit must be more than 0 seconds, got 0.0: leave it out for none"),
         ({"time_limit": float("nan")}, r"time_limit must be more than 0 seconds, got nan"),
         ({"workers": 0}, r"workers must be at least 1, got 0: leave it out for one per core"),

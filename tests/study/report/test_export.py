@@ -51,7 +51,7 @@ def test_tensorboard_holds_the_curves(found: Comparison, tmp_path: Path) -> None
     events = accumulator.EventAccumulator(str(logs / "batch-2" / "batch_norm" / f"seed-{run.trial.seed}"))
     events.Reload()
     values = [e.value for e in events.Scalars("training loss")]
-    # Stored in single precision; written twice, they stand there once.
+    # Stored in single precision; written twice, each is there once.
     assert values == pytest.approx(run.losses, rel=1e-6)
     assert events.Scalars("result/test_error")[0].value == pytest.approx(run.test_error, rel=1e-6)
 

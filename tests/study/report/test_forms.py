@@ -64,7 +64,7 @@ def test_the_report_command_writes_the_page_again(found: Comparison, tmp_path: P
     assert "give the folder that was its --out" in result.output
 
 
-def test_a_page_that_cannot_be_written_is_said(found: Comparison, tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_is_an_error(found: Comparison, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ArgumentError, match=r"out must be a file that can be written, got .*: name another"):
         again(found, tmp_path, page=tmp_path / "file" / "index.html")
@@ -83,7 +83,9 @@ def test_a_report_without_room_says_so_and_leaves_no_half_of_a_file(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", fill)
-        with pytest.raises(StateError, match=r"needs a folder with room .*No space left.*: set it right, and the same"):
+        with pytest.raises(
+            StateError, match=r"needs a writable folder with free space.*No space left.*: correct this, and the same"
+        ):
             write(made_up.of_digits(), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "index.html"}
     assert (tmp_path / "index.html").read_text(encoding="utf-8") == "the old one"

@@ -195,7 +195,7 @@ def test_an_unfinished_study_is_called_so(found: Comparison) -> None:
         assert texts.say("incomplete.text", lang) in text
         assert texts.say("nothing", lang) in text
         assert texts.say("incomplete.text", lang) not in page.render(found, lang)
-    assert str(cut).count("Interrupted: this rests on") == 1
+    assert str(cut).count("Interrupted: this is based on") == 1
 
 
 def test_the_page_exists_in_two_languages(found: Comparison) -> None:
@@ -206,7 +206,7 @@ def test_the_page_exists_in_two_languages(found: Comparison) -> None:
 
 
 def test_every_method_has_its_place_on_the_page(regression: Comparison) -> None:
-    """Methods that the embedded task is not built under, for a model of the user's."""
+    """Methods that the built-in task does not have, for a model of a user."""
     (first, *_) = regression.cells
     assert set(variants.KNOWN) <= set(plot.MARKERS)
     known = {method.name for method in catalog.METHODS}

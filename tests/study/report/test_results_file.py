@@ -44,7 +44,7 @@ def test_what_is_not_finite_comes_back(found: Comparison) -> None:
     Page(page.render(Comparison.from_dict(data)))
 
 
-def test_what_cannot_be_read_is_said(found: Comparison, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_an_error(found: Comparison, tmp_path: Path) -> None:
     with pytest.raises(
         ArgumentError, match=r"read from the results.json that compare has written, .* No such file|No such"
     ):
@@ -54,9 +54,7 @@ def test_what_cannot_be_read_is_said(found: Comparison, tmp_path: Path) -> None:
         ArgumentError, match=r"is not JSON .*: give the command of that study again with the same --out"
     ):
         Comparison.load(tmp_path)
-    with pytest.raises(
-        ArgumentError, match=r"from what its to_dict gives, got keys a: use the results.json of compare"
-    ):
+    with pytest.raises(ArgumentError, match=r"from the data of to_dict, got keys a: use the results.json of compare"):
         Comparison.from_dict({"a": 1})
     data = found.to_dict()
     for other, said_ in ((999, "got 999"), (None, "got none, of an older version")):

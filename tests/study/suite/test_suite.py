@@ -1,4 +1,4 @@
-"""Data and networks of the embedded suite: disjoint parts, equal weights under every method."""
+"""Data and networks of the built-in suite: disjoint parts, equal weights with every method."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def convnet(method: str, seed: int) -> nn.Sequential:
 def test_no_image_is_in_two_parts() -> None:
     images = [{tuple(image.flatten().tolist()) for image in part.data[0]} for part in (DIGITS.train, DIGITS.validation)]
     images.append({tuple(image.flatten().tolist()) for image in DIGITS.test.data[0]})
-    # The noise makes every image its own, so sets lose nothing.
+    # The noise makes every image different, so sets lose none.
     assert [len(part) for part in images] == [600, 400, 797]
     assert len(set.union(*images)) == 1797
 
@@ -41,7 +41,7 @@ def test_all_methods_start_from_the_same_weights(method: str) -> None:
     plain = [m for m in convnet("none", 7) if isinstance(m, (nn.Conv2d, nn.Linear))]
     other = [m for m in convnet(method, 7) if isinstance(m, (nn.Conv2d, nn.Linear))]
     for a, b in zip(plain, other, strict=True):
-        # weight_norm puts the weight together again from length and direction: equal up to one rounding of each.
+        # weight_norm computes the weight from length and direction: equal up to one rounding of each.
         torch.testing.assert_close(a.weight, b.weight, rtol=1e-6, atol=0.0)
     first = convnet(method, 8)[0]
     assert not torch.equal(first.weight, other[0].weight)

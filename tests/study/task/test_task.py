@@ -1,4 +1,4 @@
-"""A user's own model and data: what may be given, what is refused, and that norms find their places."""
+"""A user's own model and data: which arguments are allowed or refused, and where norms are placed."""
 
 from pathlib import Path
 
@@ -87,13 +87,13 @@ def test_norms_are_put_into_a_model_that_has_none(method: str) -> None:
     ]
     assert changed
     assert normed(X).shape == (120, 3)
-    # The last layer gives the classes; a norm there would change what it may say.
+    # The last layer gives the classes; a norm there would restrict its outputs.
     assert torch.equal(normed[-1].weight, plain[-1].weight)
     assert type(normed[-1]) is nn.Linear
 
 
 class Normed(nn.Module):
-    """A small convolutional net with norms of its own."""
+    """A small convolutional network that has norms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,9 +132,9 @@ def test_norms_of_a_model_are_exchanged_and_nothing_else() -> None:
 
 def test_a_model_without_a_place_for_a_norm_is_refused() -> None:
     task = Task(lambda: nn.Sequential(nn.Flatten()), (torch.randn(20, 3), torch.randint(0, 3, (20,))), (X[:, :3], Y))
-    with pytest.raises(ArgumentError, match="needs a place in the model, and there is none"):
+    with pytest.raises(ArgumentError, match="must fit somewhere in the model, but it does not"):
         variants.applied(nn.Sequential(nn.Flatten()), "batch_norm", torch.randn(2, 3))
-    with pytest.raises(ArgumentError, match="the model must have a place for some norm"):
+    with pytest.raises(ArgumentError, match="some norm must fit into the model, but none does"):
         prepared(task, batch_sizes=[2])
 
 
@@ -152,7 +152,7 @@ def test_what_is_no_model_is_named() -> None:
         ),
         (
             {"metric": lambda outputs, targets: float("nan")},
-            "metric must give a finite number, got nan on 120 samples: look at what it divides by",
+            "metric must give a finite number, got nan on 120 samples: check what it divides by",
         ),
         (
             {"loss": lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="none")},
@@ -161,7 +161,7 @@ def test_what_is_no_model_is_named() -> None:
         ({"loss": lambda outputs, targets: outputs.sum() * float("inf")}, "loss must give one finite number"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_trained(change: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_mistakes_are_found_before_anything_is_trained(change: dict[str, object], message: str, tmp_path: Path) -> None:
     task = Task(**{"model": net, "train": (X, Y), "test": (X, Y)} | change)  # type: ignore[arg-type]
     with pytest.raises(NormkitError, match=message):
         normkit.compare(task, out=tmp_path / "report")

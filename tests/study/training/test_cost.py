@@ -33,7 +33,7 @@ def test_memory_of_a_comparison(found: Comparison) -> None:
     small, large = found.cell("none", 2), found.cell("none", 32)
     assert small.saved_bytes
     assert large.saved_bytes
-    # Activations grow with the batch; what the convolution keeps besides is small.
+    # Activations grow with the batch; other saved tensors of the convolution are small.
     assert large.saved_bytes / small.saved_bytes == pytest.approx(16, rel=0.1)
     assert found.cell("batch_norm", 32).saved_bytes > 1.5 * large.saved_bytes  # type: ignore[operator]
 

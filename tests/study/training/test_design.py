@@ -1,4 +1,4 @@
-"""The numbers of an experiment: seeds of their own, and what is refused."""
+"""The numbers of an experiment: separate seeds for tuning, and which values are refused."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def test_tuning_and_evaluation_share_no_seed() -> None:
         ({"seeds": 1}, "seeds must be at least 2, got 1"),
         ({"seeds": 801}, "seeds must be at most 800"),
         ({"trials": 2}, "trials must be at least 3, got 2"),
-        ({"steps": 10}, "steps must be at least 40, got 10: a shorter run has no curve"),
+        ({"steps": 10}, "steps must be at least 40, got 10: a shorter run has no learning curve"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"batch_sizes": ()}, r"there must be a batch size, and none below 1, got \[\]"),
         ({"methods": ("local_response_norm",)}, "compare trains none, unchanged, batch_norm"),

@@ -1,4 +1,4 @@
-"""Many copies of a model trained at once compute what each computes alone."""
+"""Many copies of a model trained at once give the results of each copy trained alone."""
 
 import warnings
 
@@ -97,7 +97,7 @@ def test_parameters_lie_as_their_gradients_come_and_descend_all_the_same(fused: 
     x, y = torch.randn(8, 4, 2, 6), torch.randint(3, (8, 4, 2))
     settings = [(0.1, ()), (0.1, ()), (0.3, ()), (0.3, ())]
     stacked, again = (replicas.Stacked([make(i) for i in range(4)], known) for known in [{}] for _ in range(2))
-    apart = replicas.Apart([make(i) for i in range(4)])
+    apart = replicas.Separate([make(i) for i in range(4)])
     for copies in (stacked, again, apart):
         copies.optimize(optimizer, settings)
         for inputs, targets in zip(x, y, strict=True):

@@ -26,7 +26,7 @@ def convnet(method: str, seed: int) -> nn.Sequential:
 
 
 def one(work: Task, plan: design.Design, trial: Trial) -> Run:
-    """The run of a trial without the time it took; what it raises is raised."""
+    """The run of a trial without its time; errors are raised."""
     return Trainer().train(work, plan, [trial], stacked=False)[0]
 
 
@@ -85,7 +85,7 @@ def test_only_running_statistics_make_a_gap() -> None:
     assert group.recalibrated_error is None
 
 
-def test_a_run_that_breaks_off_is_charged_with_guessing() -> None:
+def test_a_run_that_breaks_off_is_scored_at_chance_level() -> None:
     broken = one(DIGITS, plan("BN"), Trial("measure", "none", 4, 1e9, 100))
     assert broken.state == "untrained"
     assert broken.test_error == broken.train_error == 0.9
@@ -93,7 +93,7 @@ def test_a_run_that_breaks_off_is_charged_with_guessing() -> None:
     assert len(broken.losses) < 40
 
 
-def test_a_run_that_breaks_in_evaluation_alone_is_charged_with_guessing() -> None:
+def test_a_run_that_breaks_in_evaluation_alone_is_scored_at_chance_level() -> None:
     class Far(nn.Linear):
         seen = 0
 

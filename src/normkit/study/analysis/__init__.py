@@ -1,1 +1,1 @@
-"""From runs to statements, as data: intervals, tests, cells, verdicts."""
+"""Turns runs into statements, as data: intervals, tests, cells, verdicts."""

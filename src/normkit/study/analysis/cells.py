@@ -1,4 +1,4 @@
-"""Cells: all that was measured of one method at one batch size."""
+"""Cells: all measurements of one method at one batch size."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Table = Mapping[Key, "Cell"]
 
 @dataclass(frozen=True)
 class Cell:
-    """Everything measured of one method at one batch size.
+    """All measurements of one method at one batch size.
 
-    `tuning` holds the runs over learning rates, `runs` those of the results in the order of the seeds; `seconds` and
+    `tuning` has the runs over learning rates, `runs` those of the results in the order of the seeds; `seconds` and
     `plain_seconds` are step times, round by round, of the method and of no norm; `saved_bytes` is the memory that one
     training step saves for its backward pass.
     """
@@ -68,7 +68,7 @@ class Cell:
 
     @property
     def recalibrated_error(self) -> Interval | None:
-        """Test error with recalibrated running statistics; None where there are none."""
+        """Test error with recalibrated running statistics; None without running statistics."""
         return self._mean(lambda run: run.recalibrated_error)
 
     @property
@@ -101,7 +101,7 @@ class Cell:
 
     @property
     def untrained(self) -> int:
-        """The number of runs that did not train; they are part of every mean."""
+        """The number of runs that did not train; they are included in every mean."""
         return sum(run.state == "untrained" for run in self.runs)
 
     def _mean(self, value: Callable[[Run], float | None]) -> Interval | None:
@@ -112,7 +112,7 @@ class Cell:
 def cells(
     design: Design, runs: Mapping[Trial, Run], times: Mapping[int, Mapping[str, Sequence[float]]]
 ) -> dict[Key, Cell]:
-    """Runs and times by method and batch size; those that the design does not ask for are left out."""
+    """Runs and times by method and batch size; those that are not in the design are left out."""
     found: dict[Key, Cell] = {}
     for batch_size in design.batch_sizes:
         seconds = times.get(batch_size, {})
@@ -137,7 +137,7 @@ def cells(
 
 
 def paired(a: Cell, b: Cell, value: Callable[[Run], float | None]) -> list[float]:
-    """`value(a) - value(b)` for every seed that both have."""
+    """`value(a) - value(b)` for every seed that both cells have."""
     other = {run.trial.seed: value(run) for run in b.runs}
     found = []
     for run in a.runs:

@@ -31,18 +31,18 @@ class Evidence:
 
     Attributes:
         claim, name: the id in the catalog, and the name of the experiment.
-        question, design, measure, rule: stated before the result.
-        unit: of the effect, which is positive if the claim holds.
+        question, design, measure, rule: fixed before the result.
+        unit: unit of the effect, which is positive if the claim holds.
         smallest: the smallest effect that matters.
-        effect, wide: with its 95 % interval, and with the interval that holds for all experiments at once.
+        effect, wide: the effect with its 95 % interval, and with the interval that holds for all experiments at once.
         bound: whether the estimate is one-sided, because some runs did not reach the target; "unknown" if runs of both
             variants did not.
-        p_corrected: over all experiments of the suite; None where the claim is that there is no difference.
-        finding: by the rule.
+        p_corrected: p corrected over all experiments of the suite; None if the claim is that there is no difference.
+        finding: the finding by the rule.
         form: the kind of the values.
-        variants: the values that the effect was computed from, and others to compare.
+        variants: the values from which the effect was computed, and others for comparison.
         curves: training losses by the label of the variant, seed by seed.
-        repeat: the command.
+        repeat: the command that repeats the experiment.
     """
 
     claim: str

@@ -1,4 +1,4 @@
-"""Everything that a study measured and concluded, as data. Written forms of it are made by the report."""
+"""All measurements and conclusions of a study, as data. The report writes them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from normkit.study.training.trial import Run
 
 @dataclass(frozen=True)
 class Results:
-    """What `compare` found.
+    """The results of `compare`.
 
     Attributes:
-        design, rules: the experiment, as data and in words.
+        design, rules: the experiment, as data and as text.
         task: name of the task.
-        metric: what its results are measured in.
+        metric: the metric of its results.
         cells: the measurements, one cell for each method and batch size.
         pairs, standings: the conclusions from them, by the rules.
         evidence: the results of the experiments on claims, in the order of the catalog; none for a user's task.
         failures: runs that failed, with their messages.
-        complete: False if the study was interrupted; then everything is about the runs that were finished.
+        complete: False if the study was interrupted; then everything is computed from the finished runs.
         machine: processor, versions, kernels.
         command: repeats the study.
         seconds: wall time of this call.
@@ -65,7 +65,7 @@ class Results:
 
     @property
     def safe(self) -> tuple[str, ...]:
-        """The methods that are behind at none of several batch sizes."""
+        """The methods that are behind the leader at none of several batch sizes."""
         fronts = [set(standing.front) for standing in self.standings]
         if len(fronts) < 2 or not all(fronts):
             return ()
@@ -73,11 +73,11 @@ class Results:
 
     @property
     def not_measured(self) -> tuple[tuple[str, Text], ...]:
-        """Claims of the catalog that no experiment of this study is about: (id, text)."""
+        """Claims of the catalog that no experiment of this study tests: (id, text)."""
         measured = {evidence.claim for evidence in self.evidence}
         return tuple((claim, text) for claim, text in catalog.CLAIMS.items() if claim not in measured)
 
     @property
     def on_edge(self) -> tuple[Cell, ...]:
-        """Cells whose best learning rate was the first or last one tried, so that a better one may be outside."""
+        """Cells whose best learning rate was the lowest or highest one tried; a better one may be outside the range."""
         return tuple(cell for cell in self.cells if cell.rate_on_edge)

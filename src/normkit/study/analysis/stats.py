@@ -1,4 +1,4 @@
-"""The statistics of the study: intervals, tests and censored steps; plain numbers in, plain numbers out."""
+"""The statistics of the study: intervals, tests and censored steps. They use plain numbers only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
     Args:
         values: at least two.
-        level: the share of such intervals that hold the true mean, for normal values.
+        level: the fraction of such intervals that contain the true mean, for normal values.
 
     >>> interval = t_interval([1.0, 2.0, 3.0])
     >>> round(interval.low, 3), interval.value, round(interval.high, 3)
@@ -45,9 +45,9 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def t_test(values: Sequence[float]) -> float:
-    """Two-sided p of a mean of 0 (paired differences go in as they are).
+    """Two-sided p of a mean of 0, for example of paired differences.
 
-    Values without any spread have no t; they get the sign-flip test's `2^(1 - n)`, or 1 if they are all 0.
+    Equal values have no t; their p is that of the sign-flip test, `2^(1 - n)`, or 1 if they are all 0.
 
     >>> t_test([0.5, 0.5, 0.5])
     0.25
@@ -135,7 +135,7 @@ def arrival(smoothed: Sequence[float], window: int, target: float) -> int | None
 
 
 def median_steps(steps: Sequence[int | None], cap: int) -> tuple[float, bool] | None:
-    """Median of steps to target, and whether it is only a lower bound because too few runs arrived.
+    """Median of steps to target, and whether it is only a lower bound because too few runs reached the target.
 
     >>> median_steps([80, None, 100], cap=200), median_steps([None, None, 100], cap=200)
     ((100.0, False), (200.0, True))
@@ -162,7 +162,7 @@ def complete(columns: Sequence[Mapping[int, float | None]]) -> list[list[float]]
 
 
 def held_out_range(rows: Sequence[Sequence[float]]) -> list[float]:
-    """For each row its value in the highest column minus that in the lowest, as the other rows rank the columns.
+    """For each row, its value in the highest column minus that in the lowest, where the other rows rank the columns.
 
     >>> held_out_range([[1.0, 2.0], [1.0, 3.0], [2.0, 2.5]])
     [1.0, 2.0, 0.5]
@@ -176,7 +176,7 @@ def held_out_range(rows: Sequence[Sequence[float]]) -> list[float]:
 
 
 def permutation_test(rows: Sequence[Sequence[float]], draws: int = 9999) -> float:
-    """p of no difference between columns, values being exchanged within rows: the variance of column means decides.
+    """p of no difference between columns, by permutations within rows; the statistic is the variance of column means.
 
     >>> permutation_test([[1.0, 2.0, 3.0]] * 8) < 0.001
     True
@@ -185,5 +185,5 @@ def permutation_test(rows: Sequence[Sequence[float]], draws: int = 9999) -> floa
     generator = np.random.default_rng(0)
     observed = table.mean(axis=0).var()
     drawn = generator.permuted(np.broadcast_to(table, (draws, *table.shape)), axis=2).mean(axis=1).var(axis=1)
-    # The observed order is one of the possible ones, so it counts, too.
+    # The observed order is one of the possible ones, so it counts too.
     return float((1 + (drawn >= observed * (1 - 1e-12)).sum()) / (1 + draws))

@@ -1,6 +1,6 @@
-"""Which of two methods is better, by the rules of a design.
+"""Decides which of two methods is better, by the rules of a design.
 
-Nothing here is chosen in the light of results: the rules and their numbers are fixed before.
+The rules and their numbers are fixed before any result.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Standing:
-    """The order at one batch size: who leads on average, who is behind, who is equal, and who is not resolved."""
+    """The order at one batch size: the leader, and which methods are behind it, equal to it or not resolved."""
 
     batch_size: int
     leader: str | None
@@ -48,7 +48,7 @@ class Standing:
 
     @property
     def front(self) -> tuple[str, ...]:
-        """The methods that no other is better than."""
+        """The methods than which no other is better."""
         return (self.leader, *self.equal_to, *self.unresolved) if self.leader else ()
 
     def place(self, method: str) -> Place:
@@ -78,7 +78,7 @@ def pairs(design: Design, table: Mapping[Key, Cell]) -> tuple[Pair, ...]:
 
 
 def relation(design: Design, difference: Interval, wide: Interval, p_corrected: float) -> Relation:
-    """The rule of the answer; a positive difference is in favour of the first of the two."""
+    """The rule of the answer; a positive difference means that the first of the two is better."""
     smallest = design.smallest
     if p_corrected < design.alpha and abs(difference.value) >= smallest:
         return "better" if difference.value > 0 else "worse"
@@ -86,9 +86,9 @@ def relation(design: Design, difference: Interval, wide: Interval, p_corrected: 
 
 
 def standing(batch_size: int, table: Mapping[Key, Cell], judged: Sequence[Pair]) -> Standing:
-    """Who leads at one batch size; no one, if no run of any method trained.
+    """The order at one batch size; without a leader if no run of any method trained.
 
-    A method none of whose runs trained is behind, whatever error it ended with: that error is chance.
+    A method is behind if none of its runs trained, whatever its error: that error is chance.
     """
     row = [cell for (_, size), cell in table.items() if size == batch_size and cell.error is not None]
     able = [cell for cell in row if cell.untrained < len(cell.runs)]

@@ -1,7 +1,7 @@
 """The experiments on the claims of the catalog: a folder for each method, a file for each claim.
 
-A file states claim, design, measure and rule. `workloads` has what is trained for them, `measures` the effects that
-several share, `experiment` the rule, and `judging` applies it to all experiments as one family.
+A file states claim, design, measure and rule. `workloads` has the workloads of the experiments, `measures` the effects
+that several of them share, `experiment` the rule, and `judging` applies it to all experiments as one family.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def chosen(ids: Sequence[str] | None = None, *, full: bool = False) -> tuple[Exp
     """The experiments on some claims, or on all.
 
     Raises:
-        ArgumentError: a claim that the catalog does not have.
+        ArgumentError: the catalog does not have the claim.
 
     >>> [experiment.name for experiment in chosen(["gn-1"])]
     ['no worse than at a large batch', 'against batch norm']

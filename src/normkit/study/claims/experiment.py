@@ -1,4 +1,4 @@
-"""An experiment on a claim: its texts and its rule, fixed before the result, and where the result is read."""
+"""An experiment on a claim: its texts and its rule, fixed before the result, and the cells of its result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from normkit.study.training.trial import Run
 Tables = Mapping[str, Table]
 """The cells of each workload, by its name."""
 CellName = tuple[str, str, int]
-"""Workload, variant and batch size: where a cell is found in the tables."""
+"""Workload, variant and batch size: the place of a cell in the tables."""
 Equivalence = Literal[False, True, "upper"]
 
 SMALLEST: dict[Unit, float] = {
@@ -41,9 +41,9 @@ FORMS: dict[Unit, Form] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """An effect, seed by seed (of times: round by round); positive if the claim holds.
+    """An effect, seed by seed (for times: round by round); positive if the claim holds.
 
-    `p` replaces the t test where the experiment has another test.
+    `p` replaces that of the t test if the experiment has another test.
     """
 
     values: Sequence[float]
@@ -57,7 +57,7 @@ class Measured:
 
     @property
     def p_value(self) -> float:
-        """Of no effect at all."""
+        """The p value of no effect."""
         if self.p is not None:
             return self.p
         return (stats.sign_test if self.by_median else stats.t_test)(self.values)
@@ -70,15 +70,15 @@ class Experiment:
     Attributes:
         claim: id in the catalog.
         name: distinguishes it from others on the same claim.
-        question, design, measure: in words, before the result.
-        unit: of the effect.
-        effect: reads it from the cells; None where there are too few runs.
+        question, design, measure: texts, fixed before the result.
+        unit: unit of the effect.
+        effect: computes it from the cells; None if there are too few runs.
         cells: the cells to show with it.
-        show: the value to show of a run.
+        show: the value to show for a run.
         smallest: the smallest effect that matters; by default that of the unit.
-        equivalence: whether the claim is that there is no difference, or ("upper") none that is positive. Then the
-            effect is that difference, and the claim is supported if it is surely below the smallest that matters.
-        of_tuning: whether it reads the runs over learning rates and not those of the results.
+        equivalence: whether the claim is that there is no difference, or ("upper") no positive one. Then the effect is
+            that difference, and the claim is supported if its interval is below the smallest effect that matters.
+        of_tuning: whether it uses the runs over learning rates instead of those of the results.
         extended: whether it belongs to the full suite only.
     """
 
@@ -98,7 +98,7 @@ class Experiment:
 
     @property
     def workloads(self) -> tuple[str, ...]:
-        """The workloads whose runs it reads."""
+        """The workloads whose runs it uses."""
         return tuple(dict.fromkeys(workload for workload, _, _ in self.cells))
 
     @property
@@ -107,7 +107,7 @@ class Experiment:
         return SMALLEST[self.unit] if self.smallest is None else self.smallest
 
     def judge(self, measured: Measured, wide: Interval, p_corrected: float | None, alpha: float) -> Finding:
-        """The finding by the rule. A one-sided estimate can decide only for the side that it bounds."""
+        """The finding by the rule. A one-sided estimate can decide only about the side that it bounds."""
         if self.equivalence:
             lowest = -math.inf if self.equivalence == "upper" else -self.matters
             if lowest <= wide.low and wide.high <= self.matters:
@@ -122,7 +122,7 @@ class Experiment:
         return "not resolved"
 
     def runs(self, cell: Cell) -> Sequence[Run]:
-        """The runs of a cell that it reads: one for each seed."""
+        """The runs of a cell that it uses: one for each seed."""
         if not self.of_tuning:
             return cell.runs
         return [run for run in cell.tuning if run.trial.rate == cell.rate]

@@ -27,7 +27,7 @@ class Shown:
 class Judgement:
     """An experiment, its effect, and the finding by its rule.
 
-    `wide` is the interval that holds for all experiments at once, `p_corrected` None where the claim is that there is
+    `wide` is the interval that holds for all experiments at once. `p_corrected` is None if the claim is that there is
     no difference.
     """
 
@@ -44,9 +44,9 @@ def judged(experiments: Sequence[Experiment], tables: Tables, alpha: float) -> t
     """Judge the experiments that have enough runs.
 
     Args:
-        experiments: in the order in which they are shown.
+        experiments: the experiments, in the order in which they are shown.
         tables: the cells of each workload.
-        alpha: chance of one wrong verdict in the whole family.
+        alpha: probability of at least one wrong verdict in the whole family.
     """
     found = [
         (experiment, measured)

@@ -15,12 +15,12 @@ Value = Callable[[Cell, Run], float | None]
 
 
 def test_error(cell: Cell, run: Run) -> float | None:
-    """The test error, to show where errors are compared."""
+    """The test error, for experiments that compare errors."""
     return run.test_error
 
 
 def steps_to_target(cell: Cell, run: Run) -> float | None:
-    """Steps until the smoothed loss is at the target; a run that does not reach it counts as all steps."""
+    """Steps until the smoothed loss reaches the target; a run that does not reach it counts with all its steps."""
     design = cell.design
     if run.state != "trained":
         return float(design.steps)
@@ -29,7 +29,7 @@ def steps_to_target(cell: Cell, run: Run) -> float | None:
 
 
 def probed(name: str) -> Value:
-    """A further measurement of the trained model, to show where that is compared."""
+    """A further measurement of the trained model, for experiments that compare it."""
     return lambda cell, run: run.probes.get(name)
 
 
@@ -56,7 +56,7 @@ def level(cell: CellName, value: Value) -> Effect:
 
 
 def steps(more: CellName, less: CellName) -> Effect:
-    """log2 of steps to the target, `more` over `less`, with a bound where runs did not reach it."""
+    """log2 of steps to the target, `more` over `less`, with a bound if some runs did not reach it."""
 
     def effect(tables: Tables) -> Measured | None:
         a, b = _cell(tables, more), _cell(tables, less)
@@ -80,9 +80,9 @@ def times(more: CellName, less: CellName) -> Effect:
 
 
 def highest_rates(cell: Cell, target: float) -> dict[int, float]:
-    """For each tuning seed the log10 of the highest rate at which the loss at the end is below `target`.
+    """For each tuning seed, the log10 of the highest rate at which the final loss is below `target`.
 
-    A seed at which no rate trains counts as half a decade below the lowest that was tried.
+    If no rate trains at a seed, the value is half a decade below the lowest rate tried.
     """
     found: dict[int, float] = {}
     lowest = min(run.trial.rate for run in cell.tuning)

@@ -26,7 +26,7 @@ FLAT = ((16, 2), (16, 1), (16, 1), (16, 1))
 SMALL = ((16, 1), (16, 2), (16, 1))
 MLP_BATCHES = (2, 4, 32)
 SAMPLES = 3200
-"""Images that a perceptron is trained on at any batch size."""
+"""The number of images that a perceptron processes in training at any batch size."""
 
 
 def _digits(name: str, build: Builder, *, noise: float = 0.2, train: int = 800, seed: int = 0) -> Task:
@@ -46,7 +46,7 @@ def deep(full: bool) -> Workload:
 
 
 def rates(full: bool) -> Workload:
-    """The deep net at every rate on several seeds: there is nothing to choose, so there are no further runs."""
+    """The deep network at every rate on several seeds; no rate is chosen, so there are no further runs."""
     variants = ("none", "batch_norm", "group_norm")
     runs = 20 if full else 10
     design = Design(
@@ -56,7 +56,7 @@ def rates(full: bool) -> Workload:
 
 
 def mlp_at(batch_size: int, full: bool) -> Workload:
-    """A net without positions, so that N of batch norm is the batch size; equal samples at every batch size."""
+    """A network without positions, so that batch norm has one value per sample; equal samples at every batch size."""
     variants = {2: ("batch_norm", "group_norm", "layer_norm"), 32: ("group_norm", "layer_norm")}
     build = partial(mlp, inputs=64, width=96, depth=4)
     task = _digits("perceptron", build, noise=0.3)
@@ -66,7 +66,7 @@ def mlp_at(batch_size: int, full: bool) -> Workload:
 
 
 def noise(full: bool) -> Workload:
-    """Few images, a large batch, and statistics over less of it."""
+    """Few images, a large batch, and statistics over parts of it."""
     task = _digits("few images", partial(convnet, channels=FLAT), train=300)
     variants = ("batch_norm", "batch_norm:ghost-4", "batch_norm:ghost-16", "batch_norm:dropout-0.1")
     design = Design(variants, (64,), 24 if full else 12, 5, 150, lowest_rate=1e-2)
@@ -74,7 +74,7 @@ def noise(full: bool) -> Workload:
 
 
 def sequence(batch_size: int, full: bool) -> Workload:
-    """Digits row by row through a recurrent net."""
+    """Digits, row by row, in a recurrent network."""
     train, validation, test = (data.rows(part) for part in data.digits((800, 200, 797), 0.2))
     variants = ("none", "batch_norm", "layer_norm", *(("batch_norm:each-step",) if full else ()))
     build = partial(recurrent, inputs=8, width=48, steps=8)
@@ -103,21 +103,21 @@ def _text(build: Builder) -> Task:
     train, validation, test = (
         (part[:, :-1], part[:, 1:]) for part in (pieces[:4000], pieces[4000:4500], pieces[4500:5500])
     )
-    # Nats per character: the share of wrong characters hardly changes in this number of steps.
+    # Nats per character, because the fraction of wrong characters hardly changes in this number of steps.
     return Task(
         None, train, test, validation=validation, arms=build, metric=cross_entropy, smallest=0.05, name="characters"
     )
 
 
 def early(full: bool) -> Workload:
-    """A net after few batches, when running statistics lag behind the most."""
+    """A network after few batches, when running statistics are least accurate."""
     task = _digits("start of training", partial(convnet, channels=DEEP))
     design = Design(("batch_norm", "group_norm"), (16,), 16 if full else 8, 6, 30, window=10)
     return Workload("early", task, design)
 
 
 def contrast(full: bool) -> Workload:
-    """Classes that differ in contrast alone."""
+    """Classes that differ only in contrast."""
     train, validation, test = (
         data.by_contrast(part, 6, seed) for seed, part in enumerate(data.digits((800, 200, 797), 0.05))
     )
@@ -128,7 +128,7 @@ def contrast(full: bool) -> Workload:
 
 
 def groups(width: int, full: bool) -> Workload:
-    """The same net with another number of groups."""
+    """The same network with different numbers of groups."""
     task = _digits("groups", partial(convnet, channels=tuple((width, stride) for _, stride in FLAT)))
     counts = [n for n in (1, 2, 4, 8, 16) if n <= width]
     variants = tuple(f"group_norm:{n}" for n in counts)
@@ -168,4 +168,4 @@ WORKLOADS: dict[str, Callable[[bool], Workload]] = {
     "groups-16": partial(groups, 16),
     **{f"stylizer-{style}": partial(stylizer, style) for style in ("flower", "brick", "gravel")},
 }
-"""By name; each is made when it is asked for: (whether with tight intervals) -> workload."""
+"""The workloads by name; each is made on request: (whether with narrow intervals) -> workload."""

@@ -1,1 +1,1 @@
-"""Trials carried out: which come next, who trains them, and where their runs are stored."""
+"""Runs trials: which come next, which workers train them, and where their runs are stored."""

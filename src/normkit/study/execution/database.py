@@ -1,4 +1,4 @@
-"""An optuna storage that several processes may use at once: it waits for locks, and explains errors in words."""
+"""An optuna storage that several processes may use at once; it waits for locks and explains errors."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ TAKEN = sqlalchemy.Table(
     sqlalchemy.Column("job", sqlalchemy.String(500), primary_key=True),
     sqlalchemy.Column("owner", sqlalchemy.String(32), nullable=False),
 )
-"""Which process runs which trial. Optuna's tables do not say it, and it must be decided in one step."""
+"""Which process runs which trial. Optuna's tables do not hold this, and it must be decided in one transaction."""
 
 PATIENCE = 60.0
 """Seconds to wait for a lock, or for a server to come back."""
 _PASSING = ("locked", "already exists", "unique", "duplicate", "deadlock")
-"""Words in an error where another process did the same at the same time."""
+"""Words in the error messages that occur if another process did the same at the same time."""
 _PASSING_STATES = ("23505", "40001", "40P01", "42710", "42P07", "55P03")
-"""The same as SQLSTATE, because the text of a server may be in any language: unique violation, serialization failure,
-deadlock, duplicate object, duplicate table, lock not available."""
+"""The same as SQLSTATE codes, because the message of a server may be in any language: unique violation, serialization
+failure, deadlock, duplicate object, duplicate table, lock not available."""
 
 
 class Database:
-    """The storage at a location; it is made if it does not exist.
+    """The storage at a location; it is created if it does not exist.
 
     Raises:
         StateError: it cannot be used; so do all methods.
@@ -55,14 +55,14 @@ class Database:
         self._storage.engine.dispose()
 
     def study(self, name: str) -> optuna.Study:
-        """An optuna study; made if it does not exist. One object each, because it caches the trials it has read."""
+        """An optuna study, created if it does not exist. The object is kept, because it caches the trials."""
         if name not in self._studies:
             with _quiet():
                 self._studies[name] = optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
         return self._studies[name]
 
     def trials(self, start: str) -> Iterator[FrozenTrial]:
-        """All trials of the studies whose name starts like this, oldest first within a study."""
+        """All trials of the studies whose names start with this text, oldest first within a study."""
         for name in optuna.get_all_study_names(self._storage):
             if name.startswith(start):
                 yield from self.study(name).get_trials(deepcopy=False)
@@ -74,7 +74,7 @@ class Database:
             return {row.job: row.owner for row in connection.execute(query)}
 
     def take(self, study: str, trials: Sequence[str], owner: str) -> bool:
-        """Whether the trials are this owner's from now on, or were already: all of them or none."""
+        """Take all of the trials for an owner, or none; returns whether the owner has them."""
         mine = self.taken(study)
         rows = [{"study": study, "job": trial, "owner": owner} for trial in trials if mine.get(trial) != owner]
         try:
@@ -86,7 +86,7 @@ class Database:
         return True
 
     def use(self, action: Callable[[], T]) -> T:
-        """The value of an action, which is repeated while the database is locked or unreachable."""
+        """The result of an action, which is repeated while the database is locked or unreachable."""
         end = time.monotonic() + PATIENCE
         pause = 0.05
         while True:
@@ -96,7 +96,7 @@ class Database:
                 raise
             except BROKEN as error:
                 if time.monotonic() + pause > end or not self._passes(error):
-                    # A server's driver may quote the URL, and a traceback would show that: no chain there.
+                    # The driver of a server may quote the URL, which a traceback would show: no chain in that case.
                     raise self.where.refusal(error) from (error if self.where.file is not None else None)
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
@@ -106,7 +106,7 @@ class Database:
         text, origin = cause(error).lower(), origin_of(error)
         if any(word in text for word in _PASSING) or getattr(origin, "sqlstate", None) in _PASSING_STATES:
             return True
-        # A server that was never reached is more likely misnamed than down.
+        # If a server was never reached, its name is more likely wrong than the server is down.
         return self._reached and self.where.file is None and "connect" in text
 
     def _open(self) -> optuna.storages.RDBStorage:
@@ -116,7 +116,7 @@ class Database:
             options = {"connect_args": {"timeout": PATIENCE}}
         try:
             with _quiet():
-                # Without a pool at first: nobody could close the connections of a storage that fails while it is made.
+                # Without a pool at first, because the connections of a storage that fails here could not be closed.
                 maker = optuna.storages.RDBStorage(
                     self.where.text, engine_kwargs={**options, "poolclass": sqlalchemy.NullPool}
                 )
@@ -138,7 +138,7 @@ def _refuse_other_databases(where: Location) -> None:
         tables = set(sqlalchemy.inspect(engine).get_table_names())
     finally:
         engine.dispose()
-    # One of optuna's is enough: a process that was killed while it made them may have left some.
+    # One of optuna's tables is enough: a process that was killed while creating them may have left only some.
     if tables and not any(table.startswith(("studies", "study_", "trial", "version_info")) for table in tables):
         raise StateError(
             f"the store of finished runs must be a file that compare has made, but {where} is another database, with "
@@ -148,7 +148,7 @@ def _refuse_other_databases(where: Location) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the message of optuna for every new study."""
+    """Suppress optuna's message for every new study."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Which stored runs are still valid: a fingerprint of the data, the design and the code that a run executes."""
+"""Decides which stored runs are still valid, by a fingerprint of data, design and executed code."""
 
 from __future__ import annotations
 
@@ -30,14 +30,13 @@ EXECUTED = (
     *(f"study/task/{name}.py" for name in ("part", "probes", "task", "variants")),
     "study/training/",
 )
-"""Folders and files of the package that a run executes. The tools that put a model under a method come on top: they are
-the ones that these files import."""
+"""Folders and files of the package that a run executes. The tools that these files import are added to them."""
 _PROSE = ("aliases", "formula", "layers", "mark")
-"""Fields of a row of the catalog that are words or looks, as every `Text` and `Paper` is."""
+"""Fields of a row of the catalog that do not affect a run; neither do those of type `Text` and `Paper`."""
 
 
 def fingerprint(task: Task, design: Design) -> str:
-    """Equal only where the same trial gives the same run: data, design, torch and the executed code agree."""
+    """Equal only if the same trial gives the same run: data, design, torch and the executed code are the same."""
     facts: dict[str, Any] = {
         "task": task.fingerprint(),
         "training": (design.steps, design.window, design.gap_images, design.device, design.dtype),
@@ -49,12 +48,12 @@ def fingerprint(task: Task, design: Design) -> str:
 
 @lru_cache(maxsize=1)
 def code_digest() -> str:
-    """Of this package; read once, because it does not change while it runs."""
+    """The digest of this package; computed once, because the files do not change during a run."""
     return digest_of(Path(normkit.__file__).parent)
 
 
 def digest_of(root: Path) -> str:
-    """Of all code in `EXECUTED` and of the facts in the catalog. Claims, messages and audit rules do not change it.
+    """A digest of all code in `EXECUTED` and of the facts in the catalog; claims and messages do not change it.
 
     Args:
         root: the folder of the package.
@@ -68,7 +67,7 @@ def digest_of(root: Path) -> str:
 
 
 def executed(root: Path) -> list[Path]:
-    """The files that `EXECUTED` names and the tools that they import, directly or through others; in a fixed order."""
+    """The files in `EXECUTED` and the tools that they import, directly or indirectly, in a fixed order."""
     files = {path for place in EXECUTED for path in root.glob(f"{place}**/*.py" if place.endswith("/") else place)}
     waiting = [path for path in files if path.is_relative_to(root / "study")]
     while waiting:

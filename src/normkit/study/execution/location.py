@@ -1,4 +1,4 @@
-"""Where the store is: any SQLAlchemy URL, never shown with its password, and its errors in words."""
+"""The location of the store: any SQLAlchemy URL, never shown with its password, and its error messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from normkit.errors import ArgumentError, NormkitError, StateError
 
 EXAMPLES = "sqlite:///runs.sqlite3 or postgresql+psycopg://user@host/name"
 BROKEN = (SQLAlchemyError, OptunaError, ImportError)
-"""What optuna and SQLAlchemy raise when a store cannot be used."""
+"""The errors that optuna and SQLAlchemy raise if a store cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Location:
 
     @classmethod
     def of(cls, store: str | Path) -> Location:
-        """From a URL, or from the path of an SQLite file.
+        """Make a location from a URL, or from the path of an SQLite file.
 
         Raises:
-            ArgumentError: this is no URL, or of a database unknown to SQLAlchemy.
+            ArgumentError: this is no URL, or SQLAlchemy does not know the database.
         """
         if isinstance(store, Path):
             return cls(sqlalchemy.URL.create("sqlite", database=str(store)))
@@ -40,9 +40,9 @@ class Location:
             url = sqlalchemy.make_url(store)
             url.get_dialect()
         except (UrlError, NoSuchModuleError, ValueError):
-            # A text that is no URL may still hold a password.
+            # A text that is not a URL may still contain a password.
             shown = f"'{store.partition('://')[0]}://...'" if "://" in store else "text that is none"
-            # And so may the error's own text.
+            # The text of the error may contain it too.
             raise ArgumentError(
                 f"store must be the URL of a database that SQLAlchemy knows, such as {EXAMPLES}, got {shown}: correct "
                 "it, or leave it out for a file in out"
@@ -58,7 +58,7 @@ class Location:
 
     @property
     def text(self) -> str:
-        """The whole URL, with the password, for the database itself; braces are doubled for optuna."""
+        """The whole URL with the password, for the connection; braces are doubled for optuna."""
         return self.url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
 
     @property
@@ -73,8 +73,8 @@ class Location:
         return self.url.set(query={}).render_as_string(hide_password=True)
 
     def driver_missing(self, error: ImportError) -> StateError:
-        """The package that speaks to this database is not installed."""
-        # Optuna raises another error from it, without the name.
+        """The error for a missing driver package of this database."""
+        # Optuna raises another error from this one, without the name.
         name = error.name or getattr(error.__cause__, "name", None) or error
         extra = self.url.drivername in ("postgresql", "postgresql+psycopg")
         remedy = 'pip install "normkit[postgres]", and a URL that starts with postgresql+psycopg://'
@@ -92,17 +92,17 @@ class Location:
         if "optuna" in low and "version" in low:
             return StateError(
                 f"the store must have the tables of the optuna that is installed, but {self} was written by another "
-                f"version ({text}): name another store, or bring optuna or the store up to date"
+                f"version ({text}): name another store, or update optuna or the store"
             )
         if self.file is None:
             return StateError(
                 f"the store must be a database that can be reached and written to, but {self} answers: {text}. "
-                "Finished runs are kept: set it right, and the same call goes on from them"
+                "Finished runs are kept: correct this, and the same call continues from them"
             )
         if "full" in low or "no space" in low:
             return StateError(
-                f"the store of finished runs needs room, but the disk of {self} is full ({text}): make room, and the "
-                "same call goes on from the runs that are there"
+                f"the store of finished runs needs space, but the disk of {self} is full ({text}): free some, and "
+                "the same call continues from the stored runs"
             )
         return StateError(
             f"the store of finished runs must be a file that compare has made and may write to, but {self} cannot "

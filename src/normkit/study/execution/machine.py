@@ -1,4 +1,4 @@
-"""Facts about the machine that a reader needs to judge times and to repeat a run."""
+"""Facts about the machine, for readers who compare times or repeat a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import normkit
 
 
 def cpu_name() -> str:
-    """The processor in words, as well as the system can say.
+    """The name of the processor, if the system gives one.
 
     >>> bool(cpu_name())
     True
@@ -29,7 +29,7 @@ def cpu_name() -> str:
 
 
 def cores() -> int:
-    """Cores this process may use, which can be fewer than there are."""
+    """The number of cores that this process may use, which can be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,6 +1,6 @@
-"""Runs the trials of workloads, stage by stage: tuning, results, step times. Each run is stored before it is counted.
+"""Runs the trials of workloads in stages: tuning, results, step times. Each run is stored before it is counted.
 
-The trials of all workloads go to the same workers, so that every core is busy until a stage ends.
+All workloads share the same workers, so that every core is busy until a stage ends.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Batch = tuple[int, tuple[Trial, ...]]
 
 @dataclass(frozen=True)
 class Payload:
-    """What every worker has: task and design of each workload, and a trainer."""
+    """The data of every worker: task and design of each workload, and a trainer."""
 
     studies: tuple[tuple[Task, Design], ...]
     trainer: Trainer = field(default_factory=Trainer)
@@ -70,14 +70,14 @@ def run_stages(
     minutes: float | None = None,
     limit: float | None = None,
 ) -> bool:
-    """Run the trials of the workloads that are not in the store yet, and put all runs into the workloads.
+    """Run the trials of the workloads that are not in the store yet, and add all runs to the workloads.
 
     Args:
-        workloads: in the order of the pool's `Payload`.
-        store: of finished runs.
+        workloads: the workloads, in the order of the pool's `Payload`.
+        store: the store of finished runs.
         pool: the workers.
         progress: called after each batch of trials.
-        minutes: after which no further run begins.
+        minutes: the time after which no further run starts.
         limit: seconds a run may take.
 
     Returns:
@@ -107,15 +107,15 @@ def _run_stage(
     end: float,
     limit: float | None,
 ) -> bool:
-    """Run the trials of one stage; whether there was time for all of them."""
+    """Run the trials of one stage; returns whether there was time for all of them."""
     asked = [(i, trial) for i, workload in enumerate(workloads) for trial in STAGES[what](workload)]
     left = [(i, trial) for i, trial in asked if workloads[i].is_open(trial)]
     counter.done += len(asked) - len(left)
     counter.report(what)
     batches = _batches(workloads, left)
-    # A batch may take as long as its runs one after the other.
+    # A batch may take as long as its runs would take one after the other.
     patience = limit and limit * max((len(trials) for _, trials in batches), default=1)
-    # Runs of other processes are not counted one by one, but at the end of the stage.
+    # Runs of other processes are counted together at the end of the stage.
     after = counter.done + len(left)
     for (number, trials), result in pool.work(train_batch, _remaining(workloads, store, batches), patience):
         workload = workloads[number]
@@ -139,7 +139,7 @@ def _time(
     counter: _Counter,
     limit: float | None,
 ) -> None:
-    """Measure the step times of a workload at a batch size; one at a time, because two would disturb each other."""
+    """Measure the step times of a workload at a batch size; one at a time, so that they do not disturb each other."""
     timing = Timing(batch_size, workload.trained(batch_size))
     known = store.times(workload.task, workload.design, timing)
     if known is None:
@@ -161,7 +161,7 @@ def _time(
 
 
 def _remaining(workloads: Sequence[Workload], store: Store, batches: list[Batch]) -> Iterator[Batch]:
-    """The batches one by one, each when a worker is free, without trials that another process has run meanwhile."""
+    """Yields a batch whenever a worker is free, without the trials that another process has run meanwhile."""
     while batches:
         studies = [(workloads[number].task, workloads[number].design, trials) for number, trials in batches]
         number, trials = batches.pop(store.take(studies))
@@ -174,14 +174,14 @@ def _remaining(workloads: Sequence[Workload], store: Store, batches: list[Batch]
 
 
 def _runs(trials: Sequence[Trial], result: list[Run] | Failure) -> list[Run]:
-    """The runs of a batch; if the batch failed, all of them have."""
+    """The runs of a batch; if the batch failed, all of them are failed runs."""
     if isinstance(result, Failure):
         return [Run(trial, "failed", result.reason, trace=result.trace) for trial in trials]
     return result
 
 
 def _batches(workloads: Sequence[Workload], trials: Sequence[tuple[int, Trial]]) -> list[Batch]:
-    """Trials of one workload, method and batch size together, equal rates in a row, the longest work first."""
+    """Batches of trials of one workload, method and batch size, sorted by rate inside a batch; longest batch first."""
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for number, trial in trials:
         groups.setdefault((number, trial.kind, trial.method, trial.batch_size), []).append(trial)

@@ -1,7 +1,7 @@
-"""Finished runs in a database before they are counted: an optuna storage in an SQLite file or any other database.
+"""Stores finished runs before they are counted, in an optuna storage: an SQLite file or any other database.
 
-Runs that can differ in their result are kept apart: the studies are named after a fingerprint of the data, the
-training and the code. Any optuna tool can open the file, for instance `optuna-dashboard sqlite:///study.sqlite3`.
+Runs whose results may differ are stored in separate studies, named after a fingerprint of the data, the training and
+the code. Any optuna tool can open the file, for instance `optuna-dashboard sqlite:///study.sqlite3`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from normkit.study.training.design import Design
 from normkit.study.training.trial import Run, Trial
 
 FORMAT = 1
-"""The format of what is written into optuna's tables; another one is refused."""
+"""The format of the data in optuna's tables; another one is refused."""
 _ABOUT = "normkit"
 """The optuna study that holds the format of the others, and the fingerprints of the studies that were begun."""
 
@@ -39,7 +39,7 @@ class Store:
 
     Args:
         where: a database, or the path of an SQLite file.
-        resume: demand that the database exists, and that a study was begun before.
+        resume: raise an error if the database does not exist, or holds no study that was begun before.
 
     Raises:
         StateError: the database cannot be used, or there is nothing to resume; so do all methods.
@@ -52,7 +52,7 @@ class Store:
         self._owner = uuid.uuid4().hex
         if resume and self.where.file is not None and not self.where.file.exists():
             raise StateError(
-                f"resume goes on with a store that exists, but there is no {self.where}: leave out resume to begin "
+                f"resume continues with a store that exists, but there is no {self.where}: leave out resume to begin "
                 "one, or name the folder (out) or the database (store) of the study"
             )
         self._database = Database(self.where)
@@ -69,11 +69,11 @@ class Store:
         self._database.close()
 
     def begin(self, studies: Sequence[tuple[Task, Design]]) -> None:
-        """Write the fingerprints of studies that are about to run; to resume, one of them must be there already."""
+        """Write the fingerprints of studies that are about to run; with `resume` one of them must be there already."""
         self._database.use(lambda: self._sign([self._prefix(*study) for study in studies]))
 
     def runs(self, task: Task, design: Design) -> dict[Trial, Run]:
-        """All runs of this task and design; of a trial that was run again, the last run that did not fail."""
+        """All runs of this task and design; for a trial that was run again, the last run that did not fail."""
         found: dict[Trial, Run] = {}
         start = f"{self._prefix(task, design)}/"
         for record in self._database.use(lambda: list(self._database.trials(start))):
@@ -84,14 +84,14 @@ class Store:
         return found
 
     def find(self, task: Task, design: Design, trial: Trial) -> Run | None:
-        """The run of a trial, if it is there by now and did not fail, whichever process wrote it."""
+        """The run of a trial, if any process has stored it and it did not fail."""
         return self._database.use(lambda: self._find(self._place(task, design, trial), trial))
 
     def add(self, task: Task, design: Design, run: Run) -> None:
-        """Write one run, unless it is there already; it is on disk when this returns."""
+        """Store one run, unless it is stored already; it is on disk when this returns."""
         trial, place = run.trial, self._place(task, design, run.trial)
         distributions: dict[str, BaseDistribution] = {
-            # Wide, because the range of rates grows where the best one is at its end.
+            # Wide, because the range of rates is extended if the best one is at its end.
             "rate": FloatDistribution(1e-30, 1e30, log=True),
             "seed": IntDistribution(0, 10**9),
         }
@@ -105,16 +105,16 @@ class Store:
         )
 
         def write() -> None:
-            # Asked at every attempt: the reply to one that succeeded may have been lost with the connection.
+            # Checked at every attempt, because the reply to a successful one may have been lost with the connection.
             if self._find(place, trial) is None:
                 self._database.study(place).add_trial(record)
 
         self._database.use(write)
 
     def take(self, batches: Sequence[tuple[Task, Design, Sequence[Trial]]]) -> int:
-        """The number of the first batch of trials that no other process has taken, else 0; it is marked as taken.
+        """Mark the first batch of trials that no other process has taken, and return its number; 0 if there is none.
 
-        The mark is no lock, so that a process that dies leaves nothing locked: at worst a trial is run twice, with the
+        The mark is not a lock, so a process that dies leaves nothing locked: at worst a trial is run twice, with the
         same result.
         """
         taken: dict[str, dict[str, str]] = {}
@@ -128,13 +128,13 @@ class Store:
         return 0
 
     def times(self, task: Task, design: Design, timing: Timing) -> Times | None:
-        """Step times on this machine, if they were taken."""
+        """Step times on this machine, if they were measured."""
         name = f"{self._prefix(task, design)}/{_name(timing)}"
         taken = self._database.use(lambda: list(self._database.trials(name)))
         return next((dict(record.user_attrs["seconds"]) for record in taken), None)
 
     def add_times(self, task: Task, design: Design, timing: Timing, seconds: Times) -> None:
-        """Write step times."""
+        """Store step times."""
         name = f"{self._prefix(task, design)}/{_name(timing)}"
         record = create_trial(state=TrialState.COMPLETE, value=0.0, user_attrs={"seconds": seconds})
         self._database.use(lambda: self._database.study(name).add_trial(record))
@@ -152,7 +152,7 @@ class Store:
         written = about.user_attrs
         if self._resume and not any(study in written for study in studies):
             raise StateError(
-                f"resume goes on with a study that was begun, but {self.where} has none with this data, this training "
+                f"resume continues a study that was begun, but {self.where} has none with this data, this training "
                 "and this version of normkit and torch: leave out resume to begin it"
             )
         for study in studies:
@@ -169,10 +169,10 @@ class Store:
         return f"{self._prefix(task, design)}/{trial.kind}/{trial.method}/batch {trial.batch_size}"
 
     def _prefix(self, task: Task, design: Design) -> str:
-        """The fingerprint; made once, because it reads all data."""
+        """The fingerprint; computed once, because it reads all data."""
         key = (id(task), id(design))
         if key not in self._prefixes:
-            # Kept together with its objects, so that no other objects get their ids.
+            # The objects are kept with it, so that no other objects get their ids.
             self._prefixes[key] = (fingerprint(task, design), task, design)
         return self._prefixes[key][0]
 

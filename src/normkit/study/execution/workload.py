@@ -1,4 +1,4 @@
-"""A workload: a task, the design by which it is trained, and what has come of it so far."""
+"""A workload: a task, the design of its training, and its results so far."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Times = dict[str, list[float]]
 
 @dataclass
 class Workload:
-    """A task and its design; `runs` and `times`, by batch size, are there as far as they are known."""
+    """A task and its design; `runs`, and `times` by batch size, hold the results so far."""
 
     name: str
     task: Task
@@ -33,7 +33,7 @@ class Workload:
                     yield Trial("tune", method, batch_size, rate, seed)
 
     def rates_beyond(self) -> Iterator[Trial]:
-        """Further rates where the best one is at an end of the range."""
+        """Further rates, if the best one is at an end of the range."""
         for method, batch_size in self._cells():
             setting = self._setting(method, batch_size)
             for rate in self.design.rates_beyond(setting[0]) if setting else ():
@@ -41,7 +41,7 @@ class Workload:
                     yield Trial("tune", method, batch_size, rate, seed)
 
     def options(self) -> Iterator[Trial]:
-        """The options that the task opens to the search, at the best rate."""
+        """The options that the task tunes, at the best rate."""
         for method, batch_size in self._cells() if self.design.options else ():
             setting = self._setting(method, batch_size)
             for options in self.design.options if setting else ():
@@ -69,7 +69,7 @@ class Workload:
         return chosen(self.design, tuning_runs(self.design, self.runs, method, batch_size))
 
     def _cells(self) -> Iterator[tuple[str, int]]:
-        # Large batches first, so that no process is still at a long run when all others have ended.
+        # Large batches first, so that no long run starts when the other processes have already finished.
         for batch_size in reversed(self.design.batch_sizes):
             for method in self.design.methods:
                 yield method, batch_size

@@ -17,15 +17,15 @@ def write(comparison: Results, folder: Path, lang: str = "en") -> Path:
     """Write both files into a folder; each replaces the old one only when it is complete.
 
     Args:
-        comparison: what to write.
-        folder: where to.
-        lang: of the page, "en" or "zh"; `results.json` holds both.
+        comparison: the comparison to write.
+        folder: the folder for the files.
+        lang: language of the page, "en" or "zh"; `results.json` holds both.
 
     Returns:
         The path of the page.
 
     Raises:
-        StateError: they cannot be written, for instance because the disk is full.
+        StateError: they cannot be written, for example because the disk is full.
     """
     try:
         replace_file(
@@ -34,8 +34,8 @@ def write(comparison: Results, folder: Path, lang: str = "en") -> Path:
         return write_page(comparison, folder / "index.html", lang)
     except OSError as error:
         raise StateError(
-            f"the report needs a folder with room that may be written to, got {str(folder)!r} ({error.strerror}): set "
-            "it right, and the same call writes the report from the finished runs, which are kept"
+            f"the report needs a writable folder with free space, got {str(folder)!r} ({error.strerror}): correct "
+            "this, and the same call writes the report from the finished runs, which are kept"
         ) from error
 
 
@@ -54,20 +54,20 @@ def again(
     parquet: bool = False,
     tensorboard: bool = False,
 ) -> list[str]:
-    """Write the page of a comparison that was read, and other forms of it into the same folder.
+    """Write the page of a stored comparison again, and other formats of it into the same folder.
 
     Args:
         comparison: the comparison.
-        source: the folder or the file that it was read from.
-        lang: of the page.
-        page: where to write it; by default index.html next to the results.
-        parquet, tensorboard: further forms to write.
+        source: the folder or the file from which it was read.
+        lang: language of the page.
+        page: the path of the page; by default index.html next to the results.
+        parquet, tensorboard: further formats to write.
 
     Returns:
-        A line for each thing written.
+        A line for each file or folder written.
 
     Raises:
-        StateError: a package for one of them is missing; then nothing is written.
+        StateError: a package for one of the formats is missing; then nothing is written.
     """
     folder = source if source.is_dir() else source.parent
     lines = []
@@ -86,11 +86,11 @@ def again(
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Replace a file by a text, in one step."""
+    """Replace the content of a file in one step."""
     part = path.with_name(path.name + ".part")
     try:
         part.write_text(text, encoding="utf-8")
         part.replace(path)
     finally:
-        # Half a file would only take up space.
+        # An incomplete file would only take up space.
         part.unlink(missing_ok=True)

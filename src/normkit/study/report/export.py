@@ -1,4 +1,4 @@
-"""Results in the forms of other programs: data frames, Parquet, TensorBoard. Each needs its own package."""
+"""Results in the formats of other programs: data frames, Parquet, TensorBoard. Each needs a separate package."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def parquet(found: Results, folder: Path) -> list[Path]:
 
 
 def tensorboard(found: Results, folder: Path) -> Path:
-    """Write the learning curve, the hyperparameters and the outcome of every run of the results.
+    """Write the learning curve, the hyperparameters and the result of every run of the results.
 
     Returns:
-        The folder to give to ``tensorboard --logdir``.
+        The folder for ``tensorboard --logdir``.
 
     Raises:
         StateError: tensorboard is not installed.
@@ -58,7 +58,7 @@ def tensorboard(found: Results, folder: Path) -> Path:
             trial = run.trial
             place = logs / f"batch-{trial.batch_size}" / trial.method / f"seed-{trial.seed}"
             if place.exists():
-                # Otherwise the old lines would be shown next to the new ones.
+                # Otherwise TensorBoard would show the old curves next to the new ones.
                 for old in place.glob("events.out.tfevents.*"):
                     old.unlink()
             with SummaryWriter(str(place)) as writer:

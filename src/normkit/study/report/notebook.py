@@ -1,4 +1,4 @@
-"""Results in a notebook: the answer and a small table, without script and without outside reference."""
+"""Results in a notebook: the answer and a table, without scripts and without external references."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from normkit.study.report.writing import table
 from normkit.study.report.writing.answer import answer
 
 _COLOURS = {"good": "#00846a", "bad": "#c0442a", "open": "#7a8290"}
-"""Visible on light and on dark ground: a notebook does not say which one it has."""
+"""Visible on light and dark backgrounds, because a notebook does not say which one it has."""
 
 
 def render(found: Results, lang: str = "en") -> str:

@@ -1,4 +1,4 @@
-"""`results.json`: results as plain data, and back."""
+"""`results.json`: writes and reads results as plain data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from normkit.study.training.trial import Run
 R = TypeVar("R", bound=Results)
 
 FORMAT = 2
-"""The layout of `results.json`; a file of another one is not read."""
+"""The format of `results.json`; a file with another format is not read."""
 AGAIN = "give the command of that study again with the same --out: its finished runs are kept, and not run again"
 
 
@@ -61,8 +61,8 @@ def load(path: Path, kind: type[R]) -> R:
         kind: the class to make.
 
     Raises:
-        ArgumentError: there is no such file, or it is not one that `compare` has written.
-        StateError: it was written by a version with another layout.
+        ArgumentError: there is no such file, or `compare` has not written it.
+        StateError: a version with another format has written it.
     """
     file = path / "results.json" if path.is_dir() or not path.suffix else path
     try:
@@ -81,10 +81,10 @@ def load(path: Path, kind: type[R]) -> R:
 
 
 def from_dict(data: Any, kind: type[R]) -> R:
-    """The results that `to_dict` was called on; errors as in `load`."""
+    """Make results from the data of `to_dict`; errors as in `load`."""
     if not isinstance(data, Mapping) or "cells" not in data:
         raise ArgumentError(
-            f"a comparison is made from what its to_dict gives, got {_described(data)}: use the results.json of compare"
+            f"a comparison is made from the data of to_dict, got {_described(data)}: use the results.json of compare"
         )
     if data.get("format") != FORMAT:
         raise StateError(
@@ -95,7 +95,7 @@ def from_dict(data: Any, kind: type[R]) -> R:
         return kind(**_fields(data))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArgumentError(
-            f"results must be whole, but a part of these is missing or is no such part "
+            f"results must be complete, but a part of these is missing or is not valid "
             f"({type(error).__name__}: {error}): {AGAIN}"
         ) from error
 
@@ -125,7 +125,7 @@ def _cell_dict(cell: Cell) -> dict[str, Any]:
 
 
 def _evidence_dict(evidence: Evidence) -> dict[str, Any]:
-    """The file calls the variants arms."""
+    """In the file, the key of the variants is "arms"."""
     data = asdict(evidence)
     return {"arms" if name == "variants" else name: value for name, value in data.items()}
 
@@ -171,7 +171,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tuple(value: Any) -> Any:
-    """Lists of the file are tuples in frozen data."""
+    """Lists in the file are tuples in frozen data."""
     return tuple(_tuple(item) for item in value) if isinstance(value, list) else value
 
 
@@ -206,7 +206,7 @@ def _evidence(data: Mapping[str, Any]) -> Evidence:
 
 
 def _interval(data: Mapping[str, Any]) -> Interval:
-    """An end that is not finite was written as None."""
+    """An interval; an end that is not finite was written as None."""
     low = -math.inf if data["low"] is None else data["low"]
     high = math.inf if data["high"] is None else data["high"]
     return Interval(_number(data["value"]), low, high, data["n"])

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from normkit.study.analysis.results import Results
 from normkit.study.report.writing import formatting
-from normkit.study.report.writing import table as words
+from normkit.study.report.writing import table as written
 from normkit.study.report.writing.answer import answer
 from normkit.study.report.writing.texts import say
 
@@ -22,20 +22,20 @@ def table(found: Results, lang: str = "en") -> Table:
         title=answer(found).to(lang),
         title_justify="left",
         title_style="bold",
-        # The text of an error may have brackets, which rich would read as markup.
-        caption=escape(words.note(found).to(lang)),
+        # The text of an error may contain brackets, which rich would read as markup.
+        caption=escape(written.note(found).to(lang)),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    headings = words.headings(found, lang)._asdict()
+    headings = written.headings(found, lang)._asdict()
     if not any(cell.untrained for cell in found.cells):
-        # Where all runs trained, a narrow terminal can do without this column.
+        # If all runs trained, this column would only take space in a narrow terminal.
         del headings["untrained"]
     for name, heading in headings.items():
         shown.add_column(heading, justify="left" if name in ("method", "place") else "right")
     before = None
-    for row in words.rows(found, lang):
+    for row in written.rows(found, lang):
         if before is not None and row.batch_size != before:
             shown.add_section()
         texts = row.texts._asdict() | ({"batch_size": ""} if row.batch_size == before else {})

@@ -1,1 +1,1 @@
-"""What `compare` trains when the user brings nothing: data that needs no download, and small networks."""
+"""The built-in suite, which `compare` trains without a task: data that needs no download, and small networks."""

@@ -1,4 +1,4 @@
-"""The data of the embedded suite: part of scikit-learn, scikit-image and Python, so nothing is downloaded."""
+"""The data of the built-in suite, from scikit-learn, scikit-image and Python; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def digits(parts: tuple[int, int, int], noise: float, seed: int = 0) -> tuple[Pa
     """scikit-learn's 1797 handwritten digits of 8x8 pixels, made harder by noise, in three parts.
 
     Without the noise every method classifies nearly all digits and nothing can be compared. The noise is part of
-    the data set: an image looks the same each time it is seen.
+    the data set: an image is the same each time it is used.
 
     Args:
-        parts: images to train on, to choose on and to test on.
-        noise: standard deviation, in parts of the pixel range.
-        seed: of the noise and of the split.
+        parts: numbers of images for training, validation and test.
+        noise: standard deviation, as a fraction of the pixel range.
+        seed: seed of the noise and of the split.
 
     >>> [len(labels) for _, labels in digits((600, 400, 797), 0.2)]
     [600, 400, 797]
@@ -29,7 +29,7 @@ def digits(parts: tuple[int, int, int], noise: float, seed: int = 0) -> tuple[Pa
     inputs = pixels + noise * torch.randn(pixels.shape, generator=generator)
     order = torch.randperm(len(inputs), generator=generator)[: sum(parts)]
     train, validation, test = ((inputs[index], labels[index]) for index in order.split(parts))
-    # In float64 the last digit that is kept does not depend on how many threads have added up.
+    # In float64, because a float32 sum depends on the number of threads in its last digit.
     mean, std = train[0].double().mean().float(), train[0].double().std().float()
     return tuple(((x - mean) / std, y) for x, y in (train, validation, test))  # type: ignore[return-value]
 
@@ -49,12 +49,12 @@ def rows(pair: Pair) -> Pair:
 
 
 def by_contrast(pair: Pair, classes: int, seed: int) -> Pair:
-    """The same images with another label: by what factor their contrast was changed.
+    """The same images with another label: the factor by which their contrast was changed.
 
     Args:
         pair: images and labels; the labels are replaced.
-        classes: factors, half an octave apart.
-        seed: of the choice.
+        classes: number of factors, half an octave apart.
+        seed: seed of the choice.
     """
     images, _ = pair
     labels = torch.randint(classes, (len(images),), generator=torch.Generator().manual_seed(seed))
@@ -63,12 +63,12 @@ def by_contrast(pair: Pair, classes: int, seed: int) -> Pair:
 
 
 def patches(image: str, size: int, count: int, seed: int) -> Tensor:
-    """Patches of a picture, of mean 0 and variance 1 over all of it: (count, 3, size, size).
+    """Patches of a picture that has mean 0 and variance 1 as a whole: (count, 3, size, size).
 
     Args:
         image: "temple" or "flower", scikit-learn's two photographs; "brick" or "gravel", textures of scikit-image.
-        size: of a side, in pixels of the picture at a quarter of its resolution.
-        count, seed: how many, and from where.
+        size: length of a side, in pixels of the picture at a quarter of its resolution.
+        count, seed: number of patches, and the seed of their positions.
     """
     picture = _picture(image)
     generator = torch.Generator().manual_seed(seed)
@@ -97,8 +97,8 @@ def text(length: int, seed: int) -> Tensor:
     """Characters of the Python standard library's own source as numbers below 96: printable ASCII, else 95.
 
     Args:
-        length: of one piece.
-        seed: which modules, in which order.
+        length: length of one piece.
+        seed: seed of the order of the pieces.
     """
     import sysconfig
     from pathlib import Path

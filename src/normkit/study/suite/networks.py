@@ -1,7 +1,7 @@
-"""The networks of the embedded suite, each under any variant: a method, or a method with an option such as ``ghost-4``.
+"""The networks of the built-in suite, each for any variant: a method, or a method with an option such as ``ghost-4``.
 
-A variant is written ``method[:option]``; each network names the options it accepts. Equal seeds give equal weights of
-convolutions and linear layers under every variant.
+A variant is written ``method[:option]``; each network documents its options. Equal seeds give equal weights of
+convolutions and linear layers with every variant.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import normkit
 from normkit.errors import ArgumentError
 
 PLAIN = ("none", "weight_norm")
-"""No norm follows the convolution, so it keeps its bias. The other variants centre and then add their own bias."""
+"""No norm follows the convolution, so it keeps its bias. Other variants subtract the mean and add a bias."""
 
 
 def groups_of(channels: int) -> int:
-    """Four groups: the number in all experiments that do not vary it."""
+    """The number of groups in all experiments that do not vary it."""
     return min(4, channels)
 
 
@@ -46,7 +46,7 @@ bias=True, track_running_stats=True, virtual_batch_size=4))
             return normkit.GroupNorm(int(option) if option.isdecimal() else groups_of(channels), channels)
         case "none" | "weight_norm":
             return None
-    raise ArgumentError(f"no variant of these networks is called {variant!r}: use a method that their inputs allow")
+    raise ArgumentError(f"no variant of these networks is called {variant!r}: use a method that fits their inputs")
 
 
 def initialize(layer: nn.Module, generator: torch.Generator) -> None:
@@ -71,10 +71,10 @@ def convnet(
 
     Args:
         variant: ``none``, ``weight_norm``, or a norm between each convolution and its ReLU; with the option
-            ``dropout-0.1`` that share of the maps is dropped after the ReLU.
-        seed: of the weights.
+            ``dropout-0.1`` that fraction of the maps is dropped after the ReLU.
+        seed: seed of the weights.
         channels: output channels and stride of each convolution.
-        classes: outputs.
+        classes: number of outputs.
         after: whether the norm follows the ReLU instead.
         last_norm: whether a further norm comes before the mean over positions.
         padding: the values around an image.
@@ -87,7 +87,7 @@ def convnet(
     method, _, option = variant.partition(":")
     layers: list[nn.Module] = []
     before = 1
-    # Constructors draw weights that are overwritten below; the caller's random state must not notice.
+    # Constructors draw weights that are overwritten below; the caller's random state must not change.
     with torch.random.fork_rng(devices=[]):
         for width, stride in channels:
             # A norm after the ReLU does not cancel the bias of the convolution.
@@ -108,7 +108,7 @@ def convnet(
 
 
 def mlp(variant: str, seed: int, *, inputs: int, width: int, depth: int, classes: int = 10) -> nn.Sequential:
-    """Linear layers with a norm before each ReLU. There are no positions, so N is the batch size."""
+    """Linear layers with a norm before each ReLU. There are no positions, so a statistic covers one batch of values."""
     generator = torch.Generator().manual_seed(seed)
     method = variant.partition(":")[0]
     layers: list[nn.Module] = [nn.Flatten()]
@@ -131,14 +131,14 @@ Builder = Callable[[str, int], nn.Module]
 
 
 def with_placement(variant: str, seed: int, *, channels: tuple[tuple[int, int], ...], images: Tensor) -> nn.Sequential:
-    """A `convnet` whose options say where its norms are, and whether data set its weights.
+    """A `convnet` whose options choose the positions of its norms and the initialization of its weights.
 
     Args:
-        variant: ``method:after`` has the norms after the ReLU, ``method:last`` a further norm before the mean over
-            positions, ``method:init`` weights from `initialize_by_data`.
-        seed: of the weights.
+        variant: ``method:after`` puts the norms after the ReLU, ``method:last`` adds a norm before the mean over
+            positions, ``method:init`` calls `initialize_by_data`.
+        seed: seed of the weights.
         channels: as in `convnet`.
-        images: what `initialize_by_data` sees.
+        images: the images for `initialize_by_data`.
     """
     method, _, option = variant.partition(":")
     net = convnet(method, seed, channels=channels, after=option == "after", last_norm=option == "last")
@@ -151,7 +151,7 @@ def with_placement(variant: str, seed: int, *, channels: tuple[tuple[int, int], 
 def initialize_by_data(net: nn.Sequential, images: Tensor) -> None:
     """Scale and shift each convolution so that its outputs have mean 0 and variance 1 on these images.
 
-    The data-dependent initialization of weight norm, and of plain weights to compare with.
+    This is the data-dependent initialization of weight norm, also for plain weights, to compare them.
     """
     values = images
     for layer in net:

@@ -1,4 +1,4 @@
-"""The sequence models of the embedded suite: a recurrent net, a character model of it, and a Transformer."""
+"""The sequence models of the built-in suite: a recurrent network, also as a character model, and a Transformer."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from normkit.study.suite.networks import norm_of
 
 
 class Recurrent(nn.Module):
-    """A tanh RNN; the norm is applied to the sum that goes into the tanh.
+    """A tanh RNN; the norm is applied to the input of the tanh.
 
-    Batch norm keeps one set of statistics for all time steps, as a layer in a loop does; with the option ``each-step``
-    it keeps one set for each step.
+    Batch norm keeps one set of statistics for all time steps, because one layer is used in the loop; with the option
+    ``each-step`` it keeps one set for each step.
 
     Args:
         variant: a method, or ``batch_norm:each-step``.
-        seed: of the weights.
-        inputs: numbers at each time step; 0 for whole numbers below `classes`, which are embedded.
-        width: of the state.
-        steps: time steps.
-        classes: outputs.
+        seed: seed of the weights.
+        inputs: number of values at each time step; 0 for whole numbers below `classes`, which are embedded.
+        width: width of the state.
+        steps: number of time steps.
+        classes: number of outputs.
         at_every_step: whether there is an output at each time step, or one at the end.
     """
 
@@ -33,7 +33,7 @@ class Recurrent(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         method, _, option = variant.partition(":")
         self.at_every_step = at_every_step
-        # Constructors draw weights that are overwritten below; the caller's random state must not notice.
+        # Constructors draw weights that are overwritten below; the caller's random state must not change.
         with torch.random.fork_rng(devices=[]):
             self.table = None if inputs else nn.Embedding(classes, width)
             self.into = nn.Linear(inputs or width, width)
@@ -108,7 +108,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, width) -> (N, T, width)."""
         q, k, v = self.mixed(self.first(x)).unflatten(2, (3, self.heads, -1)).movedim(2, 0).transpose(2, 3)
-        # Written out, because torch.func.vmap goes through torch's own attention one copy at a time.
+        # Written out, because torch.func.vmap runs torch's own attention one copy at a time.
         later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
         weight = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).masked_fill(later, -torch.inf).softmax(-1)
         seen = (weight @ v).transpose(1, 2).flatten(2)

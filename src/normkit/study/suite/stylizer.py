@@ -35,15 +35,15 @@ class Stylizer(nn.Module):
 
 
 class StyleLoss:
-    """How far images are from a style, and from their content.
+    """The distance of images from a style and from their content.
 
     Style: squared differences of the Gram matrices of the outputs of random filters. Content: squared differences of
     the images, both averaged over 4x4 positions. No pretrained network is needed.
 
     Args:
         style: (M, 3, H, W), patches of the style.
-        seed: of the filters.
-        weight: of the style relative to the content.
+        seed: seed of the filters.
+        weight: weight of the style relative to the content.
     """
 
     def __init__(self, style: Tensor, seed: int = 0, weight: float = 1.0) -> None:

@@ -18,14 +18,14 @@ GROUPS = 4
 NOISE = 0.2
 PARTS = (600, 400, 797)
 METHODS = ("none", *(method.name for method in catalog.METHODS if method.claims))
-"""The methods under which this network can be built: those with claims to measure."""
+"""The methods that this network can be built with: those with claims to measure."""
 
 
 def digits(seed: int = 0) -> Task:
     """scikit-learn's digits with noise, and the network of the comparison.
 
     Args:
-        seed: of the noise and of the split.
+        seed: seed of the noise and of the split.
 
     >>> task = digits()
     >>> [len(part) for part in (task.train, task.validation, task.test)]

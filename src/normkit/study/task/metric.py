@@ -1,4 +1,4 @@
-"""The metric that results are reported in: its name, and how its values are written."""
+"""The metric of the reported results: its name, and how its values are written."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of which lower is better.
+    """A metric for which lower is better.
 
     Attributes:
-        name: as it follows "test", such as "error" or "mean squared error".
+        name: the name as it follows "test", such as "error" or "mean squared error".
         share: whether it is a fraction from 0 to 1, written as a percentage.
     """
 
@@ -33,7 +33,7 @@ class Metric:
         return f"{100 * value:.1f}\xa0%" if self.share else number(value)
 
     def span(self, low: float, high: float, lang: str = "en") -> str:
-        """An interval; that of a share is cut to the range from 0 to 1.
+        """An interval; for a share it is limited to the range from 0 to 1.
 
         >>> ERROR.span(-0.01, 0.05), LOSS.span(3.5, 3.9, "zh")
         ('0.0 to 5.0', '3.50 至 3.90')
@@ -44,7 +44,7 @@ class Metric:
         return span(number(low), number(high), lang)
 
     def difference(self, value: float) -> str:
-        """A difference of two values; of a share, in percentage points.
+        """A difference of two values; for a share, in percentage points.
 
         >>> ERROR.difference(-0.031), LOSS.difference(0.25)
         ('−3.1', '+0.250')
@@ -64,7 +64,7 @@ class Metric:
         return f"{points} 个百分点" if lang == "zh" else f"{points} point{'s' * (points != '1')}"
 
     def label(self, part: str) -> Text:
-        """The metric of a part of the data: "test", "training" or "validation".
+        """The name of the metric on a part of the data: "test", "training" or "validation".
 
         >>> LOSS.label("test").to("zh")
         '测试损失'
@@ -80,7 +80,7 @@ UNNAMED = Text("metric", "指标")
 
 
 def named(name: str) -> Text:
-    """A name given by the user, or that of a function, in both languages.
+    """A name from the user, or the name of a function, in both languages.
 
     >>> named("mean_squared_error"), named("<lambda>").zh
     ('mean squared error', '指标')
@@ -106,5 +106,5 @@ def number(value: float) -> str:
 
 
 def span(low: str, high: str, lang: str = "en") -> str:
-    """From one number to another."""
+    """The range from one number to another."""
     return f"{low} 至 {high}" if lang == "zh" else f"{low} to {high}"

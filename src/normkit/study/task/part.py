@@ -25,7 +25,7 @@ class Part:
         return len(self.data[1]) if isinstance(self.data, tuple) else len(self.data)
 
     def take(self, index: Tensor) -> tuple[Any, Any]:
-        """Inputs and targets at these places, in the shape of `index`."""
+        """Inputs and targets at these indices, in the shape of `index`."""
         if isinstance(self.data, tuple):
             inputs, targets = pytree.tree_map(lambda t: t[index], self.data)
             return inputs, targets
@@ -34,18 +34,18 @@ class Part:
         return inputs, targets
 
     def chunks(self, size: int) -> Iterable[tuple[Any, Any]]:
-        """All of it, in order, at most `size` samples at once."""
+        """All samples in order, at most `size` at a time."""
         for index in torch.arange(len(self)).split(size):
             yield self.take(index)
 
     def cut(self, index: Tensor) -> Part:
-        """The samples at these places, as a part."""
+        """The samples at these indices, as a part."""
         if isinstance(self.data, tuple):
             return Part(pytree.tree_map(lambda t: t[index], self.data))
         return Part(Subset(self.data, index.tolist()))
 
     def digest(self) -> str:
-        """Of the content, where it is tensors; of some samples, where each has to be fetched."""
+        """A digest of the content if it is tensors, or of some samples if each one must be loaded."""
         digest = hashlib.sha256(str(len(self)).encode())
         at = torch.linspace(0, len(self) - 1, 16).long()
         some = self.data if isinstance(self.data, tuple) else self.take(at)
@@ -55,10 +55,10 @@ class Part:
 
     @classmethod
     def of(cls, name: str, given: Any) -> Part:
-        """The part of data that a user gives.
+        """Make a part from the argument of a user.
 
         Args:
-            name: of the argument, for errors.
+            name: name of the argument, for errors.
             given: a `Part`, a data set with a length, or a pair of tensors.
 
         Raises:

@@ -11,7 +11,7 @@ from normkit.study.task.task import wrong
 
 
 class OfImages:
-    """How much a change of style disturbs a classifier, and how much an output depends on the rest of its batch.
+    """Measures how much style affects a classifier, and how much an output depends on the rest of its batch.
 
     Args:
         images, labels: the test data.
@@ -21,11 +21,11 @@ class OfImages:
         self.images, self.labels = images, labels
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Numbers of a model in evaluation mode."""
+        """Both measurements, for a model in evaluation mode."""
         return {"style_rise": self._style_rise(model), "batch_dependence": self._batch_dependence(model)}
 
     def _style_rise(self, model: nn.Module) -> float:
-        """By how much the error rises when each image gets a random contrast and brightness."""
+        """The increase of the error when each image gets a random contrast and brightness."""
         generator = torch.Generator().manual_seed(0)
         count = len(self.images)
         contrast = torch.empty(count, 1, 1, 1).uniform_(-1.1, 1.1, generator=generator).exp()

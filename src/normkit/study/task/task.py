@@ -1,4 +1,4 @@
-"""What is trained: a function that makes the model, and disjoint training, validation and test data."""
+"""A task: a function that makes the model, and disjoint training, validation and test data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sgd(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
 
 
 def wrong(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The share of samples whose largest output is not the target's; classes in dimension 1.
+    """The fraction of samples whose largest output is not that of the target; classes in dimension 1.
 
     >>> wrong(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0])).item()
     0.5
@@ -45,31 +45,32 @@ class Task:
 
     Args:
         model: a function that makes the model, or the class. It is called for every run, with torch's generator
-            seeded; equal seeds must give equal weights. Its norms are exchanged (`normkit.convert`); in a model without
-            norms they are inserted after its layers (`normkit.insert`).
+            seeded; equal seeds must give equal weights. `normkit.convert` replaces its norms; if it has none,
+            `normkit.insert` adds norms after its layers.
         train: the training data: a `torch.utils.data.Dataset` with a length, or a pair of tensors
             (inputs, targets), samples in dimension 0.
-        test: the data that results are measured on, once, at the end of a run.
-        validation: the data that learning rates are chosen on; by default a fifth of `train`.
+        test: the data for the results, used once at the end of a run.
+        validation: the data for choosing learning rates; by default a fifth of `train`.
         loss: (outputs, targets) -> mean loss; cross entropy by default.
         metric: (outputs, targets) -> the reported number, **lower is better** (for accuracy give ``1 - accuracy``),
-            a mean over the samples; the share of wrong classes by default, where targets are whole numbers, else the
-            loss.
+            a mean over the samples. The default is the fraction of wrong classes if targets are whole numbers, else
+            the loss.
         optimizer: (parameters, lr) -> a `torch.optim.Optimizer`; SGD with momentum 0.9 by default.
-        search: further arguments of `optimizer` to tune besides the rate, by name: a sequence of values to choose
-            from, or an `optuna` distribution. As many settings are tried as rates, the same for every method.
-        max_steps: training steps of one run, at most.
-        rates: lowest and highest learning rate to try first; the range grows where the best one is at its end.
+        search: further arguments of `optimizer` to tune in addition to the rate, by name: a sequence of values to
+            choose from, or an `optuna` distribution. The number of settings tried is that of the rates, the same for
+            every method.
+        max_steps: largest number of training steps of one run.
+        rates: lowest and highest learning rate to try first; the range is extended if the best one is at its end.
         smallest: the smallest difference of the metric that matters to you; 0.01 by default for an error.
-        name: of the task, for the answer.
-        description: for the report.
+        name: name of the task, for the answer.
+        description: description of the task, for the report.
         probe: model -> {name: number}, further measurements of a trained model.
-        origin: how the command line names it.
+        origin: the name of the task on the command line.
         arms: (variant, seed) -> model, if you build every variant yourself; then `model` is not needed.
-        metric_name: what the metric is called in the report, such as "mean squared error"; by default the name of
+        metric_name: name of the metric in the report, such as "mean squared error"; by default the name of
             its function.
-        share: whether the metric is a fraction from 0 to 1, to be written as a percentage; by default only the share
-            of wrong classes is.
+        share: whether the metric is a fraction from 0 to 1, which is written as a percentage; by default only the
+            fraction of wrong classes is.
 
     Raises:
         ArgumentError: data that are empty or no data set, or a model that is not a function.
@@ -143,7 +144,7 @@ class Task:
 
     @cached_property
     def classes(self) -> int | None:
-        """Number of classes, where the targets are classes."""
+        """Number of classes, if the targets are classes."""
         data = self.test.data
         targets = data[1] if isinstance(data, tuple) else self.test.take(torch.arange(min(len(self.test), 256)))[1]
         if self.loss is not F.cross_entropy or not isinstance(targets, Tensor) or targets.is_floating_point():
@@ -158,7 +159,7 @@ class Task:
         return Reported(named(given), self.metric is wrong if self.share is None else self.share)
 
     def build(self, method: str, seed: int) -> nn.Module:
-        """A fresh model under a method; equal seeds give equal weights under every method."""
+        """A new model with a method applied; equal seeds give equal weights with every method."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.arms is not None:
@@ -179,7 +180,7 @@ class Task:
 
     @property
     def guess_loss(self) -> float | None:
-        """The loss of guessing, where that is known."""
+        """The loss of guessing, if it is known."""
         return math.log(self.classes) if self.classes else None
 
     def _untrained(self) -> float:
@@ -215,13 +216,13 @@ class Task:
             )
         if not math.isfinite(value):
             raise ArgumentError(
-                f"metric must give a finite number, got {float(value)} on {_count(targets)} samples: look at what it "
+                f"metric must give a finite number, got {float(value)} on {_count(targets)} samples: check what it "
                 "divides by"
             )
         return float(value)
 
     def fingerprint(self) -> str:
-        """Changes when the data, the text of the task or the code of its functions changes."""
+        """A digest that changes with the data, the text of the task and the code of its functions."""
         digest = hashlib.sha256(f"{self.name} {self.description} {self.rates} {sorted(self.search.items())}".encode())
         for function in (self.model, self.arms, self.loss, self.metric, self.optimizer, self.probe):
             digest.update(_source(function).encode())
@@ -234,7 +235,7 @@ def subset(task: Task, images: int) -> Task:
     """The same task with fewer samples to train on.
 
     Raises:
-        ArgumentError: more are asked for than there are.
+        ArgumentError: the number is larger than that of the training samples.
     """
     if not 1 <= images <= len(task.train):
         raise ArgumentError(f"a subset has 1 to {len(task.train)} samples, got {images}")
@@ -246,7 +247,7 @@ def _count(targets: Any) -> int:
 
 
 def _source(function: Any) -> str:
-    """The code of a function and the values it is bound to."""
+    """The code of a function and its bound values."""
     if isinstance(function, partial):
         bound = [*enumerate(function.args), *sorted(function.keywords.items())]
         return f"{_source(function.func)} {[(name, _written(value)) for name, value in bound]}"
@@ -255,7 +256,7 @@ def _source(function: Any) -> str:
     except (OSError, TypeError):
         if hasattr(function, "__qualname__"):
             return str(function.__qualname__)
-    # A callable object: the code of its class, and its attributes, as far as they are the same in every process.
+    # A callable object: the code of its class, and those attributes that are the same in every process.
     named = getattr(function, "__dict__", {}).items()
     plain = sorted((name, value) for name, value in named if isinstance(value, (Tensor, str, int, float)))
     return f"{_source(type(function))} {[(name, _written(value)) for name, value in plain]}"

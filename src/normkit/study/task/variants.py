@@ -1,4 +1,4 @@
-"""A model under each method: its norms exchanged, or norms inserted where it has none."""
+"""Applies a method to a model: replaces its norms, or inserts norms if it has none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KNOWN = ("none", "unchanged", *OF_LAYERS, *OF_WEIGHTS)
 
 
 def method_name(name: str) -> str:
-    """The name of a method that a model can be built under, from a name or alias.
+    """The name of a method that can be applied to a model, from a name or alias.
 
     >>> method_name("BN"), method_name("none")
     ('batch_norm', 'none')
@@ -31,15 +31,15 @@ def method_name(name: str) -> str:
 
 
 def applied(model: nn.Module, method: str, example: Any) -> nn.Module:
-    """The model under a method; its other weights stay as they are.
+    """Apply a method to a model; its other weights are not changed.
 
     Args:
-        model: a new model; it is changed.
-        method: "unchanged", "none" or a name of the catalog.
-        example: some inputs, from which the shapes inside the model are known.
+        model: a new model; it is changed in place.
+        method: "unchanged", "none" or a name from the catalog.
+        example: some inputs, which give the shapes inside the model.
 
     Raises:
-        ArgumentError: the model has no place for the norm, with the reasons.
+        ArgumentError: the norm cannot be placed in the model; the message gives the reasons.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
@@ -50,13 +50,13 @@ def applied(model: nn.Module, method: str, example: Any) -> nn.Module:
         return model
     had_norms = any(True for _ in norms(model))
     if method in OF_LAYERS and had_norms:
-        return _exchanged(model, method, example)
+        return _replaced(model, method, example)
     if had_norms:
-        model = _stripped(model, example)
+        model = _without_norms(model, example)
     if method == "none":
         return model
     with warnings.catch_warnings():
-        # That the model cannot be traced matters to somebody who edits it by hand; here the report of `insert` decides.
+        # The warning that the model cannot be traced is for interactive use; here the report of `insert` decides.
         warnings.simplefilter("ignore", UserWarning)
         model, report = insert(model, method, example=example, inplace=True)
     if not report.inserted:
@@ -64,14 +64,14 @@ def applied(model: nn.Module, method: str, example: Any) -> nn.Module:
     return model
 
 
-def _exchanged(model: nn.Module, method: str, example: Any) -> nn.Module:
+def _replaced(model: nn.Module, method: str, example: Any) -> nn.Module:
     model, report = convert(model, to=method, example=example, inplace=True)
     if not report.changes and report.refusals:
         _refuse(method, [str(refusal) for refusal in report.refusals])
     return model
 
 
-def _stripped(model: nn.Module, example: Any) -> nn.Module:
+def _without_norms(model: nn.Module, example: Any) -> nn.Module:
     """The model with a scale and shift in place of each norm, so that only the normalization is removed."""
     model, _ = convert(model, to="batch_norm", example=example, inplace=True)
     model, report = convert(model, to="affine", example=example, inplace=True)
@@ -87,6 +87,6 @@ def _layers(model: nn.Module) -> list[str]:
 def _refuse(method: str, reasons: list[str]) -> None:
     shown = "; ".join(reasons[:5])
     raise ArgumentError(
-        f"{method} needs a place in the model, and there is none ({shown}): leave this method out, or give "
+        f"{method} must fit somewhere in the model, but it does not ({shown}): leave this method out, or give "
         "a model with norms, convolutions or linear layers"
     )

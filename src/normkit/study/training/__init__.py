@@ -1,1 +1,1 @@
-"""One training run, or many at once: the numbers of a design, trials and their runs, replicas of a model."""
+"""Training: the numbers of a design, trials and their runs, and copies of a model that are trained at once."""

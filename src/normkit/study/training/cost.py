@@ -1,4 +1,4 @@
-"""The cost of a training step: its time, and the memory that it keeps for its backward pass."""
+"""The cost of a training step: its time, and the memory that it saves for its backward pass."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from normkit.study.task import Task
 from normkit.study.training.design import Design
-from normkit.study.training.placement import autocast, model_of, moved
+from normkit.study.training.placement import autocast, model_of, to_device
 from normkit.study.training.replicas import replicas
 from normkit.study.training.trial import batches
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Methods whose steps are timed in turns."""
+    """Methods whose steps are timed alternately."""
 
     batch_size: int
     methods: tuple[str, ...]
 
 
 def time_steps(task: Task, design: Design, timing: Timing) -> dict[str, list[float]]:
-    """Seconds per training step of each method, taken in turns so that a slow moment affects all of them.
+    """Seconds per training step of each method, timed alternately so that a slow moment affects all of them.
 
-    The rate is 0: the arithmetic is that of training, and the weights of no method change meanwhile.
+    The rate is 0: the arithmetic is that of training, but no weights change.
     """
     seed = design.tuning_seeds[0]
     models = {method: replicas([model_of(task, design, method, seed)], False) for method in timing.methods}
@@ -40,7 +40,7 @@ def time_steps(task: Task, design: Design, timing: Timing) -> dict[str, list[flo
     seconds: dict[str, list[float]] = {method: [] for method in models}
     order = batches(len(task.train), timing.batch_size, design.time_rounds + warm_up, seed)
     for count, index in enumerate(order):
-        inputs, targets = moved(design, task.train.take(index.unsqueeze(0)))
+        inputs, targets = to_device(design, task.train.take(index.unsqueeze(0)))
         for method, copies in models.items():
             start = time.perf_counter()
             with autocast(design):
@@ -51,14 +51,14 @@ def time_steps(task: Task, design: Design, timing: Timing) -> dict[str, list[flo
 
 
 def step_memory(task: Task, design: Design, method: str, batch_size: int) -> int | None:
-    """Bytes that one training step saves for its backward pass; None where it fails, as its runs did before."""
+    """Bytes that one training step saves for its backward pass; None if the step fails, as in the runs before."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # Training has shown the same warnings already.
+        # Training has given the same warnings already.
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         try:
             model = model_of(task, design, method, design.tuning_seeds[0]).train()
-            inputs, targets = moved(design, task.train.take(torch.arange(batch_size)))
+            inputs, targets = to_device(design, task.train.take(torch.arange(batch_size)))
             with autocast(design):
                 return saved_bytes(model, task.loss, inputs, targets)
         except Exception:
@@ -68,11 +68,11 @@ def step_memory(task: Task, design: Design, method: str, batch_size: int) -> int
 def saved_bytes(model: nn.Module, loss: Any, inputs: Any, targets: Any) -> int:
     """Bytes of the tensors that autograd saves between forward and backward.
 
-    A storage counts once, however many operations save it or views of it. Parameters and buffers exist anyway and
-    do not count. Allocations of the backward pass itself are not seen.
+    A storage counts once, even if several operations save it or views of it. Parameters and buffers exist anyway and
+    do not count. Allocations during the backward pass are not included.
 
     Args:
-        model: in the mode in which it is to be measured; buffers may change.
+        model: the model, in the mode to measure; its buffers may change.
         loss: (outputs, targets) -> a number.
         inputs, targets: one batch.
 
@@ -83,7 +83,7 @@ def saved_bytes(model: nn.Module, loss: Any, inputs: Any, targets: Any) -> int:
     96
     """
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
-    # Kept until the end: the address of a freed storage could be used again by another tensor.
+    # Kept until the end, because another tensor could get the address of a freed storage.
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The numbers of an experiment: what is measured and how it will be judged, fixed before the first result is seen."""
+"""The numbers of an experiment: what is measured and how it is judged, fixed before the first result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from normkit.study.training.trial import Options
 
 DTYPES = ("float32", "float64", "bfloat16")
 GROWTH = 3
-"""The number of further rates to try beyond an end of the range, where the best one is at that end."""
+"""The number of rates to try beyond an end of the range, if the best one is at that end."""
 
 
 @dataclass(frozen=True)
@@ -19,22 +19,23 @@ class Design:
     """The numbers of an experiment.
 
     Attributes:
-        methods: "none" first; all of them share weights and batch order seed by seed.
-        batch_sizes: ascending.
+        methods: "none" first; for each seed all of them have the same weights and the same order of batches.
+        batch_sizes: in ascending order.
         seeds, trials, steps, seed: as in `compare`; `trials` is the number of learning rates.
-        target_loss: training loss, averaged over the last `window` steps, that a run is to reach.
-        window: steps over which a training loss is averaged.
-        lowest_rate, highest_rate: ends of the range of learning rates; a rate falls to 0 along a half cosine.
+        target_loss: the training loss that a run should reach, averaged over the last `window` steps.
+        window: number of steps over which a training loss is averaged.
+        lowest_rate, highest_rate: ends of the range of learning rates; during a run a rate falls to 0 along a half
+            cosine.
         choose: the criterion for a learning rate: the error on validation samples, or the training loss.
-        tuning_runs: seeds that every learning rate is tried on.
-        stack: trials in a batch of trials, which is trained at once where copies of the model can be stacked.
-        device: where to train.
-        options: further settings of the optimizer to try at the best rate, besides its defaults.
+        tuning_runs: number of seeds for each learning rate.
+        stack: number of trials in a batch of trials, which is trained at once if copies of the model can be stacked.
+        device: the device for training.
+        options: settings of the optimizer to try at the best rate, in addition to its defaults.
         dtype: "float32" or "float64" throughout, or "bfloat16" for autocast to it.
-        alpha: chance of one wrong *better* or *supported* in a whole family of comparisons.
+        alpha: probability of at least one wrong *better* or *supported* in a whole family of comparisons.
         smallest: the smallest difference of errors that matters.
-        gap_images: training samples on which the loss in training mode is compared with evaluation mode.
-        time_rounds: rounds of the timing; in each, every method takes one step.
+        gap_images: number of training samples on which the losses of training and evaluation mode are compared.
+        time_rounds: number of rounds of the timing; in each round every method takes one step.
     """
 
     methods: tuple[str, ...]
@@ -60,7 +61,7 @@ class Design:
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """Learning rates tried, evenly spaced in log; seven of them are half decades.
+        """The learning rates to try, evenly spaced in log; seven of them are half a decade apart.
 
         >>> design(("none",), (8,), 2, 7, 50, 0).rates[:4]
         (0.001, 0.003162, 0.01, 0.03162)
@@ -68,7 +69,7 @@ class Design:
         return tuple(self._rate(i) for i in range(self.trials))
 
     def rates_beyond(self, rate: float) -> tuple[float, ...]:
-        """The rates to try next if this one is the best so far: further ones, if it is the last at either end.
+        """The rates to try next if this one is the best so far: those beyond it, if it is at an end of the range.
 
         >>> design(("none",), (8,), 2, 7, 50, 0).rates_beyond(1.0)
         (3.162, 10.0, 31.62)
@@ -99,12 +100,12 @@ class Design:
 
     @property
     def runs(self) -> int:
-        """Training runs in all."""
+        """The total number of training runs."""
         each = (self.trials + len(self.options)) * self.tuning_runs + self.seeds
         return each * len(self.methods) * len(self.batch_sizes)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, and the rates and seeds that follow from them."""
+        """All fields, and the rates and seeds computed from them."""
         derived = {
             "rates": self.rates,
             "evaluation_seeds": self.evaluation_seeds,
@@ -116,7 +117,7 @@ class Design:
 def design(
     methods: tuple[str, ...], batch_sizes: tuple[int, ...], seeds: int, trials: int, steps: int, seed: int
 ) -> Design:
-    """A checked design: names resolved, "none" first, batch sizes ascending, nothing twice.
+    """Make a design and check it: names resolved, "none" first, batch sizes ascending, without duplicates.
 
     >>> design(("BN", "none", "batch_norm"), (64, 4), 2, 3, 50, 0).methods
     ('none', 'batch_norm')
@@ -124,16 +125,16 @@ def design(
     names = dict.fromkeys(["none", *(method_name(name) for name in methods)])
     lowest = {
         "seeds": (2, "an interval needs two"),
-        "trials": (3, "of two, either is the edge of what was tried"),
-        "steps": (40, "a shorter run has no curve"),
-        "seed": (0, "a generator takes no other"),
+        "trials": (3, "the best of two is always at an end of the range"),
+        "steps": (40, "a shorter run has no learning curve"),
+        "seed": (0, "a random generator takes no negative seed"),
     }
     given = {"seeds": seeds, "trials": trials, "steps": steps, "seed": seed}
     for name, (bound, why) in lowest.items():
         if given[name] < bound:
             raise ArgumentError(f"{name} must be at least {bound}, got {given[name]}: {why}")
     if seeds > 800:
-        raise ArgumentError(f"seeds must be at most 800, got {seeds}: those above are kept for tuning")
+        raise ArgumentError(f"seeds must be at most 800, got {seeds}: those above are reserved for tuning")
     if not batch_sizes or min(batch_sizes) < 1:
         raise ArgumentError(
             f"there must be a batch size, and none below 1, got {list(batch_sizes)}: give 2 and 32, say"

@@ -1,4 +1,4 @@
-"""Runs from trained copies: losses and errors on each part of the data, and on how the training went."""
+"""Makes runs from trained copies: losses and errors on each part of the data, and whether training succeeded."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from torch.utils import _pytree as pytree
 
 from normkit.study.task import Part, Task
 from normkit.study.training.design import Design
-from normkit.study.training.placement import moved
+from normkit.study.training.placement import to_device
 from normkit.study.training.replicas import Replicas
 from normkit.study.training.trial import Run, Trial, smooth
 
 GUESSING = 0.95
-"""A final training loss above this share of the loss of guessing is no better than guessing."""
+"""A final training loss above this fraction of the loss of guessing counts as no better than guessing."""
 CHUNK = 512
 """Samples in one evaluation batch."""
 
 
 @torch.no_grad()
 def evaluate(task: Task, design: Design, trials: Sequence[Trial], copies: Replicas, losses: Tensor) -> list[Run]:
-    """The runs of trials whose copies are trained.
+    """Evaluate trained copies.
 
     Args:
-        task, design, trials: as given to the training.
-        copies: one for each trial.
-        losses: training losses, a row for each step and a column for each trial.
+        task, design, trials: as in the training.
+        copies: the copies, one for each trial.
+        losses: training losses, with a row for each step and a column for each trial.
     """
     copies.train(False)
-    # A model whose loss was once not finite is not evaluated, even if the loss became finite again.
+    # A model whose loss was not finite at some step is not evaluated, even if the loss became finite again.
     alive = [bool(losses[:, i].isfinite().all()) for i in range(len(trials))]
     validation = _scores(task, design, copies, task.validation) if any(alive) else []
     measured = any(alive) and trials[0].kind == "measure"
@@ -68,7 +68,7 @@ def evaluate(task: Task, design: Design, trials: Sequence[Trial], copies: Replic
 
 
 def _rounded(curve: Sequence[float]) -> tuple[float, ...]:
-    """Losses as they are stored: with four digits, more than any statement needs."""
+    """Losses as they are stored: with four digits, which is more than any conclusion needs."""
     return tuple(float(f"{loss:.4g}") for loss in curve)
 
 
@@ -77,7 +77,7 @@ def _finite(value: float) -> float | None:
 
 
 def _diverged(task: Task, trial: Trial, curve: list[float]) -> Run:
-    """A run whose loss was not finite is scored at chance level, not dropped."""
+    """The run of a loss that was not finite: it is scored at chance level, not dropped."""
     end = next(i for i, loss in enumerate(curve) if not math.isfinite(loss))
     return Run(
         trial,
@@ -93,17 +93,17 @@ def _diverged(task: Task, trial: Trial, curve: list[float]) -> Run:
 def _state(task: Task, design: Design, curve: list[float]) -> tuple[Literal["trained", "untrained"], str]:
     smoothed = smooth(curve, min(design.window, len(curve)))
     guess = smoothed[0] if task.guess_loss is None else task.guess_loss
-    # Where the loss of guessing is unknown, the loss must not have risen.
+    # If the loss of guessing is unknown, the loss must not have increased.
     bound = GUESSING * guess if task.guess_loss is not None else guess
     learned = smoothed[-1] < bound or len(smoothed) == 1
     return ("trained", "") if learned else ("untrained", "at the end no better than guessing")
 
 
 def _scores(task: Task, design: Design, copies: Replicas, part: Part) -> list[tuple[float, float]]:
-    """Mean loss and metric of each copy on a part; where the loss is not finite, the metric is that of guessing."""
+    """Mean loss and metric of each copy on a part; if the loss is not finite, the metric is that of guessing."""
     sums = [[0.0, 0.0] for _ in range(len(copies))]
     for inputs, targets in part.chunks(CHUNK):
-        inputs, targets = moved(design, inputs), moved(design, targets)
+        inputs, targets = to_device(design, inputs), to_device(design, targets)
         share = len(pytree.tree_leaves(targets)[0]) / len(part)
         for total, outputs in zip(sums, copies.outputs(inputs), strict=True):
             loss = float(task.loss(outputs, targets))
@@ -123,8 +123,7 @@ class _Training(NamedTuple):
 def _gap(task: Task, design: Design, copies: Replicas, batch_size: int) -> _Training:
     """Error in evaluation mode; evaluation minus training loss; the test metric with recalibrated statistics.
 
-    The last two come from one pass in training mode: averaged over its batches, the running statistics are
-    recalibrated.
+    The last two come from one pass in training mode, which also averages the running statistics over its batches.
     """
     count = max(batch_size, min(design.gap_images, len(task.train)) // batch_size * batch_size)
     part = task.train.cut(torch.arange(count))
@@ -136,10 +135,10 @@ def _gap(task: Task, design: Design, copies: Replicas, batch_size: int) -> _Trai
             torch.manual_seed(0)
             for number, (inputs, targets) in enumerate(part.chunks(batch_size), start=1):
                 numbered(number)
-                inputs, targets = moved(design, inputs), moved(design, targets)
+                inputs, targets = to_device(design, inputs), to_device(design, targets)
                 for i, outputs in enumerate(copies.outputs(inputs)):
                     training[i] += float(task.loss(outputs, targets)) * batch_size / count
         copies.train(False)
-        again = [metric for _, metric in _scores(task, design, copies, task.test)] if copies.keepers() else []
+        test = _scores(task, design, copies, task.test) if copies.statistics_modules() else []
     gaps = [loss - other for (loss, _), other in zip(evaluation, training, strict=True)]
-    return _Training([metric for _, metric in evaluation], gaps, again)
+    return _Training([metric for _, metric in evaluation], gaps, [metric for _, metric in test])

@@ -1,4 +1,4 @@
-"""Where and in which type a design computes."""
+"""The device and the dtype of a design."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from normkit.study.training.design import Design
 
 
 def weight_dtype(design: Design) -> torch.dtype:
-    """The type of the weights."""
+    """The dtype of the weights."""
     return torch.float64 if design.dtype == "float64" else torch.float32
 
 
 def model_of(task: Task, design: Design, method: str, seed: int) -> nn.Module:
-    """A fresh model on the device and in the type of a design."""
+    """A new model on the device and in the dtype of a design."""
     return task.build(method, seed).to(design.device, weight_dtype(design))
 
 
-def moved(design: Design, tree: Any) -> Any:
-    """Tensors on the device and in the type of a design; whole numbers keep their type."""
+def to_device(design: Design, tree: Any) -> Any:
+    """Tensors on the device and in the dtype of a design; whole numbers keep their dtype."""
     if (design.device, design.dtype) == ("cpu", "float32"):
         return tree
 
@@ -36,6 +36,6 @@ def moved(design: Design, tree: Any) -> Any:
 
 
 def autocast(design: Design) -> torch.autocast:
-    """The context in which operations run in lower precision than the weights, where a design asks for that."""
+    """The context for operations in lower precision than the weights, if the design uses it."""
     kind = torch.device(design.device).type
     return torch.autocast(kind, torch.bfloat16, enabled=design.dtype == "bfloat16")

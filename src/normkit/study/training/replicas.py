@@ -1,9 +1,9 @@
-"""Many copies of a model trained at once: small models are bound by the calls, not by the arithmetic.
+"""Trains many copies of a model at once, because small models spend more time on calls than on arithmetic.
 
 `Stacked` stacks the parameters of all copies along a new first dimension and maps the model over them
-(`torch.func.vmap`), so that one call of torch serves all copies. The operations of one training step are recorded once
-and repeated. `Apart` goes through the copies one by one, for models that cannot be mapped. Either way the copies share
-nothing: the numbers of one do not depend on the others.
+(`torch.func.vmap`), so that one call of torch computes all copies. The operations of one training step are recorded
+once and replayed. `Separate` trains the copies one after the other, for models that cannot be mapped. In both cases the
+results of one copy do not depend on the others.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Given = tuple[Tensors, Tensors, Any, Any]
 Step = Callable[..., tuple[Tensor, Gradients]]
 Layouts = dict[str, tuple[int, ...]]
 RecordedSteps = dict[int, tuple[Layouts, Step | None]]
-"""By the number of copies: the memory layout of the parameters, and the recorded step for it, if it can be recorded."""
+"""For each number of copies, the memory layout of the parameters, and the recorded step if it can be recorded."""
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
 _ELEMENTWISE = (
@@ -59,9 +59,9 @@ class Replicas(ABC):
 
     @abstractmethod
     def descend(self, loss: Loss, inputs: Any, targets: Any) -> Tensor:
-        """The loss of each copy on its own batch; its gradients are given to the optimizers.
+        """The loss of each copy on its own batch; also sets the gradients for the optimizers.
 
-        The first dimension of inputs and targets is that of the copies.
+        The first dimension of inputs and targets counts the copies.
         """
 
     @abstractmethod
@@ -73,8 +73,8 @@ class Replicas(ABC):
         """Give each copy an optimizer with its own learning rate and options."""
 
     @abstractmethod
-    def keepers(self) -> list[nn.Module]:
-        """The modules whose momentum applies to the running statistics of every copy."""
+    def statistics_modules(self) -> list[nn.Module]:
+        """The modules that have running statistics and whose momentum applies to every copy."""
 
     @abstractmethod
     def reset_statistics(self) -> None:
@@ -85,12 +85,12 @@ class Replicas(ABC):
         return self.models
 
     def train(self, mode: bool = True) -> None:
-        """All copies in training or in evaluation mode."""
+        """Set the mode of all copies."""
         for model in self.models:
             model.train(mode)
 
     def step(self, loss: Loss, inputs: Any, targets: Any) -> Tensor:
-        """One training step of every copy; the losses before it."""
+        """Make one training step of every copy; returns the losses before it."""
         losses = self.descend(loss, inputs, targets)
         for optimizer, _ in self.optimizers:
             optimizer.step()
@@ -107,24 +107,24 @@ class Replicas(ABC):
 
     @contextmanager
     def averaging(self) -> Iterator[Callable[[int], None]]:
-        """Running statistics as averages over batches: call the yielded function with the number of each batch."""
-        keepers = self.keepers()
-        before = [keeper.momentum for keeper in keepers]
+        """Average the running statistics over batches: call the yielded function with the number of each batch."""
+        modules = self.statistics_modules()
+        before = [module.momentum for module in modules]
         self.reset_statistics()
 
         def count(batch: int) -> None:
-            for keeper in keepers:
-                keeper.momentum = 1 / batch  # type: ignore[assignment]
+            for module in modules:
+                module.momentum = 1 / batch  # type: ignore[assignment]
 
         try:
             yield count
         finally:
-            for keeper, momentum in zip(keepers, before, strict=True):
-                keeper.momentum = momentum
+            for module, momentum in zip(modules, before, strict=True):
+                module.momentum = momentum
 
 
-class Apart(Replicas):
-    """The copies one by one."""
+class Separate(Replicas):
+    """Copies that are trained one after the other."""
 
     def descend(self, loss: Loss, inputs: Any, targets: Any) -> Tensor:
         found = []
@@ -142,16 +142,16 @@ class Apart(Replicas):
         for model, (rate, options) in zip(self.models, settings, strict=True):
             self._keep(make([p for p in model.parameters() if p.requires_grad], rate, **dict(options)))
 
-    def keepers(self) -> list[nn.Module]:
-        return [module for model in self.models for module in _keepers(model)]
+    def statistics_modules(self) -> list[nn.Module]:
+        return [module for model in self.models for module in _with_statistics(model)]
 
     def reset_statistics(self) -> None:
-        for keeper in self.keepers():
-            keeper.reset_running_stats()  # type: ignore[operator]
+        for module in self.statistics_modules():
+            module.reset_running_stats()  # type: ignore[operator]
 
 
 class Stacked(Replicas):
-    """The copies stacked along a new first dimension."""
+    """Copies whose parameters are stacked along a new first dimension."""
 
     def __init__(self, models: Sequence[nn.Module], recorded: RecordedSteps | None = None) -> None:
         super().__init__(models)
@@ -181,7 +181,7 @@ class Stacked(Replicas):
         found = {name: _laid_out(g, like) for (name, like), g in zip(trained.items(), gradients, strict=True)}
         for part, name, index in self.parts:
             gradient = found[name]
-            part.grad = None if gradient is None else _seen(gradient, index)
+            part.grad = None if gradient is None else _view(gradient, index)
         return losses
 
     def _begin(self, mapped: Step, given: Given) -> Given:
@@ -199,7 +199,7 @@ class Stacked(Replicas):
         return self.parameters, *given[1:]
 
     def _layouts(self, mapped: Step, given: Given) -> Layouts:
-        """The strides of the gradients: parameters with the same strides avoid a copy at every step."""
+        """The strides of the gradients; parameters with the same strides avoid a copy at every step."""
         _, gradients = mapped(*_copied(given))
         return {
             name: g.stride()
@@ -215,7 +215,7 @@ class Stacked(Replicas):
                 now = torch.empty_strided(was.shape, strides, dtype=was.dtype, device=was.device).copy_(was)
                 self.parameters[name] = now.requires_grad_()
         for part, name, index in self.parts:
-            part.data = _seen(self.parameters[name].detach(), index)
+            part.data = _view(self.parameters[name].detach(), index)
 
     def _mapped(self, loss: Loss) -> Step:
         """Losses and gradients of all copies as a pure function."""
@@ -249,8 +249,8 @@ class Stacked(Replicas):
             start += count
 
     def _part(self, index: slice | int) -> list[Tensor]:
-        """The parameters of some copies for an optimizer: views, whose gradients are set at each step."""
-        parts = {name: _seen(stacked.detach(), index) for name, stacked in self._trained().items()}
+        """The parameters of some copies for an optimizer: views whose gradients are set at each step."""
+        parts = {name: _view(stacked.detach(), index) for name, stacked in self._trained().items()}
         self.parts += [(part, name, index) for name, part in parts.items()]
         return list(parts.values())
 
@@ -262,9 +262,9 @@ class Stacked(Replicas):
                     tensor.copy_((self.parameters if name in self.parameters else self.buffers)[name][i])
         return self.models
 
-    def keepers(self) -> list[nn.Module]:
+    def statistics_modules(self) -> list[nn.Module]:
         # All copies are mapped over the first model, so its momentum applies to all.
-        return _keepers(self.models[0])
+        return _with_statistics(self.models[0])
 
     def reset_statistics(self) -> None:
         for name, buffer in self.buffers.items():
@@ -276,7 +276,7 @@ class Stacked(Replicas):
 
 
 def can_be_stacked(build: Callable[[int], nn.Module], loss: Loss, inputs: Any, targets: Any) -> bool:
-    """Whether two stacked copies of a model compute the same as two separate ones, tried on a batch.
+    """Whether two stacked copies of a model give the same results as two separate ones, tested on one batch.
 
     They do not if the model draws random numbers (dropout), branches on values, or has tensors that are neither
     parameters nor buffers.
@@ -289,20 +289,20 @@ def can_be_stacked(build: Callable[[int], nn.Module], loss: Loss, inputs: Any, t
     batch = pytree.tree_map(lambda t: t.expand(2, *t.shape), (inputs, targets))
     found = []
     try:
-        for kind in (Stacked, Apart):
+        for kind in (Stacked, Separate):
             copies = kind([build(0), build(1)])
             copies.train()
             found.append(copies.descend(loss, *batch))
     except Exception:
-        # Whatever a user's model raises under vmap: it is then trained one copy after the other.
+        # If the user's model raises any error under vmap, its copies are trained one after the other.
         return False
     return _agree(found[0], found[1])
 
 
 def record(mapped: Step, given: Given) -> Step | None:
-    """The operations of a call as a graph to repeat; None where they cannot be recorded.
+    """The operations of a call as a graph; None if they cannot be recorded.
 
-    It avoids the layers of functorch, which cost more than the arithmetic of small models. The graph is compared on
+    The graph avoids the overhead of functorch, which is larger than the arithmetic of small models. It is tested on
     another batch, because a branch that depends on values is recorded as it was taken for the first batch.
     """
 
@@ -329,7 +329,7 @@ def _copied(given: Given) -> Given:
     return copied
 
 
-def _seen(stacked: Tensor, index: slice | int) -> Tensor:
+def _view(stacked: Tensor, index: slice | int) -> Tensor:
     """A view of some copies for an optimizer.
 
     Several copies are permuted to the order of memory, because fused optimizers copy tensors that are not contiguous.
@@ -348,22 +348,22 @@ def _laid_out(gradient: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
-    """Equal up to rounding; half a percent separates rounding through many layers from another computation."""
+    """Equal except for rounding; the tolerance of half a percent is above rounding through many layers."""
     return torch.allclose(one.double(), other.double(), rtol=5e-3, atol=1e-4, equal_nan=True)
 
 
 def replicas(models: Sequence[nn.Module], stacked: bool, recorded: RecordedSteps | None = None) -> Replicas:
-    """The copies, stacked where that works and there is more than one.
+    """Make copies, stacked if that is possible and there is more than one.
 
     Args:
-        models: of one architecture.
-        stacked: whether `can_be_stacked`.
-        recorded: steps recorded for equal models, loss and batches; new ones are added. None records none.
+        models: models of one architecture.
+        stacked: the result of `can_be_stacked`.
+        recorded: recorded steps for the same model, loss and batches; new ones are added. None records none.
     """
-    return Stacked(models, recorded) if stacked and len(models) > 1 else Apart(models)
+    return Stacked(models, recorded) if stacked and len(models) > 1 else Separate(models)
 
 
-def _keepers(model: nn.Module) -> list[nn.Module]:
+def _with_statistics(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(getattr(module, "running_mean", None), Tensor)]
 
 

@@ -1,4 +1,4 @@
-"""Trains batches of trials: those that differ in rate and seed alone are trained at once."""
+"""Trains batches of trials: trials that differ only in rate and seed are trained at once."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch import Tensor
 from normkit.study.task import Task
 from normkit.study.training.design import Design
 from normkit.study.training.evaluation import evaluate
-from normkit.study.training.placement import autocast, model_of, moved
+from normkit.study.training.placement import autocast, model_of, to_device
 from normkit.study.training.replicas import RecordedSteps, can_be_stacked, replicas
 from normkit.study.training.trial import Run, Trial, batches
 
 WORTH_RECORDING = 60
-"""From this number of steps on it pays to record one, which takes as long as some tens of them."""
+"""Recording a step takes as long as some tens of steps, so it is worth it from this number of steps on."""
 
 
 @dataclass
 class Trainer:
-    """Trains models, and remembers what it found out about them. A process that trains has one.
+    """Trains models, and remembers facts about them. Each process that trains has one.
 
     Attributes:
-        stackable: whether copies of the model of a task, method and batch size can be stacked.
-        recorded: training steps, of which one may serve many runs, by all that they depend on.
+        stackable: for a task, method and batch size, whether copies of the model can be stacked.
+        recorded: recorded training steps, by everything that they depend on; many runs may use the same one.
     """
 
     stackable: dict[tuple[str, str, int], bool] = field(default_factory=dict)
@@ -37,12 +37,12 @@ class Trainer:
     def execute(self, task: Task, design: Design, trials: Sequence[Trial]) -> list[Run]:
         """Train the model of each trial from its seed and evaluate it at the end.
 
-        Any exception in training becomes a failed run with its message, so that the study goes on.
+        An exception in training becomes a failed run with its message, so that the study continues.
 
         Args:
-            task: what to train.
-            design: how.
-            trials: of one method and one batch size.
+            task: the task to train.
+            design: the numbers of the training.
+            trials: trials of one method and one batch size.
         """
         start = time.perf_counter()
         runs = self._execute(task, design, trials)
@@ -54,7 +54,7 @@ class Trainer:
             try:
                 return self.train(task, design, trials, stacked=True)
             except Exception:
-                # One by one each trial has its own error, or none.
+                # Trained separately, each trial has its own error, or none.
                 pass
         return [self._alone(task, design, trial) for trial in trials]
 
@@ -80,10 +80,10 @@ class Trainer:
         return self.recorded.setdefault(key, {})
 
     def train(self, task: Task, design: Design, trials: Sequence[Trial], stacked: bool) -> list[Run]:
-        """Train and evaluate; `stacked`: whether all copies are trained at once. Exceptions are passed on."""
+        """Train and evaluate; with `stacked` all copies are trained at once. Exceptions are not caught."""
         order = torch.stack([batches(len(task.train), t.batch_size, design.steps, t.seed) for t in trials], dim=1)
         with torch.random.fork_rng(devices=[]), autocast(design):
-            # Random numbers that a model draws while it trains, for dropout for instance, follow its seed.
+            # The random numbers that a model draws during training, for example for dropout, depend on its seed.
             torch.manual_seed(trials[0].seed)
             models = [model_of(task, design, trial.method, trial.seed) for trial in trials]
             copies = replicas(models, stacked, self._recorded_steps(task, design, trials[0]) if stacked else None)
@@ -92,7 +92,7 @@ class Trainer:
             for step, index in enumerate(order):
                 # Half a cosine, from the full rate down to 0.
                 copies.scale_rates(0.5 * (1 + math.cos(math.pi * step / design.steps)))
-                inputs, targets = moved(design, task.train.take(index))
+                inputs, targets = to_device(design, task.train.take(index))
                 losses.append(copies.step(task.loss, inputs, targets))
                 if step % 20 == 19 and not losses[-1].isfinite().any():
                     break

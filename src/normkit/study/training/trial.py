@@ -1,4 +1,4 @@
-"""A trial is one training run that is asked for; a run is what came of it."""
+"""A trial is one training run that is requested; a run is its result."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Setting = tuple[float, Options]
 class Trial:
     """One training run: `tune` trials choose the setting on validation data, `measure` trials also use the test data.
 
-    `method` is a variant of the task: a method, or one with an option. `options` are given to the optimizer besides
-    the rate, where the task opens some to the search.
+    `method` is a variant of the task: a method, or one with an option. `options` are further arguments of the
+    optimizer, if the task tunes some.
     """
 
     kind: Literal["tune", "measure"]
@@ -33,7 +33,7 @@ class Trial:
 
     @property
     def setting(self) -> Setting:
-        """What is tuned."""
+        """The tuned values: rate and options."""
         return self.rate, self.options
 
 
@@ -42,9 +42,10 @@ class Run:
     """The outcome of a trial. Losses are those of the training batches; errors are fractions, in evaluation mode.
 
     `state` is "trained", "untrained" (the loss was not finite, or at the end no better than guessing) or "failed" (an
-    exception: `message` is its text, `trace` its traceback). What was not measured is None. `gap` is the loss in
-    evaluation mode minus the loss in training mode, `recalibrated_error` the test error after running statistics were
-    computed anew, `probes` further measurements of the task. `seconds` is its share of the time of its batch of trials.
+    exception: `message` is its text, `trace` its traceback). Values that were not measured are None. `gap` is the loss
+    in evaluation mode minus the loss in training mode, `recalibrated_error` the test error after running statistics
+    were computed again, `probes` further measurements of the task. `seconds` is its share of the time of its batch of
+    trials.
     """
 
     trial: Trial
@@ -62,13 +63,13 @@ class Run:
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as stores and results.json have it: there the trial is called a job."""
+        """Plain data for stores and results.json, in which the key of the trial is "job"."""
         data = asdict(self)
         return {"job": data.pop("trial"), **data}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Run:
-        """The run that `to_dict` was called on."""
+        """Make a run from the data of `to_dict`."""
         job = data["job"]
         options = tuple((name, value) for name, value in job.get("options", ()))
         given = {name: value for name, value in data.items() if name != "job"}
@@ -76,7 +77,7 @@ class Run:
 
 
 def batches(images: int, batch_size: int, steps: int, seed: int) -> Tensor:
-    """Indices of the samples of each step: one shuffled pass after another, cut into equal batches.
+    """Indices of the samples of each step: shuffled passes over the data, one after another, cut into equal batches.
 
     >>> batches(6, 4, 3, seed=0).shape
     torch.Size([3, 4])
@@ -88,7 +89,7 @@ def batches(images: int, batch_size: int, steps: int, seed: int) -> Tensor:
 
 
 def smooth(losses: Sequence[float], window: int) -> list[float]:
-    """Means over the last `window` losses, one for each step from step `window` on.
+    """Means over the last `window` losses, for each step from step `window` on.
 
     >>> smooth([4.0, 2.0, 0.0], 2)
     [3.0, 1.0]

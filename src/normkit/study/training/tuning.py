@@ -1,4 +1,4 @@
-"""The choice of a learning rate and of options, from runs on validation data or from training losses."""
+"""Chooses a learning rate and options, by validation data or by training losses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from normkit.study.training.trial import Options, Run, Setting, Trial
 def ranking(tuning: Sequence[Run], by: Literal["validation", "training"] = "validation") -> list[Setting]:
     """Learning rates with options, the best first.
 
-    By mean validation error; mean validation loss, then the lower rate, break ties. Or by the mean training loss over
-    all steps, where a run whose loss is no longer finite comes last.
+    They are ordered by mean validation error; ties are broken by mean validation loss, then by the lower rate. Or they
+    are ordered by the mean training loss over all steps, in which a run whose loss became infinite or NaN comes last.
     """
     tried: dict[Setting, list[Run]] = {}
     for run in tuning:
@@ -33,7 +33,7 @@ def ranking(tuning: Sequence[Run], by: Literal["validation", "training"] = "vali
 
 
 def tuning_runs(design: Design, runs: Mapping[Trial, Run], method: str, batch_size: int) -> tuple[Run, ...]:
-    """The runs that decide the setting of a method at a batch size: all rates, and options at the best rate."""
+    """The runs that determine the setting of a method at a batch size: all rates, and options at the best rate."""
 
     def of(rate: float, seed: int, options: Options = ()) -> Trial:
         return Trial("tune", method, batch_size, rate, seed, options)
@@ -50,7 +50,7 @@ def chosen(design: Design, tuning: Sequence[Run]) -> Setting | None:
 
 
 def pick(runs: Mapping[Trial, Run], trials: Sequence[Trial]) -> tuple[Run, ...]:
-    """The runs of those trials that have one."""
+    """The runs of these trials, as far as they exist."""
     return tuple(runs[trial] for trial in trials if trial in runs)
 
 

@@ -19,7 +19,7 @@ EXPERIMENTS = (
         design=Text(
             "Noisy 8x8 digits, eight convolutions with 16 channels, batch 16, 200 steps, He-normal weights; each "
             "method at the learning rate with its lowest mean training loss.",
-            "带噪声的 8x8 数字，八个 16 通道卷积层，批量 16，训练 200 步，He 正态初始化；"
+            "带噪声的 8×8 数字，八个 16 通道卷积层，批量 16，训练 200 步，He 正态初始化；"
             "各方法使用使其平均训练损失最低的学习率。",
         ),
         measure=Text(

@@ -9,7 +9,7 @@ from normkit.study.claims.measures import Effect, highest_rates
 from normkit.study.training.trial import Run
 
 TRAINS = 2.0
-"""A final training loss below this is training; guessing has 2.3."""
+"""A run with a final training loss below this has trained; guessing gives 2.3."""
 
 
 def higher(more: str, less: str) -> Effect:
@@ -31,14 +31,14 @@ def shown(cell: Cell, run: Run) -> float | None:
 
 
 def experiment(name: str, more: str, less: str, question: Text) -> Experiment:
-    """Batch norm against no norm, or another norm against it."""
+    """Batch norm compared with no norm or with another norm."""
     return Experiment(
         claim="BN-2",
         name=name,
         question=question,
         design=Text(
-            "Eight convolutions, batch 16, 100 steps, nine learning rates from 0.001 to 10 in half decades, all of "
-            "them on every seed.",
+            "Eight convolutions, batch 16, 100 steps, nine learning rates from 0.001 to 10 in half decades, each on "
+            "every seed.",
             "八个卷积层，批量 16，训练 100 步，从 0.001 到 10 每半个数量级取一个学习率，共九个，每个种子都全部尝试。",
         ),
         measure=Text(
@@ -68,7 +68,7 @@ EXPERIMENTS = (
         "batch_norm",
         "group_norm",
         Text(
-            "Is that so for batch norm alone: does it allow a higher rate than group norm?",
+            "Is this true of batch norm only: does it allow a higher rate than group norm?",
             "这是批归一化独有的吗：它允许的学习率是否比组归一化更大？",
         ),
     ),

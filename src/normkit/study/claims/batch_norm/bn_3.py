@@ -37,7 +37,7 @@ EXPERIMENTS = (
         claim="BN-3",
         name="like dropout",
         question=Text(
-            "Is what the noise does of the size of what dropout does?", "噪声的作用与 dropout 的作用相当吗？"
+            "Does the noise have an effect of the same size as dropout?", "噪声的作用与 dropout 的作用相当吗？"
         ),
         design=DESIGN,
         measure=Text(

@@ -7,7 +7,7 @@ from normkit.study.claims.experiment import Experiment
 from normkit.study.claims.measures import difference, test_error
 
 DESIGN = Text(
-    "Perceptron of four layers with 96 units on noisy digits; 3200 images are seen whatever the batch size. There are no "
+    "Perceptron of four layers with 96 units on noisy digits; 3200 images are processed at any batch size. There are no "
     "positions, so N, the number of values in a statistic of batch norm, is the batch size.",
     "带噪声数字上的四层感知机，每层 96 个单元；无论批量大小都共看 3200 张图像。没有空间位置，"
     "因此批归一化每个统计量所依据的数值个数 N 就等于批量。",
@@ -15,7 +15,7 @@ DESIGN = Text(
 
 
 def perceptron(batch: int) -> Experiment:
-    """Batch norm against group norm at one batch size."""
+    """Batch norm compared with group norm at one batch size."""
     cells = ((f"mlp-{batch}", "batch_norm", batch), (f"mlp-{batch}", "group_norm", batch))
     return Experiment(
         claim="BN-4",
@@ -43,11 +43,11 @@ EXPERIMENTS = (
         claim="BN-4",
         name="convolutions, batch of 2",
         question=Text(
-            "And in a convolutional net, where two images still give 8 to 128 values, positions included?",
+            "And in a convolutional network, in which two images still give 8 to 128 values with their positions?",
             "在卷积网络中又如何？算上空间位置，两张图像仍有 8 到 128 个数值。",
         ),
         design=Text(
-            "The net of the comparison, batches of 2: N is 128 after the first convolution and 8 after the last.",
+            "The network of the comparison, batches of 2: N is 128 after the first convolution and 8 after the last.",
             "比较实验所用的网络，批量 2：第一个卷积后 N 为 128，最后一个卷积后为 8。",
         ),
         measure=Text(

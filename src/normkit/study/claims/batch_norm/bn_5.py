@@ -8,7 +8,7 @@ from normkit.study.claims.measures import difference, test_error
 
 
 def recurrent(batch: int) -> Experiment:
-    """Batch norm against layer norm in a recurrent net."""
+    """Batch norm compared with layer norm in a recurrent network."""
     cells = ((f"sequence-{batch}", "batch_norm", batch), (f"sequence-{batch}", "layer_norm", batch))
     return Experiment(
         claim="BN-5",
@@ -19,7 +19,7 @@ def recurrent(batch: int) -> Experiment:
         ),
         design=Text(
             "The eight rows of a noisy digit, one after another, through a tanh network of 48 units; batch norm keeps "
-            "one set of statistics for all steps, as a layer in a loop does.",
+            "one set of statistics for all steps, because one layer is used in the loop.",
             "把带噪声数字的八行逐行送入 48 单元的 tanh 循环网络；批归一化在所有时间步共用一组统计量，"
             "循环中的同一层正是如此。",
         ),
@@ -34,7 +34,7 @@ def recurrent(batch: int) -> Experiment:
 
 
 def characters(name: str, workload: str, question: Text, design: Text, extended: bool = False) -> Experiment:
-    """Batch norm against layer norm in a character model."""
+    """Batch norm compared with layer norm in a character model."""
     cells = ((workload, "batch_norm", 8), (workload, "layer_norm", 8))
     return Experiment(
         claim="BN-5",
@@ -57,7 +57,7 @@ EXPERIMENTS = (
         "recurrent character model",
         "text",
         Text(
-            "Does a recurrent net predict the next character of a program less well with batch norm?",
+            "Does a recurrent network predict the next character of a program less accurately with batch norm?",
             "循环网络预测程序文本的下一个字符时，批归一化是否更差？",
         ),
         Text(

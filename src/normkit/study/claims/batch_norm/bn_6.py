@@ -15,7 +15,7 @@ def gap(cell: Cell, run: Run) -> float | None:
 
 
 def wider(workload: str, more: str, less: str, batch: int) -> Effect:
-    """How much further the losses of the two modes are apart: the claim names no direction."""
+    """The difference in distance between the losses of the two modes; the claim names no direction."""
 
     def effect(tables: Tables) -> Measured | None:
         a, b = (tables[workload][variant, batch] for variant in (more, less))
@@ -26,7 +26,7 @@ def wider(workload: str, more: str, less: str, batch: int) -> Effect:
 
 
 def experiment(name: str, workload: str, batch: int, question: Text, design: Text) -> Experiment:
-    """The two modes of batch norm, against group norm, which has one."""
+    """The two modes of batch norm, compared with group norm, which has one mode."""
     return Experiment(
         claim="BN-6",
         name=name,
@@ -50,8 +50,8 @@ EXPERIMENTS = (
         "early",
         16,
         Text(
-            "Do the two modes differ after 30 steps, when running statistics lag behind?",
-            "训练 30 步、滑动统计量尚滞后时，两种模式是否不同？",
+            "Do the two modes differ after 30 steps, when running statistics are not yet accurate?",
+            "训练 30 步、滑动统计量尚不准确时，两种模式是否不同？",
         ),
         Text("Eight convolutions, batch 16, 30 steps.", "八个卷积层，批量 16，训练 30 步。"),
     ),
@@ -60,6 +60,6 @@ EXPERIMENTS = (
         "digits",
         2,
         Text("And at the end of training, with batches of 2?", "训练结束时（批量 2）又如何？"),
-        Text("The net of the comparison, batches of 2, 400 steps.", "比较实验所用的网络，批量 2，训练 400 步。"),
+        Text("The network of the comparison, batches of 2, 400 steps.", "比较实验所用的网络，批量 2，训练 400 步。"),
     ),
 )

@@ -1,4 +1,4 @@
-"""GN-1: group norm holds up at small batches."""
+"""GN-1: group norm still works well at small batches."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from normkit.study.claims.measures import difference, test_error
 SMALL, LARGE = ("mlp-2", "group_norm", 2), ("mlp-32", "group_norm", 32)
 BETTER = (("mlp-2", "batch_norm", 2), SMALL)
 DESIGN = Text(
-    "Perceptron of four layers on noisy digits; 3200 images are seen at every batch size, the learning rate is chosen at "
-    "each.",
+    "Perceptron of four layers on noisy digits; 3200 images are processed at every batch size, and the learning rate is "
+    "chosen at each.",
     "带噪声数字上的四层感知机；各批量均看 3200 张图像，并分别选择学习率。",
 )
 

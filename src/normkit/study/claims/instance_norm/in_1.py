@@ -1,4 +1,4 @@
-"""IN-1: instance norm removes the style of an image and serves style transfer."""
+"""IN-1: instance norm removes the style of an image and suits style transfer."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from normkit.study.claims.measures import difference, probed, test_error
 
 
 def invariance(other: str, name: str, question: Text) -> Experiment:
-    """How many errors a change of contrast and brightness adds."""
+    """The errors that a change of contrast and brightness adds."""
     cells = (("digits", other, 32), ("digits", "instance_norm", 32))
     return Experiment(
         claim="IN-1",
         name=name,
         question=question,
         design=Text(
-            "Trained nets of the comparison; each test image gets its own contrast between e^-1.1 and e^1.1 and "
+            "Trained networks of the comparison; each test image gets its own contrast between e^-1.1 and e^1.1 and "
             "its own brightness between -1 and 1.",
             "比较实验中训练好的网络；每张测试图像各取 e^-1.1 到 e^1.1 之间的对比度与 -1 到 1 之间的亮度。",
         ),
         measure=Text(
-            "By how much the test error rises: the other method minus instance norm.",
+            "Increase of the test error: the other method minus instance norm.",
             "测试误差的上升幅度：另一方法减实例归一化。",
         ),
         unit="points",
@@ -31,14 +31,14 @@ def invariance(other: str, name: str, question: Text) -> Experiment:
 
 
 def stylizer(workload: str, style: Text, extended: bool = False) -> Experiment:
-    """How much less is left of the loss."""
+    """The difference in loss."""
     cells = ((workload, "batch_norm", 8), (workload, "instance_norm", 8))
     return Experiment(
         claim="IN-1",
         name=f"stylizer, {style}",
         question=Text(
-            f"Does a net that paints in the style of {style} reach a lower loss with instance norm than with batch "
-            "norm?",
+            f"Does a network that paints in the style of {style} reach a lower loss with instance norm than with "
+            "batch norm?",
             f"以{style.zh}为风格作画的网络使用实例归一化是否比批归一化达到更低的损失？",
         ),
         design=Text(
@@ -64,14 +64,14 @@ EXPERIMENTS = (
         "batch_norm",
         "contrast and brightness, against batch norm",
         Text(
-            "Is a net with instance norm less disturbed by contrast and brightness than one with batch norm?",
+            "Do contrast and brightness affect a network with instance norm less than one with batch norm?",
             "与批归一化相比，使用实例归一化的网络是否更少受对比度与亮度影响？",
         ),
     ),
     invariance(
         "group_norm",
         "contrast and brightness, against group norm",
-        Text("And less than one with group norm?", "与组归一化相比呢？"),
+        Text("And less than a network with group norm?", "与组归一化相比呢？"),
     ),
     stylizer("stylizer-flower", Text("another photograph", "另一张照片")),
     stylizer("stylizer-brick", Text("a brick wall", "砖墙")),

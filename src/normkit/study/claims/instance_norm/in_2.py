@@ -1,4 +1,4 @@
-"""IN-2: instance norm is unfit for classification."""
+"""IN-2: instance norm is unsuitable for classification."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from normkit.study.claims.measures import difference, test_error
 
 
 def experiment(name: str, cells: tuple[CellName, CellName], question: Text, design: Text, against: Text) -> Experiment:
-    """Errors of instance norm against those of another method."""
+    """Errors of instance norm compared with those of another method."""
     return Experiment(
         claim="IN-2",
         name=name,
@@ -25,7 +25,7 @@ def experiment(name: str, cells: tuple[CellName, CellName], question: Text, desi
 
 
 CONTRAST = Text(
-    "Digits whose class is the contrast, six of them half an octave apart; three convolutions without zero padding.",
+    "Digits whose class is the contrast: six contrasts, half an octave apart; three convolutions without zero padding.",
     "类别即对比度的数字图像，共六级，相邻相差半个倍频程；三个卷积层，不用零填充。",
 )
 EXPERIMENTS = (
@@ -33,8 +33,8 @@ EXPERIMENTS = (
         "classes by contrast",
         (("contrast", "instance_norm", 16), ("contrast", "batch_norm", 16)),
         Text(
-            "Is instance norm blind to classes that differ in contrast, where batch norm is not?",
-            "类别只在对比度上不同时，实例归一化是否看不见，而批归一化看得见？",
+            "Does instance norm make more errors than batch norm if classes differ only in contrast?",
+            "类别只在对比度上不同时，实例归一化的错误是否多于批归一化？",
         ),
         CONTRAST,
         Text("batch norm", "批归一化"),
@@ -43,8 +43,8 @@ EXPERIMENTS = (
         "classes by contrast, against layer norm",
         (("contrast", "instance_norm", 16), ("contrast", "layer_norm", 16)),
         Text(
-            "Is that so for instance norm alone: is it blinder than layer norm?",
-            "这是实例归一化独有的吗：它是否比层归一化更看不见？",
+            "Is this true of instance norm only: does it make more errors than layer norm?",
+            "这是实例归一化独有的吗：它的错误是否也多于层归一化？",
         ),
         CONTRAST,
         Text("layer norm", "层归一化"),
@@ -56,7 +56,7 @@ EXPERIMENTS = (
             "Does instance norm make more errors than batch norm on ordinary digits?",
             "在普通数字分类上，实例归一化的错误是否多于批归一化？",
         ),
-        Text("The net of the comparison, 32 images per step.", "比较实验所用的网络，每步 32 张图像。"),
+        Text("The network of the comparison, 32 images per step.", "比较实验所用的网络，每步 32 张图像。"),
         Text("batch norm", "批归一化"),
     ),
 )

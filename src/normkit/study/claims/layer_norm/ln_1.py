@@ -18,7 +18,7 @@ EXPERIMENTS = (
             "一张图像的输出是否随同批其他图像而变？",
         ),
         design=Text(
-            "Trained nets of the comparison in training mode; one image in 18 batches of 8 whose other images differ.",
+            "Trained networks of the comparison in training mode; one image in 18 batches of 8 whose other images differ.",
             "比较实验中训练好的网络，置于训练模式；同一张图像放入 18 个批量为 8、同伴不同的批次。",
         ),
         measure=Text(
@@ -36,11 +36,11 @@ EXPERIMENTS = (
         claim="LN-1",
         name="flat over batch sizes",
         question=Text(
-            "Is the error the same at batch 2 and at batch 32 when as many images are seen?",
+            "Is the error the same at batch 2 and at batch 32 if the same number of images is processed?",
             "看过的图像数相同时，批量 2 与批量 32 的误差是否相同？",
         ),
         design=Text(
-            "Perceptron on noisy digits, 3200 images seen, the learning rate chosen at each batch size.",
+            "Perceptron on noisy digits, 3200 images processed, the learning rate chosen at each batch size.",
             "带噪声数字上的感知机，共看 3200 张图像，各批量分别选择学习率。",
         ),
         measure=Text(

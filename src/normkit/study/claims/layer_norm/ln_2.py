@@ -18,11 +18,12 @@ EXPERIMENTS = (
             "使用层归一化时，每个训练步是否比批归一化更耗时？",
         ),
         design=Text(
-            "The net of the comparison, 32 images per step, one thread, normkit's kernels for both; methods take turns.",
+            "The network of the comparison, 32 images per step, one thread, normkit's kernels for both; methods alternate.",
             "比较实验所用的网络，每步 32 张图像，单线程，两者均用 normkit 的内核，各方法轮流计时。",
         ),
         measure=Text(
-            "Time of a step, layer norm over batch norm, by rounds.", "每步耗时之比（层归一化比批归一化），逐轮计算。"
+            "Time of a step, layer norm over batch norm, round by round.",
+            "每步耗时之比（层归一化比批归一化），逐轮计算。",
         ),
         unit="log2 ratio",
         effect=times(LAYER, BATCH),

@@ -34,11 +34,11 @@ EXPERIMENTS = (
         claim="P-1",
         name="before or after, with a normalized classifier",
         question=Text(
-            "And where the classifier gets normalized input in both cases, as it does anyway after the last activation?",
+            "And if the classifier gets normalized input in both cases, as with the norm after the last activation?",
             "若两种情形下分类器的输入都经过归一化（放在激活之后时本来如此），又如何？",
         ),
         design=Text(
-            "The same, with one more norm after the last ReLU where the norms are before the activations.",
+            "The same; if the norms are before the activations, one more norm follows the last ReLU.",
             "同上，但归一化放在激活之前时，在最后一个 ReLU 之后再加一个归一化。",
         ),
         measure=MEASURE,

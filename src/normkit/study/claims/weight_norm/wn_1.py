@@ -1,4 +1,4 @@
-"""WN-1: weight norm speeds up convergence and steadies training."""
+"""WN-1: weight norm speeds up convergence and makes training more stable."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ EXPERIMENTS = (
         claim="WN-1",
         name="steps, both with data-dependent initialization",
         question=Text(
-            "And where weights of both kinds start from outputs of mean 0 and variance 1 on data?",
+            "And if both kinds of weights are initialized so that outputs have mean 0 and variance 1 on data?",
             "若两种权重都按数据初始化（输出均值 0、方差 1），又如何？",
         ),
         design=DESIGN,

@@ -1,4 +1,4 @@
-"""WN-2: the gain of weight norm is not always significant, and batch norm beats it on some tasks."""
+"""WN-2: the gain of weight norm is not always significant, and batch norm is better on some tasks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EXPERIMENTS = (
         claim="WN-2",
         name="errors against batch norm",
         question=Text("And does it make more errors on digits?", "在数字分类上，它的错误是否更多？"),
-        design=Text("The net of the comparison, 32 images per step.", "比较实验所用的网络，每步 32 张图像。"),
+        design=Text("The network of the comparison, 32 images per step.", "比较实验所用的网络，每步 32 张图像。"),
         measure=Text(
             "Test error of weight norm minus that of batch norm.", "权重归一化的测试误差减去批归一化的测试误差。"
         ),

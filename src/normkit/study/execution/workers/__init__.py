@@ -1,7 +1,7 @@
-"""Who trains: this process, several processes, or the machines of a Ray cluster.
+"""Worker pools: this process, several processes, or the machines of a Ray cluster.
 
-A pool sends one object, the payload, to its workers once, and applies functions to it and to one item after another. An
-item that kills its worker, hangs or raises becomes a `Failure`; the other items are not affected.
+A pool sends one object, the payload, to its workers once, and applies a function to the payload and each item. An item
+that kills its worker, hangs or raises an error becomes a `Failure`; the other items are not affected.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ EXECUTORS = ("processes", "ray")
 def make_executor(
     payload: Any, workers: int | None, *, executor: str = "processes", address: str | None = None
 ) -> WorkerPool:
-    """The worker pool of an executor.
+    """Make the worker pool of an executor.
 
     Args:
-        payload: given to the function with every item; anything that can be pickled.
-        workers: items at a time; None is one for each core, but at most 8 processes, or under torchrun one for each
-            rank. 1 is this process itself, if `executor` is "processes".
+        payload: passed to the function with every item; anything that can be pickled.
+        workers: number of items at the same time; None is one for each core, but at most 8 processes, or under
+            torchrun one for each rank. 1 is this process itself, if `executor` is "processes".
         executor: "processes" or "ray".
-        address: of the Ray cluster; None is one that is running, else a new one on this machine.
+        address: address of the Ray cluster; None uses a running one, else starts one on this machine.
 
     Raises:
         ArgumentError: there is no such executor, or an address without a cluster.

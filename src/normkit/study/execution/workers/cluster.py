@@ -20,16 +20,15 @@ from normkit.study.execution.workers.pool import Failure, In, Out, attempt, one_
 
 
 class Cluster:
-    """Tasks of a Ray cluster. A cluster that was started here ends with the pool, one that was running before goes on.
+    """Tasks of a Ray cluster. A cluster started here ends with the pool; one that was running before continues.
 
-    Every machine of the cluster needs the same normkit and torch. Ray itself retries nothing: an item whose worker
-    dies fails, whether it killed the worker or its machine went away.
+    Every machine of the cluster needs the same normkit and torch. Ray retries nothing: an item fails if its worker
+    dies, also if the cause is the machine and not the item.
 
     Args:
         payload: sent to the cluster once.
-        workers: tasks at a time; None is one for each core of the cluster.
-        address: "auto", "ray://host:10001" or "host:6379"; None is a cluster that is running, else a new one on this
-            machine.
+        workers: number of tasks at the same time; None is one for each core of the cluster.
+        address: "auto", "ray://host:10001" or "host:6379"; None uses a running cluster, else starts one here.
 
     Raises:
         StateError: ray is not installed, or nothing answers at the address.
@@ -38,7 +37,7 @@ class Cluster:
     executor = "ray"
 
     def __init__(self, payload: Any, workers: int | None, address: str | None) -> None:
-        # Here, so that the module can be imported without it.
+        # Imported here, so that this module can be imported without Ray.
         try:
             import ray
         except ModuleNotFoundError as error:
@@ -65,7 +64,7 @@ class Cluster:
                 ) from error
         resources = self.ray.cluster_resources()
         cores, gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0.0)
-        # More tasks than cores would only wait, while their time runs.
+        # More tasks than cores would wait, and their time limit would run meanwhile.
         self.workers = max(1, min(self.asked or cores, cores))
         # Rounded down: Ray counts in ten thousandths.
         share = min(1.0, math.floor(1e4 * gpus / self.workers) / 1e4)
@@ -97,11 +96,11 @@ class Cluster:
                 yield item, self._result(reference, limit, time.monotonic() - start)
 
     def _result(self, reference: Any, limit: float | None, seconds: float) -> Any:
-        """The value, or why there is none."""
+        """The value, or the failure."""
         try:
             return pickle.loads(self.ray.get(reference))
         except (self.ray.exceptions.WorkerCrashedError, self.ray.exceptions.NodeDiedError) as error:
-            # The worker ends itself at the limit; Ray only sees that it is gone.
+            # The worker ends itself at the limit; Ray only reports that it is gone.
             if limit is not None and seconds >= limit:
                 return Failure.past(limit)
             return Failure(f"its process died: {_line(error)}")
@@ -110,25 +109,25 @@ class Cluster:
 
 
 def _connect(address: str | None) -> None:
-    """An OSError at once where nothing listens; Ray itself tries for minutes."""
+    """Raise an OSError at once if nothing listens at the address; Ray itself would try for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
 
 
 def _line(error: BaseException) -> str:
-    """The first sentence of a message of Ray; the rest is about its logs."""
+    """The first sentence of a message from Ray; the rest is about its logs."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0]
 
 
 @lru_cache(maxsize=1)
 def _unpickled(payload: bytes) -> Any:
-    """The payload, kept from one item to the next, so that its trainer remembers what it has found out."""
+    """The payload, kept from one item to the next, so that its trainer keeps what it has learned about the models."""
     return pickle.loads(payload)
 
 
 def _serve(function: Callable[[Any, In], Out], payload: bytes, item: In, limit: float | None) -> bytes:
-    """In a worker of the cluster: one item, ended by a clock that needs no Python when it takes too long."""
+    """In a worker of the cluster: process one item; a timer that needs no Python code ends it at the limit."""
     with open(os.devnull, "w") as nowhere:
         if limit is not None:
             faulthandler.dump_traceback_later(limit, exit=True, file=nowhere)

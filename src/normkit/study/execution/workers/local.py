@@ -53,9 +53,9 @@ class ThisProcess:
 
 
 class Processes:
-    """Worker processes that have the payload.
+    """Worker processes, each with the payload.
 
-    Spawned rather than forked: a fork of a process whose torch has started threads can hang.
+    They are spawned, not forked: a fork of a process whose torch has started threads can hang.
     """
 
     executor = "processes"
@@ -65,8 +65,8 @@ class Processes:
         self.numbers = itertools.count()
 
     def __enter__(self) -> Processes:
-        # Through a file: a worker that dies at its start, before it has read a pipe, would leave this process
-        # waiting for ever if the data did not fit into the pipe.
+        # Through a file: if a worker died before it has read a pipe, and the data did not fit into the pipe, this
+        # process would wait for ever.
         self.folder = tempfile.TemporaryDirectory(prefix="normkit-")
         Path(self.folder.name, _PAYLOAD).write_bytes(cloudpickle.dumps(self.payload))
         self.pool = self._start()
@@ -81,7 +81,7 @@ class Processes:
     ) -> Iterator[tuple[In, Out | Failure]]:
         """See `WorkerPool.work`."""
         waiting = iter(items)
-        # Items whose pool broke before they were done; they come first.
+        # Items whose pool broke before they were finished; they are submitted first.
         again: list[In] = []
         running: dict[Future[bytes], _Running[In]] = {}
         breaks = 0
@@ -110,11 +110,11 @@ class Processes:
         try:
             return self.pool.schedule(_serve, (function, entry.item, str(entry.note)), timeout=limit)
         except RuntimeError as error:
-            # A worker that dies while all are idle breaks the pool, too.
+            # A worker that dies while all workers are idle breaks the pool too.
             raise BrokenProcessPool from error
 
     def _finished(self, running: dict[Future[bytes], _Running[In]], limit: float | None) -> list[tuple[In, Any]]:
-        """The results that are there after at most a second, taken out of what is running."""
+        """The results that arrive within a second; their items are removed from `running`."""
         done, waiting = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
         found = [(running[future].item, _result(future, limit)) for future in done]
         lost = [future for future in waiting if running[future].worker_lost()]
@@ -134,7 +134,7 @@ class Processes:
         self.pool.join()
 
     def _restart(self, breaks: int, error: BrokenProcessPool) -> None:
-        """A new pool for one that broke, unless pools break again and again or no worker has ever started."""
+        """Replace a broken pool, unless pools break repeatedly or no worker has ever started."""
         started = any(Path(self.folder.name).glob(f"*{_STARTED}"))
         if breaks > _MOST_BREAKS or not started:
             raise StateError(_NO_WORKERS) from error
@@ -144,16 +144,16 @@ class Processes:
 
 @dataclass
 class _Running(Generic[In]):
-    """An item at work, and the file to which its worker writes its process id."""
+    """An item in progress, and the file to which its worker writes its process id."""
 
     item: In
     note: Path
     missed: float | None = None
 
     def worker_lost(self) -> bool:
-        """Whether its worker has been gone for longer than the pool takes to notice.
+        """Whether its worker has been gone for longer than the pool needs to detect it.
 
-        The pool overlooks a worker that dies within a moment of taking an item, and would wait for it for ever.
+        The pool does not detect a worker that dies just after it has taken an item, and would wait for it for ever.
         """
         if not self.note.exists() or not (number := self.note.read_text()):
             return False
@@ -167,7 +167,7 @@ class _Running(Generic[In]):
 _END: Any = object()
 _PAYLOAD, _STARTED = "payload.pickle", ".started"
 _MOST_BREAKS = 3
-"""Pools that may break one after the other without a result between them."""
+"""The number of pools that may break one after the other without a result between them."""
 _NO_WORKERS = (
     "the training processes must live until their work is done, but one ended early. A script that "
     "calls compare must do so under `if __name__ == '__main__':`; otherwise memory may have run out: "
@@ -176,7 +176,7 @@ _NO_WORKERS = (
 
 
 def _result(future: Future[bytes], limit: float | None) -> Any:
-    """The value, or why there is none; a broken pool is passed on."""
+    """The value, or the failure; the error of a broken pool is not caught."""
     try:
         return pickle.loads(future.result())
     except BrokenProcessPool:
@@ -190,7 +190,7 @@ def _result(future: Future[bytes], limit: float | None) -> Any:
 
 
 def _cause(code: int) -> str:
-    """An exit status in words.
+    """A description of an exit status.
 
     >>> _cause(-9)
     'killed by SIGKILL, as the system does when memory runs out'
@@ -207,12 +207,12 @@ def _cause(code: int) -> str:
 
 
 _payload: Any = None
-"""In a worker process: the payload from its parent."""
+"""In a worker process: the payload from the parent process."""
 
 
 def _start_worker(folder: str) -> None:
     global _payload
-    # An interrupt reaches the whole process group; only the parent, which has the store, may react to it.
+    # An interrupt is sent to the whole process group; only the parent, which has the store, may handle it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, args=(folder,), daemon=True).start()
     torch.set_num_threads(1)
@@ -221,7 +221,7 @@ def _start_worker(folder: str) -> None:
 
 
 def _follow_parent(folder: str) -> None:
-    """End this process when its parent is gone for any reason: nobody would read the results."""
+    """End this process when its parent has ended, because nothing would read the results."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])
@@ -231,7 +231,7 @@ def _follow_parent(folder: str) -> None:
 
 def _serve(function: Callable[[Any, In], Out], item: In, note: str) -> bytes:
     Path(note).write_text(str(os.getpid()))
-    # Pickled here: a value that cannot be sent, or not be read again, must cost this item and not the pool.
+    # Pickled here, so that a value that cannot be pickled or unpickled fails this item and not the pool.
     try:
         return pickle.dumps(attempt(function, _payload, item))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What every worker pool offers, and what it returns for an item without a result."""
+"""The interface of all worker pools, and what they return for an item without a result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """The failure by an exception that is being handled.
+        """The failure for an exception that is being handled.
 
         >>> try:
         ...     1 / 0
@@ -36,12 +36,12 @@ class Failure:
 
     @classmethod
     def past(cls, limit: float | None) -> Failure:
-        """The failure of an item that took longer than its time limit."""
+        """The failure for an item that took longer than its time limit."""
         return cls(f"it ran past its time limit of {limit:g} s and was stopped")
 
 
 class WorkerPool(Protocol):
-    """Workers with one torch thread each, for as long as the `with` block lasts; `workers` items at a time."""
+    """Workers with one torch thread each, which exist during the `with` block; `workers` items at the same time."""
 
     workers: int
     executor: str
@@ -55,11 +55,11 @@ class WorkerPool(Protocol):
     def work(
         self, function: Callable[[Any, In], Out], items: Iterable[In], limit: float | None = None
     ) -> Iterator[tuple[In, Out | Failure]]:
-        """Apply `function(payload, item)`; each result is yielded as soon as it is there, in any order.
+        """Apply `function(payload, item)` to all items; results are yielded as they arrive, in any order.
 
         Args:
-            function: at the top level of a module, because workers find it by its name.
-            items: asked for the next one only when a worker is free, so that they may depend on earlier results.
+            function: a function at the top level of a module, because workers find it by its name.
+            items: the next one is requested only when a worker is free, so items may depend on earlier results.
             limit: seconds an item may take; after that its worker is stopped and the item fails.
 
         Raises:
@@ -69,7 +69,7 @@ class WorkerPool(Protocol):
 
 
 def attempt(function: Callable[[Any, In], Out], payload: Any, item: In) -> Out | Failure:
-    """The value, or the failure by an exception; an interrupt is passed on."""
+    """The value, or the failure for an exception; an interrupt is not caught."""
     try:
         return function(payload, item)
     except Exception as error:
@@ -78,7 +78,7 @@ def attempt(function: Callable[[Any, In], Out], payload: Any, item: In) -> Out |
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch on one thread; the former number afterwards."""
+    """Run torch on one thread, and restore the number of threads afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

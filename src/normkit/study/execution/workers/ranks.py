@@ -1,6 +1,6 @@
-"""A call under torchrun: every rank is a worker, and the ranks share nothing but the store.
+"""A call under torchrun: every rank is a worker, and the ranks share only the store.
 
-No rank communicates with another, so none waits for one that has died, and `torchrun` may start it again. Rank 0
+No rank communicates with another, so none waits for one that has died, and `torchrun` may restart it. Rank 0
 measures the step times, after its trials, and writes the report.
 """
 
@@ -17,12 +17,12 @@ def world() -> int:
 
 
 def rank() -> int:
-    """The number of this one, from 0."""
+    """The number of this rank, from 0."""
     return int(os.environ.get("RANK", "0")) if world() > 1 else 0
 
 
 def check(executor: str, file: bool) -> None:
-    """Refuse arguments with which every rank or node would do all of the work.
+    """Refuse arguments with which every rank or machine would do all of the work.
 
     Args:
         executor: as in `make_executor`.
@@ -32,7 +32,7 @@ def check(executor: str, file: bool) -> None:
         return
     if executor != "processes":
         raise ArgumentError(
-            f"under torchrun each rank does a share of the work itself, got executor={executor!r}: leave that out, "
+            f"under torchrun each rank does a part of the work itself, got executor={executor!r}: leave that out, "
             "or start without torchrun"
         )
     if file and int(os.environ.get("LOCAL_WORLD_SIZE", world())) < world():

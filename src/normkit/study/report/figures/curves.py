@@ -1,4 +1,4 @@
-"""A learning curve of several seeds: their mean and its interval, at few enough steps to be drawn."""
+"""A learning curve of several seeds: their mean and its interval, at a small number of steps."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Curve(NamedTuple):
 
 
 def mean_curve(losses: Sequence[Sequence[float]], window: int) -> Curve:
-    """The mean over runs of their losses, each averaged over `window` steps: geometric where all are positive.
+    """The mean over runs of their losses, each averaged over `window` steps: geometric if all are positive.
 
-    A run that ended early has no loss from there on; the mean goes as far as two runs do.
+    A run that ended early has no losses after its end; the mean ends where fewer than two runs have losses.
 
     >>> mean_curve([[1.0, 1.0], [4.0, 4.0]], 2).value
     [2.0]

@@ -1,4 +1,4 @@
-"""The figures of the comparison: one panel for each batch size; None where nothing has been measured."""
+"""The figures of the comparison: one panel for each batch size; None if nothing has been measured."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def errors(found: Results, size: int, lang: str) -> str | None:
     seeds = {cell.method: [r.test_error for r in cell.runs if r.test_error is not None] for cell in shown}
     values = [v for each in seeds.values() for v in each]
     values += [end for cell in shown if cell.error for end in (cell.error.low, cell.error.high)]
-    low, high = around(values, room=0.04)
+    low, high = around(values, margin=0.04)
     low = max(0.0, low) if found.metric.share else low
     plot = _rows(shown, low, high, lang)
     leader = _value(shown[0].error)
@@ -83,7 +83,7 @@ def curve_plot(
         return None
     log = all(value > 0 for *_, curve in drawn for value in curve.value)
     ends = [v for *_, curve in drawn for v in (*curve.value, *_clipped(curve, log))]
-    low, high = around(ends, log=log, room=0.03)
+    low, high = around(ends, log=log, margin=0.03)
     plot = Plot(width, height, Scale(0, last, 46, width - 8), Scale(low, high, height - 38, 26, log))
     plot.grid_x(plot.x.ticks(5), lambda v: f"{v:g}", say("axis.step", lang))
     plot.grid_y(plot.y.ticks(6), lambda v: f"{v:g}".replace("-", "−"), say("axis.loss", lang))
@@ -176,9 +176,9 @@ def times(found: Results, size: int, lang: str) -> str | None:
     if not shown:
         return None
     ratios = {c.method: [a / b for a, b in zip(c.seconds, c.plain_seconds, strict=True)] for c in shown}
-    # A few rounds that something else disturbed would make the rest too small to see.
+    # A few disturbed rounds would make the others too small to see.
     values = [v for each in ratios.values() for v in sorted(each)[: math.ceil(0.95 * len(each))]]
-    low, high = around([1.0, *values], room=0.05)
+    low, high = around([1.0, *values], margin=0.05)
     plot = _rows(shown, max(0.0, low), high, lang)
     plot.grid_x(plot.x.ticks(5), lambda v: f"{v:g}×", say("axis.time", lang))
     plot.segment((1, -0.5), (1, len(shown) - 0.5), "var(--muted)", css="zero")
@@ -238,7 +238,7 @@ def _by_rate(cell: Cell) -> dict[float, tuple[float, bool]]:
     """For each rate the mean over seeds, and whether every run trained."""
     found: dict[float, list[tuple[float, bool]]] = {}
     for run in cell.tuning:
-        # Options of the optimizer are tried at the best rate alone.
+        # Options of the optimizer are tried only at the best rate.
         if run.validation_error is not None and not run.trial.options:
             found.setdefault(run.trial.rate, []).append((run.validation_error, run.state == "trained"))
     return {
@@ -252,7 +252,7 @@ def _axis(found: Results, value: float) -> str:
 
 
 def _clipped(curve: Curve, log: bool) -> list[float]:
-    """The ends of a band that count for the scale: at most three times the line, or a third of it."""
+    """The ends of a band that determine the scale: at most three times the line, or a third of it."""
     if not log:
         return [*curve.low, *curve.high]
     return [max(a, v / 3) for a, v in zip(curve.low, curve.value, strict=True)] + [

@@ -1,6 +1,6 @@
-"""Draws a plot as SVG for inside a page: its colours are variables of the page, its font is that of the page.
+"""Draws a plot as SVG inside a page: its colours are variables of the page, its font is that of the page.
 
-Every mark of a method carries ``data-m``, so that the page can hide the method.
+Every mark of a method has the attribute ``data-m``, so that the page can hide the method.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from normkit import catalog
 Point = tuple[float, float]
 MARKERS = {"none": "circle", "unchanged": "ring"}
 MARKERS |= {method.name: method.mark.shape for method in catalog.METHODS if method.mark}
-"""A shape for each method besides its colour, for readers who cannot distinguish the colours."""
+"""A shape for each method in addition to its colour, for readers who cannot distinguish the colours."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to units of the picture; a log scale has positive values only."""
+    """Converts values to units of the picture; a log scale has positive values only."""
 
     low: float
     high: float
@@ -64,9 +64,9 @@ class Scale:
 
 
 def around(
-    values: Iterable[float], *, log: bool = False, room: float = 0.06, least: float = 0.0
+    values: Iterable[float], *, log: bool = False, margin: float = 0.06, least: float = 0.0
 ) -> tuple[float, float]:
-    """Ends of a scale that holds these values with some room; `least` is the smallest width."""
+    """Ends of a scale that contains these values with a margin; `least` is the smallest width."""
     found = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
     if not found:
         return (0.1, 1.0) if log else (0.0, 1.0)
@@ -75,10 +75,10 @@ def around(
         ratio = max(high / low, 1.6)
         middle = math.sqrt(low * high)
         ends = middle / math.sqrt(ratio), middle * math.sqrt(ratio)
-        return ends[0] / ratio**room, ends[1] * ratio**room
+        return ends[0] / ratio**margin, ends[1] * ratio**margin
     width = max(high - low, least, 1e-12 + 1e-3 * abs(high))
     middle = (low + high) / 2
-    return middle - width * (0.5 + room), middle + width * (0.5 + room)
+    return middle - width * (0.5 + margin), middle + width * (0.5 + margin)
 
 
 @dataclass

@@ -32,7 +32,7 @@ def strip(found: Results, cell: Cell, lang: str) -> str:
     row = [c for c in found.cells if c.batch_size == cell.batch_size and c.error is not None]
     ends = [end for c in row if c.error for end in (c.error.low, c.error.high)]
     ends += [run.test_error for c in row for run in c.runs if run.test_error is not None]
-    low, high = around(ends, room=0.02)
+    low, high = around(ends, margin=0.02)
     plot = Plot(132, 24, Scale(low, high, 3, 129), Scale(0, 1, 24, 0))
     leader = min(c.error.value for c in row if c.error)
     plot.zone(leader, min(leader + found.design.smallest, high))
@@ -54,7 +54,7 @@ def strip(found: Results, cell: Cell, lang: str) -> str:
 
 
 def effect(evidence: Evidence, lang: str) -> str:
-    """An effect as wide as a word: right of the line the claim holds."""
+    """An effect in the size of a word; right of the line the claim holds."""
     low, high = _reach(evidence)
     plot = Plot(84, 16, Scale(low, high, 2, 82), Scale(-1, 1, 16, 0))
     _effect(plot, evidence, size=3.0)
@@ -63,7 +63,7 @@ def effect(evidence: Evidence, lang: str) -> str:
 
 
 def effect_axis(evidence: Evidence, lang: str) -> str:
-    """The same with an axis."""
+    """The same figure with an axis."""
     low, high = _reach(evidence)
     plot = Plot(WIDTH, 78, Scale(low, high, 14, WIDTH - 14), Scale(-1, 1, 38, 8))
     plot.grid_x(_unit_ticks(plot.x, evidence.unit), _written(evidence.unit), say(f"axis.{evidence.unit}", lang))
@@ -144,16 +144,16 @@ def _effect(plot: Plot, evidence: Evidence, size: float) -> None:
 
 
 def _tick(value: float, form: Form) -> str:
-    """A round value, without its unit where the axis has it."""
+    """A round value, without its unit if the axis has it."""
     if form == "share":
         return f"{100 * value:g} %"
     return f"{1000 * value if form == 'seconds' else value:g}".replace("-", "−")
 
 
 def _reach(evidence: Evidence) -> tuple[float, float]:
-    """Wide enough for zero, the smallest effect that matters and the intervals."""
+    """A range that contains zero, the smallest effect that matters and the intervals."""
     ends = [e for i in (evidence.effect, evidence.wide) for e in _finite(i)]
-    return around([-1.2 * evidence.smallest, 1.2 * evidence.smallest, 0.0, *ends], room=0.04)
+    return around([-1.2 * evidence.smallest, 1.2 * evidence.smallest, 0.0, *ends], margin=0.04)
 
 
 def _finite(interval: Interval) -> Sequence[float]:
@@ -165,7 +165,7 @@ def _inside(value: float, scale: Scale) -> float:
 
 
 def _unit_ticks(scale: Scale, unit: Unit) -> list[float]:
-    """Round values of the unit: of a ratio, powers of its base."""
+    """Round values of the unit; for a ratio, powers of its base."""
     if unit not in ("log2 ratio", "log10 ratio"):
         return scale.ticks(5)
     base = math.log10(2) if unit == "log2 ratio" else 1.0

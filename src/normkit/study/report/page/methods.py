@@ -1,4 +1,4 @@
-"""The table of the methods: what is known and claimed of each, and what was measured."""
+"""The table of the methods: facts and claims about each, and the measurements."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from normkit.study.task import embedded
 _NAMESPACE = ' xmlns="http://www.w3.org/2000/svg"'
 """Needed in a separate file; inside a page it only looks like an outside reference."""
 _LAST_LAYER = (embedded.CHANNELS[-1][0], 2, 2)
-"""Channels, height and width where the regions of the embedded network are smallest."""
+"""Channels, height and width at the layer of the built-in network with the smallest regions."""
 
 
 def row(found: Results, method: str, lang: str) -> dict[str, Any]:
@@ -105,13 +105,13 @@ def _claimed(statement: Statement, found: Results, lang: str) -> dict[str, Any]:
 
 
 def anchor(found: Results, evidence: Evidence) -> str:
-    """The id of an experiment on the page: its claim and its place among the experiments on it."""
+    """The id of an experiment on the page: its claim and its number among the experiments on it."""
     of_claim = [e for e in found.evidence if e.claim == evidence.claim]
     return f"{evidence.claim}-{'abcdefghijklmnopqrstuvwxyz'[of_claim.index(evidence) % 26]}"
 
 
 def _region(found: Results, text: str | None) -> list[tuple[int, int]]:
-    """The number of values that share one mean at the last convolution, by batch size; of the embedded network only."""
+    """For the built-in network, the number of values that share one mean at the last convolution, by batch size."""
     if text is None or found.task != embedded.NAME:
         return []
     region = pattern.parse(text)

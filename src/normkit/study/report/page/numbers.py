@@ -1,4 +1,4 @@
-"""The plain tables: every cell, every pair, what failed and what did not train."""
+"""The tables: all cells, all pairs, the runs that failed and the runs that did not train."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from normkit.study.training.trial import Run
 
 
 def row(found: Results, cell: Cell, lang: str) -> dict[str, Any]:
-    """One method at one batch size; each entry is what is shown and what it is sorted by."""
+    """One method at one batch size; each entry has the text to show and the value to sort by."""
     error, train = (formatting.error(i, found.metric, lang) for i in (cell.error, cell.train_error))
     place = found.place(cell) if found.standing(cell.batch_size).leader else "not measured"
     gap, ratio = formatting.signed(cell.gap, lang=lang), formatting.times(cell.time_ratio, lang)
@@ -82,7 +82,7 @@ def failure(run: Run, lang: str) -> dict[str, str]:
 
 
 def untrained(found: Results, lang: str) -> list[tuple[str, str]]:
-    """The cells that have runs that did not train, and why."""
+    """The cells with runs that did not train, and the reasons."""
     shown = []
     for cell in found.cells:
         why = Counter(
@@ -99,7 +99,7 @@ def untrained(found: Results, lang: str) -> list[tuple[str, str]]:
 
 
 def on_edge(found: Results, lang: str) -> str:
-    """Where the best rate was the first or last one tried."""
+    """The cells in which the best rate was the lowest or highest one tried."""
     named = [
         say("edge.item", lang, name=formatting.inline(c.method, lang), size=c.batch_size, rate=formatting.rate(c.rate))
         for c in found.on_edge
@@ -108,7 +108,7 @@ def on_edge(found: Results, lang: str) -> str:
 
 
 def recalibrated(found: Results, lang: str) -> list[str]:
-    """What recalibration changes, where there are running statistics."""
+    """The effect of recalibration, for methods with running statistics."""
     return [
         say(
             "recalibrated",

@@ -4,7 +4,7 @@
   root.classList.add("scripted");
   const all = (query, from = document) => [...from.querySelectorAll(query)];
 
-  // Light or dark: what was chosen on this page is remembered, where the browser lets a file remember.
+  // Light or dark: the choice on this page is stored, if the browser allows a file to store it.
   const remember = (value) => { try { localStorage.setItem("normkit-theme", value); } catch { /* not allowed */ } };
   const remembered = () => { try { return localStorage.getItem("normkit-theme"); } catch { return null; } };
   const dark = () => (root.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
@@ -22,7 +22,7 @@
     });
   }
 
-  // Tables: a heading becomes a button, so that the keyboard reaches it.
+  // Tables: a heading becomes a button, so that it can be used with the keyboard.
   const key = (row, column, numeric) => {
     const cell = row.cells[column];
     const text = cell.dataset.sort ?? cell.textContent.trim();
@@ -45,7 +45,7 @@
       const rows = [...body.rows].map((row) => [key(row, column, numeric), row]);
       rows.sort(([a], [b]) => {
         if (!numeric) return sign * a.localeCompare(b, root.lang);
-        // What was not measured stands last either way.
+        // Missing values come last in both directions.
         if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b);
         return sign * (a - b);
       });
@@ -73,7 +73,7 @@
     [every.textContent, every.dataset.other] = [every.dataset.other, every.textContent];
   });
 
-  // On paper everything is open.
+  // For printing, everything is opened.
   let closed = [];
   addEventListener("beforeprint", () => { closed = all("details:not([open])"); for (const d of closed) d.open = true; });
   addEventListener("afterprint", () => { for (const d of closed) d.open = false; });
@@ -84,7 +84,7 @@
       const code = copy.parentElement.querySelector("code");
       try { await navigator.clipboard.writeText(code.textContent); }
       catch {
-        // A file is not always allowed to use the clipboard: then the text is marked, ready to be copied.
+        // A file may not be allowed to use the clipboard; then the text is selected, ready to be copied.
         getSelection().selectAllChildren(code);
         if (!document.execCommand("copy")) return;
       }

@@ -1,4 +1,4 @@
-"""The page: the data of each part of it, ready for the template."""
+"""Prepares the data of each part of the page for the template."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def render(found: Results, lang: str = "en") -> str:
 
 
 def check(lang: str) -> None:
-    """Refuse a language that the page does not exist in; asked before a study begins."""
+    """Refuse an unknown language of the page; called before a study begins."""
     if lang not in LANGUAGES:
         raise ArgumentError(f"the page exists in {' and '.join(LANGUAGES)}, got {lang!r}: use one of these")
 
@@ -88,7 +88,7 @@ def _source(name: str) -> str:
 
 
 def style() -> str:
-    """The style of the page: the colours of the methods in both themes, and all else."""
+    """The style sheet of the page, including the colours of the methods in both themes."""
     marks = [(panels.variable(method.name), method.mark) for method in catalog.METHODS if method.mark]
     light = " ".join(f"{name}: {mark.light};" for name, mark in marks)
     dark = " ".join(f"{name}: {mark.dark};" for name, mark in marks)
@@ -144,7 +144,7 @@ def _chips(found: Results, lang: str) -> list[tuple[str, str]]:
 
 
 def _facts(found: Results, lang: str) -> list[tuple[str, str]]:
-    """Provenance: machine, versions, seeds; keys without a text are shown as they are."""
+    """Provenance: machine, versions, seeds; a key without a text is shown itself."""
     facts = []
     for key, value in found.machine.items():
         name = say(f"fact.{key}", lang) if f"fact.{key}" in TEXTS else str(key)

@@ -17,18 +17,19 @@ _NONE_TRAINED = Text("no method trained", "没有方法训练成功")
 _NOT_MEASURED = Text("nothing has been measured yet", "尚无测量结果")
 _FEWEST = Text(" makes the fewest errors ({value})", "的错误率最低（{value}）")
 _LOWEST = Text(" has the lowest {metric} ({value})", "的{metric}最低（{value}）")
-_EQUAL = Text(", {names} being equal to it", "，{names}与之相当")
+_EQUAL = Text(", with {names} equal to it", "，{names}与之相当")
 _ALL_BEHIND = Text(", and every other method is behind", "，其余方法均落后")
 _ALL_UNRESOLVED = Text(
-    ", but {seeds} seeds cannot tell any other method from it", "，但 {seeds} 个种子不足以将其他任何方法与它区分开"
+    ", but {seeds} seeds cannot distinguish any other method from it",
+    "，但 {seeds} 个种子不足以将其他任何方法与它区分开",
 )
 _ONE_BEHIND = Text(
-    ", only {names} is behind, and {seeds} seeds cannot tell the others from it",
+    ", only {names} is behind, and {seeds} seeds cannot distinguish the others from it",
     "，只有{names}落后，{seeds} 个种子不足以将其余方法与它区分开",
 )
 _SOME_BEHIND = Text(_ONE_BEHIND.replace(" is ", " are "), _ONE_BEHIND.zh)
 _SOME_UNRESOLVED = Text(
-    ", but {seeds} seeds cannot tell {names} from it", "，但 {seeds} 个种子不足以将{names}与它区分开"
+    ", but {seeds} seeds cannot distinguish {names} from it", "，但 {seeds} 个种子不足以将{names}与它区分开"
 )
 
 
@@ -49,7 +50,7 @@ class Parts(NamedTuple):
 
 
 def answer(found: Results) -> Text:
-    """Which method leads at each batch size, which are behind it, and which cannot be told from it."""
+    """Which method leads at each batch size, which are behind it, and which cannot be distinguished from it."""
     en, zh = (
         f"{start}{_SEPARATOR.to(lang).join(map(''.join, clauses))}{end}"
         for lang in ("en", "zh")
@@ -73,7 +74,7 @@ def _clause(found: Results, standing: Standing, lang: str) -> Clause:
     assert leader.error is not None
     name = found.metric.name.to(lang)
     if lang == "zh" and name.isascii():
-        # Latin letters are separated from Chinese ones by a space.
+        # A space separates Latin letters from Chinese characters.
         name = f" {name} "
     what = (_FEWEST if found.metric == ERROR else _LOWEST).to(lang)
     text = what.format(metric=name, value=found.metric.value(leader.error.value))
@@ -82,7 +83,7 @@ def _clause(found: Results, standing: Standing, lang: str) -> Clause:
 
 
 def _others(standing: Standing, seeds: int, lang: str) -> str:
-    """The other methods at a batch size; what follows from the rest of the sentence is left out."""
+    """The other methods at a batch size; a group that follows from the others is not named."""
     behind, equal, unresolved = (
         [formatting.inline(method, lang) for method in group]
         for group in (standing.behind, standing.equal_to, standing.unresolved)
@@ -92,7 +93,7 @@ def _others(standing: Standing, seeds: int, lang: str) -> str:
         return text if equal or not behind else text + _ALL_BEHIND.to(lang)
     if not behind and not equal:
         return text + _ALL_UNRESOLVED.to(lang).format(seeds=seeds)
-    # The shorter list says as much.
+    # The shorter list gives the same information.
     if behind and not equal and len(behind) < len(unresolved):
         what, names = _ONE_BEHIND if len(behind) == 1 else _SOME_BEHIND, behind
     else:

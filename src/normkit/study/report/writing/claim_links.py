@@ -9,7 +9,7 @@ from normkit.study.analysis.evidence import Evidence
 
 
 def linked(statement: Statement, evidence: Sequence[Evidence]) -> tuple[str, list[Evidence]]:
-    """The claim of a strength or weakness, and its experiments; "" and none where there is no experiment.
+    """The claim of a strength or weakness, and its experiments; "" and no experiments if there is no claim.
 
     >>> linked(Statement("faster convergence", "收敛更快", "BN-1"), ())
     ('BN-1', [])
@@ -20,6 +20,6 @@ def linked(statement: Statement, evidence: Sequence[Evidence]) -> tuple[str, lis
 
 
 def summary(evidence: Sequence[Evidence]) -> str:
-    """The finding that all experiments share, or "mixed"; "" of none."""
+    """The finding that all experiments share, or "mixed"; "" for no experiments."""
     found = {e.finding for e in evidence}
     return "mixed" if len(found) > 1 else next(iter(found), "")

@@ -1,4 +1,4 @@
-"""Experiments in words, in both languages: the rule, the smallest effect that matters, the names of variants."""
+"""Experiments as text, in both languages: the rule, the smallest effect that matters, the names of variants."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _OPTIONS = (
     ("init", "initialized by data", "按数据初始化"),
     ("each-step", "statistics for each time step", "每个时间步各有统计量"),
 )
-"""The options of variants in words: pattern, English, Chinese."""
+"""The options of variants as text: pattern, English, Chinese."""
 
 
 def evidence(judgements: Iterable[Judgement], command: str) -> tuple[Evidence, ...]:
     """The judgements as evidence, with their texts.
 
     Args:
-        judgements: in the order in which they are shown.
-        command: to which ``--claims ID`` is added to repeat one experiment.
+        judgements: the judgements, in the order in which they are shown.
+        command: the command to which ``--claims ID`` is added to repeat one experiment.
     """
     return tuple(_evidence(judgement, command) for judgement in judgements)
 
@@ -62,7 +62,7 @@ def _evidence(judgement: Judgement, command: str) -> Evidence:
 
 
 def rule(experiment: Experiment) -> Text:
-    """How the finding follows from the effect."""
+    """The rule by which the finding follows from the effect."""
     amounts = {lang: amount(experiment, lang) for lang in ("en", "zh")}
     if experiment.equivalence == "upper":
         return Text(

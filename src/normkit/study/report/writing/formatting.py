@@ -101,7 +101,7 @@ def signed(interval: Interval | None, digits: int = 2, lang: str = "en") -> tupl
 
 
 def difference(interval: Interval, metric: Metric = ERROR, lang: str = "en") -> tuple[str, str]:
-    """A difference of the metric; of a share in percentage points.
+    """A difference of the metric; for a share in percentage points.
 
     >>> difference(Interval(0.031, 0.012, 0.05, 8))
     ('+3.1', '+1.2 to +5.0')
@@ -111,7 +111,7 @@ def difference(interval: Interval, metric: Metric = ERROR, lang: str = "en") -> 
 
 
 def plus(value: float, digits: int = 2) -> str:
-    """A number with a sign, a true minus; what rounds to 0 has none.
+    """A number with a sign and a true minus; a value that rounds to 0 has no sign.
 
     >>> plus(0.001), plus(-0.5, 1)
     ('0.00', '−0.5')
@@ -160,7 +160,7 @@ def milliseconds(seconds: Sequence[float]) -> str:
 
 
 def size(count: int | None) -> str:
-    """Bytes in a unit that fits.
+    """Bytes in a suitable unit.
 
     >>> size(812), size(81_920), size(3_500_000)
     ('812\xa0B', '80.0\xa0KiB', '3.34\xa0MiB')
@@ -206,7 +206,7 @@ def in_unit(evidence: Evidence, interval: Interval, lang: str = "en") -> tuple[s
 
 
 def _power(base: int, exponent: float) -> str:
-    """`base**exponent`, whatever the exponent."""
+    """`base**exponent` for any exponent."""
     if math.isinf(exponent):
         return "∞" if exponent > 0 else "0"
     return number(float(base) ** max(-300.0, min(300.0, exponent)))

@@ -1,4 +1,4 @@
-"""The rules of a design in words, in both languages."""
+"""The rules of a design as text, in both languages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from normkit.study.training.design import GROWTH, Design
 
 
 def rules(design: Design, task: Task) -> tuple[tuple[Text, Text], ...]:
-    """The design in words: (heading, text), each in both languages."""
+    """The rules as (heading, text), each in both languages."""
     return (*_training(design, task), *_judgement(design, task))
 
 
@@ -25,8 +25,8 @@ def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
     yield (
         Text("Pairing", "配对"),
         Text(
-            "For each seed all methods start from the same convolution and linear weights and see the same "
-            "batches in the same order; so differences are taken seed by seed.",
+            "For each seed all methods start from the same convolution and linear weights and use the same "
+            "batches in the same order; so differences are computed seed by seed.",
             "同一种子下，所有方法从相同的卷积与线性权重出发，以相同的顺序看到相同的批次；因此差值逐种子计算。",
         ),
     )
@@ -36,7 +36,7 @@ def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
             f"{design.steps} steps, rate falling to 0 along a half cosine. "
             f"{design.trials} learning rates from {design.rates[0]:g} to {design.rates[-1]:g} for every method at "
             f"every batch size, each on {design.tuning_runs} seeds; the lowest mean {validation} wins "
-            f"(validation loss breaks ties). Where the best rate is the first or last, {GROWTH} more are "
+            f"(validation loss breaks ties). If the best rate is the first or last, {GROWTH} more are "
             f"tried beyond it.{more} Results use other seeds.",
             f"每次训练 {design.steps} 步，学习率沿半个余弦降到 0。每种方法在每个批量下都尝试从 {design.rates[0]:g} 到 "
             f"{design.rates[-1]:g} 的 {design.trials} 个学习率，每个用 {design.tuning_runs} 个种子；平均{validation.zh}"
@@ -47,22 +47,22 @@ def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
     yield (
         Text("Measurement", "测量"),
         Text(
-            f"{design.seeds} further seeds at the chosen rate; the {test} is looked at only at the end of "
-            "these runs. Every batch size takes the same number of steps, so small batches see fewer samples: "
+            f"{design.seeds} further seeds at the chosen rate; the {test} is computed only at the end of "
+            "these runs. Every batch size takes the same number of steps, so small batches use fewer samples: "
             "compare methods at one batch size, not batch sizes of one method.",
             f"在选定的学习率下用另外 {design.seeds} 个种子训练；{test.zh}只在训练结束时查看一次。各批量的步数相同，"
             "因此小批量看到的样本更少：请在同一批量下比较方法，而不要比较同一方法的不同批量。",
         ),
     )
-    charged = task.reported.value(task.chance)
+    at_chance = task.reported.value(task.chance)
     yield (
         Text("Runs that do not train", "未能训练的运行"),
         Text(
             "A run whose loss is not finite, or at the end no better than guessing, counts as not trained; it "
-            f"stays in every mean. One that breaks off is charged with the {task.reported.name} of guessing, "
-            f"{charged}.",
+            f"is included in every mean. One that breaks off is scored with the {task.reported.name} of guessing, "
+            f"{at_chance}.",
             "损失不是有限数、或结束时不优于随机猜测的运行视为未训练成功；它仍计入所有平均值。"
-            f"中断的运行按随机猜测的{task.reported.name.zh} {charged} 计。",
+            f"中断的运行按随机猜测的{task.reported.name.zh} {at_chance} 计。",
         ),
     )
 
@@ -75,7 +75,7 @@ def _judgement(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
         Text("Steps to target", "达到目标所需步数"),
         Text(
             f"First step at which the training loss, averaged over {design.window} steps, is at most "
-            f"{design.target_loss:g}. A run that does not arrive gives a bound, never a number.",
+            f"{design.target_loss:g}. A run that does not reach it gives a bound, never a number.",
             f"训练损失在 {design.window} 步上的平均值首次不大于 {design.target_loss:g} 的步数。"
             "未达到的运行只给出下界，不给出数值。",
         ),
@@ -84,7 +84,7 @@ def _judgement(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
         Text("Train/eval gap", "训练/推理差距"),
         Text(
             f"Loss in evaluation mode minus loss in training mode: same weights, same {design.gap_images} training "
-            f"samples, batches of the training size. The same pass recomputes running statistics for the "
+            f"samples, batches of the training size. The same pass computes the running statistics for the "
             f"recalibrated {metric.name}.",
             f"推理模式的损失减去训练模式的损失：相同的权重、相同的 {design.gap_images} 个训练样本、训练时的批量。"
             f"同一遍数据还用来重新计算滑动统计量，得到重新校准后的{metric.name.zh}。",
@@ -95,7 +95,7 @@ def _judgement(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
         Text(
             f"Time: forward, backward and update, one thread, {design.time_rounds} rounds in one process; each round "
             "times every method once. Median of the ratios to no norm. Memory: bytes of the tensors that one "
-            "training step saves for its backward pass, each counted once, parameters left out.",
+            "training step saves for its backward pass, each counted once, without parameters.",
             f"时间：前向、反向与更新，单线程，在一个进程内进行 {design.time_rounds} 轮；每轮各方法计时一次。"
             "取与不归一化之比的中位数。内存：一个训练步为反向传播保存的张量字节数，每个只计一次，不含参数。",
         ),
@@ -104,7 +104,7 @@ def _judgement(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
         Text("Intervals", "置信区间"),
         Text(
             "95 % t intervals over seeds (order statistics for times). They cover weights and batch order; the "
-            "data are the same throughout, so other data would add to them.",
+            "data are always the same, so other data would widen them.",
             "对种子取 95 % t 区间（时间用次序统计量）。它们涵盖权重与批次顺序的随机性；数据始终相同，"
             "换用其他数据会使区间更宽。",
         ),
@@ -115,8 +115,8 @@ def _judgement(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
             f"At each batch size the method with the lowest mean {test} leads; one that never trained cannot "
             "lead and is *behind*. One method is *better* than "
             f"another if the paired t test, Holm-corrected over all pairs at all batch sizes, gives p < "
-            f"{design.alpha:g} and the mean difference is at least {least}; a method that any other is "
-            "better than is *behind*. *Equal* to the leader is one whose simultaneous interval of the difference "
+            f"{design.alpha:g} and the mean difference is at least {least}. A method is *behind* if any other is "
+            "better. It is *equal* to the leader if the simultaneous interval of the difference "
             f"lies within ±{least}. Everything else is *not resolved*.",
             f"在每个批量下，平均{test.zh}最低的方法*领先*；从未训练成功的方法不能领先，记为*落后*。若配对 t 检验"
             f"（对所有批量的所有方法对做 Holm 校正）得 p < {design.alpha:g} 且平均差不小于 "

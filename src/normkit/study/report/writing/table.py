@@ -1,4 +1,4 @@
-"""The table of the results in words: headings, rows, and the note on both, in either language."""
+"""The table of the results as text: headings, rows, and the note on both, in either language."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _NOTE = Text(
     "相对于不归一化；差距：推理模式的损失减训练模式的损失；未训练成功：未能训练的运行数。",
 )
 _INTERRUPTED = Text(
-    "Interrupted: this rests on the runs that were finished; repeat to go on. ",
+    "Interrupted: this is based on the finished runs; repeat the command to continue. ",
     "研究中断：以下依据已完成的运行；重复同一命令即可继续。",
 )
 _FAILED = Text(
@@ -69,7 +69,7 @@ class Texts(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row: the texts, and what they are about."""
+    """A row: batch size and place, and the texts."""
 
     batch_size: int
     place: Place

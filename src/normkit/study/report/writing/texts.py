@@ -1,4 +1,4 @@
-"""Every word of the page that is not in the catalog, in an experiment or in the design; in both languages."""
+"""All texts of the page that are not from the catalog, an experiment or the rules, in both languages."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ TEXTS: Mapping[str, Text] = {
         ("incomplete", "Not complete.", "尚未完成。"),
         (
             "incomplete.text",
-            "The study was interrupted. What follows rests on the runs that were finished; give the same command again "
-            "to go on.",
-            "研究中断。以下内容依据已完成的运行；再次给出同一命令即可继续。",
+            "The study was interrupted. This page is based on the finished runs; give the same command again to "
+            "continue.",
+            "研究中断。本页依据已完成的运行；再次执行同一命令即可继续。",
         ),
         (
             "safe",
-            "No measured difference is against {names} at any of these batch sizes.",
-            "在所有这些批量下，没有测量结果不利于{names}。",
+            "No method is measurably better than {names} at any of these batch sizes.",
+            "在所有这些批量下，没有测得优于{names}的方法。",
         ),
         ("chip.runs", "training runs", "次训练"),
         ("chip.seeds", "seeds for each result", "个种子支撑每个结果"),
-        ("chip.rates", "learning rates tried for each", "个学习率供每种方法尝试"),
+        ("chip.rates", "learning rates tried for each method", "个学习率供每种方法尝试"),
         ("chip.experiments", "experiments on {claims} claims", "项实验，检验 {claims} 条论断"),
-        ("chip.untrained", "runs that did not train, all counted", "次运行未训练成功，全部计入"),
+        ("chip.untrained", "runs that did not train, all included", "次运行未训练成功，全部计入"),
         ("chip.failed", "runs that failed", "次运行失败"),
         ("chip.time", "wall time of the last call", "上次调用用时"),
         ("batch", "batch size {size}", "批量 {size}"),
@@ -59,10 +59,10 @@ TEXTS: Mapping[str, Text] = {
         (
             "methods.lead",
             "Common claims about each method, and what was measured here. A badge is a verdict; the small figure next to "
-            "it shows the effect with its interval: right of the line the claim holds, and the grey band is too small to "
-            "matter. Each links to its experiments.",
-            "各方法的说法，以及这里看到的结果。标签是结论，旁边的小图是效应及其区间：线右侧表示论断成立，灰带表示小到"
-            "没有意义。点击可查看对应的实验。",
+            "it shows the effect with its interval. Right of the line the claim holds; effects inside the grey band are too "
+            "small to matter. Each links to its experiments.",
+            "关于各方法的常见论断，以及这里的测量结果。标签是结论，旁边的小图是效应及其区间：位于线右侧表示论断成立，"
+            "落在灰带内表示效应太小、没有意义。点击可查看对应的实验。",
         ),
         (
             "methods.plain",
@@ -75,10 +75,10 @@ TEXTS: Mapping[str, Text] = {
         ("col.strengths", "Claimed strengths", "据称的优点"),
         ("col.weaknesses", "Claimed weaknesses", "据称的缺点"),
         ("col.measured", "Measured: {metric}", "实测：{metric}"),
-        ("none.principle", "A layer's output goes on as it is.", "层的输出原样传下去。"),
+        ("none.principle", "The output of a layer is passed on unchanged.", "层的输出原样传给下一层。"),
         ("none.where", "the baseline of this comparison", "本次比较的基准"),
         ("unchanged.principle", "The model unchanged.", "模型保持原样。"),
-        ("unchanged.where", "what you have now", "现有的模型"),
+        ("unchanged.where", "your present model", "现有的模型"),
         ("unmeasured", "not measured", "未测量"),
         ("sort", "Tables are sorted by clicking on a heading.", "点击表头可排序。"),
         ("tally", "{count} {finding}", "{count} 项{finding}"),
@@ -86,9 +86,9 @@ TEXTS: Mapping[str, Text] = {
         ("claims", "The claims, and the experiments on them", "论断及其实验"),
         (
             "claims.lead",
-            "Question, design, measure and rule of each experiment were fixed before it was run. A claim may say more than "
-            "an experiment can show; a verdict holds for these networks, these data and this machine.",
-            "每项实验在运行之前就已写定：问题、设计、度量与判定规则。论断所说可能多于实验所能表明；结论只对这些网络、"
+            "Question, design, measure and rule of each experiment were fixed before it was run. A claim may be more general "
+            "than an experiment can show; a verdict holds for these networks, these data and this machine.",
+            "每项实验的问题、设计、度量与判定规则都在运行之前写定。论断可能比实验所能表明的更一般；结论只对这些网络、"
             "数据和机器成立。",
         ),
         ("claims.open", "Open all experiments", "展开全部实验"),
@@ -100,7 +100,7 @@ TEXTS: Mapping[str, Text] = {
         ("findings.finding", "finding", "结论"),
         ("design", "Design", "设计"),
         ("measure", "Measure", "度量"),
-        ("rule", "Rule, stated before the result", "事先写定的规则"),
+        ("rule", "Rule, fixed before the result", "事先写定的规则"),
         ("result", "Result", "结果"),
         ("effect", "Effect", "效应"),
         ("interval", "95 % interval", "95 % 区间"),
@@ -109,10 +109,10 @@ TEXTS: Mapping[str, Text] = {
         ("p", "p, corrected over all experiments", "p（对全部实验校正）"),
         ("p.none", "none: the claim is that there is no difference", "无：论断就是没有差异"),
         ("n", "values", "数值个数"),
-        ("bound.at least", "at least: runs that did not reach the target count as if they just had", "下界：未达到的运行按刚好达到计"),
-        ("bound.at most", "at most: runs that did not reach the target count as if they just had", "上界：未达到的运行按刚好达到计"),
-        ("bound.unknown", "runs on both sides did not reach the target; the direction of the error is not known",
-         "两边都有未达到的运行，误差方向未知"),
+        ("bound.at least", "at least: runs that did not reach the target count as if they had just reached it", "下界：未达到目标的运行按刚好达到计"),
+        ("bound.at most", "at most: runs that did not reach the target count as if they had just reached it", "上界：未达到目标的运行按刚好达到计"),
+        ("bound.unknown", "runs of both variants did not reach the target; the direction of the error is not known",
+         "两组都有未达到目标的运行，误差方向未知"),
         ("variants", "The values of each variant", "各组的结果"),
         ("variant", "Variant", "组"),
         ("variant.mean", "mean", "均值"),
@@ -137,22 +137,22 @@ TEXTS: Mapping[str, Text] = {
         (
             "curves.lead",
             "Training loss, averaged over {window} steps; the line is the mean over {seeds} seeds, the band its 95 % "
-            "interval. Each method runs at its best learning rate.",
-            "训练损失，在 {window} 步上取平均；线为 {seeds} 个种子的均值，色带为 95 % 区间。每种方法用最适合自己的学习率。",
+            "interval. Each method uses its best learning rate.",
+            "训练损失，在 {window} 步上取平均；线为 {seeds} 个种子的均值，色带为 95 % 区间。每种方法使用各自的最佳学习率。",
         ),
         ("sizes", "{metric} against batch size", "{metric}随批量的变化"),
         (
             "sizes.lead",
-            "Every batch size takes the same number of steps, so a small batch has seen fewer samples: look at the "
-            "order of the methods, which may change, rather than at the slope they share.",
+            "Every batch size takes the same number of steps, so small batches use fewer samples. Compare the order of the "
+            "methods, which may change, and not the slope that they share.",
             "各批量的步数相同，小批量看到的样本更少：请看各方法的次序如何变化，而不是它们共同的斜率。",
         ),
         ("rates", "Robustness to the learning rate", "对学习率的稳健性"),
         (
             "rates.lead",
             "Mean {metric} over {runs} tuning seeds. A ring marks the chosen rate, a cross a rate at which a run did "
-            "not train. A wide valley forgives a badly chosen rate.",
-            "{runs} 个调参种子的平均{metric}。圆环为选定的学习率，叉号表示有运行未训练成功。谷底越宽，越不怕学习率选得不好。",
+            "not train. In a wide valley the choice of the rate matters less.",
+            "{runs} 个调参种子的平均{metric}。圆环为选定的学习率，叉号表示有运行未训练成功。谷底越宽，学习率的选择影响越小。",
         ),
         (
             "edge",
@@ -164,8 +164,8 @@ TEXTS: Mapping[str, Text] = {
         (
             "gaps.lead",
             "The same weights on the same training samples: does the loss change when the model is switched to "
-            "evaluation? Only a method with running statistics can differ by itself.",
-            "相同的权重、相同的训练样本：切换到推理模式时损失是否改变？只有保存滑动统计量的方法自身会有差异。",
+            "evaluation mode? Of the norms, only those with running statistics can cause a difference.",
+            "相同的权重、相同的训练样本：切换到推理模式时损失是否改变？在各归一化方法中，只有使用滑动统计量的才会造成差异。",
         ),
         (
             "recalibrated",
@@ -178,10 +178,10 @@ TEXTS: Mapping[str, Text] = {
         ("memory", "Memory of a training step", "每个训练步的内存"),
         (
             "memory.lead",
-            "Bytes of the tensors that one step saves for its backward pass, parameters left out.",
+            "Bytes of the tensors that one step saves for its backward pass, without parameters.",
             "一步为反向传播保存的张量字节数，不含参数。",
         ),
-        ("cubes", "What shares one mean", "哪些元素共用一个均值"),
+        ("cubes", "Which values share one mean", "哪些元素共用一个均值"),
         (
             "cubes.lead",
             "The cube is one layer's output: batch, channels and positions. The coloured values share one mean and one "
@@ -190,7 +190,7 @@ TEXTS: Mapping[str, Text] = {
         ),
         (
             "cubes.count",
-            "Below each, how many values that is at the last convolution of this network, where a mean is least certain.",
+            "Below each is the number of these values at the last convolution of this network, where a mean is least certain.",
             "下方为本网络最后一个卷积层中这样的数值个数，那里的均值最不可靠。",
         ),
         ("cube.values", "{count} values at batch size {size}", "批量 {size} 时 {count} 个数值"),
@@ -201,7 +201,7 @@ TEXTS: Mapping[str, Text] = {
         (
             "numbers.lead",
             "One row for each method and batch size, means over {seeds} seeds with their 95 % intervals. Runs that did "
-            "not train are part of every mean.",
+            "not train are included in every mean.",
             "每种方法、每个批量一行，为 {seeds} 个种子的均值及 95 % 区间。未训练成功的运行也计入所有均值。",
         ),
         ("col.batch", "Batch", "批量"),
@@ -227,7 +227,7 @@ TEXTS: Mapping[str, Text] = {
         ("failures", "Runs that failed", "失败的运行"),
         (
             "failures.lead",
-            "They are not part of any mean; the same command tries them again.",
+            "They are not included in any mean; the same command tries them again.",
             "它们不计入任何均值；同一命令会再次尝试。",
         ),
         ("failures.item", "{name}, batch size {size}, rate {rate}, seed {seed}", "{name}，批量 {size}，学习率 {rate}，种子 {seed}"),
@@ -235,15 +235,15 @@ TEXTS: Mapping[str, Text] = {
         ("messages", "Runs that did not train", "未训练成功的运行"),
         ("messages.broke", "the loss was no longer finite", "损失不再是有限数"),
         ("messages.guess", "at the end no better than guessing", "结束时不优于随机猜测"),
-        ("messages.lead", "They are part of every mean.", "它们计入所有均值。"),
+        ("messages.lead", "They are included in every mean.", "它们计入所有均值。"),
         ("messages.where", "{name}, batch size {size}", "{name}，批量 {size}"),
         ("messages.count", "{count} of {runs} runs", "{runs} 次运行中的 {count} 次"),
         # How, provenance
         ("how", "How this was measured", "如何测量"),
         (
             "how.lead",
-            "The design and the rules are part of normkit: fixed before a run, and the same for every method.",
-            "设计与规则是 normkit 的一部分：在运行之前固定，对每种方法都相同。",
+            "The design and the rules are part of normkit. They are fixed before a run and the same for every method.",
+            "设计与规则是 normkit 的一部分，在运行之前固定，对每种方法都相同。",
         ),
         ("origin", "Provenance", "来源"),
         ("origin.again", "To repeat it", "重复全部研究"),

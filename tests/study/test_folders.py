@@ -1,4 +1,4 @@
-"""The rooms of the study: each imports only from those before it, no import is circular, and none is too large."""
+"""The folders of the study: each imports only from those before it, no import is circular, and none is too large."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from normkit import study
 
 ROOT = Path(study.__file__).parent
 NAME = study.__name__
-ROOMS = ["suite", "task", "training", "execution", "analysis", "claims", "report"]
+FOLDERS = ["suite", "task", "training", "execution", "analysis", "claims", "report"]
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -37,9 +37,9 @@ def imported(source: str) -> Iterator[str]:
 
 
 def rank(module: str) -> int:
-    """The place of a module's room; what is in no room comes after all of them."""
-    room = module.removeprefix(NAME).lstrip(".").partition(".")[0]
-    return ROOMS.index(room) if room in ROOMS else len(ROOMS)
+    """The position of a module's folder; modules in no folder come after all of them."""
+    folder = module.removeprefix(NAME).lstrip(".").partition(".")[0]
+    return FOLDERS.index(folder) if folder in FOLDERS else len(FOLDERS)
 
 
 def named(path: Path) -> str:
@@ -54,10 +54,10 @@ def test_every_form_of_an_import_is_seen() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)
-def test_a_room_imports_only_from_those_before_it(path: Path) -> None:
+def test_a_folder_imports_only_from_those_before_it(path: Path) -> None:
     here = module_of(path)
     for other in imported(path.read_text("utf-8")):
-        assert rank(other) <= rank(here), f"{here} imports from a later room: {other}"
+        assert rank(other) <= rank(here), f"{here} imports from a later folder: {other}"
 
 
 def test_no_import_is_circular() -> None:
@@ -69,10 +69,10 @@ def test_no_import_is_circular() -> None:
 
 
 def test_every_room_is_there_and_none_is_too_large() -> None:
-    assert set(ROOMS) == {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert set(FOLDERS) == {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"}
     for folder in {path.parent for path in FILES}:
         files = [path for path in folder.iterdir() if path.suffix in (".py", ".html", ".css", ".js")]
-        assert len(files) <= 14, f"{folder} has {len(files)} files: give it rooms"
+        assert len(files) <= 14, f"{folder} has {len(files)} files: divide it"
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)
