@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit.errors import ArgumentError, DtypeError, whole_number
+from normkit.evaluation import preserving
 from normkit.tools.audit.ignore import Ignore, suppressor
 from normkit.tools.audit.measure import trials
 from normkit.tools.audit.measure.facts import Subject, collect
-from normkit.tools.audit.measure.guard import untouched
 from normkit.tools.audit.report import Finding, NotRun, Report, rank
 from normkit.tools.audit.rules import RULES
 from normkit.tools.audit.rules.rule import Rule
@@ -105,7 +105,7 @@ def examine(
     lazy = [n for n, m in model.named_modules() if isinstance(m, LazyModuleMixin) and m.has_uninitialized_params()]  # type: ignore[misc]
     if lazy:
         example = loader = None
-    with untouched(model):
+    with preserving(model):
         subject = collect(model, example, loader, noise, optimizer=optimizer, **given)
         trials.run(subject)
     # The model is its old self again: rules that ask for its mode see the user's.

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from normkit.errors import ArgumentError
 from normkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normkit.merging import merging_weights
 from normkit.parametrize._checks import stored
 from normkit.tools.convert.build import equivalent
-from normkit.tools.model.call import Watcher, run
+from normkit.tools.model.call import Observer, observe
 from normkit.tools.model.info import NormInfo
-from normkit.tools.model.statistics import merging_weights
 
 
 @dataclass(frozen=True)
@@ -55,26 +55,26 @@ def fit(
         StateError: what was fitted is too large for the dtype of the new layer.
     """
     sums = {module: _Sums() for module in pairs}
-    watchers: dict[nn.Module, Watcher] = {
-        module: _watcher(module, facts, new, sums[module]) for module, (facts, new) in pairs.items()
+    observers: dict[nn.Module, Observer] = {
+        module: _observer(module, facts, new, sums[module]) for module, (facts, new) in pairs.items()
     }
-    if not run(model, batches, watchers):
+    if not observe(model, batches, observers):
         raise ArgumentError("calibrate needs at least one batch, got none: an iterator can be used only once")
     return {module: _solved(sums[module], new) for module, (_, new) in pairs.items() if sums[module].n}
 
 
-def _watcher(module: nn.Module, facts: NormInfo, new: nn.Module, sums: _Sums) -> Watcher:
+def _observer(module: nn.Module, facts: NormInfo, new: nn.Module, sums: _Sums) -> Observer:
     activated = facts.extras or facts.activation
     plain = equivalent(module, replace(facts, extras=(), activation=None)).eval() if activated else None
     bare = None if isinstance(new, BatchNorm1d | BatchNorm2d | BatchNorm3d) else _without_affine(new)
 
-    def watch(_: nn.Module, x: Tensor, y: Tensor) -> None:
+    def add(_: nn.Module, x: Tensor, y: Tensor) -> None:
         target = y if plain is None else plain(x)
         # Batch norm's statistics are known after the last batch: until then its input is used unnormalized.
         normalized = x if bare is None else bare(x)
         sums.add(_columns(normalized, facts), _columns(target, facts))
 
-    return watch
+    return add
 
 
 def _without_affine(layer: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normkit.tools.model.graph.dataflow import tensors_in
+from normkit.tools.model.graph.recorder import tensors_in
 
 
 def doubled(value: Any) -> Any:

@@ -19,7 +19,8 @@ from normkit.tools.fold.norms import foldable
 from normkit.tools.fold.report import Fold, FoldReport
 from normkit.tools.model.activated import module_of
 from normkit.tools.model.call import call_on_example
-from normkit.tools.model.graph.dataflow import Dataflow, Graph, record
+from normkit.tools.model.graph.dataflow import Dataflow, record
+from normkit.tools.model.graph.symbolic import SymbolicGraph
 from normkit.tools.model.refusal import Refusal, RefusedError
 from normkit.tools.model.statistics import scale_and_shift
 from normkit.tools.model.tree import LAYERS, Layer, replace, walk
@@ -65,14 +66,16 @@ class Folding:
         )
         return FoldReport(folds, refusals, graph is not None, error, allowed)
 
-    def traced(self, example: Any) -> tuple[Dataflow, Graph | None]:
+    def traced(self, example: Any) -> tuple[Dataflow, SymbolicGraph | None]:
         layers = {module for module in self.model.modules() if isinstance(module, LAYERS)}
         watched = layers | (self.found.keys() - self.folds.keys())
         with same_draws(self.model):
             flow = record(self.model, watched, example)
-        return flow, Graph.of(self.model, watched, example)
+        return flow, SymbolicGraph.of(self.model, watched, example)
 
-    def rounds(self, flow: Dataflow, graph: Graph | None, example: Any, reasons: dict[nn.Module, str]) -> Graph | None:
+    def rounds(
+        self, flow: Dataflow, graph: SymbolicGraph | None, example: Any, reasons: dict[nn.Module, str]
+    ) -> SymbolicGraph | None:
         """Repeat until nothing folds, because after a fold the next norm follows another layer."""
         while True:
             done = len(self.folds)
@@ -115,7 +118,7 @@ class Folding:
             after = compared(call_on_example(self.model, example))
         return max(distance(new, old) for new, old in zip(after, before, strict=True))
 
-    def fold_one(self, norm: nn.Module, flow: Dataflow, graph: Graph | None) -> None:
+    def fold_one(self, norm: nn.Module, flow: Dataflow, graph: SymbolicGraph | None) -> None:
         """Fold into the layer before the norm, or else into the one after it."""
         _, facts = self.found[norm]
         if not facts.kind:
@@ -147,7 +150,7 @@ class Folding:
                 raise RefusedError(f"{first}; {second}") from None
         self.commit(norm, layer, weight, bias, side)
 
-    def layer_before(self, norm: nn.Module, scale: Tensor, flow: Dataflow, graph: Graph | None) -> Layer:
+    def layer_before(self, norm: nn.Module, scale: Tensor, flow: Dataflow, graph: SymbolicGraph | None) -> Layer:
         """The layer whose whole output goes to the norm alone."""
         sources = {call.source.module if call.source else None for call in flow.calls[norm]}
         layer = next(iter(sources))
@@ -168,7 +171,7 @@ class Folding:
             raise RefusedError(f"the model's graph has another way from {name}, or to the norm")
         return layer
 
-    def layer_after(self, norm: nn.Module, shift: Tensor, flow: Dataflow, graph: Graph | None) -> Layer:
+    def layer_after(self, norm: nn.Module, shift: Tensor, flow: Dataflow, graph: SymbolicGraph | None) -> Layer:
         """The layer that alone takes the norm's output, and takes nothing else."""
         takers = {taker for call in flow.calls[norm] for taker in call.consumers}
         layer = next(iter(takers), None)
@@ -193,7 +196,7 @@ class Folding:
     def called(self, taker: nn.Module | str) -> str:
         return taker if isinstance(taker, str) else repr(self.names[taker])
 
-    def check_usable(self, layer: Layer, flow: Dataflow, graph: Graph | None) -> None:
+    def check_usable(self, layer: Layer, flow: Dataflow, graph: SymbolicGraph | None) -> None:
         """The layer's weight is its own, plain, and used by nothing but its forward."""
         name = repr(self.names[layer])
         if parametrize.is_parametrized(layer) or layer._parameters.get("weight") is None:

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.modules import lazy
 
 from normkit.errors import StateError
+from normkit.evaluation import keeping_modes
 from normkit.parametrize._checks import check_values
-from normkit.parametrize.modes import keeping_modes
 from normkit.tools.fold.folding import Folding
 from normkit.tools.fold.report import FoldReport
 from normkit.tools.model.tree import copy_of, walk

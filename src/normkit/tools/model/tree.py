@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.module import _WrappedHook
 
 from normkit.errors import DtypeError, StateError
-from normkit.parametrize.modes import modes_of, put_back
+from normkit.evaluation import modes_of, restore_modes
 from normkit.tools.model.frozen import freeze_successor
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.names import fits
@@ -147,7 +147,7 @@ def copy_of(model: M, memo: dict[int, Any] | None = None) -> M:
         model = copy.deepcopy(model, memo)
     except Exception as error:
         raise StateError(f"the model cannot be copied ({error}): use inplace=True") from error
-    put_back({module: known[name] for name, module in model.named_modules() if name in known})
+    restore_modes({module: known[name] for name, module in model.named_modules() if name in known})
     return model
 
 

@@ -11,7 +11,8 @@ from torch import distributed as dist
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from normkit.tools.model.statistics import merging_weights, statistics_of
+from normkit.merging import merging_weights
+from normkit.tools.model.statistics import statistics_of
 from normkit.tools.model.valid import valid_positions
 
 CHUNK = 1 << 22

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedBuffer
 
 from normkit.errors import ArgumentError, StateError, whole_number
+from normkit.evaluation import keeping_modes
 from normkit.parametrize._checks import check_batches, check_values
-from normkit.parametrize.modes import keeping_modes
 from normkit.tools.model.call import call_on_first
 from normkit.tools.model.frozen import is_frozen
 from normkit.tools.model.statistics import keeps_statistics, norms_of, statistics_of

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,16 +16,20 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from normkit import catalog
 from normkit.errors import ArgumentError, NormkitError
+from normkit.evaluation import arguments, call
 from normkit.layers import SyncBatchNorm
-from normkit.tools.audit.measure import trace
 from normkit.tools.audit.measure.batches import Batch
 from normkit.tools.audit.measure.moments import Moments, is_noise, moments, padded_share
 from normkit.tools.freeze import is_frozen
+from normkit.tools.model.graph.call_graph import CallGraph, Node, call_graph
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.tree import norms as every_norm
 
 BATCHES = 16
-"""So many of a loader's batches are looked at: enough for a mean and a variance, and seconds at most."""
+"""Number of a loader's batches that are read: enough for a mean and a variance, and seconds at most."""
+
+SEPARATE = (tuple,)
+"""The containers of an example whose items are separate arguments; a list is one argument."""
 
 
 @dataclass
@@ -127,7 +132,7 @@ class Subject:
     model: nn.Module
     norms: list[Seen]
     names: dict[nn.Module, str]
-    graph: trace.Graph | None = None
+    graph: CallGraph | None = None
     samples: int = 1
     noise: bool = False
     on_meta: str = ""
@@ -141,7 +146,7 @@ class Subject:
     accumulate: int = 1
     per_sample: bool = False
 
-    def called(self) -> list[tuple[Seen, trace.Node]]:
+    def called(self) -> list[tuple[Seen, Node]]:
         """Each call of each norm in the traced run."""
         if self.graph is None:
             return []
@@ -212,21 +217,15 @@ def _input_of(batch: Any) -> Any:
     return batch
 
 
-def arguments(example: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """What the model is called with."""
-    if isinstance(example, Mapping):
-        return (), example
-    return (example if isinstance(example, tuple) else (example,)), {}
-
-
 def _trace(subject: Subject, example: Any) -> None:
-    args, kwargs = arguments(example)
-    sizes = [leaf.shape[0] for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()]
+    sizes = [
+        leaf.shape[0] for leaf in tree_leaves(arguments(example, SEPARATE)) if isinstance(leaf, Tensor) and leaf.dim()
+    ]
     subject.samples = max(1, sizes[0]) if sizes else 1
     by_module = {norm.module: norm for norm in subject.norms}
     last: list[Seen] = []
 
-    def look(name: str, module: nn.Module, x: Tensor, masked: bool) -> None:
+    def look(module: nn.Module, x: Tensor, masked: bool) -> None:
         norm = by_module[module]
         last[:] = [norm]
         norm.shapes.append(tuple(x.shape))
@@ -239,9 +238,8 @@ def _trace(subject: Subject, example: Any) -> None:
                 norm.calls.append(measured)
 
     subject.model.eval()
-    known = {norm.module: norm.name for norm in subject.norms}
     try:
-        subject.graph = trace.run(subject.model, args, kwargs, known, look)
+        subject.graph = call_graph(subject.model, lambda: call(subject.model, example, SEPARATE), by_module, look)
     except Exception as error:
         # A norm that refuses its own input is a finding, and what came before it was seen.
         if last and last[0].region(last[0].shapes[-1]) == 1:
@@ -267,17 +265,33 @@ def measure(subject: Subject, batch: Any, note: Callable[[Seen, Tensor, Moments]
     if not by_module:
         return
 
-    def look(name: str, module: nn.Module, x: Tensor) -> None:
+    def look(module: nn.Module, x: Tensor) -> None:
         measured, norm = moments(x), by_module[module]
         module.training = measured is not None and measured.count > 1 and norm.keeps and not norm.synced
         if measured is not None:
             note(norm, x, measured)
 
-    args, kwargs = arguments(batch)
     try:
-        trace.each_norm(subject.model, args, kwargs, {m: norm.name for m, norm in by_module.items()}, look)
+        look_at_inputs(subject.model, batch, by_module, look)
     except Exception as error:
         raise _wrong(error, batch) from error
+
+
+def look_at_inputs(
+    model: nn.Module, batch: Any, norms: Collection[nn.Module], look: Callable[[nn.Module, Tensor], None]
+) -> None:
+    """Run the model once without gradients, and look at the input of each norm before the norm runs."""
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if tensors:
+            look(module, tensors[0])
+
+    with contextlib.ExitStack() as hooks:
+        for module in norms:
+            hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        with torch.no_grad():
+            call(model, batch, SEPARATE)
 
 
 def _wrong(error: Exception, given: Any) -> ArgumentError:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from normkit.errors import ArgumentError
-from normkit.tools.audit.measure import trace
-from normkit.tools.audit.measure.facts import Seen, Subject, arguments, measure
-from normkit.tools.audit.measure.guard import same, untouched
+from normkit.evaluation import call, preserving, same
+from normkit.tools.audit.measure.facts import SEPARATE, Seen, Subject, look_at_inputs, measure
 from normkit.tools.audit.measure.moments import Moments
+from normkit.tools.model.graph.call_graph import Node, is_dropout
 
 SEARCH = 16
 """At most so many runs to find unused norms; it takes three to find one."""
@@ -37,7 +37,7 @@ def run(subject: Subject) -> None:
     if subject.graph is None or subject.failure or subject.on_meta:
         return
     for trial in (_find_unused, _compare_variances, _try_half):
-        with untouched(subject.model.eval()):
+        with preserving(subject.model.eval()):
             trial(subject)
 
 
@@ -88,12 +88,11 @@ def _returned(subject: Subject, spoiled: list[Seen]) -> list[Tensor] | None:
     def spoil(module: nn.Module, args: Any, out: Any) -> Any:
         return tree_map_only(Tensor, lambda y: torch.full_like(y, torch.nan) if y.is_floating_point() else y, out)
 
-    args, kwargs = arguments(subject.example)
     handles = [norm.module.register_forward_hook(spoil) for norm in spoiled]
     try:
-        with untouched(subject.model), torch.no_grad():
+        with preserving(subject.model), torch.no_grad():
             torch.manual_seed(0)
-            return _tensors(subject.model(*args, **kwargs), set())
+            return _tensors(call(subject.model, subject.example, SEPARATE), set())
     except Exception:  # whatever a foreign forward makes of NaN, or of training on an example
         return None
     finally:
@@ -120,9 +119,9 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and same(a, b)
 
 
-def drops(node: trace.Node) -> float:
+def drops(node: Node) -> float:
     """The probability with which a call drops values or whole branches in training; 0 if it does not."""
-    if trace.is_dropout(node) or node.module is None:
+    if is_dropout(node) or node.module is None:
         return float(getattr(node.module, "p", node.dropout))
     rates = [getattr(node.module, name, 0.0) for name in ("drop_prob", "drop_rate", "p")] if node.noisy else []
     return max((float(rate) for rate in rates if isinstance(rate, int | float)), default=0.0)
@@ -165,7 +164,7 @@ def _pooled(subject: Subject, runs: int) -> Mapping[str, Moments]:
 def _try_half(subject: Subject) -> None:
     norms = {norm.module: norm for norm in subject.norms if norm.shapes and not norm.is_batch}
 
-    def look(name: str, module: nn.Module, x: Tensor) -> None:
+    def look(module: nn.Module, x: Tensor) -> None:
         if (
             x.is_floating_point()
             and x.dim()
@@ -174,11 +173,10 @@ def _try_half(subject: Subject) -> None:
         ):
             norms[module].half_error = max(norms[module].half_error, _error_in_half(module, x))
 
-    args, kwargs = arguments(subject.example)
     # What a model makes of one run more is not the question.
     with contextlib.suppress(Exception):
         if norms:
-            trace.each_norm(subject.model, args, kwargs, {m: norm.name for m, norm in norms.items()}, look)
+            look_at_inputs(subject.model, subject.example, norms, look)
 
 
 def _error_in_half(module: nn.Module, x: Tensor) -> float:

@@ -10,8 +10,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from normkit import catalog
 from normkit.tools.audit.measure.facts import Seen, Subject
-from normkit.tools.audit.measure.trace import Node
 from normkit.tools.audit.rules.rule import Hit
+from normkit.tools.model.graph.call_graph import Node
 
 RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "_unsafe_view"}
 

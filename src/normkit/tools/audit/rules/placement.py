@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from normkit.tools.audit.measure.facts import Seen, Subject
-from normkit.tools.audit.measure.trace import is_dropout
 from normkit.tools.audit.measure.trials import drops
 from normkit.tools.audit.rules.axes import over_time
 from normkit.tools.audit.rules.rule import Hit, Rule
 from normkit.tools.audit.rules.structure import dropout_before, reparametrized
+from normkit.tools.model.graph.call_graph import is_dropout
 
 RAISED = 1.25
 """Variance in training over that in evaluation from which on outputs are an eighth too small."""

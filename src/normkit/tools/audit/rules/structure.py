@@ -9,9 +9,9 @@ from torch.nn.utils import parametrize
 
 from normkit.tools.audit.measure.facts import Seen, Subject
 from normkit.tools.audit.measure.moments import distance
-from normkit.tools.audit.measure.trace import LINEAR, Node, is_dropout, moves_only
 from normkit.tools.audit.rules.axes import over_width
 from normkit.tools.audit.rules.rule import Hit, Rule
+from normkit.tools.model.graph.call_graph import LINEAR, Node, is_dropout, moves_only
 
 ACTIVATIONS = (
     nn.ReLU,
