@@ -180,7 +180,7 @@ def main(
     docs: Annotated[Path | None, typer.Option(help="document whose part between the markers is rewritten")] = None,
 ) -> None:
     """Print the summary; write the table of all cells and the pictures, and bring a document up to date."""
-    from benchmarks.pictures import roofline, speedups
+    from benchmarks.speed.pictures import roofline, speedups
 
     results = json.loads(path.read_text())
     text = summary(results)
