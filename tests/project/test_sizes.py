@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# Lines of a function without its docstring. Between the two, one of Python has a comment above it: "# Over 80 lines, ...".
+# Lines of a function without its docstring. Between the two, one of Python has a comment above: "# Over 80 lines, ...".
 SHORT, LONG = 80, 120
 # Those that are still longer, by file and name.
 STILL_LONG = {

@@ -211,8 +211,8 @@ def _normalized(module: nn.Module, facts: NormInfo, x: Tensor) -> Tensor:
         z = _with_statistics(module, facts, x)
     else:
         view, dims = x, (1,) if facts.axis == "first" else tuple(range(-len(facts.shape), 0))
-        if facts.kind == "group_norm":
-            view, dims = x.reshape(x.shape[0], facts.groups or 1, -1), (-1,)
+        if facts.groups is not None:
+            view, dims = x.reshape(x.shape[0], facts.groups, -1), (-1,)
         mean = view.mean(dims, keepdim=True) * facts.centers
         variance = (view - mean).square().mean(dims, keepdim=True)
         z = ((view - mean) / (variance + (facts.eps or 0.0)).sqrt()).reshape(x.shape)
@@ -229,7 +229,7 @@ def _with_statistics(module: nn.Module, facts: NormInfo, x: Tensor) -> Tensor:
     # Copies, also of float64: backward needs what forward used.
     mean, var = (None if b is None else b.to(torch.float64, copy=True) for b in running)
     momentum, eps = cast("float | None", module.momentum), facts.eps or 0.0
-    if facts.kind == "instance_norm":
+    if not facts.over_samples:
         y = nn.functional.instance_norm(x, mean, var, None, None, own, momentum or 0.0, eps)
     else:
         counter = buffers.get("num_batches_tracked")

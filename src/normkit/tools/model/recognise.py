@@ -39,6 +39,9 @@ BASES: tuple[type[nn.Module], ...] = (
 )
 """torch's own, the more special first."""
 
+OF_CHANNELS = {"layer_norm": "layer_norm2d"}
+"""The name that a method has where its features are dimension 1, if that is another one."""
+
 EXTRAS = ("drop", "act")
 """The children that a norm may have, in the order in which they are applied."""
 
@@ -160,7 +163,7 @@ def _of_torch(module: nn.Module, base: type[nn.Module], facts: NormInfo) -> Norm
         facts = replace(facts, kind="local_response_norm", axis="first")
     if _computes_as(type(module), base):
         return replace(facts, extras=_extras(module) if isinstance(module, WithActivation) else ())
-    if facts.synced or facts.kind == "local_response_norm":
+    if facts.synced or not facts.shape:
         return replace(facts, kind=None, reason=f"{type(module).__name__} has a forward of its own")
     return _verified(module, facts, _alternatives(facts))
 
@@ -181,7 +184,7 @@ def _alternatives(facts: NormInfo) -> Iterator[NormInfo]:
     axes = both if facts.axis == "last" and len(facts.shape) == 1 else (facts.axis,)
     for offset in offsets:
         for axis in axes:
-            kind = "layer_norm2d" if facts.kind == "layer_norm" and axis == "first" else facts.kind
+            kind = OF_CHANNELS.get(facts.kind or "", facts.kind) if axis == "first" else facts.kind
             yield replace(facts, kind=kind, axis=axis, offset=offset)
 
 
@@ -223,7 +226,7 @@ def _verified(module: nn.Module, facts: NormInfo, possible: Iterator[NormInfo]) 
         if found is not probe.Agreement.NONE:
             # Only the layers that normalize the last dimensions have two ways to round.
             twice = found is probe.Agreement.ROUNDED_TWICE and guess.axis == "last"
-            last = guess.kind == "layer_norm2d" and probe.gives_channels_last(module, guess)
+            last = guess.kind in OF_CHANNELS.values() and probe.gives_channels_last(module, guess)
             return replace(guess, extras=facts.extras, rounds_twice=twice, channels_last=last)
     return replace(
         facts, kind=None, reason=f"{type(module).__name__} computes something that no method of normkit agrees with"

@@ -12,18 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from normkit import catalog
 from normkit.errors import ArgumentError, NormkitError
 from normkit.evaluation import arguments, call
 from normkit.layers import SyncBatchNorm
+from normkit.pattern import Level, bound
 from normkit.tools.audit.measure.batches import Batch
 from normkit.tools.audit.measure.moments import Moments, is_noise, moments, padded_share
 from normkit.tools.freeze import is_frozen
 from normkit.tools.model.graph.call_graph import CallGraph, Node, call_graph
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.tree import norms as every_norm
+from normkit.tools.model.valid import FIRST
 
 BATCHES = 16
 """Number of a loader's batches that are read: enough for a mean and a variance, and seconds at most."""
@@ -62,12 +64,12 @@ class Seen:
     @property
     def is_batch(self) -> bool:
         """Whether samples share statistics in training."""
-        return isinstance(self.module, _BatchNorm) or self.facts.kind == "batch_norm"
+        return isinstance(self.module, _BatchNorm) or self.facts.over_samples
 
     @property
     def over_positions(self) -> bool:
         """Whether the positions of a channel share statistics."""
-        return self.is_batch or (self.facts.kind is not None and catalog.find(self.facts.kind).over_positions)
+        return self.is_batch or (self.facts.row is not None and self.facts.row.over_positions)
 
     @property
     def synced(self) -> bool:
@@ -88,26 +90,33 @@ class Seen:
 
     def regions(self, x: Tensor) -> Tensor | None:
         """The elements of an input of batch, instance or group norm, those that share statistics in one row."""
-        kind = self.facts.kind
-        if self.is_batch:
-            return x.transpose(0, 1).flatten(1) if x.dim() > 1 else None
-        if kind == "instance_norm":
-            return x.flatten(x.dim() - self.facts.rank) if self.facts.rank is not None else x.flatten(2)
-        return x.reshape(x.shape[0], self.facts.groups, -1) if kind == "group_norm" and self.facts.groups else None
+        if not (self.is_batch or self.facts.per_channel or self.facts.groups):
+            return None
+        levels = self._levels(tuple(x.shape))
+        if levels is None:
+            return None
+        kept, reduced = ([i for i, level in enumerate(levels) if level.reduced == inside] for inside in (False, True))
+        rows = x.reshape([level.size for level in levels]).permute(*kept, *reduced)
+        return rows.reshape(*rows.shape[: len(kept)], -1)
 
     def region(self, shape: tuple[int, ...]) -> int | None:
         """How many elements of one sample share statistics, for an input of this shape; None if unknown."""
-        kind, positions = self.facts.kind, math.prod(shape[2:])
-        if kind is not None and self.facts.axis == "last":
-            return self.facts.channels or None
-        if len(shape) < 2:
+        if self.is_batch:
             return None
-        if kind == "instance_norm":
-            ranks = self.facts.rank
-            return math.prod(shape[1:]) if ranks is not None and len(shape) == ranks + 1 else positions
-        if kind == "group_norm" and self.facts.groups:
-            return shape[1] // self.facts.groups * positions
-        return shape[1] if kind in ("layer_norm2d", "rms_norm") else None
+        if self.facts.kind is not None and self.facts.axis == "last":
+            return self.facts.channels or None
+        levels = self._levels(shape)
+        return None if levels is None else math.prod(level.size for level in levels if level.reduced)
+
+    def _levels(self, shape: tuple[int, ...]) -> tuple[Level, ...] | None:
+        """The axes of its region on an input of this shape, channels in dimension 1; None if the region is unknown."""
+        region = bound(FIRST, {}) if self.is_batch else self.facts.region
+        if isinstance(self.module, _InstanceNorm) and len(shape) == self.module._get_no_batch_dim():
+            shape = (1, *shape)
+        try:
+            return None if region is None else region.levels(shape)
+        except NormkitError:
+            return None
 
 
 @dataclass
@@ -159,7 +168,7 @@ class Subject:
         It was frozen by `normkit.freeze`, or is in evaluation mode inside a model in training mode. An instance norm
         in evaluation mode counts in any model: those that keep statistics at all are few.
         """
-        alone = self.model.training or norm.facts.kind == "instance_norm"
+        alone = self.model.training or not norm.is_batch
         return norm.keeps and (is_frozen(norm.module) or (alone and not norm.module.training))
 
 

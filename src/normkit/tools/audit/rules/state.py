@@ -169,11 +169,7 @@ def eps_lost(subject: Subject) -> Iterator[Hit]:
         dtypes = {p.dtype for p in held if p is not None}
         half = dtypes & {torch.float16, torch.bfloat16}
         eps = norm.facts.eps
-        if (
-            not norm.facts.shape
-            or norm.facts.kind == "local_response_norm"
-            or not (half or (eps or 1.0) < 1e-30 or eps == 0)
-        ):
+        if not norm.facts.shape or not (half or (eps or 1.0) < 1e-30 or eps == 0):
             continue
         dtype = next(iter(half or dtypes), torch.float32)
         if _fails_on_constant(norm, dtype):

@@ -109,7 +109,7 @@ def dropout_before(subject: Subject) -> Iterator[Hit]:
 def weight_norm_under(subject: Subject) -> Iterator[Hit]:
     assert subject.graph is not None
     for norm, node in subject.called():
-        before = subject.graph.alone_before(node) if norm.is_batch or norm.facts.kind == "instance_norm" else None
+        before = subject.graph.alone_before(node) if norm.is_batch or norm.facts.per_channel else None
         if before is not None and before.module is not None and reparametrized(before.module, "WeightNorm"):
             yield Hit(before.name, f"its weight norm scales what {norm.name} normalizes", {"norm": norm.name})
 
