@@ -571,7 +571,7 @@ def test_the_way_back_needs_the_converted_model():
     model, _ = net()
     _, report = normkit.convert(model)
     model.norm = nn.Linear(2, 2)
-    with pytest.raises(StateError, match=r"at 'norm' it put BatchNorm2d, and there is Linear: undo later changes"):
+    with pytest.raises(StateError, match=r"it made 'norm' a BatchNorm2d, and there is Linear: undo later changes"):
         report.revert(model)
 
 

@@ -1,4 +1,4 @@
-"""Insertion: a norm behind each layer but the last, on the right dimension, and no bias for nothing."""
+"""Insertion: a norm after each layer but the last, on the right dimension, and no bias without effect."""
 
 import copy
 import json
@@ -12,12 +12,19 @@ from torch.nn import functional as F
 
 import normkit
 import zoo
+from normkit import catalog
 from normkit.errors import ArgumentError, ShapeError, StateError
 
 
 def mlp():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(16, 6)
+
+
+@pytest.mark.parametrize("row", [row for row in catalog.METHODS if row.target], ids=lambda row: row.name)
+def test_a_norm_has_the_eps_that_its_method_has_by_default(row):
+    model, _ = normkit.insert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)), row.name)
+    assert model[0].norm.eps == (torch.finfo(torch.float32).eps if row.eps is None else row.eps)
 
 
 def cnn():

@@ -102,21 +102,19 @@ def examine(
     model = _inner(model)
     next(iter(walk(model)))  # refuses scripted models, with the remedy
     suppressed = suppressor(model, ignore)
-    lazy = [n for n, m in model.named_modules() if isinstance(m, LazyModuleMixin) and m.has_uninitialized_params()]  # type: ignore[misc]
+    lazy = _lazy(model)
     if lazy:
         example = loader = None
     with preserving(model):
-        subject = collect(model, example, loader, noise, optimizer=optimizer, **given)
+        subject = collect(model, example, loader, noise, optimizer=optimizer, lazy=lazy, **given)
         trials.run(subject)
-    # The model is its old self again: rules that ask for its mode see the user's.
+    # The model is restored: rules that ask for its mode see the user's.
     findings: list[Finding] = []
     not_run: list[NotRun] = []
     for rule in RULES.values():
         missing = rule.missing(subject)
         if missing:
-            waits = lazy and missing in ("no example is given", "no loader is given")
-            reason = f"{lazy[0]} is lazy: run one batch first" if waits else missing
-            not_run.append(NotRun(rule.code, rule.title, reason))
+            not_run.append(NotRun(rule.code, rule.title, missing))
         else:
             findings.extend(_findings(rule, subject, location))
     findings.sort(key=lambda finding: (-rank(finding.severity), finding.code))
@@ -128,6 +126,16 @@ def examine(
         len(subject.norms),
         tuple(_notes(subject)),
     )
+
+
+def _lazy(model: nn.Module) -> str:
+    """The name of a module that does not know its size yet; empty if there is none."""
+    found = (
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()  # type: ignore[misc]
+    )
+    return next((name or type(module).__name__ for name, module in found), "")
 
 
 def _inner(model: nn.Module) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -32,11 +33,21 @@ from normkit.tools.model.frozen import plain_class
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import RefusedError
 
-BATCH: dict[int, type[nn.Module]] = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
-INSTANCE: dict[int, type[nn.Module]] = {1: InstanceNorm1d, 2: InstanceNorm2d, 3: InstanceNorm3d}
+BATCH: Mapping[int, type[nn.Module]] = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
+BY_RANK: Mapping[str, Mapping[int, type[nn.Module]]] = {
+    "batch_norm": BATCH,
+    "instance_norm": {1: InstanceNorm1d, 2: InstanceNorm2d, 3: InstanceNorm3d},
+}
+"""The layers of a method whose class depends on the number of dimensions of positions."""
+
+OF_CHANNELS: Mapping[str, type[nn.Module]] = {"group_norm": GroupNorm, "layer_norm2d": LayerNorm2d}
+"""The layers that are made for a number of channels in dimension 1. For other methods there it is `Norm`."""
 
 REGIONS = {method.name: method.target for method in catalog.METHODS if method.target is not None}
 """Of each method that a norm can become, on channels-first inputs."""
+
+AFFINE = "affine"
+"""What `convert` calls running statistics, weight and bias as one scale and shift."""
 
 GROUPS = 32
 """The number of groups that Wu & He 2018 found best, for who names none."""
@@ -74,8 +85,8 @@ def equivalent(module: nn.Module, facts: NormInfo) -> nn.Module:
         raise RefusedError("it shares statistics between processes; normkit's BatchNorm does not")
     if facts.bias and not facts.weight:
         raise RefusedError("it has a bias and no weight, which no layer of normkit has")
-    if facts.kind == "local_response_norm":
-        return LocalResponseNorm(module.size, module.alpha, module.beta, module.k)  # type: ignore[arg-type]
+    if isinstance(module, nn.LocalResponseNorm):
+        return LocalResponseNorm(module.size, module.alpha, module.beta, module.k)
     cls, arguments = _choice(facts, facts.kind, facts.groups, facts.rank, facts.weight, facts.bias)
     cls = LayerNorm2dLast if facts.channels_last else cls
     if facts.offset or facts.rounds_twice:
@@ -84,7 +95,7 @@ def equivalent(module: nn.Module, facts: NormInfo) -> nn.Module:
                 "its weight is stored or rounded in a way that normkit's layer of that kind does not know"
             )
         arguments |= {"zero_centered": bool(facts.offset), "cast": "before" if facts.rounds_twice else "after"}
-    if cls in (*BATCH.values(), *INSTANCE.values()):
+    if any(cls in layers.values() for layers in BY_RANK.values()):
         arguments |= {"momentum": module.momentum, "track_running_stats": module.track_running_stats}
     return _made(module, facts, cls, arguments, adopt_statistics=True)
 
@@ -96,7 +107,7 @@ def other(
 
     Args:
         module, facts: the old one.
-        method: its name in the catalog, or ``"affine"``, or a pattern.
+        method: its name in the catalog, or `AFFINE`, or a pattern.
         groups: number of groups asked for.
         shapes: of inputs that the norm has been seen to get; empty if it has not been run.
         add_affine: whether to give weight and bias to a layer whose predecessor has none.
@@ -107,13 +118,13 @@ def other(
     if facts.kind is None:
         raise RefusedError(facts.reason)
     if facts.offset:
-        raise RefusedError(f"its weight is stored less {facts.offset:g}, which no layer of normkit does")
-    if facts.kind == "local_response_norm":
+        raise RefusedError(f"it stores weight - {facts.offset:g} and adds that again, which only RMSNorm can do")
+    if not facts.shape:
         raise RefusedError("it has no weight and does not know its channels")
     weight, bias = (True, True) if add_affine and not facts.affine else (facts.weight, facts.bias)
     if bias and not weight:
         raise RefusedError("it has a bias and no weight, which no layer of normkit has")
-    if method == "affine":
+    if method == AFFINE:
         return _folded(module, facts)
     if facts.axis == "first":
         _refuse_erasing(facts, method, groups, shapes)
@@ -144,15 +155,17 @@ def fresh(
     Raises:
         RefusedError: the method does not exist on such outputs, or would erase them.
     """
-    last = rank == 0 and method != "batch_norm"
-    bias = catalog.find(method).center
-    facts = NormInfo(shape=(channels,), axis="last" if last else "first", rank=rank, eps=1e-5, weight=True, bias=bias)
+    row = catalog.find(method)
+    last = rank == 0 and not row.over_samples
+    facts = NormInfo(
+        shape=(channels,), axis="last" if last else "first", rank=rank, eps=row.eps, weight=True, bias=row.center
+    )
     if not last:
         positions = torch.Size((2, channels, *(2,) * rank))
         _refuse_erasing(facts, method, groups, [positions if shape is None else shape])
-    elif channels == 1 or (method == "group_norm" and groups_for(channels, groups) == channels):
+    elif channels == 1 or (row.grouped and groups_for(channels, groups) == channels):
         raise RefusedError("its region would be one single element, so that it would erase its input")
-    cls, arguments = _choice(facts, method, groups, rank, weight=True, bias=bias)
+    cls, arguments = _choice(facts, method, groups, rank, weight=True, bias=row.center)
     return cls(**arguments, device=device, dtype=dtype)
 
 
@@ -160,24 +173,30 @@ def _choice(
     facts: NormInfo, method: str, groups: int | None, rank: int | None, weight: bool, bias: bool
 ) -> tuple[type[nn.Module], dict[str, Any]]:
     """The class of a method on these features, and its arguments."""
-    channels = facts.channels
-    eps = torch.finfo(torch.float32).eps if facts.eps is None else facts.eps
-    affine: dict[str, Any] = {"eps": eps, "affine": weight, "bias": bias}
-    plain: dict[str, Any] = {"num_features": channels, **affine}
-    if "[" in method:
+    affine: dict[str, Any] = {"eps": _eps(facts), "affine": weight, "bias": bias}
+    if is_pattern(method):
         _check_place_of_channels(method, facts)
-        return Norm, {"pattern": method, **plain, "num_groups": groups_for(channels, groups) if _open(method) else None}
-    if facts.axis == "last":
+    elif facts.axis == "last":
         return _choice_of_last(facts, method, groups, weight, bias)
-    if method == "batch_norm" and rank is None:
+    elif method in BY_RANK and rank is not None:
+        return BY_RANK[method][max(rank, 1)], {"num_features": facts.channels, **affine}
+    elif catalog.find(method).over_samples:
         raise RefusedError("it is not known how many dimensions its input has: pass example= or calibrate=")
-    if method in ("batch_norm", "instance_norm") and rank is not None:
-        return (BATCH if method == "batch_norm" else INSTANCE)[max(rank, 1)], plain
-    if method == "group_norm":
-        return GroupNorm, {"num_groups": groups_for(channels, groups), "num_channels": channels, **affine}
-    if method == "layer_norm2d":
-        return LayerNorm2d, {"num_channels": channels, **affine}
-    return Norm, {"pattern": REGIONS[method], **plain, "center": catalog.find(method).center}
+    pattern = REGIONS.get(method, method)
+    grouping = {"num_groups": groups_for(facts.channels, groups)} if leaves_groups_open(pattern) else {}
+    if method in OF_CHANNELS:
+        return OF_CHANNELS[method], {**grouping, "num_channels": facts.channels, **affine}
+    center = is_pattern(method) or catalog.find(method).center
+    return Norm, {"pattern": pattern, "num_features": facts.channels, **grouping, **affine, "center": center}
+
+
+def _eps(facts: NormInfo) -> float:
+    return torch.finfo(torch.float32).eps if facts.eps is None else facts.eps
+
+
+def is_pattern(method: str) -> bool:
+    """Whether a method is given as a pattern, and not by its name."""
+    return "[" in method
 
 
 def _check_place_of_channels(pattern: str, facts: NormInfo) -> None:
@@ -188,8 +207,8 @@ def _check_place_of_channels(pattern: str, facts: NormInfo) -> None:
         raise RefusedError(f"its features are in {where}, and the pattern {pattern!r} has its channels elsewhere")
 
 
-def _open(pattern: str) -> bool:
-    """Whether the number of groups is left open by a pattern."""
+def leaves_groups_open(pattern: str) -> bool:
+    """Whether a pattern has groups and does not say how many."""
     return any(axis.name == "g" and axis.size is None for axis in bound(pattern, {}).axes)
 
 
@@ -197,19 +216,19 @@ def _choice_of_last(
     facts: NormInfo, method: str, groups: int | None, weight: bool, bias: bool
 ) -> tuple[type[nn.Module], dict[str, Any]]:
     """The same where the features are the last dimensions."""
-    shape, affine = facts.shape, {"affine": weight, "bias": bias}
-    eps = torch.finfo(torch.float32).eps if facts.eps is None else facts.eps
-    if method == "layer_norm":
-        return LayerNorm, {"normalized_shape": shape, "eps": eps, "elementwise_affine": weight, "bias": bias}
-    if method == "rms_norm" and not bias:
-        return RMSNorm, {"normalized_shape": shape, "eps": facts.eps, "elementwise_affine": weight}
-    if method == "rms_norm":
-        names = " ".join(f"c{i}" for i in range(1, len(shape) + 1)) if len(shape) > 1 else "c"
-        return Norm, {"pattern": f"... [{names}]", "num_features": shape, "eps": eps, **affine, "center": False}
-    if method == "group_norm" and len(shape) == 1:
+    shape, row = facts.shape, catalog.find(method)
+    affine: dict[str, Any] = {"eps": _eps(facts), "affine": weight, "bias": bias}
+    if row.grouped and len(shape) == 1:
         count = groups_for(shape[0], groups)
-        return Norm, {"pattern": "... (g [c])", "num_features": shape[0], "num_groups": count, "eps": eps, **affine}
-    raise RefusedError(f"it normalizes the last dimensions, for which normkit has no {method}")
+        return Norm, {"pattern": "... (g [c])", "num_features": shape[0], "num_groups": count, **affine}
+    if "... [c]" not in row.patterns:
+        raise RefusedError(f"it normalizes the last dimensions, for which normkit has no {method}")
+    if row.center:
+        return LayerNorm, {"normalized_shape": shape, "eps": _eps(facts), "elementwise_affine": weight, "bias": bias}
+    if not bias:
+        return RMSNorm, {"normalized_shape": shape, "eps": facts.eps, "elementwise_affine": weight}
+    names = " ".join(f"c{i}" for i in range(1, len(shape) + 1)) if len(shape) > 1 else "c"
+    return Norm, {"pattern": f"... [{names}]", "num_features": shape, **affine, "center": False}
 
 
 def _made(
@@ -266,23 +285,23 @@ def _known_with_activation(module: nn.Module, facts: NormInfo, cls: type[nn.Modu
 
 def _refuse_erasing(facts: NormInfo, method: str, groups: int | None, shapes: list[torch.Size]) -> None:
     """A region of a single element leaves nothing of its input but the bias."""
-    if method == "batch_norm":
+    if not is_pattern(method) and catalog.find(method).over_samples:
         return
-    count = groups_for(facts.channels, groups)
-    pattern = method if "[" in method else f"b (g={count} [c]) [...]" if method == "group_norm" else REGIONS[method]
-    # Positions of a norm for images are taken to be many where none has been seen; a norm for (N, C) and
-    # (N, C, L) is taken to have none.
+    pattern = REGIONS.get(method, method)
+    open_groups = {"g": groups_for(facts.channels, groups)} if leaves_groups_open(pattern) else {}
+    region = bound(pattern, open_groups)
+    # Without an example: a norm for images has many positions, and a norm for (N, C) and (N, C, L) has none.
     rank = 2 if facts.rank is None else 0 if facts.rank == 1 else facts.rank
     unseen = torch.Size((2, facts.channels, *(2,) * rank))
     for shape in shapes or [unseen]:
         try:
-            levels = bound(pattern, {"g": count} if _open(pattern) else {}).levels(shape)
+            levels = region.levels(shape)
         except NormkitError as error:
             raise RefusedError(str(error)) from error
         if math.prod(level.size for level in levels if level.reduced) == 1:
             hint = "" if shapes else "; if its inputs have positions, show one with example="
             raise RefusedError(
-                f"on an input of shape {tuple(shape)} the region {pattern!r} is one single element, "
+                f"on an input of shape {tuple(shape)} the region {str(region)!r} is one single element, "
                 f"so that it would erase its input{hint}"
             )
 

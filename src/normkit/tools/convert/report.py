@@ -49,6 +49,8 @@ class Change:
     note: str = ""
     residual: float | None = None
     original: nn.Module = field(repr=False, compare=False, kw_only=True)
+    made: str = field(repr=False, compare=False, kw_only=True)
+    """The name of the class that it has now, which stays when that is frozen."""
     folded: bool = field(repr=False, compare=False, kw_only=True)
     given: dict[str, Tensor] = field(repr=False, compare=False, kw_only=True)
     """The values that the conversion chose itself, to tell whether they have been trained since."""
@@ -92,7 +94,7 @@ class ConvertReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        hidden = ("original", "folded", "given")
+        hidden = ("original", "made", "folded", "given")
         changes = [
             {f.name: getattr(row, f.name) for f in dataclasses.fields(row) if f.name not in hidden}
             for row in self.changes
@@ -122,11 +124,11 @@ class ConvertReport:
         new: dict[nn.Module, nn.Module] = {}
         for change in self.changes:
             place = places.get(change.name)
-            if place is None or as_text(place.module).split("(")[0] != change.new.split("(")[0]:
-                there = "nothing" if place is None else type(place.module).__name__
+            there = "nothing" if place is None else type(place.module).__name__
+            if place is None or there != change.made:
                 raise StateError(
-                    f"revert needs the model as convert left it; at {change.name!r} it put "
-                    f"{change.new.split('(')[0]}, and there is {there}: undo later changes first"
+                    f"revert needs the model as convert left it; it made {change.name!r} a {change.made}, "
+                    f"and there is {there}: undo later changes first"
                 )
             new[place.module] = _restored(change, place.module)
         same = all(_tensors(old) == _tensors(successor) for old, successor in new.items())

@@ -8,17 +8,18 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normkit.errors import ArgumentError, StateError, whole_number
 from normkit.parametrize._checks import check_batches
-from normkit.tools.convert.build import equivalent, groups_for, other
+from normkit.tools.convert.build import AFFINE, REGIONS, equivalent, groups_for, leaves_groups_open, other
 from normkit.tools.convert.calibrate import fit
 from normkit.tools.convert.report import Change, ConvertReport, as_text
 from normkit.tools.convert.target import OWN, ConversionTarget, To
 from normkit.tools.model.call import shapes as shapes_in
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import Refusal, RefusedError
+from normkit.tools.model.statistics import keeps_statistics
 from normkit.tools.model.tree import Place, copy_of, norms, replace, walk
 from normkit.tools.model.wrapped import refuse_wrapped
 
@@ -147,7 +148,7 @@ class _Plan:
         if facts.rank is None and facts.axis == "first" and len(seen) == 1:
             facts = dataclasses.replace(facts, rank=seen.pop())
         method = self.target.method(place, facts)
-        same = method == OWN or (method == facts.kind and (self.groups is None or facts.kind != "group_norm"))
+        same = method == OWN or (method == facts.kind and (self.groups is None or facts.groups is None))
         if method is None or method is place.module or (same and facts.origin == "normkit"):
             self.kept.append(place.name)
             return
@@ -169,7 +170,7 @@ class _Plan:
                     shapes=self.shapes.get(place.module, []),
                     add_affine=self.add_affine,
                 )
-                note = self._note(place.module, facts, method)
+                note = self._note(facts, method, new)
         except RefusedError as reason:
             self.refusals.append(Refusal(place.name, old, str(reason)))
             return
@@ -183,17 +184,17 @@ class _Plan:
             method=facts.kind if same and facts.kind else method if isinstance(method, str) else type(new).__name__,
             note=note,
             original=place.module,
-            folded=method == "affine",
-            given={name: p.detach().clone() for name, p in new._parameters.items() if p is not None}
-            if method == "affine"
-            else {},
+            made=type(new).__name__,
+            folded=method == AFFINE,
+            given=_values(new) if method == AFFINE else {},
         )
 
-    def _note(self, module: nn.Module, facts: NormInfo, method: str) -> str:
-        if method == "group_norm" and self.groups is not None and facts.channels % self.groups:
+    def _note(self, facts: NormInfo, method: str, new: nn.Module) -> str:
+        groups_are_open = method in REGIONS and leaves_groups_open(REGIONS[method])
+        if groups_are_open and self.groups is not None and facts.channels % self.groups:
             used = groups_for(facts.channels, self.groups)
             return f"{self.groups} groups asked, {used} divide {facts.channels}"
-        if method == "batch_norm" and not self.add_affine:
+        if keeps_statistics(new) and not self.add_affine:
             return "running statistics start at 0 and 1: recalibrate, or pass calibrate="
         return ""
 
@@ -216,6 +217,11 @@ class _Plan:
                 self.changes[old] = self.changes[old].fitted(new, fitted[old])
             else:
                 self.changes[old] = self.changes[old].with_note("no batch reached it, so that nothing was fitted")
+
+
+def _values(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of the parameters that a module has itself."""
+    return {name: p.detach().clone() for name, p in module.named_parameters(recurse=False)}
 
 
 def _check_keys(old: nn.Module, new: nn.Module) -> None:

@@ -11,14 +11,14 @@ from torch import nn
 from normkit import catalog
 from normkit.errors import ArgumentError, DtypeError, nearest
 from normkit.pattern import bound
-from normkit.tools.convert.build import REGIONS
+from normkit.tools.convert.build import AFFINE, REGIONS, is_pattern
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.tree import Place, matches
 
 OWN = "normkit's own"
 """The default target."""
 
-METHODS = (*REGIONS, "affine")
+METHODS = (*REGIONS, AFFINE)
 """What a norm can become."""
 
 Method: TypeAlias = str | type[nn.Module] | None
@@ -75,15 +75,15 @@ layer_norm2d, affine or a pattern, got 'weight_norm': insert puts weight norms o
         name = name.__name__
     if not isinstance(name, str):
         raise DtypeError(f"a method is named by a string, got {type(name).__name__}: give a name such as 'group_norm'")
-    if "[" in name:
+    if is_pattern(name):
         bound(name, {})
         return name
-    if name == "affine":
+    if name == AFFINE:
         return name
     try:
         found = catalog.find(name)
     except ArgumentError:
-        known = [method.name for method in catalog.METHODS] + ["affine"]
+        known = [method.name for method in catalog.METHODS] + [AFFINE]
         raise ArgumentError(f"no normalization is called {name!r}: {nearest(name, known)}") from None
     if found.name not in METHODS:
         of_weights = "insert puts weight norms on the layers themselves"

@@ -25,7 +25,12 @@ from normkit.tools.model.wrapped import refuse_wrapped
 
 M = TypeVar("M", bound=nn.Module)
 
-OF_WEIGHTS = tuple(method.name for method in catalog.METHODS if method.of_weights)
+REPLACES_WEIGHT = ("weight_norm",)
+"""The norms of weights that keep other parameters than the weight."""
+
+ON_FEATURES = {"layer_norm2d": "layer_norm"}
+"""The name that a method has on the output of a linear layer, whose features are the last dimension, if another."""
+
 METHODS = tuple(method.name for method in catalog.METHODS if method.insertable)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -201,37 +206,38 @@ def _refuse(place: Place, use: Use, method: str, tied: Mapping[nn.Module, str]) 
         raise RefusedError("it is lazy: run one batch first")
     if use.last:
         raise RefusedError("it is the last layer")
-    if method == "weight_norm" and place.module in tied:
+    if method in REPLACES_WEIGHT and place.module in tied:
         raise RefusedError(f"its weight is that of {tied[place.module]!r} too, and would no longer be")
-    if method in OF_WEIGHTS:
+    row = catalog.find(method)
+    if row.of_weights:
         return
     if use.normalized:
         raise RefusedError("a norm follows already")
     if use.read:
         raise RefusedError("its weight is read by other code than its own")
-    if use.times > 1 and method == "batch_norm":
+    if use.times > 1 and row.over_samples:
         raise RefusedError(f"it is used {use.times} times, and the statistics of its uses would be mixed")
 
 
 def _norm(layer: Any, method: str, groups: int | None, shape: torch.Size | None) -> nn.Module | None:
     """The norm to add after a layer; None if it is a norm of weights, which is put on the layer at once."""
-    if method in OF_WEIGHTS:
+    row = catalog.find(method)
+    if row.of_weights:
         dim = 1 if getattr(layer, "transposed", False) else 0
         getattr(parametrize, method)(layer, dim=dim)
         return None
     linear = isinstance(layer, nn.Linear)
     rank = 0 if linear else next(n for kind, n in CONVOLUTIONS.items() if isinstance(layer, kind))
-    if linear and method == "layer_norm2d":
-        method = "layer_norm"
-    if linear and method == "instance_norm":
+    if linear and row.per_channel and not row.over_samples:
         raise RefusedError("the features of a linear layer have no positions to normalize over")
-    if linear and method == "batch_norm" and shape is not None and len(shape) != 2:
+    if linear and row.over_samples and shape is not None and len(shape) != 2:
         raise RefusedError(f"its output of shape {tuple(shape)} has more than batch and features")
     channels = layer.out_features if linear else layer.out_channels
     weight = layer.weight
-    norm = fresh(method, channels, rank, groups, shape, device=weight.device, dtype=weight.dtype)
-    if linear and method == "batch_norm":
-        # Dimension 1 of (N, tokens, C) are no features, even where there are as many.
+    made = ON_FEATURES.get(method, method) if linear else method
+    norm = fresh(made, channels, rank, groups, shape, device=weight.device, dtype=weight.dtype)
+    if linear and row.over_samples:
+        # Dimension 1 of (N, tokens, C) does not hold features, even where it has the same size.
         vars(norm)["layouts"] = {2: "(N, C)"}
     return norm
 

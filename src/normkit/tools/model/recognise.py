@@ -178,7 +178,7 @@ def _computes_as(cls: type[nn.Module], base: type[nn.Module]) -> bool:
 
 
 def _alternatives(facts: NormInfo) -> Iterator[NormInfo]:
-    """What a subclass of torch's norm may compute instead: over dimension 1, or with a weight stored less 1."""
+    """What a subclass of torch's norm may compute instead: over dimension 1, or with weight - 1 stored."""
     offsets = (0.0, 1.0) if facts.weight else (0.0,)
     both: tuple[Literal["last", "first"], ...] = ("last", "first")
     axes = both if facts.axis == "last" and len(facts.shape) == 1 else (facts.axis,)

@@ -39,9 +39,9 @@ def input_of(norm: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     return x if residual is None else x.detach() + residual.detach()
 
 
-def is_unbatched(norm: nn.Module, x: Tensor) -> bool:
-    """Whether the input is one sample, without the batch dimension that only instance norm can do without."""
-    return isinstance(norm, _InstanceNorm) and x.dim() == norm._get_no_batch_dim()
+def is_unbatched(norm: nn.Module, dims: int) -> bool:
+    """Whether an input of so many dimensions is one sample without a batch dimension, as instance norm accepts."""
+    return isinstance(norm, _InstanceNorm) and dims == norm._get_no_batch_dim()
 
 
 def valid_mask(norm: nn.Module, x: Tensor, kwargs: Mapping[str, Any], pattern: str) -> Tensor | None:

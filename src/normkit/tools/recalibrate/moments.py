@@ -13,7 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normkit.merging import merging_weights
 from normkit.tools.model.statistics import statistics_of
-from normkit.tools.model.valid import valid_positions
+from normkit.tools.model.valid import is_unbatched, valid_positions
 
 CHUNK = 1 << 22
 """Elements made float64 at a time: 32 MiB, so that large activations are not held twice."""
@@ -52,8 +52,7 @@ class Moments:
         """(samples, channels, values) of an input, without a copy where strides allow."""
         if self.pooled:
             return x.reshape(*x.shape[:2], -1)
-        batched = x.unsqueeze(0) if x.dim() == self.norm._get_no_batch_dim() else x  # type: ignore[operator]
-        return batched.flatten(2)
+        return (x.unsqueeze(0) if is_unbatched(self.norm, x.dim()) else x).flatten(2)
 
     def add(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Add an input; return the mean and biased variance of its channels.

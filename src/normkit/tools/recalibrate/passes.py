@@ -66,7 +66,7 @@ def _collecting(name: str, seen: Moments, turns: Iterator[int]) -> Callable[...,
 
     def hook(norm: _NormBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = input_of(norm, args, kwargs)
-        mask = valid_mask(norm, x.unsqueeze(0) if is_unbatched(norm, x) else x, kwargs, FIRST)
+        mask = valid_mask(norm, x.unsqueeze(0) if is_unbatched(norm, x.dim()) else x, kwargs, FIRST)
         if not x.numel() or (mask is not None and not mask.any()):
             return
         if not seen.calls:

@@ -51,7 +51,7 @@ class Row:
         x = input_of(norm, args, kwargs)
         if not isinstance(x, Tensor) or not x.is_floating_point():
             return
-        self._unbatched = is_unbatched(norm, x)
+        self._unbatched = is_unbatched(norm, x.dim())
         x = x.detach().unsqueeze(0) if self._unbatched else x.detach()
         pattern = _pattern(norm, self.facts, x)
         if pattern is not None:

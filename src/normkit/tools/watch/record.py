@@ -27,7 +27,7 @@ class NormRecord:
             step, in running standard deviations.
         running_var_ratio: largest factor over the channels between the batch's variance and the running one, either
             way, eps included; at least 1.
-        weight_min, weight_max: of the weight as it is applied: 1 is added where it is stored less 1.
+        weight_min, weight_max: of the weight as it is applied: 1 is added where weight - 1 is stored.
         bias_min, bias_max: of the bias.
         grad_output: length of the gradient of the loss by the norm's output, ``sqrt(sum(g^2))``.
         grad_weight, grad_bias: the same for the parameters, over all calls; of the first backward.

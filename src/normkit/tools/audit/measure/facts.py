@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from normkit.errors import ArgumentError, NormkitError
@@ -25,7 +24,7 @@ from normkit.tools.freeze import is_frozen
 from normkit.tools.model.graph.call_graph import CallGraph, Node, call_graph
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.tree import norms as every_norm
-from normkit.tools.model.valid import FIRST
+from normkit.tools.model.valid import FIRST, is_unbatched
 
 BATCHES = 16
 """Number of a loader's batches that are read: enough for a mean and a variance, and seconds at most."""
@@ -111,7 +110,7 @@ class Seen:
     def _levels(self, shape: tuple[int, ...]) -> tuple[Level, ...] | None:
         """The axes of its region on an input of this shape, channels in dimension 1; None if the region is unknown."""
         region = bound(FIRST, {}) if self.is_batch else self.facts.region
-        if isinstance(self.module, _InstanceNorm) and len(shape) == self.module._get_no_batch_dim():
+        if is_unbatched(self.module, len(shape)):
             shape = (1, *shape)
         try:
             return None if region is None else region.levels(shape)
@@ -131,6 +130,7 @@ class Subject:
         samples: first size of the example's first tensor, its number of samples.
         noise: the example holds random numbers, so that its mean and variance are not those of data.
         on_meta: name of a tensor on the meta device, which has no values; empty if there is none.
+        lazy: name of a module that does not know its size yet, so that nothing is run; empty if there is none.
         failure: why the run of the example ended early; empty if it did not.
         example: what the model was run on; the loader's first batch where none was given.
         batches: number of the loader's batches that were looked at.
@@ -145,6 +145,7 @@ class Subject:
     samples: int = 1
     noise: bool = False
     on_meta: str = ""
+    lazy: str = ""
     failure: str = ""
     example: Any = None
     batches: int = 0

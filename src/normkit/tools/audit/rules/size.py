@@ -69,6 +69,7 @@ RULES = (
         "again.",
         one_element,
         ("example",),
+        of_failure=True,
     ),
     Rule(
         "NK203",
