@@ -58,7 +58,7 @@ def nk103() -> Result:
 
     scores = [mean_of(lambda b=b: accuracy(fit(make(b)))) for b in (False, True)]
     return against(
-        *scores, "with the norm behind the activation", "before it; no harm is claimed here, the rule is info"
+        *scores, "with the norm after the activation", "before it; no harm is claimed here, the rule is info"
     )
 
 

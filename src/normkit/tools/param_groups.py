@@ -1,4 +1,4 @@
-"""Parameter groups for an optimizer: what norms and biases own is not decayed."""
+"""Parameter groups for an optimizer: parameters of norms and biases are not decayed."""
 
 from __future__ import annotations
 

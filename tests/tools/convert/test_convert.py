@@ -256,7 +256,7 @@ def test_names_that_nothing_has():
         ArgumentError, match="'tokem' is neither a norm of the model nor a method: did you mean 'token'"
     ):
         normkit.convert(model, to={"tokem": "RMS"})
-    with pytest.raises(ArgumentError, match="got 'weight_norm': insert puts weight norms on the layers themselves"):
+    with pytest.raises(ArgumentError, match="got 'weight_norm': insert applies weight norms to the layers themselves"):
         normkit.convert(model, to="weight_norm")
     with pytest.raises(DtypeError, match="to must be a method, a mapping or a function, got int"):
         normkit.convert(model, to=3)

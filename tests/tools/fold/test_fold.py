@@ -106,7 +106,7 @@ def test_a_shift_does_not_pass_zeros_or_overlaps(layer, padding, groups):
     assert len(report.folds) == possible
     if not possible:
         why = "the zeros of its padding are not" if layer is nn.Conv2d else "a transposed convolution spreads"
-        assert f"cannot go into '2' behind it: {why}" in report.refusals[0].reason
+        assert f"cannot be folded into '2', which follows it: {why}" in report.refusals[0].reason
     # A norm that only scales passes both.
     norm.running_mean.zero_()
     nn.init.zeros_(norm.bias)
@@ -240,7 +240,7 @@ REFUSED = {
     ),
     "the graph knows another use": (
         Net(lambda s, x: s.bn(s.conv(x)) if type(x) is Tensor else s.bn(s.conv(x)) + s.conv(x), conv=conv(), bn=bn()),
-        "the model's graph has another way from 'conv'",
+        "the model's graph has another path from 'conv'",
     ),
 }
 
@@ -302,7 +302,7 @@ def test_flow_that_depends_on_values_is_that_of_the_example():
     _, report = normkit.fold(model, image(2).float())
     assert len(report.folds) == 1
     assert not report.graph
-    assert "for inputs that take the way of the example" in str(report)
+    assert "for inputs that take the same path as the example" in str(report)
 
 
 def test_shapes_may_be_asked_and_results_kept():
@@ -380,7 +380,7 @@ def test_outputs_that_move_undo_everything(inplace, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("normkit.tools.fold.folding.EXACT", 1.0)
     folded, report = normkit.fold(model, image(2).float(), inplace=inplace)
     assert report.folds == ()
-    assert all("folding was undone: outputs moved by 0.0" in row.reason for row in report.refusals)
+    assert all("folding was undone: outputs changed by 0.0" in row.reason for row in report.refusals)
     assert report.error > report.tolerance
     assert [*model] == before
     assert {name: id(p) for name, p in model.named_parameters()} == state

@@ -245,7 +245,7 @@ def test_weight_norm_leaves_tied_layers_tied():
     model, tokens = Tied(), torch.arange(6).reshape(2, 3)
     normed, report = normkit.insert(model, "weight_norm")
     assert [row.name for row in report.inserted] == ["free"]
-    assert report.skipped[0].reason == "its weight is that of 'second' too, and would no longer be"
+    assert report.skipped[0].reason == "its weight is shared with 'second', and would no longer be"
     assert [row.reason.split("'")[1] for row in report.skipped[:3]] == ["second", "first", "table"]
     assert normed.first.weight is normed.second.weight
     assert normed.out.weight is normed.table.weight
@@ -399,7 +399,7 @@ def test_wrong_names():
     model, _ = mlp()
     with pytest.raises(ArgumentError, match="no normalization is called 'layer_nrom': did you mean 'layer_norm'"):
         normkit.insert(model, "layer_nrom")
-    with pytest.raises(ArgumentError, match="got 'LRN': put it into the model by hand"):
+    with pytest.raises(ArgumentError, match="got 'LRN': add it to the model by hand"):
         normkit.insert(model, "LRN")
     with pytest.raises(ArgumentError, match=r"no layer of the model is called 'x\*': known: 0, 2, 4"):
         normkit.insert(model, "LN", only=["x*"])

@@ -133,7 +133,7 @@ def _table(config: Path | None) -> dict[str, Any]:
 
 
 def _checked(path: Path, key: str, value: Any) -> tuple[str, Any]:
-    """Name and value of a setting; lists stand for the text that the command line takes."""
+    """Name and value of a setting; lists replace the text that the command line takes."""
     names = [each.name for each in fields(Options)]
     name = key.replace("-", "_")
     if name not in names:

@@ -35,13 +35,13 @@ def audit(
 ) -> Report:
     """Look for what is wrong with the normalization in a model.
 
-    With an example the model is run: what feeds what comes from that run and never from names. The model is left
-    exactly as it was: mode, hooks, buffers, gradients, and the state of the random generators; also when it raises.
+    With an example the model is run: the run shows which layer reads the output of which, and names are not used. The
+    model is left as it was, also after an error: mode, hooks, buffers, gradients, and the state of random generators.
 
     Args:
         model: any module. Compiled models and those in DistributedDataParallel are looked into.
         example: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments.
-            None for the rules that need no run. Mean and variance of random numbers are not held against a model.
+            None for the rules that need no run. Mean and variance of an example of random numbers are not judged.
         loader: gives batches of inputs, or pairs (input, target); the first 16 are compared with the running
             statistics. Its first batch serves as the example if there is none.
         optimizer: to see which parameters are under weight decay.
@@ -83,7 +83,7 @@ def examine(
     location: Location | None = None,
     **given: Any,
 ) -> Report:
-    """What `audit` does.
+    """The same as `audit`, with what the command line knows besides.
 
     Args:
         model, example, loader, optimizer, ignore: as for `audit`.

@@ -1,4 +1,4 @@
-"""Makes the normkit layer that takes a norm's place: the same method, or another one of the same width."""
+"""Makes the layer of normkit that replaces a norm: of the same method, or of another one with the same width."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ AFFINE = "affine"
 """What `convert` calls running statistics, weight and bias as one scale and shift."""
 
 GROUPS = 32
-"""The number of groups that Wu & He 2018 found best, for who names none."""
+"""The number of groups that Wu & He 2018 found best; the default."""
 
 
 def nearest_divisor(channels: int, groups: int) -> int:

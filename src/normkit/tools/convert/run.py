@@ -40,9 +40,9 @@ def convert(
 
     Without `to`, every norm of torch, timm, transformers or anyone else that computes what a layer of normkit
     computes is replaced by that layer: same keys in ``state_dict``, same outputs and gradients to rounding.
-    With `to`, norms become another method; weight and bias go with them, and so do activation and dropout that a
-    norm brings along, hooks, and the mode. Shared norms stay shared. What cannot be done without a wrong result is
-    left as it is, and the report says why.
+    With `to`, norms become another method. They keep weight, bias, hooks and mode, and the activation and dropout that
+    are part of a norm. Shared norms stay shared. A norm whose conversion would give wrong results stays as it is, and
+    the report has the reason.
 
     Args:
         model: any module.
@@ -55,7 +55,7 @@ def convert(
             arguments; of a loader's ``(x, y)`` the first. The new weights and biases are then those with which each
             new layer comes nearest, in least squares, to the outputs of the old one in evaluation; running statistics
             are those of the batches.
-        example: one such batch, from which the shapes inside the model are learned.
+        example: one such batch, which shows the shapes inside the model.
         num_groups: for group norm; where it does not divide the channels, the nearest that does is taken. By
             default the nearest to 32 that leaves two channels or more in a group.
         inplace: whether to change the model itself and not a copy.
@@ -115,14 +115,14 @@ def convert(
 
 
 def _copied(model: M, found: list[tuple[Place, NormInfo]]) -> tuple[M, list[tuple[Place, NormInfo]]]:
-    """A deep copy, and its norms; what is known of them needs no second look."""
+    """A deep copy, and its norms with the facts that are known already."""
     model = copy_of(model)
     facts = {place.name: facts for place, facts in found}
     return model, [(place, facts[place.name]) for place in walk(model) if place.name in facts]
 
 
 class _Plan:
-    """What becomes of each norm; the model is only read."""
+    """Decides what each norm becomes; the model is not changed."""
 
     def __init__(
         self,
@@ -237,5 +237,5 @@ def _refuse_fast_path(place: Place) -> None:
     if any(isinstance(parent, nn.TransformerEncoderLayer) for parent, _ in place.parents):
         raise RefusedError(
             "in evaluation torch's TransformerEncoderLayer reads weight and eps of its norms and computes a layer "
-            "norm, whatever module stands there"
+            "norm, whatever module is there"
         )

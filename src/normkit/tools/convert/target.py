@@ -1,4 +1,4 @@
-"""Reads what a user wants of each norm: a method for all, a mapping, or a function."""
+"""Reads the argument `to` of `convert`: a method for all norms, a mapping, or a function."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def method_name(name: str | type) -> str:
     >>> method_name("weight_norm")
     Traceback (most recent call last):
     normkit.errors.ArgumentError: a norm can become batch_norm, layer_norm, instance_norm, group_norm, rms_norm, \
-layer_norm2d, affine or a pattern, got 'weight_norm': insert puts weight norms on the layers themselves
+layer_norm2d, affine or a pattern, got 'weight_norm': insert applies weight norms to the layers themselves
     """
     if isinstance(name, type):
         name = name.__name__
@@ -86,7 +86,7 @@ layer_norm2d, affine or a pattern, got 'weight_norm': insert puts weight norms o
         known = [method.name for method in catalog.METHODS] + [AFFINE]
         raise ArgumentError(f"no normalization is called {name!r}: {nearest(name, known)}") from None
     if found.name not in METHODS:
-        of_weights = "insert puts weight norms on the layers themselves"
+        of_weights = "insert applies weight norms to the layers themselves"
         remedy = of_weights if found.of_weights else nearest(found.name, METHODS)
         raise ArgumentError(f"a norm can become {', '.join(METHODS)} or a pattern, got {name!r}: {remedy}")
     return found.name

@@ -1,4 +1,4 @@
-"""How `fold` compares what a model gives before and after."""
+"""How `fold` compares the outputs of a model before and after."""
 
 from __future__ import annotations
 

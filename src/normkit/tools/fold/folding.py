@@ -1,4 +1,4 @@
-"""Which norm goes into which layer, the exchange itself, and how to undo it."""
+"""Decides which norm is folded into which layer, folds it, and can undo that."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Folding:
         self.weights: list[tuple[nn.Module, dict[str, nn.Parameter | None]]] = []
 
     def fold(self, example: Any, tolerance: float | None) -> FoldReport:
-        """Fold what can be folded, and put everything back if the model then gives something else."""
+        """Fold all norms that can be folded, and undo it if the outputs of the model change."""
         reasons: dict[nn.Module, str] = {}
         flow, graph = self.traced(example)
         before = self.outputs(flow)
@@ -52,7 +52,7 @@ class Folding:
         try:
             graph = self.rounds(flow, graph, example, reasons)
             error = self.largest_change(example, before) if self.folds else 0.0
-            text = f"outputs moved by {error:.2g} of their size, and {allowed:.2g} is allowed"
+            text = f"outputs changed by {error:.2g} of their size, and {allowed:.2g} is allowed"
         except RefusedError as refusal:
             error, text = float("inf"), str(refusal)
         if not error <= allowed:
@@ -91,14 +91,14 @@ class Folding:
 
     @contextlib.contextmanager
     def runs_on(self) -> Iterator[None]:
-        """A model that ran before it was folded runs now too."""
+        """Refuse the fold if the model raises now; it ran before."""
         try:
             yield
         except Exception as error:
             raise RefusedError(f"the folded model raises {type(error).__name__}: {error}") from error
 
     def outputs(self, flow: Dataflow) -> list[Tensor]:
-        """What the model gives for the example, to be compared with what it gives when it is folded."""
+        """The outputs for the example, to be compared with those of the folded model."""
         before = [tensor.clone() for tensor in compared(flow.output)]
         if not before:
             raise ArgumentError(
@@ -168,7 +168,7 @@ class Folding:
         ):
             raise RefusedError(f"it normalizes another dimension than {name} makes")
         if graph is not None and not graph.joins(layer, norm):
-            raise RefusedError(f"the model's graph has another way from {name}, or to the norm")
+            raise RefusedError(f"the model's graph has another path from {name}, or to the norm")
         return layer
 
     def layer_after(self, norm: nn.Module, shift: Tensor, flow: Dataflow, graph: SymbolicGraph | None) -> Layer:
@@ -179,7 +179,7 @@ class Folding:
             raise RefusedError("its output does not go straight to one such layer")
         name = repr(self.names[layer])
         if not isinstance(_left(norm), nn.Identity):
-            raise RefusedError(f"its activation stands before {name}")
+            raise RefusedError(f"its activation is applied before {name}")
         if any(call.source is None or call.source.module is not norm for call in flow.calls[layer]):
             raise RefusedError(f"{name} also has other inputs")
         self.check_usable(layer, flow, graph)
@@ -188,9 +188,9 @@ class Folding:
         ):
             raise RefusedError(f"it normalizes another dimension than {name} sums over")
         if (why := fold_math.shift_is_lost(layer)) and bool(shift.any()):
-            raise RefusedError(f"it cannot go into {name} behind it: {why}")
+            raise RefusedError(f"it cannot be folded into {name}, which follows it: {why}")
         if graph is not None and not graph.joins(norm, layer):
-            raise RefusedError(f"the model's graph has another way to {name}, or from the norm")
+            raise RefusedError(f"the model's graph has another path to {name}, or from the norm")
         return layer
 
     def called(self, taker: nn.Module | str) -> str:
@@ -215,14 +215,14 @@ class Folding:
     def check(
         self, pair: list[nn.Module], layer: Layer, weight: Tensor, bias: Tensor, left: nn.Module, flow: Dataflow
     ) -> None:
-        """In float64, where rounding is out of the question, the folded layer gives what the pair gives."""
+        """In float64, where rounding errors are tiny, the output of the folded layer must be that of the pair."""
         name, dtype = repr(self.names[layer]), layer.weight.dtype
         if not all(bool(tensor.to(dtype).isfinite().all()) for tensor in (weight, bias)):
             raise RefusedError(f"the folded weight of {name} would not be finite in {dtype}")
         try:
             exact = [copy.deepcopy(module).double() for module in pair]
             for module, original in zip(exact, pair, strict=True):
-                # A norm that was made frozen must prove that its mode means nothing.
+                # The mode of a norm of a frozen class must make no difference.
                 module.training = original in self.training and original in self.found
             new = copy.deepcopy(layer).double()
             fold_math.set_parameters(new, weight, bias)

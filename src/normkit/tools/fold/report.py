@@ -56,6 +56,6 @@ class FoldReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        flow = "for every input" if self.graph else "for inputs that take the way of the example"
-        tail = f"{len(self.folds)} folded, {len(self.refusals)} stay; {flow}; outputs moved by {self.error:.1e}"
+        inputs = "for every input" if self.graph else "for inputs that take the same path as the example"
+        tail = f"{len(self.folds)} folded, {len(self.refusals)} stay; {inputs}; outputs changed by {self.error:.1e}"
         return "\n".join(map(str, [*self.folds, *self.refusals, tail]))

@@ -96,7 +96,7 @@ def fold(
 
 @contextlib.contextmanager
 def _in_evaluation(work: Folding) -> Iterator[None]:
-    """Nothing draws or counts meanwhile; then every module has its mode again, and what replaced a norm the norm's."""
+    """Evaluation mode for all modules; then each has its own mode again, and the successor of a norm has the norm's."""
     with keeping_modes(work.model) as modes:
         for module in modes:
             module.training = False

@@ -42,7 +42,7 @@ class Insertion:
     Attributes:
         name: of the layer before; with a norm of activations it is now a `Sequential` of ``layer`` and ``norm``.
         layer, norm: both in words.
-        bias_dropped: whether the layer lost a bias that the norm would subtract again.
+        bias_dropped: whether a bias was removed that the norm would subtract again.
     """
 
     name: str
@@ -87,23 +87,23 @@ def insert(
     """Add a norm after each convolution and linear layer and before its activation.
 
     The last layer of a branch gets none, which is one whose output the model returns, nor does one that a norm follows
-    already. Norms of weights go on the layer itself.
-    A bias that the norm would subtract again (batch and instance norm) is dropped. What works on what is found by
-    `torch.fx`; where that fails, by the order of calls on the example, or by the order of modules, with a warning.
+    already. Norms of weights are applied to the layer itself.
+    A bias that the norm would subtract again (batch and instance norm) is dropped. `torch.fx` finds which layer reads
+    the output of which. For a model that it cannot trace, the order of calls on the example decides, or the order of
+    modules, with a warning.
 
     Args:
         model: any module.
         method: batch, layer, instance, group or RMS norm, weight norm or weight standardization, by any of its names.
-        example: an input of the model: a tensor, a tuple of positional or a mapping of keyword arguments; from it the
-            shapes between the layers are learned.
+        example: an input of the model: a tensor, a tuple of positional or a mapping of keyword arguments; it shows the
+            shapes between the layers.
         only: names of layers, with the wildcards of the shell; None for all.
         num_groups: for group norm, as in `normkit.convert`.
         inplace: whether to change the model itself and not a copy.
 
     Returns:
         The changed model and the report. A layer ``conv`` becomes a `Sequential` of ``conv.layer`` and
-        ``conv.norm``, so load old weights before; it still answers for the layer's attributes. Make the optimizer
-        afterwards.
+        ``conv.norm``, so load old weights before; it has the layer's attributes. Make the optimizer afterwards.
 
     Raises:
         ArgumentError: an unknown method, a name that no layer has.
@@ -127,8 +127,8 @@ def insert(
     uses = traced(model)
     if uses is None:
         warnings.warn(
-            f"{type(model).__name__} cannot be traced by torch.fx: which layer is the last, and what stands behind a "
-            "layer, is taken from the order of " + ("calls" if example is not None else "modules; pass example="),
+            f"{type(model).__name__} cannot be traced by torch.fx: which layer is the last, and what follows each, is "
+            "taken from the order of " + ("calls" if example is not None else "modules; pass example="),
             UserWarning,
             stacklevel=2,
         )
@@ -179,12 +179,12 @@ def _method(name: str) -> str:
     except ArgumentError:
         raise ArgumentError(f"no normalization is called {name!r}: {nearest(name, METHODS)}") from None
     if found not in METHODS:
-        raise ArgumentError(f"insert knows {', '.join(METHODS)}; got {name!r}: put it into the model by hand")
+        raise ArgumentError(f"insert knows {', '.join(METHODS)}; got {name!r}: add it to the model by hand")
     return found
 
 
 def _tied(model: nn.Module) -> dict[nn.Module, str]:
-    """Each module whose weight another module has too, and the name of one that does."""
+    """Each module that shares its weight with another one, and the name of another one."""
     owners: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
@@ -207,7 +207,7 @@ def _refuse(place: Place, use: Use, method: str, tied: Mapping[nn.Module, str]) 
     if use.last:
         raise RefusedError("it is the last layer")
     if method in REPLACES_WEIGHT and place.module in tied:
-        raise RefusedError(f"its weight is that of {tied[place.module]!r} too, and would no longer be")
+        raise RefusedError(f"its weight is shared with {tied[place.module]!r}, and would no longer be")
     row = catalog.find(method)
     if row.of_weights:
         return

@@ -1,4 +1,4 @@
-"""Runs a norm of unknown make on random numbers and compares it with the definition of a method."""
+"""Runs a norm of unknown arithmetic on random numbers and compares it with the definition of a method."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from normkit.tools.model.info import NormInfo
 
 TOLERANCE = 1e-4
-"""Of the size that a tensor has by nature. Float32 arithmetic, which some norms use whatever they are given, errs by
-some 1e-6 here, another formula or eps by 1e-2 and more."""
+"""Relative to the expected size of a tensor. Float32 arithmetic, which some norms use for every dtype, errs by some
+1e-6 here, another formula or eps by 1e-2 and more."""
 
 HALF_TOLERANCE = 0.05
 """The same of outputs in half precision, where 1e-2 is one rounding of bfloat16."""
@@ -31,7 +31,7 @@ them, a second rounding a quarter."""
 HALF = (torch.float16, torch.bfloat16)
 
 WIDE = (torch.float64, torch.float32)
-"""In which dtypes a formula shows, the better one first."""
+"""The dtypes in which formulas are compared, the better one first."""
 
 
 class Agreement(enum.Enum):
@@ -48,9 +48,9 @@ def misfit(module: nn.Module, facts: NormInfo) -> str:
     arguments = [*inspect.signature(type(module).forward).parameters.values()][1:]
     if len(arguments) != 1 or arguments[0].kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
         return f"the forward of {name} takes other arguments than one input"
-    stranger = set(module._modules) - set(facts.extras)
-    if stranger:
-        return f"{name} has a child {min(stranger)!r}, which no norm of normkit has"
+    unknown = set(module._modules) - set(facts.extras)
+    if unknown:
+        return f"{name} has a child {min(unknown)!r}, which no norm of normkit has"
     return ""
 
 
@@ -222,7 +222,7 @@ def _normalized(module: nn.Module, facts: NormInfo, x: Tensor) -> Tensor:
 
 
 def _with_statistics(module: nn.Module, facts: NormInfo, x: Tensor) -> Tensor:
-    """torch's own on plain tensors: what is asked here is what the subclass does round it."""
+    """torch's own functions on plain tensors: the question is what a subclass adds to them."""
     buffers = module._buffers
     running = [buffers.get(name) for name in ("running_mean", "running_var")]
     own = module.training or running[0] is None
@@ -244,6 +244,6 @@ def _with_statistics(module: nn.Module, facts: NormInfo, x: Tensor) -> Tensor:
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float, size: float) -> bool:
-    """Whether two tensors agree, of the size of the second or of the one it has by nature, whichever is larger."""
+    """Whether two tensors agree, relative to the largest value of the second, or to `size` if that is larger."""
     a, b = a.double(), b.double()
     return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * b.abs().max().clamp_min(size))

@@ -1,4 +1,4 @@
-"""What a norm is: torch's and normkit's by their class, any other by what it computes, whatever its name says."""
+"""Which method a norm computes: torch's and normkit's norms by their class, any other by its outputs, not its name."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def describe(module: nn.Module) -> NormInfo | None:
 
     Returns:
         The facts; with a `reason` and without a `kind` if it is a norm that is not understood; None if it
-        is no norm.
+        is not a norm.
 
     Example:
         >>> facts = describe(nn.GroupNorm(4, 8))
@@ -104,7 +104,7 @@ def identity(module: nn.Module) -> Any:
 
 
 def _with_options(module: nn.Module, facts: NormInfo) -> NormInfo:
-    """What normkit's layers can do and torch's cannot."""
+    """With the options that normkit's layers have and torch's do not."""
     if not type(module).__module__.startswith("normkit."):
         return facts
     offset = 1.0 if getattr(module, "zero_centered", False) else facts.offset

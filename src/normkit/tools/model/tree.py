@@ -64,7 +64,7 @@ def walk(model: nn.Module) -> Iterator[Place]:
     """Every module of a model once, in the order of the model, with all its places.
 
     Args:
-        model: any module; it may be changed while the walk goes on.
+        model: any module; it may be changed during the iteration.
 
     Returns:
         An iterator of `Place`.
@@ -100,7 +100,7 @@ def walk(model: nn.Module) -> Iterator[Place]:
 def norms(model: nn.Module) -> Iterator[tuple[Place, NormInfo]]:
     """Every norm of a model once, with what is known of it; also those that are not understood, with the reason.
 
-    Norms of weights (parametrizations) are none of these, and nothing inside a norm is looked at.
+    Norms of weights (parametrizations) are not among them, and modules inside a norm are skipped.
 
     Args:
         model: any module.

@@ -19,7 +19,7 @@ CHUNK = 1 << 22
 """Elements made float64 at a time: 32 MiB, so that large activations are not held twice."""
 
 
-class Moments:
+class RunningMoments:
     """Count, mean and spread of each channel of all tensors given to `add`.
 
     Batch norm pools every value: means that differ between tensors are part of the variance, and one tensor of a
@@ -63,7 +63,7 @@ class Moments:
                 not count, and neither does an instance of padding alone. None if all is valid.
         """
         rows = self.rows(x.detach())
-        own = Moments(self.norm)
+        own = RunningMoments(self.norm)
         if mask is not None and not self.pooled:
             return self._add_instances(rows, self.rows(mask))
         if mask is not None:
@@ -78,7 +78,7 @@ class Moments:
 
     def _add_instances(self, rows: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Add the valid positions of each instance, one by one, since instances differ in their number."""
-        own = Moments(self.norm)
+        own = RunningMoments(self.norm)
         for row, kept in zip(rows, valid[:, 0], strict=True):
             values = row[:, kept].unsqueeze(0)
             if values.numel():
@@ -113,14 +113,14 @@ class Moments:
         return self.mean, self.spread / (self.count - 1 if self.pooled else self.count)
 
 
-def reduce_over_ranks(all_moments: Sequence[Moments], group: dist.ProcessGroup | None) -> None:
+def reduce_over_ranks(all_moments: Sequence[RunningMoments], group: dist.ProcessGroup | None) -> None:
     """Make every rank's moments those of all ranks together, whatever each has seen.
 
     Two sums: counts and means give the common mean; spreads are summed once they are taken about it.
     """
     if not all_moments:
         return
-    device = meeting_place(group, all_moments[0].mean.device)
+    device = reduction_device(group, all_moments[0].mean.device)
     counts = torch.stack([torch.tensor([m.count, m.calls, m.elements], dtype=torch.float64) for m in all_moments])
     own = counts.to(device, copy=True)
     dist.all_reduce(counts := counts.to(device), group=group)
@@ -141,10 +141,10 @@ def reduce_over_ranks(all_moments: Sequence[Moments], group: dist.ProcessGroup |
         m.mean, m.spread = mean.to(m.home), part.to(m.home)
 
 
-def meeting_place(group: dist.ProcessGroup | None, device: torch.device) -> torch.device:
+def reduction_device(group: dist.ProcessGroup | None, device: torch.device) -> torch.device:
     """The device a backend sums on: that of the statistics, but for the backends of the CPU."""
     return torch.device("cpu") if dist.get_backend(group) in ("gloo", "mpi") else device
 
 
-def _cut(flat: Tensor, all_moments: Sequence[Moments]) -> Iterator[Tensor]:
+def _cut(flat: Tensor, all_moments: Sequence[RunningMoments]) -> Iterator[Tensor]:
     yield from flat.split([m.mean.numel() for m in all_moments])

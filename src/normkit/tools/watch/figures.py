@@ -56,7 +56,7 @@ class Row:
         pattern = _pattern(norm, self.facts, x)
         if pattern is not None:
             self._mask = valid_mask(norm, x, kwargs, pattern)
-        x, pattern = self._real(x, pattern)
+        x, pattern = self._valid(x, pattern)
         if not x.numel():
             return
         mean, std = self._moments("input", x, pattern)
@@ -70,7 +70,7 @@ class Row:
         if not isinstance(y, Tensor) or not y.is_floating_point():
             return None
         x = y.detach().unsqueeze(0) if self._unbatched else y.detach()
-        x, pattern = self._real(x, _pattern(None, self.facts, x, self.known.get("channels")))
+        x, pattern = self._valid(x, _pattern(None, self.facts, x, self.known.get("channels")))
         if x.numel():
             _, std = self._moments("output", x, pattern)
             if pattern is not None and x.numel() > std.numel():
@@ -91,7 +91,7 @@ class Row:
 
     def _parameters(self, norm: nn.Module) -> None:
         for name, offset in (("weight", self.facts.offset), ("bias", 0.0)):
-            # Where it is computed from others, reading it could move the state of what computes it.
+            # A parametrized one is not read: computing it could change the state of its parametrization.
             value: Tensor | None = norm._parameters.get(name)
             value = norm._buffers.get(name) if value is None else value
             if value is None or not value.numel():
@@ -101,8 +101,8 @@ class Row:
             if name == "weight":
                 self.keep(("dead_weights",), (value.abs() < DEAD).sum())
 
-    def _real(self, x: Tensor, pattern: str | None) -> tuple[Tensor, str | None]:
-        """Only what is no padding, as (positions, features)."""
+    def _valid(self, x: Tensor, pattern: str | None) -> tuple[Tensor, str | None]:
+        """The valid positions alone, as (positions, features)."""
         if self._mask is None or pattern is None:
             return x, pattern
         channels = 0 if pattern == FIRST else len(pattern.split()) - 1
@@ -118,7 +118,7 @@ class Row:
         return mean, std
 
     def _nonfinite(self, name: str, x: Tensor, sign: Tensor) -> None:
-        """Counts only where `sign` is not finite; to look at it on another device would make that wait."""
+        """Counts only where `sign` is not finite; on another device it is not read, which would wait for the device."""
         if sign.is_cpu and bool(sign.isfinite()):
             self.known[name] = 0
         else:

@@ -264,13 +264,13 @@ def _pool(norm: Seen, x: Tensor, measured: Moments) -> None:
 
 def _pool_and_keep(norm: Seen, x: Tensor, measured: Moments) -> None:
     _pool(norm, x, measured)
-    # What several calls of one forward differ in says nothing about batches.
+    # Differences between several calls of one forward are not differences between batches.
     if len(norm.calls) == 1:
         norm.batches.append(Batch.of(x, measured))
 
 
 def measure(subject: Subject, batch: Any, note: Callable[[Seen, Tensor, Moments], None]) -> None:
-    """Note what enters the batch norms, which use the batch's statistics, as in the training that made theirs."""
+    """Note the inputs of the batch norms, which use the statistics of the batch, as in training."""
     by_module = {norm.module: norm for norm in subject.norms if norm.is_batch and norm.calls}
     if not by_module:
         return
@@ -305,8 +305,8 @@ def look_at_inputs(
 
 
 def _wrong(error: Exception, given: Any) -> ArgumentError:
-    said = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+    got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
     return ArgumentError(
-        f"the model must accept the example, got {type(error).__name__}: {error}\n    for {said}\n"
+        f"the model must accept the example, got {type(error).__name__}: {error}\n    for {got}\n"
         "give what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments"
     )

@@ -1,4 +1,4 @@
-"""Mean and variance of what a norm is given, pooled over calls; padding at one end of sequences; and chance."""
+"""Mean and variance of the inputs of a norm, pooled over calls; padding at one end of sequences; and chance."""
 
 from __future__ import annotations
 

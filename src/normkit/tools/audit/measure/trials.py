@@ -19,10 +19,10 @@ from normkit.tools.audit.measure.moments import Moments
 from normkit.tools.model.graph.call_graph import Node, is_dropout
 
 SEARCH = 16
-"""At most so many runs to find unused norms; it takes three to find one."""
+"""The largest number of runs that search for unused norms; three runs find one."""
 
 DRAWS = 16
-"""So many samples are run with dropout at work: stochastic depth draws once for each."""
+"""The number of samples that are run with dropout on: stochastic depth draws once for each."""
 
 HALF = torch.finfo(torch.float16).max
 ROOT = math.sqrt(HALF)
@@ -173,7 +173,7 @@ def _try_half(subject: Subject) -> None:
         ):
             norms[module].half_error = max(norms[module].half_error, _error_in_half(module, x))
 
-    # What a model makes of one run more is not the question.
+    # A model that raises in a further run is not what this rule looks for.
     with contextlib.suppress(Exception):
         if norms:
             look_at_inputs(subject.model, subject.example, norms, look)
@@ -189,5 +189,5 @@ def _error_in_half(module: nn.Module, x: Tensor) -> float:
         error = float((half.double() - exact).abs().nan_to_num(torch.inf).max())
     except Exception:  # whatever a foreign forward makes of another dtype
         return 0.0
-    # An output that has no place in float16 is the fault of the weight.
+    # An output too large for float16 is due to the weight.
     return error / largest if 0 < largest < HALF else 0.0

@@ -56,7 +56,7 @@ def never_updated(subject: Subject) -> Iterator[Hit]:
         yield Hit("", message, {"layers": len(fresh), "trained": len(lost)}, "error" if lost else "info")
         return
     for norm in fresh:
-        message = f"{as_made}, while {len(keeping) - len(fresh)} other batch norms have moved"
+        message = f"{as_made}, while {len(keeping) - len(fresh)} other batch norms were updated"
         if norm.name in lost:
             message += ", and weight and bias are trained"
         measured = {"others": len(keeping) - len(fresh), "trained": norm.name in lost}
@@ -173,8 +173,8 @@ def eps_lost(subject: Subject) -> Iterator[Hit]:
             continue
         dtype = next(iter(half or dtypes), torch.float32)
         if _fails_on_constant(norm, dtype):
-            said = "" if eps is None else f" with eps={eps:g}"
-            yield Hit(norm.name, f"zeros in {dtype} give NaN{said}", {"eps": eps, "dtype": str(dtype)})
+            with_eps = "" if eps is None else f" with eps={eps:g}"
+            yield Hit(norm.name, f"zeros in {dtype} give NaN{with_eps}", {"eps": eps, "dtype": str(dtype)})
 
 
 def _fails_on_constant(norm: Seen, dtype: torch.dtype) -> bool:
@@ -190,7 +190,7 @@ def _fails_on_constant(norm: Seen, dtype: torch.dtype) -> bool:
         device = next((p.device for p in twin.parameters()), torch.device("cpu"))
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Its own bad parameters are NK306's business.
+            # Parameters that are not finite are for NK306.
             for p in twin.parameters():
                 p.nan_to_num_()
             y = twin(torch.zeros(shape, dtype=dtype, device=device))
@@ -309,7 +309,7 @@ RULES = (
         "NK309",
         "warning",
         "momentum of zero",
-        "Running statistics never move, and nothing says so; evaluation goes on with what they were.",
+        "Running statistics are never updated, without any warning; evaluation uses their old values.",
         "documentation of torch.nn.BatchNorm2d",
         "Set momentum=0.1; to hold statistics on purpose call normkit.freeze(layer).",
         no_momentum,

@@ -29,7 +29,7 @@ def unfrozen(subject: Subject) -> Iterator[Hit]:
     for norm in subject.norms:
         if norm.keeps and norm.module.training and _is_frozen_place(subject, norm):
             momentum = getattr(norm.module, "momentum", None)
-            message = "in train mode among frozen parameters: its running statistics go on moving"
+            message = "in train mode among frozen parameters: its running statistics are still updated"
             yield Hit(norm.name, message, {"momentum": momentum})
 
 
@@ -52,8 +52,8 @@ def not_synced(subject: Subject) -> Iterator[Hit]:
         per_rank = (
             None if subject.batch_size is None else subject.batch_size // (subject.world_size * subject.accumulate)
         )
-        said = "" if per_rank is None else f" of {per_rank} samples"
-        message = f"each of {subject.world_size} ranks normalizes by its own batch{said}"
+        samples = "" if per_rank is None else f" of {per_rank} samples"
+        message = f"each of {subject.world_size} ranks normalizes by its own batch{samples}"
         # 16 images per rank is where Wu & He's figure 1 begins to bend.
         small = per_rank is not None and per_rank < 16
         yield Hit(norm.name, message, {"per_rank": per_rank}, "warning" if small else "info")

@@ -20,7 +20,7 @@ MOVES |= {"__get__", "float", "half", "bfloat16", "type", "type_as", "clone", "m
 """Operations that move values or change their dtype and do nothing else."""
 
 TURNS = {"__get__", "transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims"}
-"""Those that change the order of the elements; the others keep it."""
+"""The operations that change the order of the elements; the others keep it."""
 
 LINEAR = (_ConvNd, nn.Linear)
 
@@ -42,7 +42,7 @@ class Node:
         noisy: in training it returns another one, as dropout and stochastic depth do.
         dropout: probability, for a call of torch's dropout functions.
         channels: for each element of its first input, which channel of a convolution or linear layer it comes from;
-            None where it is not the output of one, as it is or moved.
+            None where it is not the output of one, unchanged or reordered.
         made: shapes of the tensors that it returned.
         turn: for what changes the order of dimensions, which one of its input is at each place of its output.
     """

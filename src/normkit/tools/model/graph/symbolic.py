@@ -35,7 +35,7 @@ def symbolic_graph(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
 ) -> fx.Graph | None:
-    """The graph of a model, or None where Python decides by what it computes.
+    """The graph of a model, or None where control flow depends on values.
 
     Args:
         model: any module.
@@ -47,7 +47,7 @@ def symbolic_graph(
         >>> [node.name for node in graph.nodes]
         ['input_1', '_0', '_1', 'output']
     """
-    # On a copy that shares the tensors: a forward may keep something of its input, which is a stand-in here.
+    # On a copy that shares the tensors: a forward may keep something of its input, which is a proxy here.
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     modules = dict(model.named_modules(remove_duplicate=False))
     try:
@@ -63,7 +63,7 @@ def symbolic_graph(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _Tracer(lambda module: is_leaf(originals.get(module, module))).trace(twin, defaults)
-    except Exception:  # whatever a foreign forward makes of a stand-in
+    except Exception:  # a foreign forward may do anything with a proxy
         return None
 
 
@@ -81,7 +81,7 @@ class SymbolicGraph:
 
     @staticmethod
     def of(model: nn.Module, leaves: Collection[nn.Module], example: Any) -> SymbolicGraph | None:
-        """The graph, or None where Python decides by what it computes; what the example leaves out has its default."""
+        """The graph, or None where control flow depends on values; other arguments than the example's have defaults."""
         args, kwargs = arguments(example)
 
         def is_leaf(module: nn.Module) -> bool | None:
