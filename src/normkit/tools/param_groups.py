@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import _WeightNorm
 from normkit.errors import ArgumentError, DtypeError, StateError
 from normkit.parametrize.weight import WeightNorm
 from normkit.tools.model.names import picked
-from normkit.tools.model.tree import norms, walk
+from normkit.tools.model.tree import module_places, norms
 from normkit.tools.model.wrapped import unwrapped
 
 Also = str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None
@@ -93,17 +93,17 @@ def _check_rate(name: str, value: Any) -> None:
 
 def _of_norms(model: nn.Module) -> Iterator[nn.Parameter]:
     """The parameters of norms of activations, and the lengths in norms of weights."""
-    for place, facts in norms(model):
+    for place, info in norms(model):
         for p in place.module.parameters():
             # A layer that is called a norm and is none may hold a matrix, such as a linear layer with unit rows.
-            if facts.kind is not None or sum(size > 1 for size in p.shape) <= 1:
+            if info.kind is not None or sum(size > 1 for size in p.shape) <= 1:
                 yield p
     yield from (p for _, p in lengths(model))
 
 
 def lengths(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The lengths `g` of every weight norm of a model, normkit's and torch's, each with the name of its layer."""
-    for place in walk(model):
+    for place in module_places(model):
         own = place.module._parameters
         # What torch.nn.utils.weight_norm made, before parametrizations.
         old = (p for name, p in own.items() if name.endswith("_g") and f"{name[:-1]}v" in own and p is not None)

@@ -18,7 +18,7 @@ from normkit.tools.audit.report import Finding, NotRun, Report, rank
 from normkit.tools.audit.rules import RULES
 from normkit.tools.audit.rules.rule import Rule
 from normkit.tools.audit.source import Location, location_in
-from normkit.tools.model.tree import walk
+from normkit.tools.model.tree import module_places
 
 
 def audit(
@@ -100,7 +100,7 @@ def examine(
         if count is not None and whole_number(name, count) < 1:
             raise ArgumentError(f"{name} must be at least 1, got {count}: count samples, ranks and micro-batches")
     model = _inner(model)
-    next(iter(walk(model)))  # refuses scripted models, with the remedy
+    next(iter(module_places(model)))  # refuses scripted models, with the remedy
     suppressed = suppressor(model, ignore)
     lazy = _lazy(model)
     if lazy:
@@ -176,8 +176,8 @@ def _notes(subject: Subject) -> Iterator[str]:
     if subject.failure:
         yield subject.failure
     for norm in subject.norms:
-        if norm.facts.kind is None and norm.facts.reason:
-            yield f"{norm.name} is not understood: {norm.facts.reason}"
+        if norm.info.kind is None and norm.info.reason:
+            yield f"{norm.name} is not understood: {norm.info.reason}"
     never = [norm.name for norm in subject.norms if not norm.shapes]
     if subject.graph is not None and never:
         yield f"not reached by the example: {', '.join(never)}"

@@ -44,7 +44,7 @@ def fit(
 
     Args:
         model: holds the old norms; run in evaluation mode, and left as it was.
-        pairs: for each old norm its facts and the new layer.
+        pairs: for each old norm what is known of it, and the new layer.
         batches: inputs of the model.
 
     Returns:
@@ -56,23 +56,23 @@ def fit(
     """
     sums = {module: _Sums() for module in pairs}
     observers: dict[nn.Module, Observer] = {
-        module: _observer(module, facts, new, sums[module]) for module, (facts, new) in pairs.items()
+        module: _observer(module, info, new, sums[module]) for module, (info, new) in pairs.items()
     }
     if not observe(model, batches, observers):
         raise ArgumentError("calibrate needs at least one batch, got none: an iterator can be used only once")
     return {module: _solved(sums[module], new) for module, (_, new) in pairs.items() if sums[module].n}
 
 
-def _observer(module: nn.Module, facts: NormInfo, new: nn.Module, sums: _Sums) -> Observer:
-    activated = facts.extras or facts.activation
-    plain = equivalent(module, replace(facts, extras=(), activation=None)).eval() if activated else None
+def _observer(module: nn.Module, info: NormInfo, new: nn.Module, sums: _Sums) -> Observer:
+    activated = info.extras or info.activation
+    plain = equivalent(module, replace(info, extras=(), activation=None)).eval() if activated else None
     bare = None if isinstance(new, BatchNorm1d | BatchNorm2d | BatchNorm3d) else _without_affine(new)
 
     def add(_: nn.Module, x: Tensor, y: Tensor) -> None:
         target = y if plain is None else plain(x)
         # Batch norm's statistics are known after the last batch: until then its input is used unnormalized.
         normalized = x if bare is None else bare(x)
-        sums.add(_columns(normalized, facts), _columns(target, facts))
+        sums.add(_columns(normalized, info), _columns(target, info))
 
     return add
 
@@ -84,9 +84,9 @@ def _without_affine(layer: nn.Module) -> nn.Module:
     return bare.eval()
 
 
-def _columns(x: Tensor, facts: NormInfo) -> Tensor:
+def _columns(x: Tensor, info: NormInfo) -> Tensor:
     """One column for each channel."""
-    return (x.movedim(1, -1) if facts.axis == "first" else x).reshape(-1, facts.channels).double()
+    return (x.movedim(1, -1) if info.axis == "first" else x).reshape(-1, info.channels).double()
 
 
 class _Sums:

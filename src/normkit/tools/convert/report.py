@@ -16,16 +16,16 @@ from normkit.tools.convert.build import scale_and_shift
 from normkit.tools.convert.calibrate import Fitted
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import Refusal
-from normkit.tools.model.tree import replace, walk
+from normkit.tools.model.tree import module_places, replace
 from normkit.tools.model.wrapped import refuse_wrapped
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def as_text(module: nn.Module, facts: NormInfo | None = None) -> str:
+def as_text(module: nn.Module, info: NormInfo | None = None) -> str:
     """A norm in a few words: with its package, or with its arguments."""
     name = type(module).__name__
-    return f"{facts.origin} {name}" if facts else f"{name}({module.extra_repr()})"
+    return f"{info.origin} {name}" if info else f"{name}({module.extra_repr()})"
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class ConvertReport:
             StateError: a converted norm is no longer there, or the model is wrapped for several processes; nothing is
                 changed then.
         """
-        places = {name: place for place in walk(model) for name in place.names}
+        places = {name: place for place in module_places(model) for name in place.names}
         new: dict[nn.Module, nn.Module] = {}
         for change in self.changes:
             place = places.get(change.name)

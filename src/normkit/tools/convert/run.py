@@ -20,7 +20,7 @@ from normkit.tools.model.call import shapes as shapes_in
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import Refusal, RefusedError
 from normkit.tools.model.statistics import keeps_statistics
-from normkit.tools.model.tree import Place, copy_of, norms, replace, walk
+from normkit.tools.model.tree import Place, copy_of, module_places, norms, replace
 from normkit.tools.model.wrapped import refuse_wrapped
 
 M = TypeVar("M", bound=nn.Module)
@@ -103,8 +103,8 @@ def convert(
     modules = [place.module for place, _ in found]
     shapes = {} if example is None else shapes_in(model, modules, example)
     plan = _Plan(target, num_groups, shapes, add_affine=calibrate is not None)
-    for place, facts in found:
-        plan.decide(place, facts)
+    for place, info in found:
+        plan.decide(place, info)
     if strict and plan.refusals:
         rows = "\n".join(f"    {row}" for row in plan.refusals)
         raise StateError(f"strict=True allows no refusal, and there are {len(plan.refusals)}:\n{rows}\nleave these out")
@@ -115,10 +115,10 @@ def convert(
 
 
 def _copied(model: M, found: list[tuple[Place, NormInfo]]) -> tuple[M, list[tuple[Place, NormInfo]]]:
-    """A deep copy, and its norms with the facts that are known already."""
+    """A deep copy, and its norms with what is known of them already."""
     model = copy_of(model)
-    facts = {place.name: facts for place, facts in found}
-    return model, [(place, facts[place.name]) for place in walk(model) if place.name in facts]
+    info = {place.name: info for place, info in found}
+    return model, [(place, info[place.name]) for place in module_places(model) if place.name in info]
 
 
 class _Plan:
@@ -137,51 +137,51 @@ class _Plan:
         self.shapes = shapes
         self.add_affine = add_affine
         self.new: dict[nn.Module, nn.Module] = {}
-        self.facts: dict[nn.Module, NormInfo] = {}
+        self.info: dict[nn.Module, NormInfo] = {}
         self.changes: dict[nn.Module, Change] = {}
         self.refusals: list[Refusal] = []
         self.kept: list[str] = []
 
-    def decide(self, place: Place, facts: NormInfo) -> None:
+    def decide(self, place: Place, info: NormInfo) -> None:
         """Make the new layer of one norm, or note why there is none."""
         seen = {len(shape) - 2 for shape in self.shapes.get(place.module, [])}
-        if facts.rank is None and facts.axis == "first" and len(seen) == 1:
-            facts = dataclasses.replace(facts, rank=seen.pop())
-        method = self.target.method(place, facts)
-        same = method == OWN or (method == facts.kind and (self.groups is None or facts.groups is None))
-        if method is None or method is place.module or (same and facts.origin == "normkit"):
+        if info.rank is None and info.axis == "first" and len(seen) == 1:
+            info = dataclasses.replace(info, rank=seen.pop())
+        method = self.target.method(place, info)
+        same = method == OWN or (method == info.kind and (self.groups is None or info.groups is None))
+        if method is None or method is place.module or (same and info.origin == "normkit"):
             self.kept.append(place.name)
             return
-        old = as_text(place.module, facts)
+        old = as_text(place.module, info)
         note = ""
         try:
             if isinstance(method, nn.Module):
                 new = method
             elif same:
-                new = equivalent(place.module, facts)
+                new = equivalent(place.module, info)
                 _check_keys(place.module, new)
             else:
                 _refuse_fast_path(place)
                 new = other(
                     place.module,
-                    facts,
+                    info,
                     method,
                     groups=self.groups,
                     shapes=self.shapes.get(place.module, []),
                     add_affine=self.add_affine,
                 )
-                note = self._note(facts, method, new)
+                note = self._note(info, method, new)
         except RefusedError as reason:
             self.refusals.append(Refusal(place.name, old, str(reason)))
             return
         self.new[place.module] = new
-        self.facts[place.module] = facts
+        self.info[place.module] = info
         self.changes[place.module] = Change(
             name=place.name,
             names=place.names,
             old=old,
             new=as_text(new),
-            method=facts.kind if same and facts.kind else method if isinstance(method, str) else type(new).__name__,
+            method=info.kind if same and info.kind else method if isinstance(method, str) else type(new).__name__,
             note=note,
             original=place.module,
             made=type(new).__name__,
@@ -189,11 +189,11 @@ class _Plan:
             given=_values(new) if method == AFFINE else {},
         )
 
-    def _note(self, facts: NormInfo, method: str, new: nn.Module) -> str:
+    def _note(self, info: NormInfo, method: str, new: nn.Module) -> str:
         groups_are_open = method in REGIONS and leaves_groups_open(REGIONS[method])
-        if groups_are_open and self.groups is not None and facts.channels % self.groups:
-            used = groups_for(facts.channels, self.groups)
-            return f"{self.groups} groups asked, {used} divide {facts.channels}"
+        if groups_are_open and self.groups is not None and info.channels % self.groups:
+            used = groups_for(info.channels, self.groups)
+            return f"{self.groups} groups asked, {used} divide {info.channels}"
         if keeps_statistics(new) and not self.add_affine:
             return "running statistics start at 0 and 1: recalibrate, or pass calibrate="
         return ""
@@ -201,10 +201,10 @@ class _Plan:
     def calibrate(self, model: nn.Module, batches: Iterable[Any]) -> None:
         """Fit the new layers that have a weight; a method that is exact already is left alone."""
         pairs = {
-            old: (self.facts[old], new)
+            old: (self.info[old], new)
             for old, new in self.new.items()
             if not self.changes[old].folded
-            and self.changes[old].method != self.facts[old].kind
+            and self.changes[old].method != self.info[old].kind
             and new._parameters.get("weight") is not None
             and type(new).__module__.startswith("normkit.")
         }

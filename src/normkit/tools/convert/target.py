@@ -46,14 +46,14 @@ class ConversionTarget:
             )
         return cls({_key(key, places): None if value is None else method_name(value) for key, value in to.items()})
 
-    def method(self, place: Place, facts: NormInfo) -> str | nn.Module | None:
+    def method(self, place: Place, info: NormInfo) -> str | nn.Module | None:
         """The method for one norm; None to leave it as it is."""
         if self.to is None:
             return OWN
         if isinstance(self.to, str):
             return self.to
         if isinstance(self.to, Mapping):
-            fitting = (value for key, value in self.to.items() if _fits(key, place, facts))
+            fitting = (value for key, value in self.to.items() if _fits(key, place, info))
             return cast("str | None", next(fitting, None))
         wanted = self.to(place.name, place.module)
         if wanted is None or isinstance(wanted, nn.Module):
@@ -110,8 +110,8 @@ def _key(key: Any, places: list[Place]) -> Any:
         raise ArgumentError(f"{key!r} is neither a norm of the model nor a method: {nearest(key, known)}") from None
 
 
-def _fits(key: Any, place: Place, facts: NormInfo) -> bool:
+def _fits(key: Any, place: Place, info: NormInfo) -> bool:
     if isinstance(key, type):
         return isinstance(place.module, key)
     what, text = key
-    return matches(place, text) if what == "name" else facts.kind == text
+    return matches(place, text) if what == "name" else info.kind == text

@@ -23,7 +23,7 @@ from normkit.tools.model.graph.dataflow import Dataflow, record
 from normkit.tools.model.graph.symbolic import SymbolicGraph
 from normkit.tools.model.refusal import Refusal, RefusedError
 from normkit.tools.model.statistics import scale_and_shift
-from normkit.tools.model.tree import LAYERS, Layer, replace, walk
+from normkit.tools.model.tree import LAYERS, Layer, module_places, replace
 
 EXACT = 1e-9
 """How far a folded pair may be from the original in float64, of the output's size: a wrong fold is off by far more,
@@ -36,7 +36,7 @@ class Folding:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.training = {module for module in model.modules() if module.training}
-        self.names = {place.module: place.name for place in walk(model)}
+        self.names = {place.module: place.name for place in module_places(model)}
         self.found = foldable(model)
         self.folds: dict[nn.Module, Fold] = {}
         self.successors: dict[nn.Module, nn.Module] = {}
@@ -120,10 +120,10 @@ class Folding:
 
     def fold_one(self, norm: nn.Module, flow: Dataflow, graph: SymbolicGraph | None) -> None:
         """Fold into the layer before the norm, or else into the one after it."""
-        _, facts = self.found[norm]
-        if not facts.kind:
-            raise RefusedError(facts.reason)
-        if not facts.running:
+        _, info = self.found[norm]
+        if not info.kind:
+            raise RefusedError(info.reason)
+        if not info.running:
             raise RefusedError("it has no running statistics and normalizes by its input")
         if norm in self.training and isinstance(norm, _NormBase):
             raise RefusedError("it is in training mode and normalizes by the batch: call model.eval() first")
@@ -134,7 +134,7 @@ class Folding:
         asked = flow.asked[norm] or ({"parameters"} if graph is not None and norm in graph.reads else set())
         if asked:
             raise RefusedError(f"forward also reads its {min(asked)}, which would be gone")
-        scale, shift = scale_and_shift(norm, facts.eps or 0.0)
+        scale, shift = scale_and_shift(norm, info.eps or 0.0)
         try:
             layer = self.layer_before(norm, scale, flow, graph)
             weight, bias = fold_math.after(layer, scale, shift)

@@ -15,7 +15,7 @@ from normkit.evaluation import keeping_modes
 from normkit.parametrize._checks import check_values
 from normkit.tools.fold.folding import Folding
 from normkit.tools.fold.report import FoldReport
-from normkit.tools.model.tree import copy_of, walk
+from normkit.tools.model.tree import copy_of, module_places
 from normkit.tools.model.wrapped import refuse_wrapped
 
 M = TypeVar("M", bound=nn.Module)
@@ -69,7 +69,7 @@ def fold(
         >>> print(report.folds[0])
         1: BatchNorm2d folded into 0
     """
-    for place in walk(model):
+    for place in module_places(model):
         if isinstance(place.module, lazy.LazyModuleMixin) and place.module.has_uninitialized_params():
             raise StateError(f"fold needs layers that know their size, {place.name!r} does not: call the model once")
         if isinstance(place.module, torch._dynamo.OptimizedModule) or place.module._compiled_call_impl is not None:

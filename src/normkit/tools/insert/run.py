@@ -20,7 +20,7 @@ from normkit.tools.model.activated import NormedLayer
 from normkit.tools.model.graph.call_order import Use, ordered, output_shapes, traced
 from normkit.tools.model.names import picked
 from normkit.tools.model.refusal import Refusal, RefusedError
-from normkit.tools.model.tree import LAYERS, Place, copy_of, replace, walk
+from normkit.tools.model.tree import LAYERS, Place, copy_of, module_places, replace
 from normkit.tools.model.wrapped import refuse_wrapped
 
 M = TypeVar("M", bound=nn.Module)
@@ -119,7 +119,7 @@ def insert(
         2: Linear(8, 2) stays, it is the last layer
     """
     method = _method(method)
-    places = [place for place in walk(model) if isinstance(place.module, LAYERS)]
+    places = [place for place in module_places(model) if isinstance(place.module, LAYERS)]
     refuse_wrapped(model, "insert")
     wanted = _wanted(places, only)
     if not inplace:
@@ -134,7 +134,7 @@ def insert(
         )
     known = ordered(model, example) if uses is None else uses
     shapes = {} if example is None else output_shapes(model, example)
-    found = {name: place for place in walk(model) for name in place.names}
+    found = {name: place for place in module_places(model) for name in place.names}
     tied = _tied(model)
     new: dict[nn.Module, nn.Module] = {}
     biased: list[nn.Module] = []

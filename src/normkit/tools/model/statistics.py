@@ -30,6 +30,6 @@ def scale_and_shift(norm: Any, eps: float) -> tuple[Tensor, Tensor]:
     return scale, shift if bias is None else shift + bias.detach().double()
 
 
-def norms_of(model: nn.Module) -> dict[str, _NormBase]:
+def batch_and_instance_norms(model: nn.Module) -> dict[str, _NormBase]:
     """Each batch and instance norm once, under its first name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, _NormBase)}

@@ -60,7 +60,7 @@ class Place:
     names: tuple[str, ...]
 
 
-def walk(model: nn.Module) -> Iterator[Place]:
+def module_places(model: nn.Module) -> Iterator[Place]:
     """Every module of a model once, in the order of the model, with all its places.
 
     Args:
@@ -75,7 +75,7 @@ def walk(model: nn.Module) -> Iterator[Place]:
 
     Example:
         >>> shared = nn.Linear(2, 2)
-        >>> [(place.name, len(place.parents)) for place in walk(nn.Sequential(shared, nn.ReLU(), shared))]
+        >>> [(place.name, len(place.parents)) for place in module_places(nn.Sequential(shared, nn.ReLU(), shared))]
         [('', 0), ('0', 2), ('1', 1)]
     """
     if not isinstance(model, nn.Module):
@@ -110,21 +110,21 @@ def norms(model: nn.Module) -> Iterator[tuple[Place, NormInfo]]:
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
-        >>> [(place.name, facts.kind, facts.channels) for place, facts in norms(model)]
+        >>> [(place.name, info.kind, info.channels) for place, info in norms(model)]
         [('1', 'batch_norm', 8)]
     """
     inside: set[nn.Module] = set()
     known: dict[Any, NormInfo | None] = {}
-    for place in walk(model):
+    for place in module_places(model):
         if place.module in inside or "parametrizations" in place.name.split("."):
             continue
         key = identity(place.module)
         if key not in known:
             known[key] = describe(place.module)
-        facts = known[key]
-        if facts is not None:
+        info = known[key]
+        if info is not None:
             inside.update(place.module.modules())
-            yield place, facts
+            yield place, info
 
 
 def copy_of(model: M, memo: dict[int, Any] | None = None) -> M:
@@ -181,12 +181,12 @@ def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
           (1): Tanh()
         )
     """
-    places = {place.module: place for place in walk(model)}
+    places = {place.module: place for place in module_places(model)}
     for old in new:
         if old not in places:
             raise StateError(
                 f"only a module of the model can be replaced, and {type(old).__name__} is not in "
-                f"{type(model).__name__}: look it up with walk(model)"
+                f"{type(model).__name__}: look it up with module_places(model)"
             )
     for old, successor in new.items():
         if old not in set(successor.modules()):

@@ -17,7 +17,7 @@ from normkit.evaluation import keeping_modes
 from normkit.parametrize._checks import check_batches, check_values
 from normkit.tools.model.call import call_on_first
 from normkit.tools.model.frozen import is_frozen
-from normkit.tools.model.statistics import keeps_statistics, norms_of, statistics_of
+from normkit.tools.model.statistics import batch_and_instance_norms, keeps_statistics, statistics_of
 from normkit.tools.model.wrapped import unwrapped
 from normkit.tools.recalibrate.moments import RunningMoments
 from normkit.tools.recalibrate.passes import Forward, collect, with_progress, write
@@ -144,7 +144,7 @@ def recalibrate(
             "once: give a list or a DataLoader"
         )
     model = unwrapped(model)
-    every = {name: norm for name, norm in norms_of(model).items() if keeps_statistics(norm)}
+    every = {name: norm for name, norm in batch_and_instance_norms(model).items() if keeps_statistics(norm)}
     norms = {name: norm for name, norm in every.items() if not is_frozen(norm)}
     for name, norm in norms.items():
         if isinstance(norm.running_mean, UninitializedBuffer):

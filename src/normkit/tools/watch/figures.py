@@ -28,13 +28,13 @@ class Row:
 
     Args:
         step, name, kind, call: as in `NormRecord`.
-        facts: what is known of the norm.
+        info: what is known of the norm.
         done: whether a gradient has arrived.
     """
 
-    def __init__(self, step: int, name: str, kind: str, call: int, facts: NormInfo) -> None:
+    def __init__(self, step: int, name: str, kind: str, call: int, info: NormInfo) -> None:
         self.named = (step, name, kind, call)
-        self.facts = facts
+        self.info = info
         self.known: dict[str, int | None] = {}
         self.waiting: list[tuple[tuple[str, ...], Tensor]] = []
         self.done = False
@@ -53,7 +53,7 @@ class Row:
             return
         self._unbatched = is_unbatched(norm, x.dim())
         x = x.detach().unsqueeze(0) if self._unbatched else x.detach()
-        pattern = _pattern(norm, self.facts, x)
+        pattern = _pattern(norm, self.info, x)
         if pattern is not None:
             self._mask = valid_mask(norm, x, kwargs, pattern)
         x, pattern = self._valid(x, pattern)
@@ -70,7 +70,7 @@ class Row:
         if not isinstance(y, Tensor) or not y.is_floating_point():
             return None
         x = y.detach().unsqueeze(0) if self._unbatched else y.detach()
-        x, pattern = self._valid(x, _pattern(None, self.facts, x, self.known.get("channels")))
+        x, pattern = self._valid(x, _pattern(None, self.info, x, self.known.get("channels")))
         if x.numel():
             _, std = self._moments("output", x, pattern)
             if pattern is not None and x.numel() > std.numel():
@@ -90,7 +90,7 @@ class Row:
             self._nonfinite("nonfinite_grad", grad, length)
 
     def _parameters(self, norm: nn.Module) -> None:
-        for name, offset in (("weight", self.facts.offset), ("bias", 0.0)):
+        for name, offset in (("weight", self.info.offset), ("bias", 0.0)):
             # A parametrized one is not read: computing it could change the state of its parametrization.
             value: Tensor | None = norm._parameters.get(name)
             value = norm._buffers.get(name) if value is None else value
@@ -142,14 +142,14 @@ class Row:
             self.keep(("running_var_ratio",), torch.maximum(ratio, 1 / ratio).max())
 
 
-def _pattern(norm: nn.Module | None, facts: NormInfo, x: Tensor, size: int | None = None) -> str | None:
+def _pattern(norm: nn.Module | None, info: NormInfo, x: Tensor, size: int | None = None) -> str | None:
     """The region of one channel over everything; None if the channels are not known."""
-    if facts.kind is not None:
-        dims = len(facts.shape) or 1
-        if facts.axis == "first":
+    if info.kind is not None:
+        dims = len(info.shape) or 1
+        if info.axis == "first":
             fits = x.dim() > 1
             return FIRST if fits else None
-        return last(dims) if tuple(x.shape[-dims:]) == facts.shape or not facts.shape else None
+        return last(dims) if tuple(x.shape[-dims:]) == info.shape or not info.shape else None
     if norm is not None:
         if isinstance(norm, _NormBase):
             return FIRST

@@ -63,7 +63,7 @@ class Watch:
         self.every, self.steps, self._first, self._keep = every, start, start, keep
         self._root, self._model = model, unwrapped(model)
         self._norms: dict[nn.Module, tuple[str, NormInfo]] = {
-            place.module: (place.name or "(the model)", facts) for place, facts in norms_in(self._model)
+            place.module: (place.name or "(the model)", info) for place, info in norms_in(self._model)
         }
         if not self._norms:
             raise StateError(
@@ -195,14 +195,14 @@ class Watch:
         self._listening.close()
 
     def _hooks(self, step: Step, norm: nn.Module) -> tuple[Callable[..., None], Callable[..., None]]:
-        name, facts = self._norms[norm]
+        name, info = self._norms[norm]
         running: list[Row] = []
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls = step.rows.setdefault(norm, [])
             if len(calls) == CALLS or torch._C._current_graph_task_id() != -1:
                 return
-            row = Row(step.number, name, type(norm).__name__, len(calls), facts)
+            row = Row(step.number, name, type(norm).__name__, len(calls), info)
             calls.append(row)
             step.order.append(row)
             running.append(row)

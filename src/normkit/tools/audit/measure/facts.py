@@ -39,7 +39,7 @@ class Seen:
 
     Attributes:
         name: dotted.
-        module, facts: the norm and what is known of it.
+        module, info: the norm and what is known of it.
         shapes: of its input, one for each call of one forward.
         calls: moments of each call of one forward; of batch norm only.
         pooled: moments over all batches, with batch statistics in all batch norms in front of it.
@@ -51,7 +51,7 @@ class Seen:
 
     name: str
     module: nn.Module
-    facts: NormInfo
+    info: NormInfo
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     calls: list[Moments] = field(default_factory=list)
     pooled: Moments | None = None
@@ -63,22 +63,22 @@ class Seen:
     @property
     def is_batch(self) -> bool:
         """Whether samples share statistics in training."""
-        return isinstance(self.module, _BatchNorm) or self.facts.over_samples
+        return isinstance(self.module, _BatchNorm) or self.info.over_samples
 
     @property
     def over_positions(self) -> bool:
         """Whether the positions of a channel share statistics."""
-        return self.is_batch or (self.facts.row is not None and self.facts.row.over_positions)
+        return self.is_batch or (self.info.row is not None and self.info.row.over_positions)
 
     @property
     def synced(self) -> bool:
         """Whether statistics are taken over all ranks."""
-        return self.facts.synced or isinstance(self.module, SyncBatchNorm)
+        return self.info.synced or isinstance(self.module, SyncBatchNorm)
 
     @property
     def keeps(self) -> bool:
         """Whether there are running statistics, of a known size."""
-        known, var = self.is_batch or self.facts.may_keep_statistics, self.module._buffers.get("running_var")
+        known, var = self.is_batch or self.info.may_keep_statistics, self.module._buffers.get("running_var")
         return known and isinstance(var, Tensor) and not nn.parameter.is_lazy(var)
 
     def buffer(self, name: str) -> Tensor:
@@ -89,7 +89,7 @@ class Seen:
 
     def regions(self, x: Tensor) -> Tensor | None:
         """The elements of an input of batch, instance or group norm, those that share statistics in one row."""
-        if not (self.is_batch or self.facts.per_channel or self.facts.groups):
+        if not (self.is_batch or self.info.per_channel or self.info.groups):
             return None
         levels = self._levels(tuple(x.shape))
         if levels is None:
@@ -102,14 +102,14 @@ class Seen:
         """How many elements of one sample share statistics, for an input of this shape; None if unknown."""
         if self.is_batch:
             return None
-        if self.facts.kind is not None and self.facts.axis == "last":
-            return self.facts.channels or None
+        if self.info.kind is not None and self.info.axis == "last":
+            return self.info.channels or None
         levels = self._levels(shape)
         return None if levels is None else math.prod(level.size for level in levels if level.reduced)
 
     def _levels(self, shape: tuple[int, ...]) -> tuple[Level, ...] | None:
         """The axes of its region on an input of this shape, channels in dimension 1; None if the region is unknown."""
-        region = bound(FIRST, {}) if self.is_batch else self.facts.region
+        region = bound(FIRST, {}) if self.is_batch else self.info.region
         if is_unbatched(self.module, len(shape)):
             shape = (1, *shape)
         try:
@@ -178,7 +178,7 @@ def collect(model: nn.Module, example: Any, loader: Any, noise: bool = False, **
 
     Args:
         model: the model.
-        example: a tensor, a tuple of arguments or a mapping of keyword arguments; None for static facts only.
+        example: a tensor, a tuple of arguments or a mapping of keyword arguments; None to look at the modules alone.
         loader: gives batches of inputs, or pairs of inputs and targets; None for the example alone.
         noise: whether the example is known to be random numbers; else it is looked at.
         given: the other attributes of `Subject`.
@@ -189,7 +189,7 @@ def collect(model: nn.Module, example: Any, loader: Any, noise: bool = False, **
     Raises:
         ArgumentError: the model raises on the example or on a batch.
     """
-    found = [Seen(place.name, place.module, facts) for place, facts in every_norm(model)]
+    found = [Seen(place.name, place.module, info) for place, info in every_norm(model)]
     names = {module: name for name, module in model.named_modules()}
     tensors = [*model.named_parameters(), *model.named_buffers()]
     on_meta = next((name for name, tensor in tensors if tensor.is_meta), "")

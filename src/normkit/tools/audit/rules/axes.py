@@ -65,7 +65,7 @@ def features(subject: Subject) -> list[Features]:
         One entry for each node.
     """
     assert subject.graph is not None
-    known = {norm.module for norm in subject.norms if norm.facts.kind is not None}
+    known = {norm.module for norm in subject.norms if norm.info.kind is not None}
     found: list[Features] = []
     for node in subject.graph.nodes:
         given = [found[index] if index >= 0 else UNKNOWN for index in node.inputs]
@@ -181,8 +181,8 @@ def _misplaced(subject: Subject) -> Iterator[tuple[Seen, tuple[int, ...], int, b
     """Layer and batch norms whose features are in another dimension: with shape, that dimension, and `plain`."""
     found = features(subject)
     for norm, node in subject.called():
-        last = norm.facts.kind is not None and norm.facts.axis == "last"
-        if not (norm.is_batch or (last and len(norm.facts.shape) == 1)) or not node.inputs or node.inputs[0] < 0:
+        last = norm.info.kind is not None and norm.info.axis == "last"
+        if not (norm.is_batch or (last and len(norm.info.shape) == 1)) or not node.inputs or node.inputs[0] < 0:
             continue
         shape, here = node.shapes[0], found[node.inputs[0]]
         if len(shape) > 2 and here.axis is not None and here.axis != (1 if norm.is_batch else len(shape) - 1):

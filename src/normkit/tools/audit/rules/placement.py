@@ -24,7 +24,7 @@ def unused(subject: Subject) -> Iterator[Hit]:
 def spectral_norm_under(subject: Subject) -> Iterator[Hit]:
     assert subject.graph is not None
     for norm, node in subject.called():
-        before = subject.graph.alone_before(node) if norm.facts.kind is not None else None
+        before = subject.graph.alone_before(node) if norm.info.kind is not None else None
         if before is not None and before.module is not None and reparametrized(before.module, "SpectralNorm"):
             yield Hit(before.name, f"{norm.name} divides out the scale that it sets", {"norm": norm.name})
 

@@ -68,7 +68,7 @@ def _apart(norm: Seen) -> dict[str, float] | None:
     seen = norm.pooled
     if not norm.keeps or seen is None or seen.samples < 4 or seen.independent() < ENOUGH or _fresh(norm):
         return None
-    eps = norm.facts.eps or 1e-5
+    eps = norm.info.eps or 1e-5
     shift = (norm.buffer("running_mean") - seen.mean).abs() / (seen.var + eps).sqrt()
     ratio = (norm.buffer("running_var") + eps) / (seen.var + eps)
     away = (shift > 1) | (ratio > 4) | (ratio < 0.25)
@@ -152,7 +152,7 @@ def _negative(norm: Seen) -> Iterator[Hit]:
     least, bad = float(var.nan_to_num(0.0).min()), int((var < 0).sum())
     if bad:
         # As some converted checkpoints have it; what is added to it may make it positive.
-        breaks = least + (norm.facts.eps or 0.0) <= 0
+        breaks = least + (norm.info.eps or 0.0) <= 0
         result = "evaluation gives NaN or infinity" if breaks else "eps makes it positive"
         message = f"running_var has {bad} negative values, the least {least:.2g}: {result}"
         measured = {"tensor": "running_var", "values": bad, "least": least}
@@ -168,8 +168,8 @@ def eps_lost(subject: Subject) -> Iterator[Hit]:
         held = [p for p in norm.module._parameters.values() if _is_plain(p)]
         dtypes = {p.dtype for p in held if p is not None}
         half = dtypes & {torch.float16, torch.bfloat16}
-        eps = norm.facts.eps
-        if not norm.facts.shape or not (half or (eps or 1.0) < 1e-30 or eps == 0):
+        eps = norm.info.eps
+        if not norm.info.shape or not (half or (eps or 1.0) < 1e-30 or eps == 0):
             continue
         dtype = next(iter(half or dtypes), torch.float32)
         if _fails_on_constant(norm, dtype):
@@ -179,9 +179,7 @@ def eps_lost(subject: Subject) -> Iterator[Hit]:
 
 def _fails_on_constant(norm: Seen, dtype: torch.dtype) -> bool:
     """Runs a copy, with statistics of a constant, on zeros."""
-    shape = (
-        (2, *norm.facts.shape) if norm.facts.axis == "last" else (2, *norm.facts.shape, *(2,) * (norm.facts.rank or 2))
-    )
+    shape = (2, *norm.info.shape) if norm.info.axis == "last" else (2, *norm.info.shape, *(2,) * (norm.info.rank or 2))
     try:
         twin = copy.deepcopy(norm.module).eval()
         for key, value in twin._buffers.items():

@@ -36,8 +36,8 @@ def _is_activation(node: Node) -> bool:
 
 def _is_known(norm: Seen) -> bool:
     """A norm whose output is its own, not that of an activation it brings along."""
-    children = (norm.module._modules.get(name) for name in norm.facts.extras)
-    return norm.facts.kind is not None and all(c is None or isinstance(c, nn.Identity) for c in children)
+    children = (norm.module._modules.get(name) for name in norm.info.extras)
+    return norm.info.kind is not None and all(c is None or isinstance(c, nn.Identity) for c in children)
 
 
 def redundant_bias(subject: Subject) -> Iterator[Hit]:
@@ -72,7 +72,7 @@ def two_in_a_row(subject: Subject) -> Iterator[Hit]:
     for norm, node in subject.called():
         before = subject.graph.alone_before(node)
         first = known.get(before.module) if before is not None and before.module is not None else None
-        if first is not None and first is not norm and _is_known(first) and norm.facts.kind is not None:
+        if first is not None and first is not norm and _is_known(first) and norm.info.kind is not None:
             yield Hit(norm.name, f"normalizes only what {first.name} has normalized", {"first": first.name})
 
 
@@ -109,7 +109,7 @@ def dropout_before(subject: Subject) -> Iterator[Hit]:
 def weight_norm_under(subject: Subject) -> Iterator[Hit]:
     assert subject.graph is not None
     for norm, node in subject.called():
-        before = subject.graph.alone_before(node) if norm.is_batch or norm.facts.per_channel else None
+        before = subject.graph.alone_before(node) if norm.is_batch or norm.info.per_channel else None
         if before is not None and before.module is not None and reparametrized(before.module, "WeightNorm"):
             yield Hit(before.name, f"its weight norm scales what {norm.name} normalizes", {"norm": norm.name})
 
