@@ -199,6 +199,12 @@ def test_a_class_stands_for_its_method():
     assert type(normkit.convert(model, to=nn.InstanceNorm2d)[0].norm) is normkit.InstanceNorm2d
 
 
+def test_a_norm_that_does_not_know_its_channels_stays():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), normkit.Norm("b c [...]", affine=False, bias=False))
+    _, report = normkit.convert(model, "group_norm")
+    assert [row.reason for row in report.refusals] == ["it has no weight and does not know its channels"]
+
+
 def test_a_pattern_stands_where_the_channels_are():
     converted, report = normkit.convert(net()[0], to="b [c] ...")
     assert converted.norm.pattern == "b [c] ..."

@@ -11,8 +11,9 @@ from torch import nn
 import normkit
 import zoo
 from normkit.errors import DtypeError, StateError
+from normkit.tools.model.names import fits
 from normkit.tools.model.recognise import describe
-from normkit.tools.model.tree import matches, module_places, norms, replace
+from normkit.tools.model.tree import module_places, norms, replace
 
 
 class Holder(nn.Module):
@@ -40,8 +41,8 @@ def test_every_module_once_with_all_its_names():
     norm = next(place for place in places if isinstance(place.module, nn.BatchNorm1d))
     assert norm.names == ("norm", "again", "layers.1", "named.a")
     assert [key for _, key in norm.parents] == ["norm", "again", "1", "a"]
-    assert matches(norm, "layers.*")
-    assert not matches(norm, "other*")
+    assert fits(norm.names, "layers.*")
+    assert not fits(norm.names, "other*")
 
 
 def test_a_module_is_swapped_everywhere():

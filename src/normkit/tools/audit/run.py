@@ -1,4 +1,4 @@
-"""`normkit.audit`: what is wrong with the normalization in a model."""
+"""`normkit.audit`: finds faults in the normalization of a model."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def audit(
     per_sample: bool = False,
     ignore: Ignore | str = (),
 ) -> Report:
-    """Look for what is wrong with the normalization in a model.
+    """Find faults in the normalization of a model.
 
     With an example the model is run: the run shows which layer reads the output of which, and names are not used. The
     model is left as it was, also after an error: mode, hooks, buffers, gradients, and the state of random generators.
 
     Args:
-        model: any module. Compiled models and those in DistributedDataParallel are looked into.
+        model: any module. Compiled models and those in DistributedDataParallel are unwrapped.
         example: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments.
             None for the rules that need no run. Mean and variance of an example of random numbers are not judged.
         loader: gives batches of inputs, or pairs (input, target); the first 16 are compared with the running
@@ -50,7 +50,7 @@ def audit(
         accumulate: micro-batches of one step.
         per_sample: also name the layers that mix samples, for vmap and per-sample gradients.
         ignore: codes to suppress, or a mapping from patterns of module names to codes. A module with an attribute
-            ``normkit_ignore = ("NK101",)`` does the same for itself and what is inside it.
+            ``normkit_ignore = ("NK101",)`` does the same for itself and the modules inside it.
 
     Returns:
         A `Report`: findings with code, severity, place, measurement, reason and fix; and the rules that could not run.
@@ -83,7 +83,7 @@ def examine(
     location: Location | None = None,
     **given: Any,
 ) -> Report:
-    """The same as `audit`, with what the command line knows besides.
+    """The same as `audit`, with further arguments of the command line.
 
     Args:
         model, example, loader, optimizer, ignore: as for `audit`.

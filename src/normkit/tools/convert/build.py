@@ -47,7 +47,7 @@ REGIONS = {method.name: method.target for method in catalog.METHODS if method.ta
 """Of each method that a norm can become, on channels-first inputs."""
 
 AFFINE = "affine"
-"""What `convert` calls running statistics, weight and bias as one scale and shift."""
+"""The name in `convert` for one scale and shift made of running statistics, weight and bias."""
 
 GROUPS = 32
 """The number of groups that Wu & He 2018 found best; the default."""

@@ -44,11 +44,11 @@ def fit(
 
     Args:
         model: holds the old norms; run in evaluation mode, and left as it was.
-        pairs: for each old norm what is known of it, and the new layer.
+        pairs: for each old norm its description, and the new layer.
         batches: inputs of the model.
 
     Returns:
-        What was fitted; nothing for a norm that no batch reaches.
+        The fitted values of each norm that a batch reached.
 
     Raises:
         ArgumentError: there are no batches, or a norm's values are not finite.

@@ -1,4 +1,4 @@
-"""What a conversion did, as data, and how to revert it."""
+"""The report of a conversion, as data, and how to revert the conversion."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Change:
         name, names: where it is; several names if it is shared.
         old, new: the layers in words.
         method: what it is now, as in the catalog.
-        note: what differs from what was asked or expected.
+        note: a difference from the request, such as another number of groups.
         residual: after calibration, the root of the mean square error over the standard deviation of the old
             outputs; None without.
     """
@@ -80,12 +80,12 @@ class Change:
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """What a conversion did.
+    """The report of `convert`.
 
     Attributes:
         changes: the norms that were exchanged.
         refusals: those that were not, and why.
-        kept: names of the norms that nothing was asked of, or that were normkit's own already.
+        kept: names of the norms that were not to be converted, or that were normkit's own already.
     """
 
     changes: tuple[Change, ...] = ()
@@ -108,7 +108,7 @@ class ConvertReport:
         """Put the original norms back, in place, with the weight, bias and statistics of now.
 
         Weights that the conversion chose itself (by calibration or folding) and that have not been trained since
-        give way to the original ones.
+        are replaced by the original ones.
 
         Args:
             model: the converted one, or a copy of it.

@@ -115,7 +115,7 @@ def convert(
 
 
 def _copied(model: M, found: list[tuple[Place, NormInfo]]) -> tuple[M, list[tuple[Place, NormInfo]]]:
-    """A deep copy, and its norms with what is known of them already."""
+    """A deep copy, and its norms with their descriptions."""
     model = copy_of(model)
     info = {place.name: info for place, info in found}
     return model, [(place, info[place.name]) for place in module_places(model) if place.name in info]

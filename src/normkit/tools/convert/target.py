@@ -13,13 +13,14 @@ from normkit.errors import ArgumentError, DtypeError, nearest
 from normkit.pattern import bound
 from normkit.tools.convert.build import AFFINE, REGIONS, is_pattern
 from normkit.tools.model.info import NormInfo
-from normkit.tools.model.tree import Place, matches
+from normkit.tools.model.names import fits
+from normkit.tools.model.tree import Place
 
 OWN = "normkit's own"
 """The default target."""
 
 METHODS = (*REGIONS, AFFINE)
-"""What a norm can become."""
+"""The methods that a norm can be converted to."""
 
 Method: TypeAlias = str | type[nn.Module] | None
 # A key is a class or a string.
@@ -98,7 +99,7 @@ def _key(key: Any, places: list[Place]) -> Any:
         return key
     if not isinstance(key, str):
         raise DtypeError(f"a key of to must be a class, a method or a name, got {key!r}: give nn.BatchNorm2d")
-    if any(matches(place, key) for place in places):
+    if any(fits(place.names, key) for place in places):
         return ("name", key)
     if any(mark in key for mark in "*?.["):
         names = [place.name for place in places]
@@ -114,4 +115,4 @@ def _fits(key: Any, place: Place, info: NormInfo) -> bool:
     if isinstance(key, type):
         return isinstance(place.module, key)
     what, text = key
-    return matches(place, text) if what == "name" else info.kind == text
+    return fits(place.names, text) if what == "name" else info.kind == text

@@ -133,7 +133,7 @@ class Folding:
             raise RefusedError(f"it {reason}")
         asked = flow.asked[norm] or ({"parameters"} if graph is not None and norm in graph.reads else set())
         if asked:
-            raise RefusedError(f"forward also reads its {min(asked)}, which would be gone")
+            raise RefusedError(f"forward also reads its {min(asked)}, which would be missing")
         scale, shift = scale_and_shift(norm, info.eps or 0.0)
         try:
             layer = self.layer_before(norm, scale, flow, graph)
@@ -265,7 +265,7 @@ class Folding:
 
 
 def _left(norm: nn.Module) -> nn.Module:
-    """What a norm applies after its arithmetic: its dropout and activation, or nothing."""
+    """The module that is left of a norm: its dropout and activation, or `Identity`."""
     own = getattr(norm, "activation", None)
     steps = [module_of(own) if isinstance(own, str) else None, *(norm._modules.get(key) for key in ("drop", "act"))]
     kept = [step for step in steps if step is not None and not isinstance(step, nn.Identity)]

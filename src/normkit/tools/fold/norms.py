@@ -1,4 +1,4 @@
-"""The norms that `fold` looks at, whoever wrote them."""
+"""The norms that `fold` considers, of any library."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _as_batch_norm(module: Any, info: NormInfo) -> NormInfo:
 
 
 def _eps(module: nn.Module) -> float | None:
-    """What a norm adds to the variance where no attribute says it: at a variance of 0 it makes 1 / sqrt(eps) of 1."""
+    """The eps of a norm without such an attribute, from its output: at a variance of 0, 1 becomes 1 / sqrt(eps)."""
     for positions in SHAPES:
         try:
             norm: Any = copy.deepcopy(module).double().eval()

@@ -1,4 +1,4 @@
-"""What folding did, as data."""
+"""The report of folding, as data."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class FoldReport:
-    """What `fold` did.
+    """The report of `fold`.
 
     Attributes:
         folds: the norms that are gone.

@@ -1,4 +1,4 @@
-"""Norms that keep their running statistics and affine parameters as they are, whatever ``.train()`` says."""
+"""Norms that keep their running statistics and affine parameters as they are, whatever ``.train()`` is called."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def freeze(
     where: Where = None,
     like: Mapping[str, Any] | None = None,
 ) -> Freezing:
-    """Hold running statistics and affine parameters of batch and instance norms, whatever ``.train()`` says later.
+    """Hold running statistics and affine parameters of batch and instance norms, whatever ``.train()`` is called later.
 
     A frozen norm computes as in evaluation: ``y = (x - running_mean) / sqrt(running_var + eps) * weight + bias``. It is
     still an instance of its class, has the same ``state_dict``, and stays frozen through `copy.deepcopy`, `pickle`,
@@ -101,7 +101,7 @@ def freeze(
 
 
 def unfreeze(model: nn.Module, statistics: bool = True, affine: bool = True, *, where: Where = None) -> Freezing:
-    """Undo `freeze`: parameters require gradients as before, and the mode is the one ``.train()`` last asked for.
+    """Undo `freeze`: parameters require gradients as before, and the mode is that of the last call of ``.train()``.
 
     Args:
         model: changed in place.

@@ -56,7 +56,7 @@ class Insertion:
 
 @dataclass(frozen=True)
 class InsertReport:
-    """What `insert` did.
+    """The report of `insert`.
 
     Attributes:
         inserted, skipped: one row for each layer, in the order of calls.
@@ -179,7 +179,7 @@ def _method(name: str) -> str:
     except ArgumentError:
         raise ArgumentError(f"no normalization is called {name!r}: {nearest(name, METHODS)}") from None
     if found not in METHODS:
-        raise ArgumentError(f"insert knows {', '.join(METHODS)}; got {name!r}: add it to the model by hand")
+        raise ArgumentError(f"insert adds {', '.join(METHODS)}; got {name!r}: add it to the model by hand")
     return found
 
 

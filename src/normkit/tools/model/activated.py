@@ -28,7 +28,7 @@ from normkit.layers._checks import check_channels, check_rank
 
 
 class ChannelAffine(nn.Module):
-    """Scale and shift each channel: what is left of a norm whose statistics are constants.
+    """Scale and shift each channel, as a norm does whose statistics are constants.
 
     ``y = x * weight + bias``.
 

@@ -25,7 +25,7 @@ MARK = "normkit_frozen"
 
 
 class Frozen:
-    """What the class of a norm with frozen parts adds to its own class; see `_frozen_class`."""
+    """The base of the classes of norms with frozen parts; see `_frozen_class`."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # pickle and deepcopy find classes by name, and this one is made at run time: they get the way to make it again.
@@ -62,7 +62,7 @@ _SAME_METHODS = type("_BatchNorm", (_NormBase,), {"__init__": _BatchNorm.__init_
 
 
 class _FrozenStatistics(Frozen, metaclass=_NoBatchNorm):
-    """What the class adds if the statistics are frozen."""
+    """The base if the statistics are frozen."""
 
     @property
     def training(self) -> bool:
@@ -71,7 +71,7 @@ class _FrozenStatistics(Frozen, metaclass=_NoBatchNorm):
 
     @training.setter
     def training(self, mode: bool) -> None:
-        # What train() and eval() ask for is kept for unfreeze.
+        # Kept for unfreeze.
         self.__dict__["training"] = mode
 
     def reset_running_stats(self) -> None:

@@ -1,4 +1,4 @@
-"""What is known of a norm, whoever wrote it."""
+"""The description of a norm of any library."""
 
 from __future__ import annotations
 

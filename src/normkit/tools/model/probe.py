@@ -59,7 +59,7 @@ def agreement(module: nn.Module, info: NormInfo) -> Agreement:
 
     On a copy with random parameters (initial ones hide differences), in training and evaluation, on inputs of
     several ranks, one of them so small that eps decides. In float64, or float32 where it cannot do that, so that
-    what is found does not depend on the dtype of the module; in its own dtype only its roundings are looked at.
+    the result does not depend on the dtype of the module; its own dtype is used only to compare roundings.
     """
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

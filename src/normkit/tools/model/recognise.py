@@ -47,11 +47,11 @@ EXTRAS = ("drop", "act")
 
 HARMLESS = {"__init__", "__module__", "__doc__", "__qualname__", "__constants__", "__annotations__", "extra_repr"}
 HARMLESS |= {"reset_parameters", "reset_running_stats", "__static_attributes__", "__firstlineno__", "__slots__"}
-"""What a subclass may define without changing what the norm computes."""
+"""Attributes that a subclass may define without changing the arithmetic of the norm."""
 
 
 def describe(module: nn.Module) -> NormInfo | None:
-    """What is known of a norm.
+    """Describe a norm.
 
     torch's and normkit's norms are known by their class. A class of another origin that is called a norm, or
     that changes one of torch's, is run on random inputs, with random parameters and on a copy, and counts as

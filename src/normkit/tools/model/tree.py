@@ -15,7 +15,6 @@ from normkit.errors import DtypeError, StateError
 from normkit.evaluation import modes_of, restore_modes
 from normkit.tools.model.frozen import freeze_successor
 from normkit.tools.model.info import NormInfo
-from normkit.tools.model.names import fits
 from normkit.tools.model.recognise import describe, identity
 
 M = TypeVar("M", bound=nn.Module)
@@ -151,11 +150,6 @@ def copy_of(model: M, memo: dict[int, Any] | None = None) -> M:
     return model
 
 
-def matches(place: Place, pattern: str) -> bool:
-    """Whether one of the module's names fits a pattern of the shell, such as ``"layer1.*.bn?"``."""
-    return fits(place.names, pattern)
-
-
 def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
     """Replace old modules by new ones in all their places; the new ones take over hooks and mode.
 
@@ -201,7 +195,7 @@ def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
 
 
 _OWN = frozenset({*vars(nn.Module()), *HOOKS})
-"""What every module has; none of it is a plain attribute."""
+"""The attributes of every module, which are not plain ones."""
 
 
 def _swapped(value: Any, new: Mapping[nn.Module, nn.Module], seen: set[int]) -> Any:
@@ -230,7 +224,7 @@ def _carry(old: nn.Module, new: nn.Module) -> None:
             module.training = old.training
     state, successor = vars(old), vars(new)
     for name in HOOKS:
-        # The same dictionary, because a handle that removes a hook knows the dictionary and not the module.
+        # The same dictionary, because the handle of a hook removes it from the dictionary and has no module.
         if name in state:
             successor[name] = state[name]
     for name in ("_state_dict_hooks", "_load_state_dict_pre_hooks"):

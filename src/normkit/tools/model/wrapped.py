@@ -35,7 +35,7 @@ def refuse_wrapped(model: nn.Module, tool: str, *, same_tensors: bool = False) -
 
     Args:
         model: any module.
-        tool: which function asks, for the message.
+        tool: the name of the calling function, for the message.
         same_tensors: whether the change leaves every parameter and buffer the same object, which replicas allow.
 
     Raises:

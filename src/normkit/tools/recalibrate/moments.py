@@ -27,7 +27,7 @@ class RunningMoments:
     instance, so every instance counts once: its mean, and its unbiased variance.
 
     Args:
-        norm: whose input arrives; it says where the channels are.
+        norm: the norm whose inputs are added; its class determines where the channels are.
 
     Attributes:
         calls: number of inputs.

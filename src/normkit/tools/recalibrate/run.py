@@ -25,7 +25,7 @@ from normkit.tools.recalibrate.passes import Forward, collect, with_progress, wr
 
 @dataclass(frozen=True)
 class RecalibratedNorm:
-    """What happened to one norm.
+    """The result for one norm.
 
     Attributes:
         name, kind: where it is, and its class.

@@ -28,7 +28,7 @@ class Row:
 
     Args:
         step, name, kind, call: as in `NormRecord`.
-        info: what is known of the norm.
+        info: the description of the norm.
         done: whether a gradient has arrived.
     """
 
@@ -46,7 +46,7 @@ class Row:
         self.waiting.append((names, values.detach().reshape(-1).float()))
 
     def input(self, norm: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """What the norm is about to normalize, its parameters, and its running statistics before they are updated."""
+        """Take the figures of the input, the parameters, and the running statistics before they are updated."""
         self._parameters(norm)
         x = input_of(norm, args, kwargs)
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -65,7 +65,7 @@ class Row:
         self._running(norm, x, mean, std)
 
     def output(self, y: Any) -> Tensor | None:
-        """What the norm returned; the tensor, if a gradient may come by it."""
+        """Take the figures of the output; returns its tensor if that may get a gradient."""
         y = y[0] if isinstance(y, tuple) and y else y
         if not isinstance(y, Tensor) or not y.is_floating_point():
             return None

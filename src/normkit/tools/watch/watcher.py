@@ -50,7 +50,7 @@ class Step:
 
 
 class Watch:
-    """What `watch` returns: the records so far, and the way to end it.
+    """The result of `watch`: the records so far, and `close` to end it.
 
     Attributes:
         every: the interval between watched steps.
@@ -317,8 +317,8 @@ def watch(
     a compiled model: its watched steps run uncompiled, and round as that does.
 
     Args:
-        model: what is called in the training loop, so of a wrapped or compiled one the outermost module. Its norms are
-            those that `normkit.convert` would find, also those that it does not understand.
+        model: the module that the training loop calls, so the outermost one of a wrapped or compiled model. All norms
+            that `normkit.convert` finds are watched, also those that it does not understand.
         every: how many steps apart the watched ones are.
         to: where each `NormRecord` goes, besides the memory: a path that ends in ``.csv`` or ``.jsonl``, added to if it
             is there and complete after every watched step; anything with ``add_scalar``, as a TensorBoard

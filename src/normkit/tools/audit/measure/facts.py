@@ -1,4 +1,4 @@
-"""Collects in one pass what the rules look at; the rules themselves run nothing."""
+"""Collects in one pass the facts that the rules read; the rules themselves run nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Seen:
 
     Attributes:
         name: dotted.
-        module, info: the norm and what is known of it.
+        module, info: the norm and its description.
         shapes: of its input, one for each call of one forward.
         calls: moments of each call of one forward; of batch norm only.
         pooled: moments over all batches, with batch statistics in all batch norms in front of it.
@@ -133,7 +133,7 @@ class Subject:
         lazy: name of a module that does not know its size yet, so that nothing is run; empty if there is none.
         failure: why the run of the example ended early; empty if it did not.
         example: what the model was run on; the loader's first batch where none was given.
-        batches: number of the loader's batches that were looked at.
+        batches: number of the loader's batches that were read.
         unused: names of the norms whose output reaches no output of the model.
         optimizer, batch_size, world_size, accumulate, per_sample: as given to `audit`.
     """
@@ -180,7 +180,7 @@ def collect(model: nn.Module, example: Any, loader: Any, noise: bool = False, **
         model: the model.
         example: a tensor, a tuple of arguments or a mapping of keyword arguments; None to look at the modules alone.
         loader: gives batches of inputs, or pairs of inputs and targets; None for the example alone.
-        noise: whether the example is known to be random numbers; else it is looked at.
+        noise: whether the example is known to be random numbers; else its values decide.
         given: the other attributes of `Subject`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What further runs of the example show: unused norms, variance that dropout adds, and overflow in float16."""
+"""Further runs of the example: unused norms, variance that dropout adds, and overflow in float16."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOT = math.sqrt(HALF)
 """The square of a larger value is infinite in float16."""
 
 PLAIN = (bool, int, float, complex, str, bytes, type, type(None), torch.dtype, torch.device, nn.Module)
-"""What a model may return next to tensors, and holds none."""
+"""Types of return values that hold no tensors."""
 
 
 def run(subject: Subject) -> None:
@@ -55,7 +55,7 @@ def _find_unused(subject: Subject) -> None:
 
 
 def _is_hooked(subject: Subject, norm: Seen) -> bool:
-    """Whether a hook may read what it returns, or what is made of it: on a module that does so, or one around it."""
+    """Whether a hook may read its output or a value made from that: on a module that reads it, or on one around."""
     assert subject.graph is not None
     calls = [node.index for node in subject.graph.calls(norm.module)]
     nodes = [subject.graph.nodes[index] for index in subject.graph.users(calls)]
@@ -101,7 +101,7 @@ def _returned(subject: Subject, spoiled: list[Seen]) -> list[Tensor] | None:
 
 
 def _tensors(out: Any, known: set[int]) -> list[Tensor] | None:
-    """Those in containers and in objects with attributes; None if there is something that cannot be looked into."""
+    """Those in containers and in objects with attributes; None if an object has no readable attributes."""
     found: list[Tensor] = []
     for leaf in tree_leaves(out):
         if isinstance(leaf, Tensor):

@@ -88,7 +88,7 @@ def _of_module(node: Node, module: nn.Module, given: Features, is_norm: bool) ->
     if isinstance(module, nn.Flatten | nn.Unflatten):
         return _reshaped(node, given)
     sizes = node.shapes[0]
-    # A layer of another make may exchange dimensions: only a size that no other dimension has tells.
+    # A layer of another library may exchange dimensions: only a size that no other dimension has identifies them.
     unique = given.axis is not None and sizes.count(sizes[given.axis]) == 1
     if is_norm or unique or type(module).__module__.startswith("torch.nn."):
         return _joined(node, [given]) if len(node.made[0]) == len(sizes) else LOST

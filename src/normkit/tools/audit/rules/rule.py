@@ -1,4 +1,4 @@
-"""What a rule is: a check, and why it matters."""
+"""A rule: a check, and why it matters."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Rule:
         code, severity, title: see `normkit.tools.audit.report.Finding`.
         needs: what must be given for it to run: ``"example"``, ``"loader"``, ``"optimizer"``,
             ``"batch_size"``, ``"world_size"``, ``"per_sample"``, ``"values"`` of parameters, buffers and inputs.
-        why, source, fix: see `Finding`. The fix says so where it changes what the model gives in evaluation.
+        why, source, fix: see `Finding`. A fix that changes the outputs of the model in evaluation says that.
         check: from the facts to the places.
-        of_failure: whether it looks at a run that a norm ended by refusing its input, too.
+        of_failure: whether it also runs after a norm has refused its input and ended the run.
     """
 
     code: str

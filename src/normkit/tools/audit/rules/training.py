@@ -37,7 +37,7 @@ def _is_frozen_place(subject: Subject, norm: Seen) -> bool:
     own = [*norm.module.parameters()]
     if own:
         return not any(p.requires_grad for p in own)
-    # Without parameters of its own the layer that feeds it tells.
+    # A norm without parameters is judged by the layer before it.
     calls = subject.graph.calls(norm.module) if subject.graph is not None else []
     before = subject.graph.alone_before(calls[0]) if subject.graph is not None and calls else None
     if before is None or not isinstance(before.module, _ConvNd | nn.Linear):

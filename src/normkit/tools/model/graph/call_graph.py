@@ -78,7 +78,7 @@ class CallGraph:
         return [node for node in self.nodes if node.module is module]
 
     def alone_before(self, node: Node, moves: bool = True) -> Node | None:
-        """What feeds the first input of a node and nothing else; with `moves`, views between are looked through."""
+        """The node whose output only this one reads, as its first input; with `moves`, views between are skipped."""
         while node.inputs and node.inputs[0] >= 0:
             node, after = self.nodes[node.inputs[0]], node
             if [*self.consumers.get(node.index, ())] != [after.index]:
@@ -189,7 +189,7 @@ class _CallRecorder(Recorder):
 
 
 def _versions(tensors: list[Tensor]) -> list[int]:
-    """What counts the writes to each."""
+    """The counters of writes to each tensor."""
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 

@@ -24,7 +24,7 @@ class ModuleCall:
         module: which one.
         args: its arguments, by position and by name.
         source: the call whose output was its input, if that was watched.
-        consumers: who read its output: watched modules, or words for anything else.
+        consumers: who read its output: watched modules, or text for anything else.
         output: its output; it is kept, so that no other tensor takes its identity.
     """
 

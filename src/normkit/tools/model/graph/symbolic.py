@@ -68,7 +68,7 @@ def symbolic_graph(
 
 
 class SymbolicGraph:
-    """The same by module: its calls, and who reads its parameters."""
+    """The symbolic graph by module: the nodes that call it, and those that read its parameters."""
 
     def __init__(self, graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
         self.nodes: dict[nn.Module, list[fx.Node]] = {}
