@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import RESULTS, machine
+from benchmarks.speed.measure import RESULTS, machine
 from normkit import functional as N
 from normkit.kernels import formula
 

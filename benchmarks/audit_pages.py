@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import normkit
-from benchmarks.measure import RESULTS
+from benchmarks.speed.measure import RESULTS
 from normkit.tools.audit import examples, examples_training, remedies
 from normkit.tools.audit.rules import RULES
 

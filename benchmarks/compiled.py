@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.contestants import groups
-from benchmarks.measure import RESULTS, keep_memory, machine, quiet
+from benchmarks.speed.contestants import groups
+from benchmarks.speed.measure import RESULTS, keep_memory, machine, quiet
 from normkit import functional as N
 
 IMAGES, TOKENS = ((8, 32, 32, 32), (32, 64, 56, 56)), ((256, 256), (8192, 768))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import normkit
 import zoo
-from benchmarks.measure import keep_memory, machine, quiet
+from benchmarks.speed.measure import keep_memory, machine, quiet
 
 MODELS = ("convnext_atto", "poolformer_s12", "resnet18", "llama", "t5")
 

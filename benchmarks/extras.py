@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.contestants import groups
-from benchmarks.measure import RESULTS, keep_memory, machine, quiet
+from benchmarks.speed.contestants import groups
+from benchmarks.speed.measure import RESULTS, keep_memory, machine, quiet
 from normkit import functional as N
 
 LARGE = (32, 64, 112, 112), (32, 512, 2048)

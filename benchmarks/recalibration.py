@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import normkit
-from benchmarks.measure import RESULTS, machine
+from benchmarks.speed.measure import RESULTS, machine
 
 Batches = list[Tensor]
 

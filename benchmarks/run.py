@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from benchmarks import oracle
-from benchmarks.contestants import calls, contestants
-from benchmarks.measure import RESULTS, keep_memory, machine, on_gpu, queued, quiet
-from benchmarks.measure import gpu as gpu_facts
 from benchmarks.show import summary
-from benchmarks.workloads import Cell, cells
+from benchmarks.speed import oracle
+from benchmarks.speed.contestants import calls, contestants
+from benchmarks.speed.measure import RESULTS, keep_memory, machine, on_gpu, queued, quiet
+from benchmarks.speed.measure import gpu as gpu_facts
+from benchmarks.speed.workloads import Cell, cells
 from normkit import show_backends
 
 app = typer.Typer()

@@ -183,7 +183,7 @@ def main(
     ] = None,
 ) -> None:
     """Print the summary; write the table of all cells and the pictures, and bring a document up to date."""
-    from benchmarks.pictures import roofline, speedups
+    from benchmarks.speed.pictures import roofline, speedups
 
     results = json.loads(path.read_text())
     text = summary(results)

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import RESULTS, machine
+from benchmarks.speed.measure import RESULTS, machine
 from normkit.study.claims.workloads import DEEP
 from normkit.study.suite import data
 from normkit.study.suite.networks import Builder, convnet, mlp

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import normkit
-from benchmarks.measure import RESULTS, interleaved, machine
+from benchmarks.speed.measure import RESULTS, interleaved, machine
 
 ZOO = Path(__file__).parent.parent / "tests"
 EVERY = 50

@@ -1,114 +1,149 @@
-"""Imports point one way, and the front door stays light."""
+"""Imports point one way, none is circular, every folder is small enough to read, and the front door stays light."""
+
+from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from graphlib import TopologicalSorter
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import normkit
 
+ROOT = Path(__file__).parents[1]
 SOURCE = Path(normkit.__file__).parent
-# From the foundation up: a module may import only from what stands before it.
-ORDER = [
-    "errors",
-    "settings",
-    "pattern",
-    "catalog",
-    "plan",
-    "kernels",
-    "backends",
-    "functional",
-    "layers",
-    "parametrize",
-    "tools",
-]
-ORDER += ["draw", "study", "cli", "__main__"]
-# Within the kernels.
-INSIDE = ["dtypes", "context", "formula", "backend", "native", "fastpath", "triton", "devices", "layout", "batched"]
-INSIDE += ["export", "operator", "quantized", "weight"]
-# Within the tools: what they share, then the verbs; and within what they share.
-TOOLS = ["model", "load", "freeze", "recalibrate", "param_groups", "fold", "convert", "insert", "watch", "audit"]
-MODEL = ["info", "refusal", "names", "statistics", "wrapped", "valid", "activated", "frozen", "probe"]
-MODEL += ["recognise", "tree", "call", "graph"]
+# In each package, from the foundation up: a file may import only from what comes before it.
+ORDER: dict[str, list[str]] = {
+    "normkit": [
+        *("errors", "settings", "pattern", "catalog", "plan", "merging", "kernels", "backends", "functional", "layers"),
+        *("evaluation", "parametrize", "tools", "draw", "study", "cli", "__main__"),
+    ],
+    "normkit.catalog": ["row", "claims", "methods", "show"],
+    "normkit.kernels": [
+        *("dtypes", "context", "formula", "backend", "native", "fastpath", "triton", "devices", "layout", "batched"),
+        *("export", "operator", "quantized", "weight"),
+    ],
+    "normkit.parametrize": ["_checks", "weight", "standardize", "weight_init"],
+    "normkit.tools": [
+        *("model", "load", "freeze", "recalibrate", "param_groups", "fold", "convert", "insert", "watch", "audit"),
+    ],
+    "normkit.tools.model": [
+        *("info", "refusal", "names", "statistics", "wrapped", "valid", "activated", "frozen", "probe", "recognise"),
+        *("tree", "call", "graph"),
+    ],
+    "normkit.tools.model.graph": ["recorder", "call_graph", "symbolic", "dataflow", "call_order"],
+    "normkit.tools.convert": ["build", "target", "calibrate", "report", "run"],
+    "normkit.tools.fold": ["fold_math", "check", "norms", "report", "folding", "run"],
+    "normkit.tools.watch": ["record", "heat_map", "sinks", "figures", "watcher"],
+    "normkit.tools.audit": [
+        *("measure", "rules", "sarif", "report", "ignore", "source", "run", "options", "command"),
+        *("examples", "examples_training", "remedies"),
+    ],
+    "normkit.tools.audit.measure": ["moments", "batches", "facts", "trials"],
+    "normkit.tools.audit.rules": [
+        *("rule", "axes", "structure", "placement", "size", "state", "constants", "training", "usage"),
+    ],
+    "benchmarks": [
+        *("speed", "harm", "show", "run", "accuracy", "compiled", "converted", "extras", "recalibration"),
+        *("trials", "watching", "watch_picture", "audit_harm", "audit_pages"),
+    ],
+    "benchmarks.speed": ["measure", "workloads", "peers", "contestants", "oracle", "pictures"],
+    "benchmarks.harm": ["experiments", "later_rules"],
+}
+# In these, each file that the package's `__init__` imports has methods; the others are shared by the methods.
+METHODS = ["normkit.functional", "normkit.layers"]
+# Folders with more than 14 files, until they have rooms.
+CROWDED = {"src/normkit/functional", "src/normkit/layers", "csrc"}
+SUFFIXES = (".py", ".cpp", ".h", ".html", ".css", ".js", ".sh")
 
 
-def imported(path):
-    """The normkit modules that a file imports, anywhere in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "normkit":
-            names = (
-                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "normkit" else [node.module]
-            )
-            yield from names
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "normkit")
+def module_of(path: Path) -> str:
+    top = SOURCE.parent if path.is_relative_to(SOURCE) else ROOT
+    return ".".join(path.relative_to(top).with_suffix("").parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
-def test_imports_point_downward(path):
-    here = path.relative_to(SOURCE).with_suffix("").parts
-    if here == ("__init__",):
-        return
-    rank = ORDER.index(here[0])
-    for name in imported(path):
-        parts = name.split(".")[1:]
-        if not parts or parts[0] not in ORDER:
-            # the front door itself: only what stands at the top may use it
-            assert here[0] in ("study", "cli"), f"{path} imports from the front door: {name}"
-            continue
-        assert ORDER.index(parts[0]) <= rank, f"{path} imports upward: {name}"
-        if here[0] == parts[0] == "kernels" and len(parts) > 1 and here[1] in INSIDE and parts[1] != here[1]:
-            assert INSIDE.index(parts[1]) < INSIDE.index(here[1]), f"{path} imports upward: {name}"
+FILES = sorted([*SOURCE.rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
+MODULES = {module_of(path): path for path in FILES}
 
 
-def modules_of(path):
-    """The same with the names that a statement takes from a package, where these are modules of it."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "normkit":
-            folder = SOURCE.joinpath(*node.module.split(".")[1:])
-            modules = [a.name for a in node.names if (folder / f"{a.name}.py").exists() or (folder / a.name).is_dir()]
-            yield from [f"{node.module}.{name}" for name in modules] or [node.module]
+def imported(source: str) -> Iterator[str]:
+    """The modules of the project that a source imports anywhere: in functions, for types, as names of a package."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            for alias in node.names if node.module in MODULES else ():
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else str(node.module)
 
 
-@pytest.mark.parametrize("path", sorted((SOURCE / "tools").rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
-def test_tools_import_downward(path):
-    _, *here = path.relative_to(SOURCE).with_suffix("").parts
-    if here == ["__init__"]:
-        return
-    for name in modules_of(path):
-        _, top, *parts = name.split(".")
-        if top != "tools":
-            continue
-        assert parts, f"{path} imports from the folder of all tools: {name}"
-        assert TOOLS.index(parts[0]) <= TOOLS.index(here[0]), f"{path} imports upward: {name}"
-        if here[0] == parts[0] == "model" and here[1] != parts[1]:
-            assert MODEL.index(parts[1]) < MODEL.index(here[1]), f"{path} imports upward: {name}"
+IMPORTS = {module: list(dict.fromkeys(imported(path.read_text("utf-8")))) for module, path in MODULES.items()}
 
 
-def test_no_circle_among_the_tools():
-    graph = {}
-    for path in (SOURCE / "tools").rglob("*.py"):
-        name = ".".join(["normkit", *path.relative_to(SOURCE).with_suffix("").parts]).removesuffix(".__init__")
-        graph[name] = [other for other in modules_of(path) if other.startswith("normkit.tools.")]
-    TopologicalSorter(graph).prepare()
+def unit(module: str, package: str) -> str | None:
+    """The file or folder of a package that a module is in; None for the package itself and whatever is outside."""
+    inside, _, rest = module.partition(f"{package}.")
+    return rest.partition(".")[0] if not inside and rest else None
 
 
-def test_no_folder_of_the_tools_is_too_large():
-    for folder in {path.parent for path in (SOURCE / "tools").rglob("*.py")}:
-        assert len(list(folder.glob("*.py"))) <= 14, f"{folder} needs rooms"
+def test_every_form_of_an_import_is_seen():
+    assert list(imported("from normkit.kernels import operator")) == ["normkit.kernels.operator"]
+    assert list(imported("from normkit import functional, catalog")) == ["normkit.functional", "normkit.catalog"]
+    assert list(imported("from normkit import show_backends")) == ["normkit"]
+    assert list(imported("from normkit.catalog import METHODS")) == ["normkit.catalog"]
+    assert list(imported("def f():\n    import benchmarks.run")) == ["benchmarks.run"]
+    assert unit("normkit.tools.audit.rules.size", "normkit.tools") == "audit"
+    assert unit("normkit.tools", "normkit.tools") is None
 
 
-def test_every_module_has_its_place():
-    parts = [p for p in SOURCE.iterdir() if p.suffix != ".so"]
-    names = {p.stem if p.is_file() else p.name for p in parts} - {
-        "__init__",
-        "__pycache__",
-        "py",
-    }
-    assert names <= set(ORDER), "give the new module a place in ORDER"
+@pytest.mark.parametrize("package", ORDER)
+def test_a_file_imports_only_from_those_before_it(package: str):
+    order = ORDER[package]
+    assert set(order) == {unit(module, package) for module in MODULES} - {None}, "give each file a place in ORDER"
+    for module, others in IMPORTS.items():
+        here = unit(module, package)
+        for other in others if here else ():
+            there = unit(other, package)
+            assert there is None or order.index(there) <= order.index(here), f"{module} imports upward: {other}"
+
+
+@pytest.mark.parametrize("package", METHODS)
+def test_what_methods_share_imports_no_method(package: str):
+    methods = {unit(other, package) for other in IMPORTS[package]} - {None}
+    assert methods
+    for module, others in IMPORTS.items():
+        if unit(module, package) and unit(module, package) not in methods:
+            assert not methods & {unit(other, package) for other in others}, f"{module} imports a method"
+
+
+@pytest.mark.parametrize("module", IMPORTS)
+def test_only_the_top_imports_from_the_front_door(module: str):
+    if module.partition(".")[0] == "normkit" and "normkit" in IMPORTS[module]:
+        assert unit(module, "normkit") in ("study", "cli"), f"{module} imports from the front door"
+
+
+def test_no_import_is_circular():
+    # Without the front door, which names everything and loads it when it is asked for.
+    graph = {module: [other for other in others if other != "normkit"] for module, others in IMPORTS.items()}
+    del graph["normkit"]
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"these modules import each other: {' <- '.join(error.args[1])}")
+
+
+def test_no_folder_is_too_large():
+    found = {}
+    for top in ("src", "csrc", "tests", "benchmarks"):
+        for folder in {path.parent for path in (ROOT / top).rglob("*") if path.suffix in SUFFIXES}:
+            files = [path for path in folder.iterdir() if path.suffix in SUFFIXES]
+            if len(files) > 14:
+                found[folder.relative_to(ROOT).as_posix()] = len(files)
+    assert set(found) == CROWDED, f"these need rooms, the others of CROWDED have them now: {found}"
 
 
 def loaded_by(statement):

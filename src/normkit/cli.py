@@ -73,6 +73,7 @@ def main(
     pass
 
 
+# Over 80 lines, because typer reads the options of the command from its signature.
 @app.command()
 def compare(
     task: Annotated[

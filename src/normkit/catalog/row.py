@@ -156,6 +156,21 @@ class Method:
         return any("[...]" in pattern for pattern in self.patterns)
 
     @property
+    def over_samples(self) -> bool:
+        """Whether a region holds all samples: ``[b]``."""
+        return any("[b" in pattern for pattern in self.patterns)
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether a region holds a single channel: not ``[c]``."""
+        return bool(self.patterns) and not any("[c" in pattern for pattern in self.patterns)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether a number of groups cuts the channels: ``(g [c])``."""
+        return any("(g " in pattern for pattern in self.patterns)
+
+    @property
     def insertable(self) -> bool:
         """Whether `insert` can add it to a layer."""
         return self.of_weights or self.target is not None

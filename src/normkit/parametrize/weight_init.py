@@ -15,8 +15,8 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from normkit.errors import ShapeError, StateError
+from normkit.evaluation import call, evaluating
 from normkit.parametrize._checks import check_values, stored
-from normkit.parametrize.modes import evaluating
 from normkit.parametrize.weight import weight_norm_of
 
 CONVOLUTIONS: dict[type[nn.Module], int] = {
@@ -123,7 +123,7 @@ def init_weight_norm(model: nn.Module, batch: Tensor | tuple[Any, ...] | list[An
         for layer in layers:
             hooks += layer.hooks()
         with evaluating(model):
-            _call(model, batch)
+            call(model, batch)
     except BaseException:
         for layer in layers:
             layer.restore()
@@ -194,15 +194,6 @@ class _Layer:
         self.g.copy_(g)
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
-
-
-def _call(model: nn.Module, batch: Any) -> None:
-    if isinstance(batch, Mapping):
-        model(**batch)
-    elif isinstance(batch, tuple | list):
-        model(*batch)
-    else:
-        model(batch)
 
 
 def _has_weight_norm(module: nn.Module) -> bool:

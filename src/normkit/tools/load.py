@@ -1,4 +1,4 @@
-"""Finds what the command line names: ``pkg.module:factory`` or ``file.py:factory``."""
+"""Finds the object that the command line names: ``pkg.module:factory`` or ``file.py:factory``."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def load(target: str) -> tuple[nn.Module, Any]:
 
 
 def call(target: str, *args: Any) -> Any:
-    """What a named function returns for these arguments; a module, or what is no function, is taken as it is.
+    """The result of a named function for these arguments; a module, or another object, is returned itself.
 
     Raises:
         ArgumentError: the name cannot be used, or the function raises.
@@ -72,7 +72,7 @@ def call(target: str, *args: Any) -> Any:
 
 
 def named(target: str) -> Any:
-    """What ``"pkg.module:name"`` or ``"folder/file.py:name"`` means; the current directory is searched, too.
+    """The object that ``"pkg.module:name"`` or ``"folder/file.py:name"`` names; the current directory is searched, too.
 
     Raises:
         ArgumentError: the text, the module or the name in it cannot be used.

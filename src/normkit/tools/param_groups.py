@@ -1,4 +1,4 @@
-"""Parameter groups for an optimizer: what norms and biases own is not decayed."""
+"""Parameter groups for an optimizer: parameters of norms and biases are not decayed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.nn.utils.parametrizations import _WeightNorm
 from normkit.errors import ArgumentError, DtypeError, StateError
 from normkit.parametrize.weight import WeightNorm
 from normkit.tools.model.names import picked
-from normkit.tools.model.tree import norms, walk
+from normkit.tools.model.tree import module_places, norms
 from normkit.tools.model.wrapped import unwrapped
 
 Also = str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None
-"""Names or patterns of names (``*.pos_embed``), or a function of name and parameter that says yes; None for none."""
+"""Names or patterns of names (``*.pos_embed``), or a function of name and parameter; None for none."""
 
 
 def param_groups(
@@ -29,7 +29,7 @@ def param_groups(
 
     Without decay are weight and bias of every norm, found by what modules are and not by their names; the lengths `g`
     of weight norm; and every bias, which is a parameter that is called ``bias``, ``bias_...`` or ``..._bias``. All else
-    is decayed, embeddings and positions too. A shared parameter is in the second group if any of its places says so.
+    is decayed, embeddings and positions too. A shared parameter is in the second group if one of its places is.
 
     Args:
         model: with or without a wrapper; it is not changed.
@@ -93,19 +93,19 @@ def _check_rate(name: str, value: Any) -> None:
 
 def _of_norms(model: nn.Module) -> Iterator[nn.Parameter]:
     """The parameters of norms of activations, and the lengths in norms of weights."""
-    for place, facts in norms(model):
+    for place, info in norms(model):
         for p in place.module.parameters():
             # A layer that is called a norm and is none may hold a matrix, such as a linear layer with unit rows.
-            if facts.kind is not None or sum(size > 1 for size in p.shape) <= 1:
+            if info.kind is not None or sum(size > 1 for size in p.shape) <= 1:
                 yield p
     yield from (p for _, p in lengths(model))
 
 
 def lengths(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The lengths `g` of every weight norm of a model, normkit's and torch's, each with the name of its layer."""
-    for place in walk(model):
+    for place in module_places(model):
         own = place.module._parameters
-        # What torch.nn.utils.weight_norm made, before parametrizations.
+        # Made by torch.nn.utils.weight_norm, before parametrizations.
         old = (p for name, p in own.items() if name.endswith("_g") and f"{name[:-1]}v" in own and p is not None)
         yield from ((place.name, p) for p in old)
         if isinstance(place.module, parametrize.ParametrizationList) and any(
@@ -123,7 +123,7 @@ def _is_bias(name: str) -> bool:
 
 
 def _exempted(trained: Iterable[nn.Parameter], names: dict[int, list[str]], also: Also) -> set[int]:
-    """What the caller exempts; a shared parameter answers to each of its names."""
+    """The parameters that the caller exempts; a shared one is found under each of its names."""
     if also is None:
         return set()
     if callable(also):

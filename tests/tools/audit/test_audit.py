@@ -248,6 +248,22 @@ def test_a_scripted_model_is_refused():
         normkit.audit(model)
 
 
+def test_a_train_of_its_own_restores_the_mode():
+    class Merging(nn.Module):
+        merged = False
+
+        def train(self, mode=True):
+            self.merged = not mode
+            return super().train(mode)
+
+        def forward(self, x):
+            return x
+
+    model = Merging().train()
+    normkit.audit(model, torch.randn(2, 3))
+    assert (model.training, model.merged) == (True, False)
+
+
 def test_state_of_any_kind_is_put_back():
     class Odd(nn.Module):
         def __init__(self):

@@ -208,7 +208,7 @@ def test_norms_of_the_features_and_those_that_cannot_be_told_are_left_alone(case
 def test_where_the_features_are_is_known_for_most_norms_of_real_models(name):
     model, x = zoo.image_model(name) if name in zoo.IMAGES else zoo.language_model(name)
     subject = collect(model, x, None)
-    places, calls = features(subject), [(norm, node) for norm, node in subject.called() if norm.facts.axis == "last"]
+    places, calls = features(subject), [(norm, node) for norm, node in subject.called() if norm.info.axis == "last"]
     known = [(places[node.inputs[0]].axis, len(node.shapes[0]) - 1) for _, node in calls]
     assert all(axis in (None, last) for axis, last in known)
     assert sum(axis is not None for axis, _ in known) > 0.8 * len(known)

@@ -11,8 +11,9 @@ from torch import nn
 import normkit
 import zoo
 from normkit.errors import DtypeError, StateError
+from normkit.tools.model.names import fits
 from normkit.tools.model.recognise import describe
-from normkit.tools.model.tree import matches, norms, replace, walk
+from normkit.tools.model.tree import module_places, norms, replace
 
 
 class Holder(nn.Module):
@@ -35,13 +36,13 @@ class Holder(nn.Module):
 
 
 def test_every_module_once_with_all_its_names():
-    places = list(walk(Holder()))
+    places = list(module_places(Holder()))
     assert len({place.module for place in places}) == len(places)
     norm = next(place for place in places if isinstance(place.module, nn.BatchNorm1d))
     assert norm.names == ("norm", "again", "layers.1", "named.a")
     assert [key for _, key in norm.parents] == ["norm", "again", "1", "a"]
-    assert matches(norm, "layers.*")
-    assert not matches(norm, "other*")
+    assert fits(norm.names, "layers.*")
+    assert not fits(norm.names, "other*")
 
 
 def test_a_module_is_swapped_everywhere():
@@ -70,14 +71,14 @@ def test_a_stranger_is_refused_and_nothing_changes():
 
 def test_what_is_no_model_is_refused():
     with pytest.raises(DtypeError, match=r"a model must be a torch\.nn\.Module, got str"):
-        list(walk("model"))
+        list(module_places("model"))
 
 
 def test_a_scripted_model_is_refused():
     with pytest.warns((DeprecationWarning, FutureWarning), match="jit"):
         scripted = torch.jit.script(nn.Sequential(nn.ReLU()))
     with pytest.raises(StateError, match="a scripted model cannot be exchanged"):
-        list(walk(scripted))
+        list(module_places(scripted))
 
 
 def test_hooks_go_along_and_their_handles_still_work():

@@ -22,6 +22,8 @@ EXECUTED = (
     "*.so",
     "pattern.py",
     "plan.py",
+    "evaluation.py",
+    "merging.py",
     "kernels/",
     "functional/",
     "layers/",

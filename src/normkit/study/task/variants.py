@@ -11,7 +11,7 @@ from normkit import catalog
 from normkit.errors import ArgumentError, nearest
 from normkit.tools.convert import convert
 from normkit.tools.insert import insert
-from normkit.tools.model.tree import LAYERS, norms, replace, walk
+from normkit.tools.model.tree import LAYERS, module_places, norms, replace
 
 OF_LAYERS = tuple(method.name for method in catalog.METHODS if method.target is not None)
 OF_WEIGHTS = tuple(method.name for method in catalog.METHODS if method.of_weights)
@@ -80,7 +80,7 @@ def _without_norms(model: nn.Module, example: Any) -> nn.Module:
 
 
 def _layers(model: nn.Module) -> list[str]:
-    kinds = {type(place.module).__name__ for place in walk(model) if isinstance(place.module, LAYERS)}
+    kinds = {type(place.module).__name__ for place in module_places(model) if isinstance(place.module, LAYERS)}
     return [f"layers that a norm could follow: {', '.join(sorted(kinds)) or 'none'}"]
 
 

@@ -1,4 +1,4 @@
-"""What `normkit audit` does between its arguments and its output."""
+"""The command `normkit audit`: from its options to its output."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Which findings a user does not want to see."""
+"""Which findings the user has suppressed."""
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -10,12 +9,13 @@ from torch import nn
 
 from normkit.errors import ArgumentError, DtypeError, nearest
 from normkit.tools.audit.rules import RULES
+from normkit.tools.model.names import fits
 
 Ignore = Collection[str] | Mapping[str, Collection[str]]
 
 
 def checked(codes: Any, where: str) -> set[str]:
-    """Codes that exist; a single one may stand alone."""
+    """A set of codes, all of which exist; a single code may be given as a string."""
     given = {codes} if isinstance(codes, str) else codes
     if not isinstance(given, Collection):
         raise DtypeError(f"{where} must be codes of rules, got {codes!r}: write {{'NK101'}}")
@@ -45,7 +45,7 @@ def suppressor(model: nn.Module, ignore: Ignore | str) -> Callable[[str, str], b
     }
 
     def suppressed(code: str, module: str) -> bool:
-        if any(code in codes and fnmatch.fnmatchcase(module, pattern) for pattern, codes in patterns.items()):
+        if any(code in codes and fits([module], pattern) for pattern, codes in patterns.items()):
             return True
         return any(
             code in codes and (not name or module == name or module.startswith(f"{name}."))

@@ -1,4 +1,4 @@
-"""What `normkit audit` is asked for: from the command line, and from the table [tool.normkit.audit] of a file."""
+"""The options of `normkit audit`: from the command line, and from the table [tool.normkit.audit] of a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILE = Path("pyproject.toml")
 
 @dataclass(frozen=True)
 class Options:
-    """Everything that can be asked of the command, under the names that the table has.
+    """All options of the command, under the names in the table.
 
     Attributes:
         target: ``"pkg.module:factory"`` or ``"file.py:factory"``, of the model.
@@ -28,7 +28,7 @@ class Options:
         optimizer: names a function that makes an optimizer of the model.
         batch_size, world_size, accumulate, per_sample: as for `normkit.audit`.
         ignore: codes by pattern of module names.
-        baseline: a report in JSON; what it knows is not reported again.
+        baseline: a report in JSON; its findings are not reported again.
         format: ``"text"``, ``"json"`` or ``"sarif"``.
         fail_on: the mildest severity that makes the exit code 1; ``"never"`` for none.
     """
@@ -65,11 +65,11 @@ TYPES: dict[str, type] = {"tokens": int, "batch_size": int, "world_size": int, "
 
 
 def options(config: Path | None, **given: Any) -> Options:
-    """What the file asks for, changed by what the command line gives.
+    """The options in the file, changed by those of the command line.
 
     Args:
         config: a TOML file with the table; None for the pyproject.toml of the current folder, if it has one.
-        given: fields of `Options`; None where the command line says nothing. What it ignores is added to the file's.
+        given: fields of `Options`; None for options that the command line does not have. Ignored codes add up.
 
     Raises:
         ArgumentError: the file cannot be read, or has no such table, or a key that does not exist.
@@ -133,7 +133,7 @@ def _table(config: Path | None) -> dict[str, Any]:
 
 
 def _checked(path: Path, key: str, value: Any) -> tuple[str, Any]:
-    """Name and value of a setting; lists stand for the text that the command line takes."""
+    """Name and value of a setting; lists replace the text that the command line takes."""
     names = [each.name for each in fields(Options)]
     name = key.replace("-", "_")
     if name not in names:

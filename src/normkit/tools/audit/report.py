@@ -1,4 +1,4 @@
-"""What an audit found, as data: findings, the rules that could not run, and what was suppressed."""
+"""The report of an audit, as data: findings, suppressed findings, and the rules that could not run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Finding:
         message: what was found here, with the numbers.
         measured: the same numbers as data.
         why: why it matters.
-        source: paper or thread that says so.
+        source: a paper or thread with the evidence.
         fix: what to do.
         file, line: where the module is made, if that is below the current folder; else empty and 0.
     """
@@ -121,7 +121,7 @@ class Report:
         return 0 if fail_on == "never" else int(bool(self.at_least(fail_on)))
 
     def without(self, known: Mapping[tuple[str, str], str]) -> Report:
-        """The report in which what is known counts as suppressed.
+        """The report in which known findings count as suppressed.
 
         Args:
             known: severity of each known finding, by code and module. A graver one is not known.

@@ -1,4 +1,4 @@
-"""`normkit.audit`: what is wrong with the normalization in a model."""
+"""`normkit.audit`: finds faults in the normalization of a model."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit.errors import ArgumentError, DtypeError, whole_number
+from normkit.evaluation import preserving
 from normkit.tools.audit.ignore import Ignore, suppressor
 from normkit.tools.audit.measure import trials
 from normkit.tools.audit.measure.facts import Subject, collect
-from normkit.tools.audit.measure.guard import untouched
 from normkit.tools.audit.report import Finding, NotRun, Report, rank
 from normkit.tools.audit.rules import RULES
 from normkit.tools.audit.rules.rule import Rule
 from normkit.tools.audit.source import Location, location_in
-from normkit.tools.model.tree import walk
+from normkit.tools.model.tree import module_places
 
 
 def audit(
@@ -33,15 +33,15 @@ def audit(
     per_sample: bool = False,
     ignore: Ignore | str = (),
 ) -> Report:
-    """Look for what is wrong with the normalization in a model.
+    """Find faults in the normalization of a model.
 
-    With an example the model is run: what feeds what comes from that run and never from names. The model is left
-    exactly as it was: mode, hooks, buffers, gradients, and the state of the random generators; also when it raises.
+    With an example the model is run: the run shows which layer reads the output of which, and names are not used. The
+    model is left as it was, also after an error: mode, hooks, buffers, gradients, and the state of random generators.
 
     Args:
-        model: any module. Compiled models and those in DistributedDataParallel are looked into.
+        model: any module. Compiled models and those in DistributedDataParallel are unwrapped.
         example: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments.
-            None for the rules that need no run. Mean and variance of random numbers are not held against a model.
+            None for the rules that need no run. Mean and variance of an example of random numbers are not judged.
         loader: gives batches of inputs, or pairs (input, target); the first 16 are compared with the running
             statistics. Its first batch serves as the example if there is none.
         optimizer: to see which parameters are under weight decay.
@@ -50,7 +50,7 @@ def audit(
         accumulate: micro-batches of one step.
         per_sample: also name the layers that mix samples, for vmap and per-sample gradients.
         ignore: codes to suppress, or a mapping from patterns of module names to codes. A module with an attribute
-            ``normkit_ignore = ("NK101",)`` does the same for itself and what is inside it.
+            ``normkit_ignore = ("NK101",)`` does the same for itself and the modules inside it.
 
     Returns:
         A `Report`: findings with code, severity, place, measurement, reason and fix; and the rules that could not run.
@@ -83,7 +83,7 @@ def examine(
     location: Location | None = None,
     **given: Any,
 ) -> Report:
-    """What `audit` does.
+    """The same as `audit`, with further arguments of the command line.
 
     Args:
         model, example, loader, optimizer, ignore: as for `audit`.
@@ -100,23 +100,21 @@ def examine(
         if count is not None and whole_number(name, count) < 1:
             raise ArgumentError(f"{name} must be at least 1, got {count}: count samples, ranks and micro-batches")
     model = _inner(model)
-    next(iter(walk(model)))  # refuses scripted models, with the remedy
+    next(iter(module_places(model)))  # refuses scripted models, with the remedy
     suppressed = suppressor(model, ignore)
-    lazy = [n for n, m in model.named_modules() if isinstance(m, LazyModuleMixin) and m.has_uninitialized_params()]  # type: ignore[misc]
+    lazy = _lazy(model)
     if lazy:
         example = loader = None
-    with untouched(model):
-        subject = collect(model, example, loader, noise, optimizer=optimizer, **given)
+    with preserving(model):
+        subject = collect(model, example, loader, noise, optimizer=optimizer, lazy=lazy, **given)
         trials.run(subject)
-    # The model is its old self again: rules that ask for its mode see the user's.
+    # The model is restored: rules that ask for its mode see the user's.
     findings: list[Finding] = []
     not_run: list[NotRun] = []
     for rule in RULES.values():
         missing = rule.missing(subject)
         if missing:
-            waits = lazy and missing in ("no example is given", "no loader is given")
-            reason = f"{lazy[0]} is lazy: run one batch first" if waits else missing
-            not_run.append(NotRun(rule.code, rule.title, reason))
+            not_run.append(NotRun(rule.code, rule.title, missing))
         else:
             findings.extend(_findings(rule, subject, location))
     findings.sort(key=lambda finding: (-rank(finding.severity), finding.code))
@@ -128,6 +126,16 @@ def examine(
         len(subject.norms),
         tuple(_notes(subject)),
     )
+
+
+def _lazy(model: nn.Module) -> str:
+    """The name of a module that does not know its size yet; empty if there is none."""
+    found = (
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()  # type: ignore[misc]
+    )
+    return next((name or type(module).__name__ for name, module in found), "")
 
 
 def _inner(model: nn.Module) -> nn.Module:
@@ -168,8 +176,8 @@ def _notes(subject: Subject) -> Iterator[str]:
     if subject.failure:
         yield subject.failure
     for norm in subject.norms:
-        if norm.facts.kind is None and norm.facts.reason:
-            yield f"{norm.name} is not understood: {norm.facts.reason}"
+        if norm.info.kind is None and norm.info.reason:
+            yield f"{norm.name} is not understood: {norm.info.reason}"
     never = [norm.name for norm in subject.norms if not norm.shapes]
     if subject.graph is not None and never:
         yield f"not reached by the example: {', '.join(never)}"

@@ -26,7 +26,7 @@ def location_in(model: nn.Module, name: str) -> Location | None:
         The location, or None if none of the classes concerned is in a file below the current folder.
     """
     keys = name.split(".") if name else []
-    # The nearest holder first: it says more than one that makes a whole block.
+    # The nearest holder first: its line is more specific than that of a holder which makes a whole block.
     for depth in reversed(range(len(keys))):
         holder = model.get_submodule(".".join(keys[:depth]))
         for cls in type(holder).__mro__:

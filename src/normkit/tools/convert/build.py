@@ -1,9 +1,10 @@
-"""Makes the normkit layer that takes a norm's place: the same method, or another one of the same width."""
+"""Makes the layer of normkit that replaces a norm: of the same method, or of another one with the same width."""
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -32,14 +33,24 @@ from normkit.tools.model.frozen import plain_class
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import RefusedError
 
-BATCH: dict[int, type[nn.Module]] = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
-INSTANCE: dict[int, type[nn.Module]] = {1: InstanceNorm1d, 2: InstanceNorm2d, 3: InstanceNorm3d}
+BATCH: Mapping[int, type[nn.Module]] = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
+BY_RANK: Mapping[str, Mapping[int, type[nn.Module]]] = {
+    "batch_norm": BATCH,
+    "instance_norm": {1: InstanceNorm1d, 2: InstanceNorm2d, 3: InstanceNorm3d},
+}
+"""The layers of a method whose class depends on the number of dimensions of positions."""
+
+OF_CHANNELS: Mapping[str, type[nn.Module]] = {"group_norm": GroupNorm, "layer_norm2d": LayerNorm2d}
+"""The layers that are made for a number of channels in dimension 1. For other methods there it is `Norm`."""
 
 REGIONS = {method.name: method.target for method in catalog.METHODS if method.target is not None}
 """Of each method that a norm can become, on channels-first inputs."""
 
+AFFINE = "affine"
+"""The name in `convert` for one scale and shift made of running statistics, weight and bias."""
+
 GROUPS = 32
-"""The number of groups that Wu & He 2018 found best, for who names none."""
+"""The number of groups that Wu & He 2018 found best; the default."""
 
 
 def nearest_divisor(channels: int, groups: int) -> int:
@@ -62,41 +73,41 @@ def groups_for(channels: int, asked: int | None) -> int:
     return nearest_divisor(channels, min(GROUPS, channels // 2)) if channels > 1 else 1
 
 
-def equivalent(module: nn.Module, facts: NormInfo) -> nn.Module:
+def equivalent(module: nn.Module, info: NormInfo) -> nn.Module:
     """Normkit's layer of the same method, with the very parameters and statistics of the old one.
 
     Raises:
         RefusedError: normkit has no layer with the same outputs and the same state.
     """
-    if facts.kind is None:
-        raise RefusedError(facts.reason)
-    if facts.synced:
+    if info.kind is None:
+        raise RefusedError(info.reason)
+    if info.synced:
         raise RefusedError("it shares statistics between processes; normkit's BatchNorm does not")
-    if facts.bias and not facts.weight:
+    if info.bias and not info.weight:
         raise RefusedError("it has a bias and no weight, which no layer of normkit has")
-    if facts.kind == "local_response_norm":
-        return LocalResponseNorm(module.size, module.alpha, module.beta, module.k)  # type: ignore[arg-type]
-    cls, arguments = _choice(facts, facts.kind, facts.groups, facts.rank, facts.weight, facts.bias)
-    cls = LayerNorm2dLast if facts.channels_last else cls
-    if facts.offset or facts.rounds_twice:
-        if cls not in (LayerNorm, RMSNorm) or facts.offset not in (0, 1):
+    if isinstance(module, nn.LocalResponseNorm):
+        return LocalResponseNorm(module.size, module.alpha, module.beta, module.k)
+    cls, arguments = _choice(info, info.kind, info.groups, info.rank, info.weight, info.bias)
+    cls = LayerNorm2dLast if info.channels_last else cls
+    if info.offset or info.rounds_twice:
+        if cls not in (LayerNorm, RMSNorm) or info.offset not in (0, 1):
             raise RefusedError(
                 "its weight is stored or rounded in a way that normkit's layer of that kind does not know"
             )
-        arguments |= {"zero_centered": bool(facts.offset), "cast": "before" if facts.rounds_twice else "after"}
-    if cls in (*BATCH.values(), *INSTANCE.values()):
+        arguments |= {"zero_centered": bool(info.offset), "cast": "before" if info.rounds_twice else "after"}
+    if any(cls in layers.values() for layers in BY_RANK.values()):
         arguments |= {"momentum": module.momentum, "track_running_stats": module.track_running_stats}
-    return _made(module, facts, cls, arguments, adopt_statistics=True)
+    return _made(module, info, cls, arguments, adopt_statistics=True)
 
 
 def other(
-    module: nn.Module, facts: NormInfo, method: str, *, groups: int | None, shapes: list[torch.Size], add_affine: bool
+    module: nn.Module, info: NormInfo, method: str, *, groups: int | None, shapes: list[torch.Size], add_affine: bool
 ) -> nn.Module:
     """Normkit's layer of another method, with the weight and bias of the old one.
 
     Args:
-        module, facts: the old one.
-        method: its name in the catalog, or ``"affine"``, or a pattern.
+        module, info: the old one.
+        method: its name in the catalog, or `AFFINE`, or a pattern.
         groups: number of groups asked for.
         shapes: of inputs that the norm has been seen to get; empty if it has not been run.
         add_affine: whether to give weight and bias to a layer whose predecessor has none.
@@ -104,21 +115,21 @@ def other(
     Raises:
         RefusedError: the method does not exist on such inputs, would erase them, or cannot be made.
     """
-    if facts.kind is None:
-        raise RefusedError(facts.reason)
-    if facts.offset:
-        raise RefusedError(f"its weight is stored less {facts.offset:g}, which no layer of normkit does")
-    if facts.kind == "local_response_norm":
+    if info.kind is None:
+        raise RefusedError(info.reason)
+    if info.offset:
+        raise RefusedError(f"it stores weight - {info.offset:g} and adds that again, which only RMSNorm can do")
+    if not info.shape:
         raise RefusedError("it has no weight and does not know its channels")
-    weight, bias = (True, True) if add_affine and not facts.affine else (facts.weight, facts.bias)
+    weight, bias = (True, True) if add_affine and not info.affine else (info.weight, info.bias)
     if bias and not weight:
         raise RefusedError("it has a bias and no weight, which no layer of normkit has")
-    if method == "affine":
-        return _folded(module, facts)
-    if facts.axis == "first":
-        _refuse_erasing(facts, method, groups, shapes)
-    cls, arguments = _choice(facts, method, groups, facts.rank, weight, bias)
-    return _made(module, facts, cls, arguments)
+    if method == AFFINE:
+        return _folded(module, info)
+    if info.axis == "first":
+        _refuse_erasing(info, method, groups, shapes)
+    cls, arguments = _choice(info, method, groups, info.rank, weight, bias)
+    return _made(module, info, cls, arguments)
 
 
 def fresh(
@@ -144,77 +155,85 @@ def fresh(
     Raises:
         RefusedError: the method does not exist on such outputs, or would erase them.
     """
-    last = rank == 0 and method != "batch_norm"
-    bias = catalog.find(method).center
-    facts = NormInfo(shape=(channels,), axis="last" if last else "first", rank=rank, eps=1e-5, weight=True, bias=bias)
+    row = catalog.find(method)
+    last = rank == 0 and not row.over_samples
+    info = NormInfo(
+        shape=(channels,), axis="last" if last else "first", rank=rank, eps=row.eps, weight=True, bias=row.center
+    )
     if not last:
         positions = torch.Size((2, channels, *(2,) * rank))
-        _refuse_erasing(facts, method, groups, [positions if shape is None else shape])
-    elif channels == 1 or (method == "group_norm" and groups_for(channels, groups) == channels):
+        _refuse_erasing(info, method, groups, [positions if shape is None else shape])
+    elif channels == 1 or (row.grouped and groups_for(channels, groups) == channels):
         raise RefusedError("its region would be one single element, so that it would erase its input")
-    cls, arguments = _choice(facts, method, groups, rank, weight=True, bias=bias)
+    cls, arguments = _choice(info, method, groups, rank, weight=True, bias=row.center)
     return cls(**arguments, device=device, dtype=dtype)
 
 
 def _choice(
-    facts: NormInfo, method: str, groups: int | None, rank: int | None, weight: bool, bias: bool
+    info: NormInfo, method: str, groups: int | None, rank: int | None, weight: bool, bias: bool
 ) -> tuple[type[nn.Module], dict[str, Any]]:
     """The class of a method on these features, and its arguments."""
-    channels = facts.channels
-    eps = torch.finfo(torch.float32).eps if facts.eps is None else facts.eps
-    affine: dict[str, Any] = {"eps": eps, "affine": weight, "bias": bias}
-    plain: dict[str, Any] = {"num_features": channels, **affine}
-    if "[" in method:
-        _check_place_of_channels(method, facts)
-        return Norm, {"pattern": method, **plain, "num_groups": groups_for(channels, groups) if _open(method) else None}
-    if facts.axis == "last":
-        return _choice_of_last(facts, method, groups, weight, bias)
-    if method == "batch_norm" and rank is None:
+    affine: dict[str, Any] = {"eps": _eps(info), "affine": weight, "bias": bias}
+    if is_pattern(method):
+        _check_place_of_channels(method, info)
+    elif info.axis == "last":
+        return _choice_of_last(info, method, groups, weight, bias)
+    elif method in BY_RANK and rank is not None:
+        return BY_RANK[method][max(rank, 1)], {"num_features": info.channels, **affine}
+    elif catalog.find(method).over_samples:
         raise RefusedError("it is not known how many dimensions its input has: pass example= or calibrate=")
-    if method in ("batch_norm", "instance_norm") and rank is not None:
-        return (BATCH if method == "batch_norm" else INSTANCE)[max(rank, 1)], plain
-    if method == "group_norm":
-        return GroupNorm, {"num_groups": groups_for(channels, groups), "num_channels": channels, **affine}
-    if method == "layer_norm2d":
-        return LayerNorm2d, {"num_channels": channels, **affine}
-    return Norm, {"pattern": REGIONS[method], **plain, "center": catalog.find(method).center}
+    pattern = REGIONS.get(method, method)
+    grouping = {"num_groups": groups_for(info.channels, groups)} if leaves_groups_open(pattern) else {}
+    if method in OF_CHANNELS:
+        return OF_CHANNELS[method], {**grouping, "num_channels": info.channels, **affine}
+    center = is_pattern(method) or catalog.find(method).center
+    return Norm, {"pattern": pattern, "num_features": info.channels, **grouping, **affine, "center": center}
 
 
-def _check_place_of_channels(pattern: str, facts: NormInfo) -> None:
+def _eps(info: NormInfo) -> float:
+    return torch.finfo(torch.float32).eps if info.eps is None else info.eps
+
+
+def is_pattern(method: str) -> bool:
+    """Whether a method is given as a pattern, and not by its name."""
+    return "[" in method
+
+
+def _check_place_of_channels(pattern: str, info: NormInfo) -> None:
     dims = bound(pattern, {}).dims
-    dim = dims[-1] if facts.axis == "last" else dims[1] if len(dims) > 1 else None
-    if dim is None or not Region((dim,)).has_features or (facts.axis == "last" and len(facts.shape) > 1):
-        where = "the last dimension" if facts.axis == "last" else "dimension 1"
+    dim = dims[-1] if info.axis == "last" else dims[1] if len(dims) > 1 else None
+    if dim is None or not Region((dim,)).has_features or (info.axis == "last" and len(info.shape) > 1):
+        where = "the last dimension" if info.axis == "last" else "dimension 1"
         raise RefusedError(f"its features are in {where}, and the pattern {pattern!r} has its channels elsewhere")
 
 
-def _open(pattern: str) -> bool:
-    """Whether the number of groups is left open by a pattern."""
+def leaves_groups_open(pattern: str) -> bool:
+    """Whether a pattern has groups and does not say how many."""
     return any(axis.name == "g" and axis.size is None for axis in bound(pattern, {}).axes)
 
 
 def _choice_of_last(
-    facts: NormInfo, method: str, groups: int | None, weight: bool, bias: bool
+    info: NormInfo, method: str, groups: int | None, weight: bool, bias: bool
 ) -> tuple[type[nn.Module], dict[str, Any]]:
     """The same where the features are the last dimensions."""
-    shape, affine = facts.shape, {"affine": weight, "bias": bias}
-    eps = torch.finfo(torch.float32).eps if facts.eps is None else facts.eps
-    if method == "layer_norm":
-        return LayerNorm, {"normalized_shape": shape, "eps": eps, "elementwise_affine": weight, "bias": bias}
-    if method == "rms_norm" and not bias:
-        return RMSNorm, {"normalized_shape": shape, "eps": facts.eps, "elementwise_affine": weight}
-    if method == "rms_norm":
-        names = " ".join(f"c{i}" for i in range(1, len(shape) + 1)) if len(shape) > 1 else "c"
-        return Norm, {"pattern": f"... [{names}]", "num_features": shape, "eps": eps, **affine, "center": False}
-    if method == "group_norm" and len(shape) == 1:
+    shape, row = info.shape, catalog.find(method)
+    affine: dict[str, Any] = {"eps": _eps(info), "affine": weight, "bias": bias}
+    if row.grouped and len(shape) == 1:
         count = groups_for(shape[0], groups)
-        return Norm, {"pattern": "... (g [c])", "num_features": shape[0], "num_groups": count, "eps": eps, **affine}
-    raise RefusedError(f"it normalizes the last dimensions, for which normkit has no {method}")
+        return Norm, {"pattern": "... (g [c])", "num_features": shape[0], "num_groups": count, **affine}
+    if "... [c]" not in row.patterns:
+        raise RefusedError(f"it normalizes the last dimensions, for which normkit has no {method}")
+    if row.center:
+        return LayerNorm, {"normalized_shape": shape, "eps": _eps(info), "elementwise_affine": weight, "bias": bias}
+    if not bias:
+        return RMSNorm, {"normalized_shape": shape, "eps": info.eps, "elementwise_affine": weight}
+    names = " ".join(f"c{i}" for i in range(1, len(shape) + 1)) if len(shape) > 1 else "c"
+    return Norm, {"pattern": f"... [{names}]", "num_features": shape, **affine, "center": False}
 
 
 def _made(
     module: nn.Module,
-    facts: NormInfo,
+    info: NormInfo,
     cls: type[nn.Module],
     arguments: dict[str, Any],
     *,
@@ -224,12 +243,12 @@ def _made(
     like = next((t for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()), None)
     if like is not None:
         arguments = arguments | {"device": like.device, "dtype": like.dtype}
-    kind, activation = _with_activation(module, facts, cls)
+    kind, activation = _with_activation(module, info, cls)
     try:
         layer = kind(**arguments) if activation is None else kind(**arguments, activation=activation)
     except NormkitError as error:
         raise RefusedError(str(error)) from error
-    for name in facts.extras if issubclass(kind, WithActivation) else ():
+    for name in info.extras if issubclass(kind, WithActivation) else ():
         layer.add_module(name, module._modules[name])
     for name in ("weight", "bias"):
         old, new = module._parameters.get(name), layer._parameters.get(name)
@@ -240,58 +259,58 @@ def _made(
     return layer
 
 
-def _with_activation(module: nn.Module, facts: NormInfo, cls: type[nn.Module]) -> tuple[type[nn.Module], str | None]:
+def _with_activation(module: nn.Module, info: NormInfo, cls: type[nn.Module]) -> tuple[type[nn.Module], str | None]:
     """The class of a layer, and the activation to make it with; of some classes the activation becomes a child."""
-    if facts.activation and cls is ChannelAffine:
-        raise RefusedError(f"its {facts.activation} would be lost")
-    if facts.activation or not facts.extras:
-        return cls, facts.activation
-    theirs = _known_with_activation(module, facts, cls)
+    if info.activation and cls is ChannelAffine:
+        raise RefusedError(f"its {info.activation} would be lost")
+    if info.activation or not info.extras:
+        return cls, info.activation
+    theirs = _known_with_activation(module, info, cls)
     if theirs is not None:
         return joined(activated(cls), theirs), None
-    name = fusible({name: module._modules[name] for name in facts.extras})
+    name = fusible({name: module._modules[name] for name in info.extras})
     if name in (None, "none") or cls in (LayerNorm2dLast, ChannelAffine):
         return activated(cls), None
     return cls, name
 
 
-def _known_with_activation(module: nn.Module, facts: NormInfo, cls: type[nn.Module]) -> type[nn.Module] | None:
+def _known_with_activation(module: nn.Module, info: NormInfo, cls: type[nn.Module]) -> type[nn.Module] | None:
     """Of a batch norm the class by which the tools of a library know that it has an activation, if there is one."""
     if cls in BATCH.values() and isinstance(module, cls.__bases__[-1]):
         return plain_class(module)
-    if cls is BatchNorm2d and facts.origin == "timm":
+    if cls is BatchNorm2d and info.origin == "timm":
         return cast("type[nn.Module]", sys.modules["timm.layers"].BatchNormAct2d)
     return None
 
 
-def _refuse_erasing(facts: NormInfo, method: str, groups: int | None, shapes: list[torch.Size]) -> None:
+def _refuse_erasing(info: NormInfo, method: str, groups: int | None, shapes: list[torch.Size]) -> None:
     """A region of a single element leaves nothing of its input but the bias."""
-    if method == "batch_norm":
+    if not is_pattern(method) and catalog.find(method).over_samples:
         return
-    count = groups_for(facts.channels, groups)
-    pattern = method if "[" in method else f"b (g={count} [c]) [...]" if method == "group_norm" else REGIONS[method]
-    # Positions of a norm for images are taken to be many where none has been seen; a norm for (N, C) and
-    # (N, C, L) is taken to have none.
-    rank = 2 if facts.rank is None else 0 if facts.rank == 1 else facts.rank
-    unseen = torch.Size((2, facts.channels, *(2,) * rank))
+    pattern = REGIONS.get(method, method)
+    open_groups = {"g": groups_for(info.channels, groups)} if leaves_groups_open(pattern) else {}
+    region = bound(pattern, open_groups)
+    # Without an example: a norm for images has many positions, and a norm for (N, C) and (N, C, L) has none.
+    rank = 2 if info.rank is None else 0 if info.rank == 1 else info.rank
+    unseen = torch.Size((2, info.channels, *(2,) * rank))
     for shape in shapes or [unseen]:
         try:
-            levels = bound(pattern, {"g": count} if _open(pattern) else {}).levels(shape)
+            levels = region.levels(shape)
         except NormkitError as error:
             raise RefusedError(str(error)) from error
         if math.prod(level.size for level in levels if level.reduced) == 1:
             hint = "" if shapes else "; if its inputs have positions, show one with example="
             raise RefusedError(
-                f"on an input of shape {tuple(shape)} the region {pattern!r} is one single element, "
+                f"on an input of shape {tuple(shape)} the region {str(region)!r} is one single element, "
                 f"so that it would erase its input{hint}"
             )
 
 
-def _folded(module: Any, facts: NormInfo) -> nn.Module:
+def _folded(module: Any, info: NormInfo) -> nn.Module:
     """Running statistics, weight and bias as one scale and shift."""
-    if not facts.running or not facts.may_keep_statistics:
+    if not info.running or not info.may_keep_statistics:
         raise RefusedError("it has no running statistics, so that its scale depends on the input")
-    layer = _made(module, facts, ChannelAffine, {"num_channels": facts.channels})
+    layer = _made(module, info, ChannelAffine, {"num_channels": info.channels})
     trains = module.weight is None or module.weight.requires_grad
     for name, value in zip(("weight", "bias"), scale_and_shift(module), strict=True):
         layer._parameters[name] = nn.Parameter(value, trains)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from normkit.errors import ArgumentError
 from normkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normkit.merging import merging_weights
 from normkit.parametrize._checks import stored
 from normkit.tools.convert.build import equivalent
-from normkit.tools.model.call import Watcher, run
+from normkit.tools.model.call import Observer, observe
 from normkit.tools.model.info import NormInfo
-from normkit.tools.model.statistics import merging_weights
 
 
 @dataclass(frozen=True)
@@ -44,37 +44,37 @@ def fit(
 
     Args:
         model: holds the old norms; run in evaluation mode, and left as it was.
-        pairs: for each old norm its facts and the new layer.
+        pairs: for each old norm its description, and the new layer.
         batches: inputs of the model.
 
     Returns:
-        What was fitted; nothing for a norm that no batch reaches.
+        The fitted values of each norm that a batch reached.
 
     Raises:
         ArgumentError: there are no batches, or a norm's values are not finite.
         StateError: what was fitted is too large for the dtype of the new layer.
     """
     sums = {module: _Sums() for module in pairs}
-    watchers: dict[nn.Module, Watcher] = {
-        module: _watcher(module, facts, new, sums[module]) for module, (facts, new) in pairs.items()
+    observers: dict[nn.Module, Observer] = {
+        module: _observer(module, info, new, sums[module]) for module, (info, new) in pairs.items()
     }
-    if not run(model, batches, watchers):
+    if not observe(model, batches, observers):
         raise ArgumentError("calibrate needs at least one batch, got none: an iterator can be used only once")
     return {module: _solved(sums[module], new) for module, (_, new) in pairs.items() if sums[module].n}
 
 
-def _watcher(module: nn.Module, facts: NormInfo, new: nn.Module, sums: _Sums) -> Watcher:
-    activated = facts.extras or facts.activation
-    plain = equivalent(module, replace(facts, extras=(), activation=None)).eval() if activated else None
+def _observer(module: nn.Module, info: NormInfo, new: nn.Module, sums: _Sums) -> Observer:
+    activated = info.extras or info.activation
+    plain = equivalent(module, replace(info, extras=(), activation=None)).eval() if activated else None
     bare = None if isinstance(new, BatchNorm1d | BatchNorm2d | BatchNorm3d) else _without_affine(new)
 
-    def watch(_: nn.Module, x: Tensor, y: Tensor) -> None:
+    def add(_: nn.Module, x: Tensor, y: Tensor) -> None:
         target = y if plain is None else plain(x)
         # Batch norm's statistics are known after the last batch: until then its input is used unnormalized.
         normalized = x if bare is None else bare(x)
-        sums.add(_columns(normalized, facts), _columns(target, facts))
+        sums.add(_columns(normalized, info), _columns(target, info))
 
-    return watch
+    return add
 
 
 def _without_affine(layer: nn.Module) -> nn.Module:
@@ -84,9 +84,9 @@ def _without_affine(layer: nn.Module) -> nn.Module:
     return bare.eval()
 
 
-def _columns(x: Tensor, facts: NormInfo) -> Tensor:
+def _columns(x: Tensor, info: NormInfo) -> Tensor:
     """One column for each channel."""
-    return (x.movedim(1, -1) if facts.axis == "first" else x).reshape(-1, facts.channels).double()
+    return (x.movedim(1, -1) if info.axis == "first" else x).reshape(-1, info.channels).double()
 
 
 class _Sums:

@@ -1,4 +1,4 @@
-"""What a conversion did, as data, and how to revert it."""
+"""The report of a conversion, as data, and how to revert the conversion."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from normkit.tools.convert.build import scale_and_shift
 from normkit.tools.convert.calibrate import Fitted
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import Refusal
-from normkit.tools.model.tree import replace, walk
+from normkit.tools.model.tree import module_places, replace
 from normkit.tools.model.wrapped import refuse_wrapped
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def as_text(module: nn.Module, facts: NormInfo | None = None) -> str:
+def as_text(module: nn.Module, info: NormInfo | None = None) -> str:
     """A norm in a few words: with its package, or with its arguments."""
     name = type(module).__name__
-    return f"{facts.origin} {name}" if facts else f"{name}({module.extra_repr()})"
+    return f"{info.origin} {name}" if info else f"{name}({module.extra_repr()})"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Change:
         name, names: where it is; several names if it is shared.
         old, new: the layers in words.
         method: what it is now, as in the catalog.
-        note: what differs from what was asked or expected.
+        note: a difference from the request, such as another number of groups.
         residual: after calibration, the root of the mean square error over the standard deviation of the old
             outputs; None without.
     """
@@ -49,6 +49,8 @@ class Change:
     note: str = ""
     residual: float | None = None
     original: nn.Module = field(repr=False, compare=False, kw_only=True)
+    made: str = field(repr=False, compare=False, kw_only=True)
+    """The name of the class that it has now, which stays when that is frozen."""
     folded: bool = field(repr=False, compare=False, kw_only=True)
     given: dict[str, Tensor] = field(repr=False, compare=False, kw_only=True)
     """The values that the conversion chose itself, to tell whether they have been trained since."""
@@ -78,12 +80,12 @@ class Change:
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """What a conversion did.
+    """The report of `convert`.
 
     Attributes:
         changes: the norms that were exchanged.
         refusals: those that were not, and why.
-        kept: names of the norms that nothing was asked of, or that were normkit's own already.
+        kept: names of the norms that were not to be converted, or that were normkit's own already.
     """
 
     changes: tuple[Change, ...] = ()
@@ -92,7 +94,7 @@ class ConvertReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        hidden = ("original", "folded", "given")
+        hidden = ("original", "made", "folded", "given")
         changes = [
             {f.name: getattr(row, f.name) for f in dataclasses.fields(row) if f.name not in hidden}
             for row in self.changes
@@ -106,7 +108,7 @@ class ConvertReport:
         """Put the original norms back, in place, with the weight, bias and statistics of now.
 
         Weights that the conversion chose itself (by calibration or folding) and that have not been trained since
-        give way to the original ones.
+        are replaced by the original ones.
 
         Args:
             model: the converted one, or a copy of it.
@@ -118,15 +120,15 @@ class ConvertReport:
             StateError: a converted norm is no longer there, or the model is wrapped for several processes; nothing is
                 changed then.
         """
-        places = {name: place for place in walk(model) for name in place.names}
+        places = {name: place for place in module_places(model) for name in place.names}
         new: dict[nn.Module, nn.Module] = {}
         for change in self.changes:
             place = places.get(change.name)
-            if place is None or as_text(place.module).split("(")[0] != change.new.split("(")[0]:
-                there = "nothing" if place is None else type(place.module).__name__
+            there = "nothing" if place is None else type(place.module).__name__
+            if place is None or there != change.made:
                 raise StateError(
-                    f"revert needs the model as convert left it; at {change.name!r} it put "
-                    f"{change.new.split('(')[0]}, and there is {there}: undo later changes first"
+                    f"revert needs the model as convert left it; it made {change.name!r} a {change.made}, "
+                    f"and there is {there}: undo later changes first"
                 )
             new[place.module] = _restored(change, place.module)
         same = all(_tensors(old) == _tensors(successor) for old, successor in new.items())

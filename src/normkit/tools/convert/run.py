@@ -8,18 +8,19 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normkit.errors import ArgumentError, StateError, whole_number
 from normkit.parametrize._checks import check_batches
-from normkit.tools.convert.build import equivalent, groups_for, other
+from normkit.tools.convert.build import AFFINE, REGIONS, equivalent, groups_for, leaves_groups_open, other
 from normkit.tools.convert.calibrate import fit
 from normkit.tools.convert.report import Change, ConvertReport, as_text
 from normkit.tools.convert.target import OWN, ConversionTarget, To
 from normkit.tools.model.call import shapes as shapes_in
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import Refusal, RefusedError
-from normkit.tools.model.tree import Place, copy_of, norms, replace, walk
+from normkit.tools.model.statistics import keeps_statistics
+from normkit.tools.model.tree import Place, copy_of, module_places, norms, replace
 from normkit.tools.model.wrapped import refuse_wrapped
 
 M = TypeVar("M", bound=nn.Module)
@@ -39,9 +40,9 @@ def convert(
 
     Without `to`, every norm of torch, timm, transformers or anyone else that computes what a layer of normkit
     computes is replaced by that layer: same keys in ``state_dict``, same outputs and gradients to rounding.
-    With `to`, norms become another method; weight and bias go with them, and so do activation and dropout that a
-    norm brings along, hooks, and the mode. Shared norms stay shared. What cannot be done without a wrong result is
-    left as it is, and the report says why.
+    With `to`, norms become another method. They keep weight, bias, hooks and mode, and the activation and dropout that
+    are part of a norm. Shared norms stay shared. A norm whose conversion would give wrong results stays as it is, and
+    the report has the reason.
 
     Args:
         model: any module.
@@ -54,7 +55,7 @@ def convert(
             arguments; of a loader's ``(x, y)`` the first. The new weights and biases are then those with which each
             new layer comes nearest, in least squares, to the outputs of the old one in evaluation; running statistics
             are those of the batches.
-        example: one such batch, from which the shapes inside the model are learned.
+        example: one such batch, which shows the shapes inside the model.
         num_groups: for group norm; where it does not divide the channels, the nearest that does is taken. By
             default the nearest to 32 that leaves two channels or more in a group.
         inplace: whether to change the model itself and not a copy.
@@ -102,8 +103,8 @@ def convert(
     modules = [place.module for place, _ in found]
     shapes = {} if example is None else shapes_in(model, modules, example)
     plan = _Plan(target, num_groups, shapes, add_affine=calibrate is not None)
-    for place, facts in found:
-        plan.decide(place, facts)
+    for place, info in found:
+        plan.decide(place, info)
     if strict and plan.refusals:
         rows = "\n".join(f"    {row}" for row in plan.refusals)
         raise StateError(f"strict=True allows no refusal, and there are {len(plan.refusals)}:\n{rows}\nleave these out")
@@ -114,14 +115,14 @@ def convert(
 
 
 def _copied(model: M, found: list[tuple[Place, NormInfo]]) -> tuple[M, list[tuple[Place, NormInfo]]]:
-    """A deep copy, and its norms; what is known of them needs no second look."""
+    """A deep copy, and its norms with their descriptions."""
     model = copy_of(model)
-    facts = {place.name: facts for place, facts in found}
-    return model, [(place, facts[place.name]) for place in walk(model) if place.name in facts]
+    info = {place.name: info for place, info in found}
+    return model, [(place, info[place.name]) for place in module_places(model) if place.name in info]
 
 
 class _Plan:
-    """What becomes of each norm; the model is only read."""
+    """Decides what each norm becomes; the model is not changed."""
 
     def __init__(
         self,
@@ -136,74 +137,74 @@ class _Plan:
         self.shapes = shapes
         self.add_affine = add_affine
         self.new: dict[nn.Module, nn.Module] = {}
-        self.facts: dict[nn.Module, NormInfo] = {}
+        self.info: dict[nn.Module, NormInfo] = {}
         self.changes: dict[nn.Module, Change] = {}
         self.refusals: list[Refusal] = []
         self.kept: list[str] = []
 
-    def decide(self, place: Place, facts: NormInfo) -> None:
+    def decide(self, place: Place, info: NormInfo) -> None:
         """Make the new layer of one norm, or note why there is none."""
         seen = {len(shape) - 2 for shape in self.shapes.get(place.module, [])}
-        if facts.rank is None and facts.axis == "first" and len(seen) == 1:
-            facts = dataclasses.replace(facts, rank=seen.pop())
-        method = self.target.method(place, facts)
-        same = method == OWN or (method == facts.kind and (self.groups is None or facts.kind != "group_norm"))
-        if method is None or method is place.module or (same and facts.origin == "normkit"):
+        if info.rank is None and info.axis == "first" and len(seen) == 1:
+            info = dataclasses.replace(info, rank=seen.pop())
+        method = self.target.method(place, info)
+        same = method == OWN or (method == info.kind and (self.groups is None or info.groups is None))
+        if method is None or method is place.module or (same and info.origin == "normkit"):
             self.kept.append(place.name)
             return
-        old = as_text(place.module, facts)
+        old = as_text(place.module, info)
         note = ""
         try:
             if isinstance(method, nn.Module):
                 new = method
             elif same:
-                new = equivalent(place.module, facts)
+                new = equivalent(place.module, info)
                 _check_keys(place.module, new)
             else:
                 _refuse_fast_path(place)
                 new = other(
                     place.module,
-                    facts,
+                    info,
                     method,
                     groups=self.groups,
                     shapes=self.shapes.get(place.module, []),
                     add_affine=self.add_affine,
                 )
-                note = self._note(place.module, facts, method)
+                note = self._note(info, method, new)
         except RefusedError as reason:
             self.refusals.append(Refusal(place.name, old, str(reason)))
             return
         self.new[place.module] = new
-        self.facts[place.module] = facts
+        self.info[place.module] = info
         self.changes[place.module] = Change(
             name=place.name,
             names=place.names,
             old=old,
             new=as_text(new),
-            method=facts.kind if same and facts.kind else method if isinstance(method, str) else type(new).__name__,
+            method=info.kind if same and info.kind else method if isinstance(method, str) else type(new).__name__,
             note=note,
             original=place.module,
-            folded=method == "affine",
-            given={name: p.detach().clone() for name, p in new._parameters.items() if p is not None}
-            if method == "affine"
-            else {},
+            made=type(new).__name__,
+            folded=method == AFFINE,
+            given=_values(new) if method == AFFINE else {},
         )
 
-    def _note(self, module: nn.Module, facts: NormInfo, method: str) -> str:
-        if method == "group_norm" and self.groups is not None and facts.channels % self.groups:
-            used = groups_for(facts.channels, self.groups)
-            return f"{self.groups} groups asked, {used} divide {facts.channels}"
-        if method == "batch_norm" and not self.add_affine:
+    def _note(self, info: NormInfo, method: str, new: nn.Module) -> str:
+        groups_are_open = method in REGIONS and leaves_groups_open(REGIONS[method])
+        if groups_are_open and self.groups is not None and info.channels % self.groups:
+            used = groups_for(info.channels, self.groups)
+            return f"{self.groups} groups asked, {used} divide {info.channels}"
+        if keeps_statistics(new) and not self.add_affine:
             return "running statistics start at 0 and 1: recalibrate, or pass calibrate="
         return ""
 
     def calibrate(self, model: nn.Module, batches: Iterable[Any]) -> None:
         """Fit the new layers that have a weight; a method that is exact already is left alone."""
         pairs = {
-            old: (self.facts[old], new)
+            old: (self.info[old], new)
             for old, new in self.new.items()
             if not self.changes[old].folded
-            and self.changes[old].method != self.facts[old].kind
+            and self.changes[old].method != self.info[old].kind
             and new._parameters.get("weight") is not None
             and type(new).__module__.startswith("normkit.")
         }
@@ -216,6 +217,11 @@ class _Plan:
                 self.changes[old] = self.changes[old].fitted(new, fitted[old])
             else:
                 self.changes[old] = self.changes[old].with_note("no batch reached it, so that nothing was fitted")
+
+
+def _values(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of the parameters that a module has itself."""
+    return {name: p.detach().clone() for name, p in module.named_parameters(recurse=False)}
 
 
 def _check_keys(old: nn.Module, new: nn.Module) -> None:
@@ -231,5 +237,5 @@ def _refuse_fast_path(place: Place) -> None:
     if any(isinstance(parent, nn.TransformerEncoderLayer) for parent, _ in place.parents):
         raise RefusedError(
             "in evaluation torch's TransformerEncoderLayer reads weight and eps of its norms and computes a layer "
-            "norm, whatever module stands there"
+            "norm, whatever module is there"
         )

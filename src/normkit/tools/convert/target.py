@@ -1,4 +1,4 @@
-"""Reads what a user wants of each norm: a method for all, a mapping, or a function."""
+"""Reads the argument `to` of `convert`: a method for all norms, a mapping, or a function."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from torch import nn
 from normkit import catalog
 from normkit.errors import ArgumentError, DtypeError, nearest
 from normkit.pattern import bound
-from normkit.tools.convert.build import REGIONS
+from normkit.tools.convert.build import AFFINE, REGIONS, is_pattern
 from normkit.tools.model.info import NormInfo
-from normkit.tools.model.tree import Place, matches
+from normkit.tools.model.names import fits
+from normkit.tools.model.tree import Place
 
 OWN = "normkit's own"
 """The default target."""
 
-METHODS = (*REGIONS, "affine")
-"""What a norm can become."""
+METHODS = (*REGIONS, AFFINE)
+"""The methods that a norm can be converted to."""
 
 Method: TypeAlias = str | type[nn.Module] | None
 # A key is a class or a string.
@@ -46,14 +47,14 @@ class ConversionTarget:
             )
         return cls({_key(key, places): None if value is None else method_name(value) for key, value in to.items()})
 
-    def method(self, place: Place, facts: NormInfo) -> str | nn.Module | None:
+    def method(self, place: Place, info: NormInfo) -> str | nn.Module | None:
         """The method for one norm; None to leave it as it is."""
         if self.to is None:
             return OWN
         if isinstance(self.to, str):
             return self.to
         if isinstance(self.to, Mapping):
-            fitting = (value for key, value in self.to.items() if _fits(key, place, facts))
+            fitting = (value for key, value in self.to.items() if _fits(key, place, info))
             return cast("str | None", next(fitting, None))
         wanted = self.to(place.name, place.module)
         if wanted is None or isinstance(wanted, nn.Module):
@@ -69,24 +70,24 @@ def method_name(name: str | type) -> str:
     >>> method_name("weight_norm")
     Traceback (most recent call last):
     normkit.errors.ArgumentError: a norm can become batch_norm, layer_norm, instance_norm, group_norm, rms_norm, \
-layer_norm2d, affine or a pattern, got 'weight_norm': insert puts weight norms on the layers themselves
+layer_norm2d, affine or a pattern, got 'weight_norm': insert applies weight norms to the layers themselves
     """
     if isinstance(name, type):
         name = name.__name__
     if not isinstance(name, str):
         raise DtypeError(f"a method is named by a string, got {type(name).__name__}: give a name such as 'group_norm'")
-    if "[" in name:
+    if is_pattern(name):
         bound(name, {})
         return name
-    if name == "affine":
+    if name == AFFINE:
         return name
     try:
         found = catalog.find(name)
     except ArgumentError:
-        known = [method.name for method in catalog.METHODS] + ["affine"]
+        known = [method.name for method in catalog.METHODS] + [AFFINE]
         raise ArgumentError(f"no normalization is called {name!r}: {nearest(name, known)}") from None
     if found.name not in METHODS:
-        of_weights = "insert puts weight norms on the layers themselves"
+        of_weights = "insert applies weight norms to the layers themselves"
         remedy = of_weights if found.of_weights else nearest(found.name, METHODS)
         raise ArgumentError(f"a norm can become {', '.join(METHODS)} or a pattern, got {name!r}: {remedy}")
     return found.name
@@ -98,7 +99,7 @@ def _key(key: Any, places: list[Place]) -> Any:
         return key
     if not isinstance(key, str):
         raise DtypeError(f"a key of to must be a class, a method or a name, got {key!r}: give nn.BatchNorm2d")
-    if any(matches(place, key) for place in places):
+    if any(fits(place.names, key) for place in places):
         return ("name", key)
     if any(mark in key for mark in "*?.["):
         names = [place.name for place in places]
@@ -110,8 +111,8 @@ def _key(key: Any, places: list[Place]) -> Any:
         raise ArgumentError(f"{key!r} is neither a norm of the model nor a method: {nearest(key, known)}") from None
 
 
-def _fits(key: Any, place: Place, facts: NormInfo) -> bool:
+def _fits(key: Any, place: Place, info: NormInfo) -> bool:
     if isinstance(key, type):
         return isinstance(place.module, key)
     what, text = key
-    return matches(place, text) if what == "name" else facts.kind == text
+    return fits(place.names, text) if what == "name" else info.kind == text

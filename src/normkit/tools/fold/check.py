@@ -1,4 +1,4 @@
-"""How `fold` compares what a model gives before and after."""
+"""How `fold` compares the outputs of a model before and after."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normkit.tools.model.graph.dataflow import tensors_in
+from normkit.tools.model.graph.recorder import tensors_in
 
 
 def doubled(value: Any) -> Any:

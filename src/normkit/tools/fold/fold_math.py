@@ -70,7 +70,7 @@ def unusual(parameter: nn.Parameter) -> str:
 
 
 def set_parameters(layer: Layer, weight: Tensor, bias: Tensor) -> None:
-    """New parameters, so that others who hold the old ones keep their values."""
+    """Give the layer new parameters; other holders of the old ones keep their values."""
     old = layer.weight
     if layer.bias is not None or bool(bias.any()):
         layer._parameters["bias"] = nn.Parameter(bias.to(old), old.requires_grad)

@@ -1,4 +1,4 @@
-"""Which norm goes into which layer, the exchange itself, and how to undo it."""
+"""Decides which norm is folded into which layer, folds it, and can undo that."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from normkit.tools.fold.norms import foldable
 from normkit.tools.fold.report import Fold, FoldReport
 from normkit.tools.model.activated import module_of
 from normkit.tools.model.call import call_on_example
-from normkit.tools.model.graph.dataflow import Dataflow, Graph, record
+from normkit.tools.model.graph.dataflow import Dataflow, record
+from normkit.tools.model.graph.symbolic import SymbolicGraph
 from normkit.tools.model.refusal import Refusal, RefusedError
 from normkit.tools.model.statistics import scale_and_shift
-from normkit.tools.model.tree import LAYERS, Layer, replace, walk
+from normkit.tools.model.tree import LAYERS, Layer, module_places, replace
 
 EXACT = 1e-9
 """How far a folded pair may be from the original in float64, of the output's size: a wrong fold is off by far more,
@@ -35,7 +36,7 @@ class Folding:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.training = {module for module in model.modules() if module.training}
-        self.names = {place.module: place.name for place in walk(model)}
+        self.names = {place.module: place.name for place in module_places(model)}
         self.found = foldable(model)
         self.folds: dict[nn.Module, Fold] = {}
         self.successors: dict[nn.Module, nn.Module] = {}
@@ -43,7 +44,7 @@ class Folding:
         self.weights: list[tuple[nn.Module, dict[str, nn.Parameter | None]]] = []
 
     def fold(self, example: Any, tolerance: float | None) -> FoldReport:
-        """Fold what can be folded, and put everything back if the model then gives something else."""
+        """Fold all norms that can be folded, and undo it if the outputs of the model change."""
         reasons: dict[nn.Module, str] = {}
         flow, graph = self.traced(example)
         before = self.outputs(flow)
@@ -51,7 +52,7 @@ class Folding:
         try:
             graph = self.rounds(flow, graph, example, reasons)
             error = self.largest_change(example, before) if self.folds else 0.0
-            text = f"outputs moved by {error:.2g} of their size, and {allowed:.2g} is allowed"
+            text = f"outputs changed by {error:.2g} of their size, and {allowed:.2g} is allowed"
         except RefusedError as refusal:
             error, text = float("inf"), str(refusal)
         if not error <= allowed:
@@ -65,14 +66,16 @@ class Folding:
         )
         return FoldReport(folds, refusals, graph is not None, error, allowed)
 
-    def traced(self, example: Any) -> tuple[Dataflow, Graph | None]:
+    def traced(self, example: Any) -> tuple[Dataflow, SymbolicGraph | None]:
         layers = {module for module in self.model.modules() if isinstance(module, LAYERS)}
         watched = layers | (self.found.keys() - self.folds.keys())
         with same_draws(self.model):
             flow = record(self.model, watched, example)
-        return flow, Graph.of(self.model, watched, example)
+        return flow, SymbolicGraph.of(self.model, watched, example)
 
-    def rounds(self, flow: Dataflow, graph: Graph | None, example: Any, reasons: dict[nn.Module, str]) -> Graph | None:
+    def rounds(
+        self, flow: Dataflow, graph: SymbolicGraph | None, example: Any, reasons: dict[nn.Module, str]
+    ) -> SymbolicGraph | None:
         """Repeat until nothing folds, because after a fold the next norm follows another layer."""
         while True:
             done = len(self.folds)
@@ -88,14 +91,14 @@ class Folding:
 
     @contextlib.contextmanager
     def runs_on(self) -> Iterator[None]:
-        """A model that ran before it was folded runs now too."""
+        """Refuse the fold if the model raises now; it ran before."""
         try:
             yield
         except Exception as error:
             raise RefusedError(f"the folded model raises {type(error).__name__}: {error}") from error
 
     def outputs(self, flow: Dataflow) -> list[Tensor]:
-        """What the model gives for the example, to be compared with what it gives when it is folded."""
+        """The outputs for the example, to be compared with those of the folded model."""
         before = [tensor.clone() for tensor in compared(flow.output)]
         if not before:
             raise ArgumentError(
@@ -115,12 +118,12 @@ class Folding:
             after = compared(call_on_example(self.model, example))
         return max(distance(new, old) for new, old in zip(after, before, strict=True))
 
-    def fold_one(self, norm: nn.Module, flow: Dataflow, graph: Graph | None) -> None:
+    def fold_one(self, norm: nn.Module, flow: Dataflow, graph: SymbolicGraph | None) -> None:
         """Fold into the layer before the norm, or else into the one after it."""
-        _, facts = self.found[norm]
-        if not facts.kind:
-            raise RefusedError(facts.reason)
-        if not facts.running:
+        _, info = self.found[norm]
+        if not info.kind:
+            raise RefusedError(info.reason)
+        if not info.running:
             raise RefusedError("it has no running statistics and normalizes by its input")
         if norm in self.training and isinstance(norm, _NormBase):
             raise RefusedError("it is in training mode and normalizes by the batch: call model.eval() first")
@@ -130,8 +133,8 @@ class Folding:
             raise RefusedError(f"it {reason}")
         asked = flow.asked[norm] or ({"parameters"} if graph is not None and norm in graph.reads else set())
         if asked:
-            raise RefusedError(f"forward also reads its {min(asked)}, which would be gone")
-        scale, shift = scale_and_shift(norm, facts.eps or 0.0)
+            raise RefusedError(f"forward also reads its {min(asked)}, which would be missing")
+        scale, shift = scale_and_shift(norm, info.eps or 0.0)
         try:
             layer = self.layer_before(norm, scale, flow, graph)
             weight, bias = fold_math.after(layer, scale, shift)
@@ -147,7 +150,7 @@ class Folding:
                 raise RefusedError(f"{first}; {second}") from None
         self.commit(norm, layer, weight, bias, side)
 
-    def layer_before(self, norm: nn.Module, scale: Tensor, flow: Dataflow, graph: Graph | None) -> Layer:
+    def layer_before(self, norm: nn.Module, scale: Tensor, flow: Dataflow, graph: SymbolicGraph | None) -> Layer:
         """The layer whose whole output goes to the norm alone."""
         sources = {call.source.module if call.source else None for call in flow.calls[norm]}
         layer = next(iter(sources))
@@ -165,10 +168,10 @@ class Folding:
         ):
             raise RefusedError(f"it normalizes another dimension than {name} makes")
         if graph is not None and not graph.joins(layer, norm):
-            raise RefusedError(f"the model's graph has another way from {name}, or to the norm")
+            raise RefusedError(f"the model's graph has another path from {name}, or to the norm")
         return layer
 
-    def layer_after(self, norm: nn.Module, shift: Tensor, flow: Dataflow, graph: Graph | None) -> Layer:
+    def layer_after(self, norm: nn.Module, shift: Tensor, flow: Dataflow, graph: SymbolicGraph | None) -> Layer:
         """The layer that alone takes the norm's output, and takes nothing else."""
         takers = {taker for call in flow.calls[norm] for taker in call.consumers}
         layer = next(iter(takers), None)
@@ -176,7 +179,7 @@ class Folding:
             raise RefusedError("its output does not go straight to one such layer")
         name = repr(self.names[layer])
         if not isinstance(_left(norm), nn.Identity):
-            raise RefusedError(f"its activation stands before {name}")
+            raise RefusedError(f"its activation is applied before {name}")
         if any(call.source is None or call.source.module is not norm for call in flow.calls[layer]):
             raise RefusedError(f"{name} also has other inputs")
         self.check_usable(layer, flow, graph)
@@ -185,15 +188,15 @@ class Folding:
         ):
             raise RefusedError(f"it normalizes another dimension than {name} sums over")
         if (why := fold_math.shift_is_lost(layer)) and bool(shift.any()):
-            raise RefusedError(f"it cannot go into {name} behind it: {why}")
+            raise RefusedError(f"it cannot be folded into {name}, which follows it: {why}")
         if graph is not None and not graph.joins(norm, layer):
-            raise RefusedError(f"the model's graph has another way to {name}, or from the norm")
+            raise RefusedError(f"the model's graph has another path to {name}, or from the norm")
         return layer
 
     def called(self, taker: nn.Module | str) -> str:
         return taker if isinstance(taker, str) else repr(self.names[taker])
 
-    def check_usable(self, layer: Layer, flow: Dataflow, graph: Graph | None) -> None:
+    def check_usable(self, layer: Layer, flow: Dataflow, graph: SymbolicGraph | None) -> None:
         """The layer's weight is its own, plain, and used by nothing but its forward."""
         name = repr(self.names[layer])
         if parametrize.is_parametrized(layer) or layer._parameters.get("weight") is None:
@@ -212,14 +215,14 @@ class Folding:
     def check(
         self, pair: list[nn.Module], layer: Layer, weight: Tensor, bias: Tensor, left: nn.Module, flow: Dataflow
     ) -> None:
-        """In float64, where rounding is out of the question, the folded layer gives what the pair gives."""
+        """In float64, where rounding errors are tiny, the output of the folded layer must be that of the pair."""
         name, dtype = repr(self.names[layer]), layer.weight.dtype
         if not all(bool(tensor.to(dtype).isfinite().all()) for tensor in (weight, bias)):
             raise RefusedError(f"the folded weight of {name} would not be finite in {dtype}")
         try:
             exact = [copy.deepcopy(module).double() for module in pair]
             for module, original in zip(exact, pair, strict=True):
-                # A norm that was made frozen must prove that its mode means nothing.
+                # The mode of a norm of a frozen class must make no difference.
                 module.training = original in self.training and original in self.found
             new = copy.deepcopy(layer).double()
             fold_math.set_parameters(new, weight, bias)
@@ -262,7 +265,7 @@ class Folding:
 
 
 def _left(norm: nn.Module) -> nn.Module:
-    """What a norm applies after its arithmetic: its dropout and activation, or nothing."""
+    """The module that is left of a norm: its dropout and activation, or `Identity`."""
     own = getattr(norm, "activation", None)
     steps = [module_of(own) if isinstance(own, str) else None, *(norm._modules.get(key) for key in ("drop", "act"))]
     kept = [step for step in steps if step is not None and not isinstance(step, nn.Identity)]

@@ -1,4 +1,4 @@
-"""The norms that `fold` looks at, whoever wrote them."""
+"""The norms that `fold` considers, of any library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from normkit.tools.model.info import NormInfo
-from normkit.tools.model.tree import Place, norms, walk
+from normkit.tools.model.tree import Place, module_places, norms
 
 SHAPES = ((2, 2), (2,), ())
 """Positions of the inputs on which a norm is tried: that of an image, of a sequence, of a vector."""
@@ -19,16 +19,16 @@ SHAPES = ((2, 2), (2,), ())
 
 def foldable(model: nn.Module) -> dict[nn.Module, tuple[Place, NormInfo]]:
     """Batch and instance norms, and all else that has running statistics; without a `kind` if it is not understood."""
-    known = {place.module: facts for place, facts in norms(model)}
+    known = {place.module: info for place, info in norms(model)}
     found: dict[nn.Module, tuple[Place, NormInfo]] = {}
-    for place in walk(model):
+    for place in module_places(model):
         module = place.module
-        facts = known.get(module, NormInfo())
-        if not facts.kind and not isinstance(module, _NormBase) and has_statistics(module):
-            facts = _as_batch_norm(module, facts)
-            found[module] = (place, facts)
-        elif isinstance(module, _NormBase) or facts.may_keep_statistics:
-            found[module] = (place, facts)
+        info = known.get(module, NormInfo())
+        if not info.kind and not isinstance(module, _NormBase) and has_statistics(module):
+            info = _as_batch_norm(module, info)
+            found[module] = (place, info)
+        elif isinstance(module, _NormBase) or info.may_keep_statistics:
+            found[module] = (place, info)
     return found
 
 
@@ -38,19 +38,19 @@ def has_statistics(module: nn.Module) -> bool:
     return isinstance(own.get("running_mean"), Tensor) and isinstance(own.get("running_var"), Tensor)
 
 
-def _as_batch_norm(module: Any, facts: NormInfo) -> NormInfo:
+def _as_batch_norm(module: Any, info: NormInfo) -> NormInfo:
     """A norm of another library, taken for a batch norm; the check of the pair that it is in is its proof."""
     eps = getattr(module, "eps", None)
     if not isinstance(eps, float):
         eps = _eps(module)
     if eps is None:
         name = type(module).__name__
-        return replace(facts, reason=f"{name} has running statistics, and computes something else than batch norm")
-    return replace(facts, kind="batch_norm", running=True, eps=eps)
+        return replace(info, reason=f"{name} has running statistics, and computes something else than batch norm")
+    return replace(info, kind="batch_norm", running=True, eps=eps)
 
 
 def _eps(module: nn.Module) -> float | None:
-    """What a norm adds to the variance where no attribute says it: at a variance of 0 it makes 1 / sqrt(eps) of 1."""
+    """The eps of a norm without such an attribute, from its output: at a variance of 0, 1 becomes 1 / sqrt(eps)."""
     for positions in SHAPES:
         try:
             norm: Any = copy.deepcopy(module).double().eval()

@@ -1,4 +1,4 @@
-"""What folding did, as data."""
+"""The report of folding, as data."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class FoldReport:
-    """What `fold` did.
+    """The report of `fold`.
 
     Attributes:
         folds: the norms that are gone.
@@ -56,6 +56,6 @@ class FoldReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        flow = "for every input" if self.graph else "for inputs that take the way of the example"
-        tail = f"{len(self.folds)} folded, {len(self.refusals)} stay; {flow}; outputs moved by {self.error:.1e}"
+        inputs = "for every input" if self.graph else "for inputs that take the same path as the example"
+        tail = f"{len(self.folds)} folded, {len(self.refusals)} stay; {inputs}; outputs changed by {self.error:.1e}"
         return "\n".join(map(str, [*self.folds, *self.refusals, tail]))

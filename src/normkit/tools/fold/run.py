@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn.modules import lazy
 
 from normkit.errors import StateError
+from normkit.evaluation import keeping_modes
 from normkit.parametrize._checks import check_values
-from normkit.parametrize.modes import keeping_modes
 from normkit.tools.fold.folding import Folding
 from normkit.tools.fold.report import FoldReport
-from normkit.tools.model.tree import copy_of, walk
+from normkit.tools.model.tree import copy_of, module_places
 from normkit.tools.model.wrapped import refuse_wrapped
 
 M = TypeVar("M", bound=nn.Module)
@@ -69,7 +69,7 @@ def fold(
         >>> print(report.folds[0])
         1: BatchNorm2d folded into 0
     """
-    for place in walk(model):
+    for place in module_places(model):
         if isinstance(place.module, lazy.LazyModuleMixin) and place.module.has_uninitialized_params():
             raise StateError(f"fold needs layers that know their size, {place.name!r} does not: call the model once")
         if isinstance(place.module, torch._dynamo.OptimizedModule) or place.module._compiled_call_impl is not None:
@@ -96,7 +96,7 @@ def fold(
 
 @contextlib.contextmanager
 def _in_evaluation(work: Folding) -> Iterator[None]:
-    """Nothing draws or counts meanwhile; then every module has its mode again, and what replaced a norm the norm's."""
+    """Evaluation mode for all modules; then each has its own mode again, and the successor of a norm has the norm's."""
     with keeping_modes(work.model) as modes:
         for module in modes:
             module.training = False

@@ -1,4 +1,4 @@
-"""Norms that keep their running statistics and affine parameters as they are, whatever ``.train()`` says."""
+"""Norms that keep their running statistics and affine parameters as they are, whatever ``.train()`` is called."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from normkit.errors import ArgumentError, nearest
 from normkit.tools.model.frozen import MARK, check_class, freeze_parts, unfreeze_parts
 from normkit.tools.model.names import Where, chosen
-from normkit.tools.model.statistics import keeps_statistics, norms_of
+from normkit.tools.model.statistics import batch_and_instance_norms, keeps_statistics
 from normkit.tools.model.wrapped import refuse_wrapped
 
 
@@ -41,7 +41,7 @@ def freeze(
     where: Where = None,
     like: Mapping[str, Any] | None = None,
 ) -> Freezing:
-    """Hold running statistics and affine parameters of batch and instance norms, whatever ``.train()`` says later.
+    """Hold running statistics and affine parameters of batch and instance norms, whatever ``.train()`` is called later.
 
     A frozen norm computes as in evaluation: ``y = (x - running_mean) / sqrt(running_var + eps) * weight + bias``. It is
     still an instance of its class, has the same ``state_dict``, and stays frozen through `copy.deepcopy`, `pickle`,
@@ -76,7 +76,7 @@ def freeze(
         >>> model[1].training, model[1].weight.requires_grad, model[2].training
         (False, False, True)
     """
-    norms: dict[str, nn.Module] = {**norms_of(model)}
+    norms: dict[str, nn.Module] = {**batch_and_instance_norms(model)}
     if like is not None:
         if where is not None:
             raise ArgumentError("freeze takes where= or like=, got both: like= names its norms itself")
@@ -101,7 +101,7 @@ def freeze(
 
 
 def unfreeze(model: nn.Module, statistics: bool = True, affine: bool = True, *, where: Where = None) -> Freezing:
-    """Undo `freeze`: parameters require gradients as before, and the mode is the one ``.train()`` last asked for.
+    """Undo `freeze`: parameters require gradients as before, and the mode is that of the last call of ``.train()``.
 
     Args:
         model: changed in place.
@@ -158,7 +158,7 @@ def _noted(state: Mapping[str, Any], model: nn.Module) -> tuple[dict[str, tuple[
             "give what state_dict() or torch.load returned, not a copy of its items"
         )
     noted = {name: tuple(entry[MARK]) for name, entry in metadata.items() if MARK in entry}
-    norms: dict[str, nn.Module] = {**norms_of(model)}
+    norms: dict[str, nn.Module] = {**batch_and_instance_norms(model)}
     # Another norm can be noted for its parameters, if it took the place of a frozen one.
     norms |= {name: m for name, m in model.named_modules() if noted.get(name) == ("affine",) and m._parameters}
     for name in noted:

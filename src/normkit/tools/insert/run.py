@@ -20,12 +20,17 @@ from normkit.tools.model.activated import NormedLayer
 from normkit.tools.model.graph.call_order import Use, ordered, output_shapes, traced
 from normkit.tools.model.names import picked
 from normkit.tools.model.refusal import Refusal, RefusedError
-from normkit.tools.model.tree import LAYERS, Place, copy_of, replace, walk
+from normkit.tools.model.tree import LAYERS, Place, copy_of, module_places, replace
 from normkit.tools.model.wrapped import refuse_wrapped
 
 M = TypeVar("M", bound=nn.Module)
 
-OF_WEIGHTS = tuple(method.name for method in catalog.METHODS if method.of_weights)
+REPLACES_WEIGHT = ("weight_norm",)
+"""The norms of weights that keep other parameters than the weight."""
+
+ON_FEATURES = {"layer_norm2d": "layer_norm"}
+"""The name that a method has on the output of a linear layer, whose features are the last dimension, if another."""
+
 METHODS = tuple(method.name for method in catalog.METHODS if method.insertable)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -37,7 +42,7 @@ class Insertion:
     Attributes:
         name: of the layer before; with a norm of activations it is now a `Sequential` of ``layer`` and ``norm``.
         layer, norm: both in words.
-        bias_dropped: whether the layer lost a bias that the norm would subtract again.
+        bias_dropped: whether a bias was removed that the norm would subtract again.
     """
 
     name: str
@@ -51,7 +56,7 @@ class Insertion:
 
 @dataclass(frozen=True)
 class InsertReport:
-    """What `insert` did.
+    """The report of `insert`.
 
     Attributes:
         inserted, skipped: one row for each layer, in the order of calls.
@@ -82,23 +87,23 @@ def insert(
     """Add a norm after each convolution and linear layer and before its activation.
 
     The last layer of a branch gets none, which is one whose output the model returns, nor does one that a norm follows
-    already. Norms of weights go on the layer itself.
-    A bias that the norm would subtract again (batch and instance norm) is dropped. What works on what is found by
-    `torch.fx`; where that fails, by the order of calls on the example, or by the order of modules, with a warning.
+    already. Norms of weights are applied to the layer itself.
+    A bias that the norm would subtract again (batch and instance norm) is dropped. `torch.fx` finds which layer reads
+    the output of which. For a model that it cannot trace, the order of calls on the example decides, or the order of
+    modules, with a warning.
 
     Args:
         model: any module.
         method: batch, layer, instance, group or RMS norm, weight norm or weight standardization, by any of its names.
-        example: an input of the model: a tensor, a tuple of positional or a mapping of keyword arguments; from it the
-            shapes between the layers are learned.
+        example: an input of the model: a tensor, a tuple of positional or a mapping of keyword arguments; it shows the
+            shapes between the layers.
         only: names of layers, with the wildcards of the shell; None for all.
         num_groups: for group norm, as in `normkit.convert`.
         inplace: whether to change the model itself and not a copy.
 
     Returns:
         The changed model and the report. A layer ``conv`` becomes a `Sequential` of ``conv.layer`` and
-        ``conv.norm``, so load old weights before; it still answers for the layer's attributes. Make the optimizer
-        afterwards.
+        ``conv.norm``, so load old weights before; it has the layer's attributes. Make the optimizer afterwards.
 
     Raises:
         ArgumentError: an unknown method, a name that no layer has.
@@ -114,7 +119,7 @@ def insert(
         2: Linear(8, 2) stays, it is the last layer
     """
     method = _method(method)
-    places = [place for place in walk(model) if isinstance(place.module, LAYERS)]
+    places = [place for place in module_places(model) if isinstance(place.module, LAYERS)]
     refuse_wrapped(model, "insert")
     wanted = _wanted(places, only)
     if not inplace:
@@ -122,14 +127,14 @@ def insert(
     uses = traced(model)
     if uses is None:
         warnings.warn(
-            f"{type(model).__name__} cannot be traced by torch.fx: which layer is the last, and what stands behind a "
-            "layer, is taken from the order of " + ("calls" if example is not None else "modules; pass example="),
+            f"{type(model).__name__} cannot be traced by torch.fx: which layer is the last, and what follows each, is "
+            "taken from the order of " + ("calls" if example is not None else "modules; pass example="),
             UserWarning,
             stacklevel=2,
         )
     known = ordered(model, example) if uses is None else uses
     shapes = {} if example is None else output_shapes(model, example)
-    found = {name: place for place in walk(model) for name in place.names}
+    found = {name: place for place in module_places(model) for name in place.names}
     tied = _tied(model)
     new: dict[nn.Module, nn.Module] = {}
     biased: list[nn.Module] = []
@@ -174,12 +179,12 @@ def _method(name: str) -> str:
     except ArgumentError:
         raise ArgumentError(f"no normalization is called {name!r}: {nearest(name, METHODS)}") from None
     if found not in METHODS:
-        raise ArgumentError(f"insert knows {', '.join(METHODS)}; got {name!r}: put it into the model by hand")
+        raise ArgumentError(f"insert adds {', '.join(METHODS)}; got {name!r}: add it to the model by hand")
     return found
 
 
 def _tied(model: nn.Module) -> dict[nn.Module, str]:
-    """Each module whose weight another module has too, and the name of one that does."""
+    """Each module that shares its weight with another one, and the name of another one."""
     owners: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
@@ -201,37 +206,38 @@ def _refuse(place: Place, use: Use, method: str, tied: Mapping[nn.Module, str]) 
         raise RefusedError("it is lazy: run one batch first")
     if use.last:
         raise RefusedError("it is the last layer")
-    if method == "weight_norm" and place.module in tied:
-        raise RefusedError(f"its weight is that of {tied[place.module]!r} too, and would no longer be")
-    if method in OF_WEIGHTS:
+    if method in REPLACES_WEIGHT and place.module in tied:
+        raise RefusedError(f"its weight is shared with {tied[place.module]!r}, and would no longer be")
+    row = catalog.find(method)
+    if row.of_weights:
         return
     if use.normalized:
         raise RefusedError("a norm follows already")
     if use.read:
         raise RefusedError("its weight is read by other code than its own")
-    if use.times > 1 and method == "batch_norm":
+    if use.times > 1 and row.over_samples:
         raise RefusedError(f"it is used {use.times} times, and the statistics of its uses would be mixed")
 
 
 def _norm(layer: Any, method: str, groups: int | None, shape: torch.Size | None) -> nn.Module | None:
     """The norm to add after a layer; None if it is a norm of weights, which is put on the layer at once."""
-    if method in OF_WEIGHTS:
+    row = catalog.find(method)
+    if row.of_weights:
         dim = 1 if getattr(layer, "transposed", False) else 0
         getattr(parametrize, method)(layer, dim=dim)
         return None
     linear = isinstance(layer, nn.Linear)
     rank = 0 if linear else next(n for kind, n in CONVOLUTIONS.items() if isinstance(layer, kind))
-    if linear and method == "layer_norm2d":
-        method = "layer_norm"
-    if linear and method == "instance_norm":
+    if linear and row.per_channel and not row.over_samples:
         raise RefusedError("the features of a linear layer have no positions to normalize over")
-    if linear and method == "batch_norm" and shape is not None and len(shape) != 2:
+    if linear and row.over_samples and shape is not None and len(shape) != 2:
         raise RefusedError(f"its output of shape {tuple(shape)} has more than batch and features")
     channels = layer.out_features if linear else layer.out_channels
     weight = layer.weight
-    norm = fresh(method, channels, rank, groups, shape, device=weight.device, dtype=weight.dtype)
-    if linear and method == "batch_norm":
-        # Dimension 1 of (N, tokens, C) are no features, even where there are as many.
+    made = ON_FEATURES.get(method, method) if linear else method
+    norm = fresh(made, channels, rank, groups, shape, device=weight.device, dtype=weight.dtype)
+    if linear and row.over_samples:
+        # Dimension 1 of (N, tokens, C) does not hold features, even where it has the same size.
         vars(norm)["layouts"] = {2: "(N, C)"}
     return norm
 

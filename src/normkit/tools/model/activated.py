@@ -27,7 +27,7 @@ from normkit.layers.base.checks import check_channels, check_rank
 
 
 class ChannelAffine(nn.Module):
-    """Scale and shift each channel: what is left of a norm whose statistics are constants.
+    """Scale and shift each channel, as a norm does whose statistics are constants.
 
     ``y = x * weight + bias``.
 
@@ -69,8 +69,7 @@ class ChannelAffine(nn.Module):
 class NormedLayer(nn.Sequential):
     """A ``layer`` and the ``norm`` that `normkit.insert` has added after it.
 
-    Code that asks the layer for its ``dilation``, ``weight`` or the like gets the layer's, and what it is called with
-    besides the input goes to the layer.
+    Attributes such as ``dilation`` and ``weight`` are those of the layer, and further arguments go to the layer.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -178,7 +177,7 @@ class ChannelAffineAct(WithActivation, ChannelAffine):
 class LayerNorm2dLast(LayerNorm2dAct):
     """`normkit.LayerNorm2d` whose output is channels-last, as of a layer norm between two permutes.
 
-    What follows such a norm was run in that layout; a convolution can be a third slower in the other.
+    The layers after such a norm were run in that layout; a convolution can be a third slower in the other.
     """
 
     def forward(self, input: Tensor, **kwargs: Any) -> Any:
@@ -213,17 +212,22 @@ def activated(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 class _Joined(type):
-    """The type of a class that `joined` has made; pickle, which knows no such class by name, gets the two it is of."""
+    """The metaclass of the classes that `joined` makes at run time.
+
+    pickle stores a class by its name, under which these cannot be found. For this metaclass it stores the two bases,
+    from which `joined` makes the class again.
+    """
 
 
 copyreg.pickle(_Joined, lambda made: (cast(Any, joined), made.__bases__))
 
 
 def joined(ours: type[nn.Module], theirs: type[nn.Module]) -> type[nn.Module]:
-    """A class that computes as ours and still is one of theirs, under the name of ours.
+    """A subclass of both that computes as ours, under the name of ours; made when it is first needed.
 
-    The tools of a library know by its class that a norm has an activation: timm's make a `FrozenBatchNormAct2d` of a
-    `BatchNormAct2d`, and of any other batch norm one without activation.
+    The tools of a library recognise by its class that a norm has an activation: timm's replace a `BatchNormAct2d` by a
+    `FrozenBatchNormAct2d`, and any other batch norm by one without activation. So the class must inherit from theirs.
+    Written out, there would be one for every pair of classes, and timm would have to be imported.
     """
     if (ours, theirs) not in _JOINED:
         plain = ours.__bases__[-1]
@@ -238,7 +242,7 @@ _JOINED: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 
 
 def fusible(extras: Mapping[str, nn.Module | None]) -> str | None:
-    """The name of the activation, where what a norm brought along is that alone; ``none`` for nothing at all.
+    """The name of the activation, if a norm came with nothing but that; ``none`` if it came with nothing at all.
 
     >>> fusible({"drop": nn.Identity(), "act": nn.SiLU(inplace=True)})
     'silu'

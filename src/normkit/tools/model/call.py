@@ -1,34 +1,18 @@
-"""Calls a model with a batch, and records what its modules get and give."""
+"""Calls a model with an example, or with batches while its modules are observed."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from normkit.errors import ArgumentError
-from normkit.parametrize.modes import evaluating
+from normkit.evaluation import call, evaluating
 from normkit.tools.model.wrapped import unwrapped
-
-
-def arguments(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """The positional and the keyword arguments that a batch is.
-
-    >>> arguments([1, 2]), arguments({"x": 1}), arguments(1)
-    (((1, 2), {}), ((), {'x': 1}), ((1,), {}))
-    """
-    if isinstance(batch, Mapping):
-        return (), batch
-    return tuple(batch) if isinstance(batch, tuple | list) else (batch,), {}
-
-
-def call(model: nn.Module, batch: Any) -> Any:
-    """The output for a batch: a mapping of keyword arguments, a tuple or list of positional ones, or one argument."""
-    args, kwargs = arguments(batch)
-    return model(*args, **kwargs)
 
 
 def call_on_example(model: nn.Module, example: Any) -> Any:
@@ -51,38 +35,39 @@ def call_on_first(model: nn.Module, batch: Any) -> Any:
     return call(model, batch if isinstance(batch, Mapping) else (batch,))
 
 
-Watcher = Callable[[nn.Module, Tensor, Tensor], None]
+Observer = Callable[[nn.Module, Tensor, Tensor], None]
+"""Gets a module, its input and its output."""
 
 
-def run(model: nn.Module, batches: Iterable[Any], watchers: Mapping[nn.Module, Watcher]) -> int:
-    """Evaluate the model on batches; each watcher gets the input and output of its module. Returns their number."""
+def observe(model: nn.Module, batches: Iterable[Any], observers: Mapping[nn.Module, Observer]) -> int:
+    """Evaluate the model on batches, and call the observer of each module for each call of the module.
 
-    def hook(watcher: Watcher) -> Callable[..., None]:
-        def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            watcher(module, args[0] if args else next(iter(kwargs.values())), output)
+    Returns:
+        The number of batches.
+    """
 
-        return watch
+    def hook(observer: Observer) -> Callable[..., None]:
+        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            observer(module, args[0] if args else next(iter(kwargs.values())), output)
 
-    handles = []
+        return after
+
     count = 0
-    try:
-        for module, watcher in watchers.items():
-            handles.append(module.register_forward_hook(hook(watcher), with_kwargs=True))
+    with ExitStack() as hooks:
+        for module, observer in observers.items():
+            hooks.callback(module.register_forward_hook(hook(observer), with_kwargs=True).remove)
         with evaluating(model):
             for batch in batches:
                 call(model, _inputs(model, batch) if isinstance(batch, tuple | list) else batch)
                 count += 1
-    finally:
-        for handle in handles:
-            handle.remove()
     return count
 
 
 def _inputs(model: nn.Module, batch: Sequence[Any]) -> Sequence[Any]:
     """The items of a batch that are inputs of the model: labels that a loader adds after the input are left out.
 
-    A tuple is the positional arguments if the model takes as many. A list is what a loader makes of samples ``(x, y)``:
-    its first is the input if the model can do with that.
+    A tuple holds the positional arguments if the model takes as many. A loader makes a list from samples ``(x, y)``:
+    its first item is the input if the model accepts one argument.
     """
     signature = inspect.signature(unwrapped(model).forward)
     for given in (batch, batch[:1]) if isinstance(batch, tuple) else (batch[:1], batch):
@@ -97,5 +82,5 @@ def _inputs(model: nn.Module, batch: Sequence[Any]) -> Sequence[Any]:
 def shapes(model: nn.Module, modules: Iterable[nn.Module], batch: Any) -> dict[nn.Module, list[torch.Size]]:
     """The shapes that each of the modules gets when the model runs on a batch."""
     seen: dict[nn.Module, list[torch.Size]] = {module: [] for module in modules}
-    run(model, [batch], {module: lambda m, x, y: seen[m].append(x.shape) for module in seen})
+    observe(model, [batch], {module: lambda m, x, y: seen[m].append(x.shape) for module in seen})
     return seen

@@ -1,4 +1,11 @@
-"""The class that `freeze` gives a norm, and how parts of a norm are frozen and let go."""
+"""The class that `freeze` gives a norm, and how parts of a norm are frozen and let go.
+
+A frozen norm has to use its running statistics whatever ``train()`` is called later, on it or on any module around it,
+and still be an instance of its class with the same state dict. ``train()`` sets an attribute of every module, so a flag
+would be lost. `freeze` therefore exchanges the class of the norm for a subclass, in which `training` is a property that
+is always False. The object stays the same, since models, optimizers and hooks hold it. Each class of norms gets such a
+subclass when one of its instances is first frozen (`_frozen_class`); `unfreeze` gives the norm its own class again.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +21,14 @@ from normkit.errors import StateError
 from normkit.tools.model.statistics import keeps_statistics
 
 MARK = "normkit_frozen"
-"""Where a frozen norm says so in the metadata of a state dict, and on itself."""
+"""The key of the note of frozen parts, in the metadata of a state dict and among the attributes of the norm."""
 
 
 class Frozen:
-    """What the class of a norm with something frozen adds to its own; see `_frozen_class`."""
+    """The base of the classes of norms with frozen parts; see `_frozen_class`."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # The class is made at run time, so pickle and deepcopy get the recipe in its place.
+        # pickle and deepcopy find classes by name, and this one is made at run time: they get the way to make it again.
         made, arguments, *rest = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
         base = type(self).__bases__[-1]
         plain = tuple(base if argument is type(self) else argument for argument in arguments)
@@ -42,8 +49,8 @@ class Frozen:
 class _NoBatchNorm(type):
     """The type of classes that `isinstance` finds among `BatchNorm2d` and the like, but not among `_BatchNorm`.
 
-    Utilities that exchange batch norms or reset their statistics ask for torch's abstract `_BatchNorm`, and have to
-    leave frozen ones alone: ``convert_sync_batchnorm`` of torch and of timm, ``update_bn``.
+    Utilities that exchange batch norms or reset their statistics look for torch's abstract `_BatchNorm`:
+    ``convert_sync_batchnorm`` of torch and of timm, ``update_bn``. They must not find frozen ones.
     """
 
     def mro(cls) -> list[type]:
@@ -55,16 +62,16 @@ _SAME_METHODS = type("_BatchNorm", (_NormBase,), {"__init__": _BatchNorm.__init_
 
 
 class _FrozenStatistics(Frozen, metaclass=_NoBatchNorm):
-    """What the class adds if the statistics are frozen."""
+    """The base if the statistics are frozen."""
 
     @property
     def training(self) -> bool:
-        """False, so that forward uses the statistics and moves nothing."""
+        """False, so that forward uses the statistics and updates nothing."""
         return False
 
     @training.setter
     def training(self, mode: bool) -> None:
-        # What train() and eval() ask for is kept for unfreeze.
+        # Kept for unfreeze.
         self.__dict__["training"] = mode
 
     def reset_running_stats(self) -> None:
@@ -81,7 +88,7 @@ _CLASSES: dict[tuple[type, bool], type] = {}
 
 
 def _frozen_class(base: type, statistics: bool) -> type[nn.Module]:
-    """The class of a frozen norm: its own and what freezing adds, under the same name, so that tracers know it."""
+    """The subclass of `base` for frozen norms; it has the same name, by which tracers recognise the class."""
     key = base, statistics
     if key not in _CLASSES:
         names = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
@@ -97,7 +104,7 @@ def _frozen_class(base: type, statistics: bool) -> type[nn.Module]:
 
 
 def _set_class(norm: nn.Module, held: Mapping[str, Any]) -> None:
-    """Give a norm the class that goes with its frozen parts, and the note of them."""
+    """Set the class of a norm to the one for its frozen parts, and note these parts."""
     base = plain_class(norm)
     norm.__class__ = _frozen_class(base, "statistics" in held) if held else base
     vars(norm).pop(MARK, None)

@@ -1,4 +1,4 @@
-"""What is known of a norm, whoever wrote it."""
+"""The description of a norm of any library."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from normkit import catalog
+from normkit.pattern import Region, bound
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,36 @@ class NormInfo:
         return self.weight or self.bias
 
     @property
+    def row(self) -> catalog.Method | None:
+        """The method in the catalog; None if the norm is not understood."""
+        return None if self.kind is None else catalog.find(self.kind)
+
+    @property
     def centers(self) -> bool:
         """Whether its method, if it is known, subtracts the mean."""
-        return self.kind is None or catalog.find(self.kind).center
+        return self.row is None or self.row.center
 
     @property
     def may_keep_statistics(self) -> bool:
         """Whether norms of its method can keep running statistics."""
-        return self.kind is not None and catalog.find(self.kind).keeps_statistics
+        return self.row is not None and self.row.keeps_statistics
+
+    @property
+    def over_samples(self) -> bool:
+        """Whether the samples of a batch share statistics in training."""
+        return self.row is not None and self.row.over_samples
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether each channel has statistics of its own."""
+        return self.row is not None and self.row.per_channel
+
+    @property
+    def region(self) -> Region | None:
+        """The elements that share statistics, where channels are dimension 1; None if that is not known."""
+        if self.row is None or self.row.target is None:
+            return None
+        return bound(self.row.target, {} if self.groups is None else {"g": self.groups})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

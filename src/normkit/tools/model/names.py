@@ -14,7 +14,7 @@ K = TypeVar("K")
 M = TypeVar("M", bound=nn.Module)
 
 Where = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
-"""Names or patterns of names (``layer1.*``), or a function of name and module that says yes; None for all."""
+"""Names or patterns of names (``layer1.*``), or a function of name and module that returns True; None for all."""
 
 
 def fits(names: Iterable[str], pattern: str) -> bool:
@@ -56,7 +56,7 @@ def picked(
 
 
 def chosen(model: nn.Module, norms: Mapping[str, M], where: Where) -> dict[str, M]:
-    """Those of the norms that `where` picks; a shared one answers to each of its names.
+    """Those of the norms that `where` picks; a shared one is found under each of its names.
 
     Raises:
         ArgumentError: a pattern that fits none of them.

@@ -1,4 +1,4 @@
-"""Runs a norm of unknown make on random numbers and compares it with the definition of a method."""
+"""Runs a norm of unknown arithmetic on random numbers and compares it with the definition of a method."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from normkit.tools.model.info import NormInfo
 
 TOLERANCE = 1e-4
-"""Of the size that a tensor has by nature. Float32 arithmetic, which some norms use whatever they are given, errs by
-some 1e-6 here, another formula or eps by 1e-2 and more."""
+"""Relative to the expected size of a tensor. Float32 arithmetic, which some norms use for every dtype, errs by some
+1e-6 here, another formula or eps by 1e-2 and more."""
 
 HALF_TOLERANCE = 0.05
 """The same of outputs in half precision, where 1e-2 is one rounding of bfloat16."""
@@ -31,7 +31,7 @@ them, a second rounding a quarter."""
 HALF = (torch.float16, torch.bfloat16)
 
 WIDE = (torch.float64, torch.float32)
-"""In which dtypes a formula shows, the better one first."""
+"""The dtypes in which formulas are compared, the better one first."""
 
 
 class Agreement(enum.Enum):
@@ -42,40 +42,40 @@ class Agreement(enum.Enum):
     ROUNDED_TWICE = "rounded twice"
 
 
-def misfit(module: nn.Module, facts: NormInfo) -> str:
+def misfit(module: nn.Module, info: NormInfo) -> str:
     """Why the module cannot be run as a norm of one input; empty if it can."""
     name = type(module).__name__
     arguments = [*inspect.signature(type(module).forward).parameters.values()][1:]
     if len(arguments) != 1 or arguments[0].kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
         return f"the forward of {name} takes other arguments than one input"
-    stranger = set(module._modules) - set(facts.extras)
-    if stranger:
-        return f"{name} has a child {min(stranger)!r}, which no norm of normkit has"
+    unknown = set(module._modules) - set(info.extras)
+    if unknown:
+        return f"{name} has a child {min(unknown)!r}, which no norm of normkit has"
     return ""
 
 
-def agreement(module: nn.Module, facts: NormInfo) -> Agreement:
-    """Whether the module computes what the facts say: outputs, gradients and running statistics.
+def agreement(module: nn.Module, info: NormInfo) -> Agreement:
+    """Whether the module computes what `info` says: outputs, gradients and running statistics.
 
     On a copy with random parameters (initial ones hide differences), in training and evaluation, on inputs of
     several ranks, one of them so small that eps decides. In float64, or float32 where it cannot do that, so that
-    what is found does not depend on the dtype of the module; in its own dtype only its roundings are looked at.
+    the result does not depend on the dtype of the module; its own dtype is used only to compare roundings.
     """
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         try:
-            agrees = next((found for dtype in WIDE if (found := _agrees(module, facts, dtype)) is not None), False)
-            return _rounding(module, facts) if agrees else Agreement.NONE
+            agrees = next((found for dtype in WIDE if (found := _agrees(module, info, dtype)) is not None), False)
+            return _rounding(module, info) if agrees else Agreement.NONE
         except Exception:  # a foreign forward may raise anything; then it is not what was guessed
             return Agreement.NONE
 
 
-def _agrees(module: nn.Module, facts: NormInfo, dtype: torch.dtype) -> bool | None:
+def _agrees(module: nn.Module, info: NormInfo, dtype: torch.dtype) -> bool | None:
     """Whether a copy of that dtype agrees on every input that it takes; None if it takes none."""
     tried = False
-    for shape in _shapes(facts):
-        for scale in (1.0, math.sqrt(facts.eps)) if facts.eps else (1.0,):
+    for shape in _shapes(info):
+        for scale in (1.0, math.sqrt(info.eps)) if info.eps else (1.0,):
             for training in (True, False):
                 subject = _copy(module, dtype).train(training)
                 x = ((torch.randn(shape) + 0.5) * scale).to(dtype)
@@ -86,7 +86,7 @@ def _agrees(module: nn.Module, facts: NormInfo, dtype: torch.dtype) -> bool | No
                 if y.shape != x.shape:  # nor is one on which the weight is broadcast against the wrong dimension
                     break
                 tried = True
-                expected, expected_gradients, expected_state = _definition(_twin(subject), facts, x)
+                expected, expected_gradients, expected_state = _definition(_twin(subject), info, x)
                 # Outputs and gradients of parameters are about 1 in size, and that of x is 1 over the size of x. Where
                 # a region holds one or two elements they are next to nothing: there rounding is all there is.
                 sizes = [1.0, 1 / scale, *(1.0,) * (len(gradients) - 1 + len(state))]
@@ -96,11 +96,11 @@ def _agrees(module: nn.Module, facts: NormInfo, dtype: torch.dtype) -> bool | No
     return tried or None
 
 
-def _rounding(module: nn.Module, facts: NormInfo) -> Agreement:
+def _rounding(module: nn.Module, info: NormInfo) -> Agreement:
     """How a module whose arithmetic is known rounds its outputs, which have the dtype of its input."""
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     tried, flipped = False, 0.0
-    for shape in _shapes(facts):
+    for shape in _shapes(info):
         subject = _copy(module, dtype).eval()
         x = (torch.randn(shape) + 0.5).to(dtype)
         try:
@@ -110,7 +110,7 @@ def _rounding(module: nn.Module, facts: NormInfo) -> Agreement:
         if y.shape != x.shape:
             continue
         tried = True
-        expected, _, _ = _definition(_twin(subject), facts, x)
+        expected, _, _ = _definition(_twin(subject), info, x)
         if y.dtype != x.dtype or not _close(y, expected, HALF_TOLERANCE if dtype in HALF else TOLERANCE, 1.0):
             return Agreement.NONE
         if dtype in HALF:
@@ -120,31 +120,31 @@ def _rounding(module: nn.Module, facts: NormInfo) -> Agreement:
     return Agreement.ROUNDED_TWICE if flipped > REROUNDED else Agreement.ROUNDED_ONCE
 
 
-def gives_channels_last(module: nn.Module, facts: NormInfo) -> bool:
+def gives_channels_last(module: nn.Module, info: NormInfo) -> bool:
     """Whether an image in torch's usual layout comes back in channels-last: the next convolution's speed depends on it.
 
     The module is one whose arithmetic has been recognised.
     """
-    if facts.channels == 1:
+    if info.channels == 1:
         return False
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         dtype = next((p.dtype for p in module.parameters()), torch.float32)
         subject = _copy(module, dtype)
         try:
-            y: Tensor = type(subject).forward(subject, torch.randn(2, facts.channels, 3, 5).to(dtype))
+            y: Tensor = type(subject).forward(subject, torch.randn(2, info.channels, 3, 5).to(dtype))
         except Exception:  # not for images
             return False
     return y.is_contiguous(memory_format=torch.channels_last)
 
 
-def _shapes(facts: NormInfo) -> Iterator[tuple[int, ...]]:
+def _shapes(info: NormInfo) -> Iterator[tuple[int, ...]]:
     """Inputs of every number of dimensions that the norm may be made for."""
-    if facts.axis == "last":
-        yield from ((7, *facts.shape), (2, 3, *facts.shape), (2, 3, 5, *facts.shape))
+    if info.axis == "last":
+        yield from ((7, *info.shape), (2, 3, *info.shape), (2, 3, 5, *info.shape))
         return
     positions = ((), (6,), (5, 3), (2, 3, 2))
-    for sizes in positions if facts.rank is None else {(), (6,)} if facts.rank == 1 else {positions[facts.rank]}:
-        yield (4, *facts.shape, *sizes)
+    for sizes in positions if info.rank is None else {(), (6,)} if info.rank == 1 else {positions[info.rank]}:
+        yield (4, *info.shape, *sizes)
 
 
 def _copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -190,46 +190,46 @@ def _gradients(module: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
     return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)]
 
 
-def _definition(module: nn.Module, facts: NormInfo, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The same of the method the facts name, in float64 and plain torch; extras get half precision rounded once."""
-    if facts.eps is None:
-        facts = replace(facts, eps=torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps)
+def _definition(module: nn.Module, info: NormInfo, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The same of the method that `info` names, in float64 and plain torch; extras get half precision rounded once."""
+    if info.eps is None:
+        info = replace(info, eps=torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps)
     x = x.clone().requires_grad_()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        y = _normalized(module, facts, x.double())
+        y = _normalized(module, info, x.double())
         dtype = x.dtype if x.dtype in HALF else torch.float64
-        for name in facts.extras:
+        for name in info.extras:
             y = module._modules[name].to(dtype)(y.to(dtype))  # type: ignore[union-attr]
     return y.detach(), _gradients(module, x, y), [b for b in module._buffers.values() if b is not None]
 
 
-def _normalized(module: nn.Module, facts: NormInfo, x: Tensor) -> Tensor:
+def _normalized(module: nn.Module, info: NormInfo, x: Tensor) -> Tensor:
     weight, bias = (None if p is None else p.double() for p in map(module._parameters.get, ("weight", "bias")))
-    features = (1, -1, *(1,) * (x.dim() - 2)) if facts.axis == "first" else facts.shape
-    if facts.may_keep_statistics:
-        z = _with_statistics(module, facts, x)
+    features = (1, -1, *(1,) * (x.dim() - 2)) if info.axis == "first" else info.shape
+    if info.may_keep_statistics:
+        z = _with_statistics(module, info, x)
     else:
-        view, dims = x, (1,) if facts.axis == "first" else tuple(range(-len(facts.shape), 0))
-        if facts.kind == "group_norm":
-            view, dims = x.reshape(x.shape[0], facts.groups or 1, -1), (-1,)
-        mean = view.mean(dims, keepdim=True) * facts.centers
+        view, dims = x, (1,) if info.axis == "first" else tuple(range(-len(info.shape), 0))
+        if info.groups is not None:
+            view, dims = x.reshape(x.shape[0], info.groups, -1), (-1,)
+        mean = view.mean(dims, keepdim=True) * info.centers
         variance = (view - mean).square().mean(dims, keepdim=True)
-        z = ((view - mean) / (variance + (facts.eps or 0.0)).sqrt()).reshape(x.shape)
+        z = ((view - mean) / (variance + (info.eps or 0.0)).sqrt()).reshape(x.shape)
     if weight is not None:
-        z = z * (weight + facts.offset).reshape(features)
+        z = z * (weight + info.offset).reshape(features)
     return z if bias is None else z + bias.reshape(features)
 
 
-def _with_statistics(module: nn.Module, facts: NormInfo, x: Tensor) -> Tensor:
-    """torch's own on plain tensors: what is asked here is what the subclass does round it."""
+def _with_statistics(module: nn.Module, info: NormInfo, x: Tensor) -> Tensor:
+    """torch's own functions on plain tensors: the question is what a subclass adds to them."""
     buffers = module._buffers
     running = [buffers.get(name) for name in ("running_mean", "running_var")]
     own = module.training or running[0] is None
     # Copies, also of float64: backward needs what forward used.
     mean, var = (None if b is None else b.to(torch.float64, copy=True) for b in running)
-    momentum, eps = cast("float | None", module.momentum), facts.eps or 0.0
-    if facts.kind == "instance_norm":
+    momentum, eps = cast("float | None", module.momentum), info.eps or 0.0
+    if not info.over_samples:
         y = nn.functional.instance_norm(x, mean, var, None, None, own, momentum or 0.0, eps)
     else:
         counter = buffers.get("num_batches_tracked")
@@ -244,6 +244,6 @@ def _with_statistics(module: nn.Module, facts: NormInfo, x: Tensor) -> Tensor:
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float, size: float) -> bool:
-    """Whether two tensors agree, of the size of the second or of the one it has by nature, whichever is larger."""
+    """Whether two tensors agree, relative to the largest value of the second, or to `size` if that is larger."""
     a, b = a.double(), b.double()
     return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * b.abs().max().clamp_min(size))

@@ -1,4 +1,4 @@
-"""What a norm is: torch's and normkit's by their class, any other by what it computes, whatever its name says."""
+"""Which method a norm computes: torch's and normkit's norms by their class, any other by its outputs, not its name."""
 
 from __future__ import annotations
 
@@ -39,16 +39,19 @@ BASES: tuple[type[nn.Module], ...] = (
 )
 """torch's own, the more special first."""
 
+OF_CHANNELS = {"layer_norm": "layer_norm2d"}
+"""The name that a method has where its features are dimension 1, if that is another one."""
+
 EXTRAS = ("drop", "act")
 """The children that a norm may have, in the order in which they are applied."""
 
 HARMLESS = {"__init__", "__module__", "__doc__", "__qualname__", "__constants__", "__annotations__", "extra_repr"}
 HARMLESS |= {"reset_parameters", "reset_running_stats", "__static_attributes__", "__firstlineno__", "__slots__"}
-"""What a subclass may define without changing what the norm computes."""
+"""Attributes that a subclass may define without changing the arithmetic of the norm."""
 
 
 def describe(module: nn.Module) -> NormInfo | None:
-    """What is known of a norm.
+    """Describe a norm.
 
     torch's and normkit's norms are known by their class. A class of another origin that is called a norm, or
     that changes one of torch's, is run on random inputs, with random parameters and on a copy, and counts as
@@ -58,12 +61,12 @@ def describe(module: nn.Module) -> NormInfo | None:
         module: any module; it is not changed.
 
     Returns:
-        The facts; with a `reason` and without a `kind` if it is a norm that is not understood; None if it
-        is no norm.
+        The `NormInfo`; with a `reason` and without a `kind` for a norm that is not understood; None for any other
+        module.
 
     Example:
-        >>> facts = describe(nn.GroupNorm(4, 8))
-        >>> facts.kind, facts.channels, facts.groups, facts.eps
+        >>> info = describe(nn.GroupNorm(4, 8))
+        >>> info.kind, info.channels, info.groups, info.eps
         ('group_norm', 8, 4, 1e-05)
         >>> describe(nn.ReLU()) is None
         True
@@ -72,18 +75,18 @@ def describe(module: nn.Module) -> NormInfo | None:
     if base is None and not isinstance(module, LayerNorm2d | Norm) and not _is_called_a_norm(module):
         return None
     origin = type(module).__module__.split(".")[0]
-    facts = NormInfo(origin=origin)
+    info = NormInfo(origin=origin)
     if parametrize.is_parametrized(module):
-        return replace(facts, reason="its parameters are parametrized")
+        return replace(info, reason="its parameters are parametrized")
     if isinstance(module, lazy.LazyModuleMixin) and module.has_uninitialized_params():
-        return replace(facts, reason="it is lazy and does not know its channels yet: run one batch first")
+        return replace(info, reason="it is lazy and does not know its channels yet: run one batch first")
     if "forward" in vars(module):
-        return replace(facts, reason="its forward was exchanged on this very module")
+        return replace(info, reason="its forward was exchanged on this very module")
     if isinstance(module, LayerNorm2d | Norm):
-        return _with_options(module, _ours(module, facts))
+        return _with_options(module, _ours(module, info))
     if base is None:
-        return _of_any_class(module, facts)
-    return _with_options(module, _of_torch(module, base, facts))
+        return _of_any_class(module, info)
+    return _with_options(module, _of_torch(module, base, info))
 
 
 def identity(module: nn.Module) -> Any:
@@ -100,14 +103,14 @@ def identity(module: nn.Module) -> Any:
     return type(module), repr(simple), repr(shapes), repr(buffers), repr(children), "forward" in vars(module)
 
 
-def _with_options(module: nn.Module, facts: NormInfo) -> NormInfo:
-    """What normkit's layers can do and torch's cannot."""
+def _with_options(module: nn.Module, info: NormInfo) -> NormInfo:
+    """With the options that normkit's layers have and torch's do not."""
     if not type(module).__module__.startswith("normkit."):
-        return facts
-    offset = 1.0 if getattr(module, "zero_centered", False) else facts.offset
+        return info
+    offset = 1.0 if getattr(module, "zero_centered", False) else info.offset
     half = any(p.dtype.itemsize == 2 for p in module.parameters())
     twice = half and getattr(module, "cast", "after") == "before"
-    return replace(facts, activation=getattr(module, "activation", None), offset=offset, rounds_twice=twice)
+    return replace(info, activation=getattr(module, "activation", None), offset=offset, rounds_twice=twice)
 
 
 def _is_called_a_norm(module: nn.Module) -> bool:
@@ -119,50 +122,50 @@ def _extras(module: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in EXTRAS if module._modules.get(name) is not None)
 
 
-def _state(module: nn.Module, facts: NormInfo) -> NormInfo:
+def _state(module: nn.Module, info: NormInfo) -> NormInfo:
     """The parameters and statistics that it has."""
     return replace(
-        facts,
+        info,
         weight=module._parameters.get("weight") is not None,
         bias=module._parameters.get("bias") is not None,
         running=module._buffers.get("running_mean") is not None,
     )
 
 
-def _ours(module: nn.Module, facts: NormInfo) -> NormInfo:
-    facts = _state(module, replace(facts, eps=cast(float, module.eps)))
+def _ours(module: nn.Module, info: NormInfo) -> NormInfo:
+    info = _state(module, replace(info, eps=cast(float, module.eps)))
     if isinstance(module, LayerNorm2d):
-        return replace(facts, kind="layer_norm2d", shape=(module.num_channels,), axis="first", extras=_extras(module))
+        return replace(info, kind="layer_norm2d", shape=(module.num_channels,), axis="first", extras=_extras(module))
     assert isinstance(module, Norm)
     sizes = module.num_features
     shape = () if sizes is None else (sizes,) if isinstance(sizes, int) else tuple(sizes)
-    facts = replace(facts, shape=shape, groups=module.num_groups, pattern=module.pattern, extras=_extras(module))
+    info = replace(info, shape=shape, groups=module.num_groups, pattern=module.pattern, extras=_extras(module))
     words = " ".join(module.pattern.split())
     axis: Literal["last", "first"] = "last" if words.startswith("...") else "first"
     rows = (method for method in catalog.METHODS if method.center == module.center)
     kind = next((method.name for method in rows if words in (*method.patterns, method.target)), None)
-    return replace(facts, kind=kind, axis=axis, reason="" if kind else "its region is a pattern of its own")
+    return replace(info, kind=kind, axis=axis, reason="" if kind else "its region is a pattern of its own")
 
 
-def _of_torch(module: nn.Module, base: type[nn.Module], facts: NormInfo) -> NormInfo:
-    facts = _state(module, replace(facts, rank=RANKS.get(base), synced=base is nn.SyncBatchNorm))
-    facts = replace(facts, eps=cast("float | None", getattr(module, "eps", None)))
+def _of_torch(module: nn.Module, base: type[nn.Module], info: NormInfo) -> NormInfo:
+    info = _state(module, replace(info, rank=RANKS.get(base), synced=base is nn.SyncBatchNorm))
+    info = replace(info, eps=cast("float | None", getattr(module, "eps", None)))
     if isinstance(module, batchnorm._NormBase):
         kind = "instance_norm" if isinstance(module, instancenorm._InstanceNorm) else "batch_norm"
-        facts = replace(facts, kind=kind, shape=(module.num_features,), axis="first")
+        info = replace(info, kind=kind, shape=(module.num_features,), axis="first")
     elif isinstance(module, nn.GroupNorm):
         shape = (module.num_channels,)
-        facts = replace(facts, kind="group_norm", shape=shape, groups=module.num_groups, axis="first")
+        info = replace(info, kind="group_norm", shape=shape, groups=module.num_groups, axis="first")
     elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
         kind = "layer_norm" if isinstance(module, nn.LayerNorm) else "rms_norm"
-        facts = replace(facts, kind=kind, shape=tuple(module.normalized_shape), axis="last")
+        info = replace(info, kind=kind, shape=tuple(module.normalized_shape), axis="last")
     else:
-        facts = replace(facts, kind="local_response_norm", axis="first")
+        info = replace(info, kind="local_response_norm", axis="first")
     if _computes_as(type(module), base):
-        return replace(facts, extras=_extras(module) if isinstance(module, WithActivation) else ())
-    if facts.synced or facts.kind == "local_response_norm":
-        return replace(facts, kind=None, reason=f"{type(module).__name__} has a forward of its own")
-    return _verified(module, facts, _alternatives(facts))
+        return replace(info, extras=_extras(module) if isinstance(module, WithActivation) else ())
+    if info.synced or not info.shape:
+        return replace(info, kind=None, reason=f"{type(module).__name__} has a forward of its own")
+    return _verified(module, info, _alternatives(info))
 
 
 def _computes_as(cls: type[nn.Module], base: type[nn.Module]) -> bool:
@@ -174,36 +177,36 @@ def _computes_as(cls: type[nn.Module], base: type[nn.Module]) -> bool:
     return not changed
 
 
-def _alternatives(facts: NormInfo) -> Iterator[NormInfo]:
-    """What a subclass of torch's norm may compute instead: over dimension 1, or with a weight stored less 1."""
-    offsets = (0.0, 1.0) if facts.weight else (0.0,)
+def _alternatives(info: NormInfo) -> Iterator[NormInfo]:
+    """What a subclass of torch's norm may compute instead: over dimension 1, or with weight - 1 stored."""
+    offsets = (0.0, 1.0) if info.weight else (0.0,)
     both: tuple[Literal["last", "first"], ...] = ("last", "first")
-    axes = both if facts.axis == "last" and len(facts.shape) == 1 else (facts.axis,)
+    axes = both if info.axis == "last" and len(info.shape) == 1 else (info.axis,)
     for offset in offsets:
         for axis in axes:
-            kind = "layer_norm2d" if facts.kind == "layer_norm" and axis == "first" else facts.kind
-            yield replace(facts, kind=kind, axis=axis, offset=offset)
+            kind = OF_CHANNELS.get(info.kind or "", info.kind) if axis == "first" else info.kind
+            yield replace(info, kind=kind, axis=axis, offset=offset)
 
 
-def _of_any_class(module: nn.Module, facts: NormInfo) -> NormInfo:
-    facts = _state(module, facts)
+def _of_any_class(module: nn.Module, info: NormInfo) -> NormInfo:
+    info = _state(module, info)
     foreign = set(module._parameters) - {"weight", "bias"} | set(module._buffers)
     weight = module._parameters.get("weight")
     shape: Any = getattr(module, "normalized_shape", None) if weight is None else weight.shape
-    facts = replace(facts, shape=tuple(shape) if isinstance(shape, tuple | list) else ())
+    info = replace(info, shape=tuple(shape) if isinstance(shape, tuple | list) else ())
     name = type(module).__name__
     if foreign:
-        return replace(facts, reason=f"{name} keeps {', '.join(sorted(foreign))}, which the tools do not know")
-    if not facts.shape:
-        return replace(facts, reason=f"{name} does not say how many features it normalizes")
+        return replace(info, reason=f"{name} keeps {', '.join(sorted(foreign))}, which the tools do not know")
+    if not info.shape:
+        return replace(info, reason=f"{name} does not say how many features it normalizes")
 
     def possible() -> Iterator[NormInfo]:
         for eps in _possible_eps(module):
             for method in catalog.METHODS:
                 if "... [c]" in method.patterns:
-                    yield from _alternatives(replace(facts, kind=method.name, eps=eps))
+                    yield from _alternatives(replace(info, kind=method.name, eps=eps))
 
-    return _verified(module, facts, possible())
+    return _verified(module, info, possible())
 
 
 def _possible_eps(module: nn.Module) -> list[float]:
@@ -212,19 +215,19 @@ def _possible_eps(module: nn.Module) -> list[float]:
     return named or [*numbers.values(), 1e-5, 1e-6, 1e-8, 1e-12]
 
 
-def _verified(module: nn.Module, facts: NormInfo, possible: Iterator[NormInfo]) -> NormInfo:
-    """The first of the possible facts that the module agrees with."""
-    facts = replace(facts, extras=_extras(module))
-    unfit = probe.misfit(module, facts)
+def _verified(module: nn.Module, info: NormInfo, possible: Iterator[NormInfo]) -> NormInfo:
+    """The first of the possible descriptions that the module agrees with."""
+    info = replace(info, extras=_extras(module))
+    unfit = probe.misfit(module, info)
     if unfit:
-        return replace(facts, kind=None, reason=unfit)
+        return replace(info, kind=None, reason=unfit)
     for guess in possible:
-        found = probe.agreement(module, replace(guess, extras=facts.extras))
+        found = probe.agreement(module, replace(guess, extras=info.extras))
         if found is not probe.Agreement.NONE:
             # Only the layers that normalize the last dimensions have two ways to round.
             twice = found is probe.Agreement.ROUNDED_TWICE and guess.axis == "last"
-            last = guess.kind == "layer_norm2d" and probe.gives_channels_last(module, guess)
-            return replace(guess, extras=facts.extras, rounds_twice=twice, channels_last=last)
+            last = guess.kind in OF_CHANNELS.values() and probe.gives_channels_last(module, guess)
+            return replace(guess, extras=info.extras, rounds_twice=twice, channels_last=last)
     return replace(
-        facts, kind=None, reason=f"{type(module).__name__} computes something that no method of normkit agrees with"
+        info, kind=None, reason=f"{type(module).__name__} computes something that no method of normkit agrees with"
     )

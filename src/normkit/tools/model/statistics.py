@@ -1,4 +1,4 @@
-"""Which norms of a model keep running statistics, and how statistics are merged."""
+"""Which norms of a model keep running statistics, and what these do in evaluation."""
 
 from __future__ import annotations
 
@@ -30,23 +30,6 @@ def scale_and_shift(norm: Any, eps: float) -> tuple[Tensor, Tensor]:
     return scale, shift if bias is None else shift + bias.detach().double()
 
 
-def norms_of(model: nn.Module) -> dict[str, _NormBase]:
+def batch_and_instance_norms(model: nn.Module) -> dict[str, _NormBase]:
     """Each batch and instance norm once, under its first name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, _NormBase)}
-
-
-def merging_weights(count: int, other: int) -> tuple[float, float]:
-    """The weights by which Chan's formula merges the moments of two sets of values, the first of which may be empty.
-
-    With ``step = other_mean - mean``: ``mean += step * share``, and a sum of products of two deviations, such as of
-    squares, is ``products + other_products + step * step * factor``. No squares of means are subtracted.
-
-    Returns:
-        ``share`` and ``factor``.
-
-    Example:
-        >>> merging_weights(1, 3)
-        (0.75, 0.75)
-    """
-    share = other / max(count + other, 1)
-    return share, count * share

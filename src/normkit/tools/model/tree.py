@@ -12,10 +12,9 @@ from torch import nn
 from torch.nn.modules.module import _WrappedHook
 
 from normkit.errors import DtypeError, StateError
-from normkit.parametrize.modes import modes_of, put_back
+from normkit.evaluation import modes_of, restore_modes
 from normkit.tools.model.frozen import freeze_successor
 from normkit.tools.model.info import NormInfo
-from normkit.tools.model.names import fits
 from normkit.tools.model.recognise import describe, identity
 
 M = TypeVar("M", bound=nn.Module)
@@ -60,11 +59,11 @@ class Place:
     names: tuple[str, ...]
 
 
-def walk(model: nn.Module) -> Iterator[Place]:
+def module_places(model: nn.Module) -> Iterator[Place]:
     """Every module of a model once, in the order of the model, with all its places.
 
     Args:
-        model: any module; it may be changed while the walk goes on.
+        model: any module; it may be changed during the iteration.
 
     Returns:
         An iterator of `Place`.
@@ -75,7 +74,7 @@ def walk(model: nn.Module) -> Iterator[Place]:
 
     Example:
         >>> shared = nn.Linear(2, 2)
-        >>> [(place.name, len(place.parents)) for place in walk(nn.Sequential(shared, nn.ReLU(), shared))]
+        >>> [(place.name, len(place.parents)) for place in module_places(nn.Sequential(shared, nn.ReLU(), shared))]
         [('', 0), ('0', 2), ('1', 1)]
     """
     if not isinstance(model, nn.Module):
@@ -100,7 +99,7 @@ def walk(model: nn.Module) -> Iterator[Place]:
 def norms(model: nn.Module) -> Iterator[tuple[Place, NormInfo]]:
     """Every norm of a model once, with what is known of it; also those that are not understood, with the reason.
 
-    Norms of weights (parametrizations) are none of these, and nothing inside a norm is looked at.
+    Norms of weights (parametrizations) are not among them, and modules inside a norm are skipped.
 
     Args:
         model: any module.
@@ -110,21 +109,21 @@ def norms(model: nn.Module) -> Iterator[tuple[Place, NormInfo]]:
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
-        >>> [(place.name, facts.kind, facts.channels) for place, facts in norms(model)]
+        >>> [(place.name, info.kind, info.channels) for place, info in norms(model)]
         [('1', 'batch_norm', 8)]
     """
     inside: set[nn.Module] = set()
     known: dict[Any, NormInfo | None] = {}
-    for place in walk(model):
+    for place in module_places(model):
         if place.module in inside or "parametrizations" in place.name.split("."):
             continue
         key = identity(place.module)
         if key not in known:
             known[key] = describe(place.module)
-        facts = known[key]
-        if facts is not None:
+        info = known[key]
+        if info is not None:
             inside.update(place.module.modules())
-            yield place, facts
+            yield place, info
 
 
 def copy_of(model: M, memo: dict[int, Any] | None = None) -> M:
@@ -147,13 +146,8 @@ def copy_of(model: M, memo: dict[int, Any] | None = None) -> M:
         model = copy.deepcopy(model, memo)
     except Exception as error:
         raise StateError(f"the model cannot be copied ({error}): use inplace=True") from error
-    put_back({module: known[name] for name, module in model.named_modules() if name in known})
+    restore_modes({module: known[name] for name, module in model.named_modules() if name in known})
     return model
-
-
-def matches(place: Place, pattern: str) -> bool:
-    """Whether one of the module's names fits a pattern of the shell, such as ``"layer1.*.bn?"``."""
-    return fits(place.names, pattern)
 
 
 def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
@@ -181,12 +175,12 @@ def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
           (1): Tanh()
         )
     """
-    places = {place.module: place for place in walk(model)}
+    places = {place.module: place for place in module_places(model)}
     for old in new:
         if old not in places:
             raise StateError(
                 f"only a module of the model can be replaced, and {type(old).__name__} is not in "
-                f"{type(model).__name__}: look it up with walk(model)"
+                f"{type(model).__name__}: look it up with module_places(model)"
             )
     for old, successor in new.items():
         if old not in set(successor.modules()):
@@ -201,7 +195,7 @@ def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
 
 
 _OWN = frozenset({*vars(nn.Module()), *HOOKS})
-"""What every module has; none of it is a plain attribute."""
+"""The attributes of every module, which are not plain ones."""
 
 
 def _swapped(value: Any, new: Mapping[nn.Module, nn.Module], seen: set[int]) -> Any:
@@ -230,7 +224,7 @@ def _carry(old: nn.Module, new: nn.Module) -> None:
             module.training = old.training
     state, successor = vars(old), vars(new)
     for name in HOOKS:
-        # The same dictionary, because a handle that removes a hook knows the dictionary and not the module.
+        # The same dictionary, because the handle of a hook removes it from the dictionary and has no module.
         if name in state:
             successor[name] = state[name]
     for name in ("_state_dict_hooks", "_load_state_dict_pre_hooks"):

@@ -20,12 +20,12 @@ def last(dims: int = 1) -> str:
 
 
 def takes_extras(norm: nn.Module) -> bool:
-    """Whether it is one of normkit's, which take a mask, lengths and a residual besides their input."""
+    """Whether it is one of normkit's norms, which accept a mask, lengths and a residual."""
     return any(cls.__module__.startswith("normkit.") for cls in type(norm).__mro__)
 
 
 def input_of(norm: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The input of a norm's call, whose statistics it takes: the residual is added before.
+    """The tensor that a call of a norm normalizes: its input, plus the residual if there is one.
 
     Args:
         norm: any module that is called with one input.
@@ -39,9 +39,9 @@ def input_of(norm: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     return x if residual is None else x.detach() + residual.detach()
 
 
-def is_unbatched(norm: nn.Module, x: Tensor) -> bool:
-    """Whether the input is one sample, without the batch dimension that only instance norm can do without."""
-    return isinstance(norm, _InstanceNorm) and x.dim() == norm._get_no_batch_dim()
+def is_unbatched(norm: nn.Module, dims: int) -> bool:
+    """Whether an input with this number of dimensions is one sample without a batch dimension, for an instance norm."""
+    return isinstance(norm, _InstanceNorm) and dims == norm._get_no_batch_dim()
 
 
 def valid_mask(norm: nn.Module, x: Tensor, kwargs: Mapping[str, Any], pattern: str) -> Tensor | None:

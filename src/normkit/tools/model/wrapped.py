@@ -17,7 +17,7 @@ SHARDED = {"FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine", "Pipelin
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model without the wrappers that keep a graph or exchange buffers, for which ranks would have to keep step."""
+    """The model without wrappers that hold a graph or exchange buffers, which needs all ranks at the same time."""
     while True:
         if isinstance(model, DistributedDataParallel):
             model = model.module
@@ -30,12 +30,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def refuse_wrapped(model: nn.Module, tool: str, *, same_tensors: bool = False) -> None:
     """Refuse a model that is, or holds, a wrapper for several processes.
 
-    A wrapper does not learn of new parameters, so that replicas drift apart, or of lost ones, so that a step waits for
-    their gradients for ever.
+    A wrapper does not see new parameters, so that replicas become different, and waits for ever for the gradients of
+    removed ones.
 
     Args:
         model: any module.
-        tool: which function asks, for the message.
+        tool: the name of the calling function, for the message.
         same_tensors: whether the change leaves every parameter and buffer the same object, which replicas allow.
 
     Raises:

@@ -11,14 +11,15 @@ from torch import distributed as dist
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from normkit.tools.model.statistics import merging_weights, statistics_of
-from normkit.tools.model.valid import valid_positions
+from normkit.merging import merging_weights
+from normkit.tools.model.statistics import statistics_of
+from normkit.tools.model.valid import is_unbatched, valid_positions
 
 CHUNK = 1 << 22
 """Elements made float64 at a time: 32 MiB, so that large activations are not held twice."""
 
 
-class Moments:
+class RunningMoments:
     """Count, mean and spread of each channel of all tensors given to `add`.
 
     Batch norm pools every value: means that differ between tensors are part of the variance, and one tensor of a
@@ -26,7 +27,7 @@ class Moments:
     instance, so every instance counts once: its mean, and its unbiased variance.
 
     Args:
-        norm: whose input arrives; it says where the channels are.
+        norm: the norm whose inputs are added; its class determines where the channels are.
 
     Attributes:
         calls: number of inputs.
@@ -51,8 +52,7 @@ class Moments:
         """(samples, channels, values) of an input, without a copy where strides allow."""
         if self.pooled:
             return x.reshape(*x.shape[:2], -1)
-        batched = x.unsqueeze(0) if x.dim() == self.norm._get_no_batch_dim() else x  # type: ignore[operator]
-        return batched.flatten(2)
+        return (x.unsqueeze(0) if is_unbatched(self.norm, x.dim()) else x).flatten(2)
 
     def add(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Add an input; return the mean and biased variance of its channels.
@@ -63,7 +63,7 @@ class Moments:
                 not count, and neither does an instance of padding alone. None if all is valid.
         """
         rows = self.rows(x.detach())
-        own = Moments(self.norm)
+        own = RunningMoments(self.norm)
         if mask is not None and not self.pooled:
             return self._add_instances(rows, self.rows(mask))
         if mask is not None:
@@ -78,7 +78,7 @@ class Moments:
 
     def _add_instances(self, rows: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Add the valid positions of each instance, one by one, since instances differ in their number."""
-        own = Moments(self.norm)
+        own = RunningMoments(self.norm)
         for row, kept in zip(rows, valid[:, 0], strict=True):
             values = row[:, kept].unsqueeze(0)
             if values.numel():
@@ -113,14 +113,14 @@ class Moments:
         return self.mean, self.spread / (self.count - 1 if self.pooled else self.count)
 
 
-def reduce_over_ranks(all_moments: Sequence[Moments], group: dist.ProcessGroup | None) -> None:
+def reduce_over_ranks(all_moments: Sequence[RunningMoments], group: dist.ProcessGroup | None) -> None:
     """Make every rank's moments those of all ranks together, whatever each has seen.
 
     Two sums: counts and means give the common mean; spreads are summed once they are taken about it.
     """
     if not all_moments:
         return
-    device = meeting_place(group, all_moments[0].mean.device)
+    device = reduction_device(group, all_moments[0].mean.device)
     counts = torch.stack([torch.tensor([m.count, m.calls, m.elements], dtype=torch.float64) for m in all_moments])
     own = counts.to(device, copy=True)
     dist.all_reduce(counts := counts.to(device), group=group)
@@ -141,10 +141,10 @@ def reduce_over_ranks(all_moments: Sequence[Moments], group: dist.ProcessGroup |
         m.mean, m.spread = mean.to(m.home), part.to(m.home)
 
 
-def meeting_place(group: dist.ProcessGroup | None, device: torch.device) -> torch.device:
+def reduction_device(group: dist.ProcessGroup | None, device: torch.device) -> torch.device:
     """The device a backend sums on: that of the statistics, but for the backends of the CPU."""
     return torch.device("cpu") if dist.get_backend(group) in ("gloo", "mpi") else device
 
 
-def _cut(flat: Tensor, all_moments: Sequence[Moments]) -> Iterator[Tensor]:
+def _cut(flat: Tensor, all_moments: Sequence[RunningMoments]) -> Iterator[Tensor]:
     yield from flat.split([m.mean.numel() for m in all_moments])

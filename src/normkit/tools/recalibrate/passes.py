@@ -18,7 +18,7 @@ from normkit.errors import StateError
 from normkit.parametrize._checks import stored
 from normkit.tools.model.statistics import statistics_of
 from normkit.tools.model.valid import FIRST, input_of, is_unbatched, valid_mask
-from normkit.tools.recalibrate.moments import Moments, meeting_place, reduce_over_ranks
+from normkit.tools.recalibrate.moments import RunningMoments, reduce_over_ranks, reduction_device
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -30,9 +30,9 @@ def collect(
     step: Forward,
     device: torch.device | str | None,
     group: dist.ProcessGroup | None,
-) -> tuple[int, dict[_NormBase, Moments]]:
+) -> tuple[int, dict[_NormBase, RunningMoments]]:
     """Read all batches once; the moments of each norm's inputs, over all ranks."""
-    moments = {norm: Moments(norm) for norm in norms.values()}
+    moments = {norm: RunningMoments(norm) for norm in norms.values()}
     read, failure, turns = 0, None, itertools.count()
     with contextlib.ExitStack() as hooks:
         for name, norm in norms.items():
@@ -46,8 +46,8 @@ def collect(
         except Exception as error:
             failure = error
     if dist.is_available() and dist.is_initialized():
-        # Ranks meet here even if one of them failed; the others would wait for ever.
-        place = meeting_place(group, next(iter(moments.values())).mean.device)
+        # Every rank reaches this, even after an error: the others would wait for ever.
+        place = reduction_device(group, next(iter(moments.values())).mean.device)
         dist.all_reduce(count := torch.tensor([read, failure is not None], device=place), group=group)
         read, failed = count.tolist()
         if failed and failure is None:
@@ -61,12 +61,12 @@ def collect(
     return read, moments
 
 
-def _collecting(name: str, seen: Moments, turns: Iterator[int]) -> Callable[..., None]:
+def _collecting(name: str, seen: RunningMoments, turns: Iterator[int]) -> Callable[..., None]:
     """A hook that adds the input to the moments, and lets the norm use statistics where the batch has none."""
 
     def hook(norm: _NormBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = input_of(norm, args, kwargs)
-        mask = valid_mask(norm, x.unsqueeze(0) if is_unbatched(norm, x) else x, kwargs, FIRST)
+        mask = valid_mask(norm, x.unsqueeze(0) if is_unbatched(norm, x.dim()) else x, kwargs, FIRST)
         if not x.numel() or (mask is not None and not mask.any()):
             return
         if not seen.calls:
@@ -76,7 +76,7 @@ def _collecting(name: str, seen: Moments, turns: Iterator[int]) -> Callable[...,
             return
         alone = (seen.rows(x)[:, 0].numel() if mask is None else int(mask.sum())) == 1
         if alone or isinstance(norm, nn.SyncBatchNorm):
-            # A single value has no variance: it meets the statistics so far. A SyncBatchNorm would wait for ranks.
+            # A single value has no variance: the statistics so far are used. A SyncBatchNorm would wait for ranks.
             norm.training = False
             if seen.elements > 1:
                 write(name, norm, *(seen.result() if alone else (mean, var)))
@@ -114,7 +114,8 @@ def _moved(batch: Any, device: torch.device | str) -> Any:
     return batch
 
 
-def shown(batches: Iterable[Any], progress: bool) -> Iterable[Any] | Iterator[Any]:
+def with_progress(batches: Iterable[Any], progress: bool) -> Iterable[Any] | Iterator[Any]:
+    """The batches; with a bar on the terminal, if that is asked for and rich is installed."""
     if not progress:
         return batches
     try:

@@ -13,19 +13,19 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedBuffer
 
 from normkit.errors import ArgumentError, StateError, whole_number
+from normkit.evaluation import keeping_modes
 from normkit.parametrize._checks import check_batches, check_values
-from normkit.parametrize.modes import keeping_modes
 from normkit.tools.model.call import call_on_first
 from normkit.tools.model.frozen import is_frozen
-from normkit.tools.model.statistics import keeps_statistics, norms_of, statistics_of
+from normkit.tools.model.statistics import batch_and_instance_norms, keeps_statistics, statistics_of
 from normkit.tools.model.wrapped import unwrapped
-from normkit.tools.recalibrate.moments import Moments
-from normkit.tools.recalibrate.passes import Forward, collect, shown, write
+from normkit.tools.recalibrate.moments import RunningMoments
+from normkit.tools.recalibrate.passes import Forward, collect, with_progress, write
 
 
 @dataclass(frozen=True)
 class RecalibratedNorm:
-    """What happened to one norm.
+    """The result for one norm.
 
     Attributes:
         name, kind: where it is, and its class.
@@ -144,7 +144,7 @@ def recalibrate(
             "once: give a list or a DataLoader"
         )
     model = unwrapped(model)
-    every = {name: norm for name, norm in norms_of(model).items() if keeps_statistics(norm)}
+    every = {name: norm for name, norm in batch_and_instance_norms(model).items() if keeps_statistics(norm)}
     norms = {name: norm for name, norm in every.items() if not is_frozen(norm)}
     for name, norm in norms.items():
         if isinstance(norm.running_mean, UninitializedBuffer):
@@ -155,7 +155,7 @@ def recalibrate(
 
     step = forward or call_on_first
     old = {norm: _state(norm) for norm in norms.values()}
-    moments: dict[_NormBase, Moments] = {}
+    moments: dict[_NormBase, RunningMoments] = {}
     groups: list[list[_NormBase]] = [list(norms.values())]
     # A compiled graph may not know hooks that came later.
     with keeping_modes(model) as modes, torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -167,7 +167,7 @@ def recalibrate(
                 for module in modes:
                     module.training = module in still_open
                 named = {name: norm for name, norm in norms.items() if norm in still_open}
-                read, new = collect(model, named, shown(batches, progress), step, device, group)
+                read, new = collect(model, named, with_progress(batches, progress), step, device, group)
                 moments |= new
                 _put_back({norm: old[norm] for norm in still_open})
                 _install(named, moments, read)
@@ -193,7 +193,7 @@ def recalibrate(
     return Recalibration(tuple(rows), read, max(len(groups), 1))
 
 
-def _groups(moments: Mapping[_NormBase, Moments], phases: int) -> list[list[_NormBase]]:
+def _groups(moments: Mapping[_NormBase, RunningMoments], phases: int) -> list[list[_NormBase]]:
     """The norms that were reached, in the order of their first call, in as many groups as phases."""
     order = sorted((norm for norm in moments if moments[norm].calls), key=lambda norm: moments[norm].first)
     count = min(phases, len(order))
@@ -216,7 +216,7 @@ def _put_back(states: Mapping[_NormBase, Mapping[str, Tensor]]) -> None:
                 buffer.copy_(state[name])
 
 
-def _install(norms: Mapping[str, _NormBase], moments: Mapping[_NormBase, Moments], read: int) -> None:
+def _install(norms: Mapping[str, _NormBase], moments: Mapping[_NormBase, RunningMoments], read: int) -> None:
     for name, norm in norms.items():
         seen = moments[norm]
         if not seen.calls:

@@ -28,13 +28,13 @@ class Row:
 
     Args:
         step, name, kind, call: as in `NormRecord`.
-        facts: what is known of the norm.
+        info: the description of the norm.
         done: whether a gradient has arrived.
     """
 
-    def __init__(self, step: int, name: str, kind: str, call: int, facts: NormInfo) -> None:
+    def __init__(self, step: int, name: str, kind: str, call: int, info: NormInfo) -> None:
         self.named = (step, name, kind, call)
-        self.facts = facts
+        self.info = info
         self.known: dict[str, int | None] = {}
         self.waiting: list[tuple[tuple[str, ...], Tensor]] = []
         self.done = False
@@ -46,17 +46,17 @@ class Row:
         self.waiting.append((names, values.detach().reshape(-1).float()))
 
     def input(self, norm: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """What the norm is about to normalize, its parameters, and its running statistics before they are updated."""
+        """Take the figures of the input, the parameters, and the running statistics before they are updated."""
         self._parameters(norm)
         x = input_of(norm, args, kwargs)
         if not isinstance(x, Tensor) or not x.is_floating_point():
             return
-        self._unbatched = is_unbatched(norm, x)
+        self._unbatched = is_unbatched(norm, x.dim())
         x = x.detach().unsqueeze(0) if self._unbatched else x.detach()
-        pattern = _pattern(norm, self.facts, x)
+        pattern = _pattern(norm, self.info, x)
         if pattern is not None:
             self._mask = valid_mask(norm, x, kwargs, pattern)
-        x, pattern = self._real(x, pattern)
+        x, pattern = self._valid(x, pattern)
         if not x.numel():
             return
         mean, std = self._moments("input", x, pattern)
@@ -65,12 +65,12 @@ class Row:
         self._running(norm, x, mean, std)
 
     def output(self, y: Any) -> Tensor | None:
-        """What the norm returned; the tensor, if a gradient may come by it."""
+        """Take the figures of the output; returns its tensor if that may get a gradient."""
         y = y[0] if isinstance(y, tuple) and y else y
         if not isinstance(y, Tensor) or not y.is_floating_point():
             return None
         x = y.detach().unsqueeze(0) if self._unbatched else y.detach()
-        x, pattern = self._real(x, _pattern(None, self.facts, x, self.known.get("channels")))
+        x, pattern = self._valid(x, _pattern(None, self.info, x, self.known.get("channels")))
         if x.numel():
             _, std = self._moments("output", x, pattern)
             if pattern is not None and x.numel() > std.numel():
@@ -90,8 +90,8 @@ class Row:
             self._nonfinite("nonfinite_grad", grad, length)
 
     def _parameters(self, norm: nn.Module) -> None:
-        for name, offset in (("weight", self.facts.offset), ("bias", 0.0)):
-            # Where it is computed from others, reading it could move the state of what computes it.
+        for name, offset in (("weight", self.info.offset), ("bias", 0.0)):
+            # A parametrized one is not read: computing it could change the state of its parametrization.
             value: Tensor | None = norm._parameters.get(name)
             value = norm._buffers.get(name) if value is None else value
             if value is None or not value.numel():
@@ -101,8 +101,8 @@ class Row:
             if name == "weight":
                 self.keep(("dead_weights",), (value.abs() < DEAD).sum())
 
-    def _real(self, x: Tensor, pattern: str | None) -> tuple[Tensor, str | None]:
-        """Only what is no padding, as (positions, features)."""
+    def _valid(self, x: Tensor, pattern: str | None) -> tuple[Tensor, str | None]:
+        """The valid positions alone, as (positions, features)."""
         if self._mask is None or pattern is None:
             return x, pattern
         channels = 0 if pattern == FIRST else len(pattern.split()) - 1
@@ -118,7 +118,7 @@ class Row:
         return mean, std
 
     def _nonfinite(self, name: str, x: Tensor, sign: Tensor) -> None:
-        """Counts only where `sign` is not finite; to look at it on another device would make that wait."""
+        """Counts only where `sign` is not finite; on another device it is not read, which would wait for the device."""
         if sign.is_cpu and bool(sign.isfinite()):
             self.known[name] = 0
         else:
@@ -142,14 +142,14 @@ class Row:
             self.keep(("running_var_ratio",), torch.maximum(ratio, 1 / ratio).max())
 
 
-def _pattern(norm: nn.Module | None, facts: NormInfo, x: Tensor, size: int | None = None) -> str | None:
+def _pattern(norm: nn.Module | None, info: NormInfo, x: Tensor, size: int | None = None) -> str | None:
     """The region of one channel over everything; None if the channels are not known."""
-    if facts.kind is not None:
-        dims = len(facts.shape) or 1
-        if facts.axis == "first":
+    if info.kind is not None:
+        dims = len(info.shape) or 1
+        if info.axis == "first":
             fits = x.dim() > 1
             return FIRST if fits else None
-        return last(dims) if tuple(x.shape[-dims:]) == facts.shape or not facts.shape else None
+        return last(dims) if tuple(x.shape[-dims:]) == info.shape or not info.shape else None
     if norm is not None:
         if isinstance(norm, _NormBase):
             return FIRST

@@ -1,4 +1,4 @@
-"""The picture of a run: norms as rows, time as columns, one figure as colour; SVG that needs nothing but itself."""
+"""The picture of a run: norms as rows, time as columns, one figure as colour in a single SVG file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from normkit.tools.watch.record import FIGURES, NormRecord
 COLUMNS = 100
 """More steps than this are thinned evenly."""
 
-SPOKEN = 4000
-"""Up to this many cells each tells its number when pointed at; with more only rows do, or the file would be large."""
+TOOLTIPS = 4000
+"""Up to this many cells have a tooltip with the number; with more only rows have one, to keep the file small."""
 
 # viridis at nine even places: even steps of lightness, also for the colour blind and in print.
 _SCALE = ("440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725")
@@ -56,12 +56,12 @@ def draw(records: Sequence[NormRecord], value: str, log: bool | None = None) -> 
     left = 12 + _LETTER * max(len(row) for row in rows)
     wide = min(_WIDTH / len(steps), 40)
     bottom = _TOP + _ROW * len(rows)
-    spoken = len(rows) * len(steps) <= SPOKEN
+    tooltips = len(rows) * len(steps) <= TOOLTIPS
     body = []
     for i, row in enumerate(rows):
         y = _TOP + _ROW * i
         marks = "".join(
-            _cell(scale, cells.get((row, step)), j * wide, wide, f"{step}: " if spoken else "")
+            _cell(scale, cells.get((row, step)), j * wide, wide, f"{step}: " if tooltips else "")
             for j, step in enumerate(steps)
         )
         body.append(f'<text x="{_n(left - 6)}" y="{y + 12}" text-anchor="end">{escape(row)}</text>')
@@ -71,11 +71,11 @@ def draw(records: Sequence[NormRecord], value: str, log: bool | None = None) -> 
     body.append(_legend(scale, left, bottom + 36))
     width = max(width, left + _LEGEND + 60)
     title = f"{value} of {len(rows)} norms, steps {steps[0]} to {steps[-1]}"
-    said = f"{title}; colours from {scale.low:.3g} to {scale.high:.3g}{', logarithmic' if scale.log else ''}"
+    label = f"{title}; colours from {scale.low:.3g} to {scale.high:.3g}{', logarithmic' if scale.log else ''}"
     size = f'viewBox="0 0 {_n(width)} {_n(height)}" width="{_n(width)}" height="{_n(height)}"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="normkit-watch" {size} role="img" '
-        f'aria-label="{escape(said)}"><title>{escape(said)}</title>{_STYLE}'
+        f'aria-label="{escape(label)}"><title>{escape(label)}</title>{_STYLE}'
         f'<text x="{_n(left)}" y="20" font-size="14" font-weight="600">{escape(title)}</text>{"".join(body)}</svg>\n'
     )
 
@@ -125,8 +125,8 @@ def _cell(scale: _Scale, value: float | None, x: float, wide: float, step: str) 
     if value is None:
         return ""
     colour = scale.colour(value) if math.isfinite(value) else "#d62728"
-    said = f"<title>{step}{value:.3g}</title>" if step else ""
-    return f'<rect x="{_n(x)}" width="{_n(wide + 0.2)}" height="{_ROW - 1}" fill="{colour}">{said}</rect>'
+    tooltip = f"<title>{step}{value:.3g}</title>" if step else ""
+    return f'<rect x="{_n(x)}" width="{_n(wide + 0.2)}" height="{_ROW - 1}" fill="{colour}">{tooltip}</rect>'
 
 
 def _times(steps: Sequence[int], left: float, wide: float, y: float) -> str:

@@ -1,4 +1,4 @@
-"""What is known of one call of one norm in one watched step."""
+"""The figures of one call of one norm in one watched step."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ DEAD = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class NormRecord:
-    """The figures of one call of one norm. What does not apply, or did not arrive, is None.
+    """The figures of one call of one norm. A figure that does not apply, or did not arrive, is None.
 
     Attributes:
         step: number of training forwards before this one.
         norm, kind: name of the norm in the model, and its class.
         call: 0 for the first call in this forward, 1 for the second call of a shared norm, and so on.
         channels: number of channels, or of features.
-        input_mean, input_std: over all elements of what is normalized: with the residual, without padding.
+        input_mean, input_std: over all elements that are normalized: with the residual, without padding.
         input_mean_min, input_mean_max: smallest and largest mean of a channel over batch and positions.
         input_std_min, input_std_max: smallest and largest standard deviation of a channel.
         output_mean, output_std: the same of what the norm returns, after a fused activation.
@@ -27,7 +27,7 @@ class NormRecord:
             step, in running standard deviations.
         running_var_ratio: largest factor over the channels between the batch's variance and the running one, either
             way, eps included; at least 1.
-        weight_min, weight_max: of the weight as it is applied: 1 is added where it is stored less 1.
+        weight_min, weight_max: of the weight as it is applied: 1 is added where weight - 1 is stored.
         bias_min, bias_max: of the bias.
         grad_output: length of the gradient of the loss by the norm's output, ``sqrt(sum(g^2))``.
         grad_weight, grad_bias: the same for the parameters, over all calls; of the first backward.

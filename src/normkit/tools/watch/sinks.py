@@ -22,21 +22,21 @@ class Writer(Protocol):
         """Keep one number."""
 
 
-Target = str | PathLike[str] | Writer | Callable[[NormRecord], Any]
+Destination = str | PathLike[str] | Writer | Callable[[NormRecord], Any]
 Sink = Callable[[Sequence[NormRecord]], None]
 """Takes the records of one step."""
 
 
-def opened(to: Target | Iterable[Target] | None, stack: ExitStack) -> list[Sink]:
-    """A sink for each target; files are closed with the stack.
+def opened(to: Destination | Iterable[Destination] | None, stack: ExitStack) -> list[Sink]:
+    """A sink for each destination; files are closed with the stack.
 
     Raises:
-        DtypeError: something that is no target.
+        DtypeError: something that is no destination.
         ArgumentError: a path of another ending, or in a folder that is not there.
         StateError: a file with something else in it.
     """
     several = to is not None and not _is_one(to)
-    targets = [] if to is None else list(cast("Iterable[Target]", to if several else [to]))
+    targets = [] if to is None else list(cast("Iterable[Destination]", to if several else [to]))
     for target in targets:
         if isinstance(target, str | PathLike):
             _check_path(Path(target))
@@ -77,7 +77,7 @@ def _is_ours(suffix: str, line: str) -> bool:
         return not line.endswith("\n") and line.startswith('{"step"')
 
 
-def _sink(target: Target, stack: ExitStack) -> Sink:
+def _sink(target: Destination, stack: ExitStack) -> Sink:
     if isinstance(target, str | PathLike):
         return _file(Path(target), stack)
     if hasattr(target, "add_scalar"):
@@ -104,7 +104,7 @@ def _file(path: Path, stack: ExitStack) -> Sink:
             table.writerows(rows)
         else:
             file.write("".join(json.dumps({k: _plain(v) for k, v in row.items()}) + "\n" for row in rows))
-        # After this the system has it: a killed run loses nothing.
+        # Then the operating system has it: a killed run loses nothing.
         file.flush()
 
     return write

@@ -25,7 +25,7 @@ from normkit.tools.model.wrapped import unwrapped
 from normkit.tools.watch import heat_map
 from normkit.tools.watch.figures import Row, records_of
 from normkit.tools.watch.record import NormRecord
-from normkit.tools.watch.sinks import Target, opened
+from normkit.tools.watch.sinks import Destination, opened
 
 CALLS = 16
 """Calls of one norm that are recorded in one step: a recurrent network makes thousands."""
@@ -50,18 +50,20 @@ class Step:
 
 
 class Watch:
-    """What `watch` returns: the records so far, and the way to end it.
+    """The result of `watch`: the records so far, and `close` to end it.
 
     Attributes:
         every: the interval between watched steps.
         steps: number of training steps so far.
     """
 
-    def __init__(self, model: nn.Module, every: int, to: Target | Iterable[Target] | None, start: int, keep: int):
+    def __init__(
+        self, model: nn.Module, every: int, to: Destination | Iterable[Destination] | None, start: int, keep: int
+    ):
         self.every, self.steps, self._first, self._keep = every, start, start, keep
         self._root, self._model = model, unwrapped(model)
         self._norms: dict[nn.Module, tuple[str, NormInfo]] = {
-            place.module: (place.name or "(the model)", facts) for place, facts in norms_in(self._model)
+            place.module: (place.name or "(the model)", info) for place, info in norms_in(self._model)
         }
         if not self._norms:
             raise StateError(
@@ -108,7 +110,7 @@ class Watch:
     def close(self) -> None:
         """Write what has come in so far, close the files, and take every hook off the model. Again changes nothing."""
         with self._stack:
-            self._leave()
+            self._remove_hooks()
             self._emit(len(self._open))
 
     def __enter__(self) -> Self:
@@ -149,7 +151,7 @@ class Watch:
             try:
                 return compiled(*args, **kwargs)
             finally:
-                self._leave()
+                self._remove_hooks()
 
         self._root._compiled_call_impl = call
         stack.callback(setattr, self._root, "_compiled_call_impl", compiled)
@@ -170,7 +172,7 @@ class Watch:
 
     def _listen(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Hook the norms for this one forward."""
-        self._leave()
+        self._remove_hooks()
         stack = self._listening
         if _is_compiled(self._root):
             # A compiled graph does not know hooks that came later.
@@ -186,25 +188,25 @@ class Watch:
         stack.callback(self._root.register_forward_hook(self._after, always_call=True).remove)
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._leave()
+        self._remove_hooks()
 
-    def _leave(self) -> None:
+    def _remove_hooks(self) -> None:
         """Take the hooks of a watched forward off, if they are on."""
         self._listening.close()
 
     def _hooks(self, step: Step, norm: nn.Module) -> tuple[Callable[..., None], Callable[..., None]]:
-        name, facts = self._norms[norm]
+        name, info = self._norms[norm]
         running: list[Row] = []
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls = step.rows.setdefault(norm, [])
             if len(calls) == CALLS or torch._C._current_graph_task_id() != -1:
                 return
-            row = Row(step.number, name, type(norm).__name__, len(calls), facts)
+            row = Row(step.number, name, type(norm).__name__, len(calls), info)
             calls.append(row)
             step.order.append(row)
             running.append(row)
-            with _aside():
+            with _outside_autograd():
                 row.input(module, args, kwargs)
             if len(calls) == 1:
                 for key in ("weight", "bias"):
@@ -214,7 +216,7 @@ class Watch:
             if not running:
                 return
             row = running.pop()
-            with _aside():
+            with _outside_autograd():
                 y = row.output(output)
             step.handles += _on_gradient(y, [row], "grad_output")
 
@@ -266,7 +268,7 @@ def _on_gradient(tensor: Tensor | None, rows: list[Row], name: str) -> list[Remo
         return []
 
     def hook(grad: Tensor) -> None:
-        with _aside():
+        with _outside_autograd():
             for row in rows:
                 row.gradient(name, grad)
 
@@ -274,7 +276,7 @@ def _on_gradient(tensor: Tensor | None, rows: list[Row], name: str) -> list[Remo
 
 
 @contextlib.contextmanager
-def _aside() -> Iterator[None]:
+def _outside_autograd() -> Iterator[None]:
     """Compute outside any autograd graph and outside any dispatch mode: selective checkpointing would expect these
     operators when it computes the forward again, and a counter of operations would count them."""
     with torch.no_grad(), _disable_current_modes():
@@ -301,22 +303,22 @@ def watch(
     model: nn.Module,
     *,
     every: int = 50,
-    to: Target | Iterable[Target] | None = None,
+    to: Destination | Iterable[Destination] | None = None,
     start: int = 0,
     keep: int = 10_000,
 ) -> Watch:
     """Take statistics of every norm of a model while it trains.
 
     A step is a forward of the model in train mode with gradients; steps are counted from 0, and those that `every`
-    divides are watched. Between them a counter is all that runs. What activation checkpointing computes again,
-    evaluation, and forwards under ``torch.no_grad`` are no steps.
+    divides are watched. Between them only a counter runs. Recomputation by activation checkpointing, evaluation, and
+    forwards under ``torch.no_grad`` are not counted.
 
     Outputs, gradients, statistics and random numbers are those of the model alone, bit for bit. The one exception is
     a compiled model: its watched steps run uncompiled, and round as that does.
 
     Args:
-        model: what is called in the training loop, so of a wrapped or compiled one the outermost module. Its norms are
-            those that `normkit.convert` would find, also those that it does not understand.
+        model: the module that the training loop calls, so the outermost one of a wrapped or compiled model. All norms
+            that `normkit.convert` finds are watched, also those that it does not understand.
         every: how many steps apart the watched ones are.
         to: where each `NormRecord` goes, besides the memory: a path that ends in ``.csv`` or ``.jsonl``, added to if it
             is there and complete after every watched step; anything with ``add_scalar``, as a TensorBoard
@@ -330,8 +332,8 @@ def watch(
 
     Raises:
         ArgumentError: every or keep below 1, start below 0, a path of another ending or in no folder.
-        DtypeError: a `to` that is nothing of these, a model that is no module.
-        StateError: a model without norms, a file with something else in it.
+        DtypeError: a `to` of another kind, a model that is not a module.
+        StateError: a model without norms, a file with other contents.
 
     Example:
         >>> import torch, normkit

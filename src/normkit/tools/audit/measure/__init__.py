@@ -1,1 +1,1 @@
-"""What the rules read: facts of a model and its norms, from the modules, one traced run and a few trials."""
+"""Facts of a model and its norms, for the rules: from the modules, one traced run and a few trials."""

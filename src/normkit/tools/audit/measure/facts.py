@@ -1,10 +1,11 @@
-"""Collects in one pass what the rules look at; the rules themselves run nothing."""
+"""Collects in one pass the facts that the rules read; the rules themselves run nothing."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,18 +14,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from normkit import catalog
 from normkit.errors import ArgumentError, NormkitError
+from normkit.evaluation import arguments, call
 from normkit.layers import SyncBatchNorm
-from normkit.tools.audit.measure import trace
+from normkit.pattern import Level, bound
 from normkit.tools.audit.measure.batches import Batch
 from normkit.tools.audit.measure.moments import Moments, is_noise, moments, padded_share
 from normkit.tools.freeze import is_frozen
+from normkit.tools.model.graph.call_graph import CallGraph, Node, call_graph
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.tree import norms as every_norm
+from normkit.tools.model.valid import FIRST, is_unbatched
 
 BATCHES = 16
-"""So many of a loader's batches are looked at: enough for a mean and a variance, and seconds at most."""
+"""Number of a loader's batches that are read: enough for a mean and a variance, and seconds at most."""
+
+SEPARATE = (tuple,)
+"""The containers of an example whose items are separate arguments; a list is one argument."""
 
 
 @dataclass
@@ -33,7 +39,7 @@ class Seen:
 
     Attributes:
         name: dotted.
-        module, facts: the norm and what is known of it.
+        module, info: the norm and its description.
         shapes: of its input, one for each call of one forward.
         calls: moments of each call of one forward; of batch norm only.
         pooled: moments over all batches, with batch statistics in all batch norms in front of it.
@@ -45,7 +51,7 @@ class Seen:
 
     name: str
     module: nn.Module
-    facts: NormInfo
+    info: NormInfo
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     calls: list[Moments] = field(default_factory=list)
     pooled: Moments | None = None
@@ -57,22 +63,22 @@ class Seen:
     @property
     def is_batch(self) -> bool:
         """Whether samples share statistics in training."""
-        return isinstance(self.module, _BatchNorm) or self.facts.kind == "batch_norm"
+        return isinstance(self.module, _BatchNorm) or self.info.over_samples
 
     @property
     def over_positions(self) -> bool:
         """Whether the positions of a channel share statistics."""
-        return self.is_batch or (self.facts.kind is not None and catalog.find(self.facts.kind).over_positions)
+        return self.is_batch or (self.info.row is not None and self.info.row.over_positions)
 
     @property
     def synced(self) -> bool:
         """Whether statistics are taken over all ranks."""
-        return self.facts.synced or isinstance(self.module, SyncBatchNorm)
+        return self.info.synced or isinstance(self.module, SyncBatchNorm)
 
     @property
     def keeps(self) -> bool:
         """Whether there are running statistics, of a known size."""
-        known, var = self.is_batch or self.facts.may_keep_statistics, self.module._buffers.get("running_var")
+        known, var = self.is_batch or self.info.may_keep_statistics, self.module._buffers.get("running_var")
         return known and isinstance(var, Tensor) and not nn.parameter.is_lazy(var)
 
     def buffer(self, name: str) -> Tensor:
@@ -83,26 +89,33 @@ class Seen:
 
     def regions(self, x: Tensor) -> Tensor | None:
         """The elements of an input of batch, instance or group norm, those that share statistics in one row."""
-        kind = self.facts.kind
-        if self.is_batch:
-            return x.transpose(0, 1).flatten(1) if x.dim() > 1 else None
-        if kind == "instance_norm":
-            return x.flatten(x.dim() - self.facts.rank) if self.facts.rank is not None else x.flatten(2)
-        return x.reshape(x.shape[0], self.facts.groups, -1) if kind == "group_norm" and self.facts.groups else None
+        if not (self.is_batch or self.info.per_channel or self.info.groups):
+            return None
+        levels = self._levels(tuple(x.shape))
+        if levels is None:
+            return None
+        kept, reduced = ([i for i, level in enumerate(levels) if level.reduced == inside] for inside in (False, True))
+        rows = x.reshape([level.size for level in levels]).permute(*kept, *reduced)
+        return rows.reshape(*rows.shape[: len(kept)], -1)
 
     def region(self, shape: tuple[int, ...]) -> int | None:
         """How many elements of one sample share statistics, for an input of this shape; None if unknown."""
-        kind, positions = self.facts.kind, math.prod(shape[2:])
-        if kind is not None and self.facts.axis == "last":
-            return self.facts.channels or None
-        if len(shape) < 2:
+        if self.is_batch:
             return None
-        if kind == "instance_norm":
-            ranks = self.facts.rank
-            return math.prod(shape[1:]) if ranks is not None and len(shape) == ranks + 1 else positions
-        if kind == "group_norm" and self.facts.groups:
-            return shape[1] // self.facts.groups * positions
-        return shape[1] if kind in ("layer_norm2d", "rms_norm") else None
+        if self.info.kind is not None and self.info.axis == "last":
+            return self.info.channels or None
+        levels = self._levels(shape)
+        return None if levels is None else math.prod(level.size for level in levels if level.reduced)
+
+    def _levels(self, shape: tuple[int, ...]) -> tuple[Level, ...] | None:
+        """The axes of its region on an input of this shape, channels in dimension 1; None if the region is unknown."""
+        region = bound(FIRST, {}) if self.is_batch else self.info.region
+        if is_unbatched(self.module, len(shape)):
+            shape = (1, *shape)
+        try:
+            return None if region is None else region.levels(shape)
+        except NormkitError:
+            return None
 
 
 @dataclass
@@ -117,9 +130,10 @@ class Subject:
         samples: first size of the example's first tensor, its number of samples.
         noise: the example holds random numbers, so that its mean and variance are not those of data.
         on_meta: name of a tensor on the meta device, which has no values; empty if there is none.
+        lazy: name of a module that does not know its size yet, so that nothing is run; empty if there is none.
         failure: why the run of the example ended early; empty if it did not.
         example: what the model was run on; the loader's first batch where none was given.
-        batches: number of the loader's batches that were looked at.
+        batches: number of the loader's batches that were read.
         unused: names of the norms whose output reaches no output of the model.
         optimizer, batch_size, world_size, accumulate, per_sample: as given to `audit`.
     """
@@ -127,10 +141,11 @@ class Subject:
     model: nn.Module
     norms: list[Seen]
     names: dict[nn.Module, str]
-    graph: trace.Graph | None = None
+    graph: CallGraph | None = None
     samples: int = 1
     noise: bool = False
     on_meta: str = ""
+    lazy: str = ""
     failure: str = ""
     example: Any = None
     batches: int = 0
@@ -141,7 +156,7 @@ class Subject:
     accumulate: int = 1
     per_sample: bool = False
 
-    def called(self) -> list[tuple[Seen, trace.Node]]:
+    def called(self) -> list[tuple[Seen, Node]]:
         """Each call of each norm in the traced run."""
         if self.graph is None:
             return []
@@ -154,7 +169,7 @@ class Subject:
         It was frozen by `normkit.freeze`, or is in evaluation mode inside a model in training mode. An instance norm
         in evaluation mode counts in any model: those that keep statistics at all are few.
         """
-        alone = self.model.training or norm.facts.kind == "instance_norm"
+        alone = self.model.training or not norm.is_batch
         return norm.keeps and (is_frozen(norm.module) or (alone and not norm.module.training))
 
 
@@ -163,9 +178,9 @@ def collect(model: nn.Module, example: Any, loader: Any, noise: bool = False, **
 
     Args:
         model: the model.
-        example: a tensor, a tuple of arguments or a mapping of keyword arguments; None for static facts only.
+        example: a tensor, a tuple of arguments or a mapping of keyword arguments; None to look at the modules alone.
         loader: gives batches of inputs, or pairs of inputs and targets; None for the example alone.
-        noise: whether the example is known to be random numbers; else it is looked at.
+        noise: whether the example is known to be random numbers; else its values decide.
         given: the other attributes of `Subject`.
 
     Returns:
@@ -174,7 +189,7 @@ def collect(model: nn.Module, example: Any, loader: Any, noise: bool = False, **
     Raises:
         ArgumentError: the model raises on the example or on a batch.
     """
-    found = [Seen(place.name, place.module, facts) for place, facts in every_norm(model)]
+    found = [Seen(place.name, place.module, info) for place, info in every_norm(model)]
     names = {module: name for name, module in model.named_modules()}
     tensors = [*model.named_parameters(), *model.named_buffers()]
     on_meta = next((name for name, tensor in tensors if tensor.is_meta), "")
@@ -212,21 +227,15 @@ def _input_of(batch: Any) -> Any:
     return batch
 
 
-def arguments(example: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """What the model is called with."""
-    if isinstance(example, Mapping):
-        return (), example
-    return (example if isinstance(example, tuple) else (example,)), {}
-
-
 def _trace(subject: Subject, example: Any) -> None:
-    args, kwargs = arguments(example)
-    sizes = [leaf.shape[0] for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()]
+    sizes = [
+        leaf.shape[0] for leaf in tree_leaves(arguments(example, SEPARATE)) if isinstance(leaf, Tensor) and leaf.dim()
+    ]
     subject.samples = max(1, sizes[0]) if sizes else 1
     by_module = {norm.module: norm for norm in subject.norms}
     last: list[Seen] = []
 
-    def look(name: str, module: nn.Module, x: Tensor, masked: bool) -> None:
+    def look(module: nn.Module, x: Tensor, masked: bool) -> None:
         norm = by_module[module]
         last[:] = [norm]
         norm.shapes.append(tuple(x.shape))
@@ -239,9 +248,8 @@ def _trace(subject: Subject, example: Any) -> None:
                 norm.calls.append(measured)
 
     subject.model.eval()
-    known = {norm.module: norm.name for norm in subject.norms}
     try:
-        subject.graph = trace.run(subject.model, args, kwargs, known, look)
+        subject.graph = call_graph(subject.model, lambda: call(subject.model, example, SEPARATE), by_module, look)
     except Exception as error:
         # A norm that refuses its own input is a finding, and what came before it was seen.
         if last and last[0].region(last[0].shapes[-1]) == 1:
@@ -256,33 +264,49 @@ def _pool(norm: Seen, x: Tensor, measured: Moments) -> None:
 
 def _pool_and_keep(norm: Seen, x: Tensor, measured: Moments) -> None:
     _pool(norm, x, measured)
-    # What several calls of one forward differ in says nothing about batches.
+    # Differences between several calls of one forward are not differences between batches.
     if len(norm.calls) == 1:
         norm.batches.append(Batch.of(x, measured))
 
 
 def measure(subject: Subject, batch: Any, note: Callable[[Seen, Tensor, Moments], None]) -> None:
-    """Note what enters the batch norms, which use the batch's statistics, as in the training that made theirs."""
+    """Note the inputs of the batch norms, which use the statistics of the batch, as in training."""
     by_module = {norm.module: norm for norm in subject.norms if norm.is_batch and norm.calls}
     if not by_module:
         return
 
-    def look(name: str, module: nn.Module, x: Tensor) -> None:
+    def look(module: nn.Module, x: Tensor) -> None:
         measured, norm = moments(x), by_module[module]
         module.training = measured is not None and measured.count > 1 and norm.keeps and not norm.synced
         if measured is not None:
             note(norm, x, measured)
 
-    args, kwargs = arguments(batch)
     try:
-        trace.each_norm(subject.model, args, kwargs, {m: norm.name for m, norm in by_module.items()}, look)
+        look_at_inputs(subject.model, batch, by_module, look)
     except Exception as error:
         raise _wrong(error, batch) from error
 
 
+def look_at_inputs(
+    model: nn.Module, batch: Any, norms: Collection[nn.Module], look: Callable[[nn.Module, Tensor], None]
+) -> None:
+    """Run the model once without gradients, and look at the input of each norm before the norm runs."""
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if tensors:
+            look(module, tensors[0])
+
+    with contextlib.ExitStack() as hooks:
+        for module in norms:
+            hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        with torch.no_grad():
+            call(model, batch, SEPARATE)
+
+
 def _wrong(error: Exception, given: Any) -> ArgumentError:
-    said = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+    got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
     return ArgumentError(
-        f"the model must accept the example, got {type(error).__name__}: {error}\n    for {said}\n"
+        f"the model must accept the example, got {type(error).__name__}: {error}\n    for {got}\n"
         "give what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments"
     )

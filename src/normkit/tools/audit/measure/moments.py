@@ -1,4 +1,4 @@
-"""Mean and variance of what a norm is given, pooled over calls; padding at one end of sequences; and chance."""
+"""Mean and variance of the inputs of a norm, pooled over calls; padding at one end of sequences; and chance."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from normkit.merging import merged_variance
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Moments:
             count,
             samples,
             self.mean + delta * (other.count / count),
-            _merged(self.var, other.var, delta, other.count / count),
-            _merged(self.between, other.between, delta, other.samples / samples),
+            merged_variance(self.var, other.var, delta, other.count / count),
+            merged_variance(self.between, other.between, delta, other.samples / samples),
             max(self.largest, other.largest),
             self.constant & other.constant & (delta == 0),
         )
@@ -56,11 +58,6 @@ class Moments:
         # The mean of n samples has the variance between / (n - 1).
         ratio = self.var / self.between.clamp(min=torch.finfo(torch.float64).tiny)
         return min(float(self.count), float(ratio.median()) * (self.samples - 1))
-
-
-def _merged(var: Tensor, other: Tensor, delta: Tensor, share: float) -> Tensor:
-    """Variance of two parts together, of which the other has this share."""
-    return var * (1 - share) + other * share + delta**2 * (share * (1 - share))
 
 
 def moments(x: Tensor) -> Moments | None:

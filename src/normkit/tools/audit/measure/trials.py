@@ -1,4 +1,4 @@
-"""What further runs of the example show: unused norms, variance that dropout adds, and overflow in float16."""
+"""Further runs of the example: unused norms, variance that dropout adds, and overflow in float16."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from normkit.errors import ArgumentError
-from normkit.tools.audit.measure import trace
-from normkit.tools.audit.measure.facts import Seen, Subject, arguments, measure
-from normkit.tools.audit.measure.guard import same, untouched
+from normkit.evaluation import call, preserving, same
+from normkit.tools.audit.measure.facts import SEPARATE, Seen, Subject, look_at_inputs, measure
 from normkit.tools.audit.measure.moments import Moments
+from normkit.tools.model.graph.call_graph import Node, is_dropout
 
 SEARCH = 16
-"""At most so many runs to find unused norms; it takes three to find one."""
+"""The largest number of runs that search for unused norms; three runs find one."""
 
 DRAWS = 16
-"""So many samples are run with dropout at work: stochastic depth draws once for each."""
+"""The number of samples that are run with dropout on: stochastic depth draws once for each."""
 
 HALF = torch.finfo(torch.float16).max
 ROOT = math.sqrt(HALF)
 """The square of a larger value is infinite in float16."""
 
 PLAIN = (bool, int, float, complex, str, bytes, type, type(None), torch.dtype, torch.device, nn.Module)
-"""What a model may return next to tensors, and holds none."""
+"""Types of return values that hold no tensors."""
 
 
 def run(subject: Subject) -> None:
@@ -37,7 +37,7 @@ def run(subject: Subject) -> None:
     if subject.graph is None or subject.failure or subject.on_meta:
         return
     for trial in (_find_unused, _compare_variances, _try_half):
-        with untouched(subject.model.eval()):
+        with preserving(subject.model.eval()):
             trial(subject)
 
 
@@ -55,7 +55,7 @@ def _find_unused(subject: Subject) -> None:
 
 
 def _is_hooked(subject: Subject, norm: Seen) -> bool:
-    """Whether a hook may read what it returns, or what is made of it: on a module that does so, or one around it."""
+    """Whether a hook may read its output or a value made from that: on a module that reads it, or on one around."""
     assert subject.graph is not None
     calls = [node.index for node in subject.graph.calls(norm.module)]
     nodes = [subject.graph.nodes[index] for index in subject.graph.users(calls)]
@@ -88,12 +88,11 @@ def _returned(subject: Subject, spoiled: list[Seen]) -> list[Tensor] | None:
     def spoil(module: nn.Module, args: Any, out: Any) -> Any:
         return tree_map_only(Tensor, lambda y: torch.full_like(y, torch.nan) if y.is_floating_point() else y, out)
 
-    args, kwargs = arguments(subject.example)
     handles = [norm.module.register_forward_hook(spoil) for norm in spoiled]
     try:
-        with untouched(subject.model), torch.no_grad():
+        with preserving(subject.model), torch.no_grad():
             torch.manual_seed(0)
-            return _tensors(subject.model(*args, **kwargs), set())
+            return _tensors(call(subject.model, subject.example, SEPARATE), set())
     except Exception:  # whatever a foreign forward makes of NaN, or of training on an example
         return None
     finally:
@@ -102,7 +101,7 @@ def _returned(subject: Subject, spoiled: list[Seen]) -> list[Tensor] | None:
 
 
 def _tensors(out: Any, known: set[int]) -> list[Tensor] | None:
-    """Those in containers and in objects with attributes; None if there is something that cannot be looked into."""
+    """Those in containers and in objects with attributes; None if an object has no readable attributes."""
     found: list[Tensor] = []
     for leaf in tree_leaves(out):
         if isinstance(leaf, Tensor):
@@ -120,9 +119,9 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and same(a, b)
 
 
-def drops(node: trace.Node) -> float:
+def drops(node: Node) -> float:
     """The probability with which a call drops values or whole branches in training; 0 if it does not."""
-    if trace.is_dropout(node) or node.module is None:
+    if is_dropout(node) or node.module is None:
         return float(getattr(node.module, "p", node.dropout))
     rates = [getattr(node.module, name, 0.0) for name in ("drop_prob", "drop_rate", "p")] if node.noisy else []
     return max((float(rate) for rate in rates if isinstance(rate, int | float)), default=0.0)
@@ -165,7 +164,7 @@ def _pooled(subject: Subject, runs: int) -> Mapping[str, Moments]:
 def _try_half(subject: Subject) -> None:
     norms = {norm.module: norm for norm in subject.norms if norm.shapes and not norm.is_batch}
 
-    def look(name: str, module: nn.Module, x: Tensor) -> None:
+    def look(module: nn.Module, x: Tensor) -> None:
         if (
             x.is_floating_point()
             and x.dim()
@@ -174,11 +173,10 @@ def _try_half(subject: Subject) -> None:
         ):
             norms[module].half_error = max(norms[module].half_error, _error_in_half(module, x))
 
-    args, kwargs = arguments(subject.example)
-    # What a model makes of one run more is not the question.
+    # A model that raises in a further run is not what this rule looks for.
     with contextlib.suppress(Exception):
         if norms:
-            trace.each_norm(subject.model, args, kwargs, {m: norm.name for m, norm in norms.items()}, look)
+            look_at_inputs(subject.model, subject.example, norms, look)
 
 
 def _error_in_half(module: nn.Module, x: Tensor) -> float:
@@ -191,5 +189,5 @@ def _error_in_half(module: nn.Module, x: Tensor) -> float:
         error = float((half.double() - exact).abs().nan_to_num(torch.inf).max())
     except Exception:  # whatever a foreign forward makes of another dtype
         return 0.0
-    # An output that has no place in float16 is the fault of the weight.
+    # An output too large for float16 is due to the weight.
     return error / largest if 0 < largest < HALF else 0.0

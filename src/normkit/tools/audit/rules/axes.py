@@ -10,8 +10,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from normkit import catalog
 from normkit.tools.audit.measure.facts import Seen, Subject
-from normkit.tools.audit.measure.trace import Node
 from normkit.tools.audit.rules.rule import Hit
+from normkit.tools.model.graph.call_graph import Node
 
 RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "_unsafe_view"}
 
@@ -65,7 +65,7 @@ def features(subject: Subject) -> list[Features]:
         One entry for each node.
     """
     assert subject.graph is not None
-    known = {norm.module for norm in subject.norms if norm.facts.kind is not None}
+    known = {norm.module for norm in subject.norms if norm.info.kind is not None}
     found: list[Features] = []
     for node in subject.graph.nodes:
         given = [found[index] if index >= 0 else UNKNOWN for index in node.inputs]
@@ -88,7 +88,7 @@ def _of_module(node: Node, module: nn.Module, given: Features, is_norm: bool) ->
     if isinstance(module, nn.Flatten | nn.Unflatten):
         return _reshaped(node, given)
     sizes = node.shapes[0]
-    # A layer of another make may exchange dimensions: only a size that no other dimension has tells.
+    # A layer of another library may exchange dimensions: only a size that no other dimension has identifies them.
     unique = given.axis is not None and sizes.count(sizes[given.axis]) == 1
     if is_norm or unique or type(module).__module__.startswith("torch.nn."):
         return _joined(node, [given]) if len(node.made[0]) == len(sizes) else LOST
@@ -181,8 +181,8 @@ def _misplaced(subject: Subject) -> Iterator[tuple[Seen, tuple[int, ...], int, b
     """Layer and batch norms whose features are in another dimension: with shape, that dimension, and `plain`."""
     found = features(subject)
     for norm, node in subject.called():
-        last = norm.facts.kind is not None and norm.facts.axis == "last"
-        if not (norm.is_batch or (last and len(norm.facts.shape) == 1)) or not node.inputs or node.inputs[0] < 0:
+        last = norm.info.kind is not None and norm.info.axis == "last"
+        if not (norm.is_batch or (last and len(norm.info.shape) == 1)) or not node.inputs or node.inputs[0] < 0:
             continue
         shape, here = node.shapes[0], found[node.inputs[0]]
         if len(shape) > 2 and here.axis is not None and here.axis != (1 if norm.is_batch else len(shape) - 1):

@@ -39,7 +39,7 @@ def frozen_at_zero(subject: Subject) -> Iterator[Hit]:
         held: Tensor | None = norm.module._buffers.get("weight") if weight is None else weight
         if held is None or nn.parameter.is_lazy(held) or held.requires_grad or not held.numel():
             continue
-        if bool((held.detach() + norm.facts.offset == 0).all()):
+        if bool((held.detach() + norm.info.offset == 0).all()):
             message = f"the scale of its {held.numel()} channels is 0 and gets no gradient: only the bias comes out"
             yield Hit(norm.name, message, {"channels": held.numel()})
 

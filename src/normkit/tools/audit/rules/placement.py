@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from normkit.tools.audit.measure.facts import Seen, Subject
-from normkit.tools.audit.measure.trace import is_dropout
 from normkit.tools.audit.measure.trials import drops
 from normkit.tools.audit.rules.axes import over_time
 from normkit.tools.audit.rules.rule import Hit, Rule
 from normkit.tools.audit.rules.structure import dropout_before, reparametrized
+from normkit.tools.model.graph.call_graph import is_dropout
 
 RAISED = 1.25
 """Variance in training over that in evaluation from which on outputs are an eighth too small."""
@@ -24,7 +24,7 @@ def unused(subject: Subject) -> Iterator[Hit]:
 def spectral_norm_under(subject: Subject) -> Iterator[Hit]:
     assert subject.graph is not None
     for norm, node in subject.called():
-        before = subject.graph.alone_before(node) if norm.facts.kind is not None else None
+        before = subject.graph.alone_before(node) if norm.info.kind is not None else None
         if before is not None and before.module is not None and reparametrized(before.module, "SpectralNorm"):
             yield Hit(before.name, f"{norm.name} divides out the scale that it sets", {"norm": norm.name})
 

@@ -1,4 +1,4 @@
-"""What a rule is: a check, and why it matters."""
+"""A rule: a check, and why it matters."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ class Rule:
         code, severity, title: see `normkit.tools.audit.report.Finding`.
         needs: what must be given for it to run: ``"example"``, ``"loader"``, ``"optimizer"``,
             ``"batch_size"``, ``"world_size"``, ``"per_sample"``, ``"values"`` of parameters, buffers and inputs.
-        why, source, fix: see `Finding`. The fix says so where it changes what the model gives in evaluation.
+        why, source, fix: see `Finding`. A fix that changes the outputs of the model in evaluation says that.
         check: from the facts to the places.
+        of_failure: whether it also runs after a norm has refused its input and ended the run.
     """
 
     code: str
@@ -46,6 +47,7 @@ class Rule:
     fix: str
     check: Callable[[Subject], Iterator[Hit]]
     needs: tuple[str, ...] = ()
+    of_failure: bool = False
 
     def missing(self, subject: Subject) -> str:
         """Why it cannot run on these facts; empty if it can."""
@@ -58,11 +60,13 @@ class Rule:
             "per_sample": not subject.per_sample,
             "values": bool(subject.on_meta),
         }
-        said = {"world_size": "world_size is 1", "per_sample": "per_sample=True is not given"}
-        said["values"] = f"{subject.on_meta} is on the meta device and has no values"
+        reasons = {"world_size": "world_size is 1", "per_sample": "per_sample=True is not given"}
+        reasons["values"] = f"{subject.on_meta} is on the meta device and has no values"
+        if subject.lazy:
+            reasons |= dict.fromkeys(("example", "loader"), f"{subject.lazy} is lazy: run one batch first")
         for need in self.needs:
             if lacking[need]:
-                return said.get(need, f"no {need} is given")
-        if "example" in self.needs and subject.failure and self.code != "NK202":
+                return reasons.get(need, f"no {need} is given")
+        if "example" in self.needs and subject.failure and not self.of_failure:
             return "the run of the example did not end"
         return ""

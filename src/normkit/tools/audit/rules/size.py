@@ -33,7 +33,7 @@ def few_elements(subject: Subject) -> Iterator[Hit]:
 def one_element(subject: Subject) -> Iterator[Hit]:
     for norm in subject.norms:
         for shape in norm.shapes[:1]:
-            if norm.facts.centers and norm.region(shape) == 1:
+            if norm.info.centers and norm.region(shape) == 1:
                 yield Hit(norm.name, f"a region has one element, for an input of shape {shape}", {"shape": list(shape)})
 
 
@@ -41,7 +41,7 @@ def sign_only(subject: Subject) -> Iterator[Hit]:
     for norm in subject.norms:
         for shape in norm.shapes[:1]:
             size = norm.region(shape)
-            if size == (2 if norm.facts.centers else 1):
+            if size == (2 if norm.info.centers else 1):
                 message = f"a region has {size} element{'s' * (size > 1)}, for an input of shape {shape}"
                 yield Hit(norm.name, message, {"shape": list(shape), "elements": size})
 
@@ -69,6 +69,7 @@ RULES = (
         "again.",
         one_element,
         ("example",),
+        of_failure=True,
     ),
     Rule(
         "NK203",

@@ -56,7 +56,7 @@ def never_updated(subject: Subject) -> Iterator[Hit]:
         yield Hit("", message, {"layers": len(fresh), "trained": len(lost)}, "error" if lost else "info")
         return
     for norm in fresh:
-        message = f"{as_made}, while {len(keeping) - len(fresh)} other batch norms have moved"
+        message = f"{as_made}, while {len(keeping) - len(fresh)} other batch norms were updated"
         if norm.name in lost:
             message += ", and weight and bias are trained"
         measured = {"others": len(keeping) - len(fresh), "trained": norm.name in lost}
@@ -68,7 +68,7 @@ def _apart(norm: Seen) -> dict[str, float] | None:
     seen = norm.pooled
     if not norm.keeps or seen is None or seen.samples < 4 or seen.independent() < ENOUGH or _fresh(norm):
         return None
-    eps = norm.facts.eps or 1e-5
+    eps = norm.info.eps or 1e-5
     shift = (norm.buffer("running_mean") - seen.mean).abs() / (seen.var + eps).sqrt()
     ratio = (norm.buffer("running_var") + eps) / (seen.var + eps)
     away = (shift > 1) | (ratio > 4) | (ratio < 0.25)
@@ -152,7 +152,7 @@ def _negative(norm: Seen) -> Iterator[Hit]:
     least, bad = float(var.nan_to_num(0.0).min()), int((var < 0).sum())
     if bad:
         # As some converted checkpoints have it; what is added to it may make it positive.
-        breaks = least + (norm.facts.eps or 0.0) <= 0
+        breaks = least + (norm.info.eps or 0.0) <= 0
         result = "evaluation gives NaN or infinity" if breaks else "eps makes it positive"
         message = f"running_var has {bad} negative values, the least {least:.2g}: {result}"
         measured = {"tensor": "running_var", "values": bad, "least": least}
@@ -168,24 +168,18 @@ def eps_lost(subject: Subject) -> Iterator[Hit]:
         held = [p for p in norm.module._parameters.values() if _is_plain(p)]
         dtypes = {p.dtype for p in held if p is not None}
         half = dtypes & {torch.float16, torch.bfloat16}
-        eps = norm.facts.eps
-        if (
-            not norm.facts.shape
-            or norm.facts.kind == "local_response_norm"
-            or not (half or (eps or 1.0) < 1e-30 or eps == 0)
-        ):
+        eps = norm.info.eps
+        if not norm.info.shape or not (half or (eps or 1.0) < 1e-30 or eps == 0):
             continue
         dtype = next(iter(half or dtypes), torch.float32)
         if _fails_on_constant(norm, dtype):
-            said = "" if eps is None else f" with eps={eps:g}"
-            yield Hit(norm.name, f"zeros in {dtype} give NaN{said}", {"eps": eps, "dtype": str(dtype)})
+            with_eps = "" if eps is None else f" with eps={eps:g}"
+            yield Hit(norm.name, f"zeros in {dtype} give NaN{with_eps}", {"eps": eps, "dtype": str(dtype)})
 
 
 def _fails_on_constant(norm: Seen, dtype: torch.dtype) -> bool:
     """Runs a copy, with statistics of a constant, on zeros."""
-    shape = (
-        (2, *norm.facts.shape) if norm.facts.axis == "last" else (2, *norm.facts.shape, *(2,) * (norm.facts.rank or 2))
-    )
+    shape = (2, *norm.info.shape) if norm.info.axis == "last" else (2, *norm.info.shape, *(2,) * (norm.info.rank or 2))
     try:
         twin = copy.deepcopy(norm.module).eval()
         for key, value in twin._buffers.items():
@@ -194,7 +188,7 @@ def _fails_on_constant(norm: Seen, dtype: torch.dtype) -> bool:
         device = next((p.device for p in twin.parameters()), torch.device("cpu"))
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Its own bad parameters are NK306's business.
+            # Parameters that are not finite are for NK306.
             for p in twin.parameters():
                 p.nan_to_num_()
             y = twin(torch.zeros(shape, dtype=dtype, device=device))
@@ -313,7 +307,7 @@ RULES = (
         "NK309",
         "warning",
         "momentum of zero",
-        "Running statistics never move, and nothing says so; evaluation goes on with what they were.",
+        "Running statistics are never updated, without any warning; evaluation uses their old values.",
         "documentation of torch.nn.BatchNorm2d",
         "Set momentum=0.1; to hold statistics on purpose call normkit.freeze(layer).",
         no_momentum,

@@ -1,4 +1,4 @@
-"""Rules on what stands before and behind a norm: NK101 to NK108."""
+"""Rules on the layers before and after a norm: NK101 to NK108."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.nn.utils import parametrize
 
 from normkit.tools.audit.measure.facts import Seen, Subject
 from normkit.tools.audit.measure.moments import distance
-from normkit.tools.audit.measure.trace import LINEAR, Node, is_dropout, moves_only
 from normkit.tools.audit.rules.axes import over_width
 from normkit.tools.audit.rules.rule import Hit, Rule
+from normkit.tools.model.graph.call_graph import LINEAR, Node, is_dropout, moves_only
 
 ACTIVATIONS = (
     nn.ReLU,
@@ -36,8 +36,8 @@ def _is_activation(node: Node) -> bool:
 
 def _is_known(norm: Seen) -> bool:
     """A norm whose output is its own, not that of an activation it brings along."""
-    children = (norm.module._modules.get(name) for name in norm.facts.extras)
-    return norm.facts.kind is not None and all(c is None or isinstance(c, nn.Identity) for c in children)
+    children = (norm.module._modules.get(name) for name in norm.info.extras)
+    return norm.info.kind is not None and all(c is None or isinstance(c, nn.Identity) for c in children)
 
 
 def redundant_bias(subject: Subject) -> Iterator[Hit]:
@@ -72,7 +72,7 @@ def two_in_a_row(subject: Subject) -> Iterator[Hit]:
     for norm, node in subject.called():
         before = subject.graph.alone_before(node)
         first = known.get(before.module) if before is not None and before.module is not None else None
-        if first is not None and first is not norm and _is_known(first) and norm.facts.kind is not None:
+        if first is not None and first is not norm and _is_known(first) and norm.info.kind is not None:
             yield Hit(norm.name, f"normalizes only what {first.name} has normalized", {"first": first.name})
 
 
@@ -84,7 +84,7 @@ def after_activation(subject: Subject) -> Iterator[Hit]:
         before = subject.graph.alone_before(node)
         if before is None or not _is_activation(before):
             continue
-        # Only behind a layer: after a pooled or summed stream the norm opens the next block.
+        # Only after a layer: a norm after a pooled or summed stream is the first of the next block.
         source = subject.graph.alone_before(before)
         if source is not None and isinstance(source.module, LINEAR):
             yield Hit(norm.name, f"normalizes the output of {before.name}", {"activation": before.name})
@@ -100,7 +100,7 @@ def dropout_before(subject: Subject) -> Iterator[Hit]:
             here = subject.graph.nodes[here.inputs[0]]
             if is_dropout(here):
                 rate = float(getattr(here.module, "p", here.dropout))
-                yield Hit(norm.name, f"behind {here.name} with p={rate:g}", {"dropout": here.name, "p": rate})
+                yield Hit(norm.name, f"after {here.name} with p={rate:g}", {"dropout": here.name, "p": rate})
                 break
             if not (moves_only(here) or _is_activation(here) or isinstance(here.module, LINEAR)):
                 break
@@ -109,7 +109,7 @@ def dropout_before(subject: Subject) -> Iterator[Hit]:
 def weight_norm_under(subject: Subject) -> Iterator[Hit]:
     assert subject.graph is not None
     for norm, node in subject.called():
-        before = subject.graph.alone_before(node) if norm.is_batch or norm.facts.kind == "instance_norm" else None
+        before = subject.graph.alone_before(node) if norm.is_batch or norm.info.per_channel else None
         if before is not None and before.module is not None and reparametrized(before.module, "WeightNorm"):
             yield Hit(before.name, f"its weight norm scales what {norm.name} normalizes", {"norm": norm.name})
 
@@ -164,8 +164,8 @@ RULES = (
         "NK102",
         "warning",
         "two norms in a row",
-        "The second norm sees nothing but the output of the first: the first one's scale is divided out again, and "
-        "its time is lost.",
+        "The second norm normalizes the output of the first: the first one's scale is divided out again, and its "
+        "time is lost.",
         "Xiong et al. 2020, arXiv:2002.04745, for where the norms of a block belong",
         "Keep one of them. Without the first, outputs change unless its weight and bias are as made; train again.",
         two_in_a_row,
@@ -175,8 +175,8 @@ RULES = (
         "NK103",
         "info",
         "norm after the activation",
-        "The published order is layer, norm, activation. Behind the activation the values are one-sided, and what "
-        "the norm gives on is not cut at zero. Some nets do it on purpose.",
+        "The published order is layer, norm, activation. After the activation the values are one-sided, and the "
+        "output of the norm is not cut at zero. Some nets do it on purpose.",
         "Ioffe & Szegedy 2015, arXiv:1502.03167, section 3.2",
         "Before training put the norm between the layer and the activation, or compare both orders. In a trained model "
         "the outputs change: train again.",
@@ -190,7 +190,7 @@ RULES = (
         "Dropout raises the variance in training and not in evaluation, so that the running variance is too large "
         "for the inputs of evaluation.",
         "Li et al. 2019, Understanding the Disharmony between Dropout and Batch Normalization, arXiv:1801.05134",
-        "Move dropout behind the last batch norm and train on or recalibrate: the running variance is still that of "
+        "Move dropout after the last batch norm and train on or recalibrate: the running variance is still that of "
         "training with dropout. Or use a norm without running statistics.",
         dropout_before,
         ("example",),

@@ -29,7 +29,7 @@ def unfrozen(subject: Subject) -> Iterator[Hit]:
     for norm in subject.norms:
         if norm.keeps and norm.module.training and _is_frozen_place(subject, norm):
             momentum = getattr(norm.module, "momentum", None)
-            message = "in train mode among frozen parameters: its running statistics go on moving"
+            message = "in train mode among frozen parameters: its running statistics are still updated"
             yield Hit(norm.name, message, {"momentum": momentum})
 
 
@@ -37,7 +37,7 @@ def _is_frozen_place(subject: Subject, norm: Seen) -> bool:
     own = [*norm.module.parameters()]
     if own:
         return not any(p.requires_grad for p in own)
-    # Without parameters of its own the layer that feeds it tells.
+    # A norm without parameters is judged by the layer before it.
     calls = subject.graph.calls(norm.module) if subject.graph is not None else []
     before = subject.graph.alone_before(calls[0]) if subject.graph is not None and calls else None
     if before is None or not isinstance(before.module, _ConvNd | nn.Linear):
@@ -52,8 +52,8 @@ def not_synced(subject: Subject) -> Iterator[Hit]:
         per_rank = (
             None if subject.batch_size is None else subject.batch_size // (subject.world_size * subject.accumulate)
         )
-        said = "" if per_rank is None else f" of {per_rank} samples"
-        message = f"each of {subject.world_size} ranks normalizes by its own batch{said}"
+        samples = "" if per_rank is None else f" of {per_rank} samples"
+        message = f"each of {subject.world_size} ranks normalizes by its own batch{samples}"
         # 16 images per rank is where Wu & He's figure 1 begins to bend.
         small = per_rank is not None and per_rank < 16
         yield Hit(norm.name, message, {"per_rank": per_rank}, "warning" if small else "info")

@@ -10,8 +10,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from normkit.tools.model.call import Watcher, run
-from normkit.tools.model.graph.dataflow import tensors_in
+from normkit.tools.model.call import Observer, observe
+from normkit.tools.model.graph.recorder import tensors_in
 from normkit.tools.model.graph.symbolic import symbolic_graph
 from normkit.tools.model.recognise import describe
 from normkit.tools.model.tree import LAYERS
@@ -116,9 +116,9 @@ def _called(model: nn.Module, leaves: Collection[nn.Module], example: Any) -> tu
     """The order in which an example calls the leaves, and those whose output the model returns, as it is or a view."""
     calls: list[tuple[nn.Module, Any]] = []
     outputs: list[Any] = []
-    watchers: dict[nn.Module, Watcher] = {module: lambda m, x, y: calls.append((m, y)) for module in leaves}
-    watchers.setdefault(model, lambda m, x, y: outputs.append(y))
-    run(model, [example], watchers)
+    observers: dict[nn.Module, Observer] = {module: lambda m, x, y: calls.append((m, y)) for module in leaves}
+    observers.setdefault(model, lambda m, x, y: outputs.append(y))
+    observe(model, [example], observers)
     # By the storage, because a view is another tensor, and its address is 0 where there is no memory.
     storages = {tensor.untyped_storage()._cdata for tensor in tensors_in(outputs)}
     returned = {m for m, y in calls for tensor in tensors_in(y) if tensor.untyped_storage()._cdata in storages}
@@ -129,5 +129,5 @@ def output_shapes(model: nn.Module, example: Any) -> dict[nn.Module, torch.Size]
     """The shape of the output of each layer for an example."""
     seen: dict[nn.Module, torch.Size] = {}
     layers = [module for module in model.modules() if isinstance(module, LAYERS)]
-    run(model, [example], {module: lambda m, x, y: seen.update({m: y.shape}) for module in layers})
+    observe(model, [example], {module: lambda m, x, y: seen.update({m: y.shape}) for module in layers})
     return seen

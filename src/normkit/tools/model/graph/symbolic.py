@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import fx, nn
 
+from normkit.evaluation import arguments
 from normkit.tools.model.tree import copy_of
+
+METADATA = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "__len__"}
+METADATA |= {"element_size", "get_device", "shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad"}
+METADATA |= {"is_complex", "is_sparse", "is_quantized", "is_nested", "is_mkldnn", "is_meta", "is_cpu", "is_mps"}
+METADATA |= {"grad_fn"}
+"""Attributes of a tensor that do not depend on its values; folding changes none of them."""
 
 
 class _Tracer(fx.Tracer):
@@ -28,7 +35,7 @@ def symbolic_graph(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
 ) -> fx.Graph | None:
-    """The graph of a model, or None where Python decides by what it computes.
+    """The graph of a model, or None where control flow depends on values.
 
     Args:
         model: any module.
@@ -40,7 +47,7 @@ def symbolic_graph(
         >>> [node.name for node in graph.nodes]
         ['input_1', '_0', '_1', 'output']
     """
-    # On a copy that shares the tensors: a forward may keep something of its input, which is a stand-in here.
+    # On a copy that shares the tensors: a forward may keep something of its input, which is a proxy here.
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     modules = dict(model.named_modules(remove_duplicate=False))
     try:
@@ -56,5 +63,47 @@ def symbolic_graph(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _Tracer(lambda module: is_leaf(originals.get(module, module))).trace(twin, defaults)
-    except Exception:  # whatever a foreign forward makes of a stand-in
+    except Exception:  # a foreign forward may do anything with a proxy
         return None
+
+
+class SymbolicGraph:
+    """The symbolic graph by module: the nodes that call it, and those that read its parameters."""
+
+    def __init__(self, graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+        self.nodes: dict[nn.Module, list[fx.Node]] = {}
+        self.reads: dict[nn.Module, list[fx.Node]] = {}
+        for node in graph.nodes:
+            if node.op == "call_module":
+                self.nodes.setdefault(modules[str(node.target)], []).append(node)
+            elif node.op == "get_attr" and (owner := modules.get(str(node.target).rpartition(".")[0])):
+                self.reads.setdefault(owner, []).append(node)
+
+    @staticmethod
+    def of(model: nn.Module, leaves: Collection[nn.Module], example: Any) -> SymbolicGraph | None:
+        """The graph, or None where control flow depends on values; other arguments than the example's have defaults."""
+        args, kwargs = arguments(example)
+
+        def is_leaf(module: nn.Module) -> bool | None:
+            return False if isinstance(module, nn.Identity) else module in leaves or None
+
+        graph = symbolic_graph(model, is_leaf, args, kwargs)
+        return None if graph is None else SymbolicGraph(graph, dict(model.named_modules(remove_duplicate=False)))
+
+    def joins(self, first: nn.Module, second: nn.Module) -> bool:
+        """Whether only the second module reads the output of the first, and reads nothing else."""
+        givers, takers = self.nodes.get(first, []), self.nodes.get(second, [])
+        if not givers or not takers:
+            return False
+        users = [user for node in givers for user in node.users if not _is_metadata(user)]
+        return all(user in takers for user in users) and all(node.all_input_nodes[0] in givers for node in takers)
+
+    def reads_values(self, module: nn.Module) -> bool:
+        """Whether anything but the module's own forward computes with its parameters."""
+        return any(not _is_metadata(user) for node in self.reads.get(module, []) for user in node.users)
+
+
+def _is_metadata(node: fx.Node) -> bool:
+    target = node.args[1] if node.target is getattr else node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    return node.op in ("call_method", "call_function") and name in METADATA

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.contestants import Call
-
-RESULTS = Path(__file__).parent / "results"
+Call = Callable[[], object]
+"""What is timed."""
+RESULTS = Path(__file__).parents[1] / "results"
 # glibc returns large blocks to the system when they are freed, and the page faults of fresh ones cost several
 # times the kernels, for every contestant alike.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": str(1 << 28)}

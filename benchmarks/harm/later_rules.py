@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from benchmarks.audit_harm import Result, accuracy, against, digits, fit, mean_of, net, variances
+from benchmarks.harm.experiments import Result, accuracy, against, digits, fit, mean_of, net, variances
 from normkit.tools.audit.examples import Branch, HalfNorm
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normkit.catalog import METHODS
+from normkit.catalog import METHODS, Method, find
 
-# By where a tensor of this shape lives; the smallest go through layers, because there the call is what is paid for.
+# By where a tensor of this shape fits; the smallest are timed through layers, because there the call takes the time.
 IMAGES = {
     "overhead": ((2, 16, 8, 8), (4, 32, 16, 16)),
     "L2": ((8, 32, 32, 32),),
@@ -26,6 +26,7 @@ TOKENS = {
 }
 WEIGHTS = {"weights": ((64, 3, 7, 7), (256, 256, 3, 3), (512, 2048), (4096, 4096))}
 OF_IMAGES = ("batch_norm", "batch_norm_eval", "instance_norm", "group_norm", "layer_norm2d", "layer_norm_image")
+VARIANTS = {"batch_norm_eval": "batch_norm", "layer_norm_image": "layer_norm"}
 OF_TOKENS = ("layer_norm", "rms_norm", "batch_norm")
 OF_WEIGHTS = tuple(method.name for method in METHODS if method.of_weights)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -51,6 +52,21 @@ class Cell:
         return f"{self.method} {list(self.shape)} {self.layout} {self.dtype} {what}"
 
     @property
+    def row(self) -> Method:
+        """Of the catalog; some methods are timed in two ways."""
+        return find(VARIANTS.get(self.method, self.method))
+
+    @property
+    def eps(self) -> float:
+        """As by default; of RMS norm, whose default depends on the dtype, what most models have."""
+        return 1e-6 if self.row.eps is None else self.row.eps
+
+    @property
+    def channels(self) -> int:
+        """Of an activation."""
+        return self.shape[1]
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
@@ -65,7 +81,7 @@ class Cell:
 
     @property
     def units(self) -> int:
-        """Passes over a tensor that must move: forward reads x and writes y; backward reads dy and x, writes dx.
+        """Passes of memory over a tensor: forward reads x and writes y; backward reads dy and x, writes dx.
 
         Moments of a channel that no cache holds between its two uses cost one more pass forward; backward one more
         over x and one over dy.

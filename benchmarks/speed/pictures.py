@@ -6,14 +6,11 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-if TYPE_CHECKING:
-    from benchmarks.show import Row
 
 COLOURS = {"float32": "#1f5fa8", "bfloat16": "#d9822b", "float16": "#2f9469"}
 WHO = {"torch": ("torch eager", "#9a9a9a", "o"), "compile": ("torch.compile", "#d9822b", "^")}
@@ -22,6 +19,18 @@ STYLE: Any = {"font.size": 9, "axes.edgecolor": "#888888", "svg.fonttype": "none
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#e4e4e4", "grid.linewidth": 0.7}
 STYLE |= {"xtick.major.size": 0, "ytick.major.size": 0, "ytick.minor.size": 0, "axes.axisbelow": True}
 LEGEND: dict[str, Any] = {"loc": "upper right", "frameon": False, "fontsize": 8.5, "handletextpad": 0.2}
+
+
+class Row(Protocol):
+    """What the pictures show of a cell."""
+
+    cell: dict[str, Any]
+
+    def over(self, *names: str) -> float | None:
+        """How many times as fast normkit is as the best of these."""
+
+    def gigabytes(self, name: str) -> float | None:
+        """Per second, of the bytes that must move."""
 
 
 def speedups(rows: Sequence[Row], target: Path) -> None:

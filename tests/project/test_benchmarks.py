@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import oracle, run, show
-from benchmarks.contestants import contestants
-from benchmarks.workloads import Cell, cells
+from benchmarks import run, show
+from benchmarks.speed import oracle
+from benchmarks.speed.contestants import contestants
+from benchmarks.speed.workloads import Cell, cells
 from typer.testing import CliRunner
 
 SMALL = Cell("layer_norm", (8, 32), "contiguous", "float32", False, "L2")

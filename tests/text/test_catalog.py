@@ -201,7 +201,7 @@ def test_insert_knows_what_the_catalog_says(method: Method):
         assert [row.name for row in report.inserted] == ["0"]
         assert method.of_weights == torch.nn.utils.parametrize.is_parametrized(model[0])
     else:
-        with pytest.raises(ArgumentError, match=f"insert knows batch_norm, .*; got '{method.title}'"):
+        with pytest.raises(ArgumentError, match=f"insert adds batch_norm, .*; got '{method.title}'"):
             normkit.insert(model, method.title)
 
 

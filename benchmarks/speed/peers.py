@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.workloads import Cell
+from benchmarks.speed.workloads import Cell
 
 
 def liger(cell: Cell, eps: float, groups: int) -> Callable[..., Any] | None:

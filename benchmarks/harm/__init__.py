@@ -1,0 +1,1 @@
+"""What the measurements of audit rules share, and those of later rules."""

@@ -1,0 +1,43 @@
+"""Chan's formula: the moments of two sets of values together, from those of each. No squares of means are subtracted.
+
+Source: Chan, Golub & LeVeque 1983, Algorithms for Computing the Sample Variance.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def merging_weights(count: int, other: int) -> tuple[float, float]:
+    """The weights that merge the moments of two sets, the first of which may be empty.
+
+    With ``step = other_mean - mean``: ``mean += step * share``, and a sum of products of two deviations, such as of
+    squares, is ``products + other_products + step * step * factor``.
+
+    Args:
+        count, other: numbers of values.
+
+    Returns:
+        ``share`` and ``factor``.
+
+    Example:
+        >>> merging_weights(1, 3)
+        (0.75, 0.75)
+    """
+    share = other / max(count + other, 1)
+    return share, count * share
+
+
+def merged_variance(variance: Any, other: Any, step: Any, share: float) -> Any:
+    """The biased variance of two sets together, where the other one has this share of all values.
+
+    Args:
+        variance, other: biased variances, numbers or tensors.
+        step: the difference of the means.
+        share: as from `merging_weights`.
+
+    Example:
+        >>> merged_variance(0.25, 0.25, 2.0, 0.5)  # of 0 and 1, and of 2 and 3
+        1.25
+    """
+    return variance * (1 - share) + other * share + step**2 * (share * (1 - share))

@@ -1,0 +1,89 @@
+"""The one recorder of what happens while a model runs: calls of its modules, and of torch's functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+Function = Callable[..., Any]
+Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
+"""The positional and the keyword arguments of a call."""
+
+
+class Recorder(TorchFunctionMode):
+    """Abstract: is informed of each call in one run of a model; a subclass keeps what it needs.
+
+    Functions are reported wherever they are called, inside a watched module too. Which modules are watched, and so
+    which are single steps of the run, is for the caller to decide.
+    """
+
+    def before_function(self, func: Function, given: Arguments) -> None:
+        """A function of torch is about to be called."""
+
+    def after_function(self, func: Function, given: Arguments, output: Any) -> None:
+        """It has returned."""
+
+    def before_module(self, module: nn.Module, given: Arguments) -> None:
+        """A watched module is about to be called."""
+
+    def after_module(self, module: nn.Module, given: Arguments, output: Any) -> None:
+        """It has returned."""
+
+    def record(self, run: Callable[[], Any], watched: Collection[nn.Module]) -> Any:
+        """Run without gradients, and report the calls of the watched modules and of all functions.
+
+        Args:
+            run: calls the model.
+            watched: modules of the model.
+
+        Returns:
+            What `run` returned.
+        """
+
+        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self.before_module(module, (args, kwargs))
+
+        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            self.after_module(module, (args, kwargs), output)
+
+        with ExitStack() as stack:
+            for module in watched:
+                stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+            with torch.no_grad(), self:
+                return run()
+
+    def __torch_function__(
+        self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given: Arguments = (args, kwargs or {})
+        self.before_function(func, given)
+        output = func(*args, **given[1])
+        self.after_function(func, given, output)
+        return output
+
+
+def name_of(func: Function) -> str:
+    """The name of a function of torch; ``__get__`` for whatever reads an attribute of a tensor."""
+    return str(getattr(func, "__name__", func))
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested containers and dataclasses."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for entry in dataclasses.fields(value):
+            yield from tensors_in(getattr(value, entry.name, None))
