@@ -26,6 +26,9 @@ ORDER: dict[str, list[str]] = {
         *("dtypes", "context", "formula", "backend", "native", "fastpath", "triton", "devices", "layout", "batched"),
         *("export", "operator", "quantized", "weight"),
     ],
+    "normkit.functional.call": ["checks", "fusions", "nested", "precision", "recompute", "running", "spec"],
+    "normkit.functional.batch": ["norm", "update", "renorm", "ghost", "sync"],
+    "normkit.layers.base": ["checks", "layer", "versions"],
     "normkit.parametrize": ["_checks", "weight", "standardize", "weight_init"],
     "normkit.tools": [
         *("model", "load", "freeze", "recalibrate", "param_groups", "fold", "convert", "insert", "watch", "audit"),
@@ -56,7 +59,7 @@ ORDER: dict[str, list[str]] = {
 # In these, each file that the package's `__init__` imports has methods; the others are shared by the methods.
 METHODS = ["normkit.functional", "normkit.layers"]
 # Folders with more than 14 files, until they have rooms.
-CROWDED = {"src/normkit/functional", "src/normkit/layers", "csrc"}
+CROWDED = {"csrc"}
 SUFFIXES = (".py", ".cpp", ".h", ".html", ".css", ".js", ".sh")
 
 
