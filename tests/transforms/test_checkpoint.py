@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import normkit
 from normkit.errors import StateError
-from normkit.functional import recompute
+from normkit.functional.call import recompute
 
 CHANNELS = 6
 LAYERS: dict[str, Callable[..., nn.Module]] = {

@@ -71,14 +71,6 @@ class Result(NamedTuple):
         return self.mean.detach(), self.std.detach()
 
 
-class Gradients(NamedTuple):
-    """Of one call: of the input, the weight and the bias; the last two flat, in logical order."""
-
-    x: Tensor
-    weight: Tensor
-    bias: Tensor
-
-
 def norm(a: Arguments) -> Result:
     """``y = activation((s - mean) / sqrt(var + eps) * weight + bias)``, 0 at padding, with ``s = x + residual``.
 
@@ -96,8 +88,10 @@ def norm(a: Arguments) -> Result:
     return Result(view.like_x(y), None if a.residual is None else s, own_mean, own_std)
 
 
-def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> Gradients:
-    """The gradients of `norm`; the moments are those in `a` if they were given (`fixed`), else computed from x.
+def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias, the last two flat and in logical order.
+
+    The moments are those in `a` if they were given (`fixed`), else computed from x.
 
     ``dx = rstd * (g - mean(g) - x_hat * mean(g * x_hat))`` with ``g = dy * activation'(z) * weight``; with given
     moments ``dx = rstd * g``.
@@ -115,11 +109,8 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> Gradients:
         if a.center:
             inside = inside - view.average(g)
     dx = view.like_x(inside / (var + a.eps).sqrt())
-    return Gradients(
-        dx if a.residual is None else dx + a.residual,
-        view.over_features(upstream * x_hat),
-        view.over_features(upstream),
-    )
+    dx = dx if a.residual is None else dx + a.residual
+    return dx, view.over_features(upstream * x_hat), view.over_features(upstream)
 
 
 class _View:

@@ -46,8 +46,8 @@ def norm(a: Arguments, moments: bool = True) -> Result:
     """Body of ``normkit::norm``; without `moments` for when nobody will ask for them."""
     kernels = kernels_for(a.x)
     if kernels is None:
-        y, total, mean, std = formula.norm(a)
-        return Result(dense_like(a.x, y), None if total is None else dense_like(a.x, total), mean, std)
+        out = formula.norm(a)
+        return out._replace(y=dense_like(a.x, out.y), sum=None if out.sum is None else dense_like(a.x, out.sum))
     given, eps = (None, a.eps) if a.var is None else (root(a.var, a.eps, a.x), 0.0)
     plan = ready_plan(a, given)
     if plan >= 0:
@@ -65,7 +65,7 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool, want: Want) -> Gradient
     kernels = kernels_for(a.x)
     if kernels is None:
         grads = formula.norm_backward(dy, a, fixed)
-        return _wanted((dense_like(a.x, grads.x), grads.weight, grads.bias), want)
+        return _wanted((dense_like(a.x, grads[0]), *grads[1:]), want)
     assert a.var is not None
     std, eps = (root(a.var, a.eps, a.x), 0.0) if fixed else (a.var, a.eps)
     plan = ready_plan(a, std, dy)
@@ -73,15 +73,12 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool, want: Want) -> Gradient
         return _wanted(kernels.norm_backward(dy, a, plan, std, eps, None, fixed, want), want)
     layout = Layout(a.x, a.pattern)
     options = (layout.number, layout.statistic(std), eps, layout.mask(a.mask), fixed, want)
-    dx, dweight, dbias = _wanted(kernels.norm_backward(layout.into(dy), layout.arguments(a), *options), want)
-    return (
-        None if dx is None else layout.out(dx),
-        None if dweight is None else layout.parameter_back(dweight),
-        None if dbias is None else layout.parameter_back(dbias),
-    )
+    dx, *rest = _wanted(kernels.norm_backward(layout.into(dy), layout.arguments(a), *options), want)
+    dweight, dbias = (None if t is None else layout.parameter_back(t) for t in rest)
+    return None if dx is None else layout.out(dx), dweight, dbias
 
 
-def _wanted(grads: tuple[Tensor, Tensor, Tensor], want: Want) -> Gradients:
+def _wanted(grads: Sequence[Tensor], want: Want) -> Gradients:
     dx, dweight, dbias = grads
     return dx if want.x else None, dweight if want.weight else None, dbias if want.bias else None
 
@@ -116,11 +113,6 @@ def _norm_backward_of_all(dy: Tensor, *args: Any) -> Gradients:
     return norm_backward(dy, *_split(args))
 
 
-library.impl("norm", _norm_of_all, "CompositeExplicitAutograd")
-library.impl("norm_backward", _norm_backward_of_all, "CompositeExplicitAutograd")
-library.impl("is_first_pass", is_first_pass, "CompositeExplicitAutograd")
-
-
 @torch.library.register_fake("normkit::norm", lib=library)
 def _(*args: Any) -> tuple[Tensor | None, ...]:
     a = Arguments(*args)
@@ -139,6 +131,9 @@ def _(dy: Tensor, *args: Any) -> Gradients:
     features = math.prod(level.size for level in parse(a.pattern).levels(a.x.shape) if level.feature)
     dweight, dbias = (a.x.new_empty(features, dtype=arithmetic_dtype(a.x.dtype)) if one else None for one in want[1:])
     return torch.empty_like(a.x) if want.x else None, dweight, dbias
+
+
+library.impl("is_first_pass", is_first_pass, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("normkit::is_first_pass", lib=library)
@@ -236,12 +231,15 @@ def _backward_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | Non
     return *grads, *(None,) * 5, wanted[0] if ctx.has_sum else None, *(None,) * 6
 
 
-def differentiate(name: str, body: Callable[..., Any], setup_context: Callable[..., None], backward: Any) -> None:
-    """Register the gradient of an operator.
+def implement(
+    name: str, body: Callable[..., Any], setup_context: Callable[..., None], backward: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Give an operator its body and its gradient, and return it as a differentiable function.
 
-    As `torch.library.register_autograd` does, whose kernel dispatches every call a second time; that costs 4 us. Where
-    nothing watches, this one calls the operator's body.
+    The gradient is registered as by `torch.library.register_autograd`, whose kernel dispatches every call a second
+    time; that costs 4 us. If nothing watches the call, this one calls the body.
     """
+    library.impl(name, body, "CompositeExplicitAutograd")
     op = getattr(torch.ops.normkit, name).default
 
     def below(args: tuple[Any, ...]) -> Any:
@@ -257,7 +255,7 @@ def differentiate(name: str, body: Callable[..., Any], setup_context: Callable[.
         return out
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    function: Any = type(f"Normkit_{name}", (torch.autograd.Function,), methods)
+    function: Any = type(f"Python_{name}", (torch.autograd.Function,), methods)
 
     def kernel(*args: Any) -> Any:
         if torch.is_grad_enabled() and context.wants_gradient(*[t for t in args if isinstance(t, Tensor)]):
@@ -265,10 +263,13 @@ def differentiate(name: str, body: Callable[..., Any], setup_context: Callable[.
         return below(args)
 
     library.impl(name, kernel, "Autograd")
+    # Function.apply asks on every call whether a transform is active; whoever calls this has asked `is_watched`.
+    plain: Callable[..., Any] = super(torch.autograd.Function, function).apply
+    return plain
 
 
-differentiate("norm", _norm_of_all, _context, _backward)
-differentiate("norm_backward", _norm_backward_of_all, _backward_context, _backward_backward)
+_differentiable_norm = implement("norm", _norm_of_all, _context, _backward)
+implement("norm_backward", _norm_backward_of_all, _backward_context, _backward_backward)
 torch.library.register_vmap("normkit::norm", batched.norm, lib=library)
 
 
@@ -279,24 +280,6 @@ torch.library.register_vmap("normkit::norm", batched.norm, lib=library)
 # Transforms of `torch.func` and forward mode take the formula, which they know how to differentiate and to batch.
 
 
-class _Norm(torch.autograd.Function):
-    """Gives y, and the sum with a residual; the moments go into a list, to be read but not differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Any:
-        a, moments = Arguments(*inputs[:-1]), inputs[-1]
-        out = norm(a)
-        _context(ctx, a, out)
-        moments += out[2:]
-        return out.y if out.sum is None else out[:2]
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, dsum: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        return *_backward(ctx, dy, dsum), None
-
-
-# Function.apply asks on every call whether a transform is active; `is_watched` has answered that.
-_apply: Callable[..., Any] = super(torch.autograd.Function, _Norm).apply
 _norm, _norm_backward = torch.ops.normkit.norm.default, torch.ops.normkit.norm_backward.default
 
 
@@ -308,12 +291,9 @@ def run(a: Arguments, moments: bool = False) -> Result:
         if context.is_differentiated() and (a.is_fused() or not context.is_only_mapped()):
             return formula.norm(a)
         return Result(*_norm(*a))
-    if not context.wants_gradient(a.x, a.weight, a.bias, a.mean, a.var, a.residual):
-        return norm(a, moments)
-    kept: list[Tensor | None] = []
-    out = _apply(*a, kept)
-    y, total = (out, None) if a.residual is None else out
-    return Result(y, total, *kept)
+    if context.wants_gradient(a.x, a.weight, a.bias, a.mean, a.var, a.residual):
+        return Result(*_differentiable_norm(*a))
+    return norm(a, moments)
 
 
 def gradients(dy: Tensor, a: Arguments, fixed: bool, want: Want) -> Gradients:

@@ -6,7 +6,7 @@ their square sum is a moment, ``g / ||v||`` what they are scaled with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from normkit.kernels.devices import kernels_for
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import vjp
 from normkit.kernels.layout import dense_like, direct_plan, is_ready
-from normkit.kernels.operator import library
+from normkit.kernels.operator import implement, library
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 library.define("weight_norm(Tensor v, Tensor g, int? dim) -> (Tensor w, Tensor length)", tags=_TAGS)
@@ -65,13 +65,7 @@ def _reference(v: Tensor, g: Tensor, dim: int | None) -> Tensor:
 
 
 def _gradients(dw: Tensor, v: Tensor, g: Tensor, dim: int | None) -> tuple[Tensor, ...]:
-    length = _length(v, dim)
-    safe = torch.where(length > 0, length, 1)
-    unit, wide = v.to(length.dtype) / safe, dw.to(length.dtype)
-    axes = [axis for axis in range(v.ndim + 1) if axis != dim]
-    along = (wide * unit).unsqueeze(-1).sum(axes, keepdim=True).squeeze(-1)
-    dv = (g.to(length.dtype) / safe) * (wide - unit * along)
-    return dv.to(v.dtype), along.reshape(g.shape).to(g.dtype)
+    return vjp(lambda v, g: [_reference(v, g, dim)], [v, g], [dw])
 
 
 def _plan(v: Tensor, dim: int | None) -> int:
@@ -102,10 +96,6 @@ def weight_norm_backward(dw: Tensor, v: Tensor, g: Tensor, length: Tensor, dim: 
     if g.dim() != 1:
         dg = dg.view(g.shape)
     return dv, dg if dg.dtype is g.dtype else dg.to(g.dtype)
-
-
-for _name, _body in {"weight_norm": weight_norm, "weight_norm_backward": weight_norm_backward}.items():
-    library.impl(_name, _body, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("normkit::weight_norm", lib=library)
@@ -159,10 +149,8 @@ def _backward_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | Non
     return *vjp(gradients, ctx.saved_tensors, upstream), None, None
 
 
-torch.library.register_autograd("normkit::weight_norm", _backward, setup_context=_context, lib=library)
-torch.library.register_autograd(
-    "normkit::weight_norm_backward", _backward_backward, setup_context=_backward_context, lib=library
-)
+_differentiable = implement("weight_norm", weight_norm, _context, _backward)
+implement("weight_norm_backward", weight_norm_backward, _backward_context, _backward_backward)
 
 
 def _mapped(
@@ -191,22 +179,6 @@ def _mapped(
 torch.library.register_vmap("normkit::weight_norm", _mapped, lib=library)
 
 
-class _WeightNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        w, length = weight_norm(*inputs)
-        v, g, ctx.dim = inputs
-        ctx.save_for_backward(v, g, length)
-        return w
-
-    @staticmethod
-    def backward(ctx: Any, dw: Tensor) -> tuple[Tensor | None, ...]:
-        return _backward(ctx, dw, None)
-
-
-_apply: Callable[..., Tensor] = super(torch.autograd.Function, _WeightNorm).apply
-
-
 def _is_plain() -> bool:
     """Whether the formula goes in plain torch: for transforms and forward mode, which know how to differentiate it,
     and for what is exported or traced, which then runs without normkit."""
@@ -226,4 +198,6 @@ def normalized_weight(v: Tensor, g: Tensor, dim: int | None) -> Tensor:
     if context.is_watched(v) or context.is_watched(g):
         out: tuple[Tensor, Tensor] = torch.ops.normkit.weight_norm.default(v, g, dim)
         return out[0]
-    return _apply(v, g, dim) if context.wants_gradient(v, g) else weight_norm(v, g, dim)[0]
+    way = _differentiable if context.wants_gradient(v, g) else weight_norm
+    w: Tensor = way(v, g, dim)[0]
+    return w
