@@ -33,7 +33,7 @@ class Extras(Fusions, total=False):
     Attributes:
         mask: boolean, True at valid positions, of a shape that broadcasts to the input's without its channel
             dimensions. Padded positions do not contribute to the moments; their output and gradient are 0, whatever
-            they hold.
+            their values.
         lengths: (N,) numbers of valid positions in each sample, in place of `mask`; for one dimension of positions.
         residual: of the input's shape and dtype, added to the input first.
         return_residual: whether to return the sum as well.

@@ -93,7 +93,7 @@ def instance_norm(
 ) -> Output:
     """Normalize each channel of each sample over its positions; the region is ``b c [...]``.
 
-    ``y = (x - mean) / sqrt(var + eps) * weight + bias``. Running statistics, where given, move towards the
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``. Running statistics, if given, are updated towards the
     average over the batch of the samples' means and unbiased variances; a step that activation checkpointing
     computes again updates nothing.
 
@@ -110,7 +110,7 @@ def instance_norm(
         A tensor with the input's shape, dtype and memory layout.
 
     Raises:
-        ShapeError: a single position, whatever the batch, or parameters of another size.
+        ShapeError: a single position, however large the batch, or parameters of another size.
         ArgumentError: no running statistics where they are needed.
 
     Example:

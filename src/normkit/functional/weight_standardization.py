@@ -24,7 +24,7 @@ def weight_standardization(weight: Tensor, gain: Tensor | None = None, eps: floa
         weight: (C_out, C_in, ...) of a convolution, any strides; (C_in, C_out, ...) of a transposed one with ``dim=1``.
         gain: one value for each index of `dim`, or None.
         eps: added to the variance, in units of the weight squared.
-        dim: the dimension whose every index is a filter of its own.
+        dim: the dimension of the filters.
 
     Returns:
         A tensor with the weight's shape, dtype and memory layout.

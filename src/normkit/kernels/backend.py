@@ -1,4 +1,4 @@
-"""What the kernels of a device do, compiled or in Triton: one interface."""
+"""The interface of the kernels of a device, compiled or in Triton."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Kernels(Protocol):
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """y, the sum with a residual, and mean and standard deviation if `moments` asks for them and none are given.
 
-        `std`, `eps` and `mask` stand for those in `a`, whose tensors are laid out by the plan, in the arithmetic dtype.
+        `std`, `eps` and `mask` replace those in `a`, whose tensors are laid out by the plan, in the arithmetic dtype.
         """
 
     def norm_backward(

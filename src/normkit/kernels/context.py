@@ -1,4 +1,4 @@
-"""What watches a call: tracing, transforms of `torch.func`, forward mode, dispatch modes, a backward pass."""
+"""Detects what watches a call: tracing, transforms of `torch.func`, forward mode, dispatch modes, a backward pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is exported to ONNX or traced by TorchScript: torch's own functions in place of normkit's, to run without it."""
+"""Export to ONNX and tracing by TorchScript: torch's own functions take the place of normkit's operators."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LAST = re.compile(r"\.\.\. \[(c\d*(?: c\d*)*)\]")
 
 
 def norm(a: Arguments, moments: bool) -> Result:
-    """The same as the formula, with functions of torch where there are any for y."""
+    """The same as the formula, by functions of torch if they return the same y."""
     if moments or a.mask is not None:
         return formula.norm(a)
     s = a.x if a.residual is None else a.x + a.residual
@@ -25,7 +25,7 @@ def norm(a: Arguments, moments: bool) -> Result:
 
 
 def _torch_norm(a: Arguments) -> Tensor:
-    """y by the function of torch that has this region; by the formula where there is none."""
+    """y by the function of torch for this region, or else by the formula."""
     x, weight, bias, pattern, eps, center, mean, var, *_ = a
     if var is not None:
         if pattern == "[b] c [...]":

@@ -57,7 +57,7 @@ class Arguments(NamedTuple):
 
 
 class Result(NamedTuple):
-    """`sum` is None without a residual, the moments are None where they are given or nobody asks for them."""
+    """`sum` is None without a residual; the moments are None if they are given, or not asked for."""
 
     y: Tensor
     sum: Tensor | None = None

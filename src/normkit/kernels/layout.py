@@ -17,7 +17,7 @@ from normkit.pattern import parse
 from normkit.plan import Plan, Prepare, plan
 
 MOST_PLANS = 4096
-"""From so many on, all that are known are given up."""
+"""When this many are known, all are given up."""
 
 
 def _inverse(order: Sequence[int]) -> list[int]:
@@ -44,14 +44,14 @@ _numbered: dict[tuple[tuple[int, ...], str], int] = {}
 
 
 def direct_plan(pattern: str, shape: torch.Size, strides: tuple[int, ...], device: str) -> int:
-    """What the kernels of a device know the plan by, if a tensor can go to them as it is; else -1."""
+    """The number of a plan for the kernels of a device, if a tensor can go to them as it is; else -1."""
     key = (pattern, shape, strides, device)
     number = _direct.get(key)
     return _made_known(key) if number is None else number
 
 
 def _made_known(key: _Key) -> int:
-    """Make a plan known to the kernels and to the fast path. Each has room for so many, and gives up all at once."""
+    """Make a plan known to the kernels and to the fast path. Each has a limit, at which it gives up all its plans."""
     pattern, shape, strides, device = key
     plan = plan_of(pattern, shape, strides)
     number = _number_of(plan, device) if plan.direct else -1

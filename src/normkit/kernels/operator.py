@@ -1,4 +1,4 @@
-"""``normkit::norm`` and ``normkit::norm_backward``: schema, shapes for tracing, gradients of any order, and the way in.
+"""``normkit::norm`` and ``normkit::norm_backward``: schema, shapes for tracing, gradients of any order, entry points.
 
 One pair serves every method, because the region is an argument, as text. Both take `Arguments`.
 """
@@ -34,7 +34,7 @@ library.define(
     " bool want_bias) -> (Tensor? dx, Tensor? dweight, Tensor? dbias)",
     tags=_TAGS,
 )
-# What it answers is of the moment and of no tensor: a CUDA graph that replays it would repeat its first answer.
+# Its answer depends on the time of the call and on no tensor: a CUDA graph that replays it would repeat the first one.
 library.define("is_first_pass(Device device) -> Tensor", tags=(*_TAGS, torch.Tag.cudagraph_unsafe))
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -43,7 +43,7 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def norm(a: Arguments, moments: bool = True) -> Result:
-    """Body of ``normkit::norm``; without `moments` for when nobody will ask for them."""
+    """Body of ``normkit::norm``; with `moments` false the kernels need not return them."""
     kernels = kernels_for(a.x)
     if kernels is None:
         out = formula.norm(a)
@@ -96,7 +96,7 @@ def root(var: Tensor, eps: float, x: Tensor) -> Tensor:
 
 
 def is_first_pass(device: torch.device) -> Tensor:
-    """Whether a forward runs outside of backward, in which activation checkpointing runs it again; in no dimension."""
+    """Whether a forward runs outside of backward, in which activation checkpointing runs it again; a scalar."""
     return torch.full((), not context.is_in_backward(), device=device)
 
 
@@ -143,7 +143,7 @@ def _(device: torch.device) -> Tensor:
 
 # Gradients ----------------------------------------------------------------------------------------------------
 #
-# What is saved, and in which order, is the same in every way that a call can take, csrc/fastpath/ included. Activation
+# Every way that a call can take saves the same tensors in the same order, csrc/fastpath/ included. Activation
 # checkpointing pairs the tensors that a forward has saved with those of its recomputation by their order, and the first
 # call of a shape takes another way than those after it. `ctx.saved_tensors` is read once for the same reason: what has
 # been recomputed is handed out only once.
@@ -263,7 +263,7 @@ def implement(
         return below(args)
 
     library.impl(name, kernel, "Autograd")
-    # Function.apply asks on every call whether a transform is active; whoever calls this has asked `is_watched`.
+    # Function.apply asks on every call whether a transform is active; the callers of this have asked `is_watched`.
     plain: Callable[..., Any] = super(torch.autograd.Function, function).apply
     return plain
 
@@ -273,7 +273,7 @@ implement("norm_backward", _norm_backward_of_all, _backward_context, _backward_b
 torch.library.register_vmap("normkit::norm", batched.norm, lib=library)
 
 
-# The way in ---------------------------------------------------------------------------------------------------
+# Entry points -------------------------------------------------------------------------------------------------
 #
 # Through the dispatcher and a registered gradient a call costs nearly twice as much, all of it Python around the
 # kernel. Where nothing watches (no tracing, no transform, no tensor subclass) the same bodies are called directly.
@@ -307,6 +307,6 @@ def gradients(dy: Tensor, a: Arguments, fixed: bool, want: Want) -> Gradients:
 
 
 def gradients_of_fast_path(dy: Tensor, *flat: Any) -> Gradients:
-    """What csrc/fastpath/ asks for where it cannot do a backward pass itself; it has a number for the activation."""
+    """A backward pass that csrc/fastpath/ cannot carry out itself; it passes the activation by its number."""
     a, fixed, want = _split(flat)
     return gradients(dy, a._replace(activation=list(ACTIVATIONS)[flat[10]]), fixed, want)

@@ -180,8 +180,8 @@ torch.library.register_vmap("normkit::weight_norm", _mapped, lib=library)
 
 
 def _is_plain() -> bool:
-    """Whether the formula goes in plain torch: for transforms and forward mode, which know how to differentiate it,
-    and for what is exported or traced, which then runs without normkit."""
+    """Whether plain torch computes the formula: transforms and forward mode can differentiate it, and an exported or
+    traced model then runs without normkit."""
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
     return context.is_traced() or (context.is_differentiated() and not context.is_only_mapped())

@@ -63,7 +63,7 @@ class _BatchNorm(Layer, TakesBias, batchnorm._BatchNorm):
     """Abstract: state and signature are torch's, so that ``isinstance`` and state dicts agree; forward is ours."""
 
     layouts: ClassVar[dict[int, str]]
-    # No buffer, for whatever pairs buffers by their order, as averages of models do, must always find the same ones.
+    # Not a buffer: averages of models pair buffers by their order, and must always find the same ones.
     _batches_skipped: Tensor | None = None
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Batch normalization that no longer learns: statistics, weight and bias are constants."""
+"""Frozen batch normalization: statistics, weight and bias are constants."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class _FrozenBatchNorm(Layer):
             A layer that gives what `layer` gives in evaluation.
 
         Raises:
-            ArgumentError: a layer of another kind, one whose class has a forward of its own (timm's `BatchNormAct2d`
+            ArgumentError: a layer of another kind, one whose class defines its own forward (timm's `BatchNormAct2d`
                 applies an activation), or one without running statistics or not yet sized.
         """
         if not isinstance(layer, batchnorm._NormBase) or isinstance(layer, instancenorm._InstanceNorm):

@@ -26,7 +26,7 @@ class GroupNorm(Layer, TakesBias, nn.GroupNorm):
         num_channels: number of channels C.
         eps: added to the variance, in units of the input squared.
         affine: whether there are weight and bias, of shape (C,).
-        device, dtype: of the parameters; float32 may stand beside half-precision input.
+        device, dtype: of the parameters; float32 is possible with half-precision input.
         bias: whether there is a bias as well as a weight.
         activation: applied last, by name: `normkit.functional.extras.Extras`; None for none.
 

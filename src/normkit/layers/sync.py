@@ -27,11 +27,11 @@ _LAYOUTS: dict[type[nn.Module], dict[int, str]] = {
     for theirs, ours in ((nn.BatchNorm1d, BatchNorm1d), (nn.BatchNorm2d, BatchNorm2d), (nn.BatchNorm3d, BatchNorm3d))
     for kind in (theirs, ours)
 }
-"""What is converted, and the inputs it takes, then as before."""
+"""The layers that are converted, and the inputs that each takes before and after."""
 
 
 def _synchronized(kind: type[nn.Module]) -> type[SyncBatchNorm] | None:
-    """What layers of a class become; None for a subclass that does not say so itself, because it may do more."""
+    """The class that replaces a class; None for a subclass that does not name one, because it may do more."""
     return SyncBatchNorm if kind in _LAYOUTS else vars(kind).get("synchronized")
 
 
@@ -173,7 +173,7 @@ class SyncBatchNorm(Layer, TakesBias, batchnorm._BatchNorm):
         """Let every batch norm of a model normalize over all processes; `revert` takes it back.
 
         In place, and each layer stays the same object, with its parameters, statistics, hooks, mode and name in the
-        state dict; one that stands in several places still does.
+        state dict; a layer that is used in several places still is.
 
         Args:
             model: any module, a batch norm itself included.

@@ -125,7 +125,7 @@ def batch_norm(
     Source: Ioffe & Szegedy 2015, arXiv:1502.03167.
     """
     fused = (mask, lengths, residual, return_residual, activation)
-    if input.ndim == 1 and input.shape == (0,):  # torch takes it, and no channel can be told from it
+    if input.ndim == 1 and input.shape == (0,):  # torch accepts it, although it has no channels
         check_call("batch_norm", input, eps)
         return input.clone()
     if training:

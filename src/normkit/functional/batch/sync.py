@@ -1,4 +1,4 @@
-"""Batch normalization over all processes of a group, on whatever backend the group has."""
+"""Batch normalization over all processes of a group, on any backend of torch.distributed."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def sync_batch_norm(
     data-parallel training adds up.
 
     Args:
-        input: (N, C) or (N, C, ...); N and the sizes behind C may differ between processes, N may be 0.
+        input: (N, C) or (N, C, ...); N and the sizes after C may differ between processes, N may be 0.
         running_mean, running_var: (C,), updated in place, alike on every process; or None.
         weight, bias: (C,) or None, the same on every process.
         momentum: share of the new batch in the running statistics.
@@ -135,7 +135,7 @@ def sync_batch_norm(
 
 
 def world_size(process_group: dist.ProcessGroup | None) -> int:
-    """The number of processes that share a batch; 1 where there is no group, or this process is not in it."""
+    """The number of processes that share a batch; 1 without a group, or if this process is not in it."""
     if not dist.is_available() or not dist.is_initialized():
         return 1
     return max(dist.get_world_size(process_group), 1)
@@ -163,7 +163,7 @@ class _Pooled(NamedTuple):
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    """What is summed over processes: float64 where the device has it, so that counts beyond 2^24 are exact, too."""
+    """The dtype of sums over processes: float64 if the device has it, so that counts above 2^24 are exact."""
     return torch.float64 if x.device.type in ("cpu", "cuda") else torch.float32
 
 
@@ -245,7 +245,7 @@ def _input_gradient(
 
 
 class _Once(torch.autograd.Function):
-    """A gradient that says why it has none of its own."""
+    """A gradient whose own gradient raises an error with the reason."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, *followed: Tensor) -> Tensor:

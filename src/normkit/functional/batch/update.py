@@ -178,7 +178,7 @@ def normalized(name: str, a: Arguments) -> Normalized:
 def updated_towards(old: Statistics, mean: Tensor, var: Tensor, momentum: float, values: int | Tensor) -> Statistics:
     """The statistics after a batch whose moments come from `values` values each.
 
-    The old ones where there are no values, or where the new ones would not be finite.
+    A channel keeps its old ones if it has no values, or if the new ones would not be finite.
     """
     wide = working_dtype(mean)
     old = Statistics(old.mean.detach(), old.var.detach())

@@ -34,7 +34,7 @@ def check_dense(name: str, x: Tensor) -> None:
 
 
 def check_dimensions(name: str, x: Tensor, least: int, layout: str) -> None:
-    """The input has at least so many dimensions."""
+    """The input has at least `least` dimensions."""
     if x.dim() < least:
         raise ShapeError(
             f"{name} needs at least {least} dimensions, {layout}; got shape {tuple(x.shape)}: add the missing one"
@@ -69,7 +69,7 @@ def check_parameter(name: str, what: str, t: Tensor | None, shape: tuple[int, ..
         )
     if not t.is_floating_point() or (t.element_size() > x.element_size() and t.element_size() > 4):
         raise DtypeError(
-            f"{what} of {name} must have the input's dtype {x.dtype}, or float32 beside a half-precision input, "
+            f"{what} of {name} must have the input's dtype {x.dtype}, or float32 with a half-precision input, "
             f"got {t.dtype}: convert one of the two"
         )
     if t.device != x.device:

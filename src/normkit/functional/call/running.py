@@ -51,7 +51,7 @@ def update(running: Running, mean: Tensor, std: Tensor) -> None:
         and not isinstance(values, Tensor)
     ):
         _skipped += kernels.move_running(running.mean, running.var, mean, std, values, running.momentum)
-        # An operator with a schema of its own leaves the counting of in-place changes to its caller.
+        # A compiled operator does not count in-place changes; its caller has to.
         torch.autograd.graph.increment_version([running.mean, running.var])
         return
     with torch.no_grad():

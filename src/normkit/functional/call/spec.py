@@ -34,7 +34,7 @@ OWN: Statistics = (None, None, None)
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What `carry_out` needs to know of a method.
+    """The facts of a method that `carry_out` needs.
 
     Attributes:
         name: of the function, for its errors.
@@ -68,13 +68,13 @@ class Call(NamedTuple):
         return a._replace(x=a.x if a.residual is None else a.x + a.residual, residual=None, activation="none")
 
     def finished(self, y: Tensor, total: Tensor) -> Output:
-        """What the caller asked for, from the sum and a result without activation and padding."""
+        """The output of the function, from the sum and a result without activation and padding."""
         y, mask = ACTIVATIONS[self.arguments.activation](y), self.arguments.mask
         y = y if mask is None else y.masked_fill(~mask, 0)
         return (y, total) if self.return_residual else y
 
     def output(self, y: Tensor, total: Tensor | None) -> Output:
-        """What the caller asked for; without a residual the sum is the input."""
+        """The output of the function; without a residual the sum is the input."""
         return (y, self.arguments.x if total is None else total) if self.return_residual else y
 
     def counts(self) -> Tensor | None:

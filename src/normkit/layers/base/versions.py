@@ -1,4 +1,4 @@
-"""How the layers of torch's versions differ, and nothing else: before 2.12 most norms took no ``bias=``."""
+"""The differences between the layers of torch's versions: before 2.12 most norms took no ``bias=``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HAS_BIAS = "bias" in inspect.signature(nn.GroupNorm).parameters
 
 
 def _lend_bias(method: Callable[..., None]) -> Callable[..., None]:
-    """Let a method of torch's that takes weight and bias for a pair work on a layer without bias."""
+    """Let a method of torch's that expects weight and bias together work on a layer without bias."""
 
     @functools.wraps(method)
     def call(self: Any, *args: Any) -> None:
@@ -59,6 +59,6 @@ class TakesBias(nn.Module):
 
 
 initialize_parameters: Callable[..., None] = batchnorm._LazyNormBase.initialize_parameters
-"""What a lazy layer does with its first input."""
+"""Sizes a lazy layer by its first input."""
 if not HAS_BIAS:
     initialize_parameters = _lend_bias(initialize_parameters)
