@@ -7,7 +7,7 @@ from typing import Literal, Unpack, overload
 
 from torch import Tensor
 
-from normkit.functional.call.precision import Cast, centred_at_one, is_cast_first
+from normkit.functional.call.precision import Cast, centred_at_one, is_cast_first, rounded
 from normkit.functional.call.spec import Spec, carry_out
 from normkit.functional.extras import Fusions, Output
 from normkit.functional.layer import check_last, last_dims_pattern
@@ -96,6 +96,6 @@ def rms_norm(
     fused = (mask, lengths, residual, return_residual, activation)
     cast_first = cast != "after" and is_cast_first("rms_norm", input, cast)
     if zero_centered:
-        weight = centred_at_one("rms_norm", weight, input, normalized_shape)
+        weight = centred_at_one("rms_norm", rounded(weight, input), input, normalized_shape)
     pattern = last_dims_pattern(len(normalized_shape))
     return carry_out(RMS, pattern, input, weight, None, eps, fused, normalized_shape, cast_first=cast_first)

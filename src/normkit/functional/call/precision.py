@@ -36,8 +36,10 @@ def centred_at_one(name: str, weight: Tensor | None, x: Tensor, normalized_shape
     """1 + weight, in the arithmetic of x: half precision would lose the digits that storing it around 0 saves."""
     if weight is None:
         return None
-    arithmetic = arithmetic_dtype(x.dtype)
-    if name == "rms_norm" and weight.dtype is torch.float64:
-        weight = weight.to(arithmetic)
     check_parameter(name, "weight", weight, tuple(normalized_shape), x)
-    return weight.to(arithmetic) + 1
+    return weight.to(arithmetic_dtype(x.dtype)) + 1
+
+
+def rounded(weight: Tensor | None, x: Tensor) -> Tensor | None:
+    """A float64 weight in the arithmetic of x; others as they are."""
+    return weight if weight is None or weight.dtype is not torch.float64 else weight.to(arithmetic_dtype(x.dtype))

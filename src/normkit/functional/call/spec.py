@@ -15,6 +15,7 @@ from normkit.functional.call import running as running_statistics
 from normkit.functional.call.checks import check_call, check_parameter
 from normkit.functional.call.fusions import check_activation, check_residual, checked_mask
 from normkit.functional.call.nested import by_rows
+from normkit.functional.call.precision import rounded
 from normkit.functional.call.recompute import is_recomputing
 from normkit.functional.call.running import Running
 from normkit.functional.extras import Output
@@ -131,11 +132,10 @@ def checked(
     """The call, after all checks; nothing has been changed if one fails."""
     name = spec.name
     check_call(name, input, 0.0 if eps is None and spec.lenient else eps)
-    arithmetic = arithmetic_dtype(input.dtype)
     if eps is None:
-        eps = torch.finfo(arithmetic).eps
-    if spec.lenient and weight is not None and weight.dtype is torch.float64:
-        weight = weight.to(arithmetic)
+        eps = torch.finfo(arithmetic_dtype(input.dtype)).eps
+    if spec.lenient:
+        weight = rounded(weight, input)
     shape = spec.check(name, input, size)
     mean, var, momentum = statistics
     for what, parameter in (("running_mean", mean), ("running_var", var), ("weight", weight), ("bias", bias)):
