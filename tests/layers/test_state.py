@@ -35,7 +35,7 @@ def test_a_layer_of_torch_has_its_signature_and_is_one(name):
         assert made.pop(option).default == default
     if ours.options:
         for keyword in Extras.__annotations__:
-            assert called.pop(keyword).kind is inspect.Parameter.KEYWORD_ONLY
+            assert called.pop(keyword).default in (None, False)
     if TORCH < (2, 12) and "bias" in made and not takes_bias(theirs):
         assert made.pop("bias").default is True
     expected = inspect.signature(theirs).parameters.values()

@@ -106,7 +106,6 @@ class _BatchNorm(Layer, TakesBias, batchnorm._BatchNorm):
     def forward(
         self,
         input: Tensor,
-        *,
         mask: Tensor | None = None,
         lengths: Tensor | Sequence[int] | None = None,
         residual: Tensor | None = None,

@@ -85,7 +85,6 @@ class FilterResponseNorm2d(Layer):
     def forward(
         self,
         input: Tensor,
-        *,
         mask: Tensor | None = None,
         lengths: Tensor | Sequence[int] | None = None,
         residual: Tensor | None = None,

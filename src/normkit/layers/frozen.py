@@ -96,7 +96,6 @@ class _FrozenBatchNorm(Layer):
     def forward(
         self,
         input: Tensor,
-        *,
         mask: Tensor | None = None,
         lengths: Tensor | Sequence[int] | None = None,
         residual: Tensor | None = None,

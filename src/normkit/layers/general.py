@@ -111,7 +111,6 @@ class Norm(Layer):
     def forward(
         self,
         x: Tensor,
-        *,
         mask: Tensor | None = None,
         lengths: Tensor | Sequence[int] | None = None,
         residual: Tensor | None = None,

@@ -63,7 +63,6 @@ class _GhostBatchNorm(Layer, TakesBias, batchnorm._BatchNorm):
     def forward(
         self,
         input: Tensor,
-        *,
         mask: Tensor | None = None,
         lengths: Tensor | Sequence[int] | None = None,
         residual: Tensor | None = None,

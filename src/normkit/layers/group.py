@@ -72,7 +72,6 @@ class GroupNorm(Layer, TakesBias, nn.GroupNorm):
     def forward(
         self,
         input: Tensor,
-        *,
         mask: Tensor | None = None,
         lengths: Tensor | Sequence[int] | None = None,
         residual: Tensor | None = None,

@@ -63,7 +63,6 @@ class _InstanceNorm(Layer, TakesBias, instancenorm._InstanceNorm):
     def forward(
         self,
         input: Tensor,
-        *,
         mask: Tensor | None = None,
         lengths: Tensor | Sequence[int] | None = None,
         residual: Tensor | None = None,

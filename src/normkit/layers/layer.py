@@ -74,7 +74,6 @@ class LayerNorm(LastDims, TakesBias, nn.LayerNorm):
     def forward(
         self,
         input: Tensor,
-        *,
         mask: Tensor | None = None,
         lengths: Tensor | Sequence[int] | None = None,
         residual: Tensor | None = None,
@@ -165,7 +164,6 @@ class LayerNorm2d(Layer):
     def forward(
         self,
         input: Tensor,
-        *,
         mask: Tensor | None = None,
         lengths: Tensor | Sequence[int] | None = None,
         residual: Tensor | None = None,

@@ -72,7 +72,6 @@ class RMSNorm(LastDims, nn.RMSNorm):
     def forward(
         self,
         x: Tensor,
-        *,
         mask: Tensor | None = None,
         lengths: Tensor | Sequence[int] | None = None,
         residual: Tensor | None = None,

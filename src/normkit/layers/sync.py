@@ -129,7 +129,6 @@ class SyncBatchNorm(Layer, TakesBias, batchnorm._BatchNorm):
     def forward(
         self,
         input: Tensor,
-        *,
         mask: Tensor | None = None,
         lengths: Tensor | Sequence[int] | None = None,
         residual: Tensor | None = None,

@@ -93,8 +93,9 @@ def store(statistic: Tensor, value: Tensor) -> None:
                 "are not batched: use eval(), track_running_stats=False, or batch the buffers, too"
             ) from cause
         raise StateError(
-            "torch.func updates running statistics that are arguments of the transformed function, got those of the "
-            "layer itself: use eval(), track_running_stats=False, or pass the buffers in by torch.func.functional_call"
+            "running statistics are updated under torch.func if they are arguments of the transformed function, got "
+            "those of the layer itself: use eval(), track_running_stats=False, or pass the buffers in by "
+            "torch.func.functional_call"
         ) from cause
 
 

@@ -19,7 +19,8 @@ Shape = int | Sequence[int]
 class Layer(nn.Module):
     """Abstract: a layer with options that torch's layers do not have.
 
-    The defaults are attributes of the class, for a layer of torch's that has been given our class.
+    The defaults are attributes of the class, for a layer of torch's that has been given our class. The keywords of a
+    forward are not keyword-only, because the older exporter to ONNX passes their defaults by position.
     """
 
     options: ClassVar[dict[str, Any]] = {"activation": None}
