@@ -118,7 +118,7 @@ def other(
     if info.kind is None:
         raise RefusedError(info.reason)
     if info.offset:
-        raise RefusedError(f"it stores weight - {info.offset:g} and adds that again, which only RMSNorm can do")
+        raise RefusedError(f"it stores weight - {info.offset:g}, which only a layer of the same method keeps")
     if not info.shape:
         raise RefusedError("it has no weight and does not know its channels")
     weight, bias = (True, True) if add_affine and not info.affine else (info.weight, info.bias)

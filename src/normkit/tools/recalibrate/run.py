@@ -91,8 +91,8 @@ def recalibrate(
     Padding given to a norm by ``mask=`` or ``lengths=`` does not count; a ``residual=`` is added first.
 
     Only the norms are in training mode meanwhile: dropout is off. With one phase each norm normalizes by the batch, as
-    in training, so a deep norm's statistics are those of inputs that evaluation does not give it. What evaluation
-    needs is a fixed point: statistics which, when every norm uses them, are the statistics of the inputs. The input of
+    in training, so a deep norm's statistics are those of inputs that evaluation does not give it. Evaluation needs
+    a fixed point: statistics which, when every norm uses them, are the statistics of the inputs. The input of
     a norm depends only on the norms called before it, so the fixed point is reached in their order: collect the first,
     let it use its new statistics, collect the second, and so on. With k phases the norms are cut into k groups in the
     order in which they are called; each phase makes one group final, and the later ones still normalize by the batch.

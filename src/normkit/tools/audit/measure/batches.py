@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normkit.tools.audit.measure.moments import Moments
+from normkit.tools.audit.measure.moments import InputMoments
 
 CERTAIN = 5.0
 """Standard deviations beyond chance: one in three million."""
@@ -34,7 +34,7 @@ class Batch:
     squares: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, measured: Moments) -> Batch:
+    def of(cls, x: Tensor, measured: InputMoments) -> Batch:
         """Of an input (N, C, ...) and its moments."""
         flat = x.detach().cpu().double().flatten(2) if x.dim() > 2 else x.detach().cpu().double()[:, :, None]
         squares = (flat - measured.mean[:, None]).square().mean(2)

@@ -19,7 +19,7 @@ from normkit.evaluation import arguments, call
 from normkit.layers import SyncBatchNorm
 from normkit.pattern import Level, bound
 from normkit.tools.audit.measure.batches import Batch
-from normkit.tools.audit.measure.moments import Moments, is_noise, moments, padded_share
+from normkit.tools.audit.measure.moments import InputMoments, is_noise, moments, padded_share
 from normkit.tools.freeze import is_frozen
 from normkit.tools.model.graph.call_graph import CallGraph, Node, call_graph
 from normkit.tools.model.info import NormInfo
@@ -53,8 +53,8 @@ class Seen:
     module: nn.Module
     info: NormInfo
     shapes: list[tuple[int, ...]] = field(default_factory=list)
-    calls: list[Moments] = field(default_factory=list)
-    pooled: Moments | None = None
+    calls: list[InputMoments] = field(default_factory=list)
+    pooled: InputMoments | None = None
     padded: float = 0.0
     batches: list[Batch] = field(default_factory=list)
     raised: float = 1.0
@@ -258,18 +258,18 @@ def _trace(subject: Subject, example: Any) -> None:
         raise _wrong(error, example) from error
 
 
-def _pool(norm: Seen, x: Tensor, measured: Moments) -> None:
+def _pool(norm: Seen, x: Tensor, measured: InputMoments) -> None:
     norm.pooled = measured if norm.pooled is None else norm.pooled.with_(measured)
 
 
-def _pool_and_keep(norm: Seen, x: Tensor, measured: Moments) -> None:
+def _pool_and_keep(norm: Seen, x: Tensor, measured: InputMoments) -> None:
     _pool(norm, x, measured)
     # Differences between several calls of one forward are not differences between batches.
     if len(norm.calls) == 1:
         norm.batches.append(Batch.of(x, measured))
 
 
-def measure(subject: Subject, batch: Any, note: Callable[[Seen, Tensor, Moments], None]) -> None:
+def measure(subject: Subject, batch: Any, note: Callable[[Seen, Tensor, InputMoments], None]) -> None:
     """Note the inputs of the batch norms, which use the statistics of the batch, as in training."""
     by_module = {norm.module: norm for norm in subject.norms if norm.is_batch and norm.calls}
     if not by_module:

@@ -13,7 +13,7 @@ from normkit.merging import merged_variance
 
 
 @dataclass(frozen=True)
-class Moments:
+class InputMoments:
     """Mean and biased variance of each channel.
 
     Attributes:
@@ -33,10 +33,10 @@ class Moments:
     largest: float
     constant: Tensor
 
-    def with_(self, other: Moments) -> Moments:
+    def with_(self, other: InputMoments) -> InputMoments:
         """Both together, by Chan's formula."""
         count, samples, delta = self.count + other.count, self.samples + other.samples, other.mean - self.mean
-        return Moments(
+        return InputMoments(
             count,
             samples,
             self.mean + delta * (other.count / count),
@@ -60,7 +60,7 @@ class Moments:
         return min(float(self.count), float(ratio.median()) * (self.samples - 1))
 
 
-def moments(x: Tensor) -> Moments | None:
+def moments(x: Tensor) -> InputMoments | None:
     """Of each channel of (N, C, ...); None for another kind of input."""
     if x.dim() < 2 or not x.is_floating_point() or not x.numel() or x.is_meta:
         return None
@@ -70,7 +70,7 @@ def moments(x: Tensor) -> Moments | None:
     between = (flat.mean(2) - mean[:, None]).square().mean(1)
     constant = flat.amax((1, 2)) == flat.amin((1, 2))
     count = flat.shape[1] * flat.shape[2]
-    return Moments(count, x.shape[0], mean, var, between, float(flat.abs().max()), constant)
+    return InputMoments(count, x.shape[0], mean, var, between, float(flat.abs().max()), constant)
 
 
 def padded_share(x: Tensor) -> float:
@@ -117,7 +117,7 @@ def is_noise(x: Tensor) -> bool:
     return drawn and abs(float((z[..., 1:] * z[..., :-1]).mean())) < error
 
 
-def distance(first: Moments, second: Moments, samples: int) -> tuple[float, float]:
+def distance(first: InputMoments, second: InputMoments, samples: int) -> tuple[float, float]:
     """How far apart the means of two calls are, and how likely chance alone sets them so far apart.
 
     The distance is the median over the channels, in standard deviations of the first call. Chance is by Student's t

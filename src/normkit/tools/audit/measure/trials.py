@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from normkit.errors import ArgumentError
 from normkit.evaluation import call, preserving, same
 from normkit.tools.audit.measure.facts import SEPARATE, Seen, Subject, look_at_inputs, measure
-from normkit.tools.audit.measure.moments import Moments
+from normkit.tools.audit.measure.moments import InputMoments
 from normkit.tools.model.graph.call_graph import Node, is_dropout
 
 SEARCH = 16
@@ -146,10 +146,10 @@ def _compare_variances(subject: Subject) -> None:
             norm.raised = float((b.var / a.var)[a.var > 1e-12].median())
 
 
-def _pooled(subject: Subject, runs: int) -> Mapping[str, Moments]:
-    found: dict[str, Moments] = {}
+def _pooled(subject: Subject, runs: int) -> Mapping[str, InputMoments]:
+    found: dict[str, InputMoments] = {}
 
-    def note(norm: Seen, x: Tensor, measured: Moments) -> None:
+    def note(norm: Seen, x: Tensor, measured: InputMoments) -> None:
         found[norm.name] = found[norm.name].with_(measured) if norm.name in found else measured
 
     try:

@@ -58,48 +58,62 @@ def overflows_half(subject: Subject) -> Iterator[Hit]:
 
 RULES = (
     Rule(
-        "NK310",
-        "warning",
-        "large eps, as if momentum was meant",
-        "eps comes before momentum: BatchNorm2d(8, 0.8) adds 0.8 to the variance. Channels of a small variance stay "
-        "small, and the scale of the input is no longer divided out.",
-        "documentation of torch.nn.BatchNorm2d: BatchNorm2d(num_features, eps=1e-05, momentum=0.1); "
-        "eriklindernoren/PyTorch-GAN, dcgan.py",
-        "Name it: BatchNorm2d(8, momentum=0.8). A model that was trained with this eps keeps it, or outputs change: "
-        "train again.",
-        large_eps,
+        code="NK310",
+        severity="warning",
+        title="large eps, as if momentum was meant",
+        why=(
+            "eps comes before momentum: BatchNorm2d(8, 0.8) adds 0.8 to the variance. Channels of a small variance "
+            "stay small, and the scale of the input is no longer divided out."
+        ),
+        source=(
+            "documentation of torch.nn.BatchNorm2d: BatchNorm2d(num_features, eps=1e-05, momentum=0.1); "
+            "eriklindernoren/PyTorch-GAN, dcgan.py"
+        ),
+        fix=(
+            "Name it: BatchNorm2d(8, momentum=0.8). A model that was trained with this eps keeps it, or outputs "
+            "change: train again."
+        ),
+        check=large_eps,
     ),
     Rule(
-        "NK311",
-        "warning",
-        "momentum of one",
-        "Running statistics are those of the last batch of training alone, so that evaluation depends on which one "
-        "came last.",
-        "documentation of torch.nn.BatchNorm2d: running = (1 - momentum) * running + momentum * batch",
-        "Use momentum=0.1, or momentum=None for a plain average; normkit.recalibrate a trained model.",
-        whole_momentum,
+        code="NK311",
+        severity="warning",
+        title="momentum of one",
+        why=(
+            "Running statistics are those of the last batch of training alone, so that evaluation depends on which one "
+            "came last."
+        ),
+        source="documentation of torch.nn.BatchNorm2d: running = (1 - momentum) * running + momentum * batch",
+        fix="Use momentum=0.1, or momentum=None for a plain average; normkit.recalibrate a trained model.",
+        check=whole_momentum,
     ),
     Rule(
-        "NK312",
-        "warning",
-        "norm frozen with a scale of zero",
-        "A scale of zero passes no gradient to the layers before it and, frozen, never leaves zero: the branch is dead "
-        "for good. A residual branch that starts at zero was frozen before it was trained.",
-        "Goyal et al. 2017, arXiv:1706.02677, section 5.1, for scales that start at zero",
-        "Load the trained weights before freezing, or train the scale: normkit.unfreeze, requires_grad_(True).",
-        frozen_at_zero,
-        ("values",),
+        code="NK312",
+        severity="warning",
+        title="norm frozen with a scale of zero",
+        why=(
+            "A scale of zero passes no gradient to the layers before it and, frozen, never leaves zero: the branch is "
+            "dead for good. A residual branch that starts at zero was frozen before it was trained."
+        ),
+        source="Goyal et al. 2017, arXiv:1706.02677, section 5.1, for scales that start at zero",
+        fix="Load the trained weights before freezing, or train the scale: normkit.unfreeze, requires_grad_(True).",
+        check=frozen_at_zero,
+        needs=("values",),
     ),
     Rule(
-        "NK313",
-        "error",
-        "squares overflow float16",
-        "The square of a value above 255 is infinite in float16: a norm that squares before it goes to float32 "
-        "divides by infinity and returns zeros, or NaN.",
-        "IEEE 754 binary16; T5LayerNorm in huggingface/transformers, which computes the variance in float32",
-        "Use a norm that computes in float32, as torch's and normkit's do, such as normkit.RMSNorm, or bfloat16. "
-        "Outputs change to those of float32.",
-        overflows_half,
-        ("example", "values"),
+        code="NK313",
+        severity="error",
+        title="squares overflow float16",
+        why=(
+            "The square of a value above 255 is infinite in float16: a norm that squares before it goes to float32 "
+            "divides by infinity and returns zeros, or NaN."
+        ),
+        source="IEEE 754 binary16; T5LayerNorm in huggingface/transformers, which computes the variance in float32",
+        fix=(
+            "Use a norm that computes in float32, as torch's and normkit's do, such as normkit.RMSNorm, or bfloat16. "
+            "Outputs change to those of float32."
+        ),
+        check=overflows_half,
+        needs=("example", "values"),
     ),
 )

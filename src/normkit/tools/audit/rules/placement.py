@@ -57,51 +57,67 @@ def _fits_evaluation(norm: Seen) -> bool:
 
 RULES = (
     Rule(
-        "NK109",
-        "warning",
-        "norm whose output is unused",
-        "It costs time and memory, its parameters get no gradient, and in DistributedDataParallel unused parameters "
-        "end the run. Mostly it was meant to be used: `self.norm(x)` in place of `x = self.norm(x)`.",
-        "documentation of DistributedDataParallel, find_unused_parameters",
-        "Use its output, or remove the norm.",
-        unused,
-        ("example", "values"),
+        code="NK109",
+        severity="warning",
+        title="norm whose output is unused",
+        why=(
+            "It costs time and memory, its parameters get no gradient, and in DistributedDataParallel unused "
+            "parameters end the run. Mostly it was meant to be used: `self.norm(x)` in place of `x = self.norm(x)`."
+        ),
+        source="documentation of DistributedDataParallel, find_unused_parameters",
+        fix="Use its output, or remove the norm.",
+        check=unused,
+        needs=("example", "values"),
     ),
     Rule(
-        "NK110",
-        "warning",
-        "spectral norm under another norm",
-        "Spectral norm bounds how much the layer can stretch its input; the norm after it divides by the scale of what "
-        "comes, whatever it is, and the bound is gone. Some generators (BigGAN) do it on purpose.",
-        "Miyato et al. 2018, arXiv:1802.05957, section 3 on other norms",
-        "Remove spectral norm from the layer in evaluation mode, in which its weight stays as it is: "
-        "torch.nn.utils.parametrize.remove_parametrizations(layer.eval(), 'weight'). A discriminator that must be "
-        "Lipschitz keeps it and loses the other norm: outputs change, train again.",
-        spectral_norm_under,
-        ("example",),
+        code="NK110",
+        severity="warning",
+        title="spectral norm under another norm",
+        why=(
+            "Spectral norm bounds how much the layer can stretch its input; the norm after it divides by the scale of "
+            "what comes, whatever it is, and the bound is gone. Some generators (BigGAN) do it on purpose."
+        ),
+        source="Miyato et al. 2018, arXiv:1802.05957, section 3 on other norms",
+        fix=(
+            "Remove spectral norm from the layer in evaluation mode, in which its weight stays as it is: "
+            "torch.nn.utils.parametrize.remove_parametrizations(layer.eval(), 'weight'). A discriminator that must be "
+            "Lipschitz keeps it and loses the other norm: outputs change, train again."
+        ),
+        check=spectral_norm_under,
+        needs=("example",),
     ),
     Rule(
-        "NK111",
-        "warning",
-        "norm over time in place of the features",
-        "Each position gets a weight and statistics of its own, or is normalized together with later ones: the layer "
-        "depends on the length of the sequence and mixes positions, and the scale of the features stays as it was.",
-        "documentation of torch.nn.BatchNorm1d, input (N, C, L), and of torch.nn.LayerNorm, the last dimensions",
-        "Use a layer norm over the features, before dimensions are exchanged; or a batch norm of the features: "
-        "y = norm(x.transpose(1, 2)).transpose(1, 2). Outputs change: train again.",
-        over_time,
-        ("example",),
+        code="NK111",
+        severity="warning",
+        title="norm over time in place of the features",
+        why=(
+            "Each position gets a weight and statistics of its own, or is normalized together with later ones: the "
+            "layer depends on the length of the sequence and mixes positions, and the scale of the features stays as "
+            "it was."
+        ),
+        source="documentation of torch.nn.BatchNorm1d, input (N, C, L), and of torch.nn.LayerNorm, the last dimensions",
+        fix=(
+            "Use a layer norm over the features, before dimensions are exchanged; or a batch norm of the features: y = "
+            "norm(x.transpose(1, 2)).transpose(1, 2). Outputs change: train again."
+        ),
+        check=over_time,
+        needs=("example",),
     ),
     Rule(
-        "NK112",
-        "warning",
-        "dropout raises the variance of what reaches a batch norm",
-        "Dropout, or stochastic depth, adds variance in training and none in evaluation. Through a sum or a pool it "
-        "reaches the running variance, which is then too large for the inputs of evaluation.",
-        "Li et al. 2019, Understanding the Disharmony between Dropout and Batch Normalization, arXiv:1801.05134",
-        "Lower the rate, drop after the last batch norm, or use a norm without running statistics. In a trained model "
-        "normkit.recalibrate(model, batches), which leaves dropout off: outputs change, to those of the training.",
-        variance_raised,
-        ("example", "values"),
+        code="NK112",
+        severity="warning",
+        title="dropout raises the variance of what reaches a batch norm",
+        why=(
+            "Dropout, or stochastic depth, adds variance in training and none in evaluation. Through a sum or a pool "
+            "it reaches the running variance, which is then too large for the inputs of evaluation."
+        ),
+        source="Li et al. 2019, Understanding the Disharmony between Dropout and Batch Normalization, arXiv:1801.05134",
+        fix=(
+            "Lower the rate, drop after the last batch norm, or use a norm without running statistics. In a trained "
+            "model normkit.recalibrate(model, batches), which leaves dropout off: outputs change, to those of the "
+            "training."
+        ),
+        check=variance_raised,
+        needs=("example", "values"),
     ),
 )

@@ -48,38 +48,46 @@ def sign_only(subject: Subject) -> Iterator[Hit]:
 
 RULES = (
     Rule(
-        "NK201",
-        "warning",
-        "batch norm with too few elements per channel",
-        "Mean and variance of so few values are mostly chance; training is noisy, and the running statistics do not "
-        "fit what training has seen. Accumulating gradients does not enlarge the batch of the norm.",
-        "Wu & He 2018, arXiv:1803.08494, figure 1; ultralytics/yolov5#1630",
-        "Use a larger batch per rank; or, on several ranks, normkit.SyncBatchNorm.convert(model): evaluation gives "
-        "what it gave. Or group norm, normkit.convert(model, 'group_norm'): outputs change, train again.",
-        few_elements,
-        ("example", "batch_size"),
+        code="NK201",
+        severity="warning",
+        title="batch norm with too few elements per channel",
+        why=(
+            "Mean and variance of so few values are mostly chance; training is noisy, and the running statistics do "
+            "not fit what training has seen. Accumulating gradients does not enlarge the batch of the norm."
+        ),
+        source="Wu & He 2018, arXiv:1803.08494, figure 1; ultralytics/yolov5#1630",
+        fix=(
+            "Use a larger batch per rank; or, on several ranks, normkit.SyncBatchNorm.convert(model): evaluation gives "
+            "what it gave. Or group norm, normkit.convert(model, 'group_norm'): outputs change, train again."
+        ),
+        check=few_elements,
+        needs=("example", "batch_size"),
     ),
     Rule(
-        "NK202",
-        "error",
-        "region of one element",
-        "A value minus itself is zero: the output is the bias whatever the input is, and no gradient passes.",
-        "arithmetic; torch's instance_norm refuses it in training: Expected more than 1 spatial element",
-        "Use fewer groups, so that a region holds many values; for pooled features layer norm. Outputs change: train "
-        "again.",
-        one_element,
-        ("example",),
+        code="NK202",
+        severity="error",
+        title="region of one element",
+        why="A value minus itself is zero: the output is the bias whatever the input is, and no gradient passes.",
+        source="arithmetic; torch's instance_norm refuses it in training: Expected more than 1 spatial element",
+        fix=(
+            "Use fewer groups, so that a region holds many values; for pooled features layer norm. Outputs change: "
+            "train again."
+        ),
+        check=one_element,
+        needs=("example",),
         of_failure=True,
     ),
     Rule(
-        "NK203",
-        "warning",
-        "region in which only signs survive",
-        "Two values less their mean are one number and its negative, divided by its own magnitude: the output is "
-        "plus or minus one and the gradient is almost zero.",
-        "arithmetic: (a - m, b - m) / s = (1, -1) sign(a - b)",
-        "Use fewer groups, so that a region holds many values. Outputs change: train again.",
-        sign_only,
-        ("example",),
+        code="NK203",
+        severity="warning",
+        title="region in which only signs survive",
+        why=(
+            "Two values less their mean are one number and its negative, divided by its own magnitude: the output is "
+            "plus or minus one and the gradient is almost zero."
+        ),
+        source="arithmetic: (a - m, b - m) / s = (1, -1) sign(a - b)",
+        fix="Use fewer groups, so that a region holds many values. Outputs change: train again.",
+        check=sign_only,
+        needs=("example",),
     ),
 )

@@ -214,102 +214,127 @@ def no_momentum(subject: Subject) -> Iterator[Hit]:
 
 RULES = (
     Rule(
-        "NK301",
-        "warning",
-        "running statistics never updated",
-        "Evaluation subtracts 0 and divides by 1: the norm does nothing, while training has normalized.",
-        "pytorch/pytorch#5406",
-        "Load the buffers with the checkpoint, average them with the parameters, train with the layer in train mode, "
-        "or normkit.recalibrate(model, batches) on data of training. Outputs change: evaluation then normalizes.",
-        never_updated,
-        ("values",),
+        code="NK301",
+        severity="warning",
+        title="running statistics never updated",
+        why="Evaluation subtracts 0 and divides by 1: the norm does nothing, while training has normalized.",
+        source="pytorch/pytorch#5406",
+        fix=(
+            "Load the buffers with the checkpoint, average them with the parameters, train with the layer in train "
+            "mode, or normkit.recalibrate(model, batches) on data of training. Outputs change: evaluation then "
+            "normalizes."
+        ),
+        check=never_updated,
+        needs=("values",),
     ),
     Rule(
-        "NK302",
-        "warning",
-        "running statistics far from the data's",
-        "Training normalizes by the batch, evaluation by the running statistics; where they disagree, the model "
-        "trains well and evaluates badly.",
-        "pytorch/pytorch#5406; Wu & Johnson 2021, Rethinking Batch in BatchNorm, arXiv:2105.07576",
-        "Look for another preprocessing, tiny batches or a domain shift; or normkit.recalibrate(model, batches). "
-        "Outputs change: evaluation then normalizes as training does.",
-        far_from_data,
-        ("example", "values"),
+        code="NK302",
+        severity="warning",
+        title="running statistics far from the data's",
+        why=(
+            "Training normalizes by the batch, evaluation by the running statistics; where they disagree, the model "
+            "trains well and evaluates badly."
+        ),
+        source="pytorch/pytorch#5406; Wu & Johnson 2021, Rethinking Batch in BatchNorm, arXiv:2105.07576",
+        fix=(
+            "Look for another preprocessing, tiny batches or a domain shift; or normkit.recalibrate(model, batches). "
+            "Outputs change: evaluation then normalizes as training does."
+        ),
+        check=far_from_data,
+        needs=("example", "values"),
     ),
     Rule(
-        "NK303",
-        "warning",
-        "running statistics not settled",
-        "After few batches the average is still mixed with the initial mean 0 and variance 1.",
-        "documentation of torch.nn.BatchNorm2d: running = (1 - momentum) * running + momentum * batch",
-        "Run more batches in train mode, train with momentum=None for a plain average, or normkit.recalibrate(model, "
-        "batches): outputs change. An audit with a loader shows that statistics of few batches fit.",
-        stale,
-        ("values",),
+        code="NK303",
+        severity="warning",
+        title="running statistics not settled",
+        why="After few batches the average is still mixed with the initial mean 0 and variance 1.",
+        source="documentation of torch.nn.BatchNorm2d: running = (1 - momentum) * running + momentum * batch",
+        fix=(
+            "Run more batches in train mode, train with momentum=None for a plain average, or "
+            "normkit.recalibrate(model, batches): outputs change. An audit with a loader shows that statistics of few "
+            "batches fit."
+        ),
+        check=stale,
+        needs=("values",),
     ),
     Rule(
-        "NK304",
-        "warning",
-        "channels that do not vary",
-        "A channel without variance carries no information, and the norm multiplies by 1 / sqrt(eps) whatever noise "
-        "comes later: 316 times with the default eps.",
-        "Mehta et al. 2019, On Implicit Filter Level Sparsity, arXiv:1811.12495",
-        "Look at the layer before: dead after a high learning rate, or an input channel that never changes. Remove the "
-        "channel, or set the norm's weight to 0 there: in these channels outputs change to the bias, as in training.",
-        no_variance,
-        ("values",),
+        code="NK304",
+        severity="warning",
+        title="channels that do not vary",
+        why=(
+            "A channel without variance carries no information, and the norm multiplies by 1 / sqrt(eps) whatever "
+            "noise comes later: 316 times with the default eps."
+        ),
+        source="Mehta et al. 2019, On Implicit Filter Level Sparsity, arXiv:1811.12495",
+        fix=(
+            "Look at the layer before: dead after a high learning rate, or an input channel that never changes. Remove "
+            "the channel, or set the norm's weight to 0 there: in these channels outputs change to the bias, as in "
+            "training."
+        ),
+        check=no_variance,
+        needs=("values",),
     ),
     Rule(
-        "NK305",
-        "warning",
-        "exploding input",
-        "Values near the end of float16 overflow in half precision; one that works gives its norms about 1.",
-        "Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740",
-        "Find the layer in front that lets values grow; check the learning rate, the preprocessing and residual sums. "
-        "Outputs change: train again.",
-        exploding,
-        ("values",),
+        code="NK305",
+        severity="warning",
+        title="exploding input",
+        why="Values near the end of float16 overflow in half precision; one that works gives its norms about 1.",
+        source="Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740",
+        fix=(
+            "Find the layer in front that lets values grow; check the learning rate, the preprocessing and residual "
+            "sums. Outputs change: train again."
+        ),
+        check=exploding,
+        needs=("values",),
     ),
     Rule(
-        "NK306",
-        "error",
-        "state that is not finite, or a negative variance",
-        "One batch with NaN or infinity spoils running statistics for good, and every later evaluation with them. No "
-        "batch has a negative variance: a file was converted or averaged wrongly, or is damaged.",
-        "pytorch/pytorch#88474",
-        "normkit.recalibrate(model, batches) makes the statistics anew; parameters come from an earlier checkpoint. "
-        "Outputs change. Skip batches whose loss is not finite, as normkit's layers do.",
-        not_finite,
-        ("values",),
+        code="NK306",
+        severity="error",
+        title="state that is not finite, or a negative variance",
+        why=(
+            "One batch with NaN or infinity spoils running statistics for good, and every later evaluation with them. "
+            "No batch has a negative variance: a file was converted or averaged wrongly, or is damaged."
+        ),
+        source="pytorch/pytorch#88474",
+        fix=(
+            "normkit.recalibrate(model, batches) makes the statistics anew; parameters come from an earlier "
+            "checkpoint. Outputs change. Skip batches whose loss is not finite, as normkit's layers do."
+        ),
+        check=not_finite,
+        needs=("values",),
     ),
     Rule(
-        "NK307",
-        "error",
-        "eps lost in the dtype of the arithmetic",
-        "An eps below the smallest float16, 6e-8, becomes 0 in arithmetic that stays in half precision; a constant "
-        "region is then divided by zero.",
-        "huggingface/transformers#33133; IEEE 754 binary16",
-        "Set eps to 1e-5: outputs stay as they are to rounding, other than those of regions that hardly vary.",
-        eps_lost,
-        ("values",),
+        code="NK307",
+        severity="error",
+        title="eps lost in the dtype of the arithmetic",
+        why=(
+            "An eps below the smallest float16, 6e-8, becomes 0 in arithmetic that stays in half precision; a constant "
+            "region is then divided by zero."
+        ),
+        source="huggingface/transformers#33133; IEEE 754 binary16",
+        fix="Set eps to 1e-5: outputs stay as they are to rounding, other than those of regions that hardly vary.",
+        check=eps_lost,
+        needs=("values",),
     ),
     Rule(
-        "NK308",
-        "warning",
-        "momentum in the convention of TensorFlow",
-        "In PyTorch momentum is the weight of the new batch, in TensorFlow that of the old average. With 0.99 the "
-        "running statistics are those of the last batch.",
-        "documentation of torch.nn.BatchNorm2d and of tf.keras.layers.BatchNormalization",
-        "Use 1 - momentum: 0.1 for 0.9, 0.01 for 0.99.",
-        tensorflow_momentum,
+        code="NK308",
+        severity="warning",
+        title="momentum in the convention of TensorFlow",
+        why=(
+            "In PyTorch momentum is the weight of the new batch, in TensorFlow that of the old average. With 0.99 the "
+            "running statistics are those of the last batch."
+        ),
+        source="documentation of torch.nn.BatchNorm2d and of tf.keras.layers.BatchNormalization",
+        fix="Use 1 - momentum: 0.1 for 0.9, 0.01 for 0.99.",
+        check=tensorflow_momentum,
     ),
     Rule(
-        "NK309",
-        "warning",
-        "momentum of zero",
-        "Running statistics are never updated, without any warning; evaluation uses their old values.",
-        "documentation of torch.nn.BatchNorm2d",
-        "Set momentum=0.1; to hold statistics on purpose call normkit.freeze(layer).",
-        no_momentum,
+        code="NK309",
+        severity="warning",
+        title="momentum of zero",
+        why="Running statistics are never updated, without any warning; evaluation uses their old values.",
+        source="documentation of torch.nn.BatchNorm2d",
+        fix="Set momentum=0.1; to hold statistics on purpose call normkit.freeze(layer).",
+        check=no_momentum,
     ),
 )

@@ -149,97 +149,127 @@ def shared(subject: Subject) -> Iterator[Hit]:
 
 RULES = (
     Rule(
-        "NK101",
-        "info",
-        "redundant bias before a norm that subtracts the mean",
-        "In training the norm subtracts each channel's mean and the bias with it: its gradient is zero, and it costs "
-        "memory, time and optimizer state for nothing.",
-        "Ioffe & Szegedy 2015, arXiv:1502.03167, section 3.2",
-        "Make the layer with bias=False before training. In a trained model it is part of the running mean: first "
-        "norm.running_mean -= layer.bias, if there is one, then layer.bias = None; evaluation gives what it gave.",
-        redundant_bias,
-        ("example",),
+        code="NK101",
+        severity="info",
+        title="redundant bias before a norm that subtracts the mean",
+        why=(
+            "In training the norm subtracts each channel's mean and the bias with it: its gradient is zero, and it "
+            "costs memory, time and optimizer state for nothing."
+        ),
+        source="Ioffe & Szegedy 2015, arXiv:1502.03167, section 3.2",
+        fix=(
+            "Make the layer with bias=False before training. In a trained model it is part of the running mean: first "
+            "norm.running_mean -= layer.bias, if there is one, then layer.bias = None; evaluation gives what it gave."
+        ),
+        check=redundant_bias,
+        needs=("example",),
     ),
     Rule(
-        "NK102",
-        "warning",
-        "two norms in a row",
-        "The second norm normalizes the output of the first: the first one's scale is divided out again, and its "
-        "time is lost.",
-        "Xiong et al. 2020, arXiv:2002.04745, for where the norms of a block belong",
-        "Keep one of them. Without the first, outputs change unless its weight and bias are as made; train again.",
-        two_in_a_row,
-        ("example",),
+        code="NK102",
+        severity="warning",
+        title="two norms in a row",
+        why=(
+            "The second norm normalizes the output of the first: the first one's scale is divided out again, and its "
+            "time is lost."
+        ),
+        source="Xiong et al. 2020, arXiv:2002.04745, for where the norms of a block belong",
+        fix="Keep one of them. Without the first, outputs change unless its weight and bias are as made; train again.",
+        check=two_in_a_row,
+        needs=("example",),
     ),
     Rule(
-        "NK103",
-        "info",
-        "norm after the activation",
-        "The published order is layer, norm, activation. After the activation the values are one-sided, and the "
-        "output of the norm is not cut at zero. Some nets do it on purpose.",
-        "Ioffe & Szegedy 2015, arXiv:1502.03167, section 3.2",
-        "Before training put the norm between the layer and the activation, or compare both orders. In a trained model "
-        "the outputs change: train again.",
-        after_activation,
-        ("example",),
+        code="NK103",
+        severity="info",
+        title="norm after the activation",
+        why=(
+            "The published order is layer, norm, activation. After the activation the values are one-sided, and the "
+            "output of the norm is not cut at zero. Some nets do it on purpose."
+        ),
+        source="Ioffe & Szegedy 2015, arXiv:1502.03167, section 3.2",
+        fix=(
+            "Before training put the norm between the layer and the activation, or compare both orders. In a trained "
+            "model the outputs change: train again."
+        ),
+        check=after_activation,
+        needs=("example",),
     ),
     Rule(
-        "NK104",
-        "warning",
-        "dropout before batch norm",
-        "Dropout raises the variance in training and not in evaluation, so that the running variance is too large "
-        "for the inputs of evaluation.",
-        "Li et al. 2019, Understanding the Disharmony between Dropout and Batch Normalization, arXiv:1801.05134",
-        "Move dropout after the last batch norm and train on or recalibrate: the running variance is still that of "
-        "training with dropout. Or use a norm without running statistics.",
-        dropout_before,
-        ("example",),
+        code="NK104",
+        severity="warning",
+        title="dropout before batch norm",
+        why=(
+            "Dropout raises the variance in training and not in evaluation, so that the running variance is too large "
+            "for the inputs of evaluation."
+        ),
+        source="Li et al. 2019, Understanding the Disharmony between Dropout and Batch Normalization, arXiv:1801.05134",
+        fix=(
+            "Move dropout after the last batch norm and train on or recalibrate: the running variance is still that of "
+            "training with dropout. Or use a norm without running statistics."
+        ),
+        check=dropout_before,
+        needs=("example",),
     ),
     Rule(
-        "NK105",
-        "warning",
-        "weight norm under another norm",
-        "The outer norm divides by the scale of each output channel, so that the g of weight norm changes nothing "
-        "and gets no gradient.",
-        "Salimans & Kingma 2016, arXiv:1602.07868, offer weight norm in the place of batch norm",
-        "Remove weight norm: the weight stays as it is. For normkit's, normkit.remove_weight_norm(layer); for torch's, "
-        "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight').",
-        weight_norm_under,
-        ("example",),
+        code="NK105",
+        severity="warning",
+        title="weight norm under another norm",
+        why=(
+            "The outer norm divides by the scale of each output channel, so that the g of weight norm changes nothing "
+            "and gets no gradient."
+        ),
+        source="Salimans & Kingma 2016, arXiv:1602.07868, offer weight norm in the place of batch norm",
+        fix=(
+            "Remove weight norm: the weight stays as it is. For normkit's, normkit.remove_weight_norm(layer); for "
+            "torch's, torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')."
+        ),
+        check=weight_norm_under,
+        needs=("example",),
     ),
     Rule(
-        "NK106",
-        "warning",
-        "deprecated torch.nn.utils.weight_norm",
-        "It keeps the weight as a plain attribute that a hook rewrites: deepcopy fails after a forward, and the "
-        "function is marked as deprecated.",
-        "documentation of torch.nn.utils.weight_norm; pytorch/pytorch#102981",
-        "torch.nn.utils.remove_weight_norm(layer), then normkit.weight_norm(layer) or "
-        "torch.nn.utils.parametrizations.weight_norm(layer): the same weight. Both read the old state dict.",
-        old_weight_norm,
+        code="NK106",
+        severity="warning",
+        title="deprecated torch.nn.utils.weight_norm",
+        why=(
+            "It keeps the weight as a plain attribute that a hook rewrites: deepcopy fails after a forward, and the "
+            "function is marked as deprecated."
+        ),
+        source="documentation of torch.nn.utils.weight_norm; pytorch/pytorch#102981",
+        fix=(
+            "torch.nn.utils.remove_weight_norm(layer), then normkit.weight_norm(layer) or "
+            "torch.nn.utils.parametrizations.weight_norm(layer): the same weight. Both read the old state dict."
+        ),
+        check=old_weight_norm,
     ),
     Rule(
-        "NK107",
-        "warning",
-        "one batch norm for several inputs of a forward",
-        "Each call normalizes by its own batch in training, while evaluation uses one mixture of all of them. If the "
-        "inputs differ in distribution, training and evaluation compute different functions.",
-        "Xie et al. 2020, Adversarial Examples Improve Image Recognition, arXiv:1911.09665; Chang et al. 2019, "
-        "arXiv:1906.03950",
-        "Give each call a batch norm of its own, at first a copy.deepcopy of this one, and train on. Or join the "
-        "inputs to one batch, or use group norm; then outputs change.",
-        shared,
-        ("example", "values"),
+        code="NK107",
+        severity="warning",
+        title="one batch norm for several inputs of a forward",
+        why=(
+            "Each call normalizes by its own batch in training, while evaluation uses one mixture of all of them. If "
+            "the inputs differ in distribution, training and evaluation compute different functions."
+        ),
+        source=(
+            "Xie et al. 2020, Adversarial Examples Improve Image Recognition, arXiv:1911.09665; Chang et al. 2019, "
+            "arXiv:1906.03950"
+        ),
+        fix=(
+            "Give each call a batch norm of its own, at first a copy.deepcopy of this one, and train on. Or join the "
+            "inputs to one batch, or use group norm; then outputs change."
+        ),
+        check=shared,
+        needs=("example", "values"),
     ),
     Rule(
-        "NK108",
-        "warning",
-        "layer norm over the width instead of the channels",
-        "The input is channels first, so that the last dimension is a row of pixels: each row is normalized alone, "
-        "and the weights belong to columns.",
-        "huggingface/pytorch-image-models#1340; Liu et al. 2022, arXiv:2201.03545, for the norm meant",
-        "Use normkit.LayerNorm2d(channels). Outputs change: train again.",
-        over_width,
-        ("example",),
+        code="NK108",
+        severity="warning",
+        title="layer norm over the width instead of the channels",
+        why=(
+            "The input is channels first, so that the last dimension is a row of pixels: each row is normalized alone, "
+            "and the weights belong to columns."
+        ),
+        source="huggingface/pytorch-image-models#1340; Liu et al. 2022, arXiv:2201.03545, for the norm meant",
+        fix="Use normkit.LayerNorm2d(channels). Outputs change: train again.",
+        check=over_width,
+        needs=("example",),
     ),
 )

@@ -73,58 +73,74 @@ def padding(subject: Subject) -> Iterator[Hit]:
 
 RULES = (
     Rule(
-        "NK401",
-        "warning",
-        "norm parameters under weight decay",
-        "Decay pulls the scale of the norm towards zero although it does not overfit, and with it every feature.",
-        "He et al. 2019, Bag of Tricks, arXiv:1812.01187, section 3.1",
-        "Make the optimizer with normkit.param_groups(model, weight_decay=...): norms and biases are then not decayed.",
-        decayed,
-        ("optimizer",),
+        code="NK401",
+        severity="warning",
+        title="norm parameters under weight decay",
+        why="Decay pulls the scale of the norm towards zero although it does not overfit, and with it every feature.",
+        source="He et al. 2019, Bag of Tricks, arXiv:1812.01187, section 3.1",
+        fix=(
+            "Make the optimizer with normkit.param_groups(model, weight_decay=...): norms and biases are then not "
+            "decayed."
+        ),
+        check=decayed,
+        needs=("optimizer",),
     ),
     Rule(
-        "NK402",
-        "warning",
-        "batch norm in train mode in a frozen part",
-        "requires_grad=False stops the optimizer and not the running statistics: the features of the frozen part "
-        "change under the part that is trained on them.",
-        "pytorch/pytorch#66073",
-        "normkit.freeze(part): its norms use the running statistics whatever model.train() says later.",
-        unfrozen,
+        code="NK402",
+        severity="warning",
+        title="batch norm in train mode in a frozen part",
+        why=(
+            "requires_grad=False stops the optimizer and not the running statistics: the features of the frozen part "
+            "change under the part that is trained on them."
+        ),
+        source="pytorch/pytorch#66073",
+        fix="normkit.freeze(part): its norms use the running statistics whatever model.train() says later.",
+        check=unfrozen,
     ),
     Rule(
-        "NK403",
-        "info",
-        "batch norm not synchronized over ranks",
-        "Each rank normalizes by its own part of the batch, and only one rank's running statistics are saved.",
-        "Peng et al. 2018, MegDet, arXiv:1711.07240, on synchronized batch norm",
-        "normkit.SyncBatchNorm.convert(model): evaluation gives what it gave. Norms with an activation inside, such as "
-        "timm's BatchNormAct2d, need model, _ = normkit.convert(model) before it. Or group norm: outputs change.",
-        not_synced,
-        ("world_size",),
+        code="NK403",
+        severity="info",
+        title="batch norm not synchronized over ranks",
+        why="Each rank normalizes by its own part of the batch, and only one rank's running statistics are saved.",
+        source="Peng et al. 2018, MegDet, arXiv:1711.07240, on synchronized batch norm",
+        fix=(
+            "normkit.SyncBatchNorm.convert(model): evaluation gives what it gave. Norms with an activation inside, "
+            "such as timm's BatchNormAct2d, need model, _ = normkit.convert(model) before it. Or group norm: outputs "
+            "change."
+        ),
+        check=not_synced,
+        needs=("world_size",),
     ),
     Rule(
-        "NK404",
-        "info",
-        "layer that mixes samples",
-        "The output for a sample depends on the others, so that per-sample gradients are not defined, and under "
-        "vmap in-place updates of the statistics fail.",
-        "pytorch/opacus#319; documentation of torch.func, patching batch norm",
-        "normkit.freeze(model), and the running statistics are used in training, too. Or group norm, "
-        "normkit.convert(model, 'group_norm'): outputs change, train again.",
-        mixes_samples,
-        ("per_sample",),
+        code="NK404",
+        severity="info",
+        title="layer that mixes samples",
+        why=(
+            "The output for a sample depends on the others, so that per-sample gradients are not defined, and under "
+            "vmap in-place updates of the statistics fail."
+        ),
+        source="pytorch/opacus#319; documentation of torch.func, patching batch norm",
+        fix=(
+            "normkit.freeze(model), and the running statistics are used in training, too. Or group norm, "
+            "normkit.convert(model, 'group_norm'): outputs change, train again."
+        ),
+        check=mixes_samples,
+        needs=("per_sample",),
     ),
     Rule(
-        "NK405",
-        "warning",
-        "padding enters the statistics",
-        "Mean and variance are those of data and padding together: the same sequence gives another output in a batch "
-        "with longer ones.",
-        "pytorch/pytorch#70529, pytorch/pytorch#81985",
-        "Batch sequences of equal length; or give normkit's norms the valid positions, norm(x, mask=mask), or use "
-        "layer norm for each position. Outputs change: train again.",
-        padding,
-        ("example", "values"),
+        code="NK405",
+        severity="warning",
+        title="padding enters the statistics",
+        why=(
+            "Mean and variance are those of data and padding together: the same sequence gives another output in a "
+            "batch with longer ones."
+        ),
+        source="pytorch/pytorch#70529, pytorch/pytorch#81985",
+        fix=(
+            "Batch sequences of equal length; or give normkit's norms the valid positions, norm(x, mask=mask), or use "
+            "layer norm for each position. Outputs change: train again."
+        ),
+        check=padding,
+        needs=("example", "values"),
     ),
 )

@@ -73,50 +73,70 @@ def unlike_batches(subject: Subject) -> Iterator[Hit]:
 
 RULES = (
     Rule(
-        "NK406",
-        "warning",
-        "norm missing from the optimizer",
-        "Its weight and bias stay as they are while the layers around it are trained: forgotten in a parameter group, "
-        "or made after the optimizer, as by a conversion of the model.",
-        "documentation of torch.optim: construct the optimizer after the model is changed",
-        "Make the optimizer last, of normkit.param_groups(model, weight_decay=...); or freeze what is meant to stay.",
-        not_optimized,
-        ("optimizer",),
+        code="NK406",
+        severity="warning",
+        title="norm missing from the optimizer",
+        why=(
+            "Its weight and bias stay as they are while the layers around it are trained: forgotten in a parameter "
+            "group, or made after the optimizer, as by a conversion of the model."
+        ),
+        source="documentation of torch.optim: construct the optimizer after the model is changed",
+        fix=(
+            "Make the optimizer last, of normkit.param_groups(model, weight_decay=...); or freeze what is meant to "
+            "stay."
+        ),
+        check=not_optimized,
+        needs=("optimizer",),
     ),
     Rule(
-        "NK407",
-        "info",
-        "lengths of weight norm under weight decay",
-        "w = g v / |v|, so that g is the scale of the layer, and decay pulls it to zero as it would the weight of a "
-        "norm; decay on v changes no output, only the size of its steps.",
-        "van Laarhoven 2017, L2 Regularization versus Batch and Weight Normalization, arXiv:1706.05350",
-        "Make the optimizer of normkit.param_groups(model, weight_decay=...), which leaves g without decay; or keep "
-        "it if the layer's scale is to be regularized.",
-        decayed_length,
-        ("optimizer",),
+        code="NK407",
+        severity="info",
+        title="lengths of weight norm under weight decay",
+        why=(
+            "w = g v / |v|, so that g is the scale of the layer, and decay pulls it to zero as it would the weight of "
+            "a norm; decay on v changes no output, only the size of its steps."
+        ),
+        source="van Laarhoven 2017, L2 Regularization versus Batch and Weight Normalization, arXiv:1706.05350",
+        fix=(
+            "Make the optimizer of normkit.param_groups(model, weight_decay=...), which leaves g without decay; or "
+            "keep it if the layer's scale is to be regularized."
+        ),
+        check=decayed_length,
+        needs=("optimizer",),
     ),
     Rule(
-        "NK408",
-        "warning",
-        "batch statistics in evaluation",
-        "The output for a sample depends on which others are evaluated with it, and a batch of one differs from "
-        "training.",
-        "documentation of torch.nn.BatchNorm2d, track_running_stats",
-        "Use track_running_stats=True and normkit.recalibrate(model, batches): outputs change, to those for the "
-        "statistics of all data. Or a norm that does not mix samples, normkit.convert(model, 'group_norm'), and train "
-        "again.",
-        batch_in_evaluation,
+        code="NK408",
+        severity="warning",
+        title="batch statistics in evaluation",
+        why=(
+            "The output for a sample depends on which others are evaluated with it, and a batch of one differs from "
+            "training."
+        ),
+        source="documentation of torch.nn.BatchNorm2d, track_running_stats",
+        fix=(
+            "Use track_running_stats=True and normkit.recalibrate(model, batches): outputs change, to those for the "
+            "statistics of all data. Or a norm that does not mix samples, normkit.convert(model, 'group_norm'), and "
+            "train again."
+        ),
+        check=batch_in_evaluation,
     ),
     Rule(
-        "NK409",
-        "warning",
-        "batches of the loader from different distributions",
-        "Training normalizes each batch by its own mean and variance, evaluation by their average, which fits none of "
-        "them: batches of one domain or class each, in turn.",
-        "Chang et al. 2019, Domain-Specific Batch Normalization, arXiv:1906.03950; Wu & Johnson 2021, arXiv:2105.07576",
-        "Shuffle, or mix the domains within each batch. Or use a batch norm for each domain, or group norm: outputs "
-        "change.",
-        unlike_batches,
-        ("loader", "values"),
+        code="NK409",
+        severity="warning",
+        title="batches of the loader from different distributions",
+        why=(
+            "Training normalizes each batch by its own mean and variance, evaluation by their average, which fits none "
+            "of them: batches of one domain or class each, in turn."
+        ),
+        source=(
+            "Chang et al. 2019, Domain-Specific Batch Normalization, arXiv:1906.03950; Wu & Johnson 2021, "
+            "arXiv:2105.07576"
+        ),
+        fix=(
+            "Shuffle, or mix the domains within each batch. Or use a batch norm for each domain, or group norm: "
+            "outputs change."
+        ),
+        check=unlike_batches,
+        needs=("loader", "values"),
     ),
 )
