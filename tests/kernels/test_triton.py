@@ -25,7 +25,9 @@ from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import ACTIVATIONS, Arguments
 from normkit.kernels.layout import forget_plans, plan_of
 from normkit.kernels.triton import launch
-from normkit.kernels.triton.schedule import Features, Schedule, Walk, schedule
+from normkit.kernels.triton import schedule as schedules
+from normkit.kernels.triton.arguments import Along, Walk
+from normkit.kernels.triton.schedule import Schedule, schedule
 from normkit.pattern import parse
 
 pytestmark = [pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")]  # Triton 3.6's
@@ -107,12 +109,12 @@ def test_that_covers_every_way_to_walk_and_to_add_up():
     for pattern, shape, layout in itertools.product(PATTERNS.values(), SHAPES, LAYOUTS):
         x = torch.empty(shape).contiguous(memory_format=layout)
         s = schedule(*_numbers(pattern, x))
-        seen |= {(s.walk, s.along), s.features, ("columns", s.c > 1)}
+        seen |= {(s.walk, s.along), s.features, ("columns", s.tile.columns > 1)}
     assert {walk for walk, _ in filter(lambda one: isinstance(one, tuple), seen)} >= set(Walk) - {Walk.GIVEN}
-    assert seen >= {(walk, Features.CELL) for walk in (Walk.WHOLE, Walk.TWICE, Walk.PARTS)}
-    assert seen >= {(walk, Features.R0) for walk in (Walk.WHOLE, Walk.TWICE)}
-    assert seen >= {(walk, Features.R1) for walk in (Walk.WHOLE, Walk.TWICE)}
-    assert seen >= {Features.APART, ("columns", True)}
+    assert seen >= {(walk, Along.CELL) for walk in (Walk.WHOLE, Walk.TWICE, Walk.PARTS)}
+    assert seen >= {(walk, Along.R0) for walk in (Walk.WHOLE, Walk.TWICE)}
+    assert seen >= {(walk, Along.R1) for walk in (Walk.WHOLE, Walk.TWICE)}
+    assert seen >= {Along.OFFSET, ("columns", True)}
 
 
 def _numbers(pattern: str, x: Tensor) -> tuple[tuple[int, int, int, int], int, int]:
@@ -121,7 +123,7 @@ def _numbers(pattern: str, x: Tensor) -> tuple[tuple[int, int, int, int], int, i
 
 
 def test_offsets_of_64_bits(monkeypatch):
-    monkeypatch.setattr(launch, "FAR", 0)
+    monkeypatch.setattr(schedules, "FAR", 0)
     for pattern, layout in itertools.product(("batch", "group", "rows", "mixed", "all"), LAYOUTS):
         check(PATTERNS[pattern], SHAPES[1], layout, torch.float32, affine=True)
 
@@ -388,8 +390,8 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path, target):
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line.split() for line in done.stdout.splitlines()]
     assert {name for name, *_ in lines} == {
-        "feature_sums", "input_gradient", "move_running", "normalize", "part_along", "part_lengths", "part_moments",
-        "part_sums", "quantize", "weight_norm", "weight_norm_backward",
+        "feature_sums", "input_gradient", "normalize", "part_along", "part_lengths", "part_moments", "part_sums",
+        "quantize", "update_running", "weight_norm", "weight_norm_backward",
     }  # fmt: skip
     if target == "cuda:90":
         # Memory is read and written in words of 16 bytes: a kernel's first form is that of fp32, side by side.
@@ -411,7 +413,7 @@ def test_tuned_schedules_are_measured_once_and_right(monkeypatch, tmp_path):
     monkeypatch.setattr(launch, "_bench", bench)
     for pattern, shape in (("batch", (4, 2, 60, 70)), ("rows", (6, 8, 5, 7))):
         check(PATTERNS[pattern], shape, LAYOUTS[0], torch.float32, affine=True)
-    chunks = {s.br0 * s.br1 for s in tried}
+    chunks = {s.tile.r0 * s.tile.r1 for s in tried}
     assert len(tried) > 4
     assert len({s.warps for s in tried}) > 2
     assert len(chunks) > 2
