@@ -49,14 +49,14 @@ class Standardizer(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """Of a tile."""
+    """The gradients of a tile, and what they go with."""
 
     valid: tl.tensor
     x_hat: tl.tensor
     affine: tl.tensor
-    """Of the output before the activation."""
+    """The gradient of the output before the activation."""
     inner: tl.tensor
-    """Of x_hat: `affine` times the weight."""
+    """The gradient of x_hat: `affine` times the weight."""
 
 
 class FeatureSums(NamedTuple):
@@ -88,6 +88,7 @@ def gradient_of(
     inputs, columns, standardizer, elements, index, mask_index,
     tile: tl.constexpr, options: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
+    """The gradient of a tile, before and after the weight is applied."""
     valid = valid_elements(inputs.mask, columns, elements, mask_index, options.mask)
     value = tl.where(valid, tl.load(inputs.x + elements.offset, mask=elements.inside, other=0.0).to(F), 0.0)
     x_hat = tl.where(valid, (value - standardizer.mean[:, None]) * standardizer.scale[:, None], 0.0)
@@ -109,6 +110,7 @@ def gradient_of(
 
 @triton.jit
 def store_pair(pointer, half, at, present, of_weight, of_bias):
+    """Two sums, `half` elements apart."""
     tl.store(pointer + at, of_weight, mask=present)
     tl.store(pointer + half + at, of_bias, mask=present)
 
@@ -213,6 +215,31 @@ def sums_of_parts(sums, columns, all_columns, tile: tl.constexpr):
     return along, plain
 
 
+@triton.jit
+def means_over_cell(
+    along,
+    plain,
+    weight,
+    counts,
+    columns,
+    standardizer,
+    axes,
+    tile: tl.constexpr,
+    options: tl.constexpr,
+    F: tl.constexpr,
+):
+    """The sums of a cell's columns divided by its number of valid elements, the weight applied where it is not yet."""
+    if options.features == ALONG_CELL and weight is not None:
+        scaled = tl.load(weight + standardizer.first, mask=columns.exists, other=0.0)
+        along = along * scaled
+        plain = plain * scaled
+    if counts is not None:
+        count = tl.maximum(tl.load(counts + columns.cell, mask=columns.exists, other=1.0).to(F), 1.0)
+    else:
+        count = (tl.zeros([tile.k1 * tile.columns], F) + axes.r0) * axes.r1 * tile.used_columns
+    return sum_over_cell(along, tile) / count, sum_over_cell(plain, tile) / count
+
+
 @triton.jit(do_not_specialize=["k1", "cells", "all_columns", "half", "blocks"])
 def input_gradient(
     dy, dsum, x, mask, counts, mean_in, std_in, weight, bias, sums, features, dx,
@@ -265,16 +292,9 @@ def input_gradient(
             store_pair(features, half, at, columns.exists, along, plain)
         if dx is not None:
             if not FIXED:
-                if options.features == ALONG_CELL and weight is not None:
-                    scaled = tl.load(weight + standardizer.first, mask=columns.exists, other=0.0)
-                    along = along * scaled
-                    plain = plain * scaled
-                if counts is not None:
-                    count = tl.maximum(tl.load(counts + columns.cell, mask=columns.exists, other=1.0).to(F), 1.0)
-                else:
-                    count = (tl.zeros([tile.k1 * tile.columns], F) + axes.r0) * axes.r1 * tile.used_columns
-                along = sum_over_cell(along, tile) / count
-                plain = sum_over_cell(plain, tile) / count
+                along, plain = means_over_cell(
+                    along, plain, weight, counts, columns, standardizer, axes, tile, options, F
+                )
             for at0 in range(part.begin0, part.end0, tile.r0):
                 for at1 in range(part.begin1, part.end1, tile.r1):
                     if WALK != WALK_WHOLE:
