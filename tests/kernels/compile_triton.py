@@ -77,8 +77,10 @@ def main(targets: list[GPUTarget]) -> None:
     calls("... [c]", (4096, 768), torch.contiguous_format, torch.bfloat16)
     calls("... [c]", (64, 20000), torch.contiguous_format, torch.float64)
     calls("b c [...]", (2, 2, 400, 400), torch.contiguous_format, torch.float16)
-    for v, dim in ((torch.empty(64, 64, 3, 3), 0), (torch.empty(600, 600), None), (torch.empty(4, 50000), 0)):
-        g = torch.empty(1 if dim is None else v.shape[0])
+    sizes = ((64, 64, 3, 3), 0), ((600, 600), None), ((4, 50000), 0), ((700, 5, 3, 3), 1), ((6000, 5, 3, 3), 1)
+    for shape, dim in sizes:
+        v = torch.empty(shape)
+        g = torch.empty(1 if dim is None else shape[dim])
         _, length = weight.weight_norm(v, g, dim)
         weight.weight_norm_backward(v, v, g, length, dim)
     rows = torch.empty(4096, 1024, dtype=torch.bfloat16)

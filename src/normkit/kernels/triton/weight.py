@@ -9,7 +9,7 @@ import triton.language as tl
 
 from normkit.kernels.triton.constants import WALK_TWICE, WALK_WHOLE
 from normkit.kernels.triton.moments import sqrt
-from normkit.kernels.triton.tiles import columns_of, elements_of, part_of
+from normkit.kernels.triton.tiles import columns_of, elements_of, part_of, sum_over_cell
 
 
 class Length(NamedTuple):
@@ -38,7 +38,20 @@ def walked_length(v, columns, part, axes, tile: tl.constexpr, F: tl.constexpr):
         for at1 in range(part.begin1, part.end1, tile.r1):
             elements = elements_of(columns, part, at0, at1, axes, tile)
             length = with_tile(length, tl.load(v + elements.offset, mask=elements.inside, other=0.0).to(F))
-    return length
+    return merge_columns(length, tile)
+
+
+@triton.jit
+def merge_columns(length, tile: tl.constexpr):
+    """The lengths of cells from those of their columns."""
+    if tile.columns == 1:
+        return length
+    else:
+        largest = tl.max(tl.reshape(length.largest, [tile.k1, tile.columns]), 1)
+        largest = tl.broadcast_to(largest[:, None], [tile.k1, tile.columns])
+        largest = tl.reshape(largest, [tile.k1 * tile.columns])
+        shrink = length.largest / tl.where(largest > 0, largest, 1.0)
+        return Length(largest, sum_over_cell(length.squares * shrink * shrink, tile))
 
 
 @triton.jit(do_not_specialize=["k1", "cells"])
@@ -48,8 +61,9 @@ def part_lengths(v, parts, k1, cells, axes, tile: tl.constexpr):
     columns = columns_of(tl.program_id(0), k1, axes, tile)
     part = tl.program_id(1)
     length = walked_length(v, columns, part_of(part, axes), axes, tile, F)
-    tl.store(parts + part * cells + columns.cell, length.largest, mask=columns.exists)
-    tl.store(parts + (tl.num_programs(1) + part) * cells + columns.cell, length.squares, mask=columns.exists)
+    first = columns.exists & (columns.place == 0)
+    tl.store(parts + part * cells + columns.cell, length.largest, mask=first)
+    tl.store(parts + (tl.num_programs(1) + part) * cells + columns.cell, length.squares, mask=first)
 
 
 @triton.jit
@@ -76,14 +90,14 @@ def weight_norm(v, g, parts, w, length_out, k1, cells, axes, tile: tl.constexpr,
         elements = elements_of(columns, part, part.begin0, part.begin1, axes, tile)
         value = tl.load(v + elements.offset, mask=elements.inside, other=0.0).to(F)
         zero = tl.zeros([tile.k1 * tile.columns], F)
-        found = with_tile(Length(zero, zero), value)
+        found = merge_columns(with_tile(Length(zero, zero), value), tile)
     elif WALK == WALK_TWICE:
         found = walked_length(v, columns, part, axes, tile, F)
     else:
         found = length_of_parts(parts, columns, cells, tile)
     length = tl.where(found.largest > 0, found.largest * sqrt(found.squares), 1.0)
     if tl.program_id(1) == 0:
-        tl.store(length_out + columns.cell, length, mask=columns.exists)
+        tl.store(length_out + columns.cell, length, mask=columns.exists & (columns.place == 0))
     scale = tl.load(g + columns.cell, mask=columns.exists, other=0.0) / length
     for at0 in range(part.begin0, part.end0, tile.r0):
         for at1 in range(part.begin1, part.end1, tile.r1):
@@ -109,7 +123,7 @@ def walked_along(dw, v, length, columns, part, axes, tile: tl.constexpr, F: tl.c
             elements = elements_of(columns, part, at0, at1, axes, tile)
             direction, gradient = load_direction(dw, v, length, elements, F)
             total += gradient * direction
-    return tl.sum(total, 1)
+    return sum_over_cell(tl.sum(total, 1), tile)
 
 
 @triton.jit(do_not_specialize=["k1", "cells"])
@@ -120,7 +134,7 @@ def part_along(dw, v, length_in, parts, k1, cells, axes, tile: tl.constexpr):
     part = tl.program_id(1)
     length = tl.load(length_in + columns.cell, mask=columns.exists, other=1.0)
     along = walked_along(dw, v, length, columns, part_of(part, axes), axes, tile, F)
-    tl.store(parts + part * cells + columns.cell, along, mask=columns.exists)
+    tl.store(parts + part * cells + columns.cell, along, mask=columns.exists & (columns.place == 0))
 
 
 @triton.jit(do_not_specialize=["k1", "cells"])
@@ -133,7 +147,7 @@ def weight_norm_backward(dw, v, g, length_in, parts, dv, dg, k1, cells, axes, ti
     if WALK == WALK_WHOLE:
         elements = elements_of(columns, part, part.begin0, part.begin1, axes, tile)
         direction, gradient = load_direction(dw, v, length, elements, F)
-        along = tl.sum(gradient * direction, 1)
+        along = sum_over_cell(tl.sum(gradient * direction, 1), tile)
     elif WALK == WALK_TWICE:
         along = walked_along(dw, v, length, columns, part, axes, tile, F)
     else:
@@ -141,7 +155,7 @@ def weight_norm_backward(dw, v, g, length_in, parts, dv, dg, k1, cells, axes, ti
         present = columns.exists[:, None] & (each < tl.num_programs(1))[None, :]
         along = tl.sum(tl.load(parts + each[None, :] * cells + columns.cell[:, None], mask=present, other=0.0), 1)
     if tl.program_id(1) == 0:
-        tl.store(dg + columns.cell, along, mask=columns.exists)
+        tl.store(dg + columns.cell, along, mask=columns.exists & (columns.place == 0))
     scale = tl.load(g + columns.cell, mask=columns.exists, other=0.0) / length
     for at0 in range(part.begin0, part.end0, tile.r0):
         for at1 in range(part.begin1, part.end1, tile.r1):
