@@ -130,7 +130,8 @@ class Machine:
                 pytest.skip(f"no {program} here: apt install g++-aarch64-linux-gnu qemu-user clang")
         self.program = [*others[-1:], str(folder / name)]
         sources = [ROOT / "csrc" / "isa.cpp", Path(__file__).parent / "cross" / "harness.cpp"]
-        done = subprocess.run([compiler[0], *FLAGS, *compiler[1:], *sources, "-o", folder / name], capture_output=True, text=True)
+        command = [compiler[0], *FLAGS, *compiler[1:], *sources, "-o", folder / name]
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
     def run(self, jobs: list[Job], threads: int = 1) -> list[list[Tensor]]:
