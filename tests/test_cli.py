@@ -95,7 +95,7 @@ def test_errors_are_shown_as_text():
         "Error: no normalization is called 'group_nrom': did you mean 'group_norm'?\n"
     )
     assert run("draw", "b [c", code=2) == (
-        "Error: '[' is never closed\n    b [c\n      ^\nadd ']' behind the last axis it holds\n"
+        "Error: '[' is never closed\n    b [c\n      ^\nadd ']' after its last axis\n"
     )
     assert "'fr' is not one of 'en', 'zh'" in run("explain", "BN", "--lang", "fr", code=2)
 

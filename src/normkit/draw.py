@@ -1,7 +1,7 @@
 """The picture of a region: the cube of batch, channels and positions, with one region coloured.
 
-A picture is a string of SVG that needs nothing but itself. Lines and letters take the colour of the text around
-it, so that it can stand on light and dark pages alike. No torch.
+A picture is an SVG string that refers to no other file. Lines and letters have the colour of the text around it, so it
+suits light and dark pages. Imports no torch.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Point = tuple[float, float]
 _RISE = 0.5
 _RUN = math.sqrt(1 - _RISE**2)
 _MARGIN = 6.0
-# The width of a letter, amply: nothing here can measure a font.
+# An upper estimate of the width of a letter, since no font can be measured here.
 _LETTER = 8.5
-# Blue and orange are told apart under every kind of colour blindness. Each for the top, left and right face.
+# Blue and orange stay distinct with every kind of colour blindness. Shades of the top, left and right face.
 _SHADES = {"region": ("#4fa3d9", "#0072b2", "#00507d"), "centre": ("#ffc24d", "#e69f00", "#b37b00")}
 _PLAIN = ("0.04", "0.09", "0.16")
-# A file of its own has no text around it, so it brings the colour of its lines and letters.
+# A standalone file has no text around it, so it sets the colour of its lines and letters.
 _STYLE = (
     "<style>svg{color:#1f2328;font-family:system-ui,sans-serif}"
     "@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
@@ -37,7 +37,7 @@ _STYLE = (
 
 @dataclass(frozen=True)
 class _Picture:
-    """A drawing in a box of its own; a caption belongs below `middle`, where the cube is, not its letters."""
+    """A drawing and the size of its box. A caption belongs below `middle`, the middle of the cube without labels."""
 
     width: float
     height: float
@@ -47,7 +47,7 @@ class _Picture:
 
 @dataclass(frozen=True)
 class _Cuboid:
-    """Samples x channels x positions; `colour` names the shade of a cell, or "" for none."""
+    """Samples x channels x positions; `colour` gives the name of a cell's shade, or "" for none."""
 
     sizes: Cell
     labels: tuple[str, str, str]
@@ -55,7 +55,7 @@ class _Cuboid:
     side: float = 16.0
 
     def point(self, n: float, c: float, p: float) -> Point:
-        """Where a corner of a cell is seen: samples go to the right and back, channels to the left and back."""
+        """A corner of a cell on the page: samples go to the right and back, channels to the left and back."""
         return (n - c) * _RUN * self.side, (p - (n + c) * _RISE) * self.side
 
     def picture(self) -> _Picture:
@@ -67,13 +67,13 @@ class _Cuboid:
         left, right = self.point(0, c, 0)[0], self.point(n, 0, 0)[0]
         starts = [x - _LETTER * len(text) for x, _, text, anchor in labels if anchor == "end"]
         ends = [x + _LETTER * len(text) for x, _, text, anchor in labels if anchor == "start"]
-        before = _MARGIN + left - min([left, *starts])
-        above = _MARGIN - self.point(n, c, 0)[1]
+        to_cube = _MARGIN + left - min([left, *starts])
+        to_base = _MARGIN - self.point(n, c, 0)[1]
         return _Picture(
-            before + max([right, *ends]) - left + _MARGIN,
-            above + max([self.point(0, 0, p)[1], *(y for _, y, *_ in labels)]) + _MARGIN,
-            before + (right - left) / 2,
-            f'<g transform="translate({_number(before - left)} {_number(above)})">'
+            to_cube + max([right, *ends]) - left + _MARGIN,
+            to_base + max([self.point(0, 0, p)[1], *(y for _, y, *_ in labels)]) + _MARGIN,
+            to_cube + (right - left) / 2,
+            f'<g transform="translate({_number(to_cube - left)} {_number(to_base)})">'
             f"{''.join(self._faces())}{''.join(_text(*label) for label in labels)}</g>",
         )
 
@@ -88,7 +88,7 @@ class _Cuboid:
             quads: dict[str, list[str]] = {}
             for cell in cells:
                 quads.setdefault(self.colour(*cell), []).append(self._quad(cell, along, down))
-            # Plain cells first, or their lines would cut into the coloured ones.
+            # Plain cells come first, so that their lines do not cover coloured cells.
             for colour in sorted(quads):
                 yield f'<path {_paint(colour, face)} d="{"".join(quads[colour])}"/>'
 
@@ -102,20 +102,21 @@ class _Cuboid:
 def svg(subject: str, *, title: str | None = None, standalone: bool = False) -> str:
     """Draw the region of a method or a pattern.
 
-    The coloured cells share one mean and one variance; there are as many such regions as it takes to fill the
-    cube. The numbers of samples, channels and positions are for the eye, and so are sizes above 4.
+    The coloured cells share one mean and one variance; other regions of the
+    same form fill the rest of the cube. The numbers of samples, channels and positions are only for illustration; sizes
+    above 4 are drawn as 4.
 
     Args:
         subject: a name or alias from the catalog, or a pattern such as ``"b (g [c]) [...]"``.
-        title: what a screen reader says; None makes it from the subject.
-        standalone: for a file of its own, which then follows the light or dark mode of its reader; without, the
-            picture takes the colour of the text around it.
+        title: text for screen readers; None makes it from the subject.
+        standalone: True for a file, which then follows the light or dark mode of its reader; False for a part of a
+            page, in the colour of the text around it.
 
     Returns:
         One ``<svg>`` element.
 
     Raises:
-        PatternError: the pattern cannot be read; with a caret under the place.
+        PatternError: the pattern is wrong; a caret shows where.
         ArgumentError: no method of that name.
 
     >>> svg("b c [...]").startswith('<svg xmlns="http://www.w3.org/2000/svg" class="normkit-region"')
@@ -130,14 +131,14 @@ def row(subjects: Sequence[str], *, lang: str = "en", standalone: bool = False) 
 
     Args:
         subjects: as in `svg`.
-        lang: of the names, ``"en"`` or ``"zh"``.
+        lang: language of the names, ``"en"`` or ``"zh"``.
         standalone: as in `svg`.
 
     Returns:
         One ``<svg>`` element.
 
     Raises:
-        PatternError, ArgumentError: as in `svg`; also nothing to draw.
+        PatternError, ArgumentError: as in `svg`, and if there is nothing to draw.
 
     >>> picture = row(["batch_norm", "b [c] ..."], lang="zh")
     >>> "批归一化" in picture, "b [c] ..." in picture
@@ -146,24 +147,24 @@ def row(subjects: Sequence[str], *, lang: str = "en", standalone: bool = False) 
     if not subjects:
         raise ArgumentError("a row of pictures needs at least one name or pattern, got none: draw 'batch_norm'")
     found = [_look_up(subject) for subject in subjects]
-    tall = max(subject.picture.height for subject in found)
+    height = max(subject.picture.height for subject in found)
     body, x = "", 0.0
     for subject in found:
         picture = subject.picture
         spare = max(0.0, _LETTER * max(len(subject.name), len(subject.note)) - picture.width)
         body += (
             f'<g transform="translate({_number(x + spare / 2)} 0)">'
-            f'<g transform="translate(0 {_number(tall - picture.height)})">{picture.body}</g>'
-            f"{_text(picture.middle, tall + 20, subject.name.to(lang), 'middle', font_weight='600', font_size='14')}"
-            f"{_text(picture.middle, tall + 38, subject.note, 'middle', font_family='monospace', opacity='0.75')}</g>"
+            f'<g transform="translate(0 {_number(height - picture.height)})">{picture.body}</g>'
+            f"{_text(picture.middle, height + 20, subject.name.to(lang), 'middle', font_weight='600', font_size='14')}"
+            f"{_text(picture.middle, height + 38, subject.note, 'middle', font_family='monospace', opacity='0.75')}</g>"
         )
         x += picture.width + spare
-    return _document(_Picture(x, tall + 46, x / 2, body), "; ".join(subject.title for subject in found), standalone)
+    return _document(_Picture(x, height + 46, x / 2, body), "; ".join(subject.title for subject in found), standalone)
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is drawn: its picture, what stands below it, and what is said of it."""
+    """A picture, the name and the note below it, and its title for screen readers."""
 
     picture: _Picture
     name: Text
@@ -200,14 +201,14 @@ def _cube(region: Region) -> _Cuboid:
     features = [dim for dim in region.dims if Region((dim,)).has_features]
     others = [dim for dim in region.dims if dim not in features]
     samples = others[:1] if region.dims[0] not in features else []
-    # A leading ellipsis stands for samples and positions at once.
+    # A leading ellipsis means samples and positions at once.
     positions = others[len(samples) :] or [dim for dim in samples if dim[0].name == ELLIPSIS]
     roles = [[axis for dim in dims for axis in dim] for dims in (samples, features, positions)]
     sizes = [_sizes(axes, total) for axes, total in zip(roles, (4, 6, 4), strict=True)]
     labels = (_label(roles[0], "N"), "C" if features else "", _label(roles[2], "H·W"))
 
     def colour(*cell: int) -> str:
-        inside = all(_shares(*facts) for facts in zip(roles, sizes, cell, strict=True))
+        inside = all(_is_in_first(*role) for role in zip(roles, sizes, cell, strict=True))
         return "region" if inside else ""
 
     n, c, p = (math.prod(part) for part in sizes)
@@ -215,7 +216,7 @@ def _cube(region: Region) -> _Cuboid:
 
 
 def _sizes(axes: Sequence[Axis], total: int) -> list[int]:
-    """How many cells to draw for each axis: a small number that was given, else about `total` altogether."""
+    """How many cells to draw for each axis: its size in the pattern, at most 4; else about `total` for all axes."""
     parts = [0 if axis.size is None else min(axis.size, 4) for axis in axes]
     for index, part in enumerate(parts):
         if not part:
@@ -224,8 +225,8 @@ def _sizes(axes: Sequence[Axis], total: int) -> list[int]:
     return parts
 
 
-def _shares(axes: Sequence[Axis], sizes: Sequence[int], index: int) -> bool:
-    """Whether a place along a role belongs to the region at its start: there every kept axis is at 0."""
+def _is_in_first(axes: Sequence[Axis], sizes: Sequence[int], index: int) -> bool:
+    """Whether an index along a role is in the first region, in which every kept axis has index 0."""
     for axis, size in zip(reversed(axes), reversed(sizes), strict=True):
         index, place = divmod(index, size)
         if place and not axis.reduced:
@@ -257,7 +258,7 @@ def _filter() -> _Picture:
 def _weight_norm() -> _Picture:
     """One filter of a convolution's weight, and the same filter as an arrow: a direction and a length."""
     weight = _filter()
-    height = _local_response_norm().height  # as tall as the cubes it stands beside
+    height = _local_response_norm().height  # as tall as the cubes next to it
     radius, length, angle = 40.0, 72.0, math.radians(-62)
     across, down = math.cos(angle), math.sin(angle)
     x, y = weight.width + radius, height / 2 + 20
@@ -280,7 +281,7 @@ _WITHOUT_REGION: dict[str, tuple[str, Callable[[], _Picture]]] = {
     "weight_norm": ("w = g * v / ‖v‖", _weight_norm),
     "weight_standardization": ("w = (v - mean) / std", _filter),
 }
-"""What stands below the picture in place of a pattern, and the picture."""
+"""For methods without a pattern: the note below the picture, and the picture."""
 
 
 def _arrow(start: Point, end: Point, colour: str) -> str:
@@ -321,5 +322,5 @@ def _document(picture: _Picture, title: str, standalone: bool) -> str:
 
 
 def _number(value: float) -> str:
-    """With at most one decimal; a picture is the same text on every machine."""
+    """The number with at most one decimal, so that a picture is the same text on every machine."""
     return f"{round(value, 1) + 0.0:g}"

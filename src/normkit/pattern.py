@@ -1,8 +1,8 @@
-"""A region written as text: what stands in brackets shares one mean and variance.
+"""A region written as text. Elements share one mean and variance along the axes in brackets.
 
-``"b (g [c]) [...]"`` reads: the first dimension is kept, the second is ``g`` groups of ``c``
-channels of which the channels are reduced, and all further dimensions are reduced: group norm.
-This module knows text only; sizes come in `Region.levels`, memory in `normkit.plan`.
+``"b (g [c]) [...]"`` is group norm: the first dimension is kept; the second has ``g`` groups of ``c`` channels, and the
+channels are reduced; all further dimensions are reduced. This module knows text only. `Region.levels` adds the sizes
+of a tensor, and `normkit.plan` its memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TOKEN = re.compile(r"\.\.\.|[A-Za-z_]\w*(?:=\w*)?|[()\[\]]|\S")
 
 @dataclass(frozen=True)
 class Axis:
-    """One name of a pattern: reduced if it stands in brackets; `size` where the text or `bind` gives it."""
+    """One name of a pattern, reduced if it is in brackets; `size` is None unless the text or `bind` gives it."""
 
     name: str
     reduced: bool
@@ -40,7 +40,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Region:
-    """A parsed pattern: one tuple of axes for each dimension; ``...`` stands for any number of dimensions.
+    """A parsed pattern: one tuple of axes for each dimension; ``...`` means any number of dimensions.
 
     Weight and bias vary over the *features*: every dimension that holds an axis whose name starts with ``c``.
 
@@ -71,11 +71,15 @@ class Region:
 
     @property
     def has_features(self) -> bool:
-        """Whether some axis is a channel axis, so that there can be a weight."""
+        """Whether the pattern has a channel axis, without which there is no weight."""
         return any(_is_feature(dim) for dim in self.dims)
 
     def bind(self, **sizes: int) -> Region:
-        """The same region with the size of some axes fixed; an unknown axis or a size below 1 is an error."""
+        """The same region with the sizes of some axes fixed.
+
+        Raises:
+            ArgumentError: the pattern has no such axis, or the size is below 1.
+        """
         sizes = {name: whole_number(f"the size of axis {name!r}", size) for name, size in sizes.items()}
         for name, size in sizes.items():
             if name not in {axis.name for axis in self.axes if axis.name != ELLIPSIS}:
@@ -89,17 +93,17 @@ class Region:
         return Region(dims)
 
     def levels(self, shape: Sequence[int]) -> tuple[Level, ...]:
-        """The axes on a tensor of this shape, outermost first, with every size known."""
-        spread = self._spread(shape)
+        """The axes of a tensor of this shape, outermost first, with all sizes."""
+        dims = self._dims_of(shape)
         out: list[Level] = []
-        for index, (dim, size) in enumerate(zip(spread, shape, strict=True)):
+        for index, (dim, size) in enumerate(zip(dims, shape, strict=True)):
             feature = _is_feature(dim)
             for axis, part in zip(dim, self._sizes(dim, size, shape), strict=True):
                 out.append(Level(axis.name, index, part, axis.reduced, feature))
         return tuple(out)
 
-    def _spread(self, shape: Sequence[int]) -> list[tuple[Axis, ...]]:
-        """One entry for each dimension of `shape`, the ellipsis repeated as often as needed."""
+    def _dims_of(self, shape: Sequence[int]) -> list[tuple[Axis, ...]]:
+        """The axes of each dimension of `shape`, those of the ellipsis as often as needed."""
         named = [dim for dim in self.dims if dim[0].name != ELLIPSIS]
         extra = len(shape) - len(named)
         if extra < 0 or (extra > 0 and len(named) == len(self.dims)):
@@ -114,6 +118,7 @@ class Region:
         return out
 
     def _sizes(self, dim: tuple[Axis, ...], size: int, shape: Sequence[int]) -> list[int]:
+        """The sizes of the axes of one dimension; one of them may be unknown."""
         known = math.prod([axis.size for axis in dim if axis.size is not None])
         free = [axis for axis in dim if axis.size is None]
         if len(free) > 1:
@@ -141,22 +146,22 @@ def _bracketed(axis: Axis) -> str:
     return f"[{text}]" if axis.reduced else text
 
 
-# A plain dictionary, because torch.compile warns of functools' caches.
+# A plain dictionary, because torch.compile warns about the caches of functools.
 _PARSED: dict[str, Region] = {}
 
 
 def parse(pattern: str) -> Region:
-    """Read a pattern; a wrong one raises `PatternError` with a caret under the place.
+    """Read a pattern; the error for a wrong one has a caret under the place.
 
     Args:
         pattern: names, ``...`` (at most once), ``(a b)`` for one dimension made of several axes,
-            ``[ ]`` round what is reduced, ``name=8`` for an axis of known size.
+            ``[ ]`` around axes that are reduced, ``name=8`` for an axis of known size.
 
     Returns:
         The region.
 
     Raises:
-        PatternError: with the rule, the place and the remedy.
+        PatternError: the pattern is wrong; the text has the rule, the place and the remedy.
 
     >>> [axis.name for axis in parse("b [c ...]").axes if axis.reduced]
     ['c', '...']
@@ -175,7 +180,7 @@ def bound(pattern: str | Region, sizes: Mapping[str, int]) -> Region:
 
 
 class _Reader:
-    """Reads one pattern from left to right; remembers where each bracket was opened."""
+    """Reads one pattern from left to right, and remembers the position of each open bracket."""
 
     def __init__(self, pattern: str) -> None:
         if not isinstance(pattern, str):
@@ -200,20 +205,20 @@ class _Reader:
                 self.axis(word, at)
         if self.open:
             mark, at = self.open[-1]
-            raise self.fail(at, f"'{mark}' is never closed", f"add '{_CLOSER[mark]}' behind the last axis it holds")
+            raise self.fail(at, f"'{mark}' is never closed", f"add '{_CLOSER[mark]}' after its last axis")
         if not self.dims:
             raise self.fail(0, "a pattern names at least one axis", "write for instance 'b c [...]'")
         if not any(axis.reduced for dim in self.dims for axis in dim):
             raise self.fail(
                 0,
-                "nothing stands in brackets, so nothing shares a mean",
-                "bracket what is reduced: 'b c [...]'",
+                "no axis is in brackets, so no elements share a mean",
+                "put the axes that are reduced in brackets: 'b c [...]'",
             )
         return Region(tuple(self.dims))
 
     def enter(self, mark: str, at: int) -> None:
         if any(mark == other for other, _ in self.open):
-            raise self.fail(at, f"'{mark}' cannot stand inside another '{mark}'", f"remove this '{mark}'")
+            raise self.fail(at, f"'{mark}' cannot be inside another '{mark}'", f"remove this '{mark}'")
         self.open.append((mark, at))
         if mark == "(":
             self.group = []
@@ -229,7 +234,7 @@ class _Reader:
                 f"close that first: '{_CLOSER[opened]}'",
             )
         if self.pattern[opened_at + 1 : at].strip() == "":
-            raise self.fail(opened_at, f"'{opened}{mark}' is empty", "put an axis into it, or remove it")
+            raise self.fail(opened_at, f"'{opened}{mark}' is empty", "put an axis in it, or remove it")
         if mark == ")":
             assert self.group is not None
             self.dims.append(tuple(self.group))
@@ -240,11 +245,13 @@ class _Reader:
         reduced = any(mark == "[" for mark, _ in self.open)
         if name == ELLIPSIS:
             if self.group is not None:
-                raise self.fail(at, "'...' stands for whole dimensions, so not inside '( )'", "name the axis")
+                raise self.fail(at, "'...' means whole dimensions, so it cannot be inside '( )'", "name the axis")
         elif not name.isidentifier():
-            raise self.fail(at, f"{word!r} is no axis", "an axis is a name such as b, c or h, perhaps with a size: g=8")
+            raise self.fail(
+                at, f"{word!r} is not an axis", "an axis is a name such as b, c or h, perhaps with a size: g=8"
+            )
         if name in self.seen:
-            raise self.fail(at, f"axis {name!r} stands there twice", "give the second one another name")
+            raise self.fail(at, f"axis {name!r} is named twice", "give the second one another name")
         self.seen.add(name)
         if "=" in word and (not size.isdecimal() or int(size) < 1):
             raise self.fail(

@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 from normkit.kernels import devices, operator, weight
 from normkit.kernels.backend import QuantizeCall, Want
 from normkit.kernels.formula import Arguments
-from normkit.kernels.triton import launch
+from normkit.kernels.triton import device, launch
 from normkit.pattern import parse
 
 TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8"}
@@ -27,17 +27,27 @@ TYPES |= {torch.float8_e4m3fn: "fp8e4nv"}
 
 def source(kernel: Any, pointers: tuple[Any, ...], rest: tuple[Any, ...]) -> ASTSource:
     """The form of a kernel that Triton would choose for these arguments."""
-    signature, constants, hints = {}, {}, {}
-    for place, (parameter, value) in enumerate(zip(kernel.params, (*pointers, *rest), strict=True)):
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
-            signature[parameter.name], constants[(place,)] = "constexpr", value
-        elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
-        else:
-            number = isinstance(value, int)
-            signature[parameter.name] = ("i32" if value < 2**31 else "i64") if number else "*" + TYPES[value.dtype]
-            if not number or value % 16 == 0:
-                hints[(place,)] = [["tt.divisibility", 16]]
+    constants: dict[tuple[int, ...], Any] = {}
+    hints: dict[tuple[int, ...], Any] = {}
+
+    def kind(value: Any, path: tuple[int, ...], constant: bool, special: bool) -> Any:
+        if constant or value is None or (special and value is not True and isinstance(value, int) and value == 1):
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, tuple):
+            # Triton makes no exceptions for members of a tuple.
+            return type(value)(*(kind(member, (*path, place), False, True) for place, member in enumerate(value)))
+        if isinstance(value, float):
+            return "fp32"
+        number = isinstance(value, int)
+        if not number or (special and value % 16 == 0):
+            hints[path] = [["tt.divisibility", 16]]
+        return ("i32" if value < 2**31 else "i64") if number else "*" + TYPES[value.dtype]
+
+    signature = {
+        parameter.name: kind(value, (place,), parameter.is_constexpr, not parameter.do_not_specialize)
+        for place, (parameter, value) in enumerate(zip(kernel.params, (*pointers, *rest), strict=True))
+    }
     return ASTSource(kernel, signature, constants, hints)
 
 
@@ -58,7 +68,7 @@ def main(targets: list[GPUTarget]) -> None:
             print(kernel.__name__, target.backend, warps, *wide)
 
     launch.launch = compiled
-    launch._units = lambda device: 528
+    device.programs = lambda _: 528
     kernels = devices.triton_kernels()
     devices.kernels_on = lambda device: kernels
     for pattern in ("[b] c [...]", "b (g=8 [c]) [...]", "b [c] ...", "b [c ...]", "[b] (g [c=2]) [...]"):
@@ -67,8 +77,10 @@ def main(targets: list[GPUTarget]) -> None:
     calls("... [c]", (4096, 768), torch.contiguous_format, torch.bfloat16)
     calls("... [c]", (64, 20000), torch.contiguous_format, torch.float64)
     calls("b c [...]", (2, 2, 400, 400), torch.contiguous_format, torch.float16)
-    for v, dim in ((torch.empty(64, 64, 3, 3), 0), (torch.empty(600, 600), None), (torch.empty(4, 50000), 0)):
-        g = torch.empty(1 if dim is None else v.shape[0])
+    sizes = ((64, 64, 3, 3), 0), ((600, 600), None), ((4, 50000), 0), ((700, 5, 3, 3), 1), ((6000, 5, 3, 3), 1)
+    for shape, dim in sizes:
+        v = torch.empty(shape)
+        g = torch.empty(1 if dim is None else shape[dim])
         _, length = weight.weight_norm(v, g, dim)
         weight.weight_norm_backward(v, v, g, length, dim)
     rows = torch.empty(4096, 1024, dtype=torch.bfloat16)

@@ -1,19 +1,44 @@
-"""The Triton kernels in place of those for the tests' device: a GPU, or else the CPU through Triton's interpreter."""
+"""What tests of the Triton kernels share. They run on a GPU, or else on the CPU in Triton's interpreter."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
 
-from normkit.kernels import devices, fastpath, layout
+from normkit.kernels import devices, fastpath, formula, layout, operator
+from normkit.kernels.backend import Want
+from normkit.kernels.dtypes import arithmetic_dtype
+from normkit.kernels.formula import Arguments
+from normkit.kernels.triton.schedule import Schedule
+from normkit.pattern import parse
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
+
+marks = [pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")]  # Triton 3.6's
+if DEVICE == "cuda":
+    marks.append(pytest.mark.gpu)
+
+PATTERNS = {
+    "batch": "[b] c [...]",
+    "instance": "b c [...]",
+    "group": "b (g=2 [c]) [...]",
+    "image": "b [c ...]",
+    "pixel": "b [c] ...",
+    "all": "[...]",
+    "rows": "... [c]",
+    "mixed": "[b] (g [c=2]) [...]",
+}
+SHAPES = [(3, 8, 5, 7), (2, 6, 40, 33), (2, 130, 3, 5), (1, 4, 150, 150)]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +55,58 @@ def by_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     layout.forget_plans()
     torch.set_default_device(None)
+
+
+def draw(*sizes: int, dtype: torch.dtype = torch.float32, layout: torch.memory_format = LAYOUTS[0]) -> Tensor:
+    return torch.randn(sizes, device=DEVICE).to(dtype).contiguous(memory_format=layout)
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """In units of the largest entry, at least 1."""
+    return ((got.double().cpu() - want.double().cpu()).abs().max() / max(1.0, want.abs().max().item())).item()
+
+
+def exact(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The same on a CPU in float64, where the definition is the oracle."""
+    return [None if t is None else t.detach().double().cpu() for t in tensors]
+
+
+def last_schedule() -> Schedule:
+    from normkit.kernels.triton import launch
+
+    return list(launch._schedules.values())[-1]
+
+
+def check(
+    pattern: str,
+    shape: tuple[int, ...],
+    layout: torch.memory_format,
+    dtype: torch.dtype,
+    affine: bool,
+    center: bool = True,
+) -> None:
+    """One call forward and backward against the definition in float64."""
+    x = 2 * draw(*shape, layout=layout) + 3 * draw(1, shape[1], 1, 1)
+    x = x.to(dtype).contiguous(memory_format=layout)
+    features = math.prod(level.size for level in parse(pattern).levels(shape) if level.feature)
+    stat = arithmetic_dtype(dtype)
+    w, b = (draw(features, dtype=stat), draw(features, dtype=stat)) if affine else (None, None)
+    dy = draw(*shape, dtype=dtype, layout=layout)
+    call = Arguments(x, w, b, pattern, 1e-5, center)
+    y, _, mean, std = operator.norm(call)
+    assert torch.equal(operator.norm(call, moments=False).y, y)
+    grads = operator.norm_backward(dy, call._replace(mean=mean, var=std), False, Want(True, affine, affine))
+    got = (y, mean, std, *grads)
+    xe, we, be, dye = exact(x, w, b, dy)
+    call = Arguments(xe, we, be, pattern, 1e-5, center)
+    y64, _, *moments64 = formula.norm(call)
+    want = (y64, *moments64, *formula.norm_backward(dye, call, False))
+    assert y.stride() == got[3].stride() == x.stride()
+    assert y.dtype == got[3].dtype == dtype
+    # What rounding the mean does to y and to all gradients; those are sums, too, of up to 90 000 terms.
+    far = 1 + ((want[1].abs() if center else 0 * want[2]) / (want[2].square() + 1e-5).sqrt()).max().item()
+    eps, fine = torch.finfo(dtype).eps, torch.finfo(stat).eps
+    units = (4 * far * eps, 4 * fine, 4 * fine, 16 * far * eps, 16 * far * fine, 16 * far * fine)
+    for one, other, bound in zip(got, want, units, strict=True):
+        if one is not None and one.numel():
+            assert error(one, other) <= bound, (error(one, other) / bound, str(last_schedule()))

@@ -1,95 +1,38 @@
-"""The GPU kernels: every kernel and flag against the definition, on a GPU where there is one, else interpreted."""
+"""The norms of the GPU kernels: every walk and flag against the definition, on a GPU or interpreted."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from interpreted import DEVICE, by_triton  # noqa: F401
+from interpreted import (
+    DEVICE,
+    DTYPES,
+    LAYOUTS,
+    PATTERNS,
+    SHAPES,
+    by_triton,  # noqa: F401
+    check,
+    draw,
+    error,
+    exact,
+    marks,
+)
 from torch import Tensor
 
 import contract
 from cases import CASES
-from normkit import functional
 from normkit.errors import ShapeError
-from normkit.functional.call.running import Running, update
-from normkit.kernels import formula, operator, weight
+from normkit.kernels import formula, operator
 from normkit.kernels.backend import Want
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import ACTIVATIONS, Arguments
-from normkit.kernels.layout import forget_plans, plan_of
-from normkit.kernels.triton import launch
-from normkit.kernels.triton.schedule import Features, Schedule, Walk, schedule
+from normkit.kernels.triton import schedule
 from normkit.pattern import parse
 
-pytestmark = [pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")]  # Triton 3.6's
-if DEVICE == "cuda":
-    pytestmark.append(pytest.mark.gpu)
-
-PATTERNS = {
-    "batch": "[b] c [...]",
-    "instance": "b c [...]",
-    "group": "b (g=2 [c]) [...]",
-    "image": "b [c ...]",
-    "pixel": "b [c] ...",
-    "all": "[...]",
-    "rows": "... [c]",
-    "mixed": "[b] (g [c=2]) [...]",
-}
-SHAPES = [(3, 8, 5, 7), (2, 6, 40, 33), (2, 130, 3, 5), (1, 4, 150, 150)]
-LAYOUTS = [torch.contiguous_format, torch.channels_last]
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-
-
-def draw(*sizes: int, dtype: torch.dtype = torch.float32, layout: torch.memory_format = LAYOUTS[0]) -> Tensor:
-    return torch.randn(sizes, device=DEVICE).to(dtype).contiguous(memory_format=layout)
-
-
-def error(got: Tensor, want: Tensor) -> float:
-    """In units of the largest entry, at least 1."""
-    return ((got.double().cpu() - want.double().cpu()).abs().max() / max(1.0, want.abs().max().item())).item()
-
-
-def exact(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The same on a CPU in float64, where the definition is the oracle."""
-    return [None if t is None else t.detach().double().cpu() for t in tensors]
-
-
-def last_schedule() -> Schedule:
-    return list(launch._schedules.values())[-1]
-
-
-def check(pattern, shape, layout, dtype, affine, center=True):
-    x = 2 * draw(*shape, layout=layout) + 3 * draw(1, shape[1], 1, 1)
-    x = x.to(dtype).contiguous(memory_format=layout)
-    features = math.prod(level.size for level in parse(pattern).levels(shape) if level.feature)
-    stat = arithmetic_dtype(dtype)
-    w, b = (draw(features, dtype=stat), draw(features, dtype=stat)) if affine else (None, None)
-    dy = draw(*shape, dtype=dtype, layout=layout)
-    call = Arguments(x, w, b, pattern, 1e-5, center)
-    y, _, mean, std = operator.norm(call)
-    assert torch.equal(operator.norm(call, moments=False).y, y)
-    grads = operator.norm_backward(dy, call._replace(mean=mean, var=std), False, Want(True, affine, affine))
-    got = (y, mean, std, *grads)
-    xe, we, be, dye = exact(x, w, b, dy)
-    call = Arguments(xe, we, be, pattern, 1e-5, center)
-    y64, _, *moments64 = formula.norm(call)
-    want = (y64, *moments64, *formula.norm_backward(dye, call, False))
-    assert y.stride() == got[3].stride() == x.stride()
-    assert y.dtype == got[3].dtype == dtype
-    # What rounding the mean does to y and to all gradients; those are sums, too, of up to 90 000 terms.
-    far = 1 + ((want[1].abs() if center else 0 * want[2]) / (want[2].square() + 1e-5).sqrt()).max().item()
-    eps, fine = torch.finfo(dtype).eps, torch.finfo(stat).eps
-    units = (4 * far * eps, 4 * fine, 4 * fine, 16 * far * eps, 16 * far * fine, 16 * far * fine)
-    for one, other, bound in zip(got, want, units, strict=True):
-        if one is not None and one.numel():
-            assert error(one, other) <= bound, (error(one, other) / bound, str(last_schedule()))
+pytestmark = marks
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -102,26 +45,8 @@ def test_kernels_give_what_the_definition_gives(pattern, layout, shape):
         check(PATTERNS[pattern], shape, layout, dtype, affine=index != 2, center=index != 3)
 
 
-def test_that_covers_every_way_to_walk_and_to_add_up():
-    seen = set()
-    for pattern, shape, layout in itertools.product(PATTERNS.values(), SHAPES, LAYOUTS):
-        x = torch.empty(shape).contiguous(memory_format=layout)
-        s = schedule(*_numbers(pattern, x))
-        seen |= {(s.walk, s.along), s.features, ("columns", s.c > 1)}
-    assert {walk for walk, _ in filter(lambda one: isinstance(one, tuple), seen)} >= set(Walk) - {Walk.GIVEN}
-    assert seen >= {(walk, Features.CELL) for walk in (Walk.WHOLE, Walk.TWICE, Walk.PARTS)}
-    assert seen >= {(walk, Features.R0) for walk in (Walk.WHOLE, Walk.TWICE)}
-    assert seen >= {(walk, Features.R1) for walk in (Walk.WHOLE, Walk.TWICE)}
-    assert seen >= {Features.APART, ("columns", True)}
-
-
-def _numbers(pattern: str, x: Tensor) -> tuple[tuple[int, int, int, int], int, int]:
-    plan = plan_of(pattern, x.shape, x.stride())
-    return plan.view, plan.period, plan.inner
-
-
 def test_offsets_of_64_bits(monkeypatch):
-    monkeypatch.setattr(launch, "FAR", 0)
+    monkeypatch.setattr(schedule, "FAR", 0)
     for pattern, layout in itertools.product(("batch", "group", "rows", "mixed", "all"), LAYOUTS):
         check(PATTERNS[pattern], SHAPES[1], layout, torch.float32, affine=True)
 
@@ -226,85 +151,6 @@ def test_activations_agree_with_torch_everywhere(activation):
         assert ((dx.double().cpu() - slope).abs() / scale)[away].max() <= 16 * eps
 
 
-# Weights, running statistics -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("shape", "dim"),
-    [((16, 8, 3, 3), 0), ((40, 300), 0), ((30, 50), 1), ((150, 150), None), ((400, 400), None), ((2, 40000), 0)],
-)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_weight_norm(shape, dim, dtype):
-    v = (draw(*shape) * torch.tensor(1e-3 if dtype is torch.float16 else 1e18)).to(dtype)
-    v.view(-1)[0] = 0
-    if dim == 0:
-        v[1] = 0
-    kept = 1 if dim is None else shape[dim]
-    g, dw = draw(kept, dtype=arithmetic_dtype(dtype)), draw(*shape, dtype=dtype)
-    w, length = weight.weight_norm(v, g, dim)
-    dv, dg = weight.weight_norm_backward(dw, v, g, length, dim)
-    ve, ge, dwe = exact(v, g, dw)
-    shaped = ge.view([1 if d != dim else -1 for d in range(len(shape))]) if dim is not None else ge.reshape(())
-    want = weight._reference(ve, shaped, dim)
-    wants = weight._gradients(dwe, ve, shaped, dim)
-    eps = torch.finfo(dtype).eps
-    lengths = weight._length(ve, dim).reshape(-1)
-    lengths = torch.where(lengths > 0, lengths, 1)
-    assert (length.double().cpu() / lengths - 1).abs().max() <= 1e-6
-    assert error(w, want) <= 2 * eps
-    largest = wants[0].abs().max().item()
-    assert error(dv / largest, wants[0] / largest) <= 16 * eps
-    assert error(dg, wants[1].reshape(-1)) <= 64 * torch.finfo(g.dtype).eps
-
-
-@pytest.mark.parametrize("samples", [1, 3])
-def test_running_statistics(samples):
-    channels = 300
-    mean, std = draw(samples * channels), draw(samples * channels).abs()
-    mean[5], std[7] = torch.nan, torch.inf
-    old = (draw(channels), draw(channels).abs())
-    moved, expected = [t.clone() for t in old], [t.clone().cpu() for t in old]
-    update(Running(*moved, 20, 0.3), mean, std)
-    m, v = mean.view(samples, -1).mean(0).cpu(), (std.square() * 20 / 19).view(samples, -1).mean(0).cpu()
-    finite = m.isfinite() & v.isfinite()
-    assert finite.sum() == channels - 2
-    for got, first, new in zip(moved, expected, (m, v), strict=True):
-        torch.testing.assert_close(got.cpu(), torch.where(finite, first.lerp(new, 0.3), first))
-
-
-def rounded_by_torch(values, _, output_dtype, rounding_mode):
-    assert "RTNE" in str(rounding_mode)
-    kinds = {"fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2}
-    return torch.from_numpy(values).to(kinds[str(output_dtype)]).view(torch.uint8).numpy()
-
-
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-@pytest.mark.parametrize("given", [False, True])
-def test_rows_in_eight_bits(monkeypatch, dtype, given):
-    if DEVICE == "cpu":
-        # The interpreter loses a carry when it rounds to 8 bits: 63 becomes 32.
-        monkeypatch.setattr("triton.runtime.interpreter._convert_float", rounded_by_torch)
-    for length in (7, 300):
-        x, w, b = draw(5, 3, length), draw(length), draw(length)
-        scale = torch.tensor(0.01, device=DEVICE) if given else None
-        y, own = functional.quantized_layer_norm(x, w, b, dtype=dtype, scale=scale)
-        want = torch.nn.functional.layer_norm(x, (length,), w, b)
-        want = want.clamp(-own * torch.finfo(dtype).max, own * torch.finfo(dtype).max)
-        assert y.shape == x.shape
-        assert y.dtype == dtype
-        assert own.shape == (() if given else (5, 3, 1))
-        # Half a unit of the format's last place; the smallest numbers have a fixed one.
-        step = torch.finfo(dtype)
-        bound = (want.abs() * step.eps / 2 + own * step.smallest_normal * step.eps) * 1.01 + 1e-6
-        assert ((y.float() * own - want).abs() <= bound).all()
-        if not given:
-            assert torch.equal(y.float().abs().amax(-1), torch.full((5, 3), step.max, device=DEVICE))
-    rms, own = functional.quantized_rms_norm(x, w, dtype=dtype)
-    assert (
-        (rms.float() * own - torch.nn.functional.rms_norm(x, (length,), w, 1e-6)).abs() <= 0.1 * own * step.max
-    ).all()
-
-
 # Promises --------------------------------------------------------------------------------------------------
 
 
@@ -366,61 +212,6 @@ def test_a_weight_of_another_length_is_refused():
         operator.norm(Arguments(x, w, None, "[b] c [...]", 1e-5, True))
     with pytest.raises(ShapeError, match="std must have 8 elements for this region, got 7"):
         operator.norm(Arguments(x, None, None, "[b] c [...]", 1e-5, True, draw(8), w))
-
-
-def test_schedules_say_what_they_do():
-    s: Schedule = schedule((1, 32, 64, 12544), 64, 12544)
-    assert str(s) == "region 32 x 12544, tile 1 x 1 x 2048, cut into 11 x 1, 4 warps"
-    assert str(schedule((8192, 1, 1, 768), 768, 1)) == "region 1 x 768, tile 1 x 1 x 1024, read once, 2 warps"
-
-
-@pytest.mark.parametrize("target", ["cuda:90", pytest.param("hip:gfx942", marks=pytest.mark.slow)])
-def test_every_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path, target):
-    """The interpreter takes more than the compiler does."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", Path(__file__).parent / "compile_triton.py", target],
-        env={**environment, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert {name for name, *_ in lines} == {
-        "feature_sums", "input_gradient", "move_running", "normalize", "part_along", "part_lengths", "part_moments",
-        "part_sums", "quantize", "weight_norm", "weight_norm_backward",
-    }  # fmt: skip
-    if target == "cuda:90":
-        # Memory is read and written in words of 16 bytes: a kernel's first form is that of fp32, side by side.
-        first = {name: int(wide) for name, _, _, wide, _ in reversed(lines)}
-        assert first["normalize"] >= 8
-        assert first["input_gradient"] >= 8
-
-
-def test_tuned_schedules_are_measured_once_and_right(monkeypatch, tmp_path):
-    monkeypatch.setenv("NORMKIT_AUTOTUNE", "1")
-    monkeypatch.setenv("NORMKIT_CACHE", str(tmp_path / "new"))
-    tried = []
-
-    def bench(call):
-        call()
-        tried.append(last_schedule())
-        return -len(tried)  # the last of them is the best
-
-    monkeypatch.setattr(launch, "_bench", bench)
-    for pattern, shape in (("batch", (4, 2, 60, 70)), ("rows", (6, 8, 5, 7))):
-        check(PATTERNS[pattern], shape, LAYOUTS[0], torch.float32, affine=True)
-    chunks = {s.br0 * s.br1 for s in tried}
-    assert len(tried) > 4
-    assert len({s.warps for s in tried}) > 2
-    assert len(chunks) > 2
-    used = last_schedule()
-    count = len(tried)
-    forget_plans()
-    check(PATTERNS["rows"], (6, 8, 5, 7), LAYOUTS[0], torch.float32, affine=True)
-    assert len(tried) == count
-    assert last_schedule() == used
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")

@@ -64,7 +64,7 @@ def test_text_copies_and_initial_values():
     ("arguments", "keywords", "error", "says"),
     [
         (("b [c", 6), {}, PatternError, r"(?s)never closed\n    b \[c\n      \^"),
-        (("b c ...", 6), {}, PatternError, "nothing stands in brackets"),
+        (("b c ...", 6), {}, PatternError, "no axis is in brackets"),
         (("b c [...]",), {}, ArgumentError, "needs num_features for its weight, got None: .*affine=False"),
         (("b (g [c]) [...]", 6), {}, ArgumentError, "write 'g=8', or give num_groups"),
         (("b (g [c]) [...]",), {"affine": False}, ArgumentError, "write 'g=8', or give num_groups"),

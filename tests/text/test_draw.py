@@ -162,7 +162,7 @@ def test_a_title_is_text():
 def test_names_of_several_words_and_patterns_are_told_apart():
     assert draw.svg("group normalization") == draw.svg("GN")
     assert "Batch norm" not in draw.svg("[b] n")
-    with pytest.raises(PatternError, match="bracket what is reduced"):
+    with pytest.raises(PatternError, match="put the axes that are reduced in brackets"):
         draw.svg("b c h")
     with pytest.raises(PatternError, match=r"is never closed\n    b \[c\n      \^"):
         draw.svg("b [c")

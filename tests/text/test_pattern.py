@@ -1,4 +1,4 @@
-"""The text of a region: what it says, and how a wrong one is told so."""
+"""Patterns as text: what they mean, and the errors for wrong ones."""
 
 import pytest
 from hypothesis import given
@@ -37,19 +37,19 @@ def test_axes_know_whether_they_are_reduced():
     ("text", "caret", "words"),
     [
         ("b (g [c) [...]", 7, "')' cannot close the '['"),
-        ("b c ...", 0, "nothing stands in brackets"),
+        ("b c ...", 0, "no axis is in brackets"),
         ("b [c", 2, "'[' is never closed"),
         ("b (c", 2, "'(' is never closed"),
         ("b c]", 3, "']' closes nothing"),
-        ("b (g ... [c])", 5, "not inside '( )'"),
-        ("b c [c]", 5, "axis 'c' stands there twice"),
-        ("b ... [...]", 7, "axis '...' stands there twice"),
+        ("b (g ... [c])", 5, "cannot be inside '( )'"),
+        ("b c [c]", 5, "axis 'c' is named twice"),
+        ("b ... [...]", 7, "axis '...' is named twice"),
         ("b c=x [h]", 2, "the size of axis 'c'"),
         ("b c=0 [h]", 2, "the size of axis 'c'"),
         ("", 0, "names at least one axis"),
         ("b [ ] c", 2, "'[]' is empty"),
-        ("b ((g c) [d])", 3, "'(' cannot stand inside another '('"),
-        ("b c% [d]", 3, "'%' is no axis"),
+        ("b ((g c) [d])", 3, "'(' cannot be inside another '('"),
+        ("b c% [d]", 3, "'%' is not an axis"),
     ],
 )
 def test_a_wrong_pattern_is_shown_with_a_caret(text, caret, words):
@@ -67,7 +67,7 @@ def test_a_pattern_must_be_text():
         parse(3)
 
 
-def test_levels_split_dimensions_and_spread_the_ellipsis():
+def test_levels_split_dimensions_and_repeat_the_ellipsis():
     levels = parse("b (g [c]) [...]").bind(g=2).levels((3, 8, 5, 7))
     assert [(lv.name, lv.dim, lv.size, lv.reduced, lv.feature) for lv in levels] == [
         ("b", 0, 3, False, False),

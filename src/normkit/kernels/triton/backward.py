@@ -1,310 +1,372 @@
-"""Backward: sums of gradients over regions and over what shares a weight, and the gradient of the input."""
+"""Backward: sums of gradients over regions and over elements with one weight, and the gradient of the input."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
-from normkit.kernels.triton.tiles import columns_of, inverse, over_cell, parameter, real_of, root, slope, tile_of
+from normkit.kernels.triton.activation import derivative
+from normkit.kernels.triton.constants import (
+    ALONG_CELL,
+    ALONG_R0,
+    ALONG_R1,
+    IDENTITY,
+    MASK_NONE,
+    WALK_PARTS,
+    WALK_TWICE,
+    WALK_WHOLE,
+)
+from normkit.kernels.triton.moments import reciprocal, sqrt
+from normkit.kernels.triton.tiles import (
+    columns_of,
+    elements_of,
+    first_weight,
+    load_weight,
+    part_of,
+    sum_over_cell,
+    valid_elements,
+)
+
+
+class Inputs(NamedTuple):
+    """The pointers that a gradient is computed from; None for what a call does not have."""
+
+    dy: tl.tensor
+    x: tl.tensor
+    mask: tl.tensor
+    weight: tl.tensor
+    bias: tl.tensor
+
+
+class Standardizer(NamedTuple):
+    """What standardizes the columns of a block, and their first weights."""
+
+    mean: tl.tensor
+    scale: tl.tensor
+    first: tl.tensor
+
+
+class Gradient(NamedTuple):
+    """The gradients of a tile, and what they go with."""
+
+    valid: tl.tensor
+    x_hat: tl.tensor
+    affine: tl.tensor
+    """The gradient of the output before the activation."""
+    inner: tl.tensor
+    """The gradient of x_hat: `affine` times the weight."""
+
+
+class FeatureSums(NamedTuple):
+    """Where sums along the axis of the weights are stored: those for the weights, and `half` elements on for the bias.
+
+    A program has one row of them for all its cells, or with PER_CELL each cell has one, from `cell_row` on.
+    """
+
+    pointer: tl.tensor
+    half: tl.tensor
+    row: tl.tensor
+    cell_row: tl.tensor
 
 
 @triton.jit
-def scales_of(mean, std, cell, there, EPS: tl.constexpr):
+def standardizer_of(mean, std, columns, index, options: tl.constexpr):
     """Mean and 1 / sqrt(var + eps) of each cell; the mean is 0 where there is none."""
-    s = tl.load(std + cell, mask=there, other=1.0)
-    scale = inverse(root(s * s + EPS))
+    s = tl.load(std + columns.cell, mask=columns.exists, other=1.0)
+    scale = reciprocal(sqrt(s * s + options.eps))
+    first = first_weight(columns, index, options.along)
     if mean is not None:
-        return tl.load(mean + cell, mask=there, other=0.0), scale
+        return Standardizer(tl.load(mean + columns.cell, mask=columns.exists, other=0.0), scale, first)
     else:
-        return scale * 0.0, scale
+        return Standardizer(scale * 0.0, scale, first)
 
 
 @triton.jit
-def gradient_tile(
-    dy, x, weight, bias, mean, scale, off, inside, real, first, there, at0, r0, r1, rmult, period,
-    inner, ACT: tl.constexpr, ALONG: tl.constexpr, BR0: tl.constexpr, F: tl.constexpr,
+def gradient_of(
+    inputs, columns, standardizer, elements, index, mask_index,
+    tile: tl.constexpr, options: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
-    """Standardized x, the gradient of what the activation is applied to, and that times the weight."""
-    v = tl.where(real, tl.load(x + off, mask=inside, other=0.0).to(F), 0.0)
-    hat = tl.where(real, (v - mean[:, None]) * scale[:, None], 0.0)
-    d = tl.where(real, tl.load(dy + off, mask=inside, other=0.0).to(F), 0.0)
-    if weight is not None:
-        w = parameter(weight, off, inside, first, there, at0, r0, r1, rmult, period, inner, ALONG, BR0)
-        if ACT != 0:
-            z = hat * w
-            if bias is not None:
-                z = z + parameter(bias, off, inside, first, there, at0, r0, r1, rmult, period, inner, ALONG, BR0)
-            d = d * slope(z, ACT)
-        return hat, d, d * w
+    """The gradient of a tile, before and after the weight is applied."""
+    valid = valid_elements(inputs.mask, columns, elements, mask_index, options.mask)
+    value = tl.where(valid, tl.load(inputs.x + elements.offset, mask=elements.inside, other=0.0).to(F), 0.0)
+    x_hat = tl.where(valid, (value - standardizer.mean[:, None]) * standardizer.scale[:, None], 0.0)
+    affine = tl.where(valid, tl.load(inputs.dy + elements.offset, mask=elements.inside, other=0.0).to(F), 0.0)
+    if inputs.weight is not None:
+        weight = load_weight(inputs.weight, columns, standardizer.first, elements, index, options.along, tile)
+    if options.activation != IDENTITY:
+        z = x_hat
+        if inputs.weight is not None:
+            z = z * weight
+        if inputs.bias is not None:
+            z = z + load_weight(inputs.bias, columns, standardizer.first, elements, index, options.along, tile)
+        affine = affine * derivative(z, options.activation)
+    if inputs.weight is not None:
+        return Gradient(valid, x_hat, affine, affine * weight)
     else:
-        if ACT != 0:
-            z = hat
-            if bias is not None:
-                z = z + parameter(bias, off, inside, first, there, at0, r0, r1, rmult, period, inner, ALONG, BR0)
-            d = d * slope(z, ACT)
-        return hat, d, d
+        return Gradient(valid, x_hat, affine, affine)
 
 
 @triton.jit
-def keep(sums, half, at, present, first, second):
-    """Two sums side by side: for the weight, and for the bias."""
-    tl.store(sums + at, first, mask=present)
-    tl.store(sums + half + at, second, mask=present)
+def store_pair(pointer, half, at, present, of_weight, of_bias):
+    """Two sums, `half` elements apart."""
+    tl.store(pointer + at, of_weight, mask=present)
+    tl.store(pointer + half + at, of_bias, mask=present)
 
 
 @triton.jit
-def keep_features(
-    features, half, w, b, cell, there, at, end, row, rows_of_cells, SIZE, B: tl.constexpr, PER_CELL: tl.constexpr
-):
-    """Sums over what shares a weight along r0 or r1, from `at` on: [BK, B] of them for each cell, or for all cells."""
-    place = at + tl.arange(0, B)
+def store_features(sums, of_weight, of_bias, columns, begin, end, size, PIECE: tl.constexpr, PER_CELL: tl.constexpr):
+    """Sums for PIECE features of each cell, from `begin` on; without PER_CELL their sum over the cells."""
+    feature = begin + tl.arange(0, PIECE)
     if PER_CELL:
-        present = there[:, None] & (place < end)[None, :]
-        keep(features, half, (rows_of_cells + cell)[:, None] * SIZE + place[None, :], present, w, b)
+        present = columns.exists[:, None] & (feature < end)[None, :]
+        at = (sums.cell_row + columns.cell)[:, None] * size + feature[None, :]
+        store_pair(sums.pointer, sums.half, at, present, of_weight, of_bias)
     else:
-        keep(features, half, row * SIZE + place, place < end, tl.sum(w, 0), tl.sum(b, 0))
+        at = sums.row * size + feature
+        store_pair(sums.pointer, sums.half, at, feature < end, tl.sum(of_weight, 0), tl.sum(of_bias, 0))
+
+
+@triton.jit
+def sum_along(values, tile: tl.constexpr, options: tl.constexpr):
+    """Sums over the one of r0 and r1 that weights do not vary along; cells have one column wherever they are needed."""
+    AXIS: tl.constexpr = 2 if options.features == ALONG_R0 else 1
+    return tl.sum(tl.reshape(values, [tile.k1, tile.r0, tile.r1]), AXIS)
 
 
 @triton.jit
 def walked_sums(
-    dy, x, mask, weight, bias, features, mean, scale, base, cell, c, there, first,
-    lo0, hi0, lo1, hi1, R0, R1, sr0, rmult, period, inner, half, row0, row1, rows0, rows1,
-    d0, m0, d1, m1, mr0, mr1, channels, places,
-    ACT: tl.constexpr, KIND: tl.constexpr, PER_CELL: tl.constexpr, ALONG: tl.constexpr,
-    MASK: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, BR0: tl.constexpr, BR1: tl.constexpr,
-    BIG: tl.constexpr, F: tl.constexpr,
+    inputs, columns, standardizer, part, sums0, sums1, axes, index, mask_index,
+    tile: tl.constexpr, options: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
-    """Sums over a part of each column, and those over its features, which are kept.
+    """Sums of g * x_hat and g over a part of each column; sums along the axis of the weights are stored on the way.
 
-    The sums are of g * x_hat and g; before the weight is applied, where one weight belongs to the whole cell.
+    g is the gradient before the weight is applied, where one weight belongs to the whole cell, else after.
     """
-    along = tl.zeros([BK * BC, BR0 * BR1], F)
-    plain = tl.zeros([BK * BC, BR0 * BR1], F)
-    if KIND == 3:
-        w1 = tl.zeros([BK * BC, BR0 * BR1], F)
-        b1 = tl.zeros([BK * BC, BR0 * BR1], F)
-    for at0 in range(lo0, hi0, BR0):
-        if KIND == 2:
-            w0 = tl.zeros([BK * BC, BR0 * BR1], F)
-            b0 = tl.zeros([BK * BC, BR0 * BR1], F)
-        for at1 in range(lo1, hi1, BR1):
-            r0, r1, off, inside = tile_of(base, there, at0, hi0, at1, hi1, sr0, BR0, BR1, BIG)
-            real = real_of(mask, off, inside, cell, c, r0, r1, d0, m0, d1, m1, mr0, mr1, channels, places, MASK)
-            hat, d, g = gradient_tile(
-                dy, x, weight, bias, mean, scale, off, inside, real, first, there, at0, r0, r1, rmult, period, inner,
-                ACT, ALONG, BR0, F,
-            )  # fmt: skip
-            if KIND == 1:
-                g = d
-            along += g * hat
+    along = tl.zeros([tile.k1 * tile.columns, tile.r0 * tile.r1], F)
+    plain = tl.zeros([tile.k1 * tile.columns, tile.r0 * tile.r1], F)
+    if options.features == ALONG_R1:
+        weight1 = tl.zeros([tile.k1 * tile.columns, tile.r0 * tile.r1], F)
+        bias1 = tl.zeros([tile.k1 * tile.columns, tile.r0 * tile.r1], F)
+    for at0 in range(part.begin0, part.end0, tile.r0):
+        if options.features == ALONG_R0:
+            weight0 = tl.zeros([tile.k1 * tile.columns, tile.r0 * tile.r1], F)
+            bias0 = tl.zeros([tile.k1 * tile.columns, tile.r0 * tile.r1], F)
+        for at1 in range(part.begin1, part.end1, tile.r1):
+            elements = elements_of(columns, part, at0, at1, axes, tile)
+            gradient = gradient_of(inputs, columns, standardizer, elements, index, mask_index, tile, options, F)
+            g = gradient.affine if options.features == ALONG_CELL else gradient.inner
+            along += g * gradient.x_hat
             plain += g
-            if KIND == 2:
-                w0 += d * hat
-                b0 += d
-            if KIND == 3:
-                w1 += d * hat
-                b1 += d
-        if KIND == 2:
-            w = tl.sum(tl.reshape(w0, [BK, BR0, BR1]), 2)
-            b = tl.sum(tl.reshape(b0, [BK, BR0, BR1]), 2)
-            keep_features(features, half, w, b, cell, there, at0, hi0, row1, rows1, R0, BR0, PER_CELL)
-    if KIND == 3:
-        w = tl.sum(tl.reshape(w1, [BK, BR0, BR1]), 1)
-        b = tl.sum(tl.reshape(b1, [BK, BR0, BR1]), 1)
-        keep_features(features, half, w, b, cell, there, lo1, hi1, row0, rows0, R1, BR1, PER_CELL)
+            if options.features == ALONG_R0:
+                weight0 += gradient.affine * gradient.x_hat
+                bias0 += gradient.affine
+            if options.features == ALONG_R1:
+                weight1 += gradient.affine * gradient.x_hat
+                bias1 += gradient.affine
+        if options.features == ALONG_R0:
+            of_weight = sum_along(weight0, tile, options)
+            of_bias = sum_along(bias0, tile, options)
+            store_features(sums0, of_weight, of_bias, columns, at0, part.end0, axes.r0, tile.r0, options.per_cell)
+    if options.features == ALONG_R1:
+        of_weight = sum_along(weight1, tile, options)
+        of_bias = sum_along(bias1, tile, options)
+        store_features(sums1, of_weight, of_bias, columns, part.begin1, part.end1, axes.r1, tile.r1, options.per_cell)
     return tl.sum(along, 1), tl.sum(plain, 1)
 
 
-@triton.jit(do_not_specialize=["K", "cells", "columns", "half"])
+@triton.jit(do_not_specialize=["k1", "cells", "all_columns", "half"])
 def part_sums(
     dy, x, mask, mean_in, std_in, weight, bias, sums, features,
-    K, C: tl.constexpr, R0, R1, cells, columns, sk0, sk, sr0, P0, P1, S1, cdiv, cmod, cmult, rmult, period, inner, half,
-    d0, m0, d1, m1, mr0, mr1, channels, places,
-    EPS: tl.constexpr, ACT: tl.constexpr, KIND: tl.constexpr, PER_CELL: tl.constexpr, ALONG: tl.constexpr,
-    MASK: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, BR0: tl.constexpr, BR1: tl.constexpr,
-    BIG: tl.constexpr, F: tl.constexpr,
+    k1, cells, all_columns, half, axes, index, mask_index,
+    tile: tl.constexpr, options: tl.constexpr,
 ):  # fmt: skip
-    """The sums of each part of a region: sums[0..1, part, cell]."""
+    """The sums of each part of a region: ``sums[0..1, part, column]``."""
+    F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     block = tl.program_id(0)
-    cell, c, there, base, first = columns_of(block, K, C, sk0, sk, cdiv, cmod, cmult, BK, BC, ALONG, BIG)
-    part = tl.program_id(1)
-    lo0 = part // S1 * P0
-    lo1 = part % S1 * P1
-    mean, scale = scales_of(mean_in, std_in, cell, there, EPS)
-    wide = tl.num_programs(0)
+    columns = columns_of(block, k1, axes, tile)
+    number = tl.program_id(1)
+    standardizer = standardizer_of(mean_in, std_in, columns, index, options)
+    blocks = tl.num_programs(0)
+    along_r0 = number // axes.parts_r1
+    along_r1 = number % axes.parts_r1
+    # Parts with the same place along r0 have sums of the same features, if weights vary along r0.
+    sums0 = FeatureSums(features, half, along_r1 * blocks + block, along_r1 * cells)
+    sums1 = FeatureSums(features, half, along_r0 * blocks + block, along_r0 * cells)
     along, plain = walked_sums(
-        dy, x, mask, weight, bias, features, mean, scale, base, cell, c, there, first,
-        lo0, tl.minimum(lo0 + P0, R0), lo1, tl.minimum(lo1 + P1, R1), R0, R1, sr0, rmult, period, inner, half,
-        part // S1 * wide + block, part % S1 * wide + block, part // S1 * cells, part % S1 * cells,
-        d0, m0, d1, m1, mr0, mr1, channels, places,
-        ACT, KIND, PER_CELL, ALONG, MASK, BK, BC, BR0, BR1, BIG, F,
+        Inputs(dy, x, mask, weight, bias), columns, standardizer, part_of(number, axes), sums0, sums1,
+        axes, index, mask_index, tile, options, F,
     )  # fmt: skip
     if sums is not None:
-        keep(sums, tl.num_programs(1) * columns, part * columns + cell * C + c, there, along, plain)
+        at = number * all_columns + columns.cell * tile.used_columns + columns.place
+        store_pair(sums, tl.num_programs(1) * all_columns, at, columns.exists, along, plain)
 
 
-@triton.jit(do_not_specialize=["K", "cells", "columns", "half", "blocks"])
+@triton.jit
+def sums_of_parts(sums, columns, all_columns, tile: tl.constexpr):
+    """The sums of whole columns from those of their parts."""
+    number = tl.num_programs(1)
+    part = tl.arange(0, tile.parts)
+    at = part[None, :] * all_columns + (columns.cell * tile.used_columns + columns.place)[:, None]
+    present = columns.exists[:, None] & (part < number)[None, :]
+    along = tl.sum(tl.load(sums + at, mask=present, other=0.0), 1)
+    plain = tl.sum(tl.load(sums + number * all_columns + at, mask=present, other=0.0), 1)
+    return along, plain
+
+
+@triton.jit
+def means_over_cell(
+    along,
+    plain,
+    weight,
+    counts,
+    columns,
+    standardizer,
+    axes,
+    tile: tl.constexpr,
+    options: tl.constexpr,
+    F: tl.constexpr,
+):
+    """The sums of a cell's columns divided by its number of valid elements, the weight applied where it is not yet."""
+    if options.features == ALONG_CELL and weight is not None:
+        scaled = tl.load(weight + standardizer.first, mask=columns.exists, other=0.0)
+        along = along * scaled
+        plain = plain * scaled
+    if counts is not None:
+        count = tl.maximum(tl.load(counts + columns.cell, mask=columns.exists, other=1.0).to(F), 1.0)
+    else:
+        count = (tl.zeros([tile.k1 * tile.columns], F) + axes.r0) * axes.r1 * tile.used_columns
+    return sum_over_cell(along, tile) / count, sum_over_cell(plain, tile) / count
+
+
+@triton.jit(do_not_specialize=["k1", "cells", "all_columns", "half", "blocks"])
 def input_gradient(
     dy, dsum, x, mask, counts, mean_in, std_in, weight, bias, sums, features, dx,
-    K, C: tl.constexpr, R0, R1, cells, columns, sk0, sk, sr0, P0, P1, S1,
-    cdiv, cmod, cmult, rmult, period, inner, half, blocks,
-    d0, m0, d1, m1, mr0, mr1, channels, places,
-    EPS: tl.constexpr, CENTER: tl.constexpr, FIXED: tl.constexpr, ACT: tl.constexpr, WALK: tl.constexpr,
-    KIND: tl.constexpr, PER_CELL: tl.constexpr, ALONG: tl.constexpr, MASK: tl.constexpr,
-    BK: tl.constexpr, BC: tl.constexpr, BR0: tl.constexpr, BR1: tl.constexpr,
-    PARTS: tl.constexpr, BIG: tl.constexpr, F: tl.constexpr,
+    k1, cells, all_columns, half, blocks, axes, index, mask_index,
+    tile: tl.constexpr, options: tl.constexpr, WALK: tl.constexpr, CENTER: tl.constexpr, FIXED: tl.constexpr,
 ):  # fmt: skip
-    """dx; and where a region is not cut into parts, the sums over features on the way.
+    """dx; and where a region is not cut into parts, the sums for weights on the way.
 
-    FIXED moments do not depend on x; then the sums are for the features alone. A program takes every so many-th block,
-    and adds up what those have in common.
+    FIXED moments do not depend on x; then the sums are for the weights alone. A program takes every
+    ``num_programs(0)``-th block, and adds up sums that its blocks have in common.
     """
-    part = tl.program_id(1)
-    lo0 = part // S1 * P0
-    lo1 = part % S1 * P1
-    hi0 = tl.minimum(lo0 + P0, R0)
-    hi1 = tl.minimum(lo1 + P1, R1)
-    if WALK == 0 and not PER_CELL:
-        if KIND == 2:
-            w_all = tl.zeros([BR0], F)
-            b_all = tl.zeros([BR0], F)
-        if KIND == 3:
-            w_all = tl.zeros([BR1], F)
-            b_all = tl.zeros([BR1], F)
+    F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    inputs = Inputs(dy, x, mask, weight, bias)
+    part = part_of(tl.program_id(1), axes)
+    ALONG_AXIS: tl.constexpr = options.features == ALONG_R0 or options.features == ALONG_R1
+    IN_COMMON: tl.constexpr = WALK == WALK_WHOLE and ALONG_AXIS and not options.per_cell
+    number = axes.r0 if options.features == ALONG_R0 else axes.r1
+    ROOM: tl.constexpr = tile.r0 if options.features == ALONG_R0 else tile.r1
+    if IN_COMMON:
+        all_weight = tl.zeros([ROOM], F)
+        all_bias = tl.zeros([ROOM], F)
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
-        cell, c, there, base, first = columns_of(block, K, C, sk0, sk, cdiv, cmod, cmult, BK, BC, ALONG, BIG)
-        mean, scale = scales_of(mean_in, std_in, cell, there, EPS)
-        if counts is not None:
-            n = tl.maximum(tl.load(counts + cell, mask=there, other=1.0).to(F), 1.0)
-        else:
-            n = (tl.zeros([BK * BC], F) + R0) * R1 * C
-        if WALK == 0:
-            at0 = lo0
-            r0, r1, off, inside = tile_of(base, there, lo0, hi0, lo1, hi1, sr0, BR0, BR1, BIG)
-            real = real_of(mask, off, inside, cell, c, r0, r1, d0, m0, d1, m1, mr0, mr1, channels, places, MASK)
-            hat, d, g = gradient_tile(
-                dy, x, weight, bias, mean, scale, off, inside, real, first, there, at0, r0, r1, rmult, period, inner,
-                ACT, ALONG, BR0, F,
-            )  # fmt: skip
-            if KIND == 1:
-                along = tl.sum(d * hat, 1)
-                plain = tl.sum(d, 1)
-                keep(features, half, cell * C + c, there, along, plain)
-            else:
-                along = tl.sum(g * hat, 1)
-                plain = tl.sum(g, 1)
-            if KIND == 2:
-                w = tl.sum(tl.reshape(d * hat, [BK, BR0, BR1]), 2)
-                b = tl.sum(tl.reshape(d, [BK, BR0, BR1]), 2)
-            if KIND == 3:
-                w = tl.sum(tl.reshape(d * hat, [BK, BR0, BR1]), 1)
-                b = tl.sum(tl.reshape(d, [BK, BR0, BR1]), 1)
-            if KIND == 2 or KIND == 3:
-                if PER_CELL:
-                    if KIND == 2:
-                        keep_features(features, half, w, b, cell, there, 0, R0, 0, 0, R0, BR0, True)
-                    else:
-                        keep_features(features, half, w, b, cell, there, 0, R1, 0, 0, R1, BR1, True)
+        columns = columns_of(block, k1, axes, tile)
+        standardizer = standardizer_of(mean_in, std_in, columns, index, options)
+        if WALK == WALK_WHOLE:
+            elements = elements_of(columns, part, part.begin0, part.begin1, axes, tile)
+            gradient = gradient_of(inputs, columns, standardizer, elements, index, mask_index, tile, options, F)
+            summed = gradient.affine if options.features == ALONG_CELL else gradient.inner
+            along = tl.sum(summed * gradient.x_hat, 1)
+            plain = tl.sum(summed, 1)
+            g = gradient.inner
+            if ALONG_AXIS:
+                of_weight = sum_along(gradient.affine * gradient.x_hat, tile, options)
+                of_bias = sum_along(gradient.affine, tile, options)
+                if IN_COMMON:
+                    all_weight += tl.sum(of_weight, 0)
+                    all_bias += tl.sum(of_bias, 0)
                 else:
-                    w_all += tl.sum(w, 0)
-                    b_all += tl.sum(b, 0)
-        elif WALK == 1:
+                    here = FeatureSums(features, half, 0, 0)
+                    store_features(here, of_weight, of_bias, columns, 0, number, number, ROOM, True)
+        elif WALK == WALK_TWICE:
+            here = FeatureSums(features, half, block, 0)
             along, plain = walked_sums(
-                dy, x, mask, weight, bias, features, mean, scale, base, cell, c, there, first,
-                lo0, hi0, lo1, hi1, R0, R1, sr0, rmult, period, inner, half, block, block, 0, 0,
-                d0, m0, d1, m1, mr0, mr1, channels, places,
-                ACT, KIND, PER_CELL, ALONG, MASK, BK, BC, BR0, BR1, BIG, F,
-            )  # fmt: skip
-            if KIND == 1:
-                keep(features, half, cell * C + c, there, along, plain)
-        elif WALK == 2:
-            every = tl.arange(0, PARTS)
-            at = every[None, :] * columns + (cell * C + c)[:, None]
-            present = there[:, None] & (every < tl.num_programs(1))[None, :]
-            along = tl.sum(tl.load(sums + at, mask=present, other=0.0), 1)
-            plain = tl.sum(tl.load(sums + tl.num_programs(1) * columns + at, mask=present, other=0.0), 1)
+                inputs, columns, standardizer, part, here, here, axes, index, mask_index, tile, options, F
+            )
+        elif WALK == WALK_PARTS:
+            along, plain = sums_of_parts(sums, columns, all_columns, tile)
+        if options.features == ALONG_CELL and WALK != WALK_PARTS:
+            at = columns.cell * tile.used_columns + columns.place
+            store_pair(features, half, at, columns.exists, along, plain)
         if dx is not None:
             if not FIXED:
-                if KIND == 1 and weight is not None:
-                    scaled = tl.load(weight + first, mask=there, other=0.0)
-                    along = along * scaled
-                    plain = plain * scaled
-                along = over_cell(along, BK, BC) / n
-                plain = over_cell(plain, BK, BC) / n
-            for at0 in range(lo0, hi0, BR0):
-                for at1 in range(lo1, hi1, BR1):
-                    if WALK != 0:
-                        r0, r1, off, inside = tile_of(base, there, at0, hi0, at1, hi1, sr0, BR0, BR1, BIG)
-                        real = real_of(
-                            mask, off, inside, cell, c, r0, r1, d0, m0, d1, m1, mr0, mr1, channels, places, MASK
+                along, plain = means_over_cell(
+                    along, plain, weight, counts, columns, standardizer, axes, tile, options, F
+                )
+            for at0 in range(part.begin0, part.end0, tile.r0):
+                for at1 in range(part.begin1, part.end1, tile.r1):
+                    if WALK != WALK_WHOLE:
+                        elements = elements_of(columns, part, at0, at1, axes, tile)
+                        gradient = gradient_of(
+                            inputs, columns, standardizer, elements, index, mask_index, tile, options, F
                         )
-                        hat, d, g = gradient_tile(
-                            dy, x, weight, bias, mean, scale, off, inside, real, first, there, at0, r0, r1, rmult,
-                            period, inner, ACT, ALONG, BR0, F,
-                        )  # fmt: skip
+                        g = gradient.inner
                     if not FIXED:
-                        g = g - hat * along[:, None]
+                        g = g - gradient.x_hat * along[:, None]
                         if CENTER:
                             g = g - plain[:, None]
-                    g = tl.where(real, g * scale[:, None], 0.0)
+                    g = tl.where(gradient.valid, g * standardizer.scale[:, None], 0.0)
                     if dsum is not None:
-                        g = g + tl.load(dsum + off, mask=inside, other=0.0).to(F)
-                    tl.store(dx + off, g, mask=inside)
-    if WALK == 0 and not PER_CELL:
-        row = tl.program_id(0)
-        if KIND == 2:
-            place = tl.arange(0, BR0)
-            keep(features, half, row * R0 + place, place < R0, w_all, b_all)
-        if KIND == 3:
-            place = tl.arange(0, BR1)
-            keep(features, half, row * R1 + place, place < R1, w_all, b_all)
+                        g = g + tl.load(dsum + elements.offset, mask=elements.inside, other=0.0).to(F)
+                    tl.store(dx + elements.offset, g, mask=elements.inside)
+    if IN_COMMON:
+        feature = tl.arange(0, ROOM)
+        at = tl.program_id(0) * number + feature
+        store_pair(features, half, at, feature < number, all_weight, all_bias)
 
 
-@triton.jit(do_not_specialize=["others", "SHARE", "half"])
+@triton.jit(do_not_specialize=["others", "share", "half"])
 def feature_sums(
-    dy, x, mask, mean_in, std_in, weight, bias, features,
-    period, inner, others, SHARE, inside_k0, K1, R1, channels, places, half,
-    EPS: tl.constexpr, ACT: tl.constexpr, MASK: tl.constexpr, BF: tl.constexpr, BO: tl.constexpr,
-    BIG: tl.constexpr, F: tl.constexpr,
+    dy, x, mask, mean_in, std_in, weight, bias, features, others, share, half,
+    view, mask_index, options: tl.constexpr, FEATURES: tl.constexpr, OTHERS: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of weight and bias alone, whatever the region: element (a, feature, i) is at (a * period + feature)
-    * inner + i, and its cell follows from that offset."""
-    feature = tl.program_id(0) * BF + tl.arange(0, BF)
-    is_feature = feature < period
-    part = tl.program_id(1)
-    w = tl.zeros([BF], F)
-    b = tl.zeros([BF], F)
+    """The gradients of weight and bias alone, for any region.
+
+    Element (a, feature, i) is at ``(a * period + feature) * inner + i``, and its cell follows from that offset. A
+    program adds up a share of the others, that is of all (a, i).
+    """
+    F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
+    is_feature = feature < view.period
+    of_weight = tl.zeros([FEATURES], F)
+    of_bias = tl.zeros([FEATURES], F)
     if weight is not None:
-        scaled = tl.load(weight + feature, mask=is_feature, other=0.0)
+        weights = tl.load(weight + feature, mask=is_feature, other=0.0)
     if bias is not None:
-        moved = tl.load(bias + feature, mask=is_feature, other=0.0)
-    start = part
-    if BIG:
-        start = start.to(tl.int64)
-    start = start * SHARE
-    for at in range(start, tl.minimum(start + SHARE, others), BO):
-        other = at + tl.arange(0, BO)
-        there = is_feature[:, None] & (other < tl.minimum(start + SHARE, others))[None, :]
-        off = ((other // inner * period)[None, :] + feature[:, None]) * inner + (other % inner)[None, :]
-        cell = off // inside_k0 * K1 + off // R1 % K1
-        real = there
-        if MASK != 0:
-            real = there & (
-                tl.load(mask + off // (channels * places) * places + off % places, mask=there, other=0) != 0
-            )
-        s = tl.load(std_in + cell, mask=there, other=1.0)
-        v = tl.where(real, tl.load(x + off, mask=there, other=0.0).to(F), 0.0)
+        biases = tl.load(bias + feature, mask=is_feature, other=0.0)
+    begin = tl.program_id(1)
+    if WIDE:
+        begin = begin.to(tl.int64)
+    begin = begin * share
+    end = tl.minimum(begin + share, others)
+    for at in range(begin, end, OTHERS):
+        other = at + tl.arange(0, OTHERS)
+        inside = is_feature[:, None] & (other < end)[None, :]
+        outer = (other // view.inner * view.period)[None, :]
+        offset = (outer + feature[:, None]) * view.inner + (other % view.inner)[None, :]
+        cell = offset // view.outer_size * view.k1 + offset // view.r1 % view.k1
+        valid = inside
+        if options.mask != MASK_NONE:
+            places = mask_index.channels * mask_index.positions
+            byte = offset // places * mask_index.positions + offset % mask_index.positions
+            valid = inside & (tl.load(mask + byte, mask=inside, other=0) != 0)
+        s = tl.load(std_in + cell, mask=inside, other=1.0)
+        value = tl.where(valid, tl.load(x + offset, mask=inside, other=0.0).to(F), 0.0)
         if mean_in is not None:
-            v = v - tl.load(mean_in + cell, mask=there, other=0.0)
-        hat = tl.where(real, v * inverse(root(s * s + EPS)), 0.0)
-        d = tl.where(real, tl.load(dy + off, mask=there, other=0.0).to(F), 0.0)
-        if ACT != 0:
-            z = hat
+            value = value - tl.load(mean_in + cell, mask=inside, other=0.0)
+        x_hat = tl.where(valid, value * reciprocal(sqrt(s * s + options.eps)), 0.0)
+        gradient = tl.where(valid, tl.load(dy + offset, mask=inside, other=0.0).to(F), 0.0)
+        if options.activation != IDENTITY:
+            z = x_hat
             if weight is not None:
-                z = z * scaled[:, None]
+                z = z * weights[:, None]
             if bias is not None:
-                z = z + moved[:, None]
-            d = d * slope(z, ACT)
-        w += tl.sum(d * hat, 1)
-        b += tl.sum(d, 1)
-    keep(features, half, part * period + feature, is_feature, w, b)
+                z = z + biases[:, None]
+            gradient = gradient * derivative(z, options.activation)
+        of_weight += tl.sum(gradient * x_hat, 1)
+        of_bias += tl.sum(gradient, 1)
+    at = tl.program_id(1) * view.period + feature
+    store_pair(features, half, at, is_feature, of_weight, of_bias)

@@ -1,12 +1,15 @@
-"""How a plan is carried out on a GPU: which elements a program takes, how often it walks, who adds what up.
+"""How a plan is carried out on a GPU: which elements a program takes, how often it reads them, who adds up what.
 
-A plan's K R K R view becomes axes with a stride each: ``k0`` (one program each), ``k`` (a tile holds `bk` of them), and
-the two reduced ones, ``r0`` and ``r1``, of which a tile holds ``br0 x br1``. Where cells lie between one another and
-their neighbours in memory are few, these are ``c`` columns of the cell in place of r1, so that threads read along
-memory. Pure arithmetic, no Triton.
+A plan's K R K R view becomes axes with one stride each. A program takes one index of ``k0`` and a tile of the others:
+some cells along ``k1``, and some elements of each along the reduced axes ``r0`` and ``r1``. Where cells lie between
+one another and r1 is short, the elements of r1 become the *columns* of a cell, so that threads read along memory.
+Pure arithmetic, no Triton.
 
-The size of a tile and the number of parts a region is cut into follow from the region alone, never from how many
-regions there are: so the bits of a sample's output do not depend on the batch that it is in.
+Tile and number of parts follow from the region alone, never from the number of regions: so the bits of a sample's
+output do not depend on the batch that it is in.
+
+Each threshold says where it comes from. "H200" is one NVIDIA H200 with torch 2.11, Triton 3.6 and bfloat16, its cache
+emptied before each call; a figure such as .92 is the share of the time that copying the same tensors takes.
 
 >>> print(schedule((32, 64, 1, 12544), 64, 12544))      # GroupNorm(1) of [32, 64, 112, 112]
 region 64 x 12544, tile 1 x 1 x 2048, cut into 22 x 1, 4 warps
@@ -16,40 +19,53 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import IntEnum
+from functools import cached_property
+from typing import NamedTuple
+
+from normkit.kernels.triton.arguments import Along, Axes, MaskIndex, Tile, Walk, WeightIndex
 
 WHOLE = 16384
-"""Elements of a tile at most: a region that fits is read once and stays in registers."""
+"""Elements of the largest tile; a region that fits is read once and stays in registers.
+
+At 16 warps these are 32 registers a thread for x, and 32 for dy in the backward pass, of the 128 that such a program
+has on NVIDIA's GPUs. On the H200, InstanceNorm on regions of 12,544 elements took 33 us this way, and torch.compile 40.
+"""
 CHUNK = 4096
-"""Elements of a tile when a region is walked."""
-NEAR, NEAR_APART = 131072, 32768
-"""Elements that one program walks twice, the second time out of the cache; with other cells between them, fewer."""
+"""Elements of a tile of a region that is walked.
+
+On the H200 a pass over contiguous regions was fastest with 4096 elements at 8 warps (.92 forward, .95 backward);
+rows of 8,192 and more had their optimum between 1024 and 8192.
+"""
+NEAR, NEAR_BETWEEN = 131072, 32768
+"""Elements that one program walks twice, the second time out of the cache; fewer for cells between one another.
+
+A guess that no GPU has confirmed. The H200 has been timed with it (GroupNorm, 25,088 elements: .41 forward), but with
+no other value.
+"""
 SHARE = 32768
-"""Elements of a program's share where several programs share a region."""
+"""Elements of a part, where several programs share a region.
+
+A guess, and too large for batch norm on the H200: [32, 64, 112, 112] gets 230 programs for 132 multiprocessors, and
+reaches .07 in channels_last. Eight programs for each multiprocessor were the optimum there.
+"""
 PARTS = 256
-"""Of a region at most."""
-RUN = 32
-"""Neighbours that a tile should hold at least, for whole lines of memory."""
+"""Parts of a region at most: a program holds all their moments in one tile, 32 x 256 elements with `LINE` cells."""
+LINE = 32
+"""Columns side by side that a tile should have: 32 float32 are 128 bytes, a line of NVIDIA's caches.
 
-
-class Walk(IntEnum):
-    """Where the moments of a region come from."""
-
-    WHOLE = 0
-    TWICE = 1
-    PARTS = 2
-    GIVEN = 3
-
-
-class Features(IntEnum):
-    """Where weights change within a cell, and so what their gradients are sums over."""
-
-    NONE = 0
-    CELL = 1
-    R0 = 2
-    R1 = 3
-    APART = 4
-    COLUMN = 5
+In bfloat16 they are half a line; on the H200, 64 to 256 columns were faster there.
+"""
+SMALLEST = 1024
+"""Elements that a tile should have, so that each thread of two warps has 16. A guess that no GPU has measured."""
+PER_WARP = 512
+"""Elements of a tile for each warp, 16 for each thread. A guess that no GPU has measured."""
+MOST_WARPS = 16
+"""Warps of a program at most: with 16, a thread has up to 128 registers on NVIDIA's GPUs, with 32 only 64."""
+FULL_ROW = 8
+"""A row of at least this fraction of a walked tile has the tile for itself, with one weight for it where weights vary
+along r0. A guess that no GPU has measured."""
+FAR = 2**31
+"""From so many elements on, offsets have 64 bits: beyond the range of a signed 32-bit number."""
 
 
 @dataclass(frozen=True)
@@ -57,115 +73,181 @@ class Schedule:
     """One plan, ready for launches.
 
     Attributes:
-        k0, k, c, r0, r1: sizes; sk0, sk, sr0: strides, those of c and r1 are 1.
-        bk, bc, br0, br1: sizes of a tile.
+        k0, k1: numbers of cells, outer and inner.
+        axes, index, tile: what kernels are called with.
+        parts_r0: number of parts along r0.
         walk: where moments come from, if they are not given.
-        p0, p1: how much of r0 and r1 a part is; s0, s1: how many parts.
-        cdiv, cmod, cmult, rmult: the weight of an element is ``cell // cdiv % cmod * cmult``, plus ``r0 * rmult`` or
-            ``r1`` or ``c`` where these axes hold features.
-        along: which of them does, APART where the weight follows from the offset alone, by division.
-        features: how the gradients of weights are added up.
-        period, inner: as in the plan.
+        along: the axis along which weights vary.
+        features: the axis along which gradients of weights are added up, OFFSET if a kernel of its own does that.
         warps: of a program.
         view: of the plan.
     """
 
     k0: int
-    k: int
-    c: int
-    r0: int
-    r1: int
-    sk0: int
-    sk: int
-    sr0: int
-    bk: int
-    bc: int
-    br0: int
-    br1: int
+    k1: int
+    axes: Axes
+    index: WeightIndex
+    tile: Tile
+    parts_r0: int
     walk: Walk
-    p0: int
-    p1: int
-    s0: int
-    s1: int
-    cdiv: int
-    cmod: int
-    cmult: int
-    rmult: int
-    along: Features
-    features: Features
-    period: int
-    inner: int
+    along: Along
+    features: Along
     warps: int
     view: tuple[int, int, int, int]
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Elements of a region."""
-        return self.c * self.r0 * self.r1
+        return self.tile.used_columns * self.axes.r0 * self.axes.r1
 
-    @property
+    @cached_property
     def cells(self) -> int:
         """Regions."""
-        return self.k0 * self.k
+        return self.k0 * self.k1
 
-    @property
+    @cached_property
     def columns(self) -> int:
-        """What is added up for itself."""
-        return self.cells * self.c
+        """Columns of all cells; each has sums of its own."""
+        return self.cells * self.tile.used_columns
 
-    @property
+    @cached_property
     def numel(self) -> int:
         return self.cells * self.count
 
-    @property
+    @cached_property
     def parts(self) -> int:
-        return self.s0 * self.s1
+        return self.parts_r0 * self.axes.parts_r1
 
-    @property
+    @cached_property
     def blocks(self) -> int:
         """Tiles side by side."""
-        return self.k0 * _cut(self.k, self.bk)
+        return self.k0 * _ceil(self.k1, self.tile.k1)
 
     def __str__(self) -> str:
         walk = {
             Walk.WHOLE: "read once",
             Walk.TWICE: "walked twice",
-            Walk.PARTS: f"cut into {self.s0} x {self.s1}",
+            Walk.PARTS: f"cut into {self.parts_r0} x {self.axes.parts_r1}",
             Walk.GIVEN: "moments given",
         }[self.walk]
-        tile = f"{self.bk * self.bc} x {self.br0} x {self.br1}"
-        return f"region {self.r0} x {self.c * self.r1}, tile {tile}, {walk}, {self.warps} warps"
+        tile = f"{self.tile.k1 * self.tile.columns} x {self.tile.r0} x {self.tile.r1}"
+        region = f"{self.axes.r0} x {self.tile.used_columns * self.axes.r1}"
+        return f"region {region}, tile {tile}, {walk}, {self.warps} warps"
 
-    def mask(self, channels: int, inner: int) -> tuple[int, ...] | None:
-        """Where an element's byte of a mask is, which has one for all channels of a place.
+    def mask_index(self, channels: int, positions: int) -> MaskIndex | None:
+        """How the axes lead to the byte of a mask; None where only a division of the offset does."""
 
-        Returns:
-            (d0, m0, d1, m1, mr0, mr1): at ``cell // d0 * m0 + cell % d1 * m1 + r0 * mr0 + r1 * mr1``; None where only
-            a division of the offset tells.
-        """
-
-        def level(size: int, stride: int) -> tuple[int, int, int, int]:
-            if size == 1 or (inner <= stride and stride * size <= channels * inner):
+        def steps(size: int, stride: int) -> tuple[int, int, int, int]:
+            """(div, step, mod, step) of an axis: its index is divided by `div` and taken modulo `mod`."""
+            if size == 1 or (positions <= stride and stride * size <= channels * positions):
                 return 1, 0, 1, 0
-            if stride >= channels * inner:
+            if stride >= channels * positions:
                 return 1, stride // channels, 1, 0
-            if stride * size <= inner:
+            if stride * size <= positions:
                 return 1, stride, 1, 0
-            return channels * inner // stride, inner, max(1, inner // stride), stride if stride < inner else 0
+            inside = stride if stride < positions else 0
+            return channels * positions // stride, positions, max(1, positions // stride), inside
 
-        axes = ((self.k0, self.sk0), (self.k, self.sk), (self.r0, self.sr0), (self.c * self.r1, 1))
-        outer, cell, *rows = (level(size, stride) for size, stride in axes)
-        if any(d0 != 1 for d0, *_ in rows):
+        axes = self.axes
+        of_r0 = steps(axes.r0, axes.stride_r0)
+        of_r1 = steps(self.tile.used_columns * axes.r1, 1)
+        if of_r0[0] != 1 or of_r1[0] != 1:
             return None
-        factors = (rows[0][1], rows[1][1])
-        if self.k == 1 or self.k0 == 1:
-            return (*(outer if self.k == 1 else cell), *factors)
-        if outer[0] != 1 or cell[0] != 1:
+        rest = (of_r0[1], of_r1[1], channels, positions)
+        outer, inner = steps(self.k0, axes.stride_k0), steps(self.k1, axes.stride_k1)
+        if self.k1 == 1:
+            return MaskIndex(*outer, *rest)
+        if self.k0 == 1:
+            return MaskIndex(*inner, *rest)
+        if outer[0] != 1 or inner[0] != 1:
             return None
-        return self.k, outer[1], self.k, cell[1], *factors
+        return MaskIndex(self.k1, outer[1], self.k1, inner[1], *rest)
 
 
-def _cut(size: int, piece: int) -> int:
+def schedule(view: tuple[int, int, int, int], period: int, inner: int, chunk: int = CHUNK) -> Schedule:
+    """The schedule of a plan with these numbers (`normkit.plan.Plan`); `chunk` for tiles of another size."""
+    k0, k1, r0, r1 = axes = _axes(view, period, inner)
+    along, index = _weight_index(axes, period, inner)
+    count = r0.size * r1.size
+    between = k1.stride < count
+    columns, length = 1, r1.size
+    if between and 1 < length < LINE:
+        columns, length = length, 1
+        along = Along.COLUMN if along is Along.R1 else along
+    (tile_k1, tile_r0, tile_r1), walk = _tile(k1.size, columns, r0.size, length, between, chunk)
+    parts_r0, parts_r1, part_r0, part_r1 = 1, 1, r0.size, length
+    if walk is Walk.PARTS:
+        pieces_r0, pieces_r1 = _ceil(r0.size, tile_r0), _ceil(length, tile_r1)
+        # Every program reads three numbers of every part. With at most sqrt(count / 30) parts that is a tenth of
+        # an element for each element of the region, some five percent of what is read and written anyway.
+        parts = max(1, min(PARTS, _ceil(tile_k1 * count, SHARE), math.isqrt(count // 30)))
+        parts_r0 = min(parts, pieces_r0)
+        parts_r1 = min(_ceil(parts, parts_r0), pieces_r1)
+        part_r0, part_r1 = _ceil(pieces_r0, parts_r0) * tile_r0, _ceil(pieces_r1, parts_r1) * tile_r1
+        parts_r0, parts_r1 = _ceil(r0.size, part_r0), _ceil(length, part_r1)
+    width = _power(columns)
+    wide = math.prod(view) >= FAR
+    return Schedule(
+        k0=k0.size,
+        k1=k1.size,
+        axes=Axes(r0.size, length, k0.stride, k1.stride, r0.stride, part_r0, part_r1, parts_r1),
+        index=index,
+        tile=Tile(tile_k1, width, tile_r0, tile_r1, columns, _power(parts_r0 * parts_r1), wide),
+        parts_r0=parts_r0,
+        walk=walk,
+        along=along,
+        features=_features(along, r1.size if columns == 1 else 1, tile_r1, columns),
+        warps=max(1, min(MOST_WARPS, tile_k1 * width * tile_r0 * tile_r1 // PER_WARP)),
+        view=view,
+    )
+
+
+class _Axis(NamedTuple):
+    size: int
+    stride: int
+
+
+def _axes(view: tuple[int, int, int, int], period: int, inner: int) -> tuple[_Axis, _Axis, _Axis, _Axis]:
+    """k0, k1, r0 and r1. A region in one piece is cut in two axes where the weights change."""
+    k0, r0, k1, r1 = view
+    if k1 != 1:
+        return _Axis(k0, r0 * k1 * r1), _Axis(k1, r1), _Axis(r0, k1 * r1), _Axis(r1, 1)
+    count = r0 * r1
+    if inner >= count or (period * inner >= count and inner == 1):
+        r0, r1 = 1, count
+    elif period * inner >= count:
+        r0, r1 = count // inner, inner
+    else:
+        r0, r1 = count // (period * inner), period * inner
+    return _Axis(1, count), _Axis(k0, count), _Axis(r0, r1), _Axis(r1, 1)
+
+
+def _tile(k1: int, columns: int, r0: int, r1: int, between: bool, chunk: int) -> tuple[tuple[int, int, int], Walk]:
+    """Sizes of a tile along k1, r0 and r1, and how many times a region is read."""
+    count, columns = columns * r0 * r1, _power(columns)
+    # Cells that lie between one another are read side by side, for whole lines of memory.
+    beside = min(_power(k1), max(1, LINE // (columns * r1))) if between else 1
+    whole_r0, whole_r1 = _power(r0), _power(r1)
+    if beside * columns * whole_r0 * whole_r1 <= WHOLE:
+        tile_k1 = max(beside, SMALLEST // (columns * whole_r0 * whole_r1))
+        return (min(tile_k1, _power(k1)) if between else tile_k1, whole_r0, whole_r1), Walk.WHOLE
+    most = chunk // (beside * columns)
+    tile_r1 = min(whole_r1, most) if whole_r1 <= most else _least_waste(r1, most)
+    tile_r0 = 1 if tile_r1 >= chunk // FULL_ROW else min(whole_r0, most // tile_r1)
+    near = beside * count <= (NEAR_BETWEEN if between else NEAR)
+    return (beside, tile_r0, tile_r1), Walk.TWICE if near else Walk.PARTS
+
+
+def _features(along: Along, r1: int, tile_r1: int, columns: int) -> Along:
+    """How gradients of weights are added up; OFFSET where a tile cannot hold the sums along the weights' axis."""
+    if along is Along.COLUMN:
+        return Along.CELL
+    if (along is Along.R1 and tile_r1 < r1) or (along is Along.R0 and columns > 1):
+        return Along.OFFSET
+    return along
+
+
+def _ceil(size: int, piece: int) -> int:
     return -(-size // piece)
 
 
@@ -174,78 +256,17 @@ def _power(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
 
 
-def schedule(view: tuple[int, int, int, int], period: int, inner: int, chunk: int = CHUNK) -> Schedule:
-    """The schedule of a plan with these numbers (`normkit.plan.Plan`); `chunk` for tiles of another size."""
-    k0, r0, k, r1 = view
-    if k == 1:
-        # A region in one piece: cut where the weights change.
-        n = r0 * r1
-        k0, k = 1, k0
-        if inner >= n:
-            r0, r1 = 1, n
-        elif period * inner >= n:
-            r0, r1 = (1, n) if inner == 1 else (n // inner, inner)
-        else:
-            r0, r1 = n // (period * inner), period * inner
-        sk0, sk, sr0 = n, n, r1
-    else:
-        sk0, sk, sr0 = r0 * k * r1, r1, k * r1
-    along, index = _along((k0, sk0), (k, sk), (r0, sr0), (r1, 1), period, inner)
-    c, n, apart = 1, r0 * r1, sk < r0 * r1
-    if apart and 1 < r1 < RUN:
-        c, r1 = r1, 1
-        along = Features.COLUMN if along is Features.R1 else along
-
-    p0, p1, bc = _power(r0), _power(r1), _power(c)
-    # Cells that lie between one another are read side by side, for whole lines of memory.
-    beside = min(_power(k), max(1, RUN // (bc * r1))) if apart else 1
-    if beside * bc * p0 * p1 <= WHOLE:
-        br0, br1, walk = p0, p1, Walk.WHOLE
-        bk = max(beside, 1024 // (bc * br0 * br1))
-        bk = min(bk, _power(k)) if apart else bk
-    else:
-        bk = beside
-        most = chunk // (bk * bc)
-        br1 = min(p1, most) if p1 <= most else _least_waste(r1, most)
-        br0 = 1 if br1 >= chunk // 8 else min(p0, most // br1)
-        walk = Walk.TWICE if bk * n <= (NEAR_APART if apart else NEAR) else Walk.PARTS
-    features = along
-    if along is Features.COLUMN:
-        features = Features.CELL
-    elif (along is Features.R1 and br1 < r1) or (along is Features.R0 and c > 1):
-        features = Features.APART
-    s0, s1, q0, q1 = 1, 1, r0, r1
-    if walk is Walk.PARTS:
-        # Every program reads what all parts have found, so their number stays below the root of a region's size.
-        parts = max(1, min(PARTS, _cut(bk * n, SHARE), math.isqrt(n // 30)))
-        s0 = min(parts, _cut(r0, br0))
-        s1 = min(_cut(parts, s0), _cut(r1, br1))
-        q0, q1 = _cut(_cut(r0, br0), s0) * br0, _cut(_cut(r1, br1), s1) * br1
-        s0, s1 = _cut(r0, q0), _cut(r1, q1)
-    warps = max(1, min(16, bk * bc * br0 * br1 // 512))
-    return Schedule(
-        k0, k, c, r0, r1, sk0, sk, sr0, bk, bc, br0, br1, walk, q0, q1, s0, s1,
-        *index, along, features, period, inner, warps, view,
-    )  # fmt: skip
-
-
 def _least_waste(size: int, most: int) -> int:
-    """The power of two, up to `most`, whose multiples cover `size` best; large ones where several do."""
-    return min((most, most // 2), key=lambda piece: (round(_cut(size, piece) * piece / size, 1), -piece))
+    """`most` or half of it, both powers of two: the one whose multiples cover `size` better, else the larger."""
+    return min((most, most // 2), key=lambda piece: (round(_ceil(size, piece) * piece / size, 1), -piece))
 
 
-def _along(
-    outer: tuple[int, int],
-    cell: tuple[int, int],
-    row: tuple[int, int],
-    last: tuple[int, int],
-    period: int,
-    inner: int,
-) -> tuple[Features, tuple[int, int, int, int]]:
-    """Which axes, each (size, stride), the weights go along, and (cdiv, cmod, cmult, rmult)."""
+def _weight_index(axes: tuple[_Axis, _Axis, _Axis, _Axis], period: int, inner: int) -> tuple[Along, WeightIndex]:
+    """The axis along which weights vary inside a cell, and how an element's weight is found."""
 
-    def part(size: int, stride: int) -> tuple[int, int, int] | None:
-        """(elements of the axis inside one weight, weights along it, how far apart); None for no weights."""
+    def steps(axis: _Axis) -> tuple[int, int, int] | None:
+        """(elements of the axis with one weight, weights along it, how far these are apart); None for no weights."""
+        size, stride = axis
         if size == 1 or stride * size <= inner or stride >= period * inner:
             return None
         return (
@@ -254,20 +275,22 @@ def _along(
             max(1, stride // inner),
         )
 
-    def is_pure(size: int, stride: int) -> bool:
-        return inner <= stride and stride * size <= period * inner
+    def is_pure(axis: _Axis) -> bool:
+        return inner <= axis.stride and axis.stride * axis.size <= period * inner
 
-    k0, k, r0, r1 = (part(*axis) for axis in (outer, cell, row, last))
-    mixed = any(found is not None and not is_pure(*axis) for found, axis in ((r0, row), (r1, last)))
-    of_cell = k or k0
-    if mixed or (k0 and k) or (r0 and r1):
-        return Features.APART, (1, 1, 0, 0)
-    cdiv, cmod, cmult = of_cell or (1, 1, 1)
-    if k0:
-        cdiv *= cell[0]
-    if not r0 and not r1:
-        return Features.CELL, (cdiv, cmod, cmult, 0)
-    size, rmult = (row[0], r0[2]) if r0 else (last[0], 0)
-    if of_cell and (of_cell[0] != 1 or cmult != size or rmult > 1):
-        return Features.APART, (1, 1, 0, 0)
-    return Features.R0 if r0 else Features.R1, (cdiv, cmod, cmult, rmult)
+    by_offset = Along.OFFSET, WeightIndex(1, 1, 0, 0, period, inner)
+    of_k0, of_k1, of_r0, of_r1 = map(steps, axes)
+    _, k1, r0, r1 = axes
+    mixed = (of_r0 is not None and not is_pure(r0)) or (of_r1 is not None and not is_pure(r1))
+    of_cell = of_k1 or of_k0
+    if mixed or (of_k0 and of_k1) or (of_r0 and of_r1):
+        return by_offset
+    div, mod, step = of_cell or (1, 1, 1)
+    if of_k0:
+        div *= k1.size
+    if not of_r0 and not of_r1:
+        return Along.CELL, WeightIndex(div, mod, step, 0, period, inner)
+    size, row_step = (r0.size, of_r0[2]) if of_r0 else (r1.size, 0)
+    if of_cell and (of_cell[0] != 1 or step != size or row_step > 1):
+        return by_offset
+    return Along.R0 if of_r0 else Along.R1, WeightIndex(div, mod, step, row_step, period, inner)

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from normkit import settings
-from normkit.kernels.triton.schedule import CHUNK, Schedule, Walk, schedule
+from normkit.kernels.triton.arguments import Walk
+from normkit.kernels.triton.schedule import CHUNK, Schedule, schedule
 
 Numbers = tuple[tuple[int, int, int, int], int, int]
 

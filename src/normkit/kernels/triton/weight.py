@@ -1,165 +1,167 @@
-"""Weight normalization: lengths of regions, weights of a length that is given, and their gradient."""
+"""Weight normalization: lengths of regions, weights of a given length, and their gradient."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
-from normkit.kernels.triton.tiles import columns_of, root, tile_of
+from normkit.kernels.triton.constants import WALK_TWICE, WALK_WHOLE
+from normkit.kernels.triton.moments import sqrt
+from normkit.kernels.triton.tiles import columns_of, elements_of, part_of, sum_over_cell
+
+
+class Length(NamedTuple):
+    """Of each cell: its length is ``largest * sqrt(squares)``, which no square overflows on the way."""
+
+    largest: tl.tensor
+    squares: tl.tensor
+    """Sum of squares, each divided by the square of `largest`."""
 
 
 @triton.jit
-def with_tile(v, largest, square):
-    """Largest value so far, and the sum of squares over its square, which overflows for no length that fp32 holds."""
-    most = tl.maximum(largest, tl.max(tl.abs(v), 1))
-    safe = tl.where(most > 0, most, 1.0)
-    shrunk = largest / safe
-    scaled = v / safe[:, None]
-    return most, square * shrunk * shrunk + tl.sum(scaled * scaled, 1)
+def with_tile(length, value):
+    """The length of what was seen so far and of one more tile."""
+    largest = tl.maximum(length.largest, tl.max(tl.abs(value), 1))
+    divisor = tl.where(largest > 0, largest, 1.0)
+    shrink = length.largest / divisor
+    scaled = value / divisor[:, None]
+    return Length(largest, length.squares * shrink * shrink + tl.sum(scaled * scaled, 1))
 
 
 @triton.jit
-def length_of(largest, square):
-    """1 where all is 0, so that it may be divided by."""
-    return tl.where(largest > 0, largest * root(square), 1.0)
+def walked_length(v, columns, part, axes, tile: tl.constexpr, F: tl.constexpr):
+    zero = tl.zeros([tile.k1 * tile.columns], F)
+    length = Length(zero, zero)
+    for at0 in range(part.begin0, part.end0, tile.r0):
+        for at1 in range(part.begin1, part.end1, tile.r1):
+            elements = elements_of(columns, part, at0, at1, axes, tile)
+            length = with_tile(length, tl.load(v + elements.offset, mask=elements.inside, other=0.0).to(F))
+    return merge_columns(length, tile)
 
 
 @triton.jit
-def walked_length(
-    v, base, is_cell, lo0, hi0, lo1, hi1, sr0,
-    BK: tl.constexpr, BR0: tl.constexpr, BR1: tl.constexpr, BIG: tl.constexpr, F: tl.constexpr,
-):  # fmt: skip
-    largest = tl.zeros([BK], F)
-    square = tl.zeros([BK], F)
-    for at0 in range(lo0, hi0, BR0):
-        for at1 in range(lo1, hi1, BR1):
-            r0, r1, off, inside = tile_of(base, is_cell, at0, hi0, at1, hi1, sr0, BR0, BR1, BIG)
-            largest, square = with_tile(tl.load(v + off, mask=inside, other=0.0).to(F), largest, square)
-    return largest, square
-
-
-@triton.jit(do_not_specialize=["K", "cells"])
-def part_lengths(
-    v, parts, K, R0, R1, cells, sk0, sk, sr0, P0, P1, S1,
-    BK: tl.constexpr, BR0: tl.constexpr, BR1: tl.constexpr, BIG: tl.constexpr, F: tl.constexpr,
-):  # fmt: skip
-    """Of each part of a region: parts[0..1, part, cell]."""
-    cell, c, is_cell, base, first = columns_of(tl.program_id(0), K, 1, sk0, sk, 1, 1, 0, BK, 1, 1, BIG)
-    part = tl.program_id(1)
-    lo0 = part // S1 * P0
-    lo1 = part % S1 * P1
-    largest, square = walked_length(
-        v, base, is_cell, lo0, tl.minimum(lo0 + P0, R0), lo1, tl.minimum(lo1 + P1, R1), sr0, BK, BR0, BR1, BIG, F
-    )
-    tl.store(parts + part * cells + cell, largest, mask=is_cell)
-    tl.store(parts + (tl.num_programs(1) + part) * cells + cell, square, mask=is_cell)
-
-
-@triton.jit(do_not_specialize=["K", "cells"])
-def weight_norm(
-    v, g, parts, w, length_out, K, R0, R1, cells, sk0, sk, sr0, P0, P1, S1,
-    WALK: tl.constexpr, BK: tl.constexpr, BR0: tl.constexpr, BR1: tl.constexpr, PARTS: tl.constexpr,
-    BIG: tl.constexpr, F: tl.constexpr,
-):  # fmt: skip
-    """w = v * (g / length)."""
-    cell, c, is_cell, base, first = columns_of(tl.program_id(0), K, 1, sk0, sk, 1, 1, 0, BK, 1, 1, BIG)
-    part = tl.program_id(1)
-    lo0 = part // S1 * P0
-    lo1 = part % S1 * P1
-    hi0 = tl.minimum(lo0 + P0, R0)
-    hi1 = tl.minimum(lo1 + P1, R1)
-    if WALK == 0:
-        r0, r1, off, inside = tile_of(base, is_cell, lo0, hi0, lo1, hi1, sr0, BR0, BR1, BIG)
-        value = tl.load(v + off, mask=inside, other=0.0).to(F)
-        largest, square = with_tile(value, tl.zeros([BK], F), tl.zeros([BK], F))
-    elif WALK == 1:
-        largest, square = walked_length(v, base, is_cell, lo0, hi0, lo1, hi1, sr0, BK, BR0, BR1, BIG, F)
+def merge_columns(length, tile: tl.constexpr):
+    """The lengths of cells from those of their columns."""
+    if tile.columns == 1:
+        return length
     else:
-        every = tl.arange(0, PARTS)
-        at = every[None, :] * cells + cell[:, None]
-        there = is_cell[:, None] & (every < tl.num_programs(1))[None, :]
-        each = tl.load(parts + at, mask=there, other=0.0)
-        squares = tl.load(parts + tl.num_programs(1) * cells + at, mask=there, other=0.0)
-        largest = tl.max(each, 1)
-        shrunk = each / tl.where(largest > 0, largest, 1.0)[:, None]
-        square = tl.sum(squares * shrunk * shrunk, 1)
-    length = length_of(largest, square)
-    if part == 0:
-        tl.store(length_out + cell, length, mask=is_cell)
-    scale = tl.load(g + cell, mask=is_cell, other=0.0) / length
-    for at0 in range(lo0, hi0, BR0):
-        for at1 in range(lo1, hi1, BR1):
-            if WALK != 0:
-                r0, r1, off, inside = tile_of(base, is_cell, at0, hi0, at1, hi1, sr0, BR0, BR1, BIG)
-                value = tl.load(v + off, mask=inside, other=0.0).to(F)
-            tl.store(w + off, value * scale[:, None], mask=inside)
+        largest = tl.max(tl.reshape(length.largest, [tile.k1, tile.columns]), 1)
+        largest = tl.broadcast_to(largest[:, None], [tile.k1, tile.columns])
+        largest = tl.reshape(largest, [tile.k1 * tile.columns])
+        shrink = length.largest / tl.where(largest > 0, largest, 1.0)
+        return Length(largest, sum_over_cell(length.squares * shrink * shrink, tile))
+
+
+@triton.jit(do_not_specialize=["k1", "cells"])
+def part_lengths(v, parts, k1, cells, axes, tile: tl.constexpr):
+    """Of each part of a region: ``parts[0..1, part, cell]``."""
+    F: tl.constexpr = tl.float64 if v.dtype.element_ty == tl.float64 else tl.float32
+    columns = columns_of(tl.program_id(0), k1, axes, tile)
+    part = tl.program_id(1)
+    length = walked_length(v, columns, part_of(part, axes), axes, tile, F)
+    first = columns.exists & (columns.place == 0)
+    tl.store(parts + part * cells + columns.cell, length.largest, mask=first)
+    tl.store(parts + (tl.num_programs(1) + part) * cells + columns.cell, length.squares, mask=first)
 
 
 @triton.jit
-def walked_along(
-    dw, v, length, base, is_cell, lo0, hi0, lo1, hi1, sr0,
-    BK: tl.constexpr, BR0: tl.constexpr, BR1: tl.constexpr, BIG: tl.constexpr, F: tl.constexpr,
-):  # fmt: skip
+def length_of_parts(parts, columns, cells, tile: tl.constexpr):
+    """The lengths of whole regions from those of their parts."""
+    number = tl.num_programs(1)
+    part = tl.arange(0, tile.parts)
+    at = part[None, :] * cells + columns.cell[:, None]
+    present = columns.exists[:, None] & (part < number)[None, :]
+    each = tl.load(parts + at, mask=present, other=0.0)
+    squares = tl.load(parts + number * cells + at, mask=present, other=0.0)
+    largest = tl.max(each, 1)
+    shrink = each / tl.where(largest > 0, largest, 1.0)[:, None]
+    return Length(largest, tl.sum(squares * shrink * shrink, 1))
+
+
+@triton.jit(do_not_specialize=["k1", "cells"])
+def weight_norm(v, g, parts, w, length_out, k1, cells, axes, tile: tl.constexpr, WALK: tl.constexpr):
+    """w = v * (g / length), and the length, 1 where all of v is 0."""
+    F: tl.constexpr = tl.float64 if v.dtype.element_ty == tl.float64 else tl.float32
+    columns = columns_of(tl.program_id(0), k1, axes, tile)
+    part = part_of(tl.program_id(1), axes)
+    if WALK == WALK_WHOLE:
+        elements = elements_of(columns, part, part.begin0, part.begin1, axes, tile)
+        value = tl.load(v + elements.offset, mask=elements.inside, other=0.0).to(F)
+        zero = tl.zeros([tile.k1 * tile.columns], F)
+        found = merge_columns(with_tile(Length(zero, zero), value), tile)
+    elif WALK == WALK_TWICE:
+        found = walked_length(v, columns, part, axes, tile, F)
+    else:
+        found = length_of_parts(parts, columns, cells, tile)
+    length = tl.where(found.largest > 0, found.largest * sqrt(found.squares), 1.0)
+    if tl.program_id(1) == 0:
+        tl.store(length_out + columns.cell, length, mask=columns.exists & (columns.place == 0))
+    scale = tl.load(g + columns.cell, mask=columns.exists, other=0.0) / length
+    for at0 in range(part.begin0, part.end0, tile.r0):
+        for at1 in range(part.begin1, part.end1, tile.r1):
+            if WALK != WALK_WHOLE:
+                elements = elements_of(columns, part, at0, at1, axes, tile)
+                value = tl.load(v + elements.offset, mask=elements.inside, other=0.0).to(F)
+            tl.store(w + elements.offset, value * scale[:, None], mask=elements.inside)
+
+
+@triton.jit
+def load_direction(dw, v, length, elements, F: tl.constexpr):
+    """A tile of v / length, and of dw."""
+    direction = tl.load(v + elements.offset, mask=elements.inside, other=0.0).to(F) / length[:, None]
+    return direction, tl.load(dw + elements.offset, mask=elements.inside, other=0.0).to(F)
+
+
+@triton.jit
+def walked_along(dw, v, length, columns, part, axes, tile: tl.constexpr, F: tl.constexpr):
     """The sum of dw times the direction."""
-    total = tl.zeros([BK, BR0 * BR1], F)
-    for at0 in range(lo0, hi0, BR0):
-        for at1 in range(lo1, hi1, BR1):
-            r0, r1, off, inside = tile_of(base, is_cell, at0, hi0, at1, hi1, sr0, BR0, BR1, BIG)
-            unit = tl.load(v + off, mask=inside, other=0.0).to(F) / length[:, None]
-            total += tl.load(dw + off, mask=inside, other=0.0).to(F) * unit
-    return tl.sum(total, 1)
+    total = tl.zeros([tile.k1 * tile.columns, tile.r0 * tile.r1], F)
+    for at0 in range(part.begin0, part.end0, tile.r0):
+        for at1 in range(part.begin1, part.end1, tile.r1):
+            elements = elements_of(columns, part, at0, at1, axes, tile)
+            direction, gradient = load_direction(dw, v, length, elements, F)
+            total += gradient * direction
+    return sum_over_cell(tl.sum(total, 1), tile)
 
 
-@triton.jit(do_not_specialize=["K", "cells"])
-def part_along(
-    dw, v, length_in, parts, K, R0, R1, cells, sk0, sk, sr0, P0, P1, S1,
-    BK: tl.constexpr, BR0: tl.constexpr, BR1: tl.constexpr, BIG: tl.constexpr, F: tl.constexpr,
-):  # fmt: skip
-    """Of each part of a region: parts[part, cell]."""
-    cell, c, is_cell, base, first = columns_of(tl.program_id(0), K, 1, sk0, sk, 1, 1, 0, BK, 1, 1, BIG)
+@triton.jit(do_not_specialize=["k1", "cells"])
+def part_along(dw, v, length_in, parts, k1, cells, axes, tile: tl.constexpr):
+    """Of each part of a region: ``parts[part, cell]``."""
+    F: tl.constexpr = tl.float64 if v.dtype.element_ty == tl.float64 else tl.float32
+    columns = columns_of(tl.program_id(0), k1, axes, tile)
     part = tl.program_id(1)
-    lo0 = part // S1 * P0
-    lo1 = part % S1 * P1
-    length = tl.load(length_in + cell, mask=is_cell, other=1.0)
-    along = walked_along(
-        dw, v, length, base, is_cell, lo0, tl.minimum(lo0 + P0, R0), lo1, tl.minimum(lo1 + P1, R1), sr0,
-        BK, BR0, BR1, BIG, F,
-    )  # fmt: skip
-    tl.store(parts + part * cells + cell, along, mask=is_cell)
+    length = tl.load(length_in + columns.cell, mask=columns.exists, other=1.0)
+    along = walked_along(dw, v, length, columns, part_of(part, axes), axes, tile, F)
+    tl.store(parts + part * cells + columns.cell, along, mask=columns.exists & (columns.place == 0))
 
 
-@triton.jit(do_not_specialize=["K", "cells"])
-def weight_norm_backward(
-    dw, v, g, length_in, parts, dv, dg, K, R0, R1, cells, sk0, sk, sr0, P0, P1, S1,
-    WALK: tl.constexpr, BK: tl.constexpr, BR0: tl.constexpr, BR1: tl.constexpr, PARTS: tl.constexpr,
-    BIG: tl.constexpr, F: tl.constexpr,
-):  # fmt: skip
+@triton.jit(do_not_specialize=["k1", "cells"])
+def weight_norm_backward(dw, v, g, length_in, parts, dv, dg, k1, cells, axes, tile: tl.constexpr, WALK: tl.constexpr):
     """dv = g / length * (dw - direction * along), and dg = along."""
-    cell, c, is_cell, base, first = columns_of(tl.program_id(0), K, 1, sk0, sk, 1, 1, 0, BK, 1, 1, BIG)
-    part = tl.program_id(1)
-    lo0 = part // S1 * P0
-    lo1 = part % S1 * P1
-    hi0 = tl.minimum(lo0 + P0, R0)
-    hi1 = tl.minimum(lo1 + P1, R1)
-    length = tl.load(length_in + cell, mask=is_cell, other=1.0)
-    if WALK == 0:
-        r0, r1, off, inside = tile_of(base, is_cell, lo0, hi0, lo1, hi1, sr0, BR0, BR1, BIG)
-        unit = tl.load(v + off, mask=inside, other=0.0).to(F) / length[:, None]
-        d = tl.load(dw + off, mask=inside, other=0.0).to(F)
-        along = tl.sum(d * unit, 1)
-    elif WALK == 1:
-        along = walked_along(dw, v, length, base, is_cell, lo0, hi0, lo1, hi1, sr0, BK, BR0, BR1, BIG, F)
+    F: tl.constexpr = tl.float64 if v.dtype.element_ty == tl.float64 else tl.float32
+    columns = columns_of(tl.program_id(0), k1, axes, tile)
+    part = part_of(tl.program_id(1), axes)
+    length = tl.load(length_in + columns.cell, mask=columns.exists, other=1.0)
+    if WALK == WALK_WHOLE:
+        elements = elements_of(columns, part, part.begin0, part.begin1, axes, tile)
+        direction, gradient = load_direction(dw, v, length, elements, F)
+        along = sum_over_cell(tl.sum(gradient * direction, 1), tile)
+    elif WALK == WALK_TWICE:
+        along = walked_along(dw, v, length, columns, part, axes, tile, F)
     else:
-        every = tl.arange(0, PARTS)
-        there = is_cell[:, None] & (every < tl.num_programs(1))[None, :]
-        along = tl.sum(tl.load(parts + every[None, :] * cells + cell[:, None], mask=there, other=0.0), 1)
-    if part == 0:
-        tl.store(dg + cell, along, mask=is_cell)
-    scale = tl.load(g + cell, mask=is_cell, other=0.0) / length
-    for at0 in range(lo0, hi0, BR0):
-        for at1 in range(lo1, hi1, BR1):
-            if WALK != 0:
-                r0, r1, off, inside = tile_of(base, is_cell, at0, hi0, at1, hi1, sr0, BR0, BR1, BIG)
-                unit = tl.load(v + off, mask=inside, other=0.0).to(F) / length[:, None]
-                d = tl.load(dw + off, mask=inside, other=0.0).to(F)
-            tl.store(dv + off, (d - unit * along[:, None]) * scale[:, None], mask=inside)
+        each = tl.arange(0, tile.parts)
+        present = columns.exists[:, None] & (each < tl.num_programs(1))[None, :]
+        along = tl.sum(tl.load(parts + each[None, :] * cells + columns.cell[:, None], mask=present, other=0.0), 1)
+    if tl.program_id(1) == 0:
+        tl.store(dg + columns.cell, along, mask=columns.exists & (columns.place == 0))
+    scale = tl.load(g + columns.cell, mask=columns.exists, other=0.0) / length
+    for at0 in range(part.begin0, part.end0, tile.r0):
+        for at1 in range(part.begin1, part.end1, tile.r1):
+            if WALK != WALK_WHOLE:
+                elements = elements_of(columns, part, at0, at1, axes, tile)
+                direction, gradient = load_direction(dw, v, length, elements, F)
+            tl.store(
+                dv + elements.offset, (gradient - direction * along[:, None]) * scale[:, None], mask=elements.inside
+            )
