@@ -1,6 +1,6 @@
 """Activation checkpointing runs a forward again inside the backward pass; what that forward must find as it was.
 
->>> from normkit.functional.recompute import is_recomputing
+>>> from normkit.functional.call.recompute import is_recomputing
 >>> is_recomputing()
 False
 """
