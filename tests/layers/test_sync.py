@@ -145,8 +145,7 @@ def check_collectives(rank: int) -> None:
 
         return call
 
-    x, g = batch((3, CHANNELS), rank, torch.float32, False)
-    layer = layer_for(torch.float32)
+    (x, g), layer = batch((3, CHANNELS), rank, torch.float32, False), layer_for(torch.float32)
     try:
         for name in counted:
             setattr(dist, name, counting(name))
@@ -226,8 +225,7 @@ def check_checkpoints(rank: int) -> None:
         assert torch.equal(x.grad, other.grad)
         for mine, theirs in zip(layer.parameters(), plain.parameters(), strict=True):
             assert torch.equal(mine.grad, theirs.grad)
-        for mine, theirs in zip(layer.buffers(), plain.buffers(), strict=True):
-            assert torch.equal(mine, theirs)
+        assert all(torch.equal(*pair) for pair in zip(layer.buffers(), plain.buffers(), strict=True))
 
 
 def check_a_bad_batch_on_one_process(rank: int) -> None:
@@ -386,7 +384,7 @@ def test_subclasses_that_do_more_are_left_alone_and_named():
 
 
 def test_a_count_that_stays_on_its_device_moves_the_same():
-    """On a GPU nobody waits for the number of values; here both ways run on the CPU."""
+    """On a GPU nothing waits for the number of values; here both ways run on the CPU."""
     for values in (0, 6):
         statistics = [(torch.zeros(3), torch.ones(3)) for _ in range(2)]
         pooled = sync._Pooled(torch.tensor(float(values), dtype=torch.float64), torch.rand(3), torch.rand(3))
