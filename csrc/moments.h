@@ -49,7 +49,9 @@ template <class T> Two deviations(const T* x, int64_t n, arithmetic<T> guess) {
 template <class T>
 Moments conclude(const T* x, int64_t n, arithmetic<T> guess, const Two& sums, bool center, double eps) {
   const double shift = center ? sums.a * (1.0 / double(n)) : 0, off = shift * sums.a;
-  if (PACKED<T> && center && off > FAR_OFF * (sums.b - off) && guess != arithmetic<T>(double(guess) + shift)) {
+  // Squares that are all 0 cannot tell whether another guess is better, and would ask for one forever.
+  const bool far_off = PACKED<T> && center && sums.b > 0 && off > FAR_OFF * (sums.b - off);
+  if (far_off && guess != arithmetic<T>(double(guess) + shift)) {
     const arithmetic<T> better = arithmetic<T>(double(guess) + shift);
     return conclude(x, n, better, deviations(x, n, better), center, eps);
   }

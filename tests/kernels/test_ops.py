@@ -247,6 +247,14 @@ def test_a_neighbour_out_of_range_changes_no_bits(pattern, shape):
     assert torch.equal(normalize(x, pattern)[1:], calm[1:])
 
 
+@pytest.mark.parametrize("shape", [(200, 165), (200, 777), (3, 5000)])
+def test_squares_of_half_precision_that_underflow(shape):
+    """Squares of 1e-30 are 0 in float32, so they cannot judge a mean: the kernels looked for a better one forever."""
+    x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-30).bfloat16()
+    want = (x.double() - x.double().mean(1, keepdim=True)) / 1e-5**0.5
+    torch.testing.assert_close(normalize(x, "b [c]").double(), want, rtol=2**-8, atol=want.abs().max().item() * 2**-8)
+
+
 def test_without_kernels_everything_runs_on_the_reference_and_one_warning_is_given():
     code = """
 import warnings
