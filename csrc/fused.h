@@ -48,12 +48,12 @@ struct Mask {
       const int64_t first = divide(at, channels);
       if (!real[first]) return false;
       const int64_t here = (first + 1) * channels - at;
-      return n <= here || are_real(real + first + 1, (n - here + channels - 1) / channels);
+      return n <= here || are_nonzero(real + first + 1, (n - here + channels - 1) / channels);
     }
     int64_t place = remainder(at, inner), line = divide(at, inner), length = inner - place;
     for (int64_t done = 0; done < n; done += length, length = inner, place = 0, ++line) {
       if (length > n - done) length = n - done;
-      if (!are_real(real + divide(line, channels) * inner + place, length)) return false;
+      if (!are_nonzero(real + divide(line, channels) * inner + place, length)) return false;
     }
     return true;
   }
@@ -66,68 +66,30 @@ struct Mask {
            else if (to != from)
              std::memcpy(to + start, from + start, size_t(length) * sizeof(T));
          },
-         [&](int64_t start, int64_t length, const uint8_t* bytes) { blend(from, to, start, start + length, bytes - start, fill); });
+         [&](int64_t start, int64_t length, const uint8_t* bytes) { fill_by_bytes(from, to, start, start + length, bytes - start, fill); });
   }
 
  private:
-  static bool are_real(const uint8_t* bytes, int64_t n) {
-    constexpr uint64_t low = 0x7F7F7F7F7F7F7F7Full;
-    int64_t i = 0;
-#if defined(__AVX512F__)
-    for (; i + 256 <= n; i += 256) {
-      const auto part = [=](int k) { return _mm512_loadu_si512(bytes + i + 64 * k); };
-      const __m512i b = _mm512_min_epu8(_mm512_min_epu8(part(0), part(1)), _mm512_min_epu8(part(2), part(3)));
-      if (_mm512_test_epi8_mask(b, b) != ~__mmask64(0)) return false;
-    }
-#endif
-    for (; i + 8 <= n; i += 8) {  // the highest bit of each byte says whether it is 0
-      uint64_t w;
-      std::memcpy(&w, bytes + i, 8);
-      if (~((((w & low) + low) | w) | low)) return false;
-    }
-    for (; i < n; ++i)
-      if (!bytes[i]) return false;
-    return true;
-  }
-
   // The same from `i` to `end`, by a byte for each. Real elements go as they are, not through the arithmetic type.
   template <class T, class Fill>
-  static void blend(const T* from, T* to, int64_t i, int64_t end, const uint8_t* bytes, const Fill& fill) {
-#if defined(__AVX512F__)
+  static void fill_by_bytes(const T* from, T* to, int64_t i, int64_t end, const uint8_t* bytes, const Fill& fill) {
     if constexpr (ACROSS<arithmetic<T>>) {
       for (; i + 64 <= end; i += 64) {
-        const __m512i b = _mm512_loadu_si512(bytes + i);
-        const __mmask64 is = _mm512_test_epi8_mask(b, b);
-        if (is == ~__mmask64(0)) {
+        const uint64_t is = nonzero_64(bytes + i);
+        if (is == ~uint64_t(0)) {
           if (from != to) std::memcpy(to + i, from + i, 64 * sizeof(T));
         } else if constexpr (PACKED<T>) {
-          for (int k = 0; k < 64; k += 2 * PACK) {
-            const __m256i low = round_to(__m512(fill(Whole{i + k})), T{}), high = round_to(__m512(fill(Whole{i + k + PACK})), T{});
-            const __m512i v = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-            if (from == to) _mm512_mask_storeu_epi16(to + i + k, ~__mmask32(is >> k), v);
-            else _mm512_storeu_si512(to + i + k, _mm512_mask_loadu_epi16(v, __mmask32(is >> k), from + i + k));
-          }
+          for (int k = 0; k < 64; k += 2 * PACK)
+            blend(is >> k, from + i + k, to + i + k, fill(Whole{i + k}), fill(Whole{i + k + PACK}));
         } else {
-          for (int k = 0; k < 64; k += PACK) {
-            const __m512 v = __m512(fill(Whole{i + k}));
-            if (from == to) _mm512_mask_storeu_ps(to + i + k, __mmask16(~(is >> k)), v);
-            else _mm512_storeu_ps(to + i + k, _mm512_mask_loadu_ps(v, __mmask16(is >> k), from + i + k));
-          }
+          for (int k = 0; k < 64; k += PACK) blend(is >> k, from + i + k, to + i + k, fill(Whole{i + k}));
         }
       }
       for (; i < end; i += PACK) {
-        const __mmask16 some = end - i < PACK ? lanes_left(end - i) : __mmask16(0xFFFF);
-        const __m128i b = _mm_maskz_loadu_epi8(some, bytes + i);
-        const __mmask16 is = _mm_test_epi8_mask(b, b);
-        const __m512 v = __m512(fill(Part{i, some}));
-        if constexpr (PACKED<T>)
-          _mm256_mask_storeu_epi16(to + i, some, _mm256_mask_loadu_epi16(round_to(v, T{}), is, from + i));
-        else
-          _mm512_mask_storeu_ps(to + i, some, _mm512_mask_loadu_ps(v, is, from + i));
+        const PackMask some = end - i < PACK ? first_lanes(end - i) : PackMask(0xFFFF);
+        blend_some(some, nonzero_16(bytes + i, some), from + i, to + i, fill(Part{i, some}));
       }
-    } else
-#endif
-    {
+    } else {
       for (int64_t j = i; j < end; ++j) {
         const Element<arithmetic<T>> at{j};
         to[j] = bytes[j] ? from[j] : T(fill(at));

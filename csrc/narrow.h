@@ -13,22 +13,14 @@ template <class A> bool is_narrow(const View& v, const Affine<A>& affine) {
   return v.r0 == 1 && v.k1 == 1 && v.r1 <= NARROW && (affine.whole_row || (!affine.weight && !affine.bias));
 }
 
-#if defined(__AVX512F__)
-inline __m512i counting() { return _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
-#endif
-
 // SIDE rows of n elements as n vectors; lanes beyond the last row repeat it.
 template <class S, class A> void turn_in(const S* x, int64_t n, int64_t rows, A (*out)[SIDE]) {
   A buffer[NARROW * SIDE];
   const A* in = converted(x, buffer, n * rows);
-#if defined(__AVX512F__)
   if constexpr (ACROSS<A>) {
-    const __m512i last = _mm512_set1_epi32(int(rows - 1));
-    const __m512i row = _mm512_mullo_epi32(_mm512_min_epi32(counting(), last), _mm512_set1_epi32(int(n)));
-    for (int64_t j = 0; j < n; ++j) _mm512_storeu_ps(out[j], _mm512_i32gather_ps(row, in + j, 4));
+    transpose_in(in, n, rows, out);
     return;
   }
-#endif
   for (int64_t j = 0; j < n; ++j)
     for (int64_t k = 0; k < SIDE; ++k) out[j][k] = in[(k < rows ? k : rows - 1) * n + j];
 }
@@ -37,15 +29,12 @@ template <class S, class A> void turn_out(const A (*in)[SIDE], int64_t n, int64_
   A buffer[DIRECT ? 1 : NARROW * SIDE], *out = buffer;
   Seen<S>* q = writer.open(y);
   if constexpr (DIRECT) out = q;
-#if defined(__AVX512F__)
   if constexpr (ACROSS<A>) {
-    const __m512i row = _mm512_mullo_epi32(counting(), _mm512_set1_epi32(int(n)));
-    const __mmask16 some = lanes_left(rows);
-    for (int64_t j = 0; j < n; ++j) _mm512_mask_i32scatter_ps(out + j, some, row, _mm512_loadu_ps(in[j]), 4);
-  } else
-#endif
+    transpose_out(in, n, rows, out);
+  } else {
     for (int64_t k = 0; k < rows; ++k)
       for (int64_t j = 0; j < n; ++j) out[k * n + j] = in[j][k];
+  }
   if constexpr (!DIRECT) each<S>(0, n * rows, [p = out, q](auto at) { at.put(q, at(p)); });
   writer.close(n * rows);
 }
