@@ -258,7 +258,7 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
       const auto strip = [&](const auto& get) {
         strip_moments(get, source, padding, t.at(tiles, r), tiles.width_all, rows, t.n, far ? tiles.ahead : 0, f.center, f.eps, m);
       };
-      const bool real = source.mask && !source.residual && source.mask.is_all_real(t.at(tiles, r), (rows - 1) * tiles.width_all + t.n);
+      const bool real = source.mask && !source.residual && source.mask.is_all_valid(t.at(tiles, r), (rows - 1) * tiles.width_all + t.n);
       source.is_plain() || real ? strip(plain) : strip(fused);
     }
   };
@@ -333,7 +333,7 @@ template <class S> void forward_columns(const View& v, const Forward& f, const P
     const int64_t n = t.n;
     for (int64_t r = from; r < to; ++r) {
       if (source.mask && (r - from) % GLANCE == 0)
-        writer.ahead(y + t.at(tiles, r), (least(GLANCE, to - r) - 1) * tiles.width_all + n);
+        writer.look_ahead(y + t.at(tiles, r), (least(GLANCE, to - r) - 1) * tiles.width_all + n);
       const T* p = shown(t.at(tiles, r), n, bx, Constant<A>{0});
       T* q = writer.open(y + t.at(tiles, r));
       const A w = where.by_row ? affine.w(where.of_row(t, r)) : A(1), b = where.by_row ? affine.b(where.of_row(t, r)) : A(0);

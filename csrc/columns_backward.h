@@ -63,7 +63,7 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     for (int64_t r0 = tall * tiles.tall; r0 < end; r0 += tiles.strip) {
       const int64_t strip = least(tiles.strip, end - r0);
       const bool simple = plain || (source.activation == Activation::none &&
-                                    (!source.mask || source.mask.is_all_real(t.at(tiles, r0), (strip - 1) * tiles.width_all + t.n)));
+                                    (!source.mask || source.mask.is_all_valid(t.at(tiles, r0), (strip - 1) * tiles.width_all + t.n)));
       const auto row = [&](int64_t r, int k) {
         const int64_t at = t.at(tiles, r0 + r);
         T *bx = buffer + k * TILE, *bg = buffer + (4 + k) * TILE;
@@ -123,7 +123,7 @@ template <class S> void backward_columns(const View& v, const Backward& f, const
     const int64_t n = t.n;
     for (int64_t r = from; r < to; ++r) {
       const int64_t at = t.at(tiles, r);
-      if (source.mask && (r - from) % GLANCE == 0) writer.ahead(dx + at, (least(GLANCE, to - r) - 1) * tiles.width_all + n);
+      if (source.mask && (r - from) % GLANCE == 0) writer.look_ahead(dx + at, (least(GLANCE, to - r) - 1) * tiles.width_all + n);
       const T* p = plain ? load(source.x + at, bx, n) : shown.input(at, n, bx, Constant<A>{0});
       const T* g = plain ? load(source.dy + at, bg, n) : shown.gradient(at, n, bg, p, z_of(t, r, s, true));
       T* q = writer.open(dx + t.at(tiles, r));

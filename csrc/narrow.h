@@ -2,7 +2,9 @@
 // instruction for all. A row's bits do not depend on its neighbours: all lanes do the same.
 #pragma once
 #include "affine.h"
-#include "fused.h"
+#include "source.h"
+#include "upstream.h"
+#include "writer.h"
 #include "side.h"
 
 namespace {
