@@ -208,6 +208,8 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
         c1[k] = f.center ? -scales.rstd[k] * (c1[k] * per[k]) : A(0);
         c2[k] = -scales.rstd[k] * (c2[k] * per[k]);
       }
+    } else {
+      for (int k = 0; k < G; ++k) c1[k] = c2[k] = 0;  // the moments are constants
     }
     // Before dx: with an activation its memory still holds the gradient.
     const int64_t wanted = grads.wanted() ? rows : 0;

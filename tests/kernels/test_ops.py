@@ -90,6 +90,18 @@ def test_given_moments_are_differentiable_inputs():
     assert gradcheck(lambda x, m, s, w: OPS.norm.default(x, w, None, "[b] c [...]", 1e-3, True, m, s)[0], args)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("n", [8, 40, 256, 3000])
+def test_a_row_with_given_moments_has_the_gradient_of_a_linear_map(n, dtype):
+    """Given moments are constants for x, so dx = dy * weight / sqrt(var + eps), however long the row."""
+    x, dy = sample(20, n, dtype=dtype), sample(20, n, dtype=dtype, grad=False, seed=1)
+    mean, w = sample(20, dtype=torch.float32, seed=2), sample(n, dtype=torch.float32, seed=3)
+    var = torch.linspace(0.5, 2, 20)
+    OPS.norm.default(x, w, None, "b [c]", 1e-5, True, mean.detach(), var)[0].backward(dy)
+    want = dy.double() * w.double() / (var.double() + 1e-5).sqrt()[:, None]
+    assert worst(x.grad, want) <= torch.finfo(dtype).eps
+
+
 def test_eager_calls_and_operator_calls_are_the_same():
     x, w = sample(3, 4, 5, dtype=torch.float32), sample(4, dtype=torch.float32)
     fast = normalize(x, "b [c] ...", w)
