@@ -16,7 +16,7 @@ template <int N, class A> inline double total(const A* lanes) {
 
 // Adds to N sums each what `term(at, a, b)` gives for n elements.
 template <int N, class T, class Term>
-__attribute__((always_inline)) inline void add_lanes(int64_t n, arithmetic<T>* a, arithmetic<T>* b, const Term& term) {
+ALWAYS_INLINE void add_lanes(int64_t n, arithmetic<T>* a, arithmetic<T>* b, const Term& term) {
   using A = arithmetic<T>;
   int64_t i = 0;
   if constexpr (PACKED<T>) {

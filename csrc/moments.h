@@ -91,6 +91,18 @@ template <class A> struct Scale {
   Scale(double m, double var, double eps) { scales_of(1, &m, &var, eps, &mean, &rstd, &shift); }
 };
 
+// The same for G rows side by side.
+template <class A, int G> struct Scales {
+  alignas(LINE) A mean[G], rstd[G], shift[G];
+
+  Scales(const double* mu, const double* var, double eps) { scales_of(int64_t(G), mu, var, eps, mean, rstd, shift); }
+  Scale<A> of(int64_t k) const {
+    Scale<A> s;
+    s.mean = mean[k], s.rstd = rstd[k], s.shift = shift[k];
+    return s;
+  }
+};
+
 // What a cell of that square sum is divided by, where it is divided by its length.
 inline double length_of(double squares) { return squares > 0 ? std::sqrt(squares) : 1; }
 

@@ -7,6 +7,10 @@
 #include <cstring>
 #include <type_traits>
 
+// For what a hot loop calls: without it the compiler inlines while its budget for the whole file lasts, and a loop with a call
+// is not vectorized.
+#define ALWAYS_INLINE __attribute__((always_inline)) inline
+
 namespace {
 
 struct bf16 { uint16_t bits; };
@@ -20,6 +24,8 @@ template <class S> using arithmetic = typename arithmetic_of<S>::type;
 // BLOCK / LANES of them before it is merged in double.
 constexpr int64_t BLOCK = 2048;
 constexpr int LANES = 64;
+// Bytes of a cache line: what arrays inside a struct are aligned to, because a vector that crosses two lines costs twice.
+constexpr int LINE = 64;
 
 // std::vector would be emitted as a weak symbol in every instruction set, and the linker would keep one of them.
 template <class T> class Array {
@@ -46,21 +52,25 @@ template <class T> class Array {
 };
 
 // 64-bit division costs several times that of 32 bits, and sizes rarely need it.
-inline int64_t divide(int64_t a, int64_t b) {
+ALWAYS_INLINE int64_t divide(int64_t a, int64_t b) {
   return ((a | b) >> 32) == 0 ? int64_t(uint32_t(a) / uint32_t(b)) : a / b;
 }
-inline int64_t remainder(int64_t a, int64_t b) {
+ALWAYS_INLINE int64_t remainder(int64_t a, int64_t b) {
   return ((a | b) >> 32) == 0 ? int64_t(uint32_t(a) % uint32_t(b)) : a % b;
 }
 
-inline float from_bits(uint32_t u) { float f; std::memcpy(&f, &u, 4); return f; }
-inline uint32_t to_bits(float f) { uint32_t u; std::memcpy(&u, &f, 4); return u; }
+ALWAYS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+ALWAYS_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+ALWAYS_INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+ALWAYS_INLINE float from_bits(uint32_t u) { float f; std::memcpy(&f, &u, 4); return f; }
+ALWAYS_INLINE uint32_t to_bits(float f) { uint32_t u; std::memcpy(&u, &f, 4); return u; }
 
 // A stored number in the arithmetic type.
-inline float widen(float f) { return f; }
-inline double widen(double f) { return f; }
-inline float widen(bf16 h) { return from_bits(uint32_t(h.bits) << 16); }
-inline float widen(f16 h) {
+ALWAYS_INLINE float widen(float f) { return f; }
+ALWAYS_INLINE double widen(double f) { return f; }
+ALWAYS_INLINE float widen(bf16 h) { return from_bits(uint32_t(h.bits) << 16); }
+ALWAYS_INLINE float widen(f16 h) {
   // Exponent and mantissa moved into place, then the bias corrected by one multiplication: subnormals come out right.
   const uint32_t sign = uint32_t(h.bits & 0x8000u) << 16;
   const uint32_t rest = uint32_t(h.bits & 0x7fffu) << 13;
@@ -69,12 +79,12 @@ inline float widen(f16 h) {
   return from_bits((rest >= 0x0f800000u ? special : to_bits(scaled)) | sign);
 }
 // And back, rounded to nearest, ties to even.
-inline bf16 narrow(float f, bf16) {
+ALWAYS_INLINE bf16 narrow(float f, bf16) {
   const uint32_t u = to_bits(f);
   const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   return {uint16_t(f != f ? (u >> 16) | 0x0040u : rounded)};
 }
-inline f16 narrow(float f, f16) {
+ALWAYS_INLINE f16 narrow(float f, f16) {
   const uint32_t u = to_bits(f), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return {uint16_t(sign | 0x7e00u)};
   if (magnitude >= 0x477ff000u) return {uint16_t(sign | 0x7c00u)};

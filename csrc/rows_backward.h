@@ -1,48 +1,79 @@
-// Walking along rows, backward.
+// The backward pass along rows: dx = dy * weight * rstd + x_hat * c2 + c1, where c1 and c2 come from the cell's sums of
+// g = dy * weight and of g * x_hat.
+//
+// A cell is read for these sums, and again for dx. How depends on the rows, as in rows.h:
+//   transposed     cells of one row of at most TINY elements: SIDE rows, one in each lane
+//   short_rows     of one row of at most BLOCK elements that has a weight for each: SIDE or 4 rows together
+//   by_spans       all other cells, block by block
+// split_cells shares huge cells among threads, and in_memory_order needs no sums, because the moments are constants.
 #pragma once
-#include "rows.h"
+#include "row_slots.h"
+#include "short_rows_backward.h"
+#include "transposed.h"
+#include "upstream.h"
 
 namespace {
-
-// Rows up to which their sums are taken side by side: there are two tensors to keep in the cache.
-constexpr int64_t SIDE_BACKWARD = 96;
-template <int N> using Count = std::integral_constant<int, N>;
 
 // The two sums that a cell's dx needs: of g = dy * weight, and of g * x_hat.
 struct CellSums {
   double g = 0, gx = 0;
+
+  void add(const CellSums& other) {
+    g += other.g;
+    gx += other.gx;
+  }
 };
 
-template <class S> void backward_rows(const View& v, const Backward& f, const Pool& pool) {
+template <class S> class RowsBackward {
   using A = arithmetic<S>;
   using T = Seen<S>;
-  const Upstream<S> source(f), shown = (needs_sums(f) ? source.again() : source).unmasked();
-  const A *mean = static_cast<const A*>(f.mean), *dev = static_cast<const A*>(f.std);
-  S* dx = static_cast<S*>(f.dx);
-  const Affine<A> affine(v, f.weight, f.fused ? f.fused->bias : nullptr);
-  const bool sums_needed = needs_sums(f);
-  const Spans spans(v);
-  const Share share(v, spans, pool);
+  const View& v;
+  const Backward& f;
+  const Pool& pool;
+  const Upstream<S> source;   // blocks as they are read first
+  const Upstream<S> applied;  // as they are read for dx: the writer sets what is padding to 0
+  const A *const mean, *const std;
+  S* const dx;
+  const Affine<A> affine;
+  const bool sums_needed;
+  const Spans spans;
+  const RowSlots slots;
+  AffineGrads<A> grads;
 
-  // Weight gradients: a vector of slots for each of a fixed number of cells, or in every row a slot for each run of
-  // constant weight in each span; the sum of both numbers names the pair, as both only grow along the row.
-  const int64_t grain = least(affine.inner, v.r1);
-  const int64_t per_row = (v.r1 - 1) / grain + (v.r1 - 1) / CHUNK + 1;
-  const int64_t busy = ceil_div(v.cells(), CELLS_PER_VECTOR) > FEWEST ? ceil_div(v.cells(), CELLS_PER_VECTOR) : FEWEST;
-  const int64_t per_vector = ceil_div(v.cells(), least(v.cells(), least(VECTORS, busy)));
-  const int64_t vectors = ceil_div(v.cells(), per_vector);
-  AffineGrads<A> grads(f.dweight, f.dbias, affine.vector ? vectors * affine.period : v.numel() / v.r1 * per_row);
+ public:
+  RowsBackward(const View& view, const Backward& backward, const Pool& threads)
+      : v(view), f(backward), pool(threads), source(f), applied((needs_sums(f) ? source.again() : source).unmasked()),
+        mean(static_cast<const A*>(f.mean)), std(static_cast<const A*>(f.std)), dx(static_cast<S*>(f.dx)),
+        affine(v, f.weight, f.fused ? f.fused->bias : nullptr), sums_needed(needs_sums(f)), spans(v), slots(v, affine),
+        grads(f.dweight, f.dbias, slots.number) {}
 
-  const auto scale_of = [&](int64_t cell) {
-    return Scale<A>(f.center || f.fixed ? double(mean[cell]) : 0.0, square(dev[cell]), f.eps);
-  };
-  const auto count_of = [&](int64_t cell) {
+  void run() {
+    const RowShare share(v, spans, pool);
+    const bool adds_vectors = affine.vector && grads.wanted();  // then all cells of a vector are one task
+    if (f.fixed && !affine.vector) {
+      in_memory_order();
+    } else if (share.split && !adds_vectors) {
+      split_cells();
+    } else {
+      const int64_t per_task = adds_vectors ? slots.per_vector : share.cells_per_task;
+      parallel(pool, ceil_div(v.cells(), per_task), [&](int64_t task) {
+        whole_cells(task * per_task, min((task + 1) * per_task, v.cells()));
+      });
+    }
+    if (grads.wanted()) slots.reduce(v, affine, grads);
+  }
+
+ private:
+  Scale<A> scale_of(int64_t cell) const {
+    return Scale<A>(f.center || f.fixed ? double(mean[cell]) : 0.0, square(std[cell]), f.eps);
+  }
+  double count_of(int64_t cell) const {
     const double count = source.mask ? f.fused->counts[cell] : double(v.count());
     return f.length ? 1 : count > 0 ? count : 1;
-  };
-  // What the activation was given.
-  const auto z_of = [&](int64_t at, int64_t j, int64_t n, const Scale<A>& scale) {
-    return [&affine, at, j, n, m = scale.mean, rstd = scale.rstd](const T* in, A* out) {
+  }
+  // Writes what the activation was applied to, for n elements whose offset is `at`, and j in the row.
+  auto z_of(int64_t at, int64_t j, int64_t n, const Scale<A>& scale) const {
+    return [&affine = affine, at, j, n, m = scale.mean, rstd = scale.rstd](const T* in, A* out) {
       affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
         const T* p = in + start;
         A* z = out + start;
@@ -55,8 +86,95 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
         }
       });
     };
-  };
-  const auto sums_of_span = [&](int64_t cell, int64_t s, const Scale<A>& scale) {
+  }
+  // The sums of dy and of dy * x_hat over n elements.
+  static Two gradient_sums(const T* p, const T* g, int64_t n, A m, A rstd) {
+    return sum_two<T>(n, [=](auto at, auto& a, auto& b) {
+      a = at(g);
+      b = a * ((at(p) - m) * rstd);
+    });
+  }
+
+  // The moments are constants and each run has one weight, so there is nothing to wait for: the rows in the order of memory.
+  void in_memory_order() {
+    const int64_t step = ceil_div(GRAIN, v.r1);
+    Array<Scale<A>> scales(v.cells());
+    for (int64_t cell = 0; cell < scales.size(); ++cell) scales[cell] = scale_of(cell);
+    parallel(pool, ceil_div(v.rows(), step), [&](int64_t t) {
+      T bx[BLOCK], bg[BLOCK];
+      Writer<S> writer(dx, v.numel(), f.fused);
+      const int64_t end = min(t * step + step, v.rows());
+      for (int64_t row = t * step; row < end; ++row) {
+        const Scale<A>& scale = scales[v.cell_of_row(row)];
+        for (int64_t left = 0; left < v.r1; left += BLOCK)
+          constant_block(row, left, min(BLOCK, v.r1 - left), scale, bx, bg, writer);
+      }
+    });
+  }
+  void constant_block(int64_t row, int64_t left, int64_t n, const Scale<A>& scale, T* bx, T* bg, Writer<S>& writer) {
+    const A m = scale.mean, rstd = scale.rstd;
+    const int64_t at = row * v.r1 + left;
+    const T* px = source.input(at, n, bx, Constant<A>{m});
+    const T* pg = source.gradient(at, n, bg, px, z_of(at, left, n, scale));
+    T* out = dx ? writer.open(dx + at) : nullptr;
+    affine.pieces(at, left, n, [&](int64_t start, int64_t length, int64_t index) {
+      const T *p = px + start, *g = pg + start;
+      if (grads.wanted()) {
+        const Two two = gradient_sums(p, g, length, m, rstd);
+        const int64_t slot = slots.of_run(row, left + start);
+        grads.w[slot] += A(two.b);
+        grads.b[slot] += A(two.a);
+      }
+      const A a = rstd * affine.w(index);
+      each<T>(0, dx ? length : 0, [=, q = out + start](auto at) { at.put(q, at(g) * a); });
+    });
+    if (dx) writer.close(n);
+  }
+
+  // Every span is a task; the sums of cells are added up between two phases.
+  void split_cells() {
+    const int64_t tasks = v.cells() * spans.per_cell;
+    Array<CellSums> partial(sums_needed ? tasks : 0), total(v.cells());
+    if (sums_needed)
+      parallel(pool, tasks, [&](int64_t t) {
+        const int64_t cell = t / spans.per_cell;
+        partial[t] = sums_of_span(cell, t % spans.per_cell, scale_of(cell));
+      });
+    for (int64_t t = 0; t < partial.size(); ++t) total[t / spans.per_cell].add(partial[t]);
+    if (dx)
+      parallel(pool, tasks, [&](int64_t t) {
+        const int64_t cell = t / spans.per_cell;
+        Writer<S> writer(dx, v.numel(), f.fused);
+        apply_span(cell, t % spans.per_cell, scale_of(cell), total[cell], writer);
+      });
+  }
+
+  // The cells of one task.
+  void whole_cells(int64_t first, int64_t end) {
+    Writer<S> writer(dx, v.numel(), f.fused);
+    if (is_transposed(v, affine) && !f.fused && (affine.whole_row || !grads.wanted())) {
+      const int64_t vector = grads.wanted() ? first / slots.per_vector * v.r1 : 0;
+      for (int64_t cell = first; cell < end; cell += SIDE) transposed(cell, min(SIDE, end - cell), vector, writer);
+    } else if (affine.whole_row && v.r1 <= BLOCK) {
+      const bool side = ACROSS<A> && v.r1 <= SIDE_BACKWARD;
+      const int64_t step = side ? SIDE : 4;
+      for (int64_t cell = first; cell < end; cell += step) {
+        const int64_t rows = min(step, end - cell);
+        side ? short_rows<SIDE>(cell, rows, writer) : short_rows<4>(cell, rows, writer);
+      }
+    } else {
+      for (int64_t cell = first; cell < end; ++cell) by_spans(cell, writer);
+    }
+  }
+
+  void by_spans(int64_t cell, Writer<S>& writer) {
+    const Scale<A> scale = scale_of(cell);
+    CellSums sums;
+    for (int64_t s = 0; s < spans.per_cell && sums_needed; ++s) sums.add(sums_of_span(cell, s, scale));
+    for (int64_t s = dx ? spans.per_cell : 0; s-- > 0;) apply_span(cell, s, scale, sums, writer);
+  }
+
+  CellSums sums_of_span(int64_t cell, int64_t s, const Scale<A>& scale) {
     CellSums sums;
     T bx[BLOCK], bg[BLOCK];
     const A m = scale.mean, rstd = scale.rstd;
@@ -71,26 +189,21 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
             a = at(g) * at(w);
             b = a * ((at(p) - m) * rstd);
           });
-          sums.g += two.a;
-          sums.gx += two.b;
+          sums.add({two.a, two.b});
         } else {
-          const Two two = sum_two<T>(length, [=](auto at, auto& a, auto& b) {
-            a = at(g);
-            b = a * ((at(p) - m) * rstd);
-          });
+          const Two two = gradient_sums(p, g, length, m, rstd);
           const double w = affine.vector ? 1.0 : double(affine.w(index));
           sums.g += two.a * w;
           sums.gx += two.b * w;
           if (!affine.vector && grads.wanted()) {
-            const int64_t place = j + start;
-            const int64_t slot = divide(at - j, v.r1) * per_row + divide(place, grain) + place / CHUNK;
+            const int64_t slot = slots.of_run(divide(at - j, v.r1), j + start);
             grads.w[slot] += A(two.b);
             grads.b[slot] += A(two.a);
           }
         }
         if (affine.vector && grads.wanted()) {
-          A* tw = grads.w.data() + cell / per_vector * affine.period + index;
-          A* tb = grads.b.data() + cell / per_vector * affine.period + index;
+          A* tw = grads.w.data() + cell / slots.per_vector * affine.period + index;
+          A* tb = grads.b.data() + cell / slots.per_vector * affine.period + index;
           each<T>(0, length, [=](auto at) {
             at.put(tw, at(tw) + at(g) * ((at(p) - m) * rstd));
             at.put(tb, at(tb) + at(g));
@@ -99,16 +212,17 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
       });
     });
     return sums;
-  };
-  const auto apply_span = [&](int64_t cell, int64_t s, const Scale<A>& scale, const CellSums& sums, Writer<S>& writer) {
+  }
+
+  void apply_span(int64_t cell, int64_t s, const Scale<A>& scale, const CellSums& sums, Writer<S>& writer) const {
     T bx[BLOCK], bg[BLOCK];
     const double count = count_of(cell);
     const A m = scale.mean, rstd = scale.rstd;
     const A c1 = f.fixed || !f.center ? A(0) : -rstd * A(sums.g / count);
     const A c2 = f.fixed ? A(0) : -rstd * A(sums.gx / count);
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t) {
-      const T* px = shown.input(at, n, bx, Constant<A>{m});
-      const T* pg = shown.gradient(at, n, bg, px, z_of(at, j, n, scale));
+      const T* px = applied.input(at, n, bx, Constant<A>{m});
+      const T* pg = applied.gradient(at, n, bg, px, z_of(at, j, n, scale));
       T* out = writer.open(dx + at);
       affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
         const T *p = px + start, *g = pg + start;
@@ -123,185 +237,76 @@ template <class S> void backward_rows(const View& v, const Backward& f, const Po
       });
       writer.close(n);
     });
-  };
+  }
 
-  Array<Scale<A>> scales(f.fixed && !affine.vector ? v.cells() : 0);
-  for (int64_t cell = 0; cell < scales.size(); ++cell) scales[cell] = scale_of(cell);
-  // Moments given and one weight for each run: nothing to wait for, so the rows in the order of memory.
-  const auto rows_in_order = [&](int64_t from, int64_t to) {
-    T bx[BLOCK], bg[BLOCK];
-    Writer<S> writer(dx, v.numel(), f.fused);
-    for (int64_t row = from; row < to; ++row) {
-      const Scale<A>& scale = scales[v.cell_of_row(row)];
-      const A m = scale.mean, rstd = scale.rstd;
-      for (int64_t left = 0; left < v.r1; left += BLOCK) {
-        const int64_t n = least(BLOCK, v.r1 - left), at = row * v.r1 + left;
-        const T* px = source.input(at, n, bx, Constant<A>{m});
-        const T* pg = source.gradient(at, n, bg, px, z_of(at, left, n, scale));
-        T* out = dx ? writer.open(dx + at) : nullptr;
-        affine.pieces(at, left, n, [&](int64_t start, int64_t length, int64_t index) {
-          const T *p = px + start, *g = pg + start;
-          if (grads.wanted()) {
-            const Two two = sum_two<T>(length, [=](auto at, auto& a, auto& b) {
-              a = at(g);
-              b = a * ((at(p) - m) * rstd);
-            });
-            const int64_t place = left + start, slot = row * per_row + divide(place, grain) + place / CHUNK;
-            grads.w[slot] += A(two.b);
-            grads.b[slot] += A(two.a);
-          }
-          const A a = rstd * affine.w(index);
-          each<T>(0, dx ? length : 0, [=, q = out + start](auto at) { at.put(q, at(g) * a); });
-        });
-        if (dx) writer.close(n);
-      }
-    }
-  };
-  // Short rows with a weight for each element, G at a time: the roots of all at once, and few trips to the sums of weight
-  // gradients. Half precision is converted once: what its sums are of is kept for what follows them.
-  const auto short_rows = [&](auto group, int64_t first, int64_t rows, Writer<S>& writer) {
-    constexpr int G = decltype(group)::value;
-    constexpr int64_t ROOM = G == SIDE ? SIDE_BACKWARD : BLOCK;
-    T bx[G * ROOM], bg[G * ROOM];
-    A hats[PACKED<T> ? G * ROOM : 1], weighted[PACKED<T> ? G * ROOM : 1];
-    const T *p[G], *g[G];
+  // The scales of `rows` rows from `first` on; the rest of G are those of row `other`.
+  template <int G> Scales<A, G> scales_from(int64_t first, int64_t rows, int64_t other) const {
     double mu[G], var[G];
-    const A* w = affine.weight;
-    const int64_t n = v.r1;
     for (int64_t k = 0; k < G; ++k) {
-      const int64_t cell = first + (k < rows ? k : 0);
+      const int64_t cell = first + (k < rows ? k : other);
       mu[k] = f.center || f.fixed ? double(mean[cell]) : 0;
-      var[k] = square(dev[cell]);
+      var[k] = square(std[cell]);
     }
-    const Scales<A, G> scales(mu, var, f.eps);
+    return Scales<A, G>(mu, var, f.eps);
+  }
+
+  template <int G> void short_rows(int64_t first, int64_t rows, Writer<S>& writer) {
+    const int64_t n = v.r1;
+    ShortRows<S, G> r(n, rows, affine.weight, scales_from<G>(first, rows, 0));
     for (int64_t k = 0; k < rows; ++k) {
-      const int64_t at = (first + k) * n;
-      p[k] = source.input(at, n, bx + k * ROOM, Constant<A>{scales.mean[k]});
-      g[k] = source.gradient(at, n, bg + k * ROOM, p[k], z_of(at, 0, n, scales.of(k)));
+      const int64_t at = (first + k) * n, room = k * ShortRows<S, G>::ROOM;
+      r.x[k] = source.input(at, n, r.bx + room, Constant<A>{r.scales.mean[k]});
+      r.g[k] = source.gradient(at, n, r.bg + room, r.x[k], z_of(at, 0, n, r.scales.of(k)));
     }
-    const auto hat_of = [&](int64_t k) {
-      if constexpr (PACKED<T>) return [h = hats + k * ROOM](auto at) { return at(h); };
-      else return [px = p[k], m = scales.mean[k], rstd = scales.rstd[k]](auto at) { return (at(px) - m) * rstd; };
-    };
-    const auto weighted_of = [&](int64_t k) {
-      if constexpr (PACKED<T>) return [q = weighted + k * ROOM](auto at) { return at(q); };
-      else return [pg = g[k], w](auto at) { return w ? at(pg) * at(w) : at(pg); };
-    };
-    A c1[G] = {}, c2[G] = {};
-    if (PACKED<T> || (dx && !f.fixed)) {
-      sums_of_rows<G, T>(n, rows, c1, c2, [&](int64_t k) {
-        return [px = p[k], pg = g[k], m = scales.mean[k], rstd = scales.rstd[k], w, h = hats + k * ROOM,
-                q = weighted + k * ROOM](auto at, auto& u, auto& v) {
-          u = at(pg);
-          if (w) u = u * at(w);
-          v = (at(px) - m) * rstd;
-          if constexpr (PACKED<T>) at.put(q, u), at.put(h, v);
-          v = u * v;
-        };
-      });
-    }
-    if (dx && !f.fixed) {
+    const bool needs_factors = dx && !f.fixed;
+    if (PACKED<T> || needs_factors) r.sum();
+    if (needs_factors) {
       A per[G];
       for (int k = 0; k < G; ++k) per[k] = A(1.0 / (source.mask && k < rows ? count_of(first + k) : double(n)));
-#pragma omp simd
-      for (int k = 0; k < G; ++k) {
-        c1[k] = f.center ? -scales.rstd[k] * (c1[k] * per[k]) : A(0);
-        c2[k] = -scales.rstd[k] * (c2[k] * per[k]);
-      }
+      r.finish(per, f.center);
     } else {
-      for (int k = 0; k < G; ++k) c1[k] = c2[k] = 0;  // the moments are constants
+      r.finish_constant();
     }
-    // Before dx: with an activation its memory still holds the gradient.
-    const int64_t wanted = grads.wanted() ? rows : 0;
-    A* tw = grads.w.data() + first / per_vector * n;
-    A* tb = grads.b.data() + first / per_vector * n;
-    int64_t k = 0;
-    for (; k + 4 <= wanted; k += 4) {
-      const auto h0 = hat_of(k), h1 = hat_of(k + 1), h2 = hat_of(k + 2), h3 = hat_of(k + 3);
-      const T *g0 = g[k], *g1 = g[k + 1], *g2 = g[k + 2], *g3 = g[k + 3];
-      each<T>(0, n, [=](auto at) {
-        at.put(tw, at(tw) + ((at(g0) * h0(at) + at(g1) * h1(at)) + (at(g2) * h2(at) + at(g3) * h3(at))));
-        at.put(tb, at(tb) + ((at(g0) + at(g1)) + (at(g2) + at(g3))));
-      });
+    if (grads.wanted()) {  // before dx: with an activation its memory still holds the gradient
+      const int64_t vector = first / slots.per_vector * n;
+      r.add_weight_gradients(grads.w.data() + vector, grads.b.data() + vector);
     }
-    for (; k < wanted; ++k) {
-      each<T>(0, n, [=, h = hat_of(k), pg = g[k]](auto at) {
-        at.put(tw, at(tw) + at(pg) * h(at));
-        at.put(tb, at(tb) + at(pg));
-      });
-    }
-    for (int64_t k = 0; dx && k < rows; ++k) {
-      const A rstd = scales.rstd[k], b1 = c1[k], b2 = c2[k];
-      T* q = writer.open(dx + (first + k) * n);
-      each<T>(0, n, [=, h = hat_of(k), u = weighted_of(k)](auto at) { at.put(q, u(at) * rstd + h(at) * b2 + b1); });
-      writer.close(n);
-    }
-  };
-
-  if (f.fixed && !affine.vector) {
-    const int64_t step = ceil_div(GRAIN, v.r1);
-    parallel(pool, ceil_div(v.rows(), step), [&](int64_t t) { rows_in_order(t * step, least(t * step + step, v.rows())); });
-  } else if (share.split && !(affine.vector && grads.wanted())) {
-    const int64_t tasks = v.cells() * spans.per_cell;
-    Array<CellSums> partial(sums_needed ? tasks : 0), total(v.cells());
-    if (sums_needed)
-      parallel(pool, tasks, [&](int64_t t) {
-        const int64_t cell = t / spans.per_cell;
-        partial[t] = sums_of_span(cell, t % spans.per_cell, scale_of(cell));
-      });
-    for (int64_t t = 0; t < partial.size(); ++t) {
-      total[t / spans.per_cell].g += partial[t].g;
-      total[t / spans.per_cell].gx += partial[t].gx;
-    }
-    if (dx)
-      parallel(pool, tasks, [&](int64_t t) {
-        const int64_t cell = t / spans.per_cell;
-        Writer<S> writer(dx, v.numel(), f.fused);
-        apply_span(cell, t % spans.per_cell, scale_of(cell), total[cell], writer);
-      });
-  } else {
-    const int64_t per_task = affine.vector && grads.wanted() ? per_vector : share.cells_per_task;
-    parallel(pool, ceil_div(v.cells(), per_task), [&](int64_t task) {
-      const int64_t end = least((task + 1) * per_task, v.cells());
-      Writer<S> writer(dx, v.numel(), f.fused);
-      if (is_narrow(v, affine) && !f.fused && (affine.whole_row || !grads.wanted())) {
-        const int64_t vector = grads.wanted() ? task * per_task / per_vector * v.r1 : 0;
-        for (int64_t cell = task * per_task; cell < end; cell += SIDE)
-          backward_narrow(source.dy + cell * v.r1, source.x + cell * v.r1, mean + (f.center || f.fixed ? cell : 0), dev + cell,
-                          dx ? dx + cell * v.r1 : nullptr, v.r1, least(SIDE, end - cell), affine, f.center, f.fixed, f.eps,
-                          grads.wanted() ? grads.w.data() + vector : nullptr, grads.b.data() + vector, writer);
-        return;
-      }
-      if (affine.whole_row && v.r1 <= BLOCK) {
-        const bool side = ACROSS<A> && v.r1 <= SIDE_BACKWARD;
-        const int64_t step = side ? SIDE : 4;
-        for (int64_t cell = task * per_task; cell < end; cell += step) {
-          const int64_t rows = least(step, end - cell);
-          side ? short_rows(Count<SIDE>(), cell, rows, writer) : short_rows(Count<4>(), cell, rows, writer);
-        }
-        return;
-      }
-      for (int64_t cell = task * per_task; cell < end; ++cell) {
-        const Scale<A> scale = scale_of(cell);
-        CellSums sums;
-        for (int64_t s = 0; s < spans.per_cell && sums_needed; ++s) {
-          const CellSums part = sums_of_span(cell, s, scale);
-          sums.g += part.g;
-          sums.gx += part.gx;
-        }
-        for (int64_t s = dx ? spans.per_cell : 0; s-- > 0;) apply_span(cell, s, scale, sums, writer);
-      }
-    });
+    if (dx) r.write(dx + first * n, writer);
   }
-  if (!grads.wanted()) return;
-  if (affine.vector) return grads.reduce(affine.period, v.period, [&](int64_t j) { return j / v.inner % v.period; });
-  const int64_t cycle = v.period * v.inner > v.r1 ? v.period * v.inner : v.r1;
-  Array<int64_t> index(cycle / v.r1 * per_row);
-  for (int64_t row = 0; row < cycle / v.r1; ++row)
-    for (int64_t j = 0; j < v.r1; j += grain)
-      for (int64_t part = j / CHUNK; part <= (j + grain - 1) / CHUNK; ++part)
-        index[row * per_row + j / grain + part] = (row * v.r1 + j) / v.inner % v.period;
-  grads.reduce(index.size(), v.period, [&](int64_t slot) { return index[slot]; });
-}
+
+  // `vector`: where the sums of weight gradients are.
+  void transposed(int64_t first, int64_t rows, int64_t vector, Writer<S>& writer) {
+    A hat[TINY][SIDE], g[TINY][SIDE], s1[SIDE] = {}, s2[SIDE] = {};
+    const int64_t n = v.r1;
+    read_transposed(source.x + first * n, n, rows, hat);
+    read_transposed(source.dy + first * n, n, rows, g);
+    const Scales<A, SIDE> s = scales_from<SIDE>(first, rows, rows - 1);
+    A* tw = grads.wanted() ? grads.w.data() + vector : nullptr;
+    A* tb = grads.b.data() + vector;
+    for (int64_t j = 0; j < n; ++j) {
+      const A w = affine.w(j);
+      A sw[SIDE], sb[SIDE];
+#pragma omp simd
+      for (int k = 0; k < SIDE; ++k) {
+        hat[j][k] = (hat[j][k] - s.mean[k]) * s.rstd[k];
+        sw[k] = k < rows ? g[j][k] * hat[j][k] : A(0);
+        sb[k] = k < rows ? g[j][k] : A(0);
+        g[j][k] *= w;
+        s1[k] += g[j][k];
+        s2[k] += g[j][k] * hat[j][k];
+      }
+      if (tw) {
+        tw[j] += A(total<SIDE>(sw));
+        tb[j] += A(total<SIDE>(sb));
+      }
+    }
+    if (!dx) return;
+    const A per = f.fixed ? A(0) : A(1.0 / double(n)), per1 = f.center ? per : A(0);
+    for (int64_t j = 0; j < n; ++j)
+#pragma omp simd
+      for (int k = 0; k < SIDE; ++k) g[j][k] = s.rstd[k] * (g[j][k] - s1[k] * per1 - hat[j][k] * (s2[k] * per));
+    write_transposed(g, n, rows, dx + first * n, writer);
+  }
+};
 
 }  // namespace

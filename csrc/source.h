@@ -4,6 +4,8 @@
 
 namespace {
 
+using normkit::Forward;
+
 // A value after it has been stored and read again.
 template <class S> arithmetic<S> stored(arithmetic<S> a) {
   if constexpr (std::is_same<S, arithmetic<S>>::value) return a;

@@ -6,6 +6,11 @@
 
 namespace {
 
+using normkit::Backward;
+
+// Whether backward needs the sums of a whole cell before it can write any of its dx.
+inline bool needs_sums(const Backward& f) { return f.dweight || f.dbias || !f.fixed; }
+
 template <class S> struct Upstream {
   using A = arithmetic<S>;
   using T = Seen<S>;
@@ -14,7 +19,7 @@ template <class S> struct Upstream {
   Mask mask;
   Activation activation;
 
-  Upstream(const normkit::Backward& f)
+  explicit Upstream(const Backward& f)
       : x(static_cast<const S*>(f.x)), dy(static_cast<const S*>(f.dy)), dx(static_cast<S*>(f.dx)), mask(f.fused),
         activation(f.fused ? f.fused->activation : Activation::none) {}
 

@@ -17,7 +17,7 @@ template <class S> class Writer {
   const bool past_cache_;
   bool after_;  // whether fusion changes the results
   S* y_ = nullptr;
-  T buffer_[BLOCK];
+  alignas(LINE) T buffer_[BLOCK];
 
  public:
   // For the results of a call: `elements` of them from `base` on.
