@@ -5,6 +5,7 @@ import platform
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -93,7 +94,7 @@ class Wheel(bdist_wheel):
 
 # optional: without such a compiler (with MSVC, too) normkit installs all the same and runs on plain torch, saying so.
 kernels = Extension("normkit._native", sources=["csrc/isa.cpp", "csrc/ops.cpp"], py_limited_api=True, optional=True)
-kernels.depends = [os.path.join("csrc", name) for name in sorted(os.listdir("csrc"))]
+kernels.depends = sorted(str(path) for path in Path("csrc").rglob("*") if path.is_file())
 # The door belongs to one torch and one CPython; NORMKIT_DOOR=0 leaves it out, for a wheel that serves them all.
 door = Extension("normkit._door", sources=["csrc/door.cpp"], depends=kernels.depends, optional=True)
 extensions = [kernels] if os.environ.get("NORMKIT_DOOR") == "0" else [kernels, door]

@@ -1,8 +1,8 @@
 // The kernels for one instruction set: compiled several times, with NORMKIT_ISA naming the function that hands them out.
-#include "columns.h"
-#include "columns_backward.h"
-#include "rows.h"
-#include "rows_backward.h"
+#include "walk/columns.h"
+#include "walk/columns_backward.h"
+#include "walk/rows.h"
+#include "walk/rows_backward.h"
 
 namespace normkit {
 namespace {

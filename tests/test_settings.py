@@ -29,7 +29,7 @@ def test_no_other_module_reads_a_variable_of_normkit(path: Path):
 def test_every_variable_named_anywhere_is_a_setting():
     files = [*SOURCE.rglob("*.py"), *ROOT.glob("docs/*.md"), *ROOT.glob("decisions/*.md"), ROOT / "setup.py"]
     named = {name for path in files for name in VARIABLE.findall(path.read_text(encoding="utf-8"))}
-    read = re.findall(r'getenv\("(\w+)"\)', "".join(path.read_text() for path in ROOT.glob("csrc/*")))
+    read = re.findall(r'getenv\("(\w+)"\)', "".join(path.read_text() for path in sorted(ROOT.glob("csrc/**/*.*"))))
     assert named == NAMES
     assert read == [settings.ISA.name]
 

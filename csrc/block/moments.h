@@ -1,6 +1,6 @@
 // Mean and sum of squared deviations, merged by Chan's formula (Chan, Golub & LeVeque 1983).
 #pragma once
-#include "lanes.h"
+#include "vector/lanes.h"
 
 namespace {
 

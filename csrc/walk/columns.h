@@ -4,8 +4,8 @@
 // cells, stores their moments and prepares the factors of each column; apply_rows reads the tile again, from its end, and writes
 // it normalized. Tiles are tasks, or chunks of them where there are few tiles (split_tiles).
 #pragma once
-#include "column_moments.h"
-#include "writer.h"
+#include "block/writer.h"
+#include "walk/column_moments.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // Tasks for the pool of threads.
 #pragma once
 #include "kernel.h"
-#include "number.h"
+#include "vector/number.h"
 
 namespace {
 

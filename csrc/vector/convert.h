@@ -1,6 +1,6 @@
 // Arrays of stored numbers to the arithmetic type and back.
 #pragma once
-#include "simd.h"
+#include "vector/simd.h"
 
 namespace {
 

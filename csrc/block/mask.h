@@ -1,7 +1,7 @@
 // Which elements are valid and which are padding, and what padding is replaced by.
 #pragma once
 #include "kernel.h"
-#include "lanes.h"
+#include "vector/lanes.h"
 
 namespace {
 

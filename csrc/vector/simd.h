@@ -4,7 +4,7 @@
 // Where there is AVX-512 (HAS_PACKS), a Pack is sixteen floats in one register, read from and written to memory in any type
 // that is stored. Code for it stands in `if constexpr (HAS_PACKS ...)`, which other instruction sets discard.
 #pragma once
-#include "number.h"
+#include "vector/number.h"
 
 #if defined(__SSE2__)
 // g++ 12 takes the placeholders of its own header for uninitialized values.

@@ -1,9 +1,10 @@
 // Rows of a few elements, each of them a cell: SIDE rows are transposed, so that each lies in a lane of its own and every step
 // is one vector instruction for all of them. The bits of a row do not depend on its neighbours: all lanes do the same.
 #pragma once
-#include "affine.h"
-#include "side.h"
-#include "writer.h"
+#include "block/affine.h"
+#include "block/moments.h"
+#include "block/writer.h"
+#include "vector/side.h"
 
 namespace {
 

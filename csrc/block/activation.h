@@ -1,8 +1,8 @@
 // Activations and their slopes, written so that the compiler vectorizes them: fp32 to a few units in the last place, double
 // by the standard library.
 #pragma once
-#include "convert.h"
 #include "kernel.h"
+#include "vector/convert.h"
 
 namespace {
 

@@ -1,6 +1,6 @@
 // How blocks come from memory and go back to it.
 #pragma once
-#include "pack.h"
+#include "vector/pack.h"
 
 namespace {
 

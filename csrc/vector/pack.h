@@ -1,7 +1,7 @@
 // How a loop sees its elements: one by one, for the compiler to vectorize, or, where half precision is stored and AVX-512
 // is there, sixteen at once, converted on the way between memory and register.
 #pragma once
-#include "convert.h"
+#include "vector/convert.h"
 
 namespace {
 

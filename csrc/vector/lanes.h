@@ -1,7 +1,7 @@
 // Sums over n elements that loops see as T. Many independent sums keep the adders busy and the error small. How an element
 // is summed depends on its place and on n alone.
 #pragma once
-#include "memory.h"
+#include "vector/memory.h"
 
 namespace {
 

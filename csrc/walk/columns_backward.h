@@ -4,8 +4,8 @@
 // finish keeps them as gradients of weights and merges them into the factors c1 and c2; apply_rows reads the tile again, from
 // its end, and writes dx. Tiles are tasks, or chunks of them where there are few tiles (split_tiles).
 #pragma once
-#include "columns.h"
-#include "upstream.h"
+#include "block/upstream.h"
+#include "walk/columns.h"
 
 namespace {
 

@@ -2,9 +2,10 @@
 // there are few trips to the sums of weight gradients. Half precision is converted once: x_hat and dy * weight, whose sums
 // are taken first, are kept for the steps after that.
 #pragma once
-#include "affine.h"
-#include "side.h"
-#include "writer.h"
+#include "block/affine.h"
+#include "block/moments.h"
+#include "block/writer.h"
+#include "vector/side.h"
 
 namespace {
 

@@ -1,8 +1,8 @@
 // Where the walk along rows keeps its sums of weight gradients. Their number depends on the shape alone, so the bits do not
 // depend on the threads.
 #pragma once
-#include "affine.h"
-#include "spans.h"
+#include "block/affine.h"
+#include "walk/spans.h"
 
 namespace {
 

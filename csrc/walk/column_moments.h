@@ -1,8 +1,8 @@
 // Sums and moments down the columns of a tile.
 #pragma once
-#include "moments.h"
-#include "source.h"
-#include "tiles.h"
+#include "block/moments.h"
+#include "block/source.h"
+#include "walk/tiles.h"
 
 namespace {
 

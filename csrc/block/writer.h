@@ -1,8 +1,8 @@
 // How results go to memory: converted, the activation applied or a gradient added, padding set to 0, and written past the
 // cache where there are many.
 #pragma once
-#include "activation.h"
-#include "mask.h"
+#include "block/activation.h"
+#include "block/mask.h"
 
 namespace {
 

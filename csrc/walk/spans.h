@@ -1,7 +1,7 @@
 // How cells of rows are cut for the walk and for the threads.
 #pragma once
-#include "memory.h"
-#include "parallel.h"
+#include "vector/memory.h"
+#include "walk/parallel.h"
 
 namespace {
 

@@ -1,9 +1,9 @@
 // Padding in rows. While the moments of a cell are taken, padding is replaced by a value near the mean of its valid elements;
 // afterwards that value is taken out of the moments again.
 #pragma once
-#include "moments.h"
-#include "source.h"
-#include "spans.h"
+#include "block/moments.h"
+#include "block/source.h"
+#include "walk/spans.h"
 
 namespace {
 

@@ -7,10 +7,10 @@
 //   by_spans       all other cells, block by block
 // split_cells shares huge cells among threads, and in_memory_order needs no sums, because the moments are constants.
 #pragma once
-#include "row_slots.h"
-#include "short_rows_backward.h"
-#include "transposed.h"
-#include "upstream.h"
+#include "block/upstream.h"
+#include "walk/row_slots.h"
+#include "walk/short_rows_backward.h"
+#include "walk/transposed.h"
 
 namespace {
 

@@ -1,6 +1,6 @@
 // How the forward pass reads a block: x, a residual added, padding replaced by a value that the walk chooses.
 #pragma once
-#include "mask.h"
+#include "block/mask.h"
 
 namespace {
 

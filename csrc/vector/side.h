@@ -1,7 +1,7 @@
 // Short rows side by side: each row's sums stay in one vector, and SIDE of those are added up across their lanes together.
 // A row's bits do not depend on its neighbours: all do the same.
 #pragma once
-#include "moments.h"
+#include "vector/lanes.h"
 
 namespace {
 

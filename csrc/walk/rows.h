@@ -7,8 +7,8 @@
 //   by_spans       all other cells, block by block
 // split_cells shares huge cells among threads, and apply_given needs no moments, because it is given them.
 #pragma once
-#include "row_padding.h"
-#include "transposed.h"
+#include "walk/row_padding.h"
+#include "walk/transposed.h"
 
 namespace {
 

@@ -1,9 +1,9 @@
 // How memory is cut for the walk down columns: K0 blocks of R0 rows, each row K1 * R1 contiguous elements; R1 neighbouring
 // columns make one cell.
 #pragma once
-#include "affine.h"
-#include "memory.h"
-#include "parallel.h"
+#include "block/affine.h"
+#include "vector/memory.h"
+#include "walk/parallel.h"
 
 namespace {
 
