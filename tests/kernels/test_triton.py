@@ -18,7 +18,7 @@ import contract
 from cases import CASES
 from normkit import functional
 from normkit.errors import ShapeError
-from normkit.functional.running import Running, move
+from normkit.functional.call.running import Running, update
 from normkit.kernels import formula, operator, weight
 from normkit.kernels.backend import Want
 from normkit.kernels.dtypes import arithmetic_dtype
@@ -264,7 +264,7 @@ def test_running_statistics(samples):
     mean[5], std[7] = torch.nan, torch.inf
     old = (draw(channels), draw(channels).abs())
     moved, expected = [t.clone() for t in old], [t.clone().cpu() for t in old]
-    move(Running(*moved, 20, 0.3), mean, std)
+    update(Running(*moved, 20, 0.3), mean, std)
     m, v = mean.view(samples, -1).mean(0).cpu(), (std.square() * 20 / 19).view(samples, -1).mean(0).cpu()
     finite = m.isfinite() & v.isfinite()
     assert finite.sum() == channels - 2
