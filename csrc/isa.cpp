@@ -1,15 +1,19 @@
 // The kernels for one instruction set: compiled several times, with NORMKIT_ISA naming the function that hands them out.
-#include "columns_backward.h"
-#include "rows_backward.h"
+#include "walk/columns.h"
+#include "walk/columns_backward.h"
+#include "walk/rows.h"
+#include "walk/rows_backward.h"
 
 namespace normkit {
 namespace {
 
 template <class S> void forward_in(const View& v, const Forward& f, const Pool& pool) {
-  v.columns ? forward_columns<S>(v, f, pool) : forward_rows<S>(v, f, pool);
+  if (v.columns) ColumnsForward<S>(v, f, pool).run();
+  else RowsForward<S>(v, f, pool).run();
 }
 template <class S> void backward_in(const View& v, const Backward& f, const Pool& pool) {
-  v.columns ? backward_columns<S>(v, f, pool) : backward_rows<S>(v, f, pool);
+  if (v.columns) ColumnsBackward<S>(v, f, pool).run();
+  else RowsBackward<S>(v, f, pool).run();
 }
 
 void forward(Storage s, const View& v, const Forward& f, const Pool& pool) {

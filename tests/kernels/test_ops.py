@@ -90,6 +90,18 @@ def test_given_moments_are_differentiable_inputs():
     assert gradcheck(lambda x, m, s, w: OPS.norm.default(x, w, None, "[b] c [...]", 1e-3, True, m, s)[0], args)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("n", [8, 40, 256, 3000])
+def test_a_row_with_given_moments_has_the_gradient_of_a_linear_map(n, dtype):
+    """Given moments are constants for x, so dx = dy * weight / sqrt(var + eps), however long the row."""
+    x, dy = sample(20, n, dtype=dtype), sample(20, n, dtype=dtype, grad=False, seed=1)
+    mean, w = sample(20, dtype=torch.float32, seed=2), sample(n, dtype=torch.float32, seed=3)
+    var = torch.linspace(0.5, 2, 20)
+    OPS.norm.default(x, w, None, "b [c]", 1e-5, True, mean.detach(), var)[0].backward(dy)
+    want = dy.double() * w.double() / (var.double() + 1e-5).sqrt()[:, None]
+    assert worst(x.grad, want) <= torch.finfo(dtype).eps
+
+
 def test_eager_calls_and_operator_calls_are_the_same():
     x, w = sample(3, 4, 5, dtype=torch.float32), sample(4, dtype=torch.float32)
     fast = normalize(x, "b [c] ...", w)
@@ -245,6 +257,14 @@ def test_a_neighbour_out_of_range_changes_no_bits(pattern, shape):
     calm = normalize(x, pattern)
     x[0] *= 1e30
     assert torch.equal(normalize(x, pattern)[1:], calm[1:])
+
+
+@pytest.mark.parametrize("shape", [(200, 165), (200, 777), (3, 5000)])
+def test_squares_of_half_precision_that_underflow(shape):
+    """Squares of 1e-30 are 0 in float32, so they cannot judge a mean: the kernels looked for a better one forever."""
+    x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-30).bfloat16()
+    want = (x.double() - x.double().mean(1, keepdim=True)) / 1e-5**0.5
+    torch.testing.assert_close(normalize(x, "b [c]").double(), want, rtol=2**-8, atol=want.abs().max().item() * 2**-8)
 
 
 def test_without_kernels_everything_runs_on_the_reference_and_one_warning_is_given():

@@ -10,15 +10,16 @@ from torch import Tensor
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional.call.checks import check_dimensions
 from normkit.functional.call.precision import Cast, centred_at_one, is_cast_first
-from normkit.functional.call.spec import Spec, carry_out
+from normkit.functional.call.spec import OWN, Spec, carry_out
 from normkit.functional.extras import Fusions, Output
 
+LAST_DIM = "... [c]"
 PATTERN_2D = "b [c] ..."
 
 
 def last_dims_pattern(n: int) -> str:
     """The region of the last n dimensions, each with its own weights: ``... [c1 c2]``."""
-    return "... [c]" if n == 1 else f"... [{' '.join([f'c{i}' for i in range(1, n + 1)])}]"
+    return LAST_DIM if n == 1 else f"... [{' '.join([f'c{i}' for i in range(1, n + 1)])}]"
 
 
 def check_last(name: str, input: Tensor, normalized_shape: Sequence[int]) -> tuple[int, ...]:
@@ -128,8 +129,8 @@ def layer_norm(
     cast_first = cast != "after" and is_cast_first("layer_norm", input, cast)
     if zero_centered:
         weight = centred_at_one("layer_norm", weight, input, normalized_shape)
-    pattern = last_dims_pattern(len(normalized_shape))
-    return carry_out(LAYER, pattern, input, weight, bias, eps, fused, normalized_shape, cast_first=cast_first)
+    pattern = LAST_DIM if len(normalized_shape) == 1 else last_dims_pattern(len(normalized_shape))
+    return carry_out(LAYER, pattern, input, weight, bias, eps, fused, normalized_shape, OWN, cast_first)
 
 
 @overload

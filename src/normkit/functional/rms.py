@@ -8,9 +8,9 @@ from typing import Literal, Unpack, overload
 from torch import Tensor
 
 from normkit.functional.call.precision import Cast, centred_at_one, is_cast_first, rounded
-from normkit.functional.call.spec import Spec, carry_out
+from normkit.functional.call.spec import OWN, Spec, carry_out
 from normkit.functional.extras import Fusions, Output
-from normkit.functional.layer import check_last, last_dims_pattern
+from normkit.functional.layer import LAST_DIM, check_last, last_dims_pattern
 
 RMS = Spec("rms_norm", check_last, center=False, over_last=True, lenient=True)
 
@@ -97,5 +97,5 @@ def rms_norm(
     cast_first = cast != "after" and is_cast_first("rms_norm", input, cast)
     if zero_centered:
         weight = centred_at_one("rms_norm", rounded(weight, input), input, normalized_shape)
-    pattern = last_dims_pattern(len(normalized_shape))
-    return carry_out(RMS, pattern, input, weight, None, eps, fused, normalized_shape, cast_first=cast_first)
+    pattern = LAST_DIM if len(normalized_shape) == 1 else last_dims_pattern(len(normalized_shape))
+    return carry_out(RMS, pattern, input, weight, None, eps, fused, normalized_shape, OWN, cast_first)

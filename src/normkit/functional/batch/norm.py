@@ -131,12 +131,10 @@ def batch_norm(
     if training:
         if momentum is None:
             raise ArgumentError("momentum of batch_norm must be a number, got None: a layer takes None for the average")
-        return carry_out(
-            BATCH, PATTERN, input, weight, bias, eps, fused, statistics=(running_mean, running_var, momentum)
-        )
+        return carry_out(BATCH, PATTERN, input, weight, bias, eps, fused, None, (running_mean, running_var, momentum))
     if running_mean is None or running_var is None:
         raise ArgumentError(
             "batch_norm needs running_mean and running_var outside training, got None: "
             "pass both, or training=True to use the batch's statistics"
         )
-    return carry_out(EVALUATION, PATTERN, input, weight, bias, eps, fused, statistics=(running_mean, running_var, None))
+    return carry_out(EVALUATION, PATTERN, input, weight, bias, eps, fused, None, (running_mean, running_var, None))

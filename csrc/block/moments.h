@@ -1,6 +1,6 @@
 // Mean and sum of squared deviations, merged by Chan's formula (Chan, Golub & LeVeque 1983).
 #pragma once
-#include "lanes.h"
+#include "vector/lanes.h"
 
 namespace {
 
@@ -49,7 +49,9 @@ template <class T> Two deviations(const T* x, int64_t n, arithmetic<T> guess) {
 template <class T>
 Moments conclude(const T* x, int64_t n, arithmetic<T> guess, const Two& sums, bool center, double eps) {
   const double shift = center ? sums.a * (1.0 / double(n)) : 0, off = shift * sums.a;
-  if (PACKED<T> && center && off > FAR_OFF * (sums.b - off) && guess != arithmetic<T>(double(guess) + shift)) {
+  // Squares that are all 0 cannot tell whether another guess is better, and would ask for one forever.
+  const bool far_off = PACKED<T> && center && sums.b > 0 && off > FAR_OFF * (sums.b - off);
+  if (far_off && guess != arithmetic<T>(double(guess) + shift)) {
     const arithmetic<T> better = arithmetic<T>(double(guess) + shift);
     return conclude(x, n, better, deviations(x, n, better), center, eps);
   }
@@ -87,6 +89,18 @@ template <class A> struct Scale {
 
   Scale() = default;
   Scale(double m, double var, double eps) { scales_of(1, &m, &var, eps, &mean, &rstd, &shift); }
+};
+
+// The same for G rows side by side.
+template <class A, int G> struct Scales {
+  alignas(LINE) A mean[G], rstd[G], shift[G];
+
+  Scales(const double* mu, const double* var, double eps) { scales_of(int64_t(G), mu, var, eps, mean, rstd, shift); }
+  Scale<A> of(int64_t k) const {
+    Scale<A> s;
+    s.mean = mean[k], s.rstd = rstd[k], s.shift = shift[k];
+    return s;
+  }
 };
 
 // What a cell of that square sum is divided by, where it is divided by its length.

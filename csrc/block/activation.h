@@ -1,19 +1,19 @@
 // Activations and their slopes, written so that the compiler vectorizes them: fp32 to a few units in the last place, double
 // by the standard library.
 #pragma once
-#include "convert.h"
 #include "kernel.h"
+#include "vector/convert.h"
 
 namespace {
 
 using normkit::Activation;
 
-inline double exp_of(double x) { return std::exp(x); }
-inline double erf_of(double x) { return std::erf(x); }
-inline double tanh_of(double x) { return std::tanh(x); }
+ALWAYS_INLINE double exp_of(double x) { return std::exp(x); }
+ALWAYS_INLINE double erf_of(double x) { return std::erf(x); }
+ALWAYS_INLINE double tanh_of(double x) { return std::tanh(x); }
 
 // exp(x) = 2^n exp(r), |r| <= ln 2 / 2, the second factor by a polynomial (coefficients: Cephes, expf).
-inline float exp_of(float x) {
+ALWAYS_INLINE float exp_of(float x) {
   x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
   const float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -27,7 +27,7 @@ inline float exp_of(float x) {
   return e * from_bits((to_bits(shifted) - to_bits(12582912.0f) + 127u) << 23);
 }
 // A quotient of polynomials in x^2, exact to fp32 where erf is not yet 1 (coefficients: Eigen, generic_fast_erf).
-inline float erf_of(float x) {
+ALWAYS_INLINE float erf_of(float x) {
   x = x < -4.0f ? -4.0f : x > 4.0f ? 4.0f : x;
   const float t = x * x;
   float p = -2.72614225801306e-10f;
@@ -45,7 +45,7 @@ inline float erf_of(float x) {
   return x * p / q;
 }
 // Near 0 by a polynomial, for 1 - 2 / (exp(2x) + 1) loses its digits there (coefficients: Cephes, tanhf).
-inline float tanh_of(float x) {
+ALWAYS_INLINE float tanh_of(float x) {
   const float t = x * x;
   float p = -5.70498872745e-3f;
   p = p * t + 2.06390887954e-2f;
@@ -59,38 +59,38 @@ inline float tanh_of(float x) {
 // f(z) and f'(z). A number that is none stays none.
 template <Activation K> struct Function;
 template <> struct Function<Activation::relu> {
-  template <class A> static A value(A z) { return z < 0 ? A(0) : z; }
-  template <class A> static A slope(A z) { return z > 0 ? A(1) : A(0); }
+  template <class A> ALWAYS_INLINE static A value(A z) { return z < 0 ? A(0) : z; }
+  template <class A> ALWAYS_INLINE static A slope(A z) { return z > 0 ? A(1) : A(0); }
 };
 template <> struct Function<Activation::leaky_relu> {
-  template <class A> static A value(A z) { return z < 0 ? z * A(0.01) : z; }
-  template <class A> static A slope(A z) { return z > 0 ? A(1) : A(0.01); }
+  template <class A> ALWAYS_INLINE static A value(A z) { return z < 0 ? z * A(0.01) : z; }
+  template <class A> ALWAYS_INLINE static A slope(A z) { return z > 0 ? A(1) : A(0.01); }
 };
 template <> struct Function<Activation::sigmoid> {
-  template <class A> static A value(A z) { return A(1) / (A(1) + exp_of(-z)); }
-  template <class A> static A slope(A z) { const A s = value(z); return s * (A(1) - s); }
+  template <class A> ALWAYS_INLINE static A value(A z) { return A(1) / (A(1) + exp_of(-z)); }
+  template <class A> ALWAYS_INLINE static A slope(A z) { const A s = value(z); return s * (A(1) - s); }
 };
 template <> struct Function<Activation::silu> {
-  template <class A> static A value(A z) { return z / (A(1) + exp_of(-z)); }
-  template <class A> static A slope(A z) {
+  template <class A> ALWAYS_INLINE static A value(A z) { return z / (A(1) + exp_of(-z)); }
+  template <class A> ALWAYS_INLINE static A slope(A z) {
     const A s = A(1) / (A(1) + exp_of(-z));
     return s * (A(1) + z * (A(1) - s));
   }
 };
 template <> struct Function<Activation::tanh> {
-  template <class A> static A value(A z) { return tanh_of(z); }
-  template <class A> static A slope(A z) { const A t = tanh_of(z); return A(1) - t * t; }
+  template <class A> ALWAYS_INLINE static A value(A z) { return tanh_of(z); }
+  template <class A> ALWAYS_INLINE static A slope(A z) { const A t = tanh_of(z); return A(1) - t * t; }
 };
 template <> struct Function<Activation::gelu> {
-  template <class A> static A value(A z) { return z * (A(0.5) + A(0.5) * erf_of(z * A(0.70710678118654752))); }
-  template <class A> static A slope(A z) {
+  template <class A> ALWAYS_INLINE static A value(A z) { return z * (A(0.5) + A(0.5) * erf_of(z * A(0.70710678118654752))); }
+  template <class A> ALWAYS_INLINE static A slope(A z) {
     return A(0.5) + A(0.5) * erf_of(z * A(0.70710678118654752)) + z * A(0.39894228040143268) * exp_of(A(-0.5) * z * z);
   }
 };
 template <> struct Function<Activation::gelu_tanh> {
-  template <class A> static A inside(A z) { return A(0.79788456080286536) * (z + A(0.044715) * z * z * z); }
-  template <class A> static A value(A z) { return A(0.5) * z * (A(1) + tanh_of(inside(z))); }
-  template <class A> static A slope(A z) {
+  template <class A> ALWAYS_INLINE static A inside(A z) { return A(0.79788456080286536) * (z + A(0.044715) * z * z * z); }
+  template <class A> ALWAYS_INLINE static A value(A z) { return A(0.5) * z * (A(1) + tanh_of(inside(z))); }
+  template <class A> ALWAYS_INLINE static A slope(A z) {
     const A t = tanh_of(inside(z)), rise = A(0.79788456080286536) * (A(1) + A(3 * 0.044715) * z * z);
     return A(0.5) * (A(1) + t) + A(0.5) * z * (A(1) - t * t) * rise;
   }

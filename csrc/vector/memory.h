@@ -1,6 +1,6 @@
 // How blocks come from memory and go back to it.
 #pragma once
-#include "pack.h"
+#include "vector/pack.h"
 
 namespace {
 
@@ -8,23 +8,6 @@ namespace {
 // ordinary store first fetches the line that it is going to overwrite.
 constexpr int64_t PAST_CACHE = 24 << 20;
 
-#if defined(__SSE2__)
-inline void fence() { _mm_sfence(); }
-inline void stream_line(const char* from, char* to) {
-#if defined(__AVX512F__)
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_loadu_si512(from));
-#elif defined(__AVX__)
-  for (int i = 0; i < 64; i += 32)
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
-#else
-  for (int i = 0; i < 64; i += 16)
-    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
-#endif
-}
-#else
-inline void fence() {}
-inline void stream_line(const char* from, char* to) { std::memcpy(to, from, 64); }
-#endif
 inline void stream(const void* from_here, void* to_there, int64_t bytes) {
   const char* from = static_cast<const char*>(from_here);
   char* to = static_cast<char*>(to_there);

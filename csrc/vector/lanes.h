@@ -1,7 +1,7 @@
 // Sums over n elements that loops see as T. Many independent sums keep the adders busy and the error small. How an element
 // is summed depends on its place and on n alone.
 #pragma once
-#include "memory.h"
+#include "vector/memory.h"
 
 namespace {
 
@@ -16,10 +16,9 @@ template <int N, class A> inline double total(const A* lanes) {
 
 // Adds to N sums each what `term(at, a, b)` gives for n elements.
 template <int N, class T, class Term>
-__attribute__((always_inline)) inline void add_lanes(int64_t n, arithmetic<T>* a, arithmetic<T>* b, const Term& term) {
+ALWAYS_INLINE void add_lanes(int64_t n, arithmetic<T>* a, arithmetic<T>* b, const Term& term) {
   using A = arithmetic<T>;
   int64_t i = 0;
-#if defined(__AVX512F__)
   if constexpr (PACKED<T>) {
     constexpr int P = N / PACK;
     Pack pa[P], pb[P], u, v;
@@ -33,14 +32,12 @@ __attribute__((always_inline)) inline void add_lanes(int64_t n, arithmetic<T>* a
     }
     for (int k = 0; k < P && i < n; ++k, i += PACK) {
       if (i + PACK <= n) term(Whole{i}, u, v);
-      else term(Part{i, lanes_left(n - i)}, u, v);
+      else term(Part{i, first_lanes(n - i)}, u, v);
       pa[k] += u;
       pb[k] += v;
     }
     for (int k = 0; k < P; ++k) Whole{k * PACK}.put(a, pa[k]), Whole{k * PACK}.put(b, pb[k]);
-  } else
-#endif
-  {
+  } else {
     for (; i + N <= n; i += N) {
 #pragma omp simd
       for (int j = 0; j < N; ++j) {

@@ -1,7 +1,7 @@
 // Weight and bias laid along memory: constant over a run of elements, or one for each element of a vector.
 #pragma once
 #include "kernel.h"
-#include "lanes.h"
+#include "vector/lanes.h"
 
 namespace {
 

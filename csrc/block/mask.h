@@ -1,0 +1,107 @@
+// Which elements are valid and which are padding, and what padding is replaced by.
+#pragma once
+#include "kernel.h"
+#include "vector/lanes.h"
+
+namespace {
+
+using normkit::Fusion;
+
+// For what is fused: kept out of the loops of calls that fuse nothing, which would lose registers to it.
+#define OUT_OF_LINE __attribute__((noinline))
+
+// What padding is replaced by: one value, or one for each column.
+template <class A> struct Constant {
+  A value;
+  template <class At> auto operator()(At at) const { return at.of(value); }
+};
+template <class A> struct Along {
+  const A* values;
+  template <class At> auto operator()(At at) const { return at(values); }
+};
+
+// One byte for all channels of a place, in the order of memory; 0 where the place is padding.
+struct Mask {
+  const uint8_t* valid = nullptr;
+  int64_t channels = 1, inner = 1;
+
+  explicit Mask(const Fusion* f) {
+    if (f) valid = f->mask, channels = f->channels, inner = f->inner;
+  }
+  explicit operator bool() const { return valid; }
+  bool is_valid(int64_t at) const { return valid[at / (channels * inner) * inner + at % inner]; }
+
+  // Cuts n elements from `at` into runs: same(start, length, whether valid) for neighbours that share a byte, or
+  // each(start, length, bytes) for those that have one each.
+  template <class Same, class Each> void runs(int64_t at, int64_t n, const Same& same, const Each& each_) const {
+    if (inner == 1) {
+      int64_t place = divide(at, channels), length = (place + 1) * channels - at;
+      for (int64_t done = 0; done < n; done += length, length = channels, ++place) {
+        if (length > n - done) length = n - done;
+        same(done, length, valid[place] != 0);
+      }
+      return;
+    }
+    int64_t place = remainder(at, inner), line = divide(at, inner), length = inner - place;
+    for (int64_t done = 0; done < n; done += length, length = inner, place = 0, ++line) {
+      if (length > n - done) length = n - done;
+      each_(done, length, valid + divide(line, channels) * inner + place);
+    }
+  }
+  // Whether rows of n elements are each all valid or all padding.
+  bool has_whole_rows(int64_t n) const { return inner == 1 && channels % n == 0; }
+  // Whether n neighbours are all valid: then nothing has to be done to them.
+  bool is_all_valid(int64_t at, int64_t n) const {
+    if (inner == 1) {
+      const int64_t first = divide(at, channels);
+      if (!valid[first]) return false;
+      const int64_t here = (first + 1) * channels - at;
+      return n <= here || are_nonzero(valid + first + 1, (n - here + channels - 1) / channels);
+    }
+    int64_t place = remainder(at, inner), line = divide(at, inner), length = inner - place;
+    for (int64_t done = 0; done < n; done += length, length = inner, place = 0, ++line) {
+      if (length > n - done) length = n - done;
+      if (!are_nonzero(valid + divide(line, channels) * inner + place, length)) return false;
+    }
+    return true;
+  }
+  // to = from, with `fill` for padding; `from` may be `to`. Valid elements are copied bit by bit.
+  template <class T, class Fill> void copy(const T* from, T* to, int64_t at, int64_t n, const Fill& fill) const {
+    const auto same = [&](int64_t start, int64_t length, bool is_valid) {
+      if (!is_valid)
+        each<T>(start, start + length, [=](auto i) { i.put(to, fill(i)); });
+      else if (to != from)
+        std::memcpy(to + start, from + start, size_t(length) * sizeof(T));
+    };
+    const auto by_bytes = [&](int64_t start, int64_t length, const uint8_t* bytes) {
+      copy_by_bytes(from, to, start, start + length, bytes - start, fill);
+    };
+    runs(at, n, same, by_bytes);
+  }
+
+ private:
+  template <class T, class Fill>
+  static void copy_by_bytes(const T* from, T* to, int64_t i, int64_t end, const uint8_t* bytes, const Fill& fill) {
+    if constexpr (ACROSS<arithmetic<T>>) {
+      for (; i + 64 <= end; i += 64) {
+        const uint64_t keep = nonzero_64(bytes + i);
+        if (keep == ~uint64_t(0)) {
+          if (from != to) std::memcpy(to + i, from + i, 64 * sizeof(T));
+        } else if constexpr (PACKED<T>) {
+          for (int k = 0; k < 64; k += 2 * PACK)
+            blend(keep >> k, from + i + k, to + i + k, fill(Whole{i + k}), fill(Whole{i + k + PACK}));
+        } else {
+          for (int k = 0; k < 64; k += PACK) blend(keep >> k, from + i + k, to + i + k, fill(Whole{i + k}));
+        }
+      }
+      for (; i < end; i += PACK) {
+        const PackMask some = end - i < PACK ? first_lanes(end - i) : PackMask(0xFFFF);
+        blend_some(some, nonzero_16(bytes + i, some), from + i, to + i, fill(Part{i, some}));
+      }
+    } else {
+      for (int64_t j = i; j < end; ++j) to[j] = bytes[j] ? from[j] : T(fill(Element<arithmetic<T>>{j}));
+    }
+  }
+};
+
+}  // namespace

@@ -1,0 +1,83 @@
+// How results go to memory: converted, the activation applied or a gradient added, padding set to 0, and written past the
+// cache where there are many.
+#pragma once
+#include "block/activation.h"
+#include "block/mask.h"
+
+namespace {
+
+// At most BLOCK results at a time: `open` gives the place to put them, `close` takes them from there to where they
+// belong. One Writer for each task, because it ends with a fence.
+template <class S> class Writer {
+  using A = arithmetic<S>;
+  using T = Seen<S>;
+  static constexpr bool SAME = std::is_same<S, T>::value;
+  const S* base_;
+  const Fusion* fused_;
+  const bool past_cache_;
+  bool after_;  // whether fusion changes the results
+  S* y_ = nullptr;
+  alignas(LINE) T buffer_[BLOCK];
+
+ public:
+  // For the results of a call: `elements` of them from `base` on.
+  Writer(S* base, int64_t elements, const Fusion* fused)
+      : base_(base), fused_(fused), past_cache_(elements * int64_t(sizeof(S)) >= PAST_CACHE), after_(fused) {}
+  ~Writer() { if (past_cache_) fence(); }
+  Writer(const Writer&) = delete;
+  Writer& operator=(const Writer&) = delete;
+
+  // The next results lie in the n elements from `from` on. Where those are all valid, closing skips the mask.
+  void look_ahead(const S* from, int64_t n) {
+    const Mask mask{fused_};
+    if (!mask) return;
+    const bool changes = fused_->backward ? fused_->residual != nullptr : fused_->activation != Activation::none;
+    after_ = changes || !mask.is_all_valid(from - base_, n);
+  }
+  T* open(S* y) {
+    y_ = y;
+    if constexpr (SAME) return past_cache_ ? buffer_ : y;
+    else return buffer_;
+  }
+  void close(int64_t n) {
+    T* q = SAME && !past_cache_ ? reinterpret_cast<T*>(y_) : buffer_;
+    if (after_) finish(q, n);
+    if constexpr (SAME) {
+      if (past_cache_) stream(buffer_, y_, n * int64_t(sizeof(S)));
+    } else if (past_cache_) {
+      S half[BLOCK];
+      narrow(buffer_, half, n);
+      stream(half, y_, n * int64_t(sizeof(S)));
+    } else {
+      narrow(buffer_, y_, n);
+    }
+  }
+
+ private:
+  OUT_OF_LINE void finish(T* q, int64_t n) const {
+    const int64_t at = y_ - base_;
+    if (fused_->activation != Activation::none && !fused_->backward) apply_activation(q, n);
+    if (const Mask mask{fused_}; mask && !mask.is_all_valid(at, n)) mask.copy(q, q, at, n, Constant<A>{0});
+    if (fused_->backward && fused_->residual) add_gradient(q, static_cast<const S*>(fused_->residual) + at, n);
+  }
+  void apply_activation(T* q, int64_t n) const {
+    A wide[BLOCK];
+    A* z = wide;
+    if constexpr (PACKED<S>) each<S>(0, n, [q, z](auto i) { i.put(z, i(q)); });
+    else z = q;
+    activate(fused_->activation, z, n);
+    if constexpr (PACKED<S>) each<S>(0, n, [q, z](auto i) { i.put(q, i(z)); });
+  }
+  static void add_gradient(T* q, const S* more, int64_t n) {
+    if constexpr (PACKED<S>) {
+      each<S>(0, n, [=](auto i) { i.put(q, i(q) + i(more)); });
+    } else {
+      A wide[BLOCK];
+      const A* add = converted(more, wide, n);
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) q[i] += add[i];
+    }
+  }
+};
+
+}  // namespace

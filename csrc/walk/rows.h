@@ -1,0 +1,341 @@
+// The forward pass along rows. A cell is R0 rows of R1 contiguous elements with one mean and one variance.
+//
+// A cell is read for its moments and again to be normalized, while it is in the cache. How depends on the rows:
+//   transposed     cells of one row of at most TINY elements: SIDE rows, one in each lane
+//   side_by_side   of one row of at most SHORT elements: SIDE rows, whose sums are taken together
+//   in_stages      of one row of at most BLOCK elements: three rows, each in another stage
+//   by_spans       all other cells, block by block
+// split_cells shares huge cells among threads, and apply_given needs no moments, because it is given them.
+#pragma once
+#include "walk/row_padding.h"
+#include "walk/transposed.h"
+
+namespace {
+
+// The longest rows whose sums are taken side by side.
+constexpr int64_t SHORT = 512;
+
+template <class S> class RowsForward {
+  using A = arithmetic<S>;
+  using T = Seen<S>;
+  const View& v;
+  const Forward& f;
+  const Pool& pool;
+  const Source<S> source;   // blocks as they are read first
+  const Source<S> again;    // as they are read again for moments
+  const Source<S> applied;  // as they are read to be normalized: the writer sets what is padding to 0
+  S* const y;
+  A *const mean, *const std;
+  const Affine<A> affine;
+  const Spans spans;
+  const bool prefetches, prefetches_cell;  // whether the tensor, or a cell on its second pass, comes from memory
+  const int64_t burst;
+  RowPadding<S> padding;
+
+ public:
+  RowsForward(const View& view, const Forward& forward, const Pool& threads)
+      : v(view), f(forward), pool(threads), source(f.x, f.fused), again(source.again()),
+        applied((f.fixed ? source : again).unmasked()), y(static_cast<S*>(f.y)), mean(static_cast<A*>(f.mean)),
+        std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias), spans(v), prefetches(is_far<S>(v.numel())),
+        prefetches_cell(is_far<S>(4 * v.count())), burst(prefetches ? BURST : BLOCK), padding(v, f, source, spans) {}
+
+  void run() {
+    if (f.fixed) return apply_given();
+    const RowShare share(v, spans, pool);
+    if (share.split) return split_cells();
+    parallel(pool, share.tasks, [&](int64_t task) {
+      const int64_t first = task * share.cells_per_task;
+      whole_cells(first, min(first + share.cells_per_task, v.cells()));
+    });
+  }
+
+ private:
+  // Nothing to wait for: the rows in the order of memory.
+  void apply_given() {
+    const int64_t r1 = v.r1, step = ceil_div(GRAIN, r1), size = burst;
+    Array<Scale<A>> scales(v.cells());
+    for (int64_t cell = 0; cell < v.cells(); ++cell)
+      scales[cell] = Scale<A>(double(mean[cell]), square(std[cell]), f.eps);
+    parallel(pool, ceil_div(v.rows(), step), [&, r1, step, size, prefetches = prefetches](int64_t task) {
+      T buffer[BLOCK];
+      Writer<S> writer(y, v.numel(), f.fused);
+      const int64_t end = min((task + 1) * step, v.rows());
+      for (int64_t row = task * step; row < end; ++row) {
+        const Scale<A>& scale = scales[v.cell_of_row(row)];
+        for (int64_t j = 0; j < r1; j += size) {
+          const int64_t n = min(size, r1 - j), at = row * r1 + j;
+          if (prefetches) prefetch(source.x + at + AHEAD, n);
+          apply_block(applied(at, n, buffer, Constant<A>{0}), at, j, n, scale, writer);
+        }
+      }
+    });
+  }
+
+  // Every span is a task; the moments of cells are merged between two phases.
+  void split_cells() {
+    const int64_t tasks = v.cells() * spans.per_cell;
+    Array<Moments> partial(tasks);
+    Array<Scale<A>> scales(v.cells());
+    if (source.mask) parallel(pool, v.cells(), [&](int64_t cell) { padding.find(cell); });
+    for (bool twice = false;; twice = true) {
+      parallel(pool, tasks, [&](int64_t t) { partial[t] = moments_of_span(t / spans.per_cell, t % spans.per_cell); });
+      bool far_off = false;
+      for (int64_t cell = 0; cell < v.cells(); ++cell) {
+        Moments m;
+        for (int64_t s = 0; s < spans.per_cell; ++s) m.merge(partial[cell * spans.per_cell + s]);
+        if (source.mask) far_off |= padding.remove(cell, m);
+        scales[cell] = finish(cell, m);
+      }
+      if (!far_off || twice) break;
+    }
+    parallel(pool, tasks, [&](int64_t t) {
+      Writer<S> writer(y, v.numel(), f.fused);
+      apply_span(t / spans.per_cell, t % spans.per_cell, scales[t / spans.per_cell], writer);
+    });
+  }
+
+  // The cells of one task.
+  void whole_cells(int64_t cell, int64_t end) {
+    Writer<S> writer(y, v.numel(), f.fused);
+    if (is_transposed(v, affine) && source.is_plain()) {
+      for (; cell < end; cell += SIDE) transposed(cell, min(SIDE, end - cell), writer);
+    } else if (v.r0 == 1 && v.r1 <= BLOCK && (!source.mask || source.mask.has_whole_rows(v.r1))) {
+      if (!ACROSS<A> || v.r1 > SHORT) in_stages(cell, end - cell, writer);
+      else
+        for (; cell < end; cell += SIDE) side_by_side(cell, min(SIDE, end - cell), writer);
+    } else {
+      for (; cell < end; ++cell) by_spans(cell, writer);
+    }
+  }
+
+  void by_spans(int64_t cell, Writer<S>& writer) {
+    const auto moments_of_cell = [&] {
+      Moments m;
+      for (int64_t s = 0; s < spans.per_cell; ++s) m.merge(moments_of_span(cell, s));
+      return m;
+    };
+    if (source.mask) padding.find(cell);
+    Moments m = moments_of_cell();
+    if (source.mask && padding.remove(cell, m)) {
+      m = moments_of_cell();
+      padding.remove(cell, m);
+    }
+    const Scale<A> scale = finish(cell, m);
+    for (int64_t s = spans.per_cell; s-- > 0;) apply_span(cell, s, scale, writer);  // what was read last is still near
+  }
+
+  // The first block in two passes; its mean is the guess that all others deviate from, in one pass. Where it is more
+  // than a standard deviation off, or the squares leave the range, each block is taken by itself.
+  Moments moments_of_span(int64_t cell, int64_t s) const {
+    Moments first;
+    Lanes<T> lanes;
+    T buffer[BLOCK];
+    A guess = 0;
+    int64_t rest = 0;
+    const auto fill = padding.of(cell);
+    spans.blocks(cell, s, [&, prefetches = prefetches, burst = burst](int64_t at, int64_t, int64_t n, int64_t ahead) {
+      const T* in = source(at, n, buffer, fill);
+      if (first.count == 0) {
+        first = moments_of(in, n, f.center, f.eps);
+        guess = A(first.mean);
+        return;
+      }
+      rest += n;
+      for (int64_t i = 0; i < n; i += burst) {
+        if (prefetches) prefetch(source.x + ahead + i, min(burst, n - i));
+        lanes.add(min(burst, n - i), [p = in + i, guess](auto at, auto& d, auto& d2) {
+          d = at(p, guess) - guess;
+          d2 = d * d;
+        });
+      }
+      lanes.block_done();
+    });
+    if (rest == 0) return first;
+    lanes.flush();
+    const double shift = f.center ? lanes.ta / double(rest) : 0, off = shift * lanes.ta;
+    if (off <= lanes.tb - off && !(std::is_same<A, float>::value && out_of_range(lanes.tb, f.eps))) {
+      first.merge({double(rest), double(guess) + shift, lanes.tb - off});
+      return first;
+    }
+    Moments each;
+    spans.blocks(cell, s, [&](int64_t at, int64_t, int64_t n, int64_t) {
+      each.merge(moments_of(again(at, n, buffer, fill), n, f.center, f.eps));
+    });
+    return each;
+  }
+
+  // Stores the moments of a cell, and returns how they are applied.
+  Scale<A> finish(int64_t cell, const Moments& m) const {
+    if (source.mask && f.fused->counts[cell] == 0) {
+      if (mean) mean[cell] = 0;
+      if (std) std[cell] = 1;
+      return Scale<A>(0, 1, 0);
+    }
+    if (f.length) {  // `apply_to` divides by it
+      Scale<A> scale{};
+      scale.rstd = std[cell] = A(length_of(m.m2));
+      return scale;
+    }
+    const double var = m.m2 / m.count;
+    if (mean) mean[cell] = A(m.mean);
+    if (std) std[cell] = A(std::sqrt(var));
+    return Scale<A>(m.mean, var, f.eps);
+  }
+
+  void apply_span(int64_t cell, int64_t s, const Scale<A>& scale, Writer<S>& writer) const {
+    T buffer[BLOCK];
+    const int64_t step = prefetches_cell ? BURST : BLOCK;
+    spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t ahead) {
+      const T* in = applied(at, n, buffer, Constant<A>{0});
+      for (int64_t i = 0; i < n; i += step) {
+        if (prefetches_cell) prefetch(source.x + ahead + i, min(step, n - i));
+        apply_block(in + i, at + i, j + i, min(step, n - i), scale, writer);
+      }
+    });
+  }
+  ALWAYS_INLINE void apply_block(const T* in, int64_t at, int64_t j, int64_t n, const Scale<A>& scale, Writer<S>& writer) const {
+    apply_to(writer.open(y + at), in, at, j, n, scale);
+    writer.close(n);
+  }
+  // out = the n elements at `in`, normalized; `at` is their offset, j that in the row.
+  ALWAYS_INLINE void apply_to(T* out, const T* in, int64_t at, int64_t j, int64_t n, const Scale<A>& scale) const {
+    affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) __attribute__((always_inline)) {
+      const T* p = in + start;
+      T* q = out + start;
+      const A m = scale.mean;
+      if (affine.vector && (affine.weight || affine.bias)) {
+        const A rstd = scale.rstd, shift = scale.shift;
+        const A *w = affine.weight + index, *b = affine.bias + index;
+        if (!affine.bias) {
+          each<T>(0, length, [=](auto at) { at.put(q, ((at(p) - m) * rstd + shift) * at(w)); });
+        } else if (!affine.weight) {
+          each<T>(0, length, [=](auto at) { at.put(q, ((at(p) - m) * rstd + shift) + at(b)); });
+        } else {
+          each<T>(0, length, [=](auto at) { at.put(q, ((at(p) - m) * rstd + shift) * at(w) + at(b)); });
+        }
+      } else {
+        const bool plain = affine.vector;
+        const A w = plain ? A(1) : affine.w(index), b = plain ? A(0) : affine.b(index);
+        const A a = f.length ? w / scale.rstd : scale.rstd * w, c = scale.shift * w + b;
+        each<T>(0, length, [=](auto at) { at.put(q, (at(p) - m) * a + c); });
+      }
+    });
+  }
+
+  // Prefetches one of four parts of the row that comes AHEAD of `row`: the parts are asked for among the steps.
+  void fetch(int64_t row, int64_t part) const {
+    const int64_t size = v.r1 <= BURST ? v.r1 : ceil_div(v.r1, 4), from = part * size;
+    if (prefetches && from < v.r1) prefetch(source.x + row * v.r1 + AHEAD + from, min(size, v.r1 - from));
+  }
+
+  // Each row is converted once and normalized from the same buffer. Each step takes three rows on by a stage: reading goes
+  // on while results are written, and the sums and roots of one row overlap with the work on the others.
+  void in_stages(int64_t first, int64_t rows, Writer<S>& writer) const {
+    constexpr int64_t STAGES = 3;
+    T buffer[STAGES * BLOCK];
+    const T* in[STAGES];
+    A guess[STAGES];
+    Two sums[STAGES];
+    Scale<A> scales[STAGES];
+    const int64_t n = v.r1;
+    for (int64_t step = 0; step < rows + STAGES - 1; ++step) {
+      const auto at_stage = [&](int64_t stage, auto&& body) {
+        const int64_t k = step - stage;
+        if (k < 0 || k >= rows) return;
+        fetch(first + step, stage);
+        body(first + k, k % STAGES);
+      };
+      at_stage(0, [&](int64_t row, int64_t k) {
+        in[k] = source(row * n, n, buffer + k * BLOCK, Constant<A>{0});
+        guess[k] = guess_mean(in[k], n, f.center);
+        sums[k] = deviations(in[k], n, guess[k]);
+      });
+      at_stage(1, [&](int64_t row, int64_t k) {
+        scales[k] = finish(row, conclude(in[k], n, guess[k], sums[k], f.center, f.eps));
+      });
+      at_stage(2, [&](int64_t row, int64_t k) {
+        apply_block(in[k], row * n, 0, n, scales[k], writer);
+        fetch(first + step, 3);
+      });
+    }
+  }
+
+  void side_by_side(int64_t first, int64_t rows, Writer<S>& writer) const {
+    T buffer[SIDE * SHORT];
+    const T* in[SIDE];
+    double mu[SIDE], var[SIDE];
+    const int64_t n = v.r1;
+    for (int64_t k = 0; k < rows; ++k) {
+      fetch(first + k, 0);
+      in[k] = source((first + k) * n, n, buffer + k * n, Constant<A>{0});
+    }
+    moments_side_by_side(in, rows, mu, var);
+    if (f.length) {
+      for (int64_t k = 0; k < rows; ++k) {
+        const Scale<A> scale = finish(first + k, {double(n), 0, var[k] * double(n)});
+        apply_block(in[k], (first + k) * n, 0, n, scale, writer);
+      }
+      return;
+    }
+    const Scales<A, SIDE> scales(mu, var, f.eps);
+    for (int64_t k = 0; k < rows && mean; ++k) mean[first + k] = A(mu[k]);
+    for (int64_t k = 0; k < rows && std; ++k) {
+      const bool empty = source.mask && f.fused->counts[first + k] == 0;
+      std[first + k] = empty ? A(1) : A(std::sqrt(var[k]));
+    }
+    for (int64_t done = 0, step = BURST / n; done < rows; done += step) {
+      const int64_t some = min(step, rows - done), start = (first + done) * n;
+      T* out = writer.open(y + start);
+      for (int64_t k = 0; k < some; ++k) apply_to(out + k * n, in[done + k], start + k * n, 0, n, scales.of(done + k));
+      writer.close(some * n);
+    }
+  }
+  void moments_side_by_side(const T* const* in, int64_t rows, double* mu, double* var) const {
+    A a[SIDE] = {}, b[SIDE] = {}, guess[SIDE] = {};
+    const int64_t n = v.r1;
+    const double per = 1.0 / double(n);
+    if (f.center) {
+      const int64_t some = PACKED<T> ? min(n, SIDE) : n;  // as in `guess_mean`
+      sums_of_rows<SIDE, T>(some, rows, a, b, [&](int64_t k) {
+        return [p = in[k]](auto at, auto& u, auto& v) { u = at(p), v = u - u; };
+      });
+      for (int64_t k = 0; k < rows; ++k) guess[k] = A(double(a[k]) / double(some));
+    }
+    sums_of_rows<SIDE, T>(n, rows, a, b, [&](int64_t k) {
+      return [p = in[k], m = guess[k]](auto at, auto& u, auto& v) { u = at(p, m) - m, v = u * u; };
+    });
+#pragma omp simd
+    for (int k = 0; k < SIDE; ++k) {
+      const double shift = f.center ? double(a[k]) * per : 0, rest = double(b[k]) - shift * double(a[k]);
+      mu[k] = double(guess[k]) + shift;
+      var[k] = (rest < 0 ? 0 : rest) * per;
+    }
+    for (int64_t k = 0; k < rows; ++k) {
+      const bool far_off = PACKED<T> && square(mu[k] - double(guess[k])) > FAR_OFF * var[k];
+      if (!far_off && !out_of_range(double(b[k]), f.eps)) continue;
+      const Moments m = moments_of(in[k], n, f.center, f.eps);
+      mu[k] = m.mean, var[k] = m.m2 * per;
+    }
+  }
+
+  void transposed(int64_t first, int64_t rows, Writer<S>& writer) const {
+    A in[TINY][SIDE], roots[SIDE];
+    double mu[SIDE], var[SIDE];
+    const int64_t n = v.r1;
+    read_transposed(source.x + first * n, n, rows, in);
+    transposed_moments(in, n, f.center, f.eps, mu, var);
+    const Scales<A, SIDE> s(mu, var, f.eps);
+#pragma omp simd
+    for (int k = 0; k < SIDE; ++k) roots[k] = A(std::sqrt(var[k]));
+    for (int64_t k = 0; k < rows && mean; ++k) mean[first + k] = A(mu[k]);
+    for (int64_t k = 0; k < rows && std; ++k) std[first + k] = roots[k];
+    for (int64_t j = 0; j < n; ++j) {
+      const A w = affine.w(j), b = affine.b(j);
+#pragma omp simd
+      for (int k = 0; k < SIDE; ++k) in[j][k] = ((in[j][k] - s.mean[k]) * s.rstd[k] + s.shift[k]) * w + b;
+    }
+    write_transposed(in, n, rows, y + first * n, writer);
+  }
+};
+
+}  // namespace

@@ -1,0 +1,312 @@
+// The backward pass along rows: dx = dy * weight * rstd + x_hat * c2 + c1, where c1 and c2 come from the cell's sums of
+// g = dy * weight and of g * x_hat.
+//
+// A cell is read for these sums, and again for dx. How depends on the rows, as in rows.h:
+//   transposed     cells of one row of at most TINY elements: SIDE rows, one in each lane
+//   short_rows     of one row of at most BLOCK elements that has a weight for each: SIDE or 4 rows together
+//   by_spans       all other cells, block by block
+// split_cells shares huge cells among threads, and in_memory_order needs no sums, because the moments are constants.
+#pragma once
+#include "block/upstream.h"
+#include "walk/row_slots.h"
+#include "walk/short_rows_backward.h"
+#include "walk/transposed.h"
+
+namespace {
+
+// The two sums that a cell's dx needs: of g = dy * weight, and of g * x_hat.
+struct CellSums {
+  double g = 0, gx = 0;
+
+  void add(const CellSums& other) {
+    g += other.g;
+    gx += other.gx;
+  }
+};
+
+template <class S> class RowsBackward {
+  using A = arithmetic<S>;
+  using T = Seen<S>;
+  const View& v;
+  const Backward& f;
+  const Pool& pool;
+  const Upstream<S> source;   // blocks as they are read first
+  const Upstream<S> applied;  // as they are read for dx: the writer sets what is padding to 0
+  const A *const mean, *const std;
+  S* const dx;
+  const Affine<A> affine;
+  const bool sums_needed;
+  const Spans spans;
+  const RowSlots slots;
+  AffineGrads<A> grads;
+
+ public:
+  RowsBackward(const View& view, const Backward& backward, const Pool& threads)
+      : v(view), f(backward), pool(threads), source(f), applied((needs_sums(f) ? source.again() : source).unmasked()),
+        mean(static_cast<const A*>(f.mean)), std(static_cast<const A*>(f.std)), dx(static_cast<S*>(f.dx)),
+        affine(v, f.weight, f.fused ? f.fused->bias : nullptr), sums_needed(needs_sums(f)), spans(v), slots(v, affine),
+        grads(f.dweight, f.dbias, slots.number) {}
+
+  void run() {
+    const RowShare share(v, spans, pool);
+    const bool adds_vectors = affine.vector && grads.wanted();  // then all cells of a vector are one task
+    if (f.fixed && !affine.vector) {
+      in_memory_order();
+    } else if (share.split && !adds_vectors) {
+      split_cells();
+    } else {
+      const int64_t per_task = adds_vectors ? slots.per_vector : share.cells_per_task;
+      parallel(pool, ceil_div(v.cells(), per_task), [&](int64_t task) {
+        whole_cells(task * per_task, min((task + 1) * per_task, v.cells()));
+      });
+    }
+    if (grads.wanted()) slots.reduce(v, affine, grads);
+  }
+
+ private:
+  Scale<A> scale_of(int64_t cell) const {
+    return Scale<A>(f.center || f.fixed ? double(mean[cell]) : 0.0, square(std[cell]), f.eps);
+  }
+  double count_of(int64_t cell) const {
+    const double count = source.mask ? f.fused->counts[cell] : double(v.count());
+    return f.length ? 1 : count > 0 ? count : 1;
+  }
+  // Writes what the activation was applied to, for n elements whose offset is `at`, and j in the row.
+  auto z_of(int64_t at, int64_t j, int64_t n, const Scale<A>& scale) const {
+    return [&affine = affine, at, j, n, m = scale.mean, rstd = scale.rstd](const T* in, A* out) {
+      affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
+        const T* p = in + start;
+        A* z = out + start;
+        if (affine.vector) {
+          for (int64_t i = 0; i < length; ++i)
+            z[i] = ((A(widen(p[i])) - m) * rstd) * affine.w(index + i) + affine.b(index + i);
+        } else {
+          const A w = affine.w(index) * rstd, b = affine.b(index);
+          each<T>(0, length, [=](auto at) { at.put(z, (at(p) - m) * w + b); });
+        }
+      });
+    };
+  }
+  // The sums of dy and of dy * x_hat over n elements.
+  static Two gradient_sums(const T* p, const T* g, int64_t n, A m, A rstd) {
+    return sum_two<T>(n, [=](auto at, auto& a, auto& b) {
+      a = at(g);
+      b = a * ((at(p) - m) * rstd);
+    });
+  }
+
+  // The moments are constants and each run has one weight, so there is nothing to wait for: the rows in the order of memory.
+  void in_memory_order() {
+    const int64_t step = ceil_div(GRAIN, v.r1);
+    Array<Scale<A>> scales(v.cells());
+    for (int64_t cell = 0; cell < scales.size(); ++cell) scales[cell] = scale_of(cell);
+    parallel(pool, ceil_div(v.rows(), step), [&](int64_t t) {
+      T bx[BLOCK], bg[BLOCK];
+      Writer<S> writer(dx, v.numel(), f.fused);
+      const int64_t end = min(t * step + step, v.rows());
+      for (int64_t row = t * step; row < end; ++row) {
+        const Scale<A>& scale = scales[v.cell_of_row(row)];
+        for (int64_t left = 0; left < v.r1; left += BLOCK)
+          constant_block(row, left, min(BLOCK, v.r1 - left), scale, bx, bg, writer);
+      }
+    });
+  }
+  void constant_block(int64_t row, int64_t left, int64_t n, const Scale<A>& scale, T* bx, T* bg, Writer<S>& writer) {
+    const A m = scale.mean, rstd = scale.rstd;
+    const int64_t at = row * v.r1 + left;
+    const T* px = source.input(at, n, bx, Constant<A>{m});
+    const T* pg = source.gradient(at, n, bg, px, z_of(at, left, n, scale));
+    T* out = dx ? writer.open(dx + at) : nullptr;
+    affine.pieces(at, left, n, [&](int64_t start, int64_t length, int64_t index) {
+      const T *p = px + start, *g = pg + start;
+      if (grads.wanted()) {
+        const Two two = gradient_sums(p, g, length, m, rstd);
+        const int64_t slot = slots.of_run(row, left + start);
+        grads.w[slot] += A(two.b);
+        grads.b[slot] += A(two.a);
+      }
+      const A a = rstd * affine.w(index);
+      each<T>(0, dx ? length : 0, [=, q = out + start](auto at) { at.put(q, at(g) * a); });
+    });
+    if (dx) writer.close(n);
+  }
+
+  // Every span is a task; the sums of cells are added up between two phases.
+  void split_cells() {
+    const int64_t tasks = v.cells() * spans.per_cell;
+    Array<CellSums> partial(sums_needed ? tasks : 0), total(v.cells());
+    if (sums_needed)
+      parallel(pool, tasks, [&](int64_t t) {
+        const int64_t cell = t / spans.per_cell;
+        partial[t] = sums_of_span(cell, t % spans.per_cell, scale_of(cell));
+      });
+    for (int64_t t = 0; t < partial.size(); ++t) total[t / spans.per_cell].add(partial[t]);
+    if (dx)
+      parallel(pool, tasks, [&](int64_t t) {
+        const int64_t cell = t / spans.per_cell;
+        Writer<S> writer(dx, v.numel(), f.fused);
+        apply_span(cell, t % spans.per_cell, scale_of(cell), total[cell], writer);
+      });
+  }
+
+  // The cells of one task.
+  void whole_cells(int64_t first, int64_t end) {
+    Writer<S> writer(dx, v.numel(), f.fused);
+    if (is_transposed(v, affine) && !f.fused && (affine.whole_row || !grads.wanted())) {
+      const int64_t vector = grads.wanted() ? first / slots.per_vector * v.r1 : 0;
+      for (int64_t cell = first; cell < end; cell += SIDE) transposed(cell, min(SIDE, end - cell), vector, writer);
+    } else if (affine.whole_row && v.r1 <= BLOCK) {
+      const bool side = ACROSS<A> && v.r1 <= SIDE_BACKWARD;
+      const int64_t step = side ? SIDE : 4;
+      for (int64_t cell = first; cell < end; cell += step) {
+        const int64_t rows = min(step, end - cell);
+        side ? short_rows<SIDE>(cell, rows, writer) : short_rows<4>(cell, rows, writer);
+      }
+    } else {
+      for (int64_t cell = first; cell < end; ++cell) by_spans(cell, writer);
+    }
+  }
+
+  void by_spans(int64_t cell, Writer<S>& writer) {
+    const Scale<A> scale = scale_of(cell);
+    CellSums sums;
+    for (int64_t s = 0; s < spans.per_cell && sums_needed; ++s) sums.add(sums_of_span(cell, s, scale));
+    for (int64_t s = dx ? spans.per_cell : 0; s-- > 0;) apply_span(cell, s, scale, sums, writer);
+  }
+
+  CellSums sums_of_span(int64_t cell, int64_t s, const Scale<A>& scale) {
+    CellSums sums;
+    T bx[BLOCK], bg[BLOCK];
+    const A m = scale.mean, rstd = scale.rstd;
+    spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t) {
+      const T* px = source.input(at, n, bx, Constant<A>{m});
+      const T* pg = source.gradient(at, n, bg, px, z_of(at, j, n, scale));
+      affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
+        const T *p = px + start, *g = pg + start;
+        if (affine.vector && affine.weight) {
+          const A* w = affine.weight + index;
+          const Two two = sum_two<T>(length, [=](auto at, auto& a, auto& b) {
+            a = at(g) * at(w);
+            b = a * ((at(p) - m) * rstd);
+          });
+          sums.add({two.a, two.b});
+        } else {
+          const Two two = gradient_sums(p, g, length, m, rstd);
+          const double w = affine.vector ? 1.0 : double(affine.w(index));
+          sums.g += two.a * w;
+          sums.gx += two.b * w;
+          if (!affine.vector && grads.wanted()) {
+            const int64_t slot = slots.of_run(divide(at - j, v.r1), j + start);
+            grads.w[slot] += A(two.b);
+            grads.b[slot] += A(two.a);
+          }
+        }
+        if (affine.vector && grads.wanted()) {
+          A* tw = grads.w.data() + cell / slots.per_vector * affine.period + index;
+          A* tb = grads.b.data() + cell / slots.per_vector * affine.period + index;
+          each<T>(0, length, [=](auto at) {
+            at.put(tw, at(tw) + at(g) * ((at(p) - m) * rstd));
+            at.put(tb, at(tb) + at(g));
+          });
+        }
+      });
+    });
+    return sums;
+  }
+
+  void apply_span(int64_t cell, int64_t s, const Scale<A>& scale, const CellSums& sums, Writer<S>& writer) const {
+    T bx[BLOCK], bg[BLOCK];
+    const double count = count_of(cell);
+    const A m = scale.mean, rstd = scale.rstd;
+    const A c1 = f.fixed || !f.center ? A(0) : -rstd * A(sums.g / count);
+    const A c2 = f.fixed ? A(0) : -rstd * A(sums.gx / count);
+    spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t) {
+      const T* px = applied.input(at, n, bx, Constant<A>{m});
+      const T* pg = applied.gradient(at, n, bg, px, z_of(at, j, n, scale));
+      T* out = writer.open(dx + at);
+      affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
+        const T *p = px + start, *g = pg + start;
+        T* q = out + start;
+        if (affine.vector && affine.weight) {
+          const A* w = affine.weight + index;
+          each<T>(0, length, [=](auto at) { at.put(q, at(g) * (at(w) * rstd) + ((at(p) - m) * rstd) * c2 + c1); });
+        } else {
+          const A a = rstd * (affine.vector ? A(1) : affine.w(index));
+          each<T>(0, length, [=](auto at) { at.put(q, at(g) * a + ((at(p) - m) * rstd) * c2 + c1); });
+        }
+      });
+      writer.close(n);
+    });
+  }
+
+  // The scales of `rows` rows from `first` on; the rest of G are those of row `other`.
+  template <int G> Scales<A, G> scales_from(int64_t first, int64_t rows, int64_t other) const {
+    double mu[G], var[G];
+    for (int64_t k = 0; k < G; ++k) {
+      const int64_t cell = first + (k < rows ? k : other);
+      mu[k] = f.center || f.fixed ? double(mean[cell]) : 0;
+      var[k] = square(std[cell]);
+    }
+    return Scales<A, G>(mu, var, f.eps);
+  }
+
+  template <int G> void short_rows(int64_t first, int64_t rows, Writer<S>& writer) {
+    const int64_t n = v.r1;
+    ShortRows<S, G> r(n, rows, affine.weight, scales_from<G>(first, rows, 0));
+    for (int64_t k = 0; k < rows; ++k) {
+      const int64_t at = (first + k) * n, room = k * ShortRows<S, G>::ROOM;
+      r.x[k] = source.input(at, n, r.bx + room, Constant<A>{r.scales.mean[k]});
+      r.g[k] = source.gradient(at, n, r.bg + room, r.x[k], z_of(at, 0, n, r.scales.of(k)));
+    }
+    const bool needs_factors = dx && !f.fixed;
+    if (PACKED<T> || needs_factors) r.sum();
+    if (needs_factors) {
+      A per[G];
+      for (int k = 0; k < G; ++k) per[k] = A(1.0 / (source.mask && k < rows ? count_of(first + k) : double(n)));
+      r.finish(per, f.center);
+    } else {
+      r.finish_constant();
+    }
+    if (grads.wanted()) {  // before dx: with an activation its memory still holds the gradient
+      const int64_t vector = first / slots.per_vector * n;
+      r.add_weight_gradients(grads.w.data() + vector, grads.b.data() + vector);
+    }
+    if (dx) r.write(dx + first * n, writer);
+  }
+
+  // `vector`: where the sums of weight gradients are.
+  void transposed(int64_t first, int64_t rows, int64_t vector, Writer<S>& writer) {
+    A hat[TINY][SIDE], g[TINY][SIDE], s1[SIDE] = {}, s2[SIDE] = {};
+    const int64_t n = v.r1;
+    read_transposed(source.x + first * n, n, rows, hat);
+    read_transposed(source.dy + first * n, n, rows, g);
+    const Scales<A, SIDE> s = scales_from<SIDE>(first, rows, rows - 1);
+    A* tw = grads.wanted() ? grads.w.data() + vector : nullptr;
+    A* tb = grads.b.data() + vector;
+    for (int64_t j = 0; j < n; ++j) {
+      const A w = affine.w(j);
+      A sw[SIDE], sb[SIDE];
+#pragma omp simd
+      for (int k = 0; k < SIDE; ++k) {
+        hat[j][k] = (hat[j][k] - s.mean[k]) * s.rstd[k];
+        sw[k] = k < rows ? g[j][k] * hat[j][k] : A(0);
+        sb[k] = k < rows ? g[j][k] : A(0);
+        g[j][k] *= w;
+        s1[k] += g[j][k];
+        s2[k] += g[j][k] * hat[j][k];
+      }
+      if (tw) {
+        tw[j] += A(total<SIDE>(sw));
+        tb[j] += A(total<SIDE>(sb));
+      }
+    }
+    if (!dx) return;
+    const A per = f.fixed ? A(0) : A(1.0 / double(n)), per1 = f.center ? per : A(0);
+    for (int64_t j = 0; j < n; ++j)
+#pragma omp simd
+      for (int k = 0; k < SIDE; ++k) g[j][k] = s.rstd[k] * (g[j][k] - s1[k] * per1 - hat[j][k] * (s2[k] * per));
+    write_transposed(g, n, rows, dx + first * n, writer);
+  }
+};
+
+}  // namespace
