@@ -17,8 +17,10 @@ using normkit::Fusion;
 // Shorter calls end before another thread could take the interpreter.
 constexpr int64_t LONG = 32768;
 
-// The arguments of `norm` in module.cpp, in their order; the last two are tuples.
-enum Argument { X, WEIGHT, BIAS, PATTERN, EPS, CENTER, LAST, STATISTICS, FUSED };
+// The arguments of `norm` in module.cpp, in their order, and the items of those that are tuples, as they are in
+// functional/call/spec.py.
+enum Argument { SPEC, PATTERN, X, WEIGHT, BIAS, EPS, FUSED, SIZE, STATISTICS };
+enum InSpec { NAME, CHECK, CENTER, OVER_LAST, CHECKED_BEFORE };
 enum InStatistics { RUNNING_MEAN, RUNNING_VAR, MOMENTUM };
 enum InFused { MASK, LENGTHS, RESIDUAL, RETURN_RESIDUAL, ACTIVATION };
 

@@ -17,24 +17,26 @@ PyObject* pair_of(Tensor y, Tensor sum, PyObject* x) {
   return first && second ? Py_BuildValue("(NN)", first.release().ptr(), second) : nullptr;
 }
 
-// norm(x, weight, bias, pattern, eps, center, last, (running_mean, running_var, momentum),
-// (mask, lengths, residual, return_residual, activation)) -> y, with return_residual the pair of y and the sum; or None
-// where Python has to take the call. See fits_features for `last`, take_statistics for the running statistics.
+// norm(spec, pattern, x, weight, bias, eps, fused, size, statistics) -> y, with return_residual the pair of y and the sum;
+// or None if Python has to take the call.
 PyObject* norm(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   Call c;
   Statistics s;
   bool pair = false;
+  if (!PyTuple_Check(args[SPEC])) Py_RETURN_NONE;
+  const auto fact = [&](InSpec i) { return PyTuple_GET_ITEM(args[SPEC], Py_ssize_t(i)) == Py_True; };
+  PyObject* last = fact(OVER_LAST) ? args[SIZE] : fact(CHECKED_BEFORE) ? Py_True : Py_None;
   if (!take_tensors(c, args[X], args[WEIGHT], args[BIAS], args[PATTERN]) || !take_eps(c, args[EPS]) ||
-      !fits_features(c, args[LAST]) || !take_statistics(c, args[STATISTICS], s) ||
-      !take_extras(c, args[FUSED], args[LAST], pair))
+      !fits_features(c, last) || !take_statistics(c, args[STATISTICS], s) ||
+      !take_extras(c, args[FUSED], last, pair))
     Py_RETURN_NONE;
   // Methods differ in which regions of a single value they refuse.
   if (!s.given && c.view.count() == 1) Py_RETURN_NONE;
   const bool running = s.mean.defined() && !s.given;
   const int64_t count = running ? common_count(c) : 0;
   if (running && count < 2) Py_RETURN_NONE;
-  c.center = args[CENTER] == Py_True;
+  c.center = fact(CENTER);
   const bool followed = c.is_followed();
   Tensor mean, std, sum;
   if (s.given) {
@@ -47,8 +49,8 @@ PyObject* norm(PyObject*, PyObject* const* args, Py_ssize_t) {
   if (s.updated) update(s, mean, std, count);
   if (followed) {
     const Tensor& spread = s.given ? s.var : std;
-    const int64_t last = args[LAST] == Py_None || args[LAST] == Py_True ? 0 : PySequence_Fast_GET_SIZE(args[LAST]);
-    if (c.extras.any()) record_fused(c, y, sum, last, mean, spread);
+    const int64_t dims = fact(OVER_LAST) ? PySequence_Fast_GET_SIZE(last) : 0;
+    if (c.extras.any()) record_fused(c, y, sum, dims, mean, spread);
     else record(c, y, mean, spread);
   }
   return pair ? pair_of(std::move(y), std::move(sum), args[X]) : THPVariable_Wrap(std::move(y));

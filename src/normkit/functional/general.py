@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Literal, Unpack, overload
 
@@ -35,7 +34,7 @@ _kept_shape = lru_cache(maxsize=4096)(feature_shape)
 
 
 CENTRED = Spec("normalize", lambda _, x, shape: shape, checked_before=True)
-UNCENTRED = replace(CENTRED, center=False)
+UNCENTRED = CENTRED._replace(center=False)
 
 
 @overload

@@ -128,9 +128,8 @@ def instance_norm(
             raise ArgumentError(
                 "momentum of instance_norm must be a number, got None: 0 leaves the statistics as they are"
             )
-        return carry_out(
-            INSTANCE, PATTERN, input, weight, bias, eps, fused, statistics=(running_mean, running_var, momentum)
-        )
+        running = (running_mean, running_var, momentum)
+        return carry_out(INSTANCE, PATTERN, input, weight, bias, eps, fused, None, running)
     check_call("instance_norm", input, eps)
     _check_channels("instance_norm", input)  # the region of given statistics, [b] c [...], takes fewer dimensions, too
     if running_mean is None or running_var is None:

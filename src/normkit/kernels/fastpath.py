@@ -43,12 +43,10 @@ def _nothing(*_: object) -> None:
 
 
 norm: Callable[..., Any] = _nothing if _module is None else _module.norm
-"""norm(x, weight, bias, pattern, eps, center, last, (running_mean, running_var, momentum),
-(mask, lengths, residual, return_residual, activation))
+"""norm(spec, pattern, x, weight, bias, eps, fused, size, statistics): see `carry_out` in functional/call/spec.py
 
-`last` says which shape weight and bias must have: None for that of dimension 1, a shape for the last dimensions, True
-if the caller has checked them. Running statistics are updated, unless activation checkpointing computes the call again;
-without a momentum they are given, and normalize x. Returns what the caller of the function wants.
+Running statistics are updated, unless activation checkpointing computes the call again. Returns the output of the
+function.
 """
 weight_norm: Callable[..., Tensor | None] = _nothing if _module is None else _module.weight_norm
 """weight_norm(v, g, pattern)"""

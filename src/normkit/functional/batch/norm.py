@@ -8,7 +8,7 @@ from typing import Any, Literal, Unpack, overload
 from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
-from normkit.functional.call.checks import check_call, check_dimensions
+from normkit.functional.call.checks import check_dimensions
 from normkit.functional.call.spec import Spec, carry_out
 from normkit.functional.extras import Fusions, Output
 
@@ -32,8 +32,8 @@ def check_batch(name: str, input: Tensor, _: Any = None) -> tuple[int, ...]:
     return shape
 
 
-BATCH = Spec("batch_norm", check_batch)
-EVALUATION = Spec("batch_norm", check_channels)
+BATCH = Spec("batch_norm", check_batch, keeps_vector=True)
+EVALUATION = Spec("batch_norm", check_channels, keeps_vector=True)
 
 
 @overload
@@ -125,9 +125,6 @@ def batch_norm(
     Source: Ioffe & Szegedy 2015, arXiv:1502.03167.
     """
     fused = (mask, lengths, residual, return_residual, activation)
-    if input.ndim == 1 and input.shape == (0,):  # torch accepts it, although it has no channels
-        check_call("batch_norm", input, eps)
-        return input.clone()
     if training:
         if momentum is None:
             raise ArgumentError("momentum of batch_norm must be a number, got None: a layer takes None for the average")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -33,9 +33,8 @@ Statistics = tuple[Tensor | None, Tensor | None, float | None]
 OWN: Statistics = (None, None, None)
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """The facts of a method that `carry_out` needs.
+class Spec(NamedTuple):
+    """The facts of a method that `carry_out` needs; csrc/fastpath/call.h reads some of them by their position.
 
     Attributes:
         name: of the function, for its errors.
@@ -44,6 +43,7 @@ class Spec:
         center: whether a mean is subtracted.
         over_last: whether the region is the last dimensions, of which `size` has the sizes.
         checked_before: whether the function itself has checked weight and bias, so that the fast path need not.
+        keeps_vector: whether an empty vector, in which no channels can be found, is returned as it is.
         lenient: whether an eps of None means the machine epsilon, and a float64 weight is rounded, as torch's RMSNorm
             has both.
     """
@@ -53,6 +53,7 @@ class Spec:
     center: bool = True
     over_last: bool = False
     checked_before: bool = False
+    keeps_vector: bool = False
     lenient: bool = False
 
 
@@ -102,20 +103,21 @@ def carry_out(
     result is cast to the input's dtype before weight and bias are applied.
     """
     if not is_compiling() and not cast_first:
-        last = size if spec.over_last else spec.checked_before or None
-        y: Output | None = fastpath.norm(input, weight, bias, pattern, eps, spec.center, last, statistics, fused)
+        y: Output | None = fastpath.norm(spec, pattern, input, weight, bias, eps, fused, size, statistics)
         if y is not None:
             return y
     if spec.over_last and isinstance(input, Tensor) and input.is_nested:
-        return by_rows(
-            spec.name,
-            input,
-            size,
-            fused,
-            lambda rows: carry_out(spec, pattern, rows, weight, bias, eps, fused, size, statistics, cast_first),
-        )
+        # Without a closure, which would make all arguments slower to reach.
+        rest = (weight, bias, eps, fused, size, statistics, cast_first)
+        return by_rows(spec.name, input, size, fused, partial(_of_rows, spec, pattern, rest))
+    if spec.keeps_vector and isinstance(input, Tensor) and input.shape == (0,):
+        return input.clone()
     call = checked(spec, pattern, input, weight, bias, eps, fused, size, statistics)
     return _cast_first(call) if cast_first else finished(call, statistics)
+
+
+def _of_rows(spec: Spec, pattern: str, rest: tuple[Any, ...], rows: Tensor) -> Output:
+    return carry_out(spec, pattern, rows, *rest)
 
 
 def checked(
