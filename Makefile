@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # The kernels' and layers' tests run once more with an instruction set that is not the best of this machine.
 LESSER_ISA := $(shell grep -qw avx512f /proc/cpuinfo 2>/dev/null && echo avx2 || echo baseline)
-SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /: /'

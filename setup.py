@@ -1,5 +1,6 @@
 """Builds the C++ kernels against the installed torch; everything else about the package is in pyproject.toml."""
 
+import glob
 import os
 import platform
 import sys
@@ -25,7 +26,7 @@ if MACHINE.lower() in ("x86_64", "amd64"):
 
 # clang joins a product and a sum of two statements only where contraction is asked for; g++ does it by itself.
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
-DOOR_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden"]
+FASTPATH_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden"]
 FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 LINK = ["-s"] if sys.platform == "linux" else []
 if sys.platform == "darwin":
@@ -34,7 +35,7 @@ if sys.platform == "darwin":
 
 
 class BuildKernels(build_ext):
-    """Compiles isa.cpp once for each instruction set, which setuptools' own command cannot; and the door beside it."""
+    """Compiles isa.cpp once for each instruction set, which setuptools' own command cannot; and the fast path."""
 
     def finalize_options(self):
         super().finalize_options()
@@ -53,9 +54,9 @@ class BuildKernels(build_ext):
             source, folder, extra = job
             return compiler.compile([source], os.path.join(temp, folder), include_dirs=includes, extra_postargs=extra)
 
-        if ext is door:
+        if ext is fastpath:
             version = f"{torch.__version__} {torch.version.git_version}"
-            jobs = [("csrc/door.cpp", "door", [*DOOR_FLAGS, f'-DNORMKIT_TORCH="{version}"'])]
+            jobs = [("csrc/fastpath/module.cpp", "fastpath", [*FASTPATH_FLAGS, f'-DNORMKIT_TORCH="{version}"'])]
             libraries = ["torch_python", "torch", "torch_cpu", "c10"]
         else:
             jobs, libraries = self.kernel_jobs(), ["torch_cpu"]
@@ -84,17 +85,17 @@ class BuildKernels(build_ext):
 
 
 class Wheel(bdist_wheel):
-    """The kernels hold no Python, so without the door one wheel serves every CPython from 3.11 on."""
+    """The kernels hold no Python, so without the fast path one wheel serves every CPython from 3.11 on."""
 
     def get_tag(self):
         python, abi, where = super().get_tag()
-        return (python, abi, where) if door in self.distribution.ext_modules else ("cp311", "abi3", where)
+        return (python, abi, where) if fastpath in self.distribution.ext_modules else ("cp311", "abi3", where)
 
 
 # optional: without such a compiler (with MSVC, too) normkit installs all the same and runs on plain torch, saying so.
 kernels = Extension("normkit._native", sources=["csrc/isa.cpp", "csrc/ops.cpp"], py_limited_api=True, optional=True)
-kernels.depends = [os.path.join("csrc", name) for name in sorted(os.listdir("csrc"))]
-# The door belongs to one torch and one CPython; NORMKIT_DOOR=0 leaves it out, for a wheel that serves them all.
-door = Extension("normkit._door", sources=["csrc/door.cpp"], depends=kernels.depends, optional=True)
-extensions = [kernels] if os.environ.get("NORMKIT_DOOR") == "0" else [kernels, door]
+kernels.depends = sorted(glob.glob("csrc/**/*.*", recursive=True))
+# The fast path belongs to one torch and one CPython. NORMKIT_FASTPATH=0 leaves it out, for a wheel for all of them.
+fastpath = Extension("normkit._fastpath", sources=["csrc/fastpath/module.cpp"], depends=kernels.depends, optional=True)
+extensions = [kernels] if os.environ.get("NORMKIT_FASTPATH") == "0" else [kernels, fastpath]
 setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel})

@@ -9,7 +9,7 @@
 #include <tuple>
 #include <unordered_map>
 
-#include "door.h"
+#include "fastpath/kernels.h"
 #include "running.h"
 #include "storage.h"
 
@@ -373,7 +373,7 @@ STABLE_TORCH_LIBRARY_IMPL(normkit_native, CompositeExplicitAutograd, m) {
   m.impl("isa", TORCH_BOX(&isa));
 }
 
-extern "C" __attribute__((visibility("default"))) const normkit::Door* normkit_door() {
-  static const normkit::Door door{&kernels(), [](int64_t plan, View* out) { return plans().find(plan, out); }, pool_for};
-  return &door;
+extern "C" __attribute__((visibility("default"))) const normkit::FastPathKernels* normkit_fastpath() {
+  static const normkit::FastPathKernels shared{&kernels(), [](int64_t plan, View* out) { return plans().find(plan, out); }, pool_for};
+  return &shared;
 }

@@ -1,4 +1,4 @@
-// torch's types in the kernels' words. Both of torch's C++ interfaces share the enumeration, so ops.cpp and door.cpp do.
+// torch's types in the kernels' words. Both of torch's C++ interfaces share the enumeration, so ops.cpp and fastpath/ do.
 #pragma once
 #include <torch/headeronly/core/ScalarType.h>
 

@@ -30,7 +30,7 @@ def fast_path(**variables):
 
 def test_backends_say_whether_it_is_in_use():
     assert f"in_use=True, reason='built for torch {INSTALLED}'" in fast_path()
-    assert "in_use=False, reason='turned off by NORMKIT_DOOR=0'" in fast_path(NORMKIT_DOOR="0")
+    assert "in_use=False, reason='turned off by NORMKIT_FASTPATH=0'" in fast_path(NORMKIT_FASTPATH="0")
     assert "in_use=False, reason='there are no C++ kernels that it could call'" in fast_path(NORMKIT_NATIVE="0")
 
 
@@ -41,7 +41,7 @@ def test_backends_say_whether_it_is_in_use():
         # Two builds from source have the same number, with or without what follows its "+".
         (f"{torch.__version__} 0123abc", f"built for torch {torch.__version__} 0123abc, not for {INSTALLED}"),
         (torch.__version__, f"built for torch {torch.__version__}, not for {INSTALLED}"),
-        (ModuleNotFoundError("_door"), "not built, or not for this Python"),
+        (ModuleNotFoundError("_fastpath"), "not built, or not for this Python"),
         (ImportError("undefined symbol"), "built for another torch"),
     ],
 )

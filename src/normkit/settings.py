@@ -45,8 +45,8 @@ class Setting:
 
 
 NATIVE = Setting("NORMKIT_NATIVE", "`0`", "in use", "`0` turns the C++ kernels off.", "once, at the first call")
-DOOR = Setting(
-    "NORMKIT_DOOR",
+FASTPATH = Setting(
+    "NORMKIT_FASTPATH",
     "`0`",
     "in use",
     "`0` turns the C++ fast path for eager calls off; while normkit is installed from source, it is not built.",
@@ -82,7 +82,7 @@ STORE = Setting(
     "by each `normkit compare`",
 )
 
-SETTINGS = (NATIVE, DOOR, ISA, TRITON, AUTOTUNE, CACHE, STORE)
+SETTINGS = (NATIVE, FASTPATH, ISA, TRITON, AUTOTUNE, CACHE, STORE)
 
 
 def markdown() -> str:

@@ -46,9 +46,9 @@ def by_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every call through the operators is carried out by the Triton kernels."""
     kernels = devices.triton_kernels()
     monkeypatch.setattr(devices, "kernels_on", lambda device: kernels)
-    for name in ("normalize", "standardize", "fused", "weight_norm"):
+    for name in ("norm", "weight_norm"):
         monkeypatch.setattr(fastpath, name, fastpath._nothing)
-    monkeypatch.setattr(fastpath, "learn", lambda *_: False)
+    monkeypatch.setattr(fastpath, "cache_plan", lambda *_: False)
     if DEVICE != "cpu":
         torch.set_default_device(DEVICE)
     layout.forget_plans()  # other kernels know plans by other numbers

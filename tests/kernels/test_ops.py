@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from normkit.errors import ArgumentError, DtypeError, PatternError, ShapeError
 from normkit.functional import batch_norm, group_norm, layer_norm, layer_norm2d, normalize
-from normkit.functional.running import Running, move
+from normkit.functional.call.running import Running, update
 from normkit.kernels import formula
 from normkit.kernels.formula import Arguments
 from normkit.kernels.native import native
@@ -294,9 +294,9 @@ def test_a_plan_that_does_not_cover_the_tensor_is_refused():
 def test_running_statistics_move_the_same_way_without_the_kernels(monkeypatch):
     mean, std = torch.randn(3, 5), torch.rand(3, 5)
     got, want = [[torch.ones(5), torch.full((5,), 2.0)] for _ in range(2)]
-    move(Running(*got, 7, 0.3), mean.view(-1), std.view(-1))
-    monkeypatch.setattr("normkit.functional.running.is_watched", lambda _: True)
-    move(Running(*want, 7, 0.3), mean.view(-1), std.view(-1))
+    update(Running(*got, 7, 0.3), mean.view(-1), std.view(-1))
+    monkeypatch.setattr("normkit.functional.call.running.is_watched", lambda _: True)
+    update(Running(*want, 7, 0.3), mean.view(-1), std.view(-1))
     # Both round a handful of numbers near 1.
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
 

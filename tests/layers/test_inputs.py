@@ -64,7 +64,7 @@ def test_nested_tensors_where_they_make_no_sense(layout):
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_the_ragged_dimension_cannot_be_normalized():
     nested = torch.nested.nested_tensor([row[:, 0] for row in ROWS], layout=torch.jagged)
-    with pytest.raises(ShapeError, match="whose dimension 1 of 3 has a length of its own in each sample"):
+    with pytest.raises(ShapeError, match="whose dimension 1 of 3 has another length in each sample"):
         normkit.functional.layer_norm(nested, (2, 4))
 
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import normkit
 from normkit import layers
 from normkit.errors import ArgumentError, DtypeError, ShapeError
+from normkit.functional.extras import Extras
 from versions import TORCH, takes_bias
 
 # SyncBatchNorm is none of torch's, because DistributedDataParallel refuses that one on a CPU.
@@ -30,12 +31,15 @@ def unchanged(layer: nn.Module, before: dict[str, Tensor]) -> bool:
 def test_a_layer_of_torch_has_its_signature_and_is_one(name):
     ours, theirs = getattr(normkit, name), getattr(nn, name)
     made, called = (dict(inspect.signature(f).parameters) for f in (ours, ours.forward))
-    if called.pop("extras", None) is not None:  # what torch's layers do not take
-        for option, default in {"activation": None, **getattr(ours, "options", {})}.items():
-            assert made.pop(option).default == default
+    for option, default in ours.options.items():  # what torch's layers do not take
+        assert made.pop(option).default == default
+    if ours.options:
+        for keyword in Extras.__annotations__:
+            assert called.pop(keyword).kind is inspect.Parameter.KEYWORD_ONLY
     if TORCH < (2, 12) and "bias" in made and not takes_bias(theirs):
         assert made.pop("bias").default is True
-    assert made == inspect.signature(theirs).parameters
+    expected = inspect.signature(theirs).parameters.values()
+    assert [(p.name, p.kind, p.default) for p in made.values()] == [(p.name, p.kind, p.default) for p in expected]
     assert called.keys() == inspect.signature(theirs.forward).parameters.keys()
     assert issubclass(ours, theirs)
 
@@ -306,10 +310,10 @@ def test_counts_may_be_those_of_numpy():
         normkit.functional.group_norm(x, 3.0)
 
 
-@pytest.mark.parametrize("door", [True, False])
-def test_channels_whose_moments_are_not_finite_keep_their_statistics_and_are_counted(door, monkeypatch):
-    if not door:
-        monkeypatch.setattr("normkit.kernels.fastpath.normalize", lambda *_: None)
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_channels_whose_moments_are_not_finite_keep_their_statistics_and_are_counted(fast_path, monkeypatch):
+    if not fast_path:
+        monkeypatch.setattr("normkit.kernels.fastpath.norm", lambda *_: None)
     layer = normkit.BatchNorm2d(3)
     assert layer.num_batches_skipped is None
     keys = list(layer.state_dict())

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import normkit
 from normkit.errors import ArgumentError, ShapeError, StateError
-from normkit.functional import sync
+from normkit.functional.batch import sync
 
 CHANNELS = 5
 # The shape of each process's batch. Different sizes, empty ones, one value on one process, channels_last as well.
@@ -390,9 +390,9 @@ def test_a_count_that_stays_on_its_device_moves_the_same():
     for values in (0, 6):
         statistics = [(torch.zeros(3), torch.ones(3)) for _ in range(2)]
         pooled = sync._Pooled(torch.tensor(float(values), dtype=torch.float64), torch.rand(3), torch.rand(3))
-        sync._move(*statistics[0], pooled.values, 0.1, pooled)
+        sync._update(*statistics[0], pooled.values, 0.1, pooled)
         if values:
-            sync._move(*statistics[1], values, 0.1, pooled)
+            sync._update(*statistics[1], values, 0.1, pooled)
         # The kernel computes in float64, plain torch in float32.
         torch.testing.assert_close(statistics[0], statistics[1], rtol=1e-6, atol=1e-7)
 

@@ -1,7 +1,10 @@
 """Every normalization as a function: arithmetic, no state; signatures as in `torch.nn.functional`."""
 
-from normkit.functional.batch import batch_norm
-from normkit.functional.batch_update import batch_norm_update, batch_renorm, ghost_batch_norm
+from normkit.functional.batch.ghost import ghost_batch_norm
+from normkit.functional.batch.norm import batch_norm
+from normkit.functional.batch.renorm import batch_renorm
+from normkit.functional.batch.sync import sync_batch_norm
+from normkit.functional.batch.update import batch_norm_update
 from normkit.functional.filter_response import filter_response_norm
 from normkit.functional.general import normalize
 from normkit.functional.group import group_norm
@@ -10,7 +13,6 @@ from normkit.functional.layer import layer_norm, layer_norm2d
 from normkit.functional.local_response import local_response_norm
 from normkit.functional.quantized import quantized_layer_norm, quantized_rms_norm
 from normkit.functional.rms import rms_norm
-from normkit.functional.sync import sync_batch_norm
 from normkit.functional.weight_standardization import weight_standardization
 
 __all__ = [

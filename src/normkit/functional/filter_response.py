@@ -2,25 +2,77 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from collections.abc import Sequence
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from normkit.errors import ShapeError
-from normkit.functional._checks import check_call, check_dimensions, check_parameter
-from normkit.functional.extras import Extras, Output, checked_extras
+from normkit.functional.call.checks import check_dimensions, check_parameter
+from normkit.functional.call.spec import Spec, checked
+from normkit.functional.extras import Fusions, Output
+from normkit.kernels import operator
 
 PATTERN = "b c [...]"
 
 
+def _check(name: str, input: Tensor, _: Any) -> tuple[int, ...]:
+    check_dimensions(name, input, 3, "(N, C, positions ...)")
+    if input.shape[2:].numel() == 1:
+        raise ShapeError(
+            f"{name} needs more than one position, got one from shape "
+            f"{tuple(input.shape)}: of a single value only the sign is left; use layer_norm or no norm there"
+        )
+    return (input.shape[1],)
+
+
+FILTER_RESPONSE = Spec("filter_response_norm", _check, center=False)
+
+
+@overload
 def filter_response_norm(
     input: Tensor,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     threshold: Tensor | None = None,
     eps: float = 1e-6,
-    **extras: Unpack[Extras],
+    **fused: Unpack[Fusions],
+) -> Tensor: ...
+@overload
+def filter_response_norm(
+    input: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    threshold: Tensor | None = None,
+    eps: float = 1e-6,
+    *,
+    return_residual: Literal[True],
+    **fused: Unpack[Fusions],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def filter_response_norm(
+    input: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    threshold: Tensor | None = None,
+    eps: float = 1e-6,
+    *,
+    return_residual: bool,
+    **fused: Unpack[Fusions],
+) -> Output: ...
+def filter_response_norm(
+    input: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    threshold: Tensor | None = None,
+    eps: float = 1e-6,
+    *,
+    mask: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
+    residual: Tensor | None = None,
+    return_residual: bool = False,
+    activation: str | None = None,
 ) -> Output:
     """Divide each channel of each sample by the root mean square of its positions; the region is ``b c [...]``.
 
@@ -32,8 +84,8 @@ def filter_response_norm(
         weight, bias: (C,) or None.
         threshold: (C,), or None for no maximum.
         eps: added to the mean square, in units of the input squared.
-        extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them;
-            the activation follows the maximum.
+        mask, lengths, residual, return_residual, activation: as in `normkit.functional.extras.Extras`; the activation
+            follows the maximum.
 
     Returns:
         A tensor with the input's shape, dtype and memory layout.
@@ -51,17 +103,10 @@ def filter_response_norm(
 
     Source: Singh & Krishnan 2020, arXiv:1911.09737.
     """
-    check_call("filter_response_norm", input, eps)
-    check_dimensions("filter_response_norm", input, 3, "(N, C, positions ...)")
-    for name, parameter in {"weight": weight, "bias": bias, "threshold": threshold}.items():
-        check_parameter("filter_response_norm", name, parameter, (input.shape[1],), input)
-    if input.shape[2:].numel() == 1:
-        raise ShapeError(
-            "filter_response_norm needs more than one position, got one from shape "
-            f"{tuple(input.shape)}: of a single value only the sign is left; use layer_norm or no norm there"
-        )
-    call = checked_extras("filter_response_norm", input, PATTERN, extras)
-    out = call._replace(activation="none").run(weight, bias, eps, center=False)
+    fused = (mask, lengths, residual, return_residual, activation)
+    call = checked(FILTER_RESPONSE, PATTERN, input, weight, bias, eps, fused)
+    check_parameter("filter_response_norm", "threshold", threshold, (input.shape[1],), input)
+    out = operator.run(call.arguments._replace(activation="none"))
     y = out.y
     if threshold is not None:
         # A maximum in the wider of the two dtypes, so that the threshold's gradient is summed in its own.

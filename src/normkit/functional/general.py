@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
-from typing import Unpack
+from typing import Literal, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from normkit.errors import PatternError
-from normkit.functional._checks import check_call, check_parameter
-from normkit.functional.extras import Extras, Output, checked_extras
-from normkit.kernels import fastpath, operator
-from normkit.kernels.formula import Arguments
+from normkit.functional.call.checks import check_call, check_parameter
+from normkit.functional.call.spec import Spec, carry_out
+from normkit.functional.extras import Fusions, Output
 from normkit.pattern import Region, bound
 
 
@@ -33,6 +34,11 @@ def feature_shape(region: Region, shape: torch.Size) -> tuple[int, ...]:
 _kept_shape = lru_cache(maxsize=4096)(feature_shape)
 
 
+CENTRED = Spec("normalize", lambda _, x, shape: shape, checked_before=True)
+UNCENTRED = replace(CENTRED, center=False)
+
+
+@overload
 def normalize(
     x: Tensor,
     pattern: str | Region,
@@ -41,7 +47,48 @@ def normalize(
     eps: float = 1e-5,
     center: bool = True,
     num_groups: int | None = None,
-    **extras: Unpack[Extras],
+    **fused: Unpack[Fusions],
+) -> Tensor: ...
+@overload
+def normalize(
+    x: Tensor,
+    pattern: str | Region,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    center: bool = True,
+    num_groups: int | None = None,
+    *,
+    return_residual: Literal[True],
+    **fused: Unpack[Fusions],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def normalize(
+    x: Tensor,
+    pattern: str | Region,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    center: bool = True,
+    num_groups: int | None = None,
+    *,
+    return_residual: bool,
+    **fused: Unpack[Fusions],
+) -> Output: ...
+def normalize(
+    x: Tensor,
+    pattern: str | Region,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    center: bool = True,
+    num_groups: int | None = None,
+    *,
+    mask: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
+    residual: Tensor | None = None,
+    return_residual: bool = False,
+    activation: str | None = None,
 ) -> Output:
     """Normalize over the region that a pattern puts in brackets.
 
@@ -56,7 +103,7 @@ def normalize(
         eps: added to the variance, in units of x squared.
         center: subtract the mean.
         num_groups: the size of the axis ``g``, where the pattern has one.
-        extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them.
+        mask, lengths, residual, return_residual, activation: as in `normkit.functional.extras.Extras`.
 
     Returns:
         A tensor with x's shape, dtype and memory layout.
@@ -76,14 +123,11 @@ def normalize(
     """
     check_call("normalize", x, eps)
     region = bound(pattern, {} if num_groups is None else {"g": num_groups})
+    shape = None
     if weight is not None or bias is not None:
         # Sizes that a compiler knows only by name cannot be kept.
         shape = (feature_shape if torch.compiler.is_compiling() else _kept_shape)(region, x.shape)
         check_parameter("normalize", "weight", weight, shape, x)
         check_parameter("normalize", "bias", bias, shape, x)
-    if extras:
-        call = checked_extras("normalize", x, region.text, extras)
-        return call.output(call.run(weight, bias, eps, center))
-    plain = (x, weight, bias, region.text, eps, center)
-    y = None if torch.compiler.is_compiling() else fastpath.normalize(*plain, True, None, None, None)
-    return operator.run(Arguments(*plain)).y if y is None else y
+    fused = (mask, lengths, residual, return_residual, activation)
+    return carry_out(CENTRED if center else UNCENTRED, region.text, x, weight, bias, eps, fused, shape)

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from collections.abc import Sequence
+from typing import Any, Literal, Unpack, overload
 
 from torch import Tensor
-from torch.compiler import is_compiling
 
 from normkit.errors import ArgumentError, ShapeError
-from normkit.functional import batch
-from normkit.functional._checks import check_call, check_channels, check_dimensions
-from normkit.functional.extras import Extras, Output, checked_extras
-from normkit.functional.running import normalized
-from normkit.kernels import fastpath, operator
-from normkit.kernels.formula import Arguments
+from normkit.functional.batch.norm import PATTERN as OF_CHANNELS
+from normkit.functional.call.checks import check_call, check_dimensions
+from normkit.functional.call.spec import Spec, carry_out
+from normkit.functional.extras import Fusions, Output
 
 PATTERN = "b c [...]"
 
 
+def _check_channels(name: str, input: Tensor, _: Any = None) -> tuple[int, ...]:
+    check_dimensions(name, input, 3, "(N, C, positions ...)")
+    return (input.shape[1],)
+
+
+def _check_positions(name: str, input: Tensor, _: Any) -> tuple[int, ...]:
+    shape = _check_channels(name, input)
+    if input.shape[2:].numel() == 1:
+        raise ShapeError(
+            f"{name} needs more than one position, because a variance needs two values; got one from shape "
+            f"{tuple(input.shape)}: its output would be the bias alone; use layer_norm or no norm there"
+        )
+    return shape
+
+
+INSTANCE = Spec("instance_norm", _check_positions)
+EVALUATION = Spec("instance_norm", _check_channels)
+
+
+@overload
 def instance_norm(
     input: Tensor,
     running_mean: Tensor | None = None,
@@ -27,7 +45,51 @@ def instance_norm(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
-    **extras: Unpack[Extras],
+    **fused: Unpack[Fusions],
+) -> Tensor: ...
+@overload
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    return_residual: Literal[True],
+    **fused: Unpack[Fusions],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    return_residual: bool,
+    **fused: Unpack[Fusions],
+) -> Output: ...
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    mask: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
+    residual: Tensor | None = None,
+    return_residual: bool = False,
+    activation: str | None = None,
 ) -> Output:
     """Normalize each channel of each sample over its positions; the region is ``b c [...]``.
 
@@ -42,7 +104,7 @@ def instance_norm(
         use_input_stats: use each sample's own statistics, else the running ones.
         momentum: share of the new batch in the running statistics.
         eps: added to the variance, in units of the input squared.
-        extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them.
+        mask, lengths, residual, return_residual, activation: as in `normkit.functional.extras.Extras`.
 
     Returns:
         A tensor with the input's shape, dtype and memory layout.
@@ -60,36 +122,21 @@ def instance_norm(
 
     Source: Ulyanov, Vedaldi & Lempitsky 2016, arXiv:1607.08022.
     """
-    if use_input_stats and not is_compiling():
-        plain = (input, weight, bias, PATTERN, eps, True, None, running_mean, running_var, momentum)
-        y = fastpath.fused(*plain, extras) if extras else fastpath.normalize(*plain)
-        if y is not None:
-            return y
-    check_call("instance_norm", input, eps)
-    check_dimensions("instance_norm", input, 3, "(N, C, positions ...)")
-    if not use_input_stats and not is_compiling():
-        y = batch.standardized(input, running_mean, running_var, weight, bias, eps, extras)
-        if y is not None:
-            return y
-    check_channels("instance_norm", input, running_mean, running_var, weight, bias)
-    if not use_input_stats:
-        if running_mean is None or running_var is None:
+    fused = (mask, lengths, residual, return_residual, activation)
+    if use_input_stats:
+        if momentum is None:
             raise ArgumentError(
-                "instance_norm needs running_mean and running_var with use_input_stats=False, got None: "
-                "pass both, or use_input_stats=True"
+                "momentum of instance_norm must be a number, got None: 0 leaves the statistics as they are"
             )
-        if extras:
-            call = checked_extras("instance_norm", input, batch.PATTERN, extras)
-            return call.output(call.run(weight, bias, eps, given=(running_mean, running_var)))
-        return operator.run(Arguments(input, weight, bias, batch.PATTERN, eps, True, running_mean, running_var)).y
-    positions = input.shape[2:].numel()
-    if positions == 1:
-        raise ShapeError(
-            "instance_norm needs more than one position, for their variance to exist; got one from shape "
-            f"{tuple(input.shape)}: its output would be the bias alone; use layer_norm or no norm there"
+        return carry_out(
+            INSTANCE, PATTERN, input, weight, bias, eps, fused, statistics=(running_mean, running_var, momentum)
         )
-    running = batch.moved(input, running_mean, running_var, positions, momentum)
-    if extras:
-        call = checked_extras("instance_norm", input, PATTERN, extras)
-        return batch.normalized_with("instance_norm", call, weight, bias, eps, running)
-    return normalized(Arguments(input, weight, bias, PATTERN, eps, True), running)
+    check_call("instance_norm", input, eps)
+    _check_channels("instance_norm", input)  # the region of given statistics, [b] c [...], takes fewer dimensions, too
+    if running_mean is None or running_var is None:
+        raise ArgumentError(
+            "instance_norm needs running_mean and running_var with use_input_stats=False, got None: "
+            "pass both, or use_input_stats=True"
+        )
+    given = (running_mean, running_var, None)
+    return carry_out(EVALUATION, OF_CHANNELS, input, weight, bias, eps, fused, statistics=given)

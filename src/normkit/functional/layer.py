@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Any, Literal, Unpack, overload
 
 from torch import Tensor
-from torch.compiler import is_compiling
 
 from normkit.errors import ArgumentError, ShapeError
-from normkit.functional._checks import check_call, check_dimensions, check_parameter
-from normkit.functional.extras import Extras, Output, checked_extras
-from normkit.functional.nested import by_rows
-from normkit.functional.precision import Cast, centred_at_one, check_cast, is_cast_first
-from normkit.kernels import fastpath, operator
-from normkit.kernels.formula import Arguments
+from normkit.functional.call.checks import check_dimensions
+from normkit.functional.call.precision import Cast, centred_at_one, is_cast_first
+from normkit.functional.call.spec import Spec, carry_out
+from normkit.functional.extras import Fusions, Output
 
 PATTERN_2D = "b [c] ..."
 
@@ -24,7 +21,7 @@ def last_dims_pattern(n: int) -> str:
     return "... [c]" if n == 1 else f"... [{' '.join([f'c{i}' for i in range(1, n + 1)])}]"
 
 
-def check_normalized_shape(name: str, input: Tensor, normalized_shape: Sequence[int]) -> tuple[int, ...]:
+def check_last(name: str, input: Tensor, normalized_shape: Sequence[int]) -> tuple[int, ...]:
     """The shape as a tuple, if the input ends with it."""
     shape = normalized_shape if isinstance(normalized_shape, tuple) else tuple(normalized_shape)
     if not shape:
@@ -37,6 +34,16 @@ def check_normalized_shape(name: str, input: Tensor, normalized_shape: Sequence[
     return shape
 
 
+def _check_channels(name: str, input: Tensor, _: Any) -> tuple[int, ...]:
+    check_dimensions(name, input, 2, "(N, C, ...)")
+    return (input.shape[1],)
+
+
+LAYER = Spec("layer_norm", check_last, over_last=True)
+LAYER_2D = Spec("layer_norm2d", _check_channels)
+
+
+@overload
 def layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -46,7 +53,48 @@ def layer_norm(
     *,
     cast: Cast = "after",
     zero_centered: bool = False,
-    **extras: Unpack[Extras],
+    **fused: Unpack[Fusions],
+) -> Tensor: ...
+@overload
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    cast: Cast = "after",
+    zero_centered: bool = False,
+    return_residual: Literal[True],
+    **fused: Unpack[Fusions],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    cast: Cast = "after",
+    zero_centered: bool = False,
+    return_residual: bool,
+    **fused: Unpack[Fusions],
+) -> Output: ...
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    cast: Cast = "after",
+    zero_centered: bool = False,
+    mask: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
+    residual: Tensor | None = None,
+    return_residual: bool = False,
+    activation: str | None = None,
 ) -> Output:
     """Normalize the last dimensions; the region is ``... [c]``.
 
@@ -59,8 +107,8 @@ def layer_norm(
         eps: added to the variance, in units of the input squared.
         cast: ``"after"``: the weight is multiplied in float32, the result cast to the input's dtype; ``"before"``:
             the cast comes first, as in Llama. No difference in float32.
-        zero_centered: the weight is kept around 0 and 1 is added to it, as in Gemma.
-        extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them.
+        zero_centered: the weight is stored around 0, and 1 is added to it, as in Gemma.
+        mask, lengths, residual, return_residual, activation: as in `normkit.functional.extras.Extras`.
 
     Returns:
         A tensor with the input's shape, dtype and memory layout. A nested tensor gives a nested one.
@@ -76,53 +124,53 @@ def layer_norm(
 
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
     """
-    if cast != "after" or zero_centered:
-        check_cast("layer_norm", cast)
-        check_parameter("layer_norm", "weight", weight, tuple(normalized_shape), input)
-        weight = centred_at_one(weight, input) if zero_centered else weight
-        if not is_cast_first(input, cast):
-            return layer_norm(input, normalized_shape, weight, bias, eps, **extras)
-        if input.is_nested:
-            return by_rows(
-                "layer_norm",
-                input,
-                normalized_shape,
-                extras,
-                lambda rows: layer_norm(rows, normalized_shape, weight, bias, eps, cast=cast, **extras),
-            )
-        call = checked_extras("layer_norm", input, last_dims_pattern(len(normalized_shape)), extras)
-        return call.output(call.run_cast_first(weight, bias, eps, True))
-    if not is_compiling():
-        pattern = last_dims_pattern(len(normalized_shape))
-        plain = (input, weight, bias, pattern, eps, True, normalized_shape, None, None, None)
-        y = fastpath.fused(*plain, extras) if extras else fastpath.normalize(*plain)
-        if y is not None:
-            return y
-    if input.is_nested:
-        return by_rows(
-            "layer_norm",
-            input,
-            normalized_shape,
-            extras,
-            lambda rows: layer_norm(rows, normalized_shape, weight, bias, eps, **extras),
-        )
-    check_call("layer_norm", input, eps)
-    shape = check_normalized_shape("layer_norm", input, normalized_shape)
-    check_parameter("layer_norm", "weight", weight, shape, input)
-    check_parameter("layer_norm", "bias", bias, shape, input)
-    pattern = last_dims_pattern(len(shape))
-    if extras:
-        call = checked_extras("layer_norm", input, pattern, extras)
-        return call.output(call.run(weight, bias, eps))
-    return operator.run(Arguments(input, weight, bias, pattern, eps, True)).y
+    fused = (mask, lengths, residual, return_residual, activation)
+    cast_first = cast != "after" and is_cast_first("layer_norm", input, cast)
+    if zero_centered:
+        weight = centred_at_one("layer_norm", weight, input, normalized_shape)
+    pattern = last_dims_pattern(len(normalized_shape))
+    return carry_out(LAYER, pattern, input, weight, bias, eps, fused, normalized_shape, cast_first=cast_first)
 
 
+@overload
 def layer_norm2d(
     input: Tensor,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-6,
-    **extras: Unpack[Extras],
+    **fused: Unpack[Fusions],
+) -> Tensor: ...
+@overload
+def layer_norm2d(
+    input: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-6,
+    *,
+    return_residual: Literal[True],
+    **fused: Unpack[Fusions],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def layer_norm2d(
+    input: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-6,
+    *,
+    return_residual: bool,
+    **fused: Unpack[Fusions],
+) -> Output: ...
+def layer_norm2d(
+    input: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-6,
+    *,
+    mask: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
+    residual: Tensor | None = None,
+    return_residual: bool = False,
+    activation: str | None = None,
 ) -> Output:
     """Normalize each pixel over its channels, channels first and without a permute; the region is ``b [c] ...``.
 
@@ -132,7 +180,7 @@ def layer_norm2d(
         input: (N, C, ...), any strides.
         weight, bias: (C,) or None.
         eps: added to the variance, in units of the input squared.
-        extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them.
+        mask, lengths, residual, return_residual, activation: as in `normkit.functional.extras.Extras`.
 
     Returns:
         A tensor with the input's shape, dtype and memory layout.
@@ -148,16 +196,5 @@ def layer_norm2d(
 
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450; per pixel as in ConvNeXt, Liu et al. 2022, arXiv:2201.03545.
     """
-    if not is_compiling():
-        plain = (input, weight, bias, PATTERN_2D, eps, True, None, None, None, None)
-        y = fastpath.fused(*plain, extras) if extras else fastpath.normalize(*plain)
-        if y is not None:
-            return y
-    check_call("layer_norm2d", input, eps)
-    check_dimensions("layer_norm2d", input, 2, "(N, C, ...)")
-    check_parameter("layer_norm2d", "weight", weight, (input.shape[1],), input)
-    check_parameter("layer_norm2d", "bias", bias, (input.shape[1],), input)
-    if extras:
-        call = checked_extras("layer_norm2d", input, PATTERN_2D, extras)
-        return call.output(call.run(weight, bias, eps))
-    return operator.run(Arguments(input, weight, bias, PATTERN_2D, eps, True)).y
+    fused = (mask, lengths, residual, return_residual, activation)
+    return carry_out(LAYER_2D, PATTERN_2D, input, weight, bias, eps, fused)

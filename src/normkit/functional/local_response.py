@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normkit.errors import ArgumentError, whole_number
-from normkit.functional._checks import check_call, check_dimensions
+from normkit.functional.call.checks import check_call, check_dimensions
 from normkit.kernels.dtypes import arithmetic_dtype
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
-from normkit.functional._checks import check_call, check_parameter
+from normkit.functional.call.checks import check_call, check_parameter
 from normkit.kernels.quantized import operator
 
 DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Literal, Unpack, overload
 
-import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
-from normkit.functional._checks import check_call, check_parameter
-from normkit.functional.extras import Extras, Output, checked_extras
-from normkit.functional.layer import check_normalized_shape, last_dims_pattern
-from normkit.functional.nested import by_rows
-from normkit.functional.precision import Cast, centred_at_one, check_cast, is_cast_first
-from normkit.kernels import fastpath, operator
-from normkit.kernels.dtypes import arithmetic_dtype
-from normkit.kernels.formula import Arguments
+from normkit.functional.call.precision import Cast, centred_at_one, is_cast_first
+from normkit.functional.call.spec import Spec, carry_out
+from normkit.functional.extras import Fusions, Output
+from normkit.functional.layer import check_last, last_dims_pattern
+
+RMS = Spec("rms_norm", check_last, center=False, over_last=True, lenient=True)
 
 
+@overload
 def rms_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -27,7 +24,45 @@ def rms_norm(
     *,
     cast: Cast = "after",
     zero_centered: bool = False,
-    **extras: Unpack[Extras],
+    **fused: Unpack[Fusions],
+) -> Tensor: ...
+@overload
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    cast: Cast = "after",
+    zero_centered: bool = False,
+    return_residual: Literal[True],
+    **fused: Unpack[Fusions],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    cast: Cast = "after",
+    zero_centered: bool = False,
+    return_residual: bool,
+    **fused: Unpack[Fusions],
+) -> Output: ...
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    cast: Cast = "after",
+    zero_centered: bool = False,
+    mask: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
+    residual: Tensor | None = None,
+    return_residual: bool = False,
+    activation: str | None = None,
 ) -> Output:
     """Divide by the root mean square of the last dimensions; the region is ``... [c]``, not centred.
 
@@ -41,8 +76,8 @@ def rms_norm(
             half-precision input.
         cast: ``"after"``: the weight is multiplied in float32, the result cast to the input's dtype; ``"before"``:
             the cast comes first, as in Llama. No difference in float32.
-        zero_centered: the weight is kept around 0 and 1 is added to it, as in Gemma.
-        extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them.
+        zero_centered: the weight is stored around 0, and 1 is added to it, as in Gemma.
+        mask, lengths, residual, return_residual, activation: as in `normkit.functional.extras.Extras`.
 
     Returns:
         A tensor with the input's shape, dtype and memory layout. A nested tensor gives a nested one.
@@ -58,49 +93,9 @@ def rms_norm(
 
     Source: Zhang & Sennrich 2019, arXiv:1910.07467.
     """
-    if cast != "after" or zero_centered:
-        check_cast("rms_norm", cast)
-        if weight is not None and weight.dtype is torch.float64:
-            weight = weight.to(arithmetic_dtype(input.dtype))
-        check_parameter("rms_norm", "weight", weight, tuple(normalized_shape), input)
-        weight = centred_at_one(weight, input) if zero_centered else weight
-        if not is_cast_first(input, cast):
-            return rms_norm(input, normalized_shape, weight, eps, **extras)
-        if input.is_nested:
-            return by_rows(
-                "rms_norm",
-                input,
-                normalized_shape,
-                extras,
-                lambda rows: rms_norm(rows, normalized_shape, weight, eps, cast=cast, **extras),
-            )
-        if eps is None:
-            eps = torch.finfo(arithmetic_dtype(input.dtype)).eps
-        call = checked_extras("rms_norm", input, last_dims_pattern(len(normalized_shape)), extras)
-        return call.output(call.run_cast_first(weight, None, eps, False))
-    if not is_compiling():
-        pattern = last_dims_pattern(len(normalized_shape))
-        plain = (input, weight, None, pattern, eps, False, normalized_shape, None, None, None)
-        y = fastpath.fused(*plain, extras) if extras else fastpath.normalize(*plain)
-        if y is not None:
-            return y
-    if input.is_nested:
-        return by_rows(
-            "rms_norm",
-            input,
-            normalized_shape,
-            extras,
-            lambda rows: rms_norm(rows, normalized_shape, weight, eps, **extras),
-        )
-    check_call("rms_norm", input, 0.0 if eps is None else eps)
-    if weight is not None and weight.dtype is torch.float64:  # torch takes it with any input
-        weight = weight.to(arithmetic_dtype(input.dtype))
-    shape = check_normalized_shape("rms_norm", input, normalized_shape)
-    check_parameter("rms_norm", "weight", weight, shape, input)
-    if eps is None:
-        eps = torch.finfo(arithmetic_dtype(input.dtype)).eps
-    pattern = last_dims_pattern(len(shape))
-    if extras:
-        call = checked_extras("rms_norm", input, pattern, extras)
-        return call.output(call.run(weight, None, eps, center=False))
-    return operator.run(Arguments(input, weight, None, pattern, eps, False)).y
+    fused = (mask, lengths, residual, return_residual, activation)
+    cast_first = cast != "after" and is_cast_first("rms_norm", input, cast)
+    if zero_centered:
+        weight = centred_at_one("rms_norm", weight, input, normalized_shape)
+    pattern = last_dims_pattern(len(normalized_shape))
+    return carry_out(RMS, pattern, input, weight, None, eps, fused, normalized_shape, cast_first=cast_first)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor
-from torch.compiler import is_compiling
 
 from normkit.errors import ArgumentError, ShapeError
-from normkit.functional._checks import check_call, check_parameter
-from normkit.kernels import fastpath, operator
-from normkit.kernels.formula import Arguments
+from normkit.functional.call.checks import check_call, check_parameter
+from normkit.functional.call.spec import Spec, carry_out
 from normkit.kernels.weight import pattern_of
+
+STANDARDIZED = Spec("weight_standardization", lambda _, weight, shape: shape, checked_before=True)
 
 
 def weight_standardization(weight: Tensor, gain: Tensor | None = None, eps: float = 1e-5, dim: int = 0) -> Tensor:
@@ -54,6 +56,4 @@ def weight_standardization(weight: Tensor, gain: Tensor | None = None, eps: floa
             f"shape {tuple(weight.shape)} with dim={dim}: leave this weight as it is"
         )
     check_parameter("weight_standardization", "gain", gain, (weight.shape[dim],), weight)
-    plain = (weight, gain, None, pattern_of(dim), eps, True)
-    w = None if is_compiling() else fastpath.normalize(*plain, True, None, None, None)
-    return operator.run(Arguments(*plain)).y if w is None else w
+    return cast(Tensor, carry_out(STANDARDIZED, pattern_of(dim), weight, gain, None, eps, size=(weight.shape[dim],)))

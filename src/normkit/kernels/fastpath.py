@@ -1,8 +1,8 @@
 """The fast path of eager calls on a CPU, if it was built for the installed torch; without it results are the same.
 
-`normalize`, `standardize`, `fused` and `weight_norm` do a whole call, gradients included, in C++ (csrc/door.cpp). They
-return None wherever something is not plain, new or wrong: the caller then takes the Python path, which says what is
-wrong, and after which `learn` keeps the plan for the next call.
+`norm` and `weight_norm` carry out a whole call in C++ (csrc/fastpath/), gradients included. They return None to a call
+that is not plain, wrong, or the first of its shape. Python then takes the call, raises the errors, and makes the plan
+known by `cache_plan` for the next one.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from normkit.kernels.native import native_path
 
 
 def _load() -> tuple[Any, str]:
-    if settings.DOOR.turned_off:
-        return None, settings.DOOR.turned_off
+    if settings.FASTPATH.turned_off:
+        return None, settings.FASTPATH.turned_off
     try:
-        module = import_module("normkit._door")
+        module = import_module("normkit._fastpath")
     except ModuleNotFoundError:
         return None, "not built, or not for this Python"
     except ImportError:  # symbols that this torch does not have
@@ -42,22 +42,14 @@ def _nothing(*_: object) -> None:
     return None
 
 
-normalize: Callable[..., Tensor | None] = _nothing if _module is None else _module.normalize
-"""normalize(x, weight, bias, pattern, eps, center, last, running_mean, running_var, momentum)
+norm: Callable[..., Any] = _nothing if _module is None else _module.norm
+"""norm(x, weight, bias, pattern, eps, center, last, (running_mean, running_var, momentum),
+(mask, lengths, residual, return_residual, activation))
 
-`last` is the shape that x must end with and parameters must have; None where these belong to dimension 1, True where
-the caller has checked them. Running statistics are moved, unless activation checkpointing computes the call again.
+`last` says which shape weight and bias must have: None for that of dimension 1, a shape for the last dimensions, True
+if the caller has checked them. Running statistics are updated, unless activation checkpointing computes the call again;
+without a momentum they are given, and normalize x. Returns what the caller of the function wants.
 """
-standardize: Callable[..., Tensor | None] = _nothing if _module is None else _module.standardize
-"""standardize(x, weight, bias, pattern, eps, running_mean, running_var), all but x for dimension 1"""
-
-fused: Callable[..., Any] = _nothing if _module is None else _module.fused
-"""fused(x, weight, bias, pattern, eps, center, last, running_mean, running_var, momentum, extras)
-
-As `normalize`, with the keyword arguments of a call that fuses more; without a momentum x is standardized by the
-running statistics. What comes back is what the caller of the function wants: y, or with return_residual a pair.
-"""
-
 weight_norm: Callable[..., Tensor | None] = _nothing if _module is None else _module.weight_norm
 """weight_norm(v, g, pattern)"""
 
@@ -65,11 +57,11 @@ skipped: Callable[[], int] = (lambda: 0) if _module is None else _module.skipped
 """Channels that have kept their running statistics so far, because a batch's moments were not finite."""
 
 
-def learn(pattern: str, shape: torch.Size, strides: tuple[int, ...], plan: int) -> bool:
-    """Let the fast path carry out such calls, after one has passed all checks; True if it has forgotten all others."""
+def cache_plan(pattern: str, shape: torch.Size, strides: tuple[int, ...], plan: int) -> bool:
+    """Let the fast path take such calls, after one has passed all checks; True if it has given up all other plans."""
     global _connected
     if _module is None or plan < 0:
         return False
     if not _connected:
         _connected = _module.connect(str(native_path()))
-    return bool(_module.learn(pattern, shape, strides, plan))
+    return bool(_module.cache_plan(pattern, shape, strides, plan))

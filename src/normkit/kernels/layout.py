@@ -55,7 +55,7 @@ def _made_known(key: _Key) -> int:
     pattern, shape, strides, device = key
     plan = plan_of(pattern, shape, strides)
     number = _number_of(plan, device) if plan.direct else -1
-    if (device == "cpu" and fastpath.learn(pattern, shape, strides, number)) or len(_direct) >= MOST_PLANS:
+    if (device == "cpu" and fastpath.cache_plan(pattern, shape, strides, number)) or len(_direct) >= MOST_PLANS:
         _direct.clear()
     _direct[key] = number
     return number

@@ -136,7 +136,7 @@ def _backward(ctx: Any, dw: Tensor | None, _: Tensor | None) -> tuple[Tensor | N
 
 
 def gradients_of_fast_path(dw: Tensor, v: Tensor, g: Tensor, *flat: Any) -> tuple[Tensor, ...]:
-    """``normkit::weight_norm_backward`` for csrc/door.cpp, with the arguments that it has for every method."""
+    """``normkit::weight_norm_backward`` for csrc/fastpath/, with the arguments that it has for every method."""
     _, pattern, _, _, _, length, *_ = flat
     dim = None if pattern == pattern_of(None) else pattern.count("i")
     return torch.ops.normkit.weight_norm_backward.default(dw, v, g, length, dim)  # type: ignore[no-any-return]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Unpack, overload
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +12,20 @@ from torch.compiler import is_compiling
 from torch.nn.modules import batchnorm
 
 from normkit import functional
-from normkit.functional.batch_update import skipped_channels
-from normkit.functional.extras import Extras, Output
-from normkit.functional.recompute import count, is_recomputing
-from normkit.functional.running import keep
-from normkit.functional.running import skipped_channels as skipped_so_far
-from normkit.layers._checks import check_channels, check_rank, checked, named, with_activation
-from normkit.layers._versions import TakesBias, initialize_parameters
+from normkit.functional.batch.update import skipped_channels
+from normkit.functional.call.recompute import count, is_recomputing
+from normkit.functional.call.running import skipped_channels as skipped_so_far
+from normkit.functional.call.running import store
+from normkit.functional.call.spec import Fused
+from normkit.functional.extras import Extras, Fusions, Output
+from normkit.layers.base.checks import check_channels, check_rank, named
+from normkit.layers.base.layer import Layer, buffer, check_count, check_eps, parameter
+from normkit.layers.base.versions import TakesBias, initialize_parameters, make
 
 
 def share_of(layer: batchnorm._BatchNorm) -> tuple[Tensor | None, float]:
-    """The counter that a step of this layer moves, if any, and the share of the batch in the running statistics."""
-    counter = layer.num_batches_tracked if layer.training and layer.track_running_stats else None
+    """The counter that a step of this layer updates, if any, and the share of the batch in the running statistics."""
+    counter = buffer(layer, "num_batches_tracked") if layer.training and layer.track_running_stats else None
     momentum = layer.momentum
     if momentum is None:
         momentum = 0.0 if counter is None else 1.0 / (float(counter) + 1.0)
@@ -35,60 +38,107 @@ def check_input(layer: Any, input: Tensor) -> None:
     check_channels(input, 1, layer.num_features)
 
 
-def evaluated(layer: batchnorm._BatchNorm, input: Tensor, extras: Extras) -> Output:
-    """What batch norm gives with the running statistics."""
+def evaluated(layer: batchnorm._BatchNorm, input: Tensor, **extras: Unpack[Extras]) -> Output:
+    """The result with the running statistics."""
     running = layer.running_mean, layer.running_var
-    return functional.batch_norm(input, *running, layer.weight, layer.bias, False, 0.0, layer.eps, **extras)
+    y: Output = functional.batch_norm(input, *running, layer.weight, layer.bias, False, 0.0, layer.eps, **extras)
+    return y
 
 
 def keep_statistics(
     layer: batchnorm._BatchNorm, input: Tensor, counter: Tensor | None, new: tuple[Tensor, Tensor] | None
 ) -> None:
-    """Take over what a pure function has returned; an empty batch moves nothing, a recomputed step is not counted."""
+    """Store what a pure function has returned; an empty batch updates nothing, a recomputed step is not counted."""
     if counter is None or is_recomputing():
         return
     with torch.no_grad():
         if new is not None and input.numel():
             for buffer, value in zip((layer.running_mean, layer.running_var), new, strict=True):
                 assert buffer is not None
-                keep(buffer, value)
+                store(buffer, value)
         count(counter)
 
 
-class _BatchNorm(TakesBias, batchnorm._BatchNorm):
+class _BatchNorm(Layer, TakesBias, batchnorm._BatchNorm):
     """Abstract: state and signature are torch's, so that ``isinstance`` and state dicts agree; forward is ours."""
 
     layouts: ClassVar[dict[int, str]]
     # No buffer, for whatever pairs buffers by their order, as averages of models do, must always find the same ones.
     _batches_skipped: Tensor | None = None
 
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        check_count(self, "num_features", num_features)
+        check_eps(self, eps)
+        self._accept(activation=activation)
+        make(
+            self,
+            batchnorm._BatchNorm,
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+        )
+
     def _check_input_dim(self, input: Tensor) -> None:
         check_rank(input, self.layouts)
 
-    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
-        """Normalize, and update the running statistics if training; `extras` as in `normkit.functional`."""
+    @overload
+    def forward(self, input: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
+    @overload
+    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Fusions]) -> Output: ...
+    @named
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        residual: Tensor | None = None,
+        return_residual: bool = False,
+        activation: str | None = None,
+    ) -> Output:
+        """Normalize; training updates the running statistics; keywords as in `normkit.functional.extras.Extras`."""
         self._check_input_dim(input)
         check_channels(input, 1, self.num_features)
         counter, momentum = share_of(self)
-        mean, var = self.running_mean, self.running_var
+        mean, var = buffer(self, "running_mean"), buffer(self, "running_var")
         own = self.training or (mean is None and var is None)
         if self.training and not self.track_running_stats:
             mean = var = None
         before = 0 if counter is None or is_compiling() else skipped_so_far()
-        extras = with_activation(self, extras)
         y = functional.batch_norm(
             input,
             mean,
             var,
-            self.weight,
-            self.bias,
+            parameter(self, "weight"),
+            parameter(self, "bias"),
             own,
             momentum,
             self.eps,
-            **extras,
+            mask=mask,
+            lengths=lengths,
+            residual=residual,
+            return_residual=return_residual,
+            activation=activation or self.activation,
         )
         if counter is not None and not is_compiling() and skipped_so_far() != before:
-            self._count_skipped(input, momentum, extras)
+            self._count_skipped(input, momentum, (mask, lengths, residual, False, None))
         # Counted after the call, for a refused input changes no state; an empty batch counts, as torch has it.
         if counter is not None:
             count(counter)
@@ -99,12 +149,12 @@ class _BatchNorm(TakesBias, batchnorm._BatchNorm):
         """How often each channel kept its statistics because the new ones were not finite; None if none ever did."""
         return self._batches_skipped
 
-    def _count_skipped(self, input: Tensor, momentum: float, extras: Extras) -> None:
+    def _count_skipped(self, input: Tensor, momentum: float, fused: Fused) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         with torch.no_grad():
             running = self.running_mean, self.running_var
-            skipped = skipped_channels(input, *running, momentum, self.eps, extras)
+            skipped = skipped_channels(input, *running, momentum, self.eps, fused)
             before = self._batches_skipped
             self._batches_skipped = skipped.long() if before is None else skipped + before.to(skipped.device)
 
@@ -124,7 +174,6 @@ def count_channels(layer: batchnorm._LazyNormBase, given: int) -> None:
         layer.num_features = given if own is None else own.numel()
 
 
-@checked
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     """Normalize each feature of (N, C), or each channel of (N, C, L), over the batch.
 
@@ -142,7 +191,8 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
         affine: whether there are weight and bias.
         track_running_stats: whether there are running statistics; without them the batch's are always used.
         device, dtype: of parameters and statistics.
-        bias: whether there is a bias beside the weight.
+        bias: whether there is a bias as well as a weight.
+        activation: applied last, by name: `normkit.functional.extras.Extras`; None for none.
 
     Returns:
         From ``forward``: a tensor with the input's shape, dtype and memory layout.
@@ -164,22 +214,39 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     layouts: ClassVar = {2: "(N, C)", 3: "(N, C, L)"}
 
 
-@checked
 class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
     """Normalize each channel of (N, C, H, W) over batch and positions; otherwise as `BatchNorm1d`."""
 
     layouts: ClassVar = {4: "(N, C, H, W)"}
 
 
-@checked
 class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
     """Normalize each channel of (N, C, D, H, W) over batch and positions; otherwise as `BatchNorm1d`."""
 
     layouts: ClassVar = {5: "(N, C, D, H, W)"}
 
 
-@checked
-class LazyBatchNorm1d(_BatchNorm, nn.LazyBatchNorm1d):
+class _LazyBatchNorm(_BatchNorm):
+    """Abstract: the channels are those of the first input."""
+
+    def __init__(
+        self,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        check_eps(self, eps)
+        self._accept(activation=activation)
+        make(self, batchnorm._LazyNormBase, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+
+
+class LazyBatchNorm1d(_LazyBatchNorm, nn.LazyBatchNorm1d):
     """A `BatchNorm1d` that takes the number of channels from its first input."""
 
     layouts: ClassVar = BatchNorm1d.layouts
@@ -187,8 +254,7 @@ class LazyBatchNorm1d(_BatchNorm, nn.LazyBatchNorm1d):
     initialize_parameters = _initialise
 
 
-@checked
-class LazyBatchNorm2d(_BatchNorm, nn.LazyBatchNorm2d):
+class LazyBatchNorm2d(_LazyBatchNorm, nn.LazyBatchNorm2d):
     """A `BatchNorm2d` that takes the number of channels from its first input."""
 
     layouts: ClassVar = BatchNorm2d.layouts
@@ -196,8 +262,7 @@ class LazyBatchNorm2d(_BatchNorm, nn.LazyBatchNorm2d):
     initialize_parameters = _initialise
 
 
-@checked
-class LazyBatchNorm3d(_BatchNorm, nn.LazyBatchNorm3d):
+class LazyBatchNorm3d(_LazyBatchNorm, nn.LazyBatchNorm3d):
     """A `BatchNorm3d` that takes the number of channels from its first input."""
 
     layouts: ClassVar = BatchNorm3d.layouts

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from collections.abc import Sequence
+from typing import Unpack, overload
 
 import torch
 from torch import Tensor, nn
 
 from normkit import functional
-from normkit.functional.extras import Extras, Output
-from normkit.layers._checks import check_channels, check_rank, checked, with_activation
+from normkit.functional.extras import Fusions, Output
+from normkit.layers.base.checks import check_channels, check_rank, named
+from normkit.layers.base.layer import Layer, check_count, check_eps, parameter
 
 LAYOUTS = {4: "(N, C, H, W)"}
 
 
-@checked
-class FilterResponseNorm2d(nn.Module):
+class FilterResponseNorm2d(Layer):
     """Divide each channel of each image by the root mean square of its positions, then apply a learned threshold.
 
     ``y = max(x / sqrt(mean(x ** 2) + eps) * weight + bias, threshold)``, the mean over height and width. It does not
@@ -27,6 +28,7 @@ class FilterResponseNorm2d(nn.Module):
         affine: whether there are weight and bias, of shape (C,).
         threshold: whether there is the maximum, with a learned threshold of shape (C,).
         device, dtype: of the parameters; float32 is possible with half-precision input.
+        activation: applied last, by name: `normkit.functional.extras.Extras`; None for none.
 
     Returns:
         From ``forward``, for (N, C, H, W): a tensor with the input's shape, dtype and memory layout.
@@ -56,7 +58,12 @@ class FilterResponseNorm2d(nn.Module):
         threshold: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
     ) -> None:
+        check_count(self, "num_features", num_features)
+        check_eps(self, eps)
+        self._accept(activation=activation)
         super().__init__()
         self.num_features = num_features
         self.eps = eps
@@ -67,17 +74,40 @@ class FilterResponseNorm2d(nn.Module):
 
     def reset_parameters(self) -> None:
         """Weight 1, bias and threshold 0."""
-        for name, parameter in self.named_parameters():
-            nn.init.constant_(parameter, float(name == "weight"))
+        for name, own in self.named_parameters():
+            nn.init.constant_(own, float(name == "weight"))
 
-    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
-        """Normalize; `extras`: mask, lengths, residual, activation, return_residual, as in `normkit.functional`."""
+    @overload
+    def forward(self, input: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
+    @overload
+    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Fusions]) -> Output: ...
+    @named
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        residual: Tensor | None = None,
+        return_residual: bool = False,
+        activation: str | None = None,
+    ) -> Output:
+        """Normalize; keywords as in `normkit.functional.extras.Extras`, by default the layer's own activation."""
         check_rank(input, LAYOUTS)
         check_channels(input, 1, self.num_features)
         return functional.filter_response_norm(
-            input, self.weight, self.bias, self.threshold, self.eps, **with_activation(self, extras)
+            input,
+            parameter(self, "weight"),
+            parameter(self, "bias"),
+            parameter(self, "threshold"),
+            self.eps,
+            mask=mask,
+            lengths=lengths,
+            residual=residual,
+            return_residual=return_residual,
+            activation=activation or self.activation,
         )
 
     def extra_repr(self) -> str:
         affine, threshold = self.weight is not None, self.threshold is not None
-        return f"{self.num_features}, eps={self.eps}, affine={affine}, threshold={threshold}"
+        return self._with_options(f"{self.num_features}, eps={self.eps}, affine={affine}, threshold={threshold}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self, Unpack
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self, Unpack, overload
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,12 @@ from torch.nn.modules import batchnorm, instancenorm
 
 from normkit import functional
 from normkit.errors import ArgumentError
-from normkit.functional.extras import Extras, Output
-from normkit.layers._checks import check_channels, check_rank, checked, with_activation
+from normkit.functional.extras import Fusions, Output
+from normkit.layers.base.checks import check_channels, check_rank, named
+from normkit.layers.base.layer import Layer, buffer, check_count, check_eps
 
 
-class _FrozenBatchNorm(nn.Module):
+class _FrozenBatchNorm(Layer):
     """Abstract: buffers under the names that batch norm has in a state dict."""
 
     layouts: ClassVar[dict[int, str]]
@@ -33,7 +35,11 @@ class _FrozenBatchNorm(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        activation: str | None = None,
     ) -> None:
+        check_count(self, "num_features", num_features)
+        check_eps(self, eps)
+        self._accept(activation=activation)
         super().__init__()
         self.num_features = num_features
         self.eps = eps
@@ -74,30 +80,46 @@ class _FrozenBatchNorm(nn.Module):
                 "freeze a layer made with track_running_stats=True, after its first batch if it is lazy"
             )
         mean = layer.running_mean
-        options: dict[str, Any] = {"activation": getattr(layer, "activation", None)}
-        frozen = cls(
-            layer.num_features, layer.eps, layer.weight is not None, mean.device, mean.dtype,
-            bias=layer.bias is not None, **options,
-        )  # fmt: skip
+        affine, bias = layer.weight is not None, layer.bias is not None
+        activation = getattr(layer, "activation", None)
+        frozen = cls(layer.num_features, layer.eps, affine, mean.device, mean.dtype, bias=bias, activation=activation)
         with torch.no_grad():
             for key, buffer in frozen.named_buffers():
                 setattr(frozen, key, getattr(layer, key).detach().clone().to(buffer.device))
         return frozen.train(layer.training)
 
-    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
-        """Normalize with the constants, in either mode; `extras` as in `normkit.functional`."""
+    @overload
+    def forward(self, input: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
+    @overload
+    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Fusions]) -> Output: ...
+    @named
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        residual: Tensor | None = None,
+        return_residual: bool = False,
+        activation: str | None = None,
+    ) -> Output:
+        """Normalize with the constants, in either mode; keywords as in `normkit.functional.extras.Extras`."""
         check_rank(input, self.layouts)
         check_channels(input, 1, self.num_features)
         return functional.batch_norm(
             input,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
+            buffer(self, "running_mean"),
+            buffer(self, "running_var"),
+            buffer(self, "weight"),
+            buffer(self, "bias"),
             False,
             0.0,
             self.eps,
-            **with_activation(self, extras),
+            mask=mask,
+            lengths=lengths,
+            residual=residual,
+            return_residual=return_residual,
+            activation=activation or self.activation,
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -109,10 +131,9 @@ class _FrozenBatchNorm(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}, affine={self.affine}"
+        return self._with_options(f"{self.num_features}, eps={self.eps}, affine={self.affine}")
 
 
-@checked
 class FrozenBatchNorm1d(_FrozenBatchNorm):
     """Batch norm of (N, C) or (N, C, L) as in evaluation, in either mode, with nothing to train.
 
@@ -125,8 +146,8 @@ class FrozenBatchNorm1d(_FrozenBatchNorm):
         eps: added to the variance, in units of the input squared.
         affine: whether there are weight and bias.
         device, dtype: of the buffers.
-        bias: whether there is a bias beside the weight.
-        activation: a name, as in `normkit.functional.extras.Extras`, or None.
+        bias: whether there is a bias as well as a weight.
+        activation: applied last, by name: `normkit.functional.extras.Extras`; None for none.
 
     Returns:
         From ``forward``: a tensor with the input's shape, dtype and memory layout.
@@ -148,14 +169,12 @@ class FrozenBatchNorm1d(_FrozenBatchNorm):
     layouts: ClassVar = {2: "(N, C)", 3: "(N, C, L)"}
 
 
-@checked
 class FrozenBatchNorm2d(_FrozenBatchNorm):
     """Batch norm of (N, C, H, W) with constant statistics, weight and bias; otherwise as `FrozenBatchNorm1d`."""
 
     layouts: ClassVar = {4: "(N, C, H, W)"}
 
 
-@checked
 class FrozenBatchNorm3d(_FrozenBatchNorm):
     """Batch norm of (N, C, D, H, W) with constant statistics, weight and bias; otherwise as `FrozenBatchNorm1d`."""
 

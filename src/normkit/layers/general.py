@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Unpack, overload
 
 import torch
 from torch import Tensor, nn
 
 from normkit import functional
 from normkit.errors import ArgumentError
-from normkit.functional.extras import Extras, Output
-from normkit.layers._checks import checked, with_activation
+from normkit.functional.extras import Fusions, Output
+from normkit.layers.base.checks import named
+from normkit.layers.base.layer import Layer, check_count, check_eps, parameter
 from normkit.pattern import Region, bound
 
 
-@checked
-class Norm(nn.Module):
+class Norm(Layer):
     """Normalize over the region that a pattern puts in brackets.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, mean and (biased) variance over the bracketed axes;
@@ -31,9 +31,10 @@ class Norm(nn.Module):
         num_groups: the size of the axis ``g``, where the pattern has one.
         eps: added to the variance, in units of the input squared.
         affine: whether there are weight and bias, one value for each feature.
-        bias: whether there is a bias beside the weight.
+        bias: whether there is a bias as well as a weight.
         center: subtract the mean.
-        device, dtype: of the parameters; float32 may stand beside half-precision input.
+        device, dtype: of the parameters; float32 is possible with half-precision input.
+        activation: applied last, by name: `normkit.functional.extras.Extras`; None for none.
 
     Returns:
         From ``forward``: a tensor with the input's shape, dtype and memory layout.
@@ -66,11 +67,18 @@ class Norm(nn.Module):
         center: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        activation: str | None = None,
     ) -> None:
-        super().__init__()
-        region = bound(pattern, {} if num_groups is None else {"g": num_groups})
         given = () if num_features is None else num_features
         sizes = tuple(given) if isinstance(given, Sequence) else (given,)
+        for size in sizes:
+            check_count(self, "num_features", size)
+        if num_groups is not None:
+            check_count(self, "num_groups", num_groups)
+        check_eps(self, eps)
+        self._accept(activation=activation)
+        super().__init__()
+        region = bound(pattern, {} if num_groups is None else {"g": num_groups})
         if affine and not sizes:
             raise ArgumentError(
                 f"Norm({pattern!r}) needs num_features for its weight, got {num_features}: "
@@ -95,15 +103,39 @@ class Norm(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, **extras: Unpack[Extras]) -> Output:
-        """Normalize; `extras`: mask, lengths, residual, activation, return_residual, as in `normkit.functional`."""
+    @overload
+    def forward(self, x: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, *, return_residual: bool, **fused: Unpack[Fusions]) -> Output: ...
+    @named
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        residual: Tensor | None = None,
+        return_residual: bool = False,
+        activation: str | None = None,
+    ) -> Output:
+        """Normalize; keywords as in `normkit.functional.extras.Extras`, by default the layer's own activation."""
         return functional.normalize(
-            x, self._region, self.weight, self.bias, self.eps, self.center, **with_activation(self, extras)
+            x,
+            self._region,
+            parameter(self, "weight"),
+            parameter(self, "bias"),
+            self.eps,
+            self.center,
+            mask=mask,
+            lengths=lengths,
+            residual=residual,
+            return_residual=return_residual,
+            activation=activation or self.activation,
         )
 
     def extra_repr(self) -> str:
         groups = "" if self.num_groups is None else f", num_groups={self.num_groups}"
-        return (
+        return self._with_options(
             f"{self.pattern!r}, num_features={self.num_features}{groups}, eps={self.eps}, "
             f"affine={self.affine}, bias={self.bias is not None}, center={self.center}"
         )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Unpack
+from collections.abc import Sequence
+from typing import ClassVar, Unpack, overload
 
 import torch
 from torch import Tensor
 from torch.nn.modules import batchnorm
 
 from normkit.errors import ArgumentError, whole_number
-from normkit.functional.batch_update import ghost_batch_norm
-from normkit.functional.extras import Extras, Output
-from normkit.layers._checks import checked, with_activation
-from normkit.layers._versions import TakesBias
+from normkit.functional.batch.ghost import ghost_batch_norm
+from normkit.functional.extras import Extras, Fusions, Output
+from normkit.layers.base.checks import named
+from normkit.layers.base.layer import Layer, check_count, check_eps
+from normkit.layers.base.versions import TakesBias, make
 from normkit.layers.batch import (
     BatchNorm1d,
     BatchNorm2d,
@@ -24,7 +26,7 @@ from normkit.layers.batch import (
 )
 
 
-class _GhostBatchNorm(TakesBias, batchnorm._BatchNorm):
+class _GhostBatchNorm(Layer, TakesBias, batchnorm._BatchNorm):
     """Abstract: batch norm's state; forward differs in training alone."""
 
     layouts: ClassVar[dict[int, str]]
@@ -40,41 +42,64 @@ class _GhostBatchNorm(TakesBias, batchnorm._BatchNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        activation: str | None = None,
     ) -> None:
+        check_count(self, "num_features", num_features)
+        check_eps(self, eps)
         if whole_number("virtual_batch_size", virtual_batch_size) < 1:
             raise ArgumentError(
                 f"virtual_batch_size of {type(self).__name__} must be at least 1, got {virtual_batch_size}: "
                 "give the number of samples in a chunk"
             )
-        super().__init__(num_features, eps, momentum, affine, True, device, dtype, bias=bias)
+        self._accept(activation=activation)
+        make(self, batchnorm._BatchNorm, num_features, eps, momentum, affine, True, device, dtype, bias=bias)
         self.virtual_batch_size = virtual_batch_size
 
-    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
-        """Normalize, and update the running statistics if training; `extras` as in `normkit.functional`."""
+    @overload
+    def forward(self, input: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
+    @overload
+    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Fusions]) -> Output: ...
+    @named
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        residual: Tensor | None = None,
+        return_residual: bool = False,
+        activation: str | None = None,
+    ) -> Output:
+        """Normalize; training updates the running statistics; keywords as in `normkit.functional.extras.Extras`."""
         check_input(self, input)
-        extras = with_activation(self, extras)
+        fused: Extras = {
+            "mask": mask,
+            "lengths": lengths,
+            "residual": residual,
+            "return_residual": return_residual,
+            "activation": activation or self.activation,
+        }
         if not self.training:
-            return evaluated(self, input, extras)
+            return evaluated(self, input, **fused)
         counter, momentum = share_of(self)
         running = self.running_mean, self.running_var
         y, new = ghost_batch_norm(
-            input, *running, self.virtual_batch_size, self.weight, self.bias, momentum, self.eps, **extras
+            input, *running, self.virtual_batch_size, self.weight, self.bias, momentum, self.eps, **fused
         )
         keep_statistics(self, input, counter, new)
         return y
 
     def extra_repr(self) -> str:
-        described: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{described}, virtual_batch_size={self.virtual_batch_size}"
+        described = batchnorm._BatchNorm.extra_repr(self)
+        return self._with_options(f"{described}, virtual_batch_size={self.virtual_batch_size}")
 
 
-@checked
 class GhostBatchNorm1d(_GhostBatchNorm):
     """Batch norm of (N, C) or (N, C, L) in training with the moments of every `virtual_batch_size` samples.
 
-    The noise of small batches regularizes large ones. Chunks are taken in the batch's order; the last one
-    holds what is left, and a single value that is left joins the chunk before. The running statistics move once a step,
-    towards the averages of the chunks' means and unbiased variances. Evaluation and state dict are batch norm's.
+    The noise of small batches regularizes large ones. Chunks are taken in the batch's order; the last one holds the
+    remaining samples, and a single remaining value joins the chunk before. The running statistics are updated once a
+    step, towards the averages of the chunks' means and unbiased variances. Evaluation and state dict are batch norm's.
 
     Args:
         num_features: number of channels C.
@@ -83,7 +108,8 @@ class GhostBatchNorm1d(_GhostBatchNorm):
         momentum: share of the new batch in the running statistics; None for the average over all batches.
         affine: whether there are weight and bias.
         device, dtype: of parameters and statistics.
-        bias: whether there is a bias beside the weight.
+        bias: whether there is a bias as well as a weight.
+        activation: applied last, by name: `normkit.functional.extras.Extras`; None for none.
 
     Returns:
         From ``forward``: a tensor with the input's shape, dtype and memory layout.
@@ -106,14 +132,12 @@ class GhostBatchNorm1d(_GhostBatchNorm):
     layouts: ClassVar = BatchNorm1d.layouts
 
 
-@checked
 class GhostBatchNorm2d(_GhostBatchNorm):
     """Ghost batch norm of (N, C, H, W) over chunks and positions; otherwise as `GhostBatchNorm1d`."""
 
     layouts: ClassVar = BatchNorm2d.layouts
 
 
-@checked
 class GhostBatchNorm3d(_GhostBatchNorm):
     """Ghost batch norm of (N, C, D, H, W) over chunks and positions; otherwise as `GhostBatchNorm1d`."""
 

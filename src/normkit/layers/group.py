@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from collections.abc import Sequence
+from typing import Unpack, overload
 
+import torch
 from torch import Tensor, nn
 
 from normkit import functional
-from normkit.functional.extras import Extras, Output
-from normkit.layers._checks import check_channels, checked, with_activation
-from normkit.layers._versions import TakesBias
+from normkit.functional.extras import Fusions, Output
+from normkit.layers.base.checks import check_channels, named
+from normkit.layers.base.layer import Layer, check_count, check_eps, check_groups, parameter
+from normkit.layers.base.versions import TakesBias, make
 
 
-@checked
-class GroupNorm(TakesBias, nn.GroupNorm):
+class GroupNorm(Layer, TakesBias, nn.GroupNorm):
     """Normalize groups of channels of each sample.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, mean and variance over the channels of a group and
@@ -25,7 +27,8 @@ class GroupNorm(TakesBias, nn.GroupNorm):
         eps: added to the variance, in units of the input squared.
         affine: whether there are weight and bias, of shape (C,).
         device, dtype: of the parameters; float32 may stand beside half-precision input.
-        bias: whether there is a bias beside the weight.
+        bias: whether there is a bias as well as a weight.
+        activation: applied last, by name: `normkit.functional.extras.Extras`; None for none.
 
     Returns:
         From ``forward``, for (N, C, ...): a tensor with the input's shape, dtype and memory layout.
@@ -42,10 +45,52 @@ class GroupNorm(TakesBias, nn.GroupNorm):
     Source: Wu & He 2018, arXiv:1803.08494.
     """
 
-    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
-        """Normalize; `extras`: mask, lengths, residual, activation, return_residual, as in `normkit.functional`."""
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        check_count(self, "num_groups", num_groups)
+        check_count(self, "num_channels", num_channels)
+        check_eps(self, eps)
+        check_groups(self, num_groups, num_channels)
+        self._accept(activation=activation)
+        make(self, nn.GroupNorm, num_groups, num_channels, eps, affine, device, dtype, bias=bias)
+
+    @overload
+    def forward(self, input: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
+    @overload
+    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Fusions]) -> Output: ...
+    @named
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        residual: Tensor | None = None,
+        return_residual: bool = False,
+        activation: str | None = None,
+    ) -> Output:
+        """Normalize; keywords as in `normkit.functional.extras.Extras`, by default the layer's own activation."""
         if input.dim() > 1:
             check_channels(input, 1, self.num_channels)
         return functional.group_norm(
-            input, self.num_groups, self.weight, self.bias, self.eps, **with_activation(self, extras)
+            input,
+            self.num_groups,
+            parameter(self, "weight"),
+            parameter(self, "bias"),
+            self.eps,
+            mask=mask,
+            lengths=lengths,
+            residual=residual,
+            return_residual=return_residual,
+            activation=activation or self.activation,
         )

@@ -3,28 +3,74 @@
 from __future__ import annotations
 
 import warnings
-from typing import ClassVar, Unpack, cast
+from collections.abc import Sequence
+from typing import ClassVar, Unpack, cast, overload
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm, instancenorm
 
 from normkit import functional
-from normkit.functional.extras import Extras, Output, batch_of_one
-from normkit.layers._checks import check_channels, check_rank, checked, has_channels, named, with_activation
-from normkit.layers._versions import TakesBias, initialize_parameters
+from normkit.functional.extras import Fusions, Output
+from normkit.layers.base.checks import check_channels, check_rank, has_channels, named
+from normkit.layers.base.layer import Layer, buffer, check_count, check_eps, parameter
+from normkit.layers.base.versions import TakesBias, initialize_parameters, make
 from normkit.layers.batch import count_channels
 
 
-class _InstanceNorm(TakesBias, instancenorm._InstanceNorm):
+class _InstanceNorm(Layer, TakesBias, instancenorm._InstanceNorm):
     """Abstract: state and signature are torch's, so that ``isinstance`` and state dicts agree; forward is ours."""
 
     layouts: ClassVar[dict[int, str]]
 
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        check_count(self, "num_features", num_features)
+        check_eps(self, eps)
+        self._accept(activation=activation)
+        make(
+            self,
+            instancenorm._InstanceNorm,
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+        )
+
     def _check_input_dim(self, input: Tensor) -> None:
         check_rank(input, self.layouts)
 
-    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
-        """Normalize, and update the running statistics where there are any; `extras` as in `normkit.functional`."""
+    @overload
+    def forward(self, input: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
+    @overload
+    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Fusions]) -> Output: ...
+    @named
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        residual: Tensor | None = None,
+        return_residual: bool = False,
+        activation: str | None = None,
+    ) -> Output:
+        """Normalize; training updates the running statistics; keywords as in `normkit.functional.extras.Extras`."""
         self._check_input_dim(input)
         dim = input.dim() - min(self.layouts)
         if self.affine or self.track_running_stats:
@@ -35,22 +81,26 @@ class _InstanceNorm(TakesBias, instancenorm._InstanceNorm):
                 f"but num_features={self.num_features} is untrue",
                 stacklevel=2,
             )
-        if not dim and extras:
-            extras = batch_of_one(extras)
+        if not dim:
+            mask, residual = (t.unsqueeze(0) if isinstance(t, Tensor) else t for t in (mask, residual))
         y = functional.instance_norm(
             input if dim else input.unsqueeze(0),
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
+            buffer(self, "running_mean"),
+            buffer(self, "running_var"),
+            parameter(self, "weight"),
+            parameter(self, "bias"),
             self.training or not self.track_running_stats,
             self.momentum if self.momentum is not None else 0.0,
             self.eps,
-            **with_activation(self, extras),
+            mask=mask,
+            lengths=lengths,
+            residual=residual,
+            return_residual=return_residual,
+            activation=activation or self.activation,
         )
         if dim:
             return y
-        return y.squeeze(0) if isinstance(y, Tensor) else tuple(t.squeeze(0) for t in y)
+        return y.squeeze(0) if isinstance(y, Tensor) else (y[0].squeeze(0), y[1].squeeze(0))
 
 
 @named
@@ -62,7 +112,6 @@ def _initialise(layer: batchnorm._LazyNormBase, input: Tensor) -> None:
     count_channels(layer, batched.shape[1])
 
 
-@checked
 class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
     """Normalize each channel of each sample of (N, C, L) or (C, L) over its positions.
 
@@ -76,7 +125,8 @@ class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
         affine: whether there are weight and bias.
         track_running_stats: whether there are running statistics, used in evaluation.
         device, dtype: of parameters and statistics.
-        bias: whether there is a bias beside the weight.
+        bias: whether there is a bias as well as a weight.
+        activation: applied last, by name: `normkit.functional.extras.Extras`; None for none.
 
     Returns:
         From ``forward``: a tensor with the input's shape, dtype and memory layout.
@@ -98,22 +148,39 @@ class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
     layouts: ClassVar = {2: "(C, L)", 3: "(N, C, L)"}
 
 
-@checked
 class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
     """Normalize each channel of each sample of (N, C, H, W) or (C, H, W); otherwise as `InstanceNorm1d`."""
 
     layouts: ClassVar = {3: "(C, H, W)", 4: "(N, C, H, W)"}
 
 
-@checked
 class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
     """Normalize each channel of each sample of (N, C, D, H, W) or (C, D, H, W); otherwise as `InstanceNorm1d`."""
 
     layouts: ClassVar = {4: "(C, D, H, W)", 5: "(N, C, D, H, W)"}
 
 
-@checked
-class LazyInstanceNorm1d(_InstanceNorm, nn.LazyInstanceNorm1d):
+class _LazyInstanceNorm(_InstanceNorm):
+    """Abstract: the channels are those of the first input."""
+
+    def __init__(
+        self,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        check_eps(self, eps)
+        self._accept(activation=activation)
+        make(self, batchnorm._LazyNormBase, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+
+
+class LazyInstanceNorm1d(_LazyInstanceNorm, nn.LazyInstanceNorm1d):
     """An `InstanceNorm1d` that takes the number of channels from its first input."""
 
     layouts: ClassVar = InstanceNorm1d.layouts
@@ -121,8 +188,7 @@ class LazyInstanceNorm1d(_InstanceNorm, nn.LazyInstanceNorm1d):
     initialize_parameters = _initialise
 
 
-@checked
-class LazyInstanceNorm2d(_InstanceNorm, nn.LazyInstanceNorm2d):
+class LazyInstanceNorm2d(_LazyInstanceNorm, nn.LazyInstanceNorm2d):
     """An `InstanceNorm2d` that takes the number of channels from its first input."""
 
     layouts: ClassVar = InstanceNorm2d.layouts
@@ -130,8 +196,7 @@ class LazyInstanceNorm2d(_InstanceNorm, nn.LazyInstanceNorm2d):
     initialize_parameters = _initialise
 
 
-@checked
-class LazyInstanceNorm3d(_InstanceNorm, nn.LazyInstanceNorm3d):
+class LazyInstanceNorm3d(_LazyInstanceNorm, nn.LazyInstanceNorm3d):
     """An `InstanceNorm3d` that takes the number of channels from its first input."""
 
     layouts: ClassVar = InstanceNorm3d.layouts

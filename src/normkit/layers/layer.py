@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Unpack
+from collections.abc import Sequence
+from typing import Unpack, overload
 
 import torch
 from torch import Tensor, nn
 
 from normkit import functional
-from normkit.functional.extras import Extras, Output
-from normkit.functional.precision import Cast
-from normkit.layers._checks import check_channels, checked, with_activation
-from normkit.layers._versions import TakesBias
+from normkit.functional.call.precision import Cast
+from normkit.functional.extras import Fusions, Output
+from normkit.layers.base.checks import check_channels, named
+from normkit.layers.base.layer import LastDims, Layer, Shape, check_count, check_eps, checked_shape, parameter
+from normkit.layers.base.versions import TakesBias
 
 
-@checked
-class LayerNorm(TakesBias, nn.LayerNorm):
+class LayerNorm(LastDims, TakesBias, nn.LayerNorm):
     """Normalize the last dimensions of each sample or token.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, mean and variance over `normalized_shape`; the same in
@@ -25,11 +26,12 @@ class LayerNorm(TakesBias, nn.LayerNorm):
         normalized_shape: the sizes of the last dimensions; one number for the last alone.
         eps: added to the variance, in units of the input squared.
         elementwise_affine: whether there are weight and bias, of shape `normalized_shape`.
-        bias: whether there is a bias beside the weight.
+        bias: whether there is a bias as well as a weight.
         cast: ``"after"``: the weight is multiplied in float32, the result cast to the input's dtype; ``"before"``:
             the cast comes first, as in Llama. No difference in float32.
-        zero_centered: the weight is kept around 0 and 1 is added to it, as in Gemma.
-        device, dtype: of the parameters; float32 may stand beside half-precision input.
+        zero_centered: the weight is stored around 0, and 1 is added to it, as in Gemma.
+        device, dtype: of the parameters; float32 is possible with half-precision input.
+        activation: applied last, by name: `normkit.functional.extras.Extras`; None for none.
 
     Returns:
         From ``forward``: a tensor with the input's shape, dtype and memory layout.
@@ -46,32 +48,57 @@ class LayerNorm(TakesBias, nn.LayerNorm):
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
     """
 
-    options: ClassVar = {"cast": "after", "zero_centered": False}
-    cast: Cast
-    zero_centered: bool
+    def __init__(
+        self,
+        normalized_shape: Shape,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+        cast: Cast = "after",
+        zero_centered: bool = False,
+    ) -> None:
+        check_eps(self, eps)
+        shape = checked_shape(self, normalized_shape)
+        self._accept(activation=activation, cast=cast, zero_centered=zero_centered)
+        nn.LayerNorm.__init__(self, shape, eps, elementwise_affine, bias, device, dtype)
 
-    def reset_parameters(self) -> None:
-        """Weight as if it were 1, bias 0."""
-        super().reset_parameters()
-        if self.zero_centered and self.weight is not None:
-            nn.init.zeros_(self.weight)
-
-    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
-        """Normalize; `extras`: mask, lengths, residual, activation, return_residual, as in `normkit.functional`."""
+    @overload
+    def forward(self, input: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
+    @overload
+    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Fusions]) -> Output: ...
+    @named
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        residual: Tensor | None = None,
+        return_residual: bool = False,
+        activation: str | None = None,
+    ) -> Output:
+        """Normalize; keywords as in `normkit.functional.extras.Extras`, by default the layer's own activation."""
         return functional.layer_norm(
             input,
             self.normalized_shape,
-            self.weight,
-            self.bias,
+            parameter(self, "weight"),
+            parameter(self, "bias"),
             self.eps,
             cast=self.cast,
             zero_centered=self.zero_centered,
-            **with_activation(self, extras),
+            mask=mask,
+            lengths=lengths,
+            residual=residual,
+            return_residual=return_residual,
+            activation=activation or self.activation,
         )
 
 
-@checked
-class LayerNorm2d(nn.Module):
+class LayerNorm2d(Layer):
     """Normalize each pixel over its channels, channels first: no permute before and after.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, mean and variance over the channels of one position.
@@ -80,8 +107,9 @@ class LayerNorm2d(nn.Module):
         num_channels: number of channels C.
         eps: added to the variance, in units of the input squared.
         affine: whether there are weight and bias, of shape (C,).
-        bias: whether there is a bias beside the weight.
-        device, dtype: of the parameters; float32 may stand beside half-precision input.
+        bias: whether there is a bias as well as a weight.
+        device, dtype: of the parameters; float32 is possible with half-precision input.
+        activation: applied last, by name: `normkit.functional.extras.Extras`; None for none.
 
     Returns:
         From ``forward``, for (N, C, ...): a tensor with the input's shape, dtype and memory layout.
@@ -107,7 +135,12 @@ class LayerNorm2d(nn.Module):
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
     ) -> None:
+        check_count(self, "num_channels", num_channels)
+        check_eps(self, eps)
+        self._accept(activation=activation)
         super().__init__()
         self.num_channels = num_channels
         self.eps = eps
@@ -124,11 +157,37 @@ class LayerNorm2d(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
-        """Normalize; `extras`: mask, lengths, residual, activation, return_residual, as in `normkit.functional`."""
+    @overload
+    def forward(self, input: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
+    @overload
+    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Fusions]) -> Output: ...
+    @named
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        residual: Tensor | None = None,
+        return_residual: bool = False,
+        activation: str | None = None,
+    ) -> Output:
+        """Normalize; keywords as in `normkit.functional.extras.Extras`, by default the layer's own activation."""
         if input.dim() > 1:
             check_channels(input, 1, self.num_channels)
-        return functional.layer_norm2d(input, self.weight, self.bias, self.eps, **with_activation(self, extras))
+        return functional.layer_norm2d(
+            input,
+            parameter(self, "weight"),
+            parameter(self, "bias"),
+            self.eps,
+            mask=mask,
+            lengths=lengths,
+            residual=residual,
+            return_residual=return_residual,
+            activation=activation or self.activation,
+        )
 
     def extra_repr(self) -> str:
-        return f"{self.num_channels}, eps={self.eps}, affine={self.affine}, bias={self.bias is not None}"
+        return self._with_options(
+            f"{self.num_channels}, eps={self.eps}, affine={self.affine}, bias={self.bias is not None}"
+        )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from normkit import functional
-from normkit.layers._checks import checked
+from normkit.layers.base.checks import named
+from normkit.layers.base.layer import Layer, check_count
 
 
-@checked
-class LocalResponseNorm(nn.LocalResponseNorm):
+class LocalResponseNorm(Layer, nn.LocalResponseNorm):
     """Divide each value by a power of the mean square of its channel neighbours.
 
     ``y = x / (k + alpha * average(x ** 2 over size channels around)) ** beta``; channels beyond the edge
@@ -34,6 +36,14 @@ class LocalResponseNorm(nn.LocalResponseNorm):
     Source: Krizhevsky, Sutskever & Hinton 2012, section 3.3.
     """
 
+    options: ClassVar = {}
+
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
+        check_count(self, "size", size)
+        self._accept()
+        nn.LocalResponseNorm.__init__(self, size, alpha, beta, k)
+
+    @named
     def forward(self, input: Tensor) -> Tensor:
         """Normalize."""
         return functional.local_response_norm(input, self.size, self.alpha, self.beta, self.k)

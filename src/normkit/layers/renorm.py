@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Unpack
+from collections.abc import Sequence
+from typing import ClassVar, Unpack, overload
 
 import torch
 from torch import Tensor
 from torch.nn.modules import batchnorm
 
-from normkit.functional.batch_update import batch_renorm, check_limits
-from normkit.functional.extras import Extras, Output
-from normkit.layers._checks import checked, with_activation
-from normkit.layers._versions import TakesBias
+from normkit.functional.batch.renorm import batch_renorm, check_limits
+from normkit.functional.extras import Extras, Fusions, Output
+from normkit.layers.base.checks import named
+from normkit.layers.base.layer import Layer, check_count, check_eps
+from normkit.layers.base.versions import TakesBias, make
 from normkit.layers.batch import (
     BatchNorm1d,
     BatchNorm2d,
@@ -23,7 +25,7 @@ from normkit.layers.batch import (
 )
 
 
-class _BatchRenorm(TakesBias, batchnorm._BatchNorm):
+class _BatchRenorm(Layer, TakesBias, batchnorm._BatchNorm):
     """Abstract: batch norm's state; forward differs in training alone."""
 
     layouts: ClassVar[dict[int, str]]
@@ -40,33 +42,56 @@ class _BatchRenorm(TakesBias, batchnorm._BatchNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        activation: str | None = None,
     ) -> None:
+        check_count(self, "num_features", num_features)
+        check_eps(self, eps)
         check_limits(type(self).__name__, r_max, d_max)
-        super().__init__(num_features, eps, momentum, affine, True, device, dtype, bias=bias)
+        self._accept(activation=activation)
+        make(self, batchnorm._BatchNorm, num_features, eps, momentum, affine, True, device, dtype, bias=bias)
         self.r_max = r_max
         self.d_max = d_max
 
-    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
-        """Normalize, and update the running statistics if training; `extras` as in `normkit.functional`."""
+    @overload
+    def forward(self, input: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
+    @overload
+    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Fusions]) -> Output: ...
+    @named
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        residual: Tensor | None = None,
+        return_residual: bool = False,
+        activation: str | None = None,
+    ) -> Output:
+        """Normalize; training updates the running statistics; keywords as in `normkit.functional.extras.Extras`."""
         check_input(self, input)
-        extras = with_activation(self, extras)
+        fused: Extras = {
+            "mask": mask,
+            "lengths": lengths,
+            "residual": residual,
+            "return_residual": return_residual,
+            "activation": activation or self.activation,
+        }
         if not self.training:
-            return evaluated(self, input, extras)
+            return evaluated(self, input, **fused)
         counter, momentum = share_of(self)
         assert self.running_mean is not None
         assert self.running_var is not None
         running = self.running_mean, self.running_var
         limits = self.r_max, self.d_max
-        y, new = batch_renorm(input, *running, self.weight, self.bias, momentum, self.eps, *limits, **extras)
+        y, new = batch_renorm(input, *running, self.weight, self.bias, momentum, self.eps, *limits, **fused)
         keep_statistics(self, input, counter, new)
         return y
 
     def extra_repr(self) -> str:
-        described: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{described}, r_max={self.r_max}, d_max={self.d_max}"
+        described = batchnorm._BatchNorm.extra_repr(self)
+        return self._with_options(f"{described}, r_max={self.r_max}, d_max={self.d_max}")
 
 
-@checked
 class BatchRenorm1d(_BatchRenorm):
     """Batch norm of (N, C) or (N, C, L) for small or unlike batches: training as evaluation will see it.
 
@@ -84,7 +109,8 @@ class BatchRenorm1d(_BatchRenorm):
         r_max: largest correction of the scale, at least 1.
         d_max: largest correction of the mean, in standard deviations, at least 0.
         device, dtype: of parameters and statistics.
-        bias: whether there is a bias beside the weight.
+        bias: whether there is a bias as well as a weight.
+        activation: applied last, by name: `normkit.functional.extras.Extras`; None for none.
 
     Returns:
         From ``forward``: a tensor with the input's shape, dtype and memory layout.
@@ -108,14 +134,12 @@ class BatchRenorm1d(_BatchRenorm):
     layouts: ClassVar = BatchNorm1d.layouts
 
 
-@checked
 class BatchRenorm2d(_BatchRenorm):
     """Batch renormalization of (N, C, H, W) over batch and positions; otherwise as `BatchRenorm1d`."""
 
     layouts: ClassVar = BatchNorm2d.layouts
 
 
-@checked
 class BatchRenorm3d(_BatchRenorm):
     """Batch renormalization of (N, C, D, H, W) over batch and positions; otherwise as `BatchRenorm1d`."""
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Unpack
+from collections.abc import Sequence
+from typing import Unpack, overload
 
+import torch
 from torch import Tensor, nn
 
 from normkit import functional
-from normkit.functional.extras import Extras, Output
-from normkit.functional.precision import Cast
-from normkit.layers._checks import checked, with_activation
+from normkit.functional.call.precision import Cast
+from normkit.functional.extras import Fusions, Output
+from normkit.layers.base.checks import named
+from normkit.layers.base.layer import LastDims, Shape, check_eps, checked_shape, parameter
 
 
-@checked
-class RMSNorm(nn.RMSNorm):
+class RMSNorm(LastDims, nn.RMSNorm):
     """Divide the last dimensions by their root mean square.
 
     ``y = x / sqrt(mean(x ** 2) + eps) * weight``, the mean over `normalized_shape`; the same in training and
@@ -26,8 +28,9 @@ class RMSNorm(nn.RMSNorm):
         elementwise_affine: whether there is a weight, of shape `normalized_shape`.
         cast: ``"after"``: the weight is multiplied in float32, the result cast to the input's dtype; ``"before"``:
             the cast comes first, as in Llama. No difference in float32.
-        zero_centered: the weight is kept around 0 and 1 is added to it, as in Gemma.
-        device, dtype: of the weight; float32 may stand beside half-precision input.
+        zero_centered: the weight is stored around 0, and 1 is added to it, as in Gemma.
+        device, dtype: of the weight; float32 is possible with half-precision input.
+        activation: applied last, by name: `normkit.functional.extras.Extras`; None for none.
 
     Returns:
         From ``forward``: a tensor with the input's shape, dtype and memory layout.
@@ -44,24 +47,49 @@ class RMSNorm(nn.RMSNorm):
     Source: Zhang & Sennrich 2019, arXiv:1910.07467.
     """
 
-    options: ClassVar = {"cast": "after", "zero_centered": False}
-    cast: Cast
-    zero_centered: bool
+    def __init__(
+        self,
+        normalized_shape: Shape,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+        cast: Cast = "after",
+        zero_centered: bool = False,
+    ) -> None:
+        check_eps(self, eps)
+        shape = checked_shape(self, normalized_shape)
+        self._accept(activation=activation, cast=cast, zero_centered=zero_centered)
+        nn.RMSNorm.__init__(self, shape, eps, elementwise_affine, device, dtype)
 
-    def reset_parameters(self) -> None:
-        """Weight as if it were 1, bias 0."""
-        super().reset_parameters()
-        if self.zero_centered and self.weight is not None:
-            nn.init.zeros_(self.weight)
-
-    def forward(self, x: Tensor, **extras: Unpack[Extras]) -> Output:
-        """Normalize; `extras`: mask, lengths, residual, activation, return_residual, as in `normkit.functional`."""
+    @overload
+    def forward(self, x: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, *, return_residual: bool, **fused: Unpack[Fusions]) -> Output: ...
+    @named
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        residual: Tensor | None = None,
+        return_residual: bool = False,
+        activation: str | None = None,
+    ) -> Output:
+        """Normalize; keywords as in `normkit.functional.extras.Extras`, by default the layer's own activation."""
         return functional.rms_norm(
             x,
             self.normalized_shape,
-            self.weight,
+            parameter(self, "weight"),
             self.eps,
             cast=self.cast,
             zero_centered=self.zero_centered,
-            **with_activation(self, extras),
+            mask=mask,
+            lengths=lengths,
+            residual=residual,
+            return_residual=return_residual,
+            activation=activation or self.activation,
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, ClassVar, TypeVar, Unpack
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar, Unpack, overload
 
 import torch
 import torch.distributed as dist
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules import batchnorm
 
 from normkit import functional
-from normkit.functional.extras import Extras, Output
-from normkit.functional.recompute import count
-from normkit.functional.sync import sync_batch_norm, world_size
-from normkit.layers._checks import check_channels, check_rank, checked, with_activation
-from normkit.layers._versions import TakesBias
+from normkit.functional.batch.sync import sync_batch_norm, world_size
+from normkit.functional.call.recompute import count
+from normkit.functional.extras import Extras, Fusions, Output
+from normkit.layers.base.checks import check_channels, check_rank, named
+from normkit.layers.base.layer import Layer, check_count, check_eps
+from normkit.layers.base.versions import TakesBias, make
 from normkit.layers.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d, share_of
 
 M = TypeVar("M", bound=nn.Module)
@@ -42,8 +44,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 # Not a torch.nn.SyncBatchNorm, which DistributedDataParallel refuses on a CPU.
-@checked
-class SyncBatchNorm(TakesBias, batchnorm._BatchNorm):
+class SyncBatchNorm(Layer, TakesBias, batchnorm._BatchNorm):
     """Normalize each channel of (N, C, ...) over the batches of all processes taken together.
 
     As one process with the whole batch computes it, however the batch is divided: processes may hold different numbers
@@ -63,8 +64,8 @@ class SyncBatchNorm(TakesBias, batchnorm._BatchNorm):
         track_running_stats: whether there are running statistics.
         process_group: the processes that share a batch; None for all.
         device, dtype: of parameters and statistics.
-        bias: whether there is a bias beside the weight.
-        activation: a name, as in `normkit.functional.extras.Extras`, or None.
+        bias: whether there is a bias as well as a weight.
+        activation: applied last, by name: `normkit.functional.extras.Extras`; None for none.
 
     Returns:
         From ``forward``: a tensor with the input's shape, dtype and memory layout.
@@ -87,7 +88,6 @@ class SyncBatchNorm(TakesBias, batchnorm._BatchNorm):
     """
 
     process_group: dist.ProcessGroup | None = None
-    activation: str | None = None
     # What `convert` made it from, and `revert` makes of it again.
     origin: type[batchnorm._BatchNorm] | None = None
     added: ClassVar = ("process_group", "origin")
@@ -104,8 +104,13 @@ class SyncBatchNorm(TakesBias, batchnorm._BatchNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        activation: str | None = None,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        check_count(self, "num_features", num_features)
+        check_eps(self, eps)
+        self._accept(activation=activation)
+        base = batchnorm._BatchNorm
+        make(self, base, num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.process_group = process_group
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -116,28 +121,49 @@ class SyncBatchNorm(TakesBias, batchnorm._BatchNorm):
         elif input.dim() < 2:
             check_rank(input, {2: "(N, C)", 3: "(N, C, ...)"})
 
-    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
-        """Normalize, and update the running statistics if training; `extras` as in `normkit.functional`."""
+    @overload
+    def forward(self, input: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
+    @overload
+    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Fusions]) -> Output: ...
+    @named
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        residual: Tensor | None = None,
+        return_residual: bool = False,
+        activation: str | None = None,
+    ) -> Output:
+        """Normalize; training updates the running statistics; keywords as in `normkit.functional.extras.Extras`."""
         self._check_input_dim(input)
         check_channels(input, 1, self.num_features)
         across = self.training and world_size(self.process_group) > 1
-        return (self._across if across else self._alone)(input, with_activation(self, extras))
+        return (self._across if across else self._alone)(
+            input,
+            mask=mask,
+            lengths=lengths,
+            residual=residual,
+            return_residual=return_residual,
+            activation=activation or self.activation,
+        )
 
-    def _across(self, input: Tensor, extras: Extras) -> Output:
+    def _across(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
         counter, momentum = share_of(self)
         running = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
         group = self.process_group
-        y = sync_batch_norm(input, *running, self.weight, self.bias, momentum, self.eps, group, **extras)
+        y: Output = sync_batch_norm(input, *running, self.weight, self.bias, momentum, self.eps, group, **extras)
         if counter is not None:
             count(counter)
         return y
 
-    def _alone(self, input: Tensor, extras: Extras) -> Output:
+    def _alone(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
         counter, momentum = share_of(self)
         own = self.training or (self.running_mean is None and self.running_var is None)
         keep = self.track_running_stats or not self.training
         running = (self.running_mean, self.running_var) if keep else (None, None)
-        y = functional.batch_norm(input, *running, self.weight, self.bias, own, momentum, self.eps, **extras)
+        y: Output = functional.batch_norm(input, *running, self.weight, self.bias, own, momentum, self.eps, **extras)
         if counter is not None:
             count(counter)
         return y

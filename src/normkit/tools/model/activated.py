@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copyreg
 from collections.abc import Mapping
-from typing import Any, ClassVar, Unpack, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from normkit.functional.extras import Extras, Output
 from normkit.layers import (
     BatchNorm1d,
     BatchNorm2d,
@@ -24,7 +23,7 @@ from normkit.layers import (
     RMSNorm,
     SyncBatchNorm,
 )
-from normkit.layers._checks import check_channels, check_rank
+from normkit.layers.base.checks import check_channels, check_rank
 
 
 class ChannelAffine(nn.Module):
@@ -93,13 +92,13 @@ class WithActivation(nn.Module):
 
     fuses: ClassVar[bool] = True
 
-    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
-        """Normalize, then drop and activate."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Normalize, then drop and activate; the arguments are those of the norm."""
         children = self._modules
         name = fusible(children) if self.fuses and not _observed(children) else None
         if name is not None:
-            return super().forward(input, **extras if name == "none" else {"activation": name, **extras})
-        y = super().forward(input, **extras)
+            return super().forward(*args, **kwargs if name == "none" else {"activation": name, **kwargs})
+        y = super().forward(*args, **kwargs)
         for key in ("drop", "act"):
             child = children.get(key)
             y = y if child is None else child(y)
@@ -182,11 +181,11 @@ class LayerNorm2dLast(LayerNorm2dAct):
     What follows such a norm was run in that layout; a convolution can be a third slower in the other.
     """
 
-    def forward(self, input: Tensor, **extras: Unpack[Extras]) -> Output:
+    def forward(self, input: Tensor, **kwargs: Any) -> Any:
         """Normalize."""
         if input.dim() == 4:
             input = input.contiguous(memory_format=torch.channels_last)
-        return super().forward(input, **extras)
+        return super().forward(input, **kwargs)
 
 
 _ACTIVATED: dict[type[nn.Module], type[nn.Module]] = {

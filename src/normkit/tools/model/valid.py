@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from normkit.functional.extras import Extras, batch_of_one, checked_extras
+from normkit.functional.call.fusions import checked_mask
 
 FIRST = "[b] c [...]"
 """The region of one channel over everything, where channels are dimension 1."""
@@ -61,12 +61,10 @@ def valid_mask(norm: nn.Module, x: Tensor, kwargs: Mapping[str, Any], pattern: s
     """
     if not takes_extras(norm) or (kwargs.get("mask") is None and kwargs.get("lengths") is None):
         return None
-    extras: Extras = {"mask": kwargs.get("mask"), "lengths": kwargs.get("lengths")}
-    given = extras["mask"]
-    if isinstance(norm, _InstanceNorm) and given is not None and given.dim() < x.dim() - 1 and x.shape[0] == 1:
-        # The mask of one sample.
-        extras = batch_of_one(extras)
-    return checked_extras(type(norm).__name__, x, pattern, extras).mask
+    mask = kwargs.get("mask")
+    if isinstance(norm, _InstanceNorm) and mask is not None and mask.dim() < x.dim() - 1 and x.shape[0] == 1:
+        mask = mask.unsqueeze(0)  # the mask of one sample
+    return checked_mask(type(norm).__name__, x, pattern, mask, kwargs.get("lengths"))
 
 
 def valid_positions(x: Tensor, mask: Tensor, channels: int) -> Tensor:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, Unpack, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from normkit.errors import ShapeError, StateError
-from normkit.functional._checks import check_call, check_channels, check_dimensions
-from normkit.functional.batch import PATTERN, batch_norm
-from normkit.functional.extras import Extras, Output, checked_extras
-from normkit.functional.recompute import is_recomputing
-from normkit.functional.running import Running, move
+from normkit.functional.batch.norm import BATCH, PATTERN, check_channels
+from normkit.functional.call.recompute import is_recomputing
+from normkit.functional.call.running import Running, update
+from normkit.functional.call.spec import Spec, carry_out, checked
+from normkit.functional.extras import Fusions, Output
 from normkit.kernels import operator
 from normkit.kernels.backend import Want
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import Arguments
 from normkit.kernels.layout import dense_like
 
+SYNC = Spec("sync_batch_norm", check_channels)
 
+
+@overload
 def sync_batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -31,7 +34,51 @@ def sync_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     process_group: dist.ProcessGroup | None = None,
-    **extras: Unpack[Extras],
+    **fused: Unpack[Fusions],
+) -> Tensor: ...
+@overload
+def sync_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    process_group: dist.ProcessGroup | None = None,
+    *,
+    return_residual: Literal[True],
+    **fused: Unpack[Fusions],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def sync_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    process_group: dist.ProcessGroup | None = None,
+    *,
+    return_residual: bool,
+    **fused: Unpack[Fusions],
+) -> Output: ...
+def sync_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    process_group: dist.ProcessGroup | None = None,
+    *,
+    mask: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
+    residual: Tensor | None = None,
+    return_residual: bool = False,
+    activation: str | None = None,
 ) -> Output:
     """`batch_norm` in training, with the moments of the batches of all processes taken together.
 
@@ -47,8 +94,8 @@ def sync_batch_norm(
         momentum: share of the new batch in the running statistics.
         eps: added to the variance, in units of the input squared.
         process_group: the processes; None for all. Without any, or with a single one, this is `batch_norm`.
-        extras: mask, lengths, residual, activation, return_residual, as `normkit.functional.extras.Extras` has them.
-            Each process gives the mask of its own batch, or all give none.
+        mask, lengths, residual, return_residual, activation: as in `normkit.functional.extras.Extras`. Each process
+            gives the mask of its own batch, or all give none.
 
     Returns:
         A tensor with the input's shape, dtype and memory layout.
@@ -59,32 +106,31 @@ def sync_batch_norm(
 
     Example:
         >>> import torch
-        >>> from normkit.functional.sync import sync_batch_norm
+        >>> from normkit.functional import sync_batch_norm
         >>> sync_batch_norm(torch.tensor([[1.0], [3.0]]), None, None, eps=0.0).flatten()
         tensor([-1.,  1.])
 
     Source: Chan, Golub & LeVeque 1979, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances.
     """
+    fused = (mask, lengths, residual, return_residual, activation)
+    statistics = (running_mean, running_var, momentum)
     if world_size(process_group) == 1:
-        return batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps, **extras)
-    check_call("sync_batch_norm", input, eps)
-    check_dimensions("sync_batch_norm", input, 2, "(N, C, ...)")
-    check_channels("sync_batch_norm", input, running_mean, running_var, weight, bias)
-    call = checked_extras("sync_batch_norm", input, PATTERN, extras)
-    total = call.summed()
+        return carry_out(BATCH, PATTERN, input, weight, bias, eps, fused, statistics=statistics)
+    call = checked(SYNC, PATTERN, input, weight, bias, eps, fused, statistics=statistics)
+    total, padding = call.plain().x, None if call.arguments.mask is None else ~call.arguments.mask
     # With padding at 0 here and in what is made of y, its share in every sum of backward is 0.
-    x = total if call.mask is None else total.masked_fill(~call.mask, 0)
-    pooled = _pooled(x.detach(), call.mask, eps, process_group)
+    x = total if padding is None else total.masked_fill(padding, 0)
+    pooled = _pooled(x.detach(), call.arguments.mask, eps, process_group)
     # Read by the processor only where that waits for no device; every process then raises alike.
     count: int | Tensor = int(pooled.values) if input.is_cpu else pooled.values
     if isinstance(count, int) and count == 1:
         raise ShapeError(
-            "sync_batch_norm in training needs more than one value per channel, for their variance to exist; got one "
+            "sync_batch_norm in training needs more than one value per channel, because a variance needs two; got one "
             f"in the whole group, here shape {tuple(input.shape)}: use a larger batch, group_norm, or eval()"
         )
     y = _apply(x, weight, bias, pooled, eps, process_group)
     if isinstance(count, Tensor) or count > 0:
-        _move(running_mean, running_var, count, momentum, pooled)
+        _update(running_mean, running_var, count, momentum, pooled)
     return call.finished(y, total)
 
 
@@ -95,14 +141,14 @@ def world_size(process_group: dist.ProcessGroup | None) -> int:
     return max(dist.get_world_size(process_group), 1)
 
 
-def _move(
+def _update(
     running_mean: Tensor | None, running_var: Tensor | None, count: int | Tensor, momentum: float, pooled: _Pooled
 ) -> None:
     if running_mean is None or running_var is None or is_recomputing():
         return
     values = count.expand(running_mean.shape) if isinstance(count, Tensor) else count
     std = pooled.var.sqrt().to(pooled.mean.dtype)
-    move(Running(running_mean, running_var, values, momentum), pooled.mean, std)
+    update(Running(running_mean, running_var, values, momentum), pooled.mean, std)
 
 
 class _Pooled(NamedTuple):

@@ -1,12 +1,15 @@
-"""Where a weight is multiplied in half precision, and weights kept around 0: what language models differ in."""
+"""Where a weight is multiplied in half precision, and weights stored around 0: language models differ in both."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from normkit.errors import ArgumentError, nearest
+from normkit.functional.call.checks import check_parameter
 from normkit.kernels.dtypes import arithmetic_dtype
 
 Cast = Literal["after", "before"]
@@ -23,11 +26,18 @@ def check_cast(name: str, cast: str) -> None:
         )
 
 
-def is_cast_first(x: Tensor, cast: Cast) -> bool:
+def is_cast_first(name: str, x: Tensor, cast: Cast) -> bool:
     """Whether the order makes a difference, and the cast comes first."""
+    check_cast(name, cast)
     return cast == "before" and x.dtype is not arithmetic_dtype(x.dtype)
 
 
-def centred_at_one(weight: Tensor | None, x: Tensor) -> Tensor | None:
-    """1 + weight, in the arithmetic of x: half precision would lose the digits that keeping it around 0 has saved."""
-    return None if weight is None else weight.to(arithmetic_dtype(x.dtype)) + 1
+def centred_at_one(name: str, weight: Tensor | None, x: Tensor, normalized_shape: Sequence[int]) -> Tensor | None:
+    """1 + weight, in the arithmetic of x: half precision would lose the digits that storing it around 0 saves."""
+    if weight is None:
+        return None
+    arithmetic = arithmetic_dtype(x.dtype)
+    if name == "rms_norm" and weight.dtype is torch.float64:
+        weight = weight.to(arithmetic)
+    check_parameter(name, "weight", weight, tuple(normalized_shape), x)
+    return weight.to(arithmetic) + 1

@@ -1,10 +1,10 @@
-// What the door (door.cpp, of one torch version) asks of the kernels' library (ops.cpp, of all versions), by dlsym.
+// What the fast path (of one torch version) asks of the kernels' library (ops.cpp, of all versions), by dlsym.
 #pragma once
 #include "kernel.h"
 
 namespace normkit {
 
-struct Door {
+struct FastPathKernels {
   const Kernels* kernels;
   bool (*plan)(int64_t, View*);  // false where there is none
   Pool (*pool)(int64_t numel);
@@ -13,5 +13,5 @@ struct Door {
 }  // namespace normkit
 
 extern "C" {
-using normkit_door_function = const normkit::Door* (*)();
+using normkit_fastpath_function = const normkit::FastPathKernels* (*)();
 }

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
-from normkit.functional.extras import Extras
 
 
 def by_rows(
-    name: str, input: Tensor, normalized_shape: Sequence[int], extras: Extras, function: Callable[[Tensor], Tensor]
+    name: str,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    fused: Sequence[Any],
+    function: Callable[[Tensor], Any],
 ) -> Tensor:
     """`function` of all rows of a nested tensor: at once where they lie in one tensor (`torch.jagged`), else by sample.
 
@@ -22,19 +25,18 @@ def by_rows(
         ShapeError: the dimension of different lengths is one of `normalized_shape`.
     """
     nested: Any = input
-    allowed = ("activation", *(key for key, value in extras.items() if value is None or value is False))
-    given = [key for key in extras if key not in allowed]
-    if given:
-        raise ArgumentError(
-            f"{name} of a nested tensor takes no {given[0]}, got one: it has no padding to leave out; add a residual "
-            "before the norm"
-        )
+    for key, value in zip(("mask", "lengths", "residual", "return_residual"), fused, strict=False):
+        if value is not None and value is not False:
+            raise ArgumentError(
+                f"{name} of a nested tensor takes no {key}, got one: it has no padding to leave out; add a residual "
+                "before the norm"
+            )
     if input.layout is not torch.jagged:
         return torch.nested.as_nested_tensor([function(sample) for sample in input.unbind()])
     if nested._ragged_idx >= input.dim() - len(normalized_shape):
         raise ShapeError(
             f"{name} normalizes the last dimensions {tuple(normalized_shape)}, got a nested tensor whose dimension "
-            f"{nested._ragged_idx} of {input.dim()} has a length of its own in each sample: transpose it"
+            f"{nested._ragged_idx} of {input.dim()} has another length in each sample: transpose it"
         )
     y: Tensor = torch.nested.nested_tensor_from_jagged(
         function(nested.values()), nested.offsets(), nested.lengths(), jagged_dim=nested._ragged_idx

@@ -32,17 +32,23 @@ def _lend_bias(method: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def make(layer: nn.Module, kind: type[nn.Module], *args: Any, bias: bool) -> None:
+    """Initialize a layer as torch's class `kind` does, with ``bias=`` in every version.
+
+    Not by super(): a class that joins ours and another subclass of torch's is made as ours.
+    """
+    if HAS_BIAS:
+        kind.__init__(layer, *args, bias=bias)
+        return
+    kind.__init__(layer, *args)
+    if not bias:
+        layer.register_parameter("bias", None)
+
+
 class TakesBias(nn.Module):
-    """Abstract: comes before a norm of torch's, which then takes ``bias=`` in every version as it does from 2.12 on."""
+    """Abstract: comes before a norm of torch's, which then knows layers without bias in every version."""
 
     if not (TYPE_CHECKING or HAS_BIAS):
-
-        def __init__(self, *args: Any, bias: bool = True, **kwargs: Any) -> None:
-            # Not super(): a class that is ours and another subclass of torch's, too, is made as ours.
-            bases = (base for base in type(self).__mro__ if base.__module__.startswith("torch.nn.modules."))
-            vars(next(base for base in bases if "__init__" in vars(base)))["__init__"](self, *args, **kwargs)
-            if not bias:
-                self.register_parameter("bias", None)
 
         @_lend_bias
         def reset_parameters(self) -> None:
@@ -56,13 +62,3 @@ initialize_parameters: Callable[..., None] = batchnorm._LazyNormBase.initialize_
 """What a lazy layer does with its first input."""
 if not HAS_BIAS:
     initialize_parameters = _lend_bias(initialize_parameters)
-
-
-def signature_of(layer: type[nn.Module]) -> inspect.Signature:
-    """What a layer can be made with."""
-    made = next(base for base in layer.__mro__ if "__init__" in vars(base) and base is not TakesBias)
-    found = inspect.signature(vars(made)["__init__"])
-    if not issubclass(layer, TakesBias) or "bias" in found.parameters:
-        return found
-    bias = inspect.Parameter("bias", inspect.Parameter.KEYWORD_ONLY, default=True)
-    return found.replace(parameters=[*found.parameters.values(), bias])

@@ -8,7 +8,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError, DtypeError, ShapeError
 
 
-def check_call(name: str, x: Tensor, eps: float) -> None:
+def check_call(name: str, x: Tensor, eps: float | None) -> None:
     """The input is real floating point, and eps is a number; a negative one is subtracted, as torch has it."""
     if not isinstance(x, Tensor):
         raise DtypeError(f"{name} needs a tensor as input, got {type(x).__name__}")
@@ -17,7 +17,7 @@ def check_call(name: str, x: Tensor, eps: float) -> None:
             f"{name} is defined for float64, float32, bfloat16 and float16, got {x.dtype}: convert the input first"
         )
     check_dense(name, x)
-    if eps != eps:
+    if eps is None or eps != eps:
         raise ArgumentError(f"eps must be a number, got {eps} in {name}: use 1e-5")
 
 

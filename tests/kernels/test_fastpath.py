@@ -26,7 +26,7 @@ from normkit.functional import batch_norm, group_norm, layer_norm, normalize, rm
 from normkit.kernels import fastpath
 
 HEADERS = Path(sysconfig.get_path("include"), "Python.h")
-pytestmark = pytest.mark.skipif(not HEADERS.exists(), reason=f"the door is not built without {HEADERS}")
+pytestmark = pytest.mark.skipif(not HEADERS.exists(), reason=f"the fast path is not built without {HEADERS}")
 
 METHODS = {
     "layer_norm": lambda x, w, b: layer_norm(x, (6,), w, b),
@@ -51,15 +51,14 @@ def leaves(dtype=torch.float32, seed=0):
 
 @pytest.fixture(autouse=True)
 def known():
-    """Only a call like one that has passed all checks goes through the door."""
+    """Only a call like one that has passed all checks takes the fast path."""
     for method in METHODS:
         for dtype in DTYPES:
             calls(method, dtype)
 
 
 def shut(monkeypatch):
-    monkeypatch.setattr(fastpath, "normalize", lambda *_: None)
-    monkeypatch.setattr(fastpath, "standardize", lambda *_: None)
+    monkeypatch.setattr(fastpath, "norm", lambda *_: None)
 
 
 def calls(method, dtype):
@@ -116,7 +115,7 @@ def test_layers_keep_layout_and_state_as_by_the_longer_way(make, train, layout, 
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_what_the_longer_way_refuses_is_refused():
+def test_what_python_refuses_is_refused():
     x, w, b = leaves()
     for wrong in (
         lambda: layer_norm(x, (5,), w, b),
@@ -345,9 +344,9 @@ def test_it_can_be_turned_off():
         "from normkit.kernels import fastpath; import normkit, torch; layer = normkit.LayerNorm(3);"
         "print(fastpath.reason, [(y := layer(torch.ones(2, 3))).grad_fn.name() for _ in range(2)])"
     )
-    env = os.environ | {"NORMKIT_DOOR": "0"}
+    env = os.environ | {"NORMKIT_FASTPATH": "0"}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=env, check=True
     )
-    assert done.stdout.startswith("turned off by NORMKIT_DOOR=0")
+    assert done.stdout.startswith("turned off by NORMKIT_FASTPATH=0")
     assert "NormkitNormalizeBackward" not in done.stdout

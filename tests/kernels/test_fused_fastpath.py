@@ -19,7 +19,7 @@ from normkit.functional import batch_norm, group_norm, instance_norm, layer_norm
 from normkit.kernels import fastpath
 
 HEADERS = Path(sysconfig.get_path("include"), "Python.h")
-pytestmark = pytest.mark.skipif(not HEADERS.exists(), reason=f"the door is not built without {HEADERS}")
+pytestmark = pytest.mark.skipif(not HEADERS.exists(), reason=f"the fast path is not built without {HEADERS}")
 
 IMAGES = {
     "batch_norm": lambda x, w, b, **e: batch_norm(x, None, None, w, b, training=True, **e),
@@ -72,7 +72,7 @@ def results(method, x, w, b, extras):
 
 
 def shut(monkeypatch):
-    monkeypatch.setattr(fastpath, "fused", lambda *_: None)
+    monkeypatch.setattr(fastpath, "norm", lambda *_: None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -86,11 +86,12 @@ def test_same_bits_either_way(method, dtype, monkeypatch):
         args = case(x, *extras)
         results(function, *args)  # so that the plan is known
         short, name = results(function, *args)
-        assert name == "NormkitFusedBackward"
+        # With nothing but return_residual the gradient is that of a plain call.
+        assert name == ("NormkitFusedBackward" if any(extras[:3]) else "NormkitNormalizeBackward")
         with monkeypatch.context() as patch:
             shut(patch)
             long, name = results(function, *args)
-        assert name != "NormkitFusedBackward"
+        assert not name.startswith("Normkit")
         for got, want in zip(short, long, strict=True):
             if want is None:
                 assert got is None

@@ -1,0 +1,131 @@
+// The gradient of a call that fuses padding, a residual or an activation.
+#pragma once
+#include "fastpath/gradients.h"
+
+namespace {
+
+// Outputs: y, and with a residual the sum. Inputs: x, residual, weight, bias.
+struct FusedBackward final : NormNode {
+  SavedVariable x, mask, weight, bias, mean, std;  // x: the sum where there is one; dev: as in NormalizeBackward
+  Extras extras;                                   // without its tensors, but for the counts
+  int64_t last = 0;  // dimensions of channels at the end; 0: dimension 1
+  bool has_sum = false;
+
+  std::string name() const override { return "NormkitFusedBackward"; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (SavedVariable* saved : {&x, &mask, &weight, &bias, &mean, &std}) saved->reset_data();
+  }
+
+  variable_list apply(variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    variable_list out(4);
+    const Tensor dsum = has_sum ? grads[1] : Tensor();
+    bool want[4];
+    for (size_t i = 0; i < 4; ++i) want[i] = task_should_compute_output(i);
+    if (!grads[0].defined()) {
+      if (want[0]) out[0] = dsum;
+      if (want[1]) out[1] = dsum;
+      return out;
+    }
+    Tensor x_ = has_sum ? x.unpack(pointer_to(this)) : x.unpack();
+    const Tensor mask_ = mask.unpack(), weight_ = weight.unpack(), bias_ = bias.unpack(), mean_ = mean.unpack(), std_ = std.unpack();
+    if (!(want[0] || want[1] || want[2] || want[3])) return out;
+    const Tensor saved[] = {x_, mask_, weight_, bias_, mean_, std_};
+    Tensor dx;
+    if (is_simple(grads[0], dsum, saved))
+      run(grads[0], dsum, saved, want, dx, out);
+    else
+      ask_python(grads[0], dsum, saved, want, dx, out);
+    if (want[0]) out[0] = dx;
+    if (want[1]) out[1] = dx;
+    if (want[2]) out[2] = weight_like(out[2]);
+    if (want[3]) out[3] = bias_like(out[3]);
+    return out;
+  }
+
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    args.collect(x, has_sum);
+    for (const SavedVariable* saved : {&mask, &weight, &bias, &mean, &std}) args.collect(*saved, false);
+    args.collect(pattern), args.collect(eps), args.collect(int64_t(extras.activation)), args.collect(last);
+    args.collect(center), args.collect(fixed), args.collect(has_sum);
+  }
+  variable_list apply_with_saved(const variable_list& grads, torch::dynamo::autograd::SwapSavedVariables& swap) override {
+    for (SavedVariable* saved : {&x, &mask, &weight, &bias, &mean, &std}) swap.before(*saved);
+    variable_list out = apply(variable_list(grads));
+    for (SavedVariable* saved : {&x, &mask, &weight, &bias, &mean, &std}) swap.after(*saved);
+    return out;
+  }
+
+ private:
+  bool is_simple(const Tensor& dy, const Tensor& dsum, const Tensor (&saved)[6]) const {
+    const auto& [x_, mask_, weight_, bias_, mean_, std_] = saved;
+    const auto same = [&](const Tensor& t, int64_t n) {
+      return is_plain(t) && t.numel() == n && t.is_contiguous() && t.scalar_type() == arithmetic_of(x_);
+    };
+    const auto gradient = [&](const Tensor& t) { return is_plain(t) && t.sizes() == x_.sizes() && t.scalar_type() == x_.scalar_type(); };
+    const auto parameter = [&](const Tensor& t) {
+      return !t.defined() || (is_plain(t) && t.is_contiguous() && t.numel() == view.period);
+    };
+    return !at::GradMode::is_enabled() && !is_watched() && is_plain(x_) && gradient(dy) && (!dsum.defined() || gradient(dsum)) &&
+           x_.strides() == strides && x_.numel() == view.numel() && parameter(weight_) && parameter(bias_) &&
+           (!mask_.defined() || (is_plain(mask_) && mask_.is_contiguous() && mask_.scalar_type() == at::kBool &&
+                                 mask_.numel() * extras.channels == x_.numel())) &&
+           same(mean_, center ? view.cells() : 0) && same(std_, view.cells());
+  }
+
+  void run(const Tensor& dy, const Tensor& dsum, const Tensor (&saved)[6], const bool* want, Tensor& dx, variable_list& out) const {
+    const auto& [x_, mask_, weight_, bias_, mean_, std_] = saved;
+    const auto laid = [&](const Tensor& t) { return !t.defined() || t.strides() == x_.strides() ? t : like(x_).copy_(t); };
+    const Tensor std = fixed ? root_of(std_, eps) : std_;
+    const Tensor g = laid(dy), more = laid(dsum), w = in_arithmetic(weight_, x_), b = in_arithmetic(bias_, x_);
+    dx = like(x_);  // also where nobody wants it: a place for dy times the activation's slope
+    for (const size_t i : {size_t(2), size_t(3)})
+      if (want[i]) out[i] = fresh(x_, view.period);
+    Fusion fusion = extras.fusion();
+    fusion.mask = static_cast<const uint8_t*>(pointer(mask_));
+    fusion.residual = pointer(more);
+    fusion.bias = pointer(b);
+    fusion.backward = true;
+    const auto place = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
+    Backward f{g.const_data_ptr(), x_.const_data_ptr(), pointer(w), mean_.const_data_ptr(), std.const_data_ptr(),
+               place(dx), place(out[2]), place(out[3]), fixed ? 0 : eps, center, fixed};
+    // Where a residual was added and nothing reached the sum, backward is that of a plain call, as in kernels/native.py.
+    if (more.defined() || mask_.defined() || extras.activation != Activation::none) f.fused = &fusion;
+    library->kernels->backward(storage_of(x_), view, f, library->pool(x_.numel()));
+  }
+
+  void ask_python(const Tensor& dy, const Tensor& dsum, const Tensor (&saved)[6], const bool* want, Tensor& dx,
+                  variable_list& out) const {
+    const auto& [x_, mask_, weight_, bias_, mean_, std_] = saved;
+    Tensor places = mask_;  // with the channels that the mask has been given without
+    if (mask_.defined() && !last) places = mask_.unsqueeze(1);
+    for (int64_t i = 0; mask_.defined() && i < last; ++i) places = places.unsqueeze(-1);
+    const Tensor* inputs[] = {&dy, &x_, &weight_, &bias_, &mean_, &std_, &dsum, &places};
+    const bool wanted[] = {want[0] || want[1], want[2], want[3]};
+    const Tensors3 grads =
+        gradients_by_python("normkit.kernels.operator", inputs, pattern, eps, center, int(extras.activation), fixed, wanted);
+    dx = grads[0], out[2] = grads[1], out[3] = grads[2];
+  }
+};
+
+void record_fused(const Call& c, const Tensor& y, const Tensor& sum, int64_t last, const Tensor& mean, const Tensor& std) {
+  const auto node = make_node<FusedBackward>();
+  node->set_next_edges(torch::autograd::collect_next_edges(c.x, c.extras.residual, c.weight, c.bias));
+  node->set(c);
+  node->has_sum = sum.defined();
+  node->last = last;
+  node->extras = c.extras;
+  node->extras.residual = node->extras.mask = Tensor();
+  torch::autograd::set_history(y, node);
+  if (sum.defined()) torch::autograd::set_history(sum, node);
+  node->x = sum.defined() ? SavedVariable(sum, true) : SavedVariable(c.x, false);
+  if (c.extras.mask.defined()) node->mask = SavedVariable(c.extras.mask, false);
+  if (c.weight.defined()) node->weight = SavedVariable(c.weight, false);
+  if (c.bias.defined()) node->bias = SavedVariable(c.bias, false);
+  node->mean = SavedVariable(mean, false);
+  node->std = SavedVariable(std, false);
+}
+
+}  // namespace

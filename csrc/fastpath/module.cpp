@@ -1,0 +1,132 @@
+// The fast path for eager calls on a CPU: it unpacks tensors and records gradients in C++, without the dispatcher and
+// Python's autograd, which cost many times a small kernel. It needs torch's C++ interface and so belongs to one version
+// of torch; without it kernels/operator.py does the same in Python. It answers None to every call that is not plain
+// (subclasses, transforms, modes, wrong arguments), and Python takes that call.
+#include <Python.h>
+
+#include <dlfcn.h>
+
+#include "fastpath/fused.h"
+#include "fastpath/plain.h"
+
+namespace {
+
+PyObject* pair_of(Tensor y, Tensor sum, PyObject* x) {
+  auto first = pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(std::move(y)));
+  PyObject* second = sum.defined() ? THPVariable_Wrap(std::move(sum)) : Py_NewRef(x);
+  return first && second ? Py_BuildValue("(NN)", first.release().ptr(), second) : nullptr;
+}
+
+// norm(x, weight, bias, pattern, eps, center, last, (running_mean, running_var, momentum),
+// (mask, lengths, residual, return_residual, activation)) -> y, with return_residual the pair of y and the sum; or None
+// where Python has to take the call. See fits_features for `last`, take_statistics for the running statistics.
+PyObject* norm(PyObject*, PyObject* const* args, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  Call c;
+  Statistics s;
+  bool pair = false;
+  if (!take_tensors(c, args[X], args[WEIGHT], args[BIAS], args[PATTERN]) || !take_eps(c, args[EPS]) ||
+      !fits_features(c, args[LAST]) || !take_statistics(c, args[STATISTICS], s) ||
+      !take_extras(c, args[FUSED], args[LAST], pair))
+    Py_RETURN_NONE;
+  // Methods differ in which regions of a single value they refuse.
+  if (!s.given && c.view.count() == 1) Py_RETURN_NONE;
+  const bool running = s.mean.defined() && !s.given;
+  const int64_t count = running ? common_count(c) : 0;
+  if (running && count < 2) Py_RETURN_NONE;
+  c.center = args[CENTER] == Py_True;
+  const bool followed = c.is_followed();
+  Tensor mean, std, sum;
+  if (s.given) {
+    mean = s.mean, std = root_of(s.var, c.eps);
+  } else if (followed || s.updated) {
+    mean = fresh(c.x, c.center ? c.view.cells() : 0), std = fresh(c.x, c.view.cells());
+  }
+  if (c.extras.residual.defined()) sum = like(c.x);
+  Tensor y = c.run(mean, std, sum);
+  if (s.updated) update(s, mean, std, count);
+  if (followed) {
+    const Tensor& spread = s.given ? s.var : std;
+    const int64_t last = args[LAST] == Py_None || args[LAST] == Py_True ? 0 : PySequence_Fast_GET_SIZE(args[LAST]);
+    if (c.extras.any()) record_fused(c, y, sum, last, mean, spread);
+    else record(c, y, mean, spread);
+  }
+  return pair ? pair_of(std::move(y), std::move(sum), args[X]) : THPVariable_Wrap(std::move(y));
+  END_HANDLE_TH_ERRORS
+}
+
+// weight_norm(v, g, pattern) -> w, or None: each cell of v divided by its length and multiplied by its value in g.
+PyObject* weight_norm(PyObject*, PyObject* const* args, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  Call c;
+  if (!take_tensors(c, args[0], args[1], Py_None, args[2]) || !c.weight.defined() || c.view.period != c.view.cells() ||
+      c.weight.numel() != c.view.period || !fits(c.weight, c.x, c.weight.sizes()))
+    Py_RETURN_NONE;
+  c.length = true;
+  c.center = false;
+  const Tensor none, length = fresh(c.x, c.view.cells());
+  Tensor w = c.run(none, length, none);
+  if (c.is_followed()) record(c, w, none, length);
+  return THPVariable_Wrap(std::move(w));
+  END_HANDLE_TH_ERRORS
+}
+
+// cache_plan(pattern, sizes, strides, plan) -> whether all plans that were known before are given up, for want of room.
+PyObject* cache_plan(PyObject*, PyObject* const* args, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  View view;
+  if (!library || !library->plan(PyLong_AsLongLong(args[3]), &view)) Py_RETURN_FALSE;
+  const auto numbers = [](PyObject* tuple) {
+    at::DimVector out;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); ++i) out.push_back(PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, i)));
+    return out;
+  };
+  const bool full = known_plans.size() >= MOST;
+  if (full) {
+    for (auto& [_, k] : known_plans) Py_DECREF(k.pattern);
+    known_plans.clear();
+  }
+  Known k{args[0], numbers(args[1]), numbers(args[2]), view};
+  const size_t hash = hash_of(k.pattern, k.sizes, k.strides);
+  if (PyErr_Occurred()) return nullptr;
+  Py_INCREF(k.pattern);
+  known_plans.emplace(hash, std::move(k));
+  return PyBool_FromLong(full);
+  END_HANDLE_TH_ERRORS
+}
+
+// skipped() -> how many channels have kept their running statistics so far, because a batch's moments were not finite.
+PyObject* skipped(PyObject*, PyObject*) { return PyLong_FromLongLong(skipped_channels); }
+
+// connect(path of the kernels' library) -> whether the fast path can be used from now on. Only the library that torch has
+// loaded knows the plans, so none is loaded here.
+PyObject* connect(PyObject*, PyObject* name) {
+  const char* path = PyUnicode_AsUTF8(name);
+  if (!path) return nullptr;
+  void* loaded = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
+  const auto function = loaded ? reinterpret_cast<normkit_fastpath_function>(dlsym(loaded, "normkit_fastpath")) : nullptr;
+  library = function ? function() : nullptr;
+  return PyBool_FromLong(library != nullptr);
+}
+
+template <class F>
+PyCFunction fast(F* f) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(f));
+}
+PyMethodDef methods[] = {
+    {"norm", fast(norm), METH_FASTCALL, nullptr},
+    {"weight_norm", fast(weight_norm), METH_FASTCALL, nullptr},
+    {"cache_plan", fast(cache_plan), METH_FASTCALL, nullptr},
+    {"skipped", skipped, METH_NOARGS, nullptr},
+    {"connect", connect, METH_O, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_fastpath", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__fastpath() {
+  PyObject* m = PyModule_Create(&module);
+  if (m && PyModule_AddStringConstant(m, "torch_version", NORMKIT_TORCH) < 0) Py_CLEAR(m);
+  return m;
+}

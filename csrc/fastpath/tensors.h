@@ -1,0 +1,65 @@
+// Tensors of an eager call on a CPU: which ones the fast path takes, and new ones like them.
+#pragma once
+#include <Python.h>
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include "running.h"
+#include "storage.h"
+
+namespace {
+
+using at::Tensor;
+using normkit::Storage;
+
+Storage storage_of(const Tensor& x) { return *storage_of(x.scalar_type()); }
+at::ScalarType arithmetic_of(const Tensor& x) { return arithmetic_of(x.scalar_type()); }
+bool is_number(const Tensor& x) { return storage_of(x.scalar_type()).has_value(); }
+Tensor like(const Tensor& x) { return at::detail::empty_strided_cpu(x.sizes(), x.strides(), x.scalar_type()); }
+Tensor fresh(const Tensor& x, int64_t n) { return at::detail::empty_cpu({n}, arithmetic_of(x)); }
+const void* pointer(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+
+// A dense tensor in CPU memory and nothing else: no wrapper, no negation to be resolved, no tangent.
+bool is_plain(const Tensor& t) {
+  constexpr c10::DispatchKeySet known({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU,
+                                       c10::DispatchKey::ADInplaceOrView});
+  return !(t.key_set().raw_repr() & ~known.raw_repr()) && t.is_cpu() && t.layout() == at::kStrided && !t._fw_grad(0).defined();
+}
+// Modes, transforms and tracers all put a key of theirs into the dispatcher, except the modes of __torch_function__.
+bool is_watched() {
+  return (c10::impl::tls_local_dispatch_key_set().included_.raw_repr() & ~c10::default_included_set.raw_repr()) ||
+         at::impl::torch_function_mode_enabled();
+}
+bool has_gradient(const Tensor& t) { return t.defined() && t.requires_grad(); }
+
+// The tensor, or false where Python holds something else than None or a plain tensor.
+bool take(PyObject* o, Tensor& t) {
+  if (o == Py_None) return true;
+  if (!THPVariable_CheckExact(o)) return false;
+  t = THPVariable_Unpack(o);
+  return is_plain(t) && is_number(t);
+}
+bool fits(const Tensor& t, const Tensor& x, at::IntArrayRef shape) {
+  return !t.defined() || (t.sizes() == shape && t.is_contiguous() && t.element_size() <= (x.scalar_type() == at::kDouble ? 8 : 4));
+}
+bool is_statistic(const Tensor& t, const Tensor& x, at::IntArrayRef shape) {
+  return t.sizes() == shape && t.is_contiguous() && t.scalar_type() == arithmetic_of(x) && !t.requires_grad() &&
+         (!t.is_inference() || c10::InferenceMode::is_enabled());
+}
+Tensor in_arithmetic(const Tensor& t, const Tensor& x) {
+  if (!t.defined() || t.scalar_type() == arithmetic_of(x)) return t;
+  const at::NoGradGuard guard;
+  return t.to(arithmetic_of(x));
+}
+
+Tensor root_of(const Tensor& var, double eps) {
+  const Tensor std = fresh(var, var.numel());
+  const auto root = [&]<class T>(T) { roots(var.const_data_ptr<T>(), std.mutable_data_ptr<T>(), std.numel(), eps); };
+  if (std.scalar_type() == at::kDouble) root(0.0);
+  else root(0.0f);
+  return std;
+}
+
+}  // namespace

@@ -1,0 +1,184 @@
+"""One specification for each method, and the one function that carries out a call of any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from normkit.errors import ShapeError
+from normkit.functional.call import running as running_statistics
+from normkit.functional.call.checks import check_call, check_parameter
+from normkit.functional.call.fusions import check_activation, check_residual, checked_mask
+from normkit.functional.call.nested import by_rows
+from normkit.functional.call.recompute import is_recomputing
+from normkit.functional.call.running import Running
+from normkit.functional.extras import Output
+from normkit.kernels import fastpath, operator
+from normkit.kernels.dtypes import arithmetic_dtype
+from normkit.kernels.formula import ACTIVATIONS, Arguments, counts_of
+from normkit.pattern import parse
+
+Fused = tuple[Tensor | None, Tensor | Sequence[int] | None, Tensor | None, bool, str | None]
+"""mask, lengths, residual, return_residual, activation: in the order of csrc/fastpath/module.cpp."""
+NOTHING: Fused = (None, None, None, False, None)
+
+Statistics = tuple[Tensor | None, Tensor | None, float | None]
+"""Mean, variance and momentum: running statistics that the call updates, or without a momentum those it uses."""
+OWN: Statistics = (None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What `carry_out` needs to know of a method.
+
+    Attributes:
+        name: of the function, for its errors.
+        check: refuses an input that does not suit the method, and returns the shape of weight and bias; it is given
+            the name, the input and ``size``.
+        center: whether a mean is subtracted.
+        over_last: whether the region is the last dimensions, of which `size` has the sizes.
+        checked_before: whether the function itself has checked weight and bias, so that the fast path need not.
+        lenient: whether an eps of None means the machine epsilon, and a float64 weight is rounded, as torch's RMSNorm
+            has both.
+    """
+
+    name: str
+    check: Callable[[str, Tensor, Any], tuple[int, ...]]
+    center: bool = True
+    over_last: bool = False
+    checked_before: bool = False
+    lenient: bool = False
+
+
+class Call(NamedTuple):
+    """One call, checked."""
+
+    name: str
+    arguments: Arguments
+    return_residual: bool
+
+    def plain(self) -> Arguments:
+        """The arguments without residual and activation, for methods that take more than one pass; x is the sum."""
+        a = self.arguments
+        return a._replace(x=a.x if a.residual is None else a.x + a.residual, residual=None, activation="none")
+
+    def finished(self, y: Tensor, total: Tensor) -> Output:
+        """What the caller asked for, from the sum and a result without activation and padding."""
+        y, mask = ACTIVATIONS[self.arguments.activation](y), self.arguments.mask
+        y = y if mask is None else y.masked_fill(~mask, 0)
+        return (y, total) if self.return_residual else y
+
+    def output(self, y: Tensor, total: Tensor | None) -> Output:
+        """What the caller asked for; without a residual the sum is the input."""
+        return (y, self.arguments.x if total is None else total) if self.return_residual else y
+
+    def counts(self) -> Tensor | None:
+        """The number of valid elements in each cell; None without a mask."""
+        x, mask = self.arguments.x, self.arguments.mask
+        return None if mask is None else counts_of(mask, x.shape, parse(self.arguments.pattern).levels(x.shape))
+
+
+def carry_out(
+    spec: Spec,
+    pattern: str,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    fused: Fused = NOTHING,
+    size: Any = None,
+    statistics: Statistics = OWN,
+    cast_first: bool = False,
+) -> Output:
+    """Normalize by the fast path if it takes the call, else after all checks by the operator.
+
+    `size` belongs to the method: the number of groups, or the sizes of the last dimensions. With `cast_first` the
+    result is cast to the input's dtype before weight and bias are applied.
+    """
+    if not is_compiling() and not cast_first:
+        last = size if spec.over_last else spec.checked_before or None
+        y: Output | None = fastpath.norm(input, weight, bias, pattern, eps, spec.center, last, statistics, fused)
+        if y is not None:
+            return y
+    if spec.over_last and isinstance(input, Tensor) and input.is_nested:
+        return by_rows(
+            spec.name,
+            input,
+            size,
+            fused,
+            lambda rows: carry_out(spec, pattern, rows, weight, bias, eps, fused, size, statistics, cast_first),
+        )
+    call = checked(spec, pattern, input, weight, bias, eps, fused, size, statistics)
+    return _cast_first(call) if cast_first else finished(call, statistics)
+
+
+def checked(
+    spec: Spec,
+    pattern: str,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    fused: Fused = NOTHING,
+    size: Any = None,
+    statistics: Statistics = OWN,
+) -> Call:
+    """The call, after all checks; nothing has been changed if one fails."""
+    name = spec.name
+    check_call(name, input, 0.0 if eps is None and spec.lenient else eps)
+    arithmetic = arithmetic_dtype(input.dtype)
+    if eps is None:
+        eps = torch.finfo(arithmetic).eps
+    if spec.lenient and weight is not None and weight.dtype is torch.float64:
+        weight = weight.to(arithmetic)
+    shape = spec.check(name, input, size)
+    mean, var, momentum = statistics
+    for what, parameter in (("running_mean", mean), ("running_var", var), ("weight", weight), ("bias", bias)):
+        check_parameter(name, what, parameter, shape, input)
+    mask, lengths, residual, return_residual, activation = fused
+    check_residual(name, input, residual)
+    mask = checked_mask(name, input, pattern, mask, lengths)
+    given = (mean, var) if momentum is None else (None, None)
+    activation = check_activation(name, activation)
+    arguments = Arguments(input, weight, bias, pattern, eps, spec.center, *given, residual, mask, activation)
+    return Call(name, arguments, bool(return_residual))
+
+
+def finished(call: Call, statistics: Statistics = OWN) -> Output:
+    """Run a checked call; running statistics are updated by the valid elements alone."""
+    x = call.arguments.x
+    running_mean, running_var, momentum = statistics
+    if momentum is None or running_mean is None or running_var is None or not x.numel() or is_recomputing():
+        out = operator.run(call.arguments)
+        return call.output(out.y, out.sum)
+    counts = call.counts()
+    if counts is not None:
+        check_counts(call.name, x, counts)
+    out = operator.run(call.arguments, moments=True)
+    mean, std = out.moments()
+    values = x.numel() // mean.numel() if counts is None else counts
+    running_statistics.update(Running(running_mean, running_var, values, momentum), mean, std)
+    return call.output(out.y, out.sum)
+
+
+def check_counts(name: str, input: Tensor, counts: Tensor) -> None:
+    """No cell has a single valid value; a traced call cannot be asked."""
+    if not is_compiling() and not counts.is_meta and bool((counts == 1).any()):
+        raise ShapeError(
+            f"{name} in training needs more than one valid value per channel, because a variance needs two; got a "
+            f"single one by the mask for shape {tuple(input.shape)}: use a larger batch, or group_norm"
+        )
+
+
+def _cast_first(call: Call) -> Output:
+    """Normalize, cast to the input's dtype, and only then apply weight and bias, in that dtype."""
+    a = call.arguments
+    out = operator.run(a._replace(weight=None, bias=None, activation="none"))
+    y = out.y if a.weight is None else out.y * a.weight.to(a.x.dtype)
+    y = ACTIVATIONS[a.activation](y if a.bias is None else y + a.bias.to(a.x.dtype))
+    return call.output(y if a.mask is None else torch.where(a.mask, y, 0), out.sum)
