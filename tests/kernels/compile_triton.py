@@ -1,4 +1,4 @@
-"""Compiles what calls would launch, for GPUs that are not there: ``python compile_triton.py cuda:90 hip:gfx942``.
+"""Compiles the kernels that calls would launch, for any GPU: ``python compile_triton.py cuda:90 hip:gfx942``.
 
 Prints one line for each: kernel, target, warps, and how many of its loads and stores take four words at a time.
 """
@@ -31,11 +31,12 @@ def source(kernel: Any, pointers: tuple[Any, ...], rest: tuple[Any, ...]) -> AST
     hints: dict[tuple[int, ...], Any] = {}
 
     def kind(value: Any, path: tuple[int, ...], constant: bool, special: bool) -> Any:
-        if constant or value is None or (special and value is not True and isinstance(value, int) and value == 1):
+        """The type of an argument in Triton's words; `special` if 1 and multiples of 16 are compiled in."""
+        if constant or value is None or (special and isinstance(value, int) and value == 1):
             constants[path] = value
             return "constexpr"
         if isinstance(value, tuple):
-            # Triton makes no exceptions for members of a tuple.
+            # For members of a tuple Triton knows no exception.
             return type(value)(*(kind(member, (*path, place), False, True) for place, member in enumerate(value)))
         if isinstance(value, float):
             return "fp32"

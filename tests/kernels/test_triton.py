@@ -87,7 +87,7 @@ def check_fused(pattern, shape, layout, dtype, activation, residual, padded, aff
     if padded:
         lead = (1 if pattern == "instance" else shape[0], 1)
         mask = torch.rand(*lead, *shape[2:], device=DEVICE) > 0.4
-        # What stands in padding reaches nothing.
+        # Padded values do not reach any result.
         x = torch.where(mask, x, torch.tensor(torch.nan, dtype=dtype)).contiguous(memory_format=layout)
     extra = draw(*shape, dtype=dtype, layout=layout) if residual else None
     w, b = (draw(features, dtype=stat), draw(features, dtype=stat)) if affine else (None, None)

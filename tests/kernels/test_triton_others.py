@@ -67,12 +67,12 @@ def test_running_statistics(samples):
     mean, std = draw(samples * channels), draw(samples * channels).abs()
     mean[5], std[7] = torch.nan, torch.inf
     old = (draw(channels), draw(channels).abs())
-    moved, expected = [t.clone() for t in old], [t.clone().cpu() for t in old]
-    update(Running(*moved, 20, 0.3), mean, std)
+    updated, expected = [t.clone() for t in old], [t.clone().cpu() for t in old]
+    update(Running(*updated, 20, 0.3), mean, std)
     m, v = mean.view(samples, -1).mean(0).cpu(), (std.square() * 20 / 19).view(samples, -1).mean(0).cpu()
     finite = m.isfinite() & v.isfinite()
     assert finite.sum() == channels - 2
-    for got, first, new in zip(moved, expected, (m, v), strict=True):
+    for got, first, new in zip(updated, expected, (m, v), strict=True):
         torch.testing.assert_close(got.cpu(), torch.where(finite, first.lerp(new, 0.3), first))
 
 

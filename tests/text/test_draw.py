@@ -83,9 +83,9 @@ def test_edges_are_labelled(pattern: str, labels: list[str]):
 
 def walk(element: ElementTree.Element, dx: float = 0.0, dy: float = 0.0):
     """Every point of every shape, with the translations of its groups applied."""
-    moved = re.match(r"translate\((\S+) (\S+)\)", element.get("transform", ""))
-    if moved:
-        dx, dy = dx + float(moved[1]), dy + float(moved[2])
+    shift = re.match(r"translate\((\S+) (\S+)\)", element.get("transform", ""))
+    if shift:
+        dx, dy = dx + float(shift[1]), dy + float(shift[2])
     for x, y in re.findall(r"(-?[\d.]+)[ ,](-?[\d.]+)", element.get("d", "") + element.get("points", "")):
         yield dx + float(x), dy + float(y)
     if element.tag == f"{SVG}circle":
@@ -159,7 +159,7 @@ def test_a_title_is_text():
     assert root.get("aria-label") == root.find(f"{SVG}title").text == '<b> & "quotes"'
 
 
-def test_names_of_several_words_and_patterns_are_told_apart():
+def test_names_of_several_words_and_patterns_are_distinguished():
     assert draw.svg("group normalization") == draw.svg("GN")
     assert "Batch norm" not in draw.svg("[b] n")
     with pytest.raises(PatternError, match="put the axes that are reduced in brackets"):

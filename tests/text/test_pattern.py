@@ -88,7 +88,7 @@ def test_levels_split_dimensions_and_repeat_the_ellipsis():
         ("b c=4 [h]", (2, 8, 3), "must equal c=4, got 8"),
     ],
 )
-def test_a_shape_that_does_not_fit_is_told_so(text, shape, words):
+def test_a_shape_that_does_not_fit_is_an_error(text, shape, words):
     with pytest.raises(ShapeError) as caught:
         parse(text).levels(shape)
     assert words in str(caught.value)

@@ -1,8 +1,8 @@
 """The tuples that kernels take in place of single numbers. A schedule holds them ready; kernels read them by name.
 
-Triton treats each number of a tuple as an argument: 1 and multiples of 16 are compiled in. Numbers that follow the
-size of the batch stay outside, because a tuple has no exception from that. `Tile` is a constant of the kernel as a
-whole. No Triton here.
+Triton treats each number of a tuple as an argument, and compiles in 1 and whether it is a multiple of 16. Numbers that
+follow the batch size stay single arguments, because Triton has no exception for numbers in tuples. Pointers do, too,
+because the launcher looks at their alignment. `Tile` and the options are constants of a kernel. Imports no Triton.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Axes(NamedTuple):
 class WeightIndex(NamedTuple):
     """Which weight belongs to an element.
 
-    The cell's first one is ``cell // cell_div % cell_mod * cell_step``. To it comes ``r0 * row_step``, ``r1`` or the
-    column, if weights vary along that axis (`Along`). Always true is ``offset // inner % period``, but slow.
+    The cell's first weight is ``cell // cell_div % cell_mod * cell_step``. If weights vary along an axis (`Along`),
+    ``r0 * row_step``, ``r1`` or the column is added. ``offset // inner % period`` holds for every region, but is slow.
     """
 
     cell_div: int
@@ -82,8 +82,8 @@ class WeightIndex(NamedTuple):
 class MaskIndex(NamedTuple):
     """Where the byte of a mask is that belongs to an element; a mask has one byte for all channels of a position.
 
-    It is at ``cell // outer_div * outer_step + cell % inner_mod * inner_step + r0 * r0_step + r1 * r1_step``. Always
-    true is ``offset // (channels * positions) * positions + offset % positions``, but slow.
+    It is at ``cell // outer_div * outer_step + cell % inner_mod * inner_step + r0 * r0_step + r1 * r1_step``.
+    ``offset // (channels * positions) * positions + offset % positions`` holds for every region, but is slow.
     """
 
     outer_div: int
@@ -97,7 +97,7 @@ class MaskIndex(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """What a kernel is compiled for: ``k1 * columns`` columns times ``r0 * r1`` elements of each, all powers of two."""
+    """The tile of a program: ``k1 * columns`` columns times ``r0 * r1`` elements of each, all powers of two."""
 
     k1: int
     columns: int
@@ -106,13 +106,13 @@ class Tile(NamedTuple):
     used_columns: int
     """How many columns a cell has."""
     parts: int
-    """Room for the moments of so many parts."""
+    """A power of two, at least the number of parts of a region."""
     wide: bool
     """Whether offsets have 64 bits."""
 
 
 class ForwardOptions(NamedTuple):
-    """What `normalize` is compiled for."""
+    """The constants of `normalize`, apart from its tile."""
 
     walk: int
     along: int
@@ -123,12 +123,12 @@ class ForwardOptions(NamedTuple):
 
 
 class BackwardOptions(NamedTuple):
-    """What the kernels of the backward pass are compiled for."""
+    """The constants that kernels of the backward pass share, apart from their tile."""
 
     features: int
     """The axis along which gradients of weights are added up."""
     per_cell: bool
-    """Whether each cell has sums of its own, since cells have different weights."""
+    """Whether each cell has its own sums, because cells have different weights."""
     along: int
     mask: int
     activation: int
@@ -136,7 +136,7 @@ class BackwardOptions(NamedTuple):
 
 
 class FeatureView(NamedTuple):
-    """What `feature_sums` finds an element's weight and cell by."""
+    """How `feature_sums` finds an element's weight and cell."""
 
     period: int
     inner: int

@@ -64,8 +64,9 @@ def name() -> str:
 def programs(device: torch.device) -> int:
     """How many programs add up gradients of weights at once: four for each multiprocessor.
 
-    Each writes a row of sums. On an H200, four rows for each multiprocessor were 17 % more traffic for rows of 4096
-    elements, one or two rows 2 to 4 %. The interpreter has few programs, so that loops over blocks are tried.
+    Each program writes a row of sums. In a prototype on an H200, four rows for each multiprocessor were 17 % more
+    traffic for rows of 4096 elements; one or two rows were 2 to 4 %. So four may be too many. The interpreter has few
+    programs, so that tests reach the loop over blocks.
     """
     if device.type == "cpu":
         return 3

@@ -100,7 +100,7 @@ def normalize(
     else:
         mean = moments.mean
         rest = moments.rest
-        # A region of padding alone has no deviation; 1 stands in for it.
+        # The deviation of a region of padding alone counts as 1.
         var = tl.where(moments.number == 0, 1.0, moments.squares / tl.maximum(moments.number, 1.0))
         if std_out is not None:
             if tl.program_id(1) == 0:

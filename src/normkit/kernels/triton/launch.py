@@ -34,7 +34,7 @@ RUNNING = 256
 """Channels whose running statistics one program updates, two for each thread. A guess, too."""
 
 _schedules: dict[int, Schedule] = {}
-"""By the numbers of plans. `normkit.kernels.layout` has room for some thousands, and then makes us forget them all."""
+"""By the numbers of plans. `normkit.kernels.layout` keeps a few thousand plans at most, then calls `forget`."""
 _numbers = itertools.count()
 
 
@@ -126,7 +126,7 @@ def norm(
             s.k1, s.cells, s.axes, m.places, s.tile, center, m.indexing,
         )  # fmt: skip
         if total is not None:
-            # That has computed the sum.
+            # The first kernel has computed the sum.
             source, added, kept = total, None, None
     options = ForwardOptions(int(walk), int(s.along), m.indexing, NUMBERS[activation], center, eps)
     launch(
@@ -154,8 +154,7 @@ def norm_backward(
     check_length(std, s.cells, "std")
     x, dy = aligned(x), aligned(dy)
     m = _mask(mask, s)
-    mean = mean if center else None
-    mean = _or_none(mean)
+    mean = _or_none(mean) if center else None
     inputs = (x, m.pointer, mean, std, weight, bias)
     want_features = want.weight or want.bias
     along = s.features if want_features and s.features is not Along.OFFSET else Along.NONE

@@ -9,7 +9,7 @@ Tile and number of parts follow from the region alone, never from the number of 
 output do not depend on the batch that it is in.
 
 Each threshold says where it comes from. "H200" is one NVIDIA H200 with torch 2.11, Triton 3.6 and bfloat16, its cache
-emptied before each call; a figure such as .92 is the share of the time that copying the same tensors takes.
+emptied before each call. A figure such as .92 is the time to copy the same tensors divided by the time of the call.
 
 >>> print(schedule((32, 64, 1, 12544), 64, 12544))      # GroupNorm(1) of [32, 64, 112, 112]
 region 64 x 12544, tile 1 x 1 x 2048, cut into 22 x 1, 4 warps
@@ -28,13 +28,14 @@ WHOLE = 16384
 """Elements of the largest tile; a region that fits is read once and stays in registers.
 
 At 16 warps these are 32 registers a thread for x, and 32 for dy in the backward pass, of the 128 that such a program
-has on NVIDIA's GPUs. On the H200, InstanceNorm on regions of 12,544 elements took 33 us this way, and torch.compile 40.
+has on NVIDIA's GPUs. On the H200, a prototype of InstanceNorm on regions of 12,544 elements took 33 us this way, and
+torch.compile 40.
 """
 CHUNK = 4096
 """Elements of a tile of a region that is walked.
 
-On the H200 a pass over contiguous regions was fastest with 4096 elements at 8 warps (.92 forward, .95 backward);
-rows of 8,192 and more had their optimum between 1024 and 8192.
+On the H200, a prototype's pass over contiguous regions was fastest with 4096 elements at 8 warps (.92 forward, .95
+backward); rows of 8,192 and more had their optimum between 1024 and 8192.
 """
 NEAR, NEAR_BETWEEN = 131072, 32768
 """Elements that one program walks twice, the second time out of the cache; fewer for cells between one another.
@@ -46,26 +47,26 @@ SHARE = 32768
 """Elements of a part, where several programs share a region.
 
 A guess, and too large for batch norm on the H200: [32, 64, 112, 112] gets 230 programs for 132 multiprocessors, and
-reaches .07 in channels_last. Eight programs for each multiprocessor were the optimum there.
+reaches .07 in channels_last. A prototype was fastest with eight programs for each multiprocessor.
 """
 PARTS = 256
-"""Parts of a region at most: a program holds all their moments in one tile, 32 x 256 elements with `LINE` cells."""
+"""Most parts of a region. A program holds the moments of all parts in one tile: 32 x 256 elements for `LINE` cells."""
 LINE = 32
-"""Columns side by side that a tile should have: 32 float32 are 128 bytes, a line of NVIDIA's caches.
+"""Columns that a tile should have side by side: 32 float32 are 128 bytes, a line of NVIDIA's caches.
 
-In bfloat16 they are half a line; on the H200, 64 to 256 columns were faster there.
+In bfloat16 they are half a line; on the H200, a prototype was fastest with 64 to 256 columns.
 """
 SMALLEST = 1024
-"""Elements that a tile should have, so that each thread of two warps has 16. A guess that no GPU has measured."""
+"""Elements that a tile should have: 16 for each thread of two warps. A guess that no GPU has measured."""
 PER_WARP = 512
 """Elements of a tile for each warp, 16 for each thread. A guess that no GPU has measured."""
 MOST_WARPS = 16
 """Warps of a program at most: with 16, a thread has up to 128 registers on NVIDIA's GPUs, with 32 only 64."""
 FULL_ROW = 8
-"""A row of at least this fraction of a walked tile has the tile for itself, with one weight for it where weights vary
-along r0. A guess that no GPU has measured."""
+"""A row of at least 1 / FULL_ROW of a walked tile gets its own tile, which needs one weight if weights vary along r0. A
+guess that no GPU has measured."""
 FAR = 2**31
-"""From so many elements on, offsets have 64 bits: beyond the range of a signed 32-bit number."""
+"""Offsets have 64 bits for tensors of this size, which exceeds the range of a signed 32-bit number."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Schedule:
         parts_r0: number of parts along r0.
         walk: where moments come from, if they are not given.
         along: the axis along which weights vary.
-        features: the axis along which gradients of weights are added up, OFFSET if a kernel of its own does that.
+        features: the axis along which gradients of weights are added up; OFFSET if `feature_sums` does that.
         warps: of a program.
         view: of the plan.
     """
@@ -107,7 +108,7 @@ class Schedule:
 
     @cached_property
     def columns(self) -> int:
-        """Columns of all cells; each has sums of its own."""
+        """Columns of all cells; each has its own sums in the backward pass."""
         return self.cells * self.tile.used_columns
 
     @cached_property
@@ -226,16 +227,16 @@ def _tile(k1: int, columns: int, r0: int, r1: int, between: bool, chunk: int) ->
     """Sizes of a tile along k1, r0 and r1, and how many times a region is read."""
     count, columns = columns * r0 * r1, _power(columns)
     # Cells that lie between one another are read side by side, for whole lines of memory.
-    beside = min(_power(k1), max(1, LINE // (columns * r1))) if between else 1
+    together = min(_power(k1), max(1, LINE // (columns * r1))) if between else 1
     whole_r0, whole_r1 = _power(r0), _power(r1)
-    if beside * columns * whole_r0 * whole_r1 <= WHOLE:
-        tile_k1 = max(beside, SMALLEST // (columns * whole_r0 * whole_r1))
+    if together * columns * whole_r0 * whole_r1 <= WHOLE:
+        tile_k1 = max(together, SMALLEST // (columns * whole_r0 * whole_r1))
         return (min(tile_k1, _power(k1)) if between else tile_k1, whole_r0, whole_r1), Walk.WHOLE
-    most = chunk // (beside * columns)
+    most = chunk // (together * columns)
     tile_r1 = min(whole_r1, most) if whole_r1 <= most else _least_waste(r1, most)
     tile_r0 = 1 if tile_r1 >= chunk // FULL_ROW else min(whole_r0, most // tile_r1)
-    near = beside * count <= (NEAR_BETWEEN if between else NEAR)
-    return (beside, tile_r0, tile_r1), Walk.TWICE if near else Walk.PARTS
+    near = together * count <= (NEAR_BETWEEN if between else NEAR)
+    return (together, tile_r0, tile_r1), Walk.TWICE if near else Walk.PARTS
 
 
 def _features(along: Along, r1: int, tile_r1: int, columns: int) -> Along:

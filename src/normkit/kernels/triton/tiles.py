@@ -55,6 +55,8 @@ class Elements(NamedTuple):
 
 @triton.jit
 def columns_of(block, k1, axes, tile: tl.constexpr):
+    """The columns of the block with this number."""
+    FULL: tl.constexpr = tile.used_columns == tile.columns
     if tile.wide:
         block = tl.full([], 0, tl.int64) + block
     across = tl.cdiv(k1, tile.k1)
@@ -62,20 +64,15 @@ def columns_of(block, k1, axes, tile: tl.constexpr):
     column = tl.arange(0, tile.k1 * tile.columns)
     inner = block % across * tile.k1 + column // tile.columns
     place = column % tile.columns
-    cell = outer * k1 + inner
-    if tile.used_columns == tile.columns:
-        exists = inner < k1
+    exists = inner < k1
+    if not FULL:
+        exists = exists & (place < tile.used_columns)
+    if FULL and tile.columns > 1:
+        # Written as one sum, so that the compiler sees that columns are neighbours.
+        within = block % across * (tile.k1 * tile.columns) + column
     else:
-        exists = (inner < k1) & (place < tile.used_columns)
-    base = outer * axes.stride_k0
-    if tile.columns > 1:
-        if tile.used_columns == tile.columns:
-            # Written as one sum, so that the compiler sees that columns are neighbours.
-            return Columns(cell, place, exists, base + block % across * (tile.k1 * tile.columns) + column)
-        else:
-            return Columns(cell, place, exists, base + inner * axes.stride_k1 + place)
-    else:
-        return Columns(cell, place, exists, base + inner * axes.stride_k1 + place)
+        within = inner * axes.stride_k1 + place
+    return Columns(outer * k1 + inner, place, exists, outer * axes.stride_k0 + within)
 
 
 @triton.jit

@@ -1,7 +1,7 @@
-"""Schedules chosen by the clock, on request, and kept for the next process.
+"""Schedules chosen by measurement, on request, and kept for the next process.
 
-``NORMKIT_AUTOTUNE=1`` turns it on. Results are kept in ``NORMKIT_CACHE``, by default ``~/.cache/normkit``, for each
-GPU and Triton apart. A region added up in another order gives other last bits, so two machines may then differ.
+``NORMKIT_AUTOTUNE=1`` turns it on. Results are kept in ``NORMKIT_CACHE``, by default ``~/.cache/normkit``, separately
+for each GPU and version of Triton. Another order of summation changes the last bits, so two machines may then differ.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def is_on() -> bool:
 
 
 def candidates(numbers: Numbers) -> Iterator[tuple[int, int]]:
-    """(elements of a tile, warps) worth trying; the schedule's own choice first."""
+    """Pairs (elements of a tile, warps) to try; the untuned schedule comes first."""
     first = schedule(*numbers)
     for chunk in (CHUNK,) if first.walk is Walk.WHOLE else (CHUNK, CHUNK // 2, 2 * CHUNK):
         own = schedule(*numbers, chunk=chunk).warps
@@ -32,14 +32,14 @@ def candidates(numbers: Numbers) -> Iterator[tuple[int, int]]:
 
 
 def tuned(numbers: Numbers, where: str, milliseconds: Callable[[Schedule], float]) -> Schedule:
-    """The quickest schedule for a plan's numbers on a GPU of that name; measured once, then read."""
+    """The fastest schedule of a plan on the GPU named `where`: measured once, afterwards read from the file."""
     path = Path(settings.CACHE.value or Path.home() / ".cache" / "normkit") / "schedules.json"
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     key = f"{where}: {numbers}"
     if key not in kept:
         kept[key] = min(candidates(numbers), key=lambda choice: milliseconds(made(numbers, *choice)))
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Whole or not at all: other processes read it, too.
+        # Replaced as a whole, because other processes read the file, too.
         fresh = path.with_suffix(f".{os.getpid()}")
         fresh.write_text(json.dumps(kept, indent=1), encoding="utf-8")
         fresh.replace(path)
