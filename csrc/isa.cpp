@@ -1,4 +1,4 @@
-// The kernels for one instruction set: compiled several times, with NORMKIT_ISA naming the function that hands them out.
+// The kernels for one instruction set. This file is compiled once for each; NORMKIT_ISA names the function at its end.
 #include "walk/columns.h"
 #include "walk/columns_backward.h"
 #include "walk/rows.h"

@@ -22,10 +22,11 @@ struct View {
 
 enum class Activation : int { none = 0, relu, leaky_relu, silu, gelu, gelu_tanh, sigmoid, tanh };
 
-// What is done in the same pass. Forward: residual, of x's type, is added before and the sum kept in `sum`, where backward
-// finds its x; the activation comes after. Backward: `residual` is the gradient that reached the sum, added to dx, and
-// `bias` what z = x_hat * weight + bias is recomputed with; dx is then needed as a place for dy * f'(z). `mask`: one byte
-// for `channels` elements that lie `inner` apart, 0 where they are padding; `counts`: the real elements of each cell.
+// What is done in the same pass as a normalization. Forward: `residual`, of x's type, is added first; the sum is
+// written to `sum`, and it is the x of backward. The activation is applied last. Backward: `residual` is the gradient
+// of the sum and is added to dx. `bias` is needed for z = x_hat * weight + bias, which the activation was applied to;
+// dx must be there, because dy * f'(z) is kept in it. `mask`: one byte for `channels` elements that lie `inner` apart,
+// 0 where they are padding. `counts`: the number of valid elements in each cell.
 struct Fusion {
   bool backward = false;
   Activation activation = Activation::none;
@@ -38,8 +39,8 @@ struct Fusion {
 };
 
 // x, y: the storage type. weight, bias, mean, std: its arithmetic type (double for double, else float).
-// Null where absent. With `fixed` the moments are given; else they are written where there is a place for them. The
-// standard deviation, not the variance, because its range in fp32 is that of the data.
+// Null where absent. With `fixed` the moments are given; else they are written, unless null. They hold the standard
+// deviation and not the variance, because its range in fp32 is that of the data.
 struct Forward {
   const void* x;
   void* y;
@@ -50,7 +51,7 @@ struct Forward {
   double eps;
   bool center;
   bool fixed;
-  bool length = false;  // divide by the Euclidean length of the cell instead; `std` is then that length, 1 where it is 0
+  bool length = false;  // divide by the Euclidean length of the cell; `std` is then that length, 1 where it is 0
   const Fusion* fused = nullptr;
 };
 

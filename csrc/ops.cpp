@@ -29,10 +29,11 @@ using torch::stable::Tensor;
 const Kernels& kernels() {
   static const Kernels* chosen = [] {
 #if defined(__x86_64__) || defined(_M_X64)
-    const char* wish = std::getenv("NORMKIT_ISA");
-    const std::string asked = wish ? wish : "";
+    const char* value = std::getenv("NORMKIT_ISA");
+    const std::string asked = value ? value : "";
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");  // and so F16C, which Clang cannot ask for
+    // These processors have F16C too, which Clang cannot ask for.
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     const bool any = asked.empty() || asked == "avx512_bf16";
@@ -143,78 +144,115 @@ void check_length(const std::optional<Tensor>& t, int64_t n, const Tensor& x, co
                   "normkit: ", what, " must be contiguous, in the arithmetic type, with ", n, " elements");
 }
 
-std::tuple<Tensor, Tensor, Tensor> cpu_normalize(
-    const Tensor& x, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, int64_t plan, double eps, bool center) {
-  const View v = view_of(x, plan);
+using Given = std::optional<Tensor>;
+
+// Forward: everything but the moments.
+Forward forward_of(
+    const Tensor& x, Tensor& y, const View& v, const Given& weight, const Given& bias, double eps, bool center) {
   check_length(weight, v.period, x, "weight");
   check_length(bias, v.period, x, "bias");
-  Tensor y = like(x);
-  Tensor mean = fresh(x, center ? v.cells() : 0), dev = fresh(x, v.cells());
-  const Forward f{x.const_data_ptr(), y.mutable_data_ptr(), pointer(weight), pointer(bias),
-                  center ? mean.mutable_data_ptr() : nullptr, dev.mutable_data_ptr(), eps, center, false};
+  const void *w = pointer(weight), *b = pointer(bias);
+  return {x.const_data_ptr(), y.mutable_data_ptr(), w, b, nullptr, nullptr, eps, center, false};
+}
+void give_moments(Forward& f, const Tensor& x, const View& v, const Given& mean, const Given& std) {
+  check_length(mean, v.cells(), x, "mean");
+  check_length(std, v.cells(), x, "std");
+  f.mean = const_cast<void*>(pointer(mean));
+  f.std = const_cast<void*>(pointer(std));
+  f.fixed = true;
+}
+void run(const Tensor& x, const View& v, const Forward& f) {
   kernels().forward(storage_of(x), v, f, pool_for(v.numel()));
-  return {y, mean, dev};
+}
+void run(const Tensor& x, const View& v, const Backward& f) {
+  kernels().backward(storage_of(x), v, f, pool_for(v.numel()));
 }
 
-// Nothing but y: half of a small call is the memory for moments that nobody will ask for.
-Tensor cpu_infer(
-    const Tensor& x, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, int64_t plan, double eps, bool center) {
+// The moments of x, which a call returns.
+struct Moments {
+  Tensor mean, std;
+
+  Moments(const Tensor& x, const View& v, bool center)
+      : mean(fresh(x, center ? v.cells() : 0)), std(fresh(x, v.cells())) {}
+  void write_in(Forward& f) {
+    f.mean = f.center ? mean.mutable_data_ptr() : nullptr;
+    f.std = std.mutable_data_ptr();
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> cpu_normalize(
+    const Tensor& x, const Given& weight, const Given& bias, int64_t plan, double eps, bool center) {
   const View v = view_of(x, plan);
-  check_length(weight, v.period, x, "weight");
-  check_length(bias, v.period, x, "bias");
   Tensor y = like(x);
-  const Forward f{x.const_data_ptr(), y.mutable_data_ptr(), pointer(weight), pointer(bias), nullptr, nullptr, eps, center, false};
-  kernels().forward(storage_of(x), v, f, pool_for(v.numel()));
+  Forward f = forward_of(x, y, v, weight, bias, eps, center);
+  Moments moments(x, v, center);
+  moments.write_in(f);
+  run(x, v, f);
+  return {std::move(y), std::move(moments.mean), std::move(moments.std)};
+}
+
+// Only y: half of the time of a small call is the memory for moments, and here nobody asks for them.
+Tensor cpu_infer(const Tensor& x, const Given& weight, const Given& bias, int64_t plan, double eps, bool center) {
+  const View v = view_of(x, plan);
+  Tensor y = like(x);
+  run(x, v, forward_of(x, y, v, weight, bias, eps, center));
   return y;
 }
 
 Tensor cpu_standardize(
-    const Tensor& x, const Tensor& mean, const Tensor& dev, const std::optional<Tensor>& weight,
-    const std::optional<Tensor>& bias, int64_t plan, double eps) {
+    const Tensor& x, const Tensor& mean, const Tensor& std, const Given& weight, const Given& bias, int64_t plan,
+    double eps) {
   const View v = view_of(x, plan);
-  check_length(weight, v.period, x, "weight");
-  check_length(bias, v.period, x, "bias");
-  check_length(mean, v.cells(), x, "mean");
-  check_length(dev, v.cells(), x, "std");
   Tensor y = like(x);
-  const Forward f{x.const_data_ptr(), y.mutable_data_ptr(), pointer(weight), pointer(bias),
-                  const_cast<void*>(mean.const_data_ptr()), const_cast<void*>(dev.const_data_ptr()), eps, true, true};
-  kernels().forward(storage_of(x), v, f, pool_for(v.numel()));
+  Forward f = forward_of(x, y, v, weight, bias, eps, true);
+  give_moments(f, x, v, mean, std);
+  run(x, v, f);
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor> cpu_backward(
-    const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& dev, const std::optional<Tensor>& weight,
-    int64_t plan, double eps,
-    bool center, bool fixed, bool want_x, bool want_weight, bool want_bias) {
-  const View v = view_of(x, plan);
+// The gradients that a call returns, empty where they are not wanted.
+struct Gradients {
+  Tensor x, weight, bias;
+
+  Gradients(const Tensor& like_x, const View& v, bool want_x, bool want_weight, bool want_bias)
+      : x(want_x ? like(like_x) : fresh(like_x, 0)), weight(fresh(like_x, want_weight ? v.period : 0)),
+        bias(fresh(like_x, want_bias ? v.period : 0)) {}
+  std::tuple<Tensor, Tensor, Tensor> all() { return {std::move(x), std::move(weight), std::move(bias)}; }
+};
+void* place(Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }
+
+Backward backward_of(const Tensor& dy, const Tensor& x, const View& v, const Tensor& mean, const Tensor& std,
+                     const Given& weight, double eps, bool center, bool fixed, Gradients& out) {
   check_length(weight, v.period, x, "weight");
   if (center) check_length(mean, v.cells(), x, "mean");
-  check_length(dev, v.cells(), x, "std");
+  check_length(std, v.cells(), x, "std");
   STD_TORCH_CHECK(dy.numel() == x.numel() && dy.scalar_type() == x.scalar_type(), "normkit: dy must be like x");
-  Tensor dx = want_x ? like(x) : fresh(x, 0);
-  Tensor dw = fresh(x, want_weight ? v.period : 0), db = fresh(x, want_bias ? v.period : 0);
-  const Backward f{dy.const_data_ptr(), x.const_data_ptr(), pointer(weight), mean.const_data_ptr(), dev.const_data_ptr(),
-                   want_x ? dx.mutable_data_ptr() : nullptr, want_weight ? dw.mutable_data_ptr() : nullptr,
-                   want_bias ? db.mutable_data_ptr() : nullptr, eps, center, fixed};
-  kernels().backward(storage_of(x), v, f, pool_for(v.numel()));
-  return {dx, dw, db};
+  return {dy.const_data_ptr(), x.const_data_ptr(), pointer(weight), mean.const_data_ptr(), std.const_data_ptr(),
+          place(out.x), place(out.weight), place(out.bias), eps, center, fixed};
 }
 
-using Given = std::optional<Tensor>;
+std::tuple<Tensor, Tensor, Tensor> cpu_backward(
+    const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& std, const Given& weight, int64_t plan,
+    double eps, bool center, bool fixed, bool want_x, bool want_weight, bool want_bias) {
+  const View v = view_of(x, plan);
+  Gradients out(x, v, want_x, want_weight, want_bias);
+  run(x, v, backward_of(dy, x, v, mean, std, weight, eps, center, fixed, out));
+  return out.all();
+}
 
-Fusion fusion_of(const Tensor& x, const View& v, const Given& residual, const Given& mask, const Given& counts, int64_t channels,
-                 int64_t inner, int64_t activation) {
+Fusion fusion_of(const Tensor& x, const View& v, const Given& residual, const Given& mask, const Given& counts,
+                 int64_t channels, int64_t inner, int64_t activation) {
   STD_TORCH_CHECK(!residual || (residual->numel() == x.numel() && residual->scalar_type() == x.scalar_type()),
                   "normkit: the residual must be like x");
-  STD_TORCH_CHECK(!mask == !counts, "normkit: a mask comes with the number of real elements of each cell");
+  STD_TORCH_CHECK(!mask == !counts, "normkit: a mask comes with the number of valid elements of each cell");
   if (mask) {
     const ScalarType type = mask->scalar_type();
-    STD_TORCH_CHECK(mask->is_contiguous() && (type == ScalarType::Byte || type == ScalarType::Bool) && channels > 0 && inner > 0 &&
-                        mask->numel() * channels == x.numel() && x.numel() % (channels * inner) == 0,
+    const bool bytes = mask->is_contiguous() && (type == ScalarType::Byte || type == ScalarType::Bool);
+    STD_TORCH_CHECK(bytes && channels > 0 && inner > 0 && mask->numel() * channels == x.numel() &&
+                        x.numel() % (channels * inner) == 0,
                     "normkit: the mask must be contiguous, one byte for each place of x");
-    STD_TORCH_CHECK(counts->scalar_type() == ScalarType::Double && counts->is_contiguous() && counts->numel() == v.cells(),
-                    "normkit: counts must be float64, one for each cell");
+    const bool numbers = counts->scalar_type() == ScalarType::Double && counts->is_contiguous();
+    STD_TORCH_CHECK(numbers && counts->numel() == v.cells(), "normkit: counts must be float64, one for each cell");
   }
   STD_TORCH_CHECK(0 <= activation && activation <= int64_t(Activation::tanh), "normkit: no activation ", activation);
   Fusion out;
@@ -227,111 +265,103 @@ Fusion fusion_of(const Tensor& x, const View& v, const Given& residual, const Gi
   return out;
 }
 
-// mean and std: given, or else those of x, which are returned.
+// mean and std are given, or else those of x are returned.
 std::tuple<Tensor, Tensor, Tensor, Tensor> cpu_fused(
-    const Tensor& x, const Given& residual, const Given& mask, const Given& counts, int64_t channels, int64_t inner, const Given& mean,
-    const Given& dev, const Given& weight, const Given& bias, int64_t plan, double eps, bool center, int64_t activation) {
+    const Tensor& x, const Given& residual, const Given& mask, const Given& counts, int64_t channels, int64_t inner,
+    const Given& mean, const Given& std, const Given& weight, const Given& bias, int64_t plan, double eps, bool center,
+    int64_t activation) {
   const View v = view_of(x, plan);
-  check_length(weight, v.period, x, "weight");
-  check_length(bias, v.period, x, "bias");
-  check_length(mean, v.cells(), x, "mean");
-  check_length(dev, v.cells(), x, "std");
   Fusion fusion = fusion_of(x, v, residual, mask, counts, channels, inner, activation);
-  Tensor y = like(x), sum = residual ? like(x) : x;
-  Tensor own_mean = fresh(x, center && !dev ? v.cells() : 0), own_dev = fresh(x, dev ? 0 : v.cells());
+  Tensor y = like(x), sum = residual ? like(x) : fresh(x, 0);
   if (residual) fusion.sum = sum.mutable_data_ptr();
-  Forward f{x.const_data_ptr(), y.mutable_data_ptr(), pointer(weight), pointer(bias), nullptr, nullptr, eps, center, bool(dev)};
+  Forward f = forward_of(x, y, v, weight, bias, eps, center);
   f.fused = &fusion;
-  if (dev) {
-    f.mean = const_cast<void*>(mean->const_data_ptr()), f.std = const_cast<void*>(dev->const_data_ptr());
-  } else {
-    f.mean = center ? own_mean.mutable_data_ptr() : nullptr, f.std = own_dev.mutable_data_ptr();
+  if (std) {
+    give_moments(f, x, v, mean, std);
+    run(x, v, f);
+    return {y, sum, fresh(x, 0), fresh(x, 0)};
   }
-  kernels().forward(storage_of(x), v, f, pool_for(v.numel()));
-  return {y, residual ? sum : fresh(x, 0), own_mean, own_dev};
+  Moments moments(x, v, center);
+  moments.write_in(f);
+  run(x, v, f);
+  return {std::move(y), std::move(sum), std::move(moments.mean), std::move(moments.std)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> cpu_fused_backward(
-    const Tensor& dy, const Given& dsum, const Tensor& x, const Given& mask, const Given& counts, int64_t channels, int64_t inner,
-    const Tensor& mean, const Tensor& dev, const Given& weight, const Given& bias, int64_t plan, double eps, bool center, bool fixed,
-    int64_t activation, bool want_weight, bool want_bias) {
+    const Tensor& dy, const Given& dsum, const Tensor& x, const Given& mask, const Given& counts, int64_t channels,
+    int64_t inner, const Tensor& mean, const Tensor& std, const Given& weight, const Given& bias, int64_t plan,
+    double eps, bool center, bool fixed, int64_t activation, bool want_weight, bool want_bias) {
   const View v = view_of(x, plan);
-  check_length(weight, v.period, x, "weight");
   check_length(bias, v.period, x, "bias");
-  if (center) check_length(mean, v.cells(), x, "mean");
-  check_length(dev, v.cells(), x, "std");
-  STD_TORCH_CHECK(dy.numel() == x.numel() && dy.scalar_type() == x.scalar_type(), "normkit: dy must be like x");
   Fusion fusion = fusion_of(x, v, dsum, mask, counts, channels, inner, activation);
   fusion.backward = true;
   fusion.bias = pointer(bias);
-  Tensor dx = like(x), dw = fresh(x, want_weight ? v.period : 0), db = fresh(x, want_bias ? v.period : 0);
-  Backward f{dy.const_data_ptr(), x.const_data_ptr(), pointer(weight), mean.const_data_ptr(), dev.const_data_ptr(),
-             dx.mutable_data_ptr(), want_weight ? dw.mutable_data_ptr() : nullptr,
-             want_bias ? db.mutable_data_ptr() : nullptr, eps, center, fixed};
+  Gradients out(x, v, true, want_weight, want_bias);
+  Backward f = backward_of(dy, x, v, mean, std, weight, eps, center, fixed, out);
   f.fused = &fusion;
-  kernels().backward(storage_of(x), v, f, pool_for(v.numel()));
-  return {dx, dw, db};
+  run(x, v, f);
+  return out.all();
 }
 
-std::tuple<Tensor, Tensor> cpu_weight_norm(const Tensor& v, const Tensor& g, int64_t plan) {
+View lengths_of(const Tensor& v, const Tensor& g, int64_t plan) {
   const View view = view_of(v, plan);
   check_length(g, view.cells(), v, "g");
   STD_TORCH_CHECK(view.period == view.cells(), "normkit: a length for each cell");
+  return view;
+}
+std::tuple<Tensor, Tensor> cpu_weight_norm(const Tensor& v, const Tensor& g, int64_t plan) {
+  const View view = lengths_of(v, g, plan);
   Tensor w = like(v), length = fresh(v, view.cells());
-  const Forward f{v.const_data_ptr(), w.mutable_data_ptr(), g.const_data_ptr(), nullptr,
-                  nullptr, length.mutable_data_ptr(), 0, false, false, true};
-  kernels().forward(storage_of(v), view, f, pool_for(v.numel()));
+  run(v, view, Forward{v.const_data_ptr(), w.mutable_data_ptr(), g.const_data_ptr(), nullptr, nullptr,
+                       length.mutable_data_ptr(), 0, false, false, true});
   return {w, length};
 }
 std::tuple<Tensor, Tensor> cpu_weight_norm_backward(
     const Tensor& dw, const Tensor& v, const Tensor& g, const Tensor& length, int64_t plan) {
-  const View view = view_of(v, plan);
-  check_length(g, view.cells(), v, "g");
+  const View view = lengths_of(v, g, plan);
   check_length(length, view.cells(), v, "length");
-  STD_TORCH_CHECK(view.period == view.cells(), "normkit: a length for each cell");
   STD_TORCH_CHECK(dw.numel() == v.numel() && dw.scalar_type() == v.scalar_type(), "normkit: dw must be like v");
   Tensor dv = like(v), dg = fresh(v, view.cells());
-  const Backward f{dw.const_data_ptr(), v.const_data_ptr(), g.const_data_ptr(), nullptr, length.const_data_ptr(),
-                   dv.mutable_data_ptr(), dg.mutable_data_ptr(), nullptr, 0, false, false, true};
-  kernels().backward(storage_of(v), view, f, pool_for(v.numel()));
+  run(v, view, Backward{dw.const_data_ptr(), v.const_data_ptr(), g.const_data_ptr(), nullptr, length.const_data_ptr(),
+                        dv.mutable_data_ptr(), dg.mutable_data_ptr(), nullptr, 0, false, false, true});
   return {dv, dg};
 }
 
-// How many channels were left alone.
+// body(a null pointer to its type) for a tensor in an arithmetic type.
+template <class Body> auto with_type(const Tensor& t, const Body& body) {
+  if (t.scalar_type() == ScalarType::Double) return body(static_cast<double*>(nullptr));
+  return body(static_cast<float*>(nullptr));
+}
+
+// Returns how many channels were skipped.
 int64_t cpu_move_running(
-    Tensor running_mean, Tensor running_var, const Tensor& mean, const Tensor& dev, int64_t count, double momentum) {
+    Tensor running_mean, Tensor running_var, const Tensor& mean, const Tensor& std, int64_t count, double momentum) {
   const int64_t channels = running_mean.numel(), samples = mean.numel() / (channels ? channels : 1);
-  STD_TORCH_CHECK(running_var.numel() == channels && mean.numel() == samples * channels && dev.numel() == mean.numel() &&
-                      running_mean.is_contiguous() && running_var.is_contiguous() && count > 1,
+  const bool same = running_var.numel() == channels && std.numel() == mean.numel();
+  const bool contiguous = running_mean.is_contiguous() && running_var.is_contiguous();
+  STD_TORCH_CHECK(same && mean.numel() == samples * channels && contiguous && count > 1,
                   "normkit: running statistics must be contiguous, one for each channel");
-  STD_TORCH_CHECK(running_mean.scalar_type() == running_var.scalar_type() && mean.scalar_type() == dev.scalar_type(),
+  STD_TORCH_CHECK(running_mean.scalar_type() == running_var.scalar_type() && mean.scalar_type() == std.scalar_type(),
                   "normkit: running statistics of one type");
-  const int64_t before = skipped_channels;
-  const auto go = [&](auto* from_mean, auto* from_dev) {
-    if (running_mean.scalar_type() == ScalarType::Double)
-      move_running(static_cast<double*>(running_mean.mutable_data_ptr()), static_cast<double*>(running_var.mutable_data_ptr()),
-           from_mean, from_dev, channels, samples, double(count), momentum);
-    else
-      move_running(static_cast<float*>(running_mean.mutable_data_ptr()), static_cast<float*>(running_var.mutable_data_ptr()),
-           from_mean, from_dev, channels, samples, double(count), momentum);
-  };
-  if (mean.scalar_type() == ScalarType::Double)
-    go(static_cast<const double*>(mean.const_data_ptr()), static_cast<const double*>(dev.const_data_ptr()));
-  else
-    go(static_cast<const float*>(mean.const_data_ptr()), static_cast<const float*>(dev.const_data_ptr()));
-  return skipped_channels - before;
+  return with_type(running_mean, [&]<class B>(B*) {
+    return with_type(mean, [&]<class A>(A*) {
+      return move_running(
+          static_cast<B*>(running_mean.mutable_data_ptr()), static_cast<B*>(running_var.mutable_data_ptr()),
+          static_cast<const A*>(mean.const_data_ptr()), static_cast<const A*>(std.const_data_ptr()), channels, samples,
+          double(count), momentum);
+    });
+  });
 }
 
 // By the processor's square root: torch's own, by a library of vector functions, may differ in the last bit.
 Tensor cpu_root(const Tensor& var, double eps) {
-  STD_TORCH_CHECK(var.is_contiguous() && var.scalar_type() == arithmetic_of(var), "normkit: var must be contiguous, in the arithmetic type");
-  const Tensor dev = like(var);
-  const auto go = [&]<class T>(T) {
-    roots(static_cast<const T*>(var.const_data_ptr()), static_cast<T*>(dev.mutable_data_ptr()), var.numel(), eps);
-  };
-  if (var.scalar_type() == ScalarType::Double) go(0.0);
-  else go(0.0f);
-  return dev;
+  STD_TORCH_CHECK(var.is_contiguous() && var.scalar_type() == arithmetic_of(var),
+                  "normkit: var must be contiguous, in the arithmetic type");
+  const Tensor std = like(var);
+  with_type(var, [&]<class A>(A*) {
+    roots(static_cast<const A*>(var.const_data_ptr()), static_cast<A*>(std.mutable_data_ptr()), var.numel(), eps);
+  });
+  return std;
 }
 
 std::string isa() { return kernels().isa; }
@@ -339,15 +369,27 @@ std::string isa() { return kernels().isa; }
 }  // namespace
 
 STABLE_TORCH_LIBRARY(normkit_native, m) {
-  m.def("normalize(Tensor x, Tensor? weight, Tensor? bias, int plan, float eps, bool center) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "normalize(Tensor x, Tensor? weight, Tensor? bias, int plan, float eps, bool center) -> (Tensor, Tensor, "
+      "Tensor)");
   m.def("infer(Tensor x, Tensor? weight, Tensor? bias, int plan, float eps, bool center) -> Tensor");
-  m.def("move_running(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor std, int count, float momentum) -> int");
+  m.def(
+      "move_running(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor std, int count, float "
+      "momentum) -> int");
   m.def("weight_norm(Tensor v, Tensor g, int plan) -> (Tensor, Tensor)");
   m.def("weight_norm_backward(Tensor dw, Tensor v, Tensor g, Tensor length, int plan) -> (Tensor, Tensor)");
-  m.def("fused(Tensor x, Tensor? residual, Tensor? mask, Tensor? counts, int channels, int inner, Tensor? mean, Tensor? std, Tensor? weight, Tensor? bias, int plan, float eps, bool center, int activation) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("fused_backward(Tensor dy, Tensor? dsum, Tensor x, Tensor? mask, Tensor? counts, int channels, int inner, Tensor mean, Tensor std, Tensor? weight, Tensor? bias, int plan, float eps, bool center, bool fixed, int activation, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "fused(Tensor x, Tensor? residual, Tensor? mask, Tensor? counts, int channels, int inner, Tensor? mean, "
+      "Tensor? std, Tensor? weight, Tensor? bias, int plan, float eps, bool center, int activation) -> (Tensor, "
+      "Tensor, Tensor, Tensor)");
+  m.def(
+      "fused_backward(Tensor dy, Tensor? dsum, Tensor x, Tensor? mask, Tensor? counts, int channels, int inner, "
+      "Tensor mean, Tensor std, Tensor? weight, Tensor? bias, int plan, float eps, bool center, bool fixed, int "
+      "activation, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
   m.def("standardize(Tensor x, Tensor mean, Tensor std, Tensor? weight, Tensor? bias, int plan, float eps) -> Tensor");
-  m.def("backward(Tensor dy, Tensor x, Tensor mean, Tensor std, Tensor? weight, int plan, float eps, bool center, bool fixed, bool want_x, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "backward(Tensor dy, Tensor x, Tensor mean, Tensor std, Tensor? weight, int plan, float eps, bool center, "
+      "bool fixed, bool want_x, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
   m.def("plan(int k0, int r0, int k1, int r1, int period, int inner, bool columns) -> int");
   m.def("forget(int plan) -> ()");
   m.def("root(Tensor var, float eps) -> Tensor");
@@ -374,6 +416,7 @@ STABLE_TORCH_LIBRARY_IMPL(normkit_native, CompositeExplicitAutograd, m) {
 }
 
 extern "C" __attribute__((visibility("default"))) const normkit::FastPathKernels* normkit_fastpath() {
-  static const normkit::FastPathKernels shared{&kernels(), [](int64_t plan, View* out) { return plans().find(plan, out); }, pool_for};
+  static const normkit::FastPathKernels shared{
+      &kernels(), [](int64_t plan, View* out) { return plans().find(plan, out); }, pool_for};
   return &shared;
 }

@@ -1,5 +1,5 @@
-// Activations and their slopes, written so that the compiler vectorizes them: fp32 to a few units in the last place, double
-// by the standard library.
+// Activations and their slopes, written so that the compiler vectorizes them: fp32 to a few units in the last place,
+// double by the standard library.
 #pragma once
 #include "kernel.h"
 #include "vector/convert.h"
@@ -56,7 +56,7 @@ ALWAYS_INLINE float tanh_of(float x) {
   return t < 0.390625f ? small : large;
 }
 
-// f(z) and f'(z). A number that is none stays none.
+// f(z) and f'(z). NaN stays NaN.
 template <Activation K> struct Function;
 template <> struct Function<Activation::relu> {
   template <class A> ALWAYS_INLINE static A value(A z) { return z < 0 ? A(0) : z; }
@@ -82,13 +82,17 @@ template <> struct Function<Activation::tanh> {
   template <class A> ALWAYS_INLINE static A slope(A z) { const A t = tanh_of(z); return A(1) - t * t; }
 };
 template <> struct Function<Activation::gelu> {
-  template <class A> ALWAYS_INLINE static A value(A z) { return z * (A(0.5) + A(0.5) * erf_of(z * A(0.70710678118654752))); }
+  template <class A> ALWAYS_INLINE static A value(A z) {
+    return z * (A(0.5) + A(0.5) * erf_of(z * A(0.70710678118654752)));
+  }
   template <class A> ALWAYS_INLINE static A slope(A z) {
     return A(0.5) + A(0.5) * erf_of(z * A(0.70710678118654752)) + z * A(0.39894228040143268) * exp_of(A(-0.5) * z * z);
   }
 };
 template <> struct Function<Activation::gelu_tanh> {
-  template <class A> ALWAYS_INLINE static A inside(A z) { return A(0.79788456080286536) * (z + A(0.044715) * z * z * z); }
+  template <class A> ALWAYS_INLINE static A inside(A z) {
+    return A(0.79788456080286536) * (z + A(0.044715) * z * z * z);
+  }
   template <class A> ALWAYS_INLINE static A value(A z) { return A(0.5) * z * (A(1) + tanh_of(inside(z))); }
   template <class A> ALWAYS_INLINE static A slope(A z) {
     const A t = tanh_of(inside(z)), rise = A(0.79788456080286536) * (A(1) + A(3 * 0.044715) * z * z);

@@ -1,4 +1,4 @@
-// Weight and bias laid along memory: constant over a run of elements, or one for each element of a vector.
+// Weight and bias along memory: constant over a run of elements, or one for each element of a vector.
 #pragma once
 #include "kernel.h"
 #include "vector/lanes.h"
@@ -75,7 +75,7 @@ template <class A> struct AffineGrads {
       for (int64_t j = 0; j < width; ++j) qw[j] += double(pw[j]), qb[j] += double(pb[j]);
     }
     for (int64_t j = 0; j < width; ++j) {
-      const int64_t i = width == period ? j : index(j);  // a slot for each weight stands in its place
+      const int64_t i = width == period ? j : index(j);  // there is one slot for each weight, in the same order
       tw[i] += sw[j];
       tb[i] += sb[j];
     }

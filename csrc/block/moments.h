@@ -20,7 +20,8 @@ struct Moments {
   }
 };
 
-// fp32 squares of such sums overflow, or underflow where eps cannot hide it: the block is then redone in double.
+// fp32 squares with such sums have overflowed, or underflowed where eps does not hide it: the block is then summed
+// again in double.
 constexpr double HUGE_SQUARES = 1e37, TINY_SQUARES = 1e-28;
 inline bool out_of_range(double squares, double eps) {
   return !(squares < HUGE_SQUARES) || (squares < TINY_SQUARES && eps < TINY_SQUARES);
@@ -31,23 +32,23 @@ inline double square(double s) { return s * s; }
 // How far a guess may be from the mean, squared and in variances, before the deviations from it are too inexact.
 constexpr double FAR_OFF = 16;
 
-// Two passes over a block that is in the cache: a mean, then the deviations from it, whose own sum corrects the mean.
-// In stages, so that several short rows can go through them side by side.
+// TwoSums passes over a block that is in the cache: a mean, then the deviations from it, whose own sum corrects the
+// mean. In stages, so that several short rows can go through them side by side.
 template <class T> arithmetic<T> guess_mean(const T* x, int64_t n, bool center) {
   using A = arithmetic<T>;
   if (!center) return A(0);
-  // Half precision forgives a guess that is a little off, and saves a pass.
+  // With half precision a guess that is a little off is good enough, and saves a pass.
   const int64_t some = PACKED<T> && n > LANES ? LANES : n;
   return A(sum_one(x, some) * (1.0 / double(some)));
 }
-template <class T> Two deviations(const T* x, int64_t n, arithmetic<T> guess) {
+template <class T> TwoSums deviations(const T* x, int64_t n, arithmetic<T> guess) {
   return sum_two<T>(n, [x, guess](auto at, auto& d, auto& d2) {
     d = at(x, guess) - guess;
     d2 = d * d;
   });
 }
 template <class T>
-Moments conclude(const T* x, int64_t n, arithmetic<T> guess, const Two& sums, bool center, double eps) {
+Moments conclude(const T* x, int64_t n, arithmetic<T> guess, const TwoSums& sums, bool center, double eps) {
   const double shift = center ? sums.a * (1.0 / double(n)) : 0, off = shift * sums.a;
   // Squares that are all 0 cannot tell whether another guess is better, and would ask for one forever.
   const bool far_off = PACKED<T> && center && sums.b > 0 && off > FAR_OFF * (sums.b - off);
@@ -71,7 +72,8 @@ template <class T> Moments moments_of(const T* x, int64_t n, bool center, double
   return conclude(x, n, guess, deviations(x, n, guess), center, eps);
 }
 
-// How moments are applied: y = (x - mean) * rstd + shift, the mean in the arithmetic type and `shift` its rest; n of them.
+// How moments are applied: y = (x - mean) * rstd + shift, the mean in the arithmetic type and `shift` its rest; n of
+// them.
 template <class A>
 void scales_of(int64_t n, const double* mu, const double* var, double eps, A* mean, A* rstd, A* shift) {
 #pragma omp simd
@@ -103,7 +105,7 @@ template <class A, int G> struct Scales {
   }
 };
 
-// What a cell of that square sum is divided by, where it is divided by its length.
+// The length of a cell with that sum of squares; 1 where it is 0, because the cell is divided by it.
 inline double length_of(double squares) { return squares > 0 ? std::sqrt(squares) : 1; }
 
 }  // namespace

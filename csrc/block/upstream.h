@@ -1,5 +1,5 @@
-// How the backward pass reads a block: x with its padding replaced, and dy with its padding at 0, times the slope of the
-// activation. Of two passes, the first leaves that product in dx and the second reads it there.
+// How the backward pass reads a block: x with its padding replaced, and dy with its padding at 0, times the slope of
+// the activation. Of two passes, the first leaves that product in dx and the second reads it there.
 #pragma once
 #include "block/activation.h"
 #include "block/mask.h"

@@ -1,5 +1,5 @@
-// How results go to memory: converted, the activation applied or a gradient added, padding set to 0, and written past the
-// cache where there are many.
+// How results go to memory: converted, the activation applied or a gradient added, padding set to 0, and written past
+// the cache where there are many.
 #pragma once
 #include "block/activation.h"
 #include "block/mask.h"

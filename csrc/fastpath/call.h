@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/graph_task.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -246,11 +247,15 @@ int64_t common_count(const Call& c) {
   return int64_t(counts[0]);
 }
 
+// Channels whose running statistics no call has updated so far, because the new ones would not be finite.
+std::atomic<int64_t> skipped_channels{0};
+
 void update(const Statistics& running, const Tensor& mean, const Tensor& std, int64_t count) {
   const int64_t channels = running.mean.numel(), samples = mean.numel() / channels;
   const auto go = [&]<class T>(T) {
-    move_running(running.mean.mutable_data_ptr<T>(), running.var.mutable_data_ptr<T>(), mean.const_data_ptr<T>(),
-                 std.const_data_ptr<T>(), channels, samples, double(count), running.momentum);
+    skipped_channels += move_running(running.mean.mutable_data_ptr<T>(), running.var.mutable_data_ptr<T>(),
+                                     mean.const_data_ptr<T>(), std.const_data_ptr<T>(), channels, samples, double(count),
+                                     running.momentum);
   };
   if (mean.scalar_type() == at::kDouble) go(0.0);
   else go(0.0f);

@@ -1,11 +1,11 @@
-// Sums over n elements that loops see as T. Many independent sums keep the adders busy and the error small. How an element
-// is summed depends on its place and on n alone.
+// Sums over n elements that loops see as T. Many independent sums keep the adders busy and the error small. How an
+// element is summed depends on its place and on n alone.
 #pragma once
 #include "vector/memory.h"
 
 namespace {
 
-struct Two { double a, b; };
+struct TwoSums { double a, b; };
 
 template <int N, class A> inline double total(const A* lanes) {
   A t = 0;
@@ -57,7 +57,7 @@ ALWAYS_INLINE void add_lanes(int64_t n, arithmetic<T>* a, arithmetic<T>* b, cons
   }
 }
 
-// Two running sums, for when the elements come in several pieces.
+// TwoSums running sums, for when the elements come in several pieces.
 template <class T> struct Lanes {
   using A = arithmetic<T>;
   A a[LANES] = {}, b[LANES] = {};
@@ -83,12 +83,12 @@ template <class T> struct Lanes {
   }
 };
 
-template <int N, class T, class Term> inline Two sum_two_in(int64_t n, const Term& term) {
+template <int N, class T, class Term> inline TwoSums sum_two_in(int64_t n, const Term& term) {
   arithmetic<T> a[N] = {}, b[N] = {};
   add_lanes<N, T>(n, a, b, term);
   return {total<N>(a), total<N>(b)};
 }
-template <class T, class Term> inline Two sum_two(int64_t n, const Term& term) {
+template <class T, class Term> inline TwoSums sum_two(int64_t n, const Term& term) {
   return n < 2 * LANES ? sum_two_in<LANES / 4, T>(n, term) : sum_two_in<LANES, T>(n, term);
 }
 template <class T> inline double sum_one(const T* x, int64_t n) {
@@ -107,7 +107,8 @@ template <class T> inline double sum_one(const T* x, int64_t n) {
       for (int j = 0; j < int(n - i); ++j) s[j] += x[i + j];
       return total<N>(s);
     };
-    return n < 2 * LANES ? sum_in(std::integral_constant<int, LANES / 4>()) : sum_in(std::integral_constant<int, LANES>());
+    if (n < 2 * LANES) return sum_in(std::integral_constant<int, LANES / 4>());
+    return sum_in(std::integral_constant<int, LANES>());
   }
 }
 

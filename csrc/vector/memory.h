@@ -1,11 +1,11 @@
-// How blocks come from memory and go back to it.
+// Stores that bypass the cache, and prefetches.
 #pragma once
 #include "vector/pack.h"
 
 namespace {
 
-// Results of so many bytes are written past the cache: nothing of them would be left there when they are read, and an
-// ordinary store first fetches the line that it is going to overwrite.
+// From so many bytes on, results are written past the cache: none of them would still be there when they are read, and
+// an ordinary store first fetches the line that it overwrites.
 constexpr int64_t PAST_CACHE = 24 << 20;
 
 inline void stream(const void* from_here, void* to_there, int64_t bytes) {
@@ -19,15 +19,15 @@ inline void stream(const void* from_here, void* to_there, int64_t bytes) {
   std::memcpy(to + i, from + i, size_t(bytes - i));
 }
 
-// Asks for n elements some way ahead of the walk: the hardware looks ahead less far than memory is away, and not beyond a
-// page. At most BURST at a time, between them work; a longer burst is worse than none.
+// Walks over so many bytes prefetch AHEAD elements: the hardware prefetches too few to hide the latency of memory, and
+// none beyond a page. At most BURST elements at a time, with work between them; a longer burst is worse than none.
 constexpr int64_t AHEAD = 2 * BLOCK;
 constexpr int64_t BURST = 512;
-constexpr int64_t FAR = 4 << 20;
+constexpr int64_t PREFETCHED = 4 << 20;
 template <class S> void prefetch(const S* x, int64_t n) {
   const char* p = reinterpret_cast<const char*>(x);
   for (int64_t i = 0; i < n * int64_t(sizeof(S)); i += 64) __builtin_prefetch(p + i, 0, 2);
 }
-template <class S> bool is_far(int64_t elements) { return elements * int64_t(sizeof(S)) >= FAR; }
+template <class S> bool needs_prefetch(int64_t elements) { return elements * int64_t(sizeof(S)) >= PREFETCHED; }
 
 }  // namespace

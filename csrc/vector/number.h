@@ -7,8 +7,8 @@
 #include <cstring>
 #include <type_traits>
 
-// For what a hot loop calls: without it the compiler inlines while its budget for the whole file lasts, and a loop with a call
-// is not vectorized.
+// For what a hot loop calls: without it the compiler inlines while its budget for the whole file lasts, and a loop with
+// a call is not vectorized.
 #define ALWAYS_INLINE __attribute__((always_inline)) inline
 
 namespace {
@@ -24,7 +24,8 @@ template <class S> using arithmetic = typename arithmetic_of<S>::type;
 // BLOCK / LANES of them before it is merged in double.
 constexpr int64_t BLOCK = 2048;
 constexpr int LANES = 64;
-// Bytes of a cache line: what arrays inside a struct are aligned to, because a vector that crosses two lines costs twice.
+// Bytes of a cache line: what arrays inside a struct are aligned to, because a vector that crosses two lines costs
+// twice.
 constexpr int LINE = 64;
 
 // std::vector would be emitted as a weak symbol in every instruction set, and the linker would keep one of them.

@@ -1,5 +1,5 @@
-// Short rows side by side: each row's sums stay in one vector, and SIDE of those are added up across their lanes together.
-// A row's bits do not depend on its neighbours: all do the same.
+// Short rows side by side: each row's sums stay in one vector, and SIDE of those are added up across their lanes
+// together. A row's bits do not depend on its neighbours: all do the same.
 #pragma once
 #include "vector/lanes.h"
 
@@ -7,11 +7,12 @@ namespace {
 
 constexpr int SIDE = PACK;
 
-// a[k], b[k] = the sums over row k's n elements, seen as T, of what row(k)(at, a, b) gives for each; `rows` of them, at most G.
+// a[k], b[k] = the sums over row k's n elements, seen as T, of what row(k)(at, a, b) gives for each; `rows` of them, at
+// most G.
 template <int G, class T, class Row>
 void sums_of_rows(int64_t n, int64_t rows, arithmetic<T>* a, arithmetic<T>* b, const Row& row) {
   using A = arithmetic<T>;
-  if constexpr (G == SIDE && ACROSS<A>) {
+  if constexpr (G == SIDE && HAS_PACK<A>) {
     Pack sa[SIDE] = {}, sb[SIDE] = {};
     const PackMask some = first_lanes(n & 15);
     for (int64_t k = 0; k < rows; ++k) {
@@ -36,7 +37,7 @@ void sums_of_rows(int64_t n, int64_t rows, arithmetic<T>* a, arithmetic<T>* b, c
     return;
   }
   for (int64_t k = 0; k < rows; ++k) {
-    const Two sums = sum_two<T>(n, row(k));
+    const TwoSums sums = sum_two<T>(n, row(k));
     a[k] = A(sums.a);
     b[k] = A(sums.b);
   }

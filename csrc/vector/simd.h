@@ -1,8 +1,8 @@
-// All instructions that are called by name, and all tests for an instruction set. The other headers are plain C++: loops
-// that the compiler vectorizes, and calls of the functions here.
+// All instructions that are called by name, and all tests for an instruction set. The other headers are plain C++:
+// loops that the compiler vectorizes, and calls of the functions here.
 //
-// Where there is AVX-512 (HAS_PACKS), a Pack is sixteen floats in one register, read from and written to memory in any type
-// that is stored. Code for it stands in `if constexpr (HAS_PACKS ...)`, which other instruction sets discard.
+// Where there is AVX-512 (HAS_PACKS), a Pack is sixteen floats in one register, read from and written to memory in any
+// type that is stored. Code for it stands in `if constexpr (HAS_PACKS ...)`, which other instruction sets discard.
 #pragma once
 #include "vector/number.h"
 
@@ -70,9 +70,12 @@ inline void store_pack(float* q, PackMask some, Pack v) { _mm512_mask_storeu_ps(
 template <class S> inline void store_pack(S* q, Pack v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), narrow_pack(v, S{}));
 }
-template <class S> inline void store_pack(S* q, PackMask some, Pack v) { _mm256_mask_storeu_epi16(q, some, narrow_pack(v, S{})); }
+template <class S> inline void store_pack(S* q, PackMask some, Pack v) {
+  _mm256_mask_storeu_epi16(q, some, narrow_pack(v, S{}));
+}
 
-// out[k] = the sum of the lanes of in[k], sixteen of them. Each step adds two vectors into one of half the lanes of both.
+// out[k] = the sum of the lanes of in[k], sixteen of them. Each step adds two vectors into one of half the lanes of
+// both.
 inline void lane_sums(const Pack* in, float* out) {
   __m512 r[PACK];
   for (int k = 0; k < PACK; ++k) r[k] = __m512(in[k]);
@@ -192,7 +195,8 @@ inline void stream_line(const char* from, char* to) {
   _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_loadu_si512(from));
 #elif defined(__AVX__)
   for (int i = 0; i < 64; i += 32)
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i),
+                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
 #else
   for (int i = 0; i < 64; i += 16)
     _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));

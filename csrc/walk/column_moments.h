@@ -23,8 +23,8 @@ struct ColumnMoments {
   }
 };
 
-// Sums down the columns, four rows at a time: fewer trips to the accumulators, and shorter chains of rounding.
-// row(r, k) makes row r ready in slot k; term(that, at, a, b) gives what its column adds; fetch(r, j, n) may prefetch what
+// Sums down the columns, four rows at a time: fewer trips to the accumulators, and shorter chains of rounding. row(r,
+// k) makes row r ready in slot k; term(that, at, a, b) gives what its column adds; fetch(r, j, n) may prefetch what
 // comes later than columns [j, j + n) of row r.
 template <class T, class A, class Row, class Fetch, class Term>
 void sum_columns(int64_t rows, int64_t n, A* sa, A* sb, const Row& row, const Fetch& fetch, const Term& term) {
@@ -63,9 +63,9 @@ void sum_columns(int64_t rows, int64_t n, A* sa, A* sb, const Row& row, const Fe
 
 // Moments of a panel: `rows` rows of n columns from offset `at`, `stride` apart.
 //
-// Deviations are taken from a guess, the mean of the rows before the panel. Where there is none yet, or it is more than a
-// standard deviation off, a pass over the panel finds a better one first. Where squares leave the range of fp32, a column is
-// summed again in double.
+// Deviations are taken from a guess, the mean of the rows before the panel. Where there is none yet, or it is more than
+// a standard deviation off, a pass over the panel finds a better one first. Where squares leave the range of fp32, a
+// column is summed again in double.
 template <class S> class Panel {
   using A = arithmetic<S>;
   using T = Seen<S>;
@@ -79,8 +79,8 @@ template <class S> class Panel {
   bool outside = false;  // whether squares left the range of fp32 in some column
 
  public:
-  Panel(const Source<S>& from, const A* replacement, int64_t offset, int64_t row_stride, int64_t height, int64_t columns,
-        int64_t rows_ahead, const Forward& f)
+  Panel(const Source<S>& from, const A* replacement, int64_t offset, int64_t row_stride, int64_t height,
+        int64_t columns, int64_t rows_ahead, const Forward& f)
       : source(from), padding(replacement), at(offset), stride(row_stride), rows(height), n(columns), ahead(rows_ahead),
         center(f.center), eps(f.eps) {}
 

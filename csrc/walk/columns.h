@@ -1,8 +1,8 @@
 // The forward pass down columns. The sums of each column are kept separately while the rows pass.
 //
-// For each tile: find_padding chooses values for padding; moments_of_chunk reads it panel by panel; finish merges columns into
-// cells, stores their moments and prepares the factors of each column; apply_rows reads the tile again, from its end, and writes
-// it normalized. Tiles are tasks, or chunks of them where there are few tiles (split_tiles).
+// For each tile: find_padding chooses values for padding; moments_of_chunk reads it panel by panel; finish merges
+// columns into cells, stores their moments and prepares the factors of each column; apply_rows reads the tile again,
+// from its end, and writes it normalized. Tiles are tasks, or chunks of them where there are few tiles (split_tiles).
 #pragma once
 #include "block/writer.h"
 #include "walk/column_moments.h"
@@ -36,8 +36,8 @@ template <class S> class ColumnsForward {
       : v(view), f(forward), pool(threads), source(f.x, f.fused),
         applied((f.fixed ? source : source.again()).unmasked()), y(static_cast<S*>(f.y)), mean(static_cast<A*>(f.mean)),
         std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias), weights(v, affine), tiles(v, pool, weights.by_row),
-        prefetches(is_far<S>(v.numel())),
-        prefetches_tile(is_far<S>((f.fixed || tiles.split ? 1 : 4) * tiles.rows * tiles.width)) {}
+        prefetches(needs_prefetch<S>(v.numel())),
+        prefetches_tile(needs_prefetch<S>((f.fixed || tiles.split ? 1 : 4) * tiles.rows * tiles.width)) {}
 
   void run() {
     if (tiles.split) return split_tiles();
@@ -134,8 +134,8 @@ template <class S> class ColumnsForward {
     }
   }
 
-  // From the moments of columns to those of cells and to the factors of columns. True where the values for padding were so
-  // far from the mean that precision was lost: they are the means now, and the moments have to be computed again.
+  // From the moments of columns to those of cells and to the factors of columns. True where the values for padding were
+  // so far from the mean that precision was lost: they are the means now, and the moments have to be computed again.
   bool finish(const Tile& t, const ColumnMoments& m, Factors& to) const {
     CellMoments cells;
     const int64_t n = t.cells(tiles), first = t.cell(v, 0);
@@ -159,7 +159,8 @@ template <class S> class ColumnsForward {
     f.length ? divide_by_length(t, n, cells, stds, to) : standardize(t, n, cells, to);
     return far_off;
   }
-  // Cells of several columns, and joined rows, are merged; all columns hold the same number of values, so no weights are needed.
+  // Cells of several columns, and joined rows, are merged; all columns hold the same number of values, so no weights
+  // are needed.
   void merge_columns(const ColumnMoments& m, int64_t n, CellMoments& cells) const {
     const int64_t copies = tiles.joined, step = v.width();
     if (copies == 1 && v.r1 == 1) {

@@ -1,8 +1,8 @@
 // The backward pass down columns: dx = dy * weight * rstd + x_hat * c2 + c1, where c1 and c2 come from the cell's sums.
 //
-// For each tile: prepare reads the moments and weights of its columns; sums_of_chunk takes the sums of dy and of dy * x_hat;
-// finish keeps them as gradients of weights and merges them into the factors c1 and c2; apply_rows reads the tile again, from
-// its end, and writes dx. Tiles are tasks, or chunks of them where there are few tiles (split_tiles).
+// For each tile: prepare reads the moments and weights of its columns; sums_of_chunk takes the sums of dy and of dy *
+// x_hat; finish keeps them as gradients of weights and merges them into the factors c1 and c2; apply_rows reads the
+// tile again, from its end, and writes dx. Tiles are tasks, or chunks of them where there are few tiles (split_tiles).
 #pragma once
 #include "block/upstream.h"
 #include "walk/columns.h"
@@ -130,7 +130,8 @@ template <class S> class ColumnsBackward {
     for (int64_t r0 = c * tiles.chunk; r0 < end; r0 += tiles.panel) {
       const int64_t rows = min(tiles.panel, end - r0), at = t.at(tiles, r0);
       const bool simple = is_simple(t, r0, rows);
-      const auto row = [&, x = source.x + at, dy = source.dy + at, n, stride, simple, by_row = by_row](int64_t r, int k) {
+      const S *x = source.x + at, *dy = source.dy + at;
+      const auto row = [&, x, dy, n, stride, simple, by_row = by_row](int64_t r, int k) {
         T *bx = buffer + k * TILE, *bg = buffer + (4 + k) * TILE;
         Row ready{nullptr, nullptr, A(1)};
         if (simple) ready.x = load(x + r * stride, bx, n), ready.g = load(dy + r * stride, bg, n);
@@ -160,7 +161,7 @@ template <class S> class ColumnsBackward {
     row.g = source.gradient(at, t.n, bg, row.x, z_of(t, r, with, false));
   }
   void add_row_gradient(int64_t slot, int64_t n, const Row& row, const A* mu, const A* rstd) {
-    const Two two = sum_two<T>(n, [=, x = row.x, g = row.g](auto at, auto& db, auto& dw) {
+    const TwoSums two = sum_two<T>(n, [=, x = row.x, g = row.g](auto at, auto& db, auto& dw) {
       db = at(g);
       dw = db * ((at(x) - at(mu)) * at(rstd));
     });

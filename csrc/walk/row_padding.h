@@ -1,5 +1,5 @@
-// Padding in rows. While the moments of a cell are taken, padding is replaced by a value near the mean of its valid elements;
-// afterwards that value is taken out of the moments again.
+// Padding in rows. While the moments of a cell are taken, padding is replaced by a value near the mean of its valid
+// elements; afterwards that value is taken out of the moments again.
 #pragma once
 #include "block/moments.h"
 #include "block/source.h"
@@ -41,8 +41,8 @@ template <class S> class RowPadding {
     values[cell] = count ? stored<S>(A(sum / count)) : A(0);
   }
 
-  // From the moments of all elements to those of the valid ones. Precision is lost where the value is far from their mean:
-  // then the result is true, the value is now the mean, and the moments have to be computed again.
+  // From the moments of all elements to those of the valid ones. Precision is lost where the value is far from their
+  // mean: then the result is true, the value is now the mean, and the moments have to be computed again.
   bool remove(int64_t cell, Moments& m) {
     const double valid = f.fused->counts[cell];
     if (valid == m.count) return false;

@@ -1,5 +1,5 @@
-// Where the walk along rows keeps its sums of weight gradients. Their number depends on the shape alone, so the bits do not
-// depend on the threads.
+// Where the walk along rows keeps its sums of weight gradients. Their number depends on the shape alone, so the bits do
+// not depend on the threads.
 #pragma once
 #include "block/affine.h"
 #include "walk/spans.h"
@@ -9,8 +9,8 @@ namespace {
 // Vectors of sums, at most and at least, and cells that make another one worth its reduction.
 constexpr int64_t VECTORS = 32, FEWEST = 4, CELLS_PER_VECTOR = 16;
 
-// Where weights change within a row: a vector of sums for each `per_vector` cells. Otherwise in every row a slot for each run
-// of constant weight in each span: the sum of both numbers names the pair, as both only grow along the row.
+// Where weights change within a row: a vector of sums for each `per_vector` cells. Otherwise in every row a slot for
+// each run of constant weight in each span: the sum of both numbers names the pair, as both only grow along the row.
 struct RowSlots {
   int64_t grain, per_row, per_vector, number;
 

@@ -36,8 +36,9 @@ template <class S> class RowsForward {
   RowsForward(const View& view, const Forward& forward, const Pool& threads)
       : v(view), f(forward), pool(threads), source(f.x, f.fused), again(source.again()),
         applied((f.fixed ? source : again).unmasked()), y(static_cast<S*>(f.y)), mean(static_cast<A*>(f.mean)),
-        std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias), spans(v), prefetches(is_far<S>(v.numel())),
-        prefetches_cell(is_far<S>(4 * v.count())), burst(prefetches ? BURST : BLOCK), padding(v, f, source, spans) {}
+        std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias), spans(v), prefetches(needs_prefetch<S>(v.numel())),
+        prefetches_cell(needs_prefetch<S>(4 * v.count())), burst(prefetches ? BURST : BLOCK),
+        padding(v, f, source, spans) {}
 
   void run() {
     if (f.fixed) return apply_given();
@@ -100,7 +101,7 @@ template <class S> class RowsForward {
     if (is_transposed(v, affine) && source.is_plain()) {
       for (; cell < end; cell += SIDE) transposed(cell, min(SIDE, end - cell), writer);
     } else if (v.r0 == 1 && v.r1 <= BLOCK && (!source.mask || source.mask.has_whole_rows(v.r1))) {
-      if (!ACROSS<A> || v.r1 > SHORT) in_stages(cell, end - cell, writer);
+      if (!HAS_PACK<A> || v.r1 > SHORT) in_stages(cell, end - cell, writer);
       else
         for (; cell < end; cell += SIDE) side_by_side(cell, min(SIDE, end - cell), writer);
     } else {
@@ -193,7 +194,8 @@ template <class S> class RowsForward {
       }
     });
   }
-  ALWAYS_INLINE void apply_block(const T* in, int64_t at, int64_t j, int64_t n, const Scale<A>& scale, Writer<S>& writer) const {
+  ALWAYS_INLINE void apply_block(const T* in, int64_t at, int64_t j, int64_t n, const Scale<A>& scale,
+                                 Writer<S>& writer) const {
     apply_to(writer.open(y + at), in, at, j, n, scale);
     writer.close(n);
   }
@@ -228,14 +230,14 @@ template <class S> class RowsForward {
     if (prefetches && from < v.r1) prefetch(source.x + row * v.r1 + AHEAD + from, min(size, v.r1 - from));
   }
 
-  // Each row is converted once and normalized from the same buffer. Each step takes three rows on by a stage: reading goes
-  // on while results are written, and the sums and roots of one row overlap with the work on the others.
+  // Each row is converted once and normalized from the same buffer. Each step takes three rows on by a stage: reading
+  // goes on while results are written, and the sums and roots of one row overlap with the work on the others.
   void in_stages(int64_t first, int64_t rows, Writer<S>& writer) const {
     constexpr int64_t STAGES = 3;
     T buffer[STAGES * BLOCK];
     const T* in[STAGES];
     A guess[STAGES];
-    Two sums[STAGES];
+    TwoSums sums[STAGES];
     Scale<A> scales[STAGES];
     const int64_t n = v.r1;
     for (int64_t step = 0; step < rows + STAGES - 1; ++step) {

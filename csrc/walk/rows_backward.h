@@ -88,14 +88,15 @@ template <class S> class RowsBackward {
     };
   }
   // The sums of dy and of dy * x_hat over n elements.
-  static Two gradient_sums(const T* p, const T* g, int64_t n, A m, A rstd) {
+  static TwoSums gradient_sums(const T* p, const T* g, int64_t n, A m, A rstd) {
     return sum_two<T>(n, [=](auto at, auto& a, auto& b) {
       a = at(g);
       b = a * ((at(p) - m) * rstd);
     });
   }
 
-  // The moments are constants and each run has one weight, so there is nothing to wait for: the rows in the order of memory.
+  // The moments are constants and each run has one weight, so there is nothing to wait for: the rows in the order of
+  // memory.
   void in_memory_order() {
     const int64_t step = ceil_div(GRAIN, v.r1);
     Array<Scale<A>> scales(v.cells());
@@ -120,7 +121,7 @@ template <class S> class RowsBackward {
     affine.pieces(at, left, n, [&](int64_t start, int64_t length, int64_t index) {
       const T *p = px + start, *g = pg + start;
       if (grads.wanted()) {
-        const Two two = gradient_sums(p, g, length, m, rstd);
+        const TwoSums two = gradient_sums(p, g, length, m, rstd);
         const int64_t slot = slots.of_run(row, left + start);
         grads.w[slot] += A(two.b);
         grads.b[slot] += A(two.a);
@@ -156,7 +157,7 @@ template <class S> class RowsBackward {
       const int64_t vector = grads.wanted() ? first / slots.per_vector * v.r1 : 0;
       for (int64_t cell = first; cell < end; cell += SIDE) transposed(cell, min(SIDE, end - cell), vector, writer);
     } else if (affine.whole_row && v.r1 <= BLOCK) {
-      const bool side = ACROSS<A> && v.r1 <= SIDE_BACKWARD;
+      const bool side = HAS_PACK<A> && v.r1 <= SIDE_BACKWARD;
       const int64_t step = side ? SIDE : 4;
       for (int64_t cell = first; cell < end; cell += step) {
         const int64_t rows = min(step, end - cell);
@@ -185,13 +186,13 @@ template <class S> class RowsBackward {
         const T *p = px + start, *g = pg + start;
         if (affine.vector && affine.weight) {
           const A* w = affine.weight + index;
-          const Two two = sum_two<T>(length, [=](auto at, auto& a, auto& b) {
+          const TwoSums two = sum_two<T>(length, [=](auto at, auto& a, auto& b) {
             a = at(g) * at(w);
             b = a * ((at(p) - m) * rstd);
           });
           sums.add({two.a, two.b});
         } else {
-          const Two two = gradient_sums(p, g, length, m, rstd);
+          const TwoSums two = gradient_sums(p, g, length, m, rstd);
           const double w = affine.vector ? 1.0 : double(affine.w(index));
           sums.g += two.a * w;
           sums.gx += two.b * w;

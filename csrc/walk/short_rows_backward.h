@@ -1,6 +1,6 @@
-// The backward pass of short rows with a weight for each element, G rows at a time: the roots of all are taken together, and
-// there are few trips to the sums of weight gradients. Half precision is converted once: x_hat and dy * weight, whose sums
-// are taken first, are kept for the steps after that.
+// The backward pass of short rows with a weight for each element, G rows at a time: the roots of all are taken
+// together, and there are few trips to the sums of weight gradients. Half precision is converted once: x_hat and dy *
+// weight, whose sums are taken first, are kept for the steps after that.
 #pragma once
 #include "block/affine.h"
 #include "block/moments.h"

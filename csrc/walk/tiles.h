@@ -1,5 +1,5 @@
-// How memory is cut for the walk down columns: K0 blocks of R0 rows, each row K1 * R1 contiguous elements; R1 neighbouring
-// columns make one cell.
+// How memory is cut for the walk down columns: K0 blocks of R0 rows, each row K1 * R1 contiguous elements; R1
+// neighbouring columns make one cell.
 #pragma once
 #include "block/affine.h"
 #include "vector/memory.h"
@@ -18,7 +18,8 @@ constexpr int64_t JOINED_WIDTH = 192;
 
 struct Tiles {
   const View& v;
-  int64_t joined;      // rows in memory that lie side by side in one row of a tile, so that loops along it are worth their start
+  // Narrow rows are joined, so that a loop along them is worth its start: a row of a tile is `joined` rows of the view.
+  int64_t joined;
   int64_t rows;        // of each block, after that
   int64_t row_width;
   int64_t per_block;   // tiles in a block
@@ -70,7 +71,8 @@ template <class A> struct TileAffine {
   const Affine<A>& affine;
   bool by_row;
 
-  TileAffine(const View& view, const Affine<A>& a) : v(view), affine(a), by_row(v.width() % (a.period * a.inner) != 0) {}
+  TileAffine(const View& view, const Affine<A>& a)
+      : v(view), affine(a), by_row(v.width() % (a.period * a.inner) != 0) {}
   int64_t of_column(const Tile& t, int64_t j) const {
     return remainder(divide(t.left + j, affine.inner), affine.period);
   }
