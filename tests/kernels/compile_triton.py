@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from normkit.kernels import devices, operator, weight
-from normkit.kernels.backend import QuantizeCall, Want
+from normkit.kernels.backend import Want
 from normkit.kernels.formula import Arguments
 from normkit.kernels.triton import device, launch
 from normkit.pattern import parse
@@ -85,7 +85,7 @@ def main(targets: list[GPUTarget]) -> None:
         _, length = weight.weight_norm(v, g, dim)
         weight.weight_norm_backward(v, v, g, length, dim)
     rows = torch.empty(4096, 1024, dtype=torch.bfloat16)
-    launch.quantize(QuantizeCall(rows, rows[0], rows[0], None, 1e-5, True, torch.float8_e4m3fn))
+    launch.quantize(Arguments(rows, rows[0], rows[0], "... [c]", 1e-5, True), None, torch.float8_e4m3fn)
     launch.move_running(*(torch.empty(64) for _ in range(4)), 8, 0.1)
 
 

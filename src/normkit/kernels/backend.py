@@ -22,18 +22,6 @@ class Mask(NamedTuple):
     """How far apart those are."""
 
 
-class QuantizeCall(NamedTuple):
-    """The arguments of ``normkit::quantize``, in the order of its schema."""
-
-    x: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    scale: Tensor | None
-    eps: float
-    center: bool
-    dtype: torch.dtype
-
-
 class Want(NamedTuple):
     """Which gradients are asked for; kernels may return others as well."""
 
@@ -80,5 +68,5 @@ class Kernels(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """The gradients of direction and length."""
 
-    def quantize(self, call: QuantizeCall, /) -> tuple[Tensor, Tensor] | None:
+    def quantize(self, a: Arguments, scale: Tensor | None, dtype: torch.dtype, /) -> tuple[Tensor, Tensor] | None:
         """Rows in 8 bits and their scales; None where the kernels do not serve."""

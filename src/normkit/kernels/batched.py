@@ -20,6 +20,11 @@ from normkit.pattern import ELLIPSIS, Axis, Region, parse
 COPIES = "copies"
 
 
+def stacked(t: Tensor, at: int | None, copies: int) -> Tensor:
+    """A tensor with its mapped dimension first, or repeated if it has none."""
+    return t.expand(copies, *t.shape) if at is None else t.movedim(at, 0)
+
+
 class _Fold:
     """One mapped call: how its tensors go into the call that serves all copies, and come out of it."""
 
@@ -29,28 +34,16 @@ class _Fold:
         self.at, self.pattern, self.before = _folded(pattern, self.shape, self.copies)
         self.x = x.movedim(at, self.at).flatten(self.at, self.at + 1)
 
-    def parameter(self, flat: Tensor | None, at: int | None) -> Tensor | None:
-        """The weights of all copies in a row."""
+    def values(self, flat: Tensor | None, at: int | None, before: int = 1) -> Tensor | None:
+        """The values of all copies in a row, with the copies after `before` kept elements of statistics."""
         if flat is None:
             return None
-        rows = flat.expand(self.copies, *flat.shape) if at is None else flat.movedim(at, 0)
-        return rows.flatten()
-
-    def statistic(self, flat: Tensor | None, at: int | None) -> Tensor | None:
-        """Given statistics, in the order of the kept axes, the copies among them."""
-        if flat is None:
-            return None
-        rows = flat.expand(self.copies, *flat.shape) if at is None else flat.movedim(at, 0)
-        return rows.reshape(self.copies, self.before, -1).transpose(0, 1).flatten()
+        return stacked(flat, at, self.copies).reshape(self.copies, before, -1).transpose(0, 1).flatten()
 
     def statistic_back(self, flat: Tensor) -> Tensor:
         if not flat.numel():
             return flat.expand(self.copies, 0)
         return flat.view(self.before, self.copies, -1).transpose(0, 1).reshape(self.copies, -1)
-
-    def back(self, y: Tensor) -> Tensor:
-        out: Tensor = y.unflatten(self.at, (self.copies, self.shape[self.at]))
-        return out
 
 
 @lru_cache(maxsize=1024)
@@ -88,12 +81,16 @@ def norm(
     fold = _Fold(x, at_x, a.pattern)
     call = a._replace(
         x=fold.x,
-        weight=fold.parameter(a.weight, at.weight),
-        bias=fold.parameter(a.bias, at.bias),
+        weight=fold.values(a.weight, at.weight),
+        bias=fold.values(a.bias, at.bias),
         pattern=fold.pattern,
-        mean=fold.statistic(a.mean, at.mean),
-        var=fold.statistic(a.var, at.var),
+        mean=fold.values(a.mean, at.mean, fold.before),
+        var=fold.values(a.var, at.var, fold.before),
     )
     y, _, mean, std = torch.ops.normkit.norm.default(*call)
     moments = [None if t is None else fold.statistic_back(t) for t in (mean, std)]
-    return (fold.back(y), None, *moments), (fold.at, None, *[None if t is None else 0 for t in moments])
+    return (y.unflatten(fold.at, (fold.copies, fold.shape[fold.at])), None, *moments), (
+        fold.at,
+        None,
+        *[None if t is None else 0 for t in moments],
+    )

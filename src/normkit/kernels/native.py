@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,8 +70,7 @@ def _flat(mask: Mask | None) -> tuple[Tensor | None, Tensor | None, int, int]:
     return (None, None, 1, 1) if mask is None else mask
 
 
-@dataclass(frozen=True)
-class Native:
+class Native(NamedTuple):
     """The kernels of a device if they are in use, and why or why not."""
 
     kernels: Kernels | None

@@ -22,10 +22,10 @@ from normkit.pattern import parse
 
 library = torch.library.Library("normkit", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
-_MORE = "Tensor? residual=None, Tensor? mask=None, str activation='none'"
 library.define(
     "norm(Tensor x, Tensor? weight, Tensor? bias, str pattern, float eps, bool center, Tensor? mean=None,"
-    f" Tensor? var=None, {_MORE}) -> (Tensor y, Tensor? sum, Tensor? mean, Tensor? std)",
+    " Tensor? var=None, Tensor? residual=None, Tensor? mask=None, str activation='none')"
+    " -> (Tensor y, Tensor? sum, Tensor? mean, Tensor? std)",
     tags=_TAGS,
 )
 library.define(
@@ -165,12 +165,6 @@ def _context(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor | None])
     ctx.set_materialize_grads(False)
 
 
-def _shaped(flat: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """A parameter's gradient in the parameter's shape and dtype."""
-    shaped = flat if len(shape) == 1 else flat.view(shape)
-    return shaped if shaped.dtype is dtype else shaped.to(dtype)
-
-
 def _backward(
     ctx: Any,
     dy: Tensor | None,
@@ -198,8 +192,8 @@ def _backward(
         dx = extra if dx is None else dx + extra
     return (
         dx if want_x else None,
-        None if dweight is None else _shaped(dweight, weight.shape, weight.dtype),
-        None if dbias is None else _shaped(dbias, *ctx.bias_like),
+        None if dweight is None else dweight.view(weight.shape).to(weight.dtype),
+        None if dbias is None else dbias.view(ctx.bias_like[0]).to(ctx.bias_like[1]),
         *(None,) * 3,
         dmean_given,
         dvar,

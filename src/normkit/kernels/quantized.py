@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from normkit.kernels import formula
-from normkit.kernels.backend import QuantizeCall
 from normkit.kernels.devices import kernels_for
 from normkit.kernels.formula import Arguments
 from normkit.kernels.operator import library
@@ -20,16 +19,21 @@ library.define(
 )
 
 
-def quantize(*arguments: Any) -> tuple[Tensor, Tensor]:
+def quantize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    eps: float,
+    center: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
     """y = row / scale in `dtype`, for rows of x normalized; scales are fp32, and by default take largest to largest."""
-    call = QuantizeCall(*arguments)
-    x, weight, bias, scale, eps, center, dtype = call
-    kernels = kernels_for(x)
-    known = None if kernels is None or x.dtype is torch.float64 else kernels.quantize(call)
+    a, kernels = Arguments(x, weight, bias, "... [c]", eps, center), kernels_for(x)
+    known = None if kernels is None or x.dtype is torch.float64 else kernels.quantize(a, scale, dtype)
     if known is not None:
         return known
-    y = formula.norm(Arguments(x.float(), weight, bias, "... [c]", eps, center)).y
-    largest = torch.finfo(dtype).max
+    y, largest = formula.norm(a._replace(x=x.float())).y, torch.finfo(dtype).max
     if scale is None:
         most = y.abs().amax(-1, keepdim=True)
         scale = torch.where(most > 0, most / largest, 1)
@@ -40,8 +44,7 @@ library.impl("quantize", quantize, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("normkit::quantize", lib=library)
-def _(*arguments: Any) -> tuple[Tensor, Tensor]:
-    x, _, _, scale, _, _, dtype = QuantizeCall(*arguments)
+def _(x: Tensor, _w: Any, _b: Any, scale: Tensor | None, _e: Any, _c: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     own = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32) if scale is None else torch.empty_like(scale)
     return x.new_empty(x.shape, dtype=dtype), own
 

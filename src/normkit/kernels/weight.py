@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from normkit.kernels import context, fastpath
+from normkit.kernels.batched import stacked
 from normkit.kernels.devices import kernels_for
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import vjp
@@ -158,22 +159,18 @@ def _mapped(
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     """`torch.func.vmap`: the weights of all copies side by side are one weight of more channels."""
     copies = info.batch_size
-    stacked, lengths = (
-        t.expand(copies, *t.shape) if at is None else t.movedim(at, 0)
-        for t, at in zip((v, g), in_dims[:2], strict=True)
-    )
+    v, g = (stacked(t, at, copies) for t, at in zip((v, g), in_dims[:2], strict=True))
     at = 0 if dim is None else dim
     if dim is None:
         # One length for each copy.
-        flat, rows = stacked.flatten(1), lengths.reshape(copies, 1)
+        flat, rows = v.flatten(1), g.reshape(copies, 1)
     else:
-        flat = stacked.movedim(0, at).flatten(at, at + 1)
-        whole = lengths.dim() == stacked.dim()
-        rows = lengths.movedim(0, at).flatten(at, at + 1) if whole else lengths.flatten()
+        flat = v.movedim(0, at).flatten(at, at + 1)
+        rows = g.movedim(0, at).flatten(at, at + 1) if g.dim() == v.dim() else g.flatten()
     w, length = torch.ops.normkit.weight_norm.default(flat, rows, at)
     if dim is None:
-        return (w.view(stacked.shape), length.view(copies, -1)), (0, 0)
-    return (w.unflatten(at, (copies, stacked.shape[at + 1])), length.view(copies, -1)), (at, 0)
+        return (w.view(v.shape), length.view(copies, -1)), (0, 0)
+    return (w.unflatten(at, (copies, v.shape[at + 1])), length.view(copies, -1)), (at, 0)
 
 
 torch.library.register_vmap("normkit::weight_norm", _mapped, lib=library)
@@ -195,9 +192,8 @@ def normalized_weight(v: Tensor, g: Tensor, dim: int | None) -> Tensor:
             return through
     if _is_plain():
         return _reference(v, g, dim)
+    way: Any = _differentiable if context.wants_gradient(v, g) else weight_norm
     if context.is_watched(v) or context.is_watched(g):
-        out: tuple[Tensor, Tensor] = torch.ops.normkit.weight_norm.default(v, g, dim)
-        return out[0]
-    way = _differentiable if context.wants_gradient(v, g) else weight_norm
+        way = torch.ops.normkit.weight_norm.default
     w: Tensor = way(v, g, dim)[0]
     return w

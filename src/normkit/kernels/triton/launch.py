@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from normkit.kernels.backend import Mask, QuantizeCall, Want
+from normkit.kernels.backend import Mask, Want
 from normkit.kernels.formula import NUMBERS, Arguments
 from normkit.kernels.triton import backward, device, forward, tune
 from normkit.kernels.triton import weight as weights
@@ -279,9 +279,9 @@ def move_running(
     return 0
 
 
-def quantize(call: QuantizeCall, /) -> tuple[Tensor, Tensor] | None:
+def quantize(a: Arguments, scale: Tensor | None, dtype: torch.dtype, /) -> tuple[Tensor, Tensor] | None:
     """Rows in 8 bits and their scales; None for rows too long for a tile."""
-    x, weight, bias, scale, eps, center, dtype = call
+    x, weight, bias, _, eps, center, *_ = a
     length = x.shape[-1]
     if length > WHOLE:
         return None
