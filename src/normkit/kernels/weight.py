@@ -177,8 +177,7 @@ torch.library.register_vmap("normkit::weight_norm", _mapped, lib=library)
 
 
 def _is_plain() -> bool:
-    """Whether plain torch computes the formula: transforms and forward mode can differentiate it, and an exported or
-    traced model then runs without normkit."""
+    """Whether plain torch computes the formula: for transforms, forward mode, export and tracing."""
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
     return context.is_traced() or (context.is_differentiated() and not context.is_only_mapped())
