@@ -29,7 +29,7 @@ ORDER: dict[str, list[str]] = {
     "normkit.functional.call": ["checks", "fusions", "nested", "precision", "recompute", "running", "spec"],
     "normkit.functional.batch": ["norm", "update", "renorm", "ghost", "sync"],
     "normkit.layers.base": ["checks", "layer", "versions"],
-    "normkit.parametrize": ["_checks", "weight", "standardize", "weight_init"],
+    "normkit.parametrize": ["checks", "weight", "standardize", "weight_init"],
     "normkit.tools": [
         *("model", "load", "freeze", "recalibrate", "param_groups", "fold", "convert", "insert", "watch", "audit"),
     ],

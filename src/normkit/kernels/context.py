@@ -58,6 +58,11 @@ def is_in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def has_saving_hooks() -> bool:
+    """Whether hooks replace the tensors that autograd saves, as activation checkpointing does."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
 def wants_gradient(*tensors: Tensor | None) -> bool:
     if torch.is_grad_enabled():
         for t in tensors:  # not any(): half the time

@@ -37,18 +37,13 @@ _module, reason = _load()
 in_use = _module is not None
 _connected = False
 
-
-def _nothing(*_: object) -> None:
-    return None
-
-
-norm: Callable[..., Any] = _nothing if _module is None else _module.norm
+norm: Callable[..., Any] = (lambda *_: None) if _module is None else _module.norm
 """norm(spec, pattern, x, weight, bias, eps, fused, size, statistics): see `carry_out` in functional/call/spec.py
 
 Running statistics are updated, unless activation checkpointing computes the call again. Returns the output of the
 function.
 """
-weight_norm: Callable[..., Tensor | None] = _nothing if _module is None else _module.weight_norm
+weight_norm: Callable[..., Tensor | None] = (lambda *_: None) if _module is None else _module.weight_norm
 """weight_norm(v, g, pattern)"""
 
 skipped: Callable[[], int] = (lambda: 0) if _module is None else _module.skipped

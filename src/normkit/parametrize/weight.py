@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from normkit.errors import ArgumentError, DtypeError, ShapeError, StateError, nearest
 from normkit.kernels.context import is_traced
 from normkit.kernels.weight import length_of, normalized_weight
-from normkit.parametrize._checks import is_readable
+from normkit.parametrize.checks import is_readable
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from normkit.errors import ShapeError, StateError
 from normkit.evaluation import call, evaluating
-from normkit.parametrize._checks import check_values, stored
+from normkit.parametrize.checks import check_values, stored
 from normkit.parametrize.weight import weight_norm_of
 
 CONVOLUTIONS: dict[type[nn.Module], int] = {

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from normkit.errors import StateError
-from normkit.kernels.context import is_in_backward
+from normkit.kernels.context import has_saving_hooks, is_in_backward
 
 CALLS = 512
 """How many calls for one number of channels are remembered: layers times batches between a forward and its backward."""
@@ -40,7 +40,7 @@ def count(counter: Tensor) -> None:
 
 def _may_be_recomputed() -> bool:
     """Without a gradient, as reentrant checkpoints run it first, or with hooks on what is saved, as others do."""
-    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    return not torch.is_grad_enabled() or has_saving_hooks()
 
 
 class _Call(NamedTuple):

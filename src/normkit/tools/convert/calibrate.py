@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from normkit.errors import ArgumentError
 from normkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normkit.merging import merging_weights
-from normkit.parametrize._checks import stored
+from normkit.parametrize.checks import stored
 from normkit.tools.convert.build import equivalent
 from normkit.tools.model.call import Observer, observe
 from normkit.tools.model.info import NormInfo

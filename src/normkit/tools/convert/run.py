@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normkit.errors import ArgumentError, StateError, whole_number
-from normkit.parametrize._checks import check_batches
+from normkit.parametrize.checks import check_batches
 from normkit.tools.convert.build import AFFINE, REGIONS, equivalent, groups_for, leaves_groups_open, other
 from normkit.tools.convert.calibrate import fit
 from normkit.tools.convert.report import Change, ConvertReport, as_text

@@ -12,7 +12,7 @@ from torch.nn.modules import lazy
 
 from normkit.errors import StateError
 from normkit.evaluation import keeping_modes
-from normkit.parametrize._checks import check_values
+from normkit.parametrize.checks import check_values
 from normkit.tools.fold.folding import Folding
 from normkit.tools.fold.report import FoldReport
 from normkit.tools.model.tree import copy_of, module_places

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normkit.errors import StateError
-from normkit.parametrize._checks import stored
+from normkit.parametrize.checks import stored
 from normkit.tools.model.statistics import statistics_of
 from normkit.tools.model.valid import FIRST, input_of, is_unbatched, valid_mask
 from normkit.tools.recalibrate.moments import RunningMoments, reduce_over_ranks, reduction_device

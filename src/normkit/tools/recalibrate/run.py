@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedBuffer
 
 from normkit.errors import ArgumentError, StateError, whole_number
 from normkit.evaluation import keeping_modes
-from normkit.parametrize._checks import check_batches, check_values
+from normkit.parametrize.checks import check_batches, check_values
 from normkit.tools.model.call import call_on_first
 from normkit.tools.model.frozen import is_frozen
 from normkit.tools.model.statistics import batch_and_instance_norms, keeps_statistics, statistics_of

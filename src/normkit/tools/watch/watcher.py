@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from normkit.errors import ArgumentError, StateError, whole_number
-from normkit.kernels.context import is_traced, is_transformed
+from normkit.kernels.context import is_in_backward, is_traced, is_transformed
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.tree import norms as norms_in
 from normkit.tools.model.wrapped import unwrapped
@@ -157,7 +157,7 @@ class Watch:
         stack.callback(setattr, self._root, "_compiled_call_impl", compiled)
 
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() != -1:
+        if torch.compiler.is_compiling() or is_in_backward():
             # Traced, or computed again by activation checkpointing.
             return
         if self._open:
@@ -200,7 +200,7 @@ class Watch:
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls = step.rows.setdefault(norm, [])
-            if len(calls) == CALLS or torch._C._current_graph_task_id() != -1:
+            if len(calls) == CALLS or is_in_backward():
                 return
             row = Row(step.number, name, type(norm).__name__, len(calls), info)
             calls.append(row)
