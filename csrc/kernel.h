@@ -1,4 +1,4 @@
-// What a kernel is asked to do, in plain C++: no torch, so that each instruction set can be compiled apart.
+// What a kernel is asked to do, in plain C++: no torch, so that each instruction set can be compiled separately.
 #pragma once
 #include <cstdint>
 

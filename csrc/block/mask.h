@@ -82,7 +82,7 @@ struct Mask {
  private:
   template <class T, class Fill>
   static void copy_by_bytes(const T* from, T* to, int64_t i, int64_t end, const uint8_t* bytes, const Fill& fill) {
-    if constexpr (HAS_PACK<arithmetic<T>>) {
+    if constexpr (USES_PACKS<arithmetic<T>>) {
       for (; i + 64 <= end; i += 64) {
         const uint64_t keep = nonzero_64(bytes + i);
         if (keep == ~uint64_t(0)) {

@@ -4,8 +4,8 @@
 
 namespace {
 
-// From so many bytes on, results are written past the cache: none of them would still be there when they are read, and
-// an ordinary store first fetches the line that it overwrites.
+// Results of at least this many bytes are written past the cache: none of them would still be there when they are read,
+// and an ordinary store first fetches the line that it overwrites.
 constexpr int64_t PAST_CACHE = 24 << 20;
 
 inline void stream(const void* from_here, void* to_there, int64_t bytes) {
@@ -19,8 +19,9 @@ inline void stream(const void* from_here, void* to_there, int64_t bytes) {
   std::memcpy(to + i, from + i, size_t(bytes - i));
 }
 
-// Walks over so many bytes prefetch AHEAD elements: the hardware prefetches too few to hide the latency of memory, and
-// none beyond a page. At most BURST elements at a time, with work between them; a longer burst is worse than none.
+// Walks over at least PREFETCHED bytes prefetch AHEAD elements: the hardware prefetches too few to hide the latency of
+// memory, and none beyond a page. At most BURST elements at a time, with work between them; a longer burst is worse than
+// none.
 constexpr int64_t AHEAD = 2 * BLOCK;
 constexpr int64_t BURST = 512;
 constexpr int64_t PREFETCHED = 4 << 20;

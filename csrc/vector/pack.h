@@ -30,7 +30,7 @@ struct Part {
 };
 // Whether loops over what is stored as S see packs, and whether arithmetic in A may use them.
 template <class S> constexpr bool PACKED = HAS_PACKS && sizeof(S) == 2;
-template <class A> constexpr bool HAS_PACK = HAS_PACKS && std::is_same<A, float>::value;
+template <class A> constexpr bool USES_PACKS = HAS_PACKS && std::is_same<A, float>::value;
 
 // body(at) for the elements from `i` to `end` of what loops see as T.
 template <class T, class Body> inline void each(int64_t i, int64_t end, const Body& body) {

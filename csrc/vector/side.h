@@ -12,7 +12,7 @@ constexpr int SIDE = PACK;
 template <int G, class T, class Row>
 void sums_of_rows(int64_t n, int64_t rows, arithmetic<T>* a, arithmetic<T>* b, const Row& row) {
   using A = arithmetic<T>;
-  if constexpr (G == SIDE && HAS_PACK<A>) {
+  if constexpr (G == SIDE && USES_PACKS<A>) {
     Pack sa[SIDE] = {}, sb[SIDE] = {};
     const PackMask some = first_lanes(n & 15);
     for (int64_t k = 0; k < rows; ++k) {

@@ -2,7 +2,7 @@
 // loops that the compiler vectorizes, and calls of the functions here.
 //
 // Where there is AVX-512 (HAS_PACKS), a Pack is sixteen floats in one register, read from and written to memory in any
-// type that is stored. Code for it stands in `if constexpr (HAS_PACKS ...)`, which other instruction sets discard.
+// type that is stored. Code for it is inside `if constexpr (HAS_PACKS ...)`, which other instruction sets discard.
 #pragma once
 #include "vector/number.h"
 

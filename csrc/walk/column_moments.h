@@ -124,7 +124,7 @@ template <class S> class Panel {
       mean[j] = double(guess[j]) + shift;
       m2[j] = rest < 0 ? 0 : rest;
     }
-    // In a loop of its own, and counted in the arithmetic's width: mixed widths would cost several times as much.
+    // In a separate loop, and counted in the arithmetic's width: mixed widths would cost several times as much.
     using Count = typename std::conditional<sizeof(A) == 4, int32_t, int64_t>::type;
     const A twice = center ? A(2 * per) : A(0), high = A(HUGE_SQUARES);
     const A low = eps < TINY_SQUARES ? A(TINY_SQUARES) : A(0);

@@ -101,7 +101,7 @@ template <class S> class RowsForward {
     if (is_transposed(v, affine) && source.is_plain()) {
       for (; cell < end; cell += SIDE) transposed(cell, min(SIDE, end - cell), writer);
     } else if (v.r0 == 1 && v.r1 <= BLOCK && (!source.mask || source.mask.has_whole_rows(v.r1))) {
-      if (!HAS_PACK<A> || v.r1 > SHORT) in_stages(cell, end - cell, writer);
+      if (!USES_PACKS<A> || v.r1 > SHORT) in_stages(cell, end - cell, writer);
       else
         for (; cell < end; cell += SIDE) side_by_side(cell, min(SIDE, end - cell), writer);
     } else {

@@ -41,14 +41,24 @@ template <class S, int G> struct ShortRows {
   // c1, c2 = the sums of dy * weight and dy * weight * x_hat.
   void sum() {
     sums_of_rows<G, T>(n, rows, c1, c2, [&](int64_t k) {
-      return [px = x[k], pg = g[k], m = scales.mean[k], rstd = scales.rstd[k], w = w, h = hats + k * ROOM,
-              q = weighted + k * ROOM](auto at, auto& u, auto& v) {
+      const T *px = x[k], *pg = g[k];
+      const auto both = [px, pg, m = scales.mean[k], rstd = scales.rstd[k], w = w](auto at, auto& u, auto& v) {
         u = at(pg);
         if (w) u = u * at(w);
         v = (at(px) - m) * rstd;
-        if constexpr (PACKED<T>) at.put(q, u), at.put(h, v);
-        v = u * v;
       };
+      if constexpr (PACKED<T>) {
+        return [both, h = hats + k * ROOM, q = weighted + k * ROOM](auto at, auto& u, auto& v) {
+          both(at, u, v);
+          at.put(q, u), at.put(h, v);
+          v = u * v;
+        };
+      } else {
+        return [both](auto at, auto& u, auto& v) {
+          both(at, u, v);
+          v = u * v;
+        };
+      }
     });
   }
   // From the sums to the factors of dx; per[k] is 1 / the number of elements of row k.

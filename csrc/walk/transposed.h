@@ -1,4 +1,4 @@
-// Rows of a few elements, each of them a cell: SIDE rows are transposed, so that each lies in a lane of its own and
+// Rows of a few elements, each of them a cell: SIDE rows are transposed, so that each lies in its own lane and
 // every step is one vector instruction for all of them. The bits of a row do not depend on its neighbours: all lanes do
 // the same.
 #pragma once
@@ -20,7 +20,7 @@ template <class A> bool is_transposed(const View& v, const Affine<A>& affine) {
 template <class S, class A> void read_transposed(const S* x, int64_t n, int64_t rows, A (*out)[SIDE]) {
   A buffer[TINY * SIDE];
   const A* in = converted(x, buffer, n * rows);
-  if constexpr (HAS_PACK<A>) {
+  if constexpr (USES_PACKS<A>) {
     transpose_in(in, n, rows, out);
   } else {
     for (int64_t j = 0; j < n; ++j)
@@ -33,7 +33,7 @@ void write_transposed(const A (*in)[SIDE], int64_t n, int64_t rows, S* y, Writer
   A buffer[DIRECT ? 1 : TINY * SIDE], *out = buffer;
   Seen<S>* q = writer.open(y);
   if constexpr (DIRECT) out = q;
-  if constexpr (HAS_PACK<A>) {
+  if constexpr (USES_PACKS<A>) {
     transpose_out(in, n, rows, out);
   } else {
     for (int64_t k = 0; k < rows; ++k)
