@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Literal, Unpack, overload
 
 from torch import Tensor
@@ -32,11 +31,6 @@ def _check(name: str, input: Tensor, num_groups: Any) -> tuple[int, ...]:
 
 
 GROUP = Spec("group_norm", _check)
-
-
-@lru_cache(maxsize=64)
-def _pattern(num_groups: Any) -> str:
-    return f"b (g={num_groups} [c]) [...]"
 
 
 @overload
@@ -111,4 +105,4 @@ def group_norm(
     Source: Wu & He 2018, arXiv:1803.08494.
     """
     fused = (mask, lengths, residual, return_residual, activation)
-    return carry_out(GROUP, _pattern(num_groups), input, weight, bias, eps, fused, num_groups)
+    return carry_out(GROUP, f"b (g={num_groups} [c]) [...]", input, weight, bias, eps, fused, num_groups)

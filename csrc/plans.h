@@ -1,0 +1,40 @@
+// The plans that Python has made, each under the number that calls name it by.
+#pragma once
+#include <mutex>
+#include <unordered_map>
+
+#include "kernel.h"
+
+namespace {
+
+using normkit::View;
+
+// Plans are made in Python, by normkit.plan, and kept here: seven numbers fewer to unpack in every call.
+// A number is never used again, so that one whose plan has been given up names none.
+class Plans {
+  std::mutex lock_;
+  std::unordered_map<int64_t, View> views_;
+  int64_t next_ = 0;
+
+ public:
+  int64_t add(const View& v) {
+    const std::lock_guard<std::mutex> guard(lock_);
+    views_.emplace(next_, v);
+    return next_++;
+  }
+  void forget(int64_t plan) {
+    const std::lock_guard<std::mutex> guard(lock_);
+    views_.erase(plan);
+  }
+  bool find(int64_t plan, View* out) {
+    const std::lock_guard<std::mutex> guard(lock_);
+    const auto found = views_.find(plan);
+    return found != views_.end() && (*out = found->second, true);
+  }
+};
+Plans& plans() {
+  static Plans all;
+  return all;
+}
+
+}  // namespace
