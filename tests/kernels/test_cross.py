@@ -172,12 +172,12 @@ def check(job: Job, x: Tensor, pattern: str, got: list[Tensor]) -> None:
         y, _, mean, std = formula.norm(a)
     else:
         mean, std = (t.double() for t in job.moments)
-        a = a._replace(mean=mean, var=std)
+        a = a._replace(mean=mean, var=std.square())
         y = formula.norm(a).y
     grads = formula.norm_backward(job.dy, a, job.moments is not None)
 
     spread = (std.square() + job.eps).sqrt()
-    given = a._replace(weight=None, bias=None, mean=mean if job.center else 0 * std, var=std)
+    given = a._replace(weight=None, bias=None, mean=mean if job.center else 0 * std, var=std.square())
     x_hat = largest(formula.norm(given).y)
     w = 1.0 if job.weight is None else largest(job.weight)
     dy, rstd, dy_sum = largest(job.dy), 1 / spread.min().item(), largest(of_magnitudes(job, a))
