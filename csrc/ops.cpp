@@ -3,13 +3,13 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <mutex>
+#include <cstdlib>
 #include <optional>
 #include <string>
 #include <tuple>
-#include <unordered_map>
 
 #include "fastpath/kernels.h"
+#include "plans.h"
 #include "running.h"
 #include "storage.h"
 
@@ -100,30 +100,6 @@ Pool pool_for(int64_t numel) {
   return Pool{shared_run, threads};
 }
 
-// Plans are made in Python, by normkit.plan, and kept here: seven numbers fewer to unpack in every call.
-// A number is never used again, so that one whose plan has been given up names none.
-class Plans {
-  std::mutex lock_;
-  std::unordered_map<int64_t, View> views_;
-  int64_t next_ = 0;
-
- public:
-  int64_t add(const View& v) {
-    STD_TORCH_CHECK(v.period > 0 && v.inner > 0, "normkit: a plan without weights per element");
-    const std::lock_guard<std::mutex> guard(lock_);
-    views_.emplace(next_, v);
-    return next_++;
-  }
-  void forget(int64_t plan) {
-    const std::lock_guard<std::mutex> guard(lock_);
-    views_.erase(plan);
-  }
-  bool find(int64_t plan, View* out) {
-    const std::lock_guard<std::mutex> guard(lock_);
-    const auto found = views_.find(plan);
-    return found != views_.end() && (*out = found->second, true);
-  }
-};
 Plans& plans() {
   static Plans all;
   return all;
