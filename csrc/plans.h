@@ -1,5 +1,7 @@
-// The plans that Python has made, each under the number that calls name it by.
+// The plans that calls name by a number.
 #pragma once
+#include <torch/headeronly/util/Exception.h>
+
 #include <mutex>
 #include <unordered_map>
 
@@ -18,6 +20,7 @@ class Plans {
 
  public:
   int64_t add(const View& v) {
+    STD_TORCH_CHECK(v.period > 0 && v.inner > 0, "normkit: a plan without weights per element");
     const std::lock_guard<std::mutex> guard(lock_);
     views_.emplace(next_, v);
     return next_++;
@@ -32,9 +35,5 @@ class Plans {
     return found != views_.end() && (*out = found->second, true);
   }
 };
-Plans& plans() {
-  static Plans all;
-  return all;
-}
 
 }  // namespace
