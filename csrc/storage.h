@@ -1,4 +1,4 @@
-// torch's types in the kernels' words. Both of torch's C++ interfaces share the enumeration, so ops.cpp and fastpath/ do.
+// torch's types as the kernels name them. Both of torch's C++ interfaces share the enumeration.
 #pragma once
 #include <torch/headeronly/core/ScalarType.h>
 

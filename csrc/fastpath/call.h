@@ -25,7 +25,7 @@ enum InSpec { NAME, CHECK, CENTER, OVER_LAST, CHECKED_BEFORE };
 enum InStatistics { RUNNING_MEAN, RUNNING_VAR, MOMENTUM };
 enum InFused { MASK, LENGTHS, RESIDUAL, RETURN_RESIDUAL, ACTIVATION };
 
-// What a call fuses: padding, a residual, an activation.
+// The fused part of a call: padding, a residual, an activation.
 struct Extras {
   Tensor residual, mask, counts;
   Activation activation = Activation::none;
@@ -67,7 +67,9 @@ struct Call {
   Tensor run(const Tensor& mean, const Tensor& std, const Tensor& sum) const {
     Tensor y = like(x);
     const Tensor w = in_arithmetic(weight, x), b = in_arithmetic(bias, x);
-    const auto place = [](const Tensor& t) { return t.defined() && t.numel() ? const_cast<void*>(t.const_data_ptr()) : nullptr; };
+    const auto place = [](const Tensor& t) {
+      return t.defined() && t.numel() ? const_cast<void*>(t.const_data_ptr()) : nullptr;
+    };
     RECORD_FUNCTION("normkit::norm", std::vector<c10::IValue>{x});
     Forward f{x.const_data_ptr(), y.mutable_data_ptr(), pointer(w), pointer(b), place(mean), place(std),
               fixed ? 0 : eps, center, fixed, length};
@@ -104,11 +106,13 @@ bool take_eps(Call& c, PyObject* eps) {
   return c.eps >= 0;
 }
 
-// Whether weight and bias have the shape of the channels (`last` is None), or of the last dimensions (their sizes); or the
-// caller has checked them (True), and they have as many values as the plan says.
+// Whether weight and bias have the shape of the channels (`last` is None), or of the last dimensions (their sizes); or
+// the caller has checked them (True), and they have as many values as the plan says.
 bool fits_features(const Call& c, PyObject* last) {
   if (last == Py_True) {
-    const auto covers = [&](const Tensor& t) { return !t.defined() || (t.numel() == c.view.period && fits(t, c.x, t.sizes())); };
+    const auto covers = [&](const Tensor& t) {
+      return !t.defined() || (t.numel() == c.view.period && fits(t, c.x, t.sizes()));
+    };
     return covers(c.weight) && covers(c.bias);
   }
   at::IntArrayRef sizes = c.x.sizes();
@@ -128,8 +132,8 @@ bool fits_features(const Call& c, PyObject* last) {
   return fits(c.weight, c.x, sizes) && fits(c.bias, c.x, sizes);
 }
 
-// Without a momentum the statistics are given, else the call updates them, unless activation checkpointing computes it again
-// inside a backward pass.
+// Without a momentum the statistics are given, else the call updates them, unless activation checkpointing computes it
+// again inside a backward pass.
 bool take_statistics(Call& c, PyObject* tuple, Statistics& s) {
   if (!PyTuple_CheckExact(tuple)) return false;
   const auto item = [&](InStatistics i) { return PyTuple_GET_ITEM(tuple, Py_ssize_t(i)); };
@@ -218,7 +222,8 @@ bool take_mask(PyObject* o, const Tensor& x, int64_t last, const View& v, Extras
     e.inner = 1;
   }
   e.counts = at::detail::empty_cpu({v.cells()}, at::kDouble);
-  return count_cells(v, static_cast<const uint8_t*>(e.mask.const_data_ptr()), e.channels, e.inner, e.counts.mutable_data_ptr<double>());
+  return count_cells(v, static_cast<const uint8_t*>(e.mask.const_data_ptr()), e.channels, e.inner,
+                     e.counts.mutable_data_ptr<double>());
 }
 
 // `pair`: whether the sum is to be returned as well.
@@ -226,7 +231,8 @@ bool take_extras(Call& c, PyObject* tuple, PyObject* last, bool& pair) {
   if (!PyTuple_CheckExact(tuple)) return false;
   const auto item = [&](InFused i) { return PyTuple_GET_ITEM(tuple, Py_ssize_t(i)); };
   pair = item(RETURN_RESIDUAL) != Py_False;
-  if (!pair && item(MASK) == Py_None && item(LENGTHS) == Py_None && item(RESIDUAL) == Py_None && item(ACTIVATION) == Py_None)
+  if (!pair && item(MASK) == Py_None && item(LENGTHS) == Py_None && item(RESIDUAL) == Py_None &&
+      item(ACTIVATION) == Py_None)
     return true;
   Extras& e = c.extras;
   if (item(LENGTHS) != Py_None || last == Py_True || !PyBool_Check(item(RETURN_RESIDUAL)) ||
@@ -253,9 +259,9 @@ std::atomic<int64_t> skipped_channels{0};
 void update(const Statistics& running, const Tensor& mean, const Tensor& std, int64_t count) {
   const int64_t channels = running.mean.numel(), samples = mean.numel() / channels;
   const auto go = [&]<class T>(T) {
-    skipped_channels += move_running(running.mean.mutable_data_ptr<T>(), running.var.mutable_data_ptr<T>(),
-                                     mean.const_data_ptr<T>(), std.const_data_ptr<T>(), channels, samples, double(count),
-                                     running.momentum);
+    skipped_channels +=
+        move_running(running.mean.mutable_data_ptr<T>(), running.var.mutable_data_ptr<T>(), mean.const_data_ptr<T>(),
+                     std.const_data_ptr<T>(), channels, samples, double(count), running.momentum);
   };
   if (mean.scalar_type() == at::kDouble) go(0.0);
   else go(0.0f);

@@ -8,7 +8,7 @@ namespace {
 struct FusedBackward final : NormNode {
   SavedVariable x, mask, weight, bias, mean, std;  // x: the sum where there is one; dev: as in NormalizeBackward
   Extras extras;                                   // without its tensors, but for the counts
-  int64_t last = 0;  // dimensions of channels at the end; 0: dimension 1
+  int64_t last = 0;                                // dimensions of channels at the end; 0: dimension 1
   bool has_sum = false;
 
   std::string name() const override { return "NormkitFusedBackward"; }
@@ -30,14 +30,13 @@ struct FusedBackward final : NormNode {
       return out;
     }
     Tensor x_ = has_sum ? x.unpack(pointer_to(this)) : x.unpack();
-    const Tensor mask_ = mask.unpack(), weight_ = weight.unpack(), bias_ = bias.unpack(), mean_ = mean.unpack(), std_ = std.unpack();
+    const Tensor mask_ = mask.unpack(), weight_ = weight.unpack(), bias_ = bias.unpack(), mean_ = mean.unpack(),
+                 std_ = std.unpack();
     if (!(want[0] || want[1] || want[2] || want[3])) return out;
     const Tensor saved[] = {x_, mask_, weight_, bias_, mean_, std_};
     Tensor dx;
-    if (is_simple(grads[0], dsum, saved))
-      run(grads[0], dsum, saved, want, dx, out);
-    else
-      ask_python(grads[0], dsum, saved, want, dx, out);
+    if (is_simple(grads[0], dsum, saved)) run(grads[0], dsum, saved, want, dx, out);
+    else ask_python(grads[0], dsum, saved, want, dx, out);
     if (want[0]) out[0] = dx;
     if (want[1]) out[1] = dx;
     if (want[2]) out[2] = weight_like(out[2]);
@@ -51,7 +50,8 @@ struct FusedBackward final : NormNode {
     args.collect(pattern), args.collect(eps), args.collect(int64_t(extras.activation)), args.collect(last);
     args.collect(center), args.collect(fixed), args.collect(has_sum);
   }
-  variable_list apply_with_saved(const variable_list& grads, torch::dynamo::autograd::SwapSavedVariables& swap) override {
+  variable_list apply_with_saved(const variable_list& grads,
+                                 torch::dynamo::autograd::SwapSavedVariables& swap) override {
     for (SavedVariable* saved : {&x, &mask, &weight, &bias, &mean, &std}) swap.before(*saved);
     variable_list out = apply(variable_list(grads));
     for (SavedVariable* saved : {&x, &mask, &weight, &bias, &mean, &std}) swap.after(*saved);
@@ -64,20 +64,26 @@ struct FusedBackward final : NormNode {
     const auto same = [&](const Tensor& t, int64_t n) {
       return is_plain(t) && t.numel() == n && t.is_contiguous() && t.scalar_type() == arithmetic_of(x_);
     };
-    const auto gradient = [&](const Tensor& t) { return is_plain(t) && t.sizes() == x_.sizes() && t.scalar_type() == x_.scalar_type(); };
+    const auto gradient = [&](const Tensor& t) {
+      return is_plain(t) && t.sizes() == x_.sizes() && t.scalar_type() == x_.scalar_type();
+    };
     const auto parameter = [&](const Tensor& t) {
       return !t.defined() || (is_plain(t) && t.is_contiguous() && t.numel() == view.period);
     };
-    return !at::GradMode::is_enabled() && !is_watched() && is_plain(x_) && gradient(dy) && (!dsum.defined() || gradient(dsum)) &&
-           x_.strides() == strides && x_.numel() == view.numel() && parameter(weight_) && parameter(bias_) &&
+    return !at::GradMode::is_enabled() && !is_watched() && is_plain(x_) && gradient(dy) &&
+           (!dsum.defined() || gradient(dsum)) && x_.strides() == strides && x_.numel() == view.numel() &&
+           parameter(weight_) && parameter(bias_) &&
            (!mask_.defined() || (is_plain(mask_) && mask_.is_contiguous() && mask_.scalar_type() == at::kBool &&
                                  mask_.numel() * extras.channels == x_.numel())) &&
            same(mean_, center ? view.cells() : 0) && same(std_, view.cells());
   }
 
-  void run(const Tensor& dy, const Tensor& dsum, const Tensor (&saved)[6], const bool* want, Tensor& dx, variable_list& out) const {
+  void run(const Tensor& dy, const Tensor& dsum, const Tensor (&saved)[6], const bool* want, Tensor& dx,
+           variable_list& out) const {
     const auto& [x_, mask_, weight_, bias_, mean_, std_] = saved;
-    const auto laid = [&](const Tensor& t) { return !t.defined() || t.strides() == x_.strides() ? t : like(x_).copy_(t); };
+    const auto laid = [&](const Tensor& t) {
+      return !t.defined() || t.strides() == x_.strides() ? t : like(x_).copy_(t);
+    };
     const Tensor std = fixed ? root_of(std_, eps) : std_;
     const Tensor g = laid(dy), more = laid(dsum), w = in_arithmetic(weight_, x_), b = in_arithmetic(bias_, x_);
     dx = like(x_);  // also where nobody wants it: a place for dy times the activation's slope
@@ -91,7 +97,7 @@ struct FusedBackward final : NormNode {
     const auto place = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
     Backward f{g.const_data_ptr(), x_.const_data_ptr(), pointer(w), mean_.const_data_ptr(), std.const_data_ptr(),
                place(dx), place(out[2]), place(out[3]), fixed ? 0 : eps, center, fixed};
-    // Where a residual was added and nothing reached the sum, backward is that of a plain call, as in kernels/native.py.
+    // If a residual was added and no gradient reached the sum, backward is plain, as in kernels/native.py.
     if (more.defined() || mask_.defined() || extras.activation != Activation::none) f.fused = &fusion;
     library->kernels->backward(storage_of(x_), view, f, library->pool(x_.numel()));
   }
@@ -104,13 +110,14 @@ struct FusedBackward final : NormNode {
     for (int64_t i = 0; mask_.defined() && i < last; ++i) places = places.unsqueeze(-1);
     const Tensor* inputs[] = {&dy, &x_, &weight_, &bias_, &mean_, &std_, &dsum, &places};
     const bool wanted[] = {want[0] || want[1], want[2], want[3]};
-    const Tensors3 grads =
-        gradients_by_python("normkit.kernels.operator", inputs, pattern, eps, center, int(extras.activation), fixed, wanted);
+    const Tensors3 grads = gradients_by_python("normkit.kernels.operator", inputs, pattern, eps, center,
+                                               int(extras.activation), fixed, wanted);
     dx = grads[0], out[2] = grads[1], out[3] = grads[2];
   }
 };
 
-void record_fused(const Call& c, const Tensor& y, const Tensor& sum, int64_t last, const Tensor& mean, const Tensor& std) {
+void record_fused(const Call& c, const Tensor& y, const Tensor& sum, int64_t last, const Tensor& mean,
+                  const Tensor& std) {
   const auto node = make_node<FusedBackward>();
   node->set_next_edges(torch::autograd::collect_next_edges(c.x, c.extras.residual, c.weight, c.bias));
   node->set(c);

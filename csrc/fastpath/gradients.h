@@ -1,4 +1,4 @@
-// What the gradients of plain and of fused calls share.
+// The shared part of the gradients of plain and of fused calls.
 #pragma once
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -29,20 +29,20 @@ struct Like {
   }
 };
 
-// Second derivatives, batches of gradients, tracing: Python has the operator for whatever watches. Tensors: dy, x, weight,
-// bias, mean, std, dsum, mask; the arguments of Python's function are those of normkit::norm_backward.
+// For second derivatives, batches of gradients and tracing, Python calls the operator. Tensors: dy, x, weight, bias,
+// mean, std, dsum, mask; the arguments of Python's function are those of normkit::norm_backward.
 using Tensors3 = std::array<Tensor, 3>;
-Tensors3 gradients_by_python(const char* module, const Tensor* const (&t)[8], const std::string& pattern, double eps, bool center,
-                             int activation, bool fixed, const bool* want) {
+Tensors3 gradients_by_python(const char* module, const Tensor* const (&t)[8], const std::string& pattern, double eps,
+                             bool center, int activation, bool fixed, const bool* want) {
   const pybind11::gil_scoped_acquire lock;
   const auto wrapped = [&](size_t i) { return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(*t[i])); };
   const auto given = [](bool b) { return pybind11::bool_(b); };
   const pybind11::object python = pybind11::module_::import(module).attr("gradients_of_fast_path");
   const auto grads = pybind11::reinterpret_steal<pybind11::object>(PyObject_CallFunctionObjArgs(
-      python.ptr(), wrapped(0).ptr(), wrapped(1).ptr(), wrapped(2).ptr(), wrapped(3).ptr(), pybind11::str(pattern).ptr(),
-      pybind11::float_(eps).ptr(), given(center).ptr(), wrapped(4).ptr(), wrapped(5).ptr(), wrapped(6).ptr(), wrapped(7).ptr(),
-      pybind11::int_(activation).ptr(), given(fixed).ptr(), given(want[0]).ptr(), given(want[1]).ptr(), given(want[2]).ptr(),
-      nullptr));
+      python.ptr(), wrapped(0).ptr(), wrapped(1).ptr(), wrapped(2).ptr(), wrapped(3).ptr(),
+      pybind11::str(pattern).ptr(), pybind11::float_(eps).ptr(), given(center).ptr(), wrapped(4).ptr(),
+      wrapped(5).ptr(), wrapped(6).ptr(), wrapped(7).ptr(), pybind11::int_(activation).ptr(), given(fixed).ptr(),
+      given(want[0]).ptr(), given(want[1]).ptr(), given(want[2]).ptr(), nullptr));
   if (!grads) {
     python_error error;
     error.persist();

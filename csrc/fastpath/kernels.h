@@ -1,4 +1,4 @@
-// What the fast path (of one torch version) asks of the kernels' library (ops.cpp, of all versions), by dlsym.
+// The interface that the kernels' library (ops.cpp, for all versions of torch) gives the fast path (for one), by dlsym.
 #pragma once
 #include "kernel.h"
 

@@ -17,8 +17,8 @@ PyObject* pair_of(Tensor y, Tensor sum, PyObject* x) {
   return first && second ? Py_BuildValue("(NN)", first.release().ptr(), second) : nullptr;
 }
 
-// norm(spec, pattern, x, weight, bias, eps, fused, size, statistics) -> y, with return_residual the pair of y and the sum;
-// or None if Python has to take the call.
+// norm(spec, pattern, x, weight, bias, eps, fused, size, statistics) -> y, with return_residual the pair of y and the
+// sum; or None if Python has to take the call.
 PyObject* norm(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   Call c;
@@ -28,8 +28,7 @@ PyObject* norm(PyObject*, PyObject* const* args, Py_ssize_t) {
   const auto fact = [&](InSpec i) { return PyTuple_GET_ITEM(args[SPEC], Py_ssize_t(i)) == Py_True; };
   PyObject* last = fact(OVER_LAST) ? args[SIZE] : fact(CHECKED_BEFORE) ? Py_True : Py_None;
   if (!take_tensors(c, args[X], args[WEIGHT], args[BIAS], args[PATTERN]) || !take_eps(c, args[EPS]) ||
-      !fits_features(c, last) || !take_statistics(c, args[STATISTICS], s) ||
-      !take_extras(c, args[FUSED], last, pair))
+      !fits_features(c, last) || !take_statistics(c, args[STATISTICS], s) || !take_extras(c, args[FUSED], last, pair))
     Py_RETURN_NONE;
   // Methods differ in which regions of a single value they refuse.
   if (!s.given && c.view.count() == 1) Py_RETURN_NONE;
@@ -80,7 +79,8 @@ PyObject* cache_plan(PyObject*, PyObject* const* args, Py_ssize_t) {
   if (!library || !library->plan(PyLong_AsLongLong(args[3]), &view)) Py_RETURN_FALSE;
   const auto numbers = [](PyObject* tuple) {
     at::DimVector out;
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); ++i) out.push_back(PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, i)));
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); ++i)
+      out.push_back(PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, i)));
     return out;
   };
   const bool full = known_plans.size() >= MOST;
@@ -100,13 +100,14 @@ PyObject* cache_plan(PyObject*, PyObject* const* args, Py_ssize_t) {
 // skipped() -> how many channels have kept their running statistics so far, because a batch's moments were not finite.
 PyObject* skipped(PyObject*, PyObject*) { return PyLong_FromLongLong(skipped_channels); }
 
-// connect(path of the kernels' library) -> whether the fast path can be used from now on. Only the library that torch has
-// loaded knows the plans, so none is loaded here.
+// connect(path of the kernels' library) -> whether the fast path can be used from now on. Only the library that torch
+// has loaded knows the plans, so none is loaded here.
 PyObject* connect(PyObject*, PyObject* name) {
   const char* path = PyUnicode_AsUTF8(name);
   if (!path) return nullptr;
   void* loaded = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
-  const auto function = loaded ? reinterpret_cast<normkit_fastpath_function>(dlsym(loaded, "normkit_fastpath")) : nullptr;
+  const auto function =
+      loaded ? reinterpret_cast<normkit_fastpath_function>(dlsym(loaded, "normkit_fastpath")) : nullptr;
   library = function ? function() : nullptr;
   return PyBool_FromLong(library != nullptr);
 }

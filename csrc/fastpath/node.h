@@ -1,4 +1,4 @@
-// How torch's versions differ in C++, and nothing else: before 2.13 a node of the autograd graph belongs to shared_ptrs.
+// The differences between torch's versions in C++: before 2.13 shared_ptrs own the nodes of the autograd graph.
 #pragma once
 #include <torch/csrc/autograd/function.h>
 #include <torch/version.h>

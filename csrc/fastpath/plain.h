@@ -4,8 +4,8 @@
 
 namespace {
 
-// What is saved, and in which order, is the same as in kernels/operator.py: activation checkpointing pairs the tensors that
-// a forward has saved with those of its recomputation, and the two may take different ways.
+// Saves the same tensors in the same order as kernels/operator.py: activation checkpointing pairs the tensors that a
+// forward has saved with those of its recomputation, and the two may take different ways.
 struct NormalizeBackward final : NormNode {
   SavedVariable x, weight, mean, std;  // std: the variance, where moments are given
   bool length = false;
@@ -24,10 +24,8 @@ struct NormalizeBackward final : NormNode {
     const Tensor x_ = x.unpack(), weight_ = weight.unpack(), mean_ = mean.unpack(), std_ = std.unpack();
     const bool want[] = {task_should_compute_output(0), task_should_compute_output(1), task_should_compute_output(2)};
     if (!(want[0] || want[1] || want[2])) return out;
-    if (is_simple(grads[0], x_, weight_, mean_, std_))
-      run(grads[0], x_, weight_, mean_, std_, want, out);
-    else
-      ask_python(grads[0], x_, weight_, mean_, std_, want, out);
+    if (is_simple(grads[0], x_, weight_, mean_, std_)) run(grads[0], x_, weight_, mean_, std_, want, out);
+    else ask_python(grads[0], x_, weight_, mean_, std_, want, out);
     if (want[1]) out[1] = weight_like(out[1]);
     if (want[2]) out[2] = bias_like(out[2]);
     return out;
@@ -37,7 +35,8 @@ struct NormalizeBackward final : NormNode {
     for (const SavedVariable* saved : {&x, &weight, &mean, &std}) args.collect(*saved, false);
     args.collect(pattern), args.collect(eps), args.collect(center), args.collect(fixed), args.collect(length);
   }
-  variable_list apply_with_saved(const variable_list& grads, torch::dynamo::autograd::SwapSavedVariables& saved) override {
+  variable_list apply_with_saved(const variable_list& grads,
+                                 torch::dynamo::autograd::SwapSavedVariables& saved) override {
     saved.before(x), saved.before(weight), saved.before(mean), saved.before(std);
     variable_list out = apply(variable_list(grads));
     saved.after(x), saved.after(weight), saved.after(mean), saved.after(std);
@@ -46,7 +45,8 @@ struct NormalizeBackward final : NormNode {
 
  private:
   // Hooks on saved tensors may bring back others than went away.
-  bool is_simple(const Tensor& dy, const Tensor& x_, const Tensor& weight_, const Tensor& mean_, const Tensor& std_) const {
+  bool is_simple(const Tensor& dy, const Tensor& x_, const Tensor& weight_, const Tensor& mean_,
+                 const Tensor& std_) const {
     const auto same = [&](const Tensor& t, int64_t n) {
       return is_plain(t) && t.numel() == n && t.is_contiguous() && t.scalar_type() == arithmetic_of(x_);
     };
@@ -73,8 +73,8 @@ struct NormalizeBackward final : NormNode {
   void ask_python(const Tensor& dy, const Tensor& x_, const Tensor& weight_, const Tensor& mean_, const Tensor& std_,
                   const bool* want, variable_list& out) const {
     const Tensor none, *inputs[] = {&dy, &x_, &weight_, &none, &mean_, &std_, &none, &none};
-    const Tensors3 grads = gradients_by_python(length ? "normkit.kernels.weight" : "normkit.kernels.operator", inputs, pattern, eps,
-                                               center, 0, fixed, want);
+    const Tensors3 grads = gradients_by_python(length ? "normkit.kernels.weight" : "normkit.kernels.operator", inputs,
+                                               pattern, eps, center, 0, fixed, want);
     for (size_t i = 0; i < 3; ++i)
       if (want[i]) out[i] = grads[i];
   }

@@ -23,9 +23,10 @@ const void* pointer(const Tensor& t) { return t.defined() ? t.const_data_ptr() :
 
 // A dense tensor in CPU memory and nothing else: no wrapper, no negation to be resolved, no tangent.
 bool is_plain(const Tensor& t) {
-  constexpr c10::DispatchKeySet known({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU,
-                                       c10::DispatchKey::ADInplaceOrView});
-  return !(t.key_set().raw_repr() & ~known.raw_repr()) && t.is_cpu() && t.layout() == at::kStrided && !t._fw_grad(0).defined();
+  constexpr c10::DispatchKeySet known({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU,
+                                       c10::DispatchKey::AutocastCPU, c10::DispatchKey::ADInplaceOrView});
+  return !(t.key_set().raw_repr() & ~known.raw_repr()) && t.is_cpu() && t.layout() == at::kStrided &&
+         !t._fw_grad(0).defined();
 }
 // Modes, transforms and tracers all put a key of theirs into the dispatcher, except the modes of __torch_function__.
 bool is_watched() {
@@ -42,7 +43,8 @@ bool take(PyObject* o, Tensor& t) {
   return is_plain(t) && is_number(t);
 }
 bool fits(const Tensor& t, const Tensor& x, at::IntArrayRef shape) {
-  return !t.defined() || (t.sizes() == shape && t.is_contiguous() && t.element_size() <= (x.scalar_type() == at::kDouble ? 8 : 4));
+  return !t.defined() ||
+         (t.sizes() == shape && t.is_contiguous() && t.element_size() <= (x.scalar_type() == at::kDouble ? 8 : 4));
 }
 bool is_statistic(const Tensor& t, const Tensor& x, at::IntArrayRef shape) {
   return t.sizes() == shape && t.is_contiguous() && t.scalar_type() == arithmetic_of(x) && !t.requires_grad() &&

@@ -111,6 +111,7 @@ def carry_out(
         rest = (weight, bias, eps, fused, size, statistics, cast_first)
         return by_rows(spec.name, input, size, fused, partial(_of_rows, spec, pattern, rest))
     if spec.keeps_vector and isinstance(input, Tensor) and input.shape == (0,):
+        check_call(spec.name, input, eps)
         return input.clone()
     call = checked(spec, pattern, input, weight, bias, eps, fused, size, statistics)
     return _cast_first(call) if cast_first else finished(call, statistics)
