@@ -47,14 +47,14 @@ def _length(v: Tensor, dim: int | None) -> Tensor:
     """The Euclidean length of `v` over all dimensions but `dim`, which it keeps with size 1; in fp32 or better.
 
     Divided by its largest value first, so that no square overflows; that value may count as a constant in
-    backward, for the result does not depend on it. The sum of squares is then at least 1 unless `v` is 0,
-    and the clamp keeps the gradient at 0 finite.
+    backward, for the result does not depend on it. If `v` is 0 the sum of squares counts as 1, so that the gradient
+    there is finite.
     """
     wide = v.to(arithmetic_dtype(v.dtype)).unsqueeze(-1)
     axes = [axis for axis in range(wide.ndim) if axis != dim]
     largest = wide.detach().abs().amax(axes, keepdim=True)
     scaled = wide / torch.where(largest > 0, largest, 1)
-    length = largest * scaled.square().sum(axes, keepdim=True).clamp(min=1).sqrt()
+    length = largest * torch.where(largest > 0, scaled.square().sum(axes, keepdim=True), 1).sqrt()
     return length.reshape(()) if dim is None else length.squeeze(-1)
 
 
