@@ -89,7 +89,7 @@ class _GhostBatchNorm(Layer, TakesBias, batchnorm._BatchNorm):
         return y
 
     def extra_repr(self) -> str:
-        described = batchnorm._BatchNorm.extra_repr(self)
+        described = super(Layer, self).extra_repr()  # type: ignore[no-untyped-call]
         return self._with_options(f"{described}, virtual_batch_size={self.virtual_batch_size}")
 
 

@@ -87,7 +87,7 @@ class _BatchRenorm(Layer, TakesBias, batchnorm._BatchNorm):
         return y
 
     def extra_repr(self) -> str:
-        described = batchnorm._BatchNorm.extra_repr(self)
+        described = super(Layer, self).extra_repr()  # type: ignore[no-untyped-call]
         return self._with_options(f"{described}, r_max={self.r_max}, d_max={self.d_max}")
 
 
