@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # The kernels' and layers' tests run once more with an instruction set that is not the best of this machine.
 LESSER_ISA := $(shell grep -qw avx512f /proc/cpuinfo 2>/dev/null && echo avx2 || echo baseline)
+NUMERIC := not triton and not cross and not instruction_set and not processes and not opcheck \
+	and not one_graph and not export and not turned_off and not without_kernels and not conversion_is_exact
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
 help: ## this list
@@ -40,7 +42,7 @@ test: $(VENV)/test.stamp ## lint, types and tests
 	$(BIN)/ruff format --check --no-cache .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
-	OMP_NUM_THREADS=1 NORMKIT_ISA=$(LESSER_ISA) $(BIN)/pytest -n 2 tests/kernels tests/layers tests/test_contract.py -k 'not triton and not cross and not instruction_set and not processes'
+	OMP_NUM_THREADS=1 NORMKIT_ISA=$(LESSER_ISA) $(BIN)/pytest -n 2 tests/kernels tests/layers tests/test_contract.py -k '$(NUMERIC)'
 
 format: $(VENV)/test.stamp ## format the code
 	$(BIN)/ruff check --fix .
