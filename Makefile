@@ -37,11 +37,12 @@ $(VENV)/test.stamp: $(VENV)/compare.stamp
 compare: $(VENV)/compare.stamp ## compare the normalizations on built-in data and write report/index.html
 	$(BIN)/normkit compare --out report
 
+# By file, because the tests of a file share what is made once for all of them.
 test: $(VENV)/test.stamp ## lint, types and tests
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check --no-cache .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 	OMP_NUM_THREADS=1 NORMKIT_ISA=$(LESSER_ISA) $(BIN)/pytest -n 2 tests/kernels tests/layers tests/test_contract.py -k '$(NUMERIC)'
 
 format: $(VENV)/test.stamp ## format the code
