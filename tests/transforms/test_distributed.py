@@ -11,8 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from transforms.subjects import LAYERS, sample
 
-# A batch norm of the batch sees one process's half of it, and local response has no parameters.
-NAMES = [name for name in LAYERS if name not in ("batch, no running statistics", "local_response")]
+# Without layers that see other samples in half of the batch, and without those that have nothing to train.
+SEE_THE_BATCH = ("batch", "batch, no running statistics", "batch with extras", "instance with extras")
+NAMES = [name for name in LAYERS if name not in (*SEE_THE_BATCH, "local_response", "frozen")]
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
