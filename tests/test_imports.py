@@ -1,4 +1,4 @@
-"""Imports point one way, none is circular, every folder is small enough to read, and the front door stays light."""
+"""Imports point one way, none is circular, every folder is small enough to read, ``import normkit`` loads little."""
 
 from __future__ import annotations
 
@@ -122,13 +122,13 @@ def test_what_methods_share_imports_no_method(package: str):
 
 
 @pytest.mark.parametrize("module", IMPORTS)
-def test_only_the_top_imports_from_the_front_door(module: str):
+def test_only_the_top_imports_the_public_names(module: str):
     if module.partition(".")[0] == "normkit" and "normkit" in IMPORTS[module]:
-        assert unit(module, "normkit") in ("study", "cli"), f"{module} imports from the front door"
+        assert unit(module, "normkit") in ("study", "cli"), f"{module} imports the public names"
 
 
 def test_no_import_is_circular():
-    # Without the front door, which names everything and loads it when it is asked for.
+    # Without `normkit` itself, which names everything and loads it on first use.
     graph = {module: [other for other in others if other != "normkit"] for module, others in IMPORTS.items()}
     del graph["normkit"]
     try:
@@ -153,7 +153,7 @@ def loaded_by(statement):
     return set(done.stdout.split())
 
 
-def test_the_front_door_loads_nothing():
+def test_the_public_names_load_nothing():
     assert not loaded_by("import normkit") & {"torch", "triton", "matplotlib", "optuna", "sklearn", "scipy", "typer"}
 
 
@@ -163,7 +163,7 @@ def test_layers_load_torch_and_no_study():
     assert not loaded & {"triton", "matplotlib", "optuna", "sklearn", "scipy", "typer", "rich", "jinja2"}
 
 
-def test_the_front_door_names_what_is_there():
+def test_the_public_names_exist():
     for name in normkit.__all__:
         assert getattr(normkit, name) is not None
     with pytest.raises(AttributeError, match="did you mean 'BatchNorm2d'"):

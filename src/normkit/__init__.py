@@ -1,7 +1,7 @@
 """One engine for every normalization, and the tools to choose, check and change the normalization of a model.
 
-The front door: explicit names, each loaded from its home when it is first asked for, so that ``import normkit``
-costs nothing and the command line does not wait for torch.
+The public names. Each is loaded from its module when it is first used, so that ``import normkit`` costs nothing and
+the command line does not wait for torch.
 """
 
 from importlib import import_module as _import_module

@@ -1,4 +1,4 @@
-"""The short way in, in C++, does what the longer one in Python does, to the bit, and is seen by all that watches."""
+"""The fast path in C++ gives the same bits as the Python path, and what watches calls sees it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls that fuse take the short way in, too: the same bits as the longer one, seen by all that watches."""
+"""Fused calls take the fast path, too: the same bits as the Python path, and what watches calls sees them."""
 
 from __future__ import annotations
 
