@@ -19,13 +19,13 @@ from normkit.functional.call.running import store
 from normkit.functional.call.spec import Fused
 from normkit.functional.extras import Extras, Fusions, Output
 from normkit.layers.base.checks import check_channels, check_rank, named
-from normkit.layers.base.layer import Layer, buffer, check_count, check_eps, parameter
+from normkit.layers.base.layer import Layer, check_count, check_eps, registered
 from normkit.layers.base.versions import TakesBias, initialize_parameters, make
 
 
 def share_of(layer: batchnorm._BatchNorm) -> tuple[Tensor | None, float]:
     """The counter that a step of this layer updates, if any, and the share of the batch in the running statistics."""
-    counter = buffer(layer, "num_batches_tracked") if layer.training and layer.track_running_stats else None
+    counter = registered(layer, "num_batches_tracked") if layer.training and layer.track_running_stats else None
     momentum = layer.momentum
     if momentum is None:
         momentum = 0.0 if counter is None else 1.0 / (float(counter) + 1.0)
@@ -53,9 +53,9 @@ def keep_statistics(
         return
     with torch.no_grad():
         if new is not None and input.numel():
-            for buffer, value in zip((layer.running_mean, layer.running_var), new, strict=True):
-                assert buffer is not None
-                store(buffer, value)
+            for statistic, value in zip((layer.running_mean, layer.running_var), new, strict=True):
+                assert statistic is not None
+                store(statistic, value)
         count(counter)
 
 
@@ -116,7 +116,7 @@ class _BatchNorm(Layer, TakesBias, batchnorm._BatchNorm):
         self._check_input_dim(input)
         check_channels(input, 1, self.num_features)
         counter, momentum = share_of(self)
-        mean, var = buffer(self, "running_mean"), buffer(self, "running_var")
+        mean, var = registered(self, "running_mean"), registered(self, "running_var")
         own = self.training or (mean is None and var is None)
         if self.training and not self.track_running_stats:
             mean = var = None
@@ -125,8 +125,8 @@ class _BatchNorm(Layer, TakesBias, batchnorm._BatchNorm):
             input,
             mean,
             var,
-            parameter(self, "weight"),
-            parameter(self, "bias"),
+            registered(self, "weight"),
+            registered(self, "bias"),
             own,
             momentum,
             self.eps,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from normkit import functional
 from normkit.functional.extras import Fusions, Output
 from normkit.layers.base.checks import check_channels, check_rank, named
-from normkit.layers.base.layer import Layer, check_count, check_eps, parameter
+from normkit.layers.base.layer import Layer, check_count, check_eps, registered
 
 LAYOUTS = {4: "(N, C, H, W)"}
 
@@ -96,9 +96,9 @@ class FilterResponseNorm2d(Layer):
         check_channels(input, 1, self.num_features)
         return functional.filter_response_norm(
             input,
-            parameter(self, "weight"),
-            parameter(self, "bias"),
-            parameter(self, "threshold"),
+            registered(self, "weight"),
+            registered(self, "bias"),
+            registered(self, "threshold"),
             self.eps,
             mask=mask,
             lengths=lengths,

@@ -13,7 +13,7 @@ from normkit import functional
 from normkit.errors import ArgumentError
 from normkit.functional.extras import Fusions, Output
 from normkit.layers.base.checks import check_channels, check_rank, named
-from normkit.layers.base.layer import Layer, buffer, check_count, check_eps
+from normkit.layers.base.layer import Layer, check_count, check_eps, registered
 
 
 class _FrozenBatchNorm(Layer):
@@ -107,10 +107,10 @@ class _FrozenBatchNorm(Layer):
         check_channels(input, 1, self.num_features)
         return functional.batch_norm(
             input,
-            buffer(self, "running_mean"),
-            buffer(self, "running_var"),
-            buffer(self, "weight"),
-            buffer(self, "bias"),
+            registered(self, "running_mean"),
+            registered(self, "running_var"),
+            registered(self, "weight"),
+            registered(self, "bias"),
             False,
             0.0,
             self.eps,

@@ -13,7 +13,7 @@ from normkit import functional
 from normkit.errors import ArgumentError
 from normkit.functional.extras import Fusions, Output
 from normkit.layers.base.checks import named
-from normkit.layers.base.layer import Layer, check_count, check_eps, parameter
+from normkit.layers.base.layer import Layer, check_count, check_eps, registered
 from normkit.pattern import Region, bound
 
 
@@ -121,8 +121,8 @@ class Norm(Layer):
         return functional.normalize(
             x,
             self._region,
-            parameter(self, "weight"),
-            parameter(self, "bias"),
+            registered(self, "weight"),
+            registered(self, "bias"),
             self.eps,
             self.center,
             mask=mask,

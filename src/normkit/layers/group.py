@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from normkit import functional
 from normkit.functional.extras import Fusions, Output
 from normkit.layers.base.checks import check_channels, named
-from normkit.layers.base.layer import Layer, check_count, check_eps, check_groups, parameter
+from normkit.layers.base.layer import Layer, check_count, check_eps, check_groups, registered
 from normkit.layers.base.versions import TakesBias, make
 
 
@@ -84,8 +84,8 @@ class GroupNorm(Layer, TakesBias, nn.GroupNorm):
         return functional.group_norm(
             input,
             self.num_groups,
-            parameter(self, "weight"),
-            parameter(self, "bias"),
+            registered(self, "weight"),
+            registered(self, "bias"),
             self.eps,
             mask=mask,
             lengths=lengths,

@@ -13,7 +13,7 @@ from torch.nn.modules import batchnorm, instancenorm
 from normkit import functional
 from normkit.functional.extras import Fusions, Output
 from normkit.layers.base.checks import check_channels, check_rank, has_channels, named
-from normkit.layers.base.layer import Layer, buffer, check_count, check_eps, parameter
+from normkit.layers.base.layer import Layer, check_count, check_eps, registered
 from normkit.layers.base.versions import TakesBias, initialize_parameters, make
 from normkit.layers.batch import count_channels
 
@@ -84,10 +84,10 @@ class _InstanceNorm(Layer, TakesBias, instancenorm._InstanceNorm):
             mask, residual = (t.unsqueeze(0) if isinstance(t, Tensor) else t for t in (mask, residual))
         y = functional.instance_norm(
             input if dim else input.unsqueeze(0),
-            buffer(self, "running_mean"),
-            buffer(self, "running_var"),
-            parameter(self, "weight"),
-            parameter(self, "bias"),
+            registered(self, "running_mean"),
+            registered(self, "running_var"),
+            registered(self, "weight"),
+            registered(self, "bias"),
             self.training or not self.track_running_stats,
             self.momentum if self.momentum is not None else 0.0,
             self.eps,

@@ -12,7 +12,7 @@ from normkit import functional
 from normkit.functional.call.precision import Cast
 from normkit.functional.extras import Fusions, Output
 from normkit.layers.base.checks import check_channels, named
-from normkit.layers.base.layer import LastDims, Layer, Shape, check_count, check_eps, checked_shape, parameter
+from normkit.layers.base.layer import LastDims, Layer, Shape, check_count, check_eps, checked_shape, registered
 from normkit.layers.base.versions import TakesBias
 
 
@@ -84,8 +84,8 @@ class LayerNorm(LastDims, TakesBias, nn.LayerNorm):
         return functional.layer_norm(
             input,
             self.normalized_shape,
-            parameter(self, "weight"),
-            parameter(self, "bias"),
+            registered(self, "weight"),
+            registered(self, "bias"),
             self.eps,
             cast=self.cast,
             zero_centered=self.zero_centered,
@@ -175,8 +175,8 @@ class LayerNorm2d(Layer):
             check_channels(input, 1, self.num_channels)
         return functional.layer_norm2d(
             input,
-            parameter(self, "weight"),
-            parameter(self, "bias"),
+            registered(self, "weight"),
+            registered(self, "bias"),
             self.eps,
             mask=mask,
             lengths=lengths,

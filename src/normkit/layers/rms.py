@@ -12,7 +12,7 @@ from normkit import functional
 from normkit.functional.call.precision import Cast
 from normkit.functional.extras import Fusions, Output
 from normkit.layers.base.checks import named
-from normkit.layers.base.layer import LastDims, Shape, check_eps, checked_shape, parameter
+from normkit.layers.base.layer import LastDims, Shape, check_eps, checked_shape, registered
 
 
 class RMSNorm(LastDims, nn.RMSNorm):
@@ -82,7 +82,7 @@ class RMSNorm(LastDims, nn.RMSNorm):
         return functional.rms_norm(
             x,
             self.normalized_shape,
-            parameter(self, "weight"),
+            registered(self, "weight"),
             self.eps,
             cast=self.cast,
             zero_centered=self.zero_centered,

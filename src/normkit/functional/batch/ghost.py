@@ -10,7 +10,7 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError, whole_number
 from normkit.functional.batch.update import Statistics, checked_update, normalized, updated_towards
-from normkit.functional.call.spec import finished
+from normkit.functional.call.spec import run
 from normkit.functional.extras import Fusions, Output
 
 
@@ -107,7 +107,7 @@ def ghost_batch_norm(
     call = checked_update("ghost_batch_norm", input, running_mean, running_var, weight, bias, eps, fused)
     old = None if running_mean is None or running_var is None else Statistics(running_mean, running_var)
     if not input.numel():
-        return finished(call), old
+        return run(call), old
     samples, channels = input.shape[:2]
     each = input.numel() // (samples * channels)
     sizes = _chunks(samples, virtual_batch_size, each)

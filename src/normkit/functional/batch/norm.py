@@ -21,13 +21,19 @@ def check_channels(name: str, input: Tensor, _: Any = None) -> tuple[int, ...]:
     return (input.shape[1],)
 
 
-def check_batch(name: str, input: Tensor, _: Any = None) -> tuple[int, ...]:
+def check_batch(
+    name: str,
+    input: Tensor,
+    _: Any = None,
+    where: str = " in training",
+    remedy: str = "eval() to use running statistics",
+) -> tuple[int, ...]:
     """A batch that has a variance."""
     shape = check_channels(name, input)
     if input.numel() == input.shape[1] > 0:
         raise ShapeError(
-            f"{name} in training needs more than one value per channel, because a variance needs two; got one from "
-            f"shape {tuple(input.shape)}: use a larger batch, group_norm, or eval() to use running statistics"
+            f"{name}{where} needs more than one value per channel, because a variance needs two; got one from "
+            f"shape {tuple(input.shape)}: use a larger batch, group_norm, or {remedy}"
         )
     return shape
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError
 from normkit.functional.batch.update import Statistics, checked_update, normalized, updated_towards
 from normkit.functional.call.recompute import as_at_first
-from normkit.functional.call.spec import finished
+from normkit.functional.call.spec import run
 from normkit.functional.extras import Fusions, Output
 from normkit.kernels.context import is_watched
 from normkit.kernels.dtypes import arithmetic_dtype
@@ -116,7 +116,7 @@ def batch_renorm(
     call = checked_update("batch_renorm", input, running_mean, running_var, weight, bias, eps, fused)
     old = Statistics(running_mean, running_var)
     if not input.numel():
-        return finished(call), Statistics(*(statistic.clone() for statistic in old))
+        return run(call), Statistics(*(statistic.clone() for statistic in old))
     plain, dtype = call.plain(), arithmetic_dtype(input.dtype)
     own = normalized("batch_renorm", plain._replace(weight=None, bias=None))
     # As transforms see it, the formula; they have no second forward.

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Unpack, overload
+from functools import partial
+from typing import Literal, NamedTuple, Unpack, overload
 
 import torch
 from torch import Tensor
 
-from normkit.errors import ShapeError
-from normkit.functional.batch.norm import BATCH, PATTERN, check_channels
+from normkit.functional.batch.norm import BATCH, PATTERN, check_batch
 from normkit.functional.call.checks import check_parameter
 from normkit.functional.call.running import updated
-from normkit.functional.call.spec import Call, Fused, Spec, check_counts, checked, finished
+from normkit.functional.call.spec import Call, Fused, Spec, checked, checked_counts, run
 from normkit.functional.extras import Fusions, Output
 from normkit.kernels import formula, operator
 from normkit.kernels.context import is_transformed
 from normkit.kernels.dtypes import working_dtype
-from normkit.kernels.formula import Arguments, counts_of
-from normkit.pattern import parse
+from normkit.kernels.formula import Arguments
 
 
 class Statistics(NamedTuple):
@@ -113,7 +112,7 @@ def batch_norm_update(
     fused = (mask, lengths, residual, return_residual, activation)
     call = checked_update("batch_norm_update", input, running_mean, running_var, weight, bias, eps, fused)
     if not input.numel():
-        return finished(call), Statistics(running_mean.clone(), running_var.clone())
+        return run(call), Statistics(running_mean.clone(), running_var.clone())
     plain = call.plain()
     own = normalized("batch_norm_update", plain)
     old = Statistics(running_mean, running_var)
@@ -131,20 +130,11 @@ def checked_update(
     fused: Fused,
 ) -> Call:
     """The call of a function that returns new statistics, after all checks; its moments are the batch's."""
-    call = checked(Spec(name, _check), PATTERN, input, weight, bias, eps, fused)
+    check = partial(check_batch, where="", remedy="running statistics by batch_norm")
+    call = checked(Spec(name, check), PATTERN, input, weight, bias, eps, fused)
     for what, statistic in (("running_mean", running_mean), ("running_var", running_var)):
         check_parameter(name, what, statistic, (input.shape[1],), input)
     return call
-
-
-def _check(name: str, input: Tensor, _: Any) -> tuple[int, ...]:
-    shape = check_channels(name, input)
-    if input.numel() == input.shape[1] > 0:
-        raise ShapeError(
-            f"{name} needs more than one value per channel, because a variance needs two; got one from shape "
-            f"{tuple(input.shape)}: use a larger batch, group_norm, or running statistics by batch_norm"
-        )
-    return shape
 
 
 class Normalized(NamedTuple):
@@ -165,10 +155,7 @@ class Normalized(NamedTuple):
 
 def normalized(name: str, a: Arguments) -> Normalized:
     """Normalize by the moments of `a.x`, and return these as well."""
-    counts = None
-    if a.mask is not None:
-        counts = counts_of(a.mask, a.x.shape, parse(a.pattern).levels(a.x.shape))
-        check_counts(name, a.x, counts)
+    counts = checked_counts(name, a)
     # vmap takes plain torch as a whole, moments included.
     out = formula.norm(a) if not torch.compiler.is_compiling() and is_transformed() else operator.run(a, moments=True)
     mean, std = out.moments()

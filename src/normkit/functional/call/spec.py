@@ -25,12 +25,12 @@ from normkit.kernels.formula import ACTIVATIONS, Arguments, counts_of
 from normkit.pattern import parse
 
 Fused = tuple[Tensor | None, Tensor | Sequence[int] | None, Tensor | None, bool, str | None]
-"""mask, lengths, residual, return_residual, activation: in the order of csrc/fastpath/module.cpp."""
+"""mask, lengths, residual, return_residual, activation: in the order of csrc/fastpath/call.h."""
 NOTHING: Fused = (None, None, None, False, None)
 
-Statistics = tuple[Tensor | None, Tensor | None, float | None]
+RunningStatistics = tuple[Tensor | None, Tensor | None, float | None]
 """Mean, variance and momentum: running statistics that the call updates, or without a momentum those it uses."""
-OWN: Statistics = (None, None, None)
+OWN: RunningStatistics = (None, None, None)
 
 
 class Spec(NamedTuple):
@@ -79,11 +79,6 @@ class Call(NamedTuple):
         """The output of the function; without a residual the sum is the input."""
         return (y, self.arguments.x if total is None else total) if self.return_residual else y
 
-    def counts(self) -> Tensor | None:
-        """The number of valid elements in each cell; None without a mask."""
-        x, mask = self.arguments.x, self.arguments.mask
-        return None if mask is None else counts_of(mask, x.shape, parse(self.arguments.pattern).levels(x.shape))
-
 
 def carry_out(
     spec: Spec,
@@ -94,7 +89,7 @@ def carry_out(
     eps: float | None,
     fused: Fused = NOTHING,
     size: Any = None,
-    statistics: Statistics = OWN,
+    statistics: RunningStatistics = OWN,
     cast_first: bool = False,
 ) -> Output:
     """Normalize by the fast path if it takes the call, else after all checks by the operator.
@@ -114,7 +109,7 @@ def carry_out(
         check_call(spec.name, input, eps)
         return input.clone()
     call = checked(spec, pattern, input, weight, bias, eps, fused, size, statistics)
-    return _cast_first(call) if cast_first else finished(call, statistics)
+    return _cast_first(call) if cast_first else run(call, statistics)
 
 
 def _of_rows(spec: Spec, pattern: str, rest: tuple[Any, ...], rows: Tensor) -> Output:
@@ -130,7 +125,7 @@ def checked(
     eps: float | None,
     fused: Fused = NOTHING,
     size: Any = None,
-    statistics: Statistics = OWN,
+    statistics: RunningStatistics = OWN,
 ) -> Call:
     """The call, after all checks; nothing has been changed if one fails."""
     name = spec.name
@@ -152,16 +147,14 @@ def checked(
     return Call(name, arguments, bool(return_residual))
 
 
-def finished(call: Call, statistics: Statistics = OWN) -> Output:
+def run(call: Call, statistics: RunningStatistics = OWN) -> Output:
     """Run a checked call; running statistics are updated by the valid elements alone."""
     x = call.arguments.x
     running_mean, running_var, momentum = statistics
     if momentum is None or running_mean is None or running_var is None or not x.numel() or is_recomputing():
         out = operator.run(call.arguments)
         return call.output(out.y, out.sum)
-    counts = call.counts()
-    if counts is not None:
-        check_counts(call.name, x, counts)
+    counts = checked_counts(call.name, call.arguments)
     out = operator.run(call.arguments, moments=True)
     mean, std = out.moments()
     values = x.numel() // mean.numel() if counts is None else counts
@@ -169,13 +162,20 @@ def finished(call: Call, statistics: Statistics = OWN) -> Output:
     return call.output(out.y, out.sum)
 
 
-def check_counts(name: str, input: Tensor, counts: Tensor) -> None:
-    """No cell has a single valid value; a traced call cannot be asked."""
+def checked_counts(name: str, a: Arguments) -> Tensor | None:
+    """The number of valid elements in each cell, None without a mask; no cell has a single one.
+
+    A traced call cannot be asked.
+    """
+    if a.mask is None:
+        return None
+    counts = counts_of(a.mask, a.x.shape, parse(a.pattern).levels(a.x.shape))
     if not is_compiling() and not counts.is_meta and bool((counts == 1).any()):
         raise ShapeError(
             f"{name} in training needs more than one valid value per channel, because a variance needs two; got a "
-            f"single one by the mask for shape {tuple(input.shape)}: use a larger batch, or group_norm"
+            f"single one by the mask for shape {tuple(a.x.shape)}: use a larger batch, or group_norm"
         )
+    return counts
 
 
 def _cast_first(call: Call) -> Output:

@@ -64,19 +64,16 @@ class LastDims(Layer):
             nn.init.zeros_(self.weight)  # type: ignore[arg-type]
 
 
-# By way of nn.Module.__getattr__ a parameter takes 0.4 us and a buffer 0.7 us, about as long as a small norm.
+def registered(layer: nn.Module, name: str) -> Tensor | None:
+    """A parameter or buffer of a layer, or its attribute of that name.
 
-
-def parameter(layer: nn.Module, name: str) -> Tensor | None:
-    """A parameter of a layer; the attribute of that name where it is registered as something else."""
-    own = layer._parameters
-    return own[name] if name in own else getattr(layer, name)
-
-
-def buffer(layer: nn.Module, name: str) -> Tensor | None:
-    """A buffer of a layer; the attribute of that name where it is registered as something else."""
-    own = layer._buffers
-    return own[name] if name in own else getattr(layer, name)
+    `nn.Module.__getattr__` takes 0.4 us for a parameter and 0.7 us for a buffer, about as long as a small norm.
+    """
+    parameters = layer._parameters
+    if name in parameters:
+        return parameters[name]
+    buffers = layer._buffers
+    return buffers[name] if name in buffers else getattr(layer, name)
 
 
 def check_count(layer: nn.Module, name: str, count: Any) -> None:
