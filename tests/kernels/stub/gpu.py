@@ -11,6 +11,7 @@ import ctypes
 import inspect
 import itertools
 import subprocess
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from torch import Tensor
 
 SOURCE = Path(__file__).with_name("driver.cpp")
 TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
+TYPES[torch.uint8] = "u8"
 DTYPES = {"*" + name: dtype for dtype, name in TYPES.items()}
 NUMBERS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
 
@@ -123,7 +125,8 @@ class Form:
 
         signature = self.src.signature.values()
         arguments = [read(one, value) for one, value in zip(signature, self.arguments, strict=True)]
-        self.kernel[launched.grid](*arguments, num_warps=self.metadata.num_warps)
+        with self.gpu.interpreting:  # which changes Triton's language meanwhile
+            self.kernel[launched.grid](*arguments, num_warps=self.metadata.num_warps)
 
 
 def tensor_at(kind: str, address: int) -> Tensor:
@@ -140,6 +143,7 @@ class Gpu:
         self.path = str(folder / "libstub.so")
         subprocess.run(["g++", "-shared", "-fPIC", "-O1", "-o", self.path, str(SOURCE)], check=True)
         self.library = ctypes.CDLL(self.path)
+        self.interpreting = threading.Lock()
         self.launches: list[Launched] = []
         self.failures: list[BaseException] = []
         self.forms: dict[Any, Form] = {}
