@@ -120,8 +120,21 @@ def test_running_statistics_move_as_by_python(momentum, gpu, learnt, monkeypatch
         steps = [b[0] - a[0] for a, b in itertools.pairwise(versions)]
         results.append([*ys, *layer.buffers()])
         assert min(steps) >= 1
-    assert learnt == ["norm"], recipes.refused
+    assert learnt == ["norm"]
+    assert not recipes.refused
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_which_numbers_follow_from_the_momentum():
+    recorder = recipes.Recorder()
+    recorder._momenta = 0.1, 0.2
+    rounded = [ctypes.c_float(m).value for m in (0.1, 0.2)]
+    assert recorder._number("fp32", 0.1, 0.2) == (recipes.MOMENTUM, 0)
+    assert recorder._number("fp32", *rounded) == (recipes.MOMENTUM, 0)
+    assert recorder._number("fp32", 0.1 - rounded[0], 0.2 - rounded[1]) == (recipes.MOMENTUM_REST, 0)
+    assert recorder._number("fp32", 0.1, 0.1)[0] == recipes.CONSTANT
+    with pytest.raises(recipes.UnsuitableError, match="cannot make of the momentum"):
+        recorder._number("fp32", 0.9, 0.8)
 
 
 def test_checkpointing_moves_running_statistics_once(gpu):
@@ -308,7 +321,8 @@ def test_a_call_that_cannot_be_repeated_stays_with_python(gpu, learnt, monkeypat
         ({"num_ctas": 2}, "more than a plain launch"),
         ({"launch_cooperative_grid": True}, "more than a plain launch"),
         ({"launch_pdl": True}, "more than a plain launch"),
-        ({"target": SimpleNamespace(backend="xpu", warp_size=32)}, "one of xpu"),
+        ({"target": SimpleNamespace(backend="xpu", warp_size=32)}, "compiled for xpu"),
+        ({"instrumentation_mode": "gsan"}, "instrumented"),
     ],
 )
 def test_forms_that_c_plus_plus_cannot_launch(change, reason):
@@ -316,11 +330,12 @@ def test_forms_that_c_plus_plus_cannot_launch(change, reason):
     fields |= {"profile_scratch_size": 0, "launch_cooperative_grid": False, "launch_pdl": False}
     fields["target"] = SimpleNamespace(backend="cuda", warp_size=32)
     form = SimpleNamespace(metadata=SimpleNamespace(**fields), function=8, src=SimpleNamespace(signature={"n": "i32"}))
-    one = recipes._Launched(form, (1, 1, 1), (5,))
-    assert recipes._launch(one, None, None) == (8, (1, 1, 1), 128, 0, ((-1, 5), (-1, 0), (-1, 0)))
+    one = recipes._Launched(form, (1, 1, 1), (5,), (5,))
+    number = recipes.Recorder()._number
+    assert recipes._launch(one, None, number) == (8, (1, 1, 1), 128, 0, ((-1, 5), (-1, 0), (-1, 0)))
     form.metadata = SimpleNamespace(**(fields | change))
     with pytest.raises(recipes.UnsuitableError, match=reason):
-        recipes._launch(one, None, None)
+        recipes._launch(one, None, number)
 
 
 def test_an_unknown_triton_keeps_pythons_way(monkeypatch):

@@ -7,9 +7,10 @@ tensors by their part in the call (`Slot`), so it holds for every call of the sa
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from functools import cache
 from typing import Any, NamedTuple
@@ -54,8 +55,9 @@ class Slot(IntEnum):
     """The memory of all temporary tensors."""
 
 
-CONSTANT, MOMENTUM = -1, -2
-"""In place of a slot: a number of the recipe, and the momentum, which changes from call to call."""
+CONSTANT, MOMENTUM, MOMENTUM_REST = -1, -2, -3
+"""In place of a slot: a number of the recipe; the momentum, which may change from call to call; and what remains of the
+momentum when it is rounded to fp32."""
 
 Parameter = tuple[int, int]
 """The slot, and the distance from its start in bytes, or the bits of a constant."""
@@ -74,6 +76,8 @@ class _Launched(NamedTuple):
     form: Any
     grid: tuple[int, int, int]
     arguments: tuple[Any, ...]
+    others: tuple[Any, ...]
+    """The arguments with another momentum."""
 
 
 # Parameters of machine code -----------------------------------------------------------------------------------
@@ -104,22 +108,17 @@ _kept: dict[int, Any] = {}
 """The forms that recipes use, which unload their machine code when they are deleted."""
 
 
-def _launch(launched: _Launched, pointer: Any, momentum: object) -> Launch:
-    form, grid, arguments = launched
+def _launch(launched: _Launched, pointer: Callable[[Tensor], Parameter], number: Callable[..., Parameter]) -> Launch:
+    form, grid, arguments, others = launched
     found = form.metadata
     scratch = found.global_scratch_size, found.profile_scratch_size
     if any(scratch) or found.num_ctas != 1 or found.launch_cooperative_grid or getattr(found, "launch_pdl", False):
         raise UnsuitableError(f"{found.name} needs more than a plain launch")
-    if found.target.backend not in ("cuda", "hip"):
-        raise UnsuitableError(f"the GPU is one of {found.target.backend}")
-    out: list[Parameter] = []
-    for kind, value in parameters(form.src.signature.values(), arguments):
-        if kind.startswith("*"):
-            out.append(pointer(value))
-        elif value is momentum and kind in ("fp32", "f32"):
-            out.append((MOMENTUM, 0))
-        else:
-            out.append((CONSTANT, _bits(kind, value)))
+    if found.target.backend not in ("cuda", "hip") or getattr(found, "instrumentation_mode", None):
+        raise UnsuitableError(f"{found.name} is compiled for {found.target.backend}, or to be instrumented")
+    types = form.src.signature.values()
+    pairs = zip(parameters(types, arguments), parameters(types, others), strict=True)
+    out = [pointer(one) if kind.startswith("*") else number(kind, one, other) for (kind, one), (_, other) in pairs]
     # Triton passes two pointers to memory for scratch and for profiling, null where no such memory is needed.
     out += [(CONSTANT, 0), (CONSTANT, 0)]
     if len(out) > MOST_PARAMETERS:
@@ -147,6 +146,8 @@ class Recorder(TorchDispatchMode):
         self.problem = ""
         self._made: list[Tensor] = []
         self._is_launching = False
+        self._repeated = 0  # launches still to be repeated with another momentum
+        self._momenta = 0.0, 0.0
 
     def __enter__(self) -> Recorder:
         device.recording.recorder = self
@@ -169,6 +170,11 @@ class Recorder(TorchDispatchMode):
 
     def launch(self, run: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...]) -> None:
         """Run a kernel and write it down; `run` returns its compiled form."""
+        if self._repeated:
+            place = -self._repeated
+            self._repeated -= 1
+            self.launched[place] = self.launched[place]._replace(others=arguments)
+            return
         self._is_launching = True
         try:
             form = run()
@@ -176,19 +182,36 @@ class Recorder(TorchDispatchMode):
             self._is_launching = False
         if form is None:
             self.problem = "a kernel has no compiled form"
-        self.launched.append(_Launched(form, grid, arguments))
+        self.launched.append(_Launched(form, grid, arguments, arguments))
 
-    def recipe(self, inputs: Tensors, outputs: Tensors, momentum: object = None) -> Recipe | None:
+    def move(self, update: Callable[[float], object], momentum: float) -> None:
+        """Update running statistics, and find out which numbers of the launches follow from the momentum."""
+        before = len(self.launched)
+        update(momentum)
+        self._repeated = len(self.launched) - before
+        self._momenta = momentum, momentum + 0.1234567891
+        update(self._momenta[1])
+
+    def recipe(self, inputs: Tensors, outputs: Tensors) -> Recipe | None:
         """The recipe of what has been launched; None, and the reason in `problem`, if C++ cannot repeat it."""
         try:
             if self.problem:
                 raise UnsuitableError(self.problem)
-            return self._recipe(inputs, outputs, momentum)
+            return self._recipe(inputs, outputs)
         except (UnsuitableError, AttributeError) as error:  # another Triton may lack an attribute
             self.problem = str(error)
             return None
 
-    def _recipe(self, inputs: Tensors, outputs: Tensors, momentum: object) -> Recipe:
+    def _number(self, kind: str, value: float, other: float) -> Parameter:
+        """A number, or where it comes from if it is another one with another momentum."""
+        if value == other:
+            return CONSTANT, _bits(kind, value)
+        for slot, of in ((MOMENTUM, float), (MOMENTUM_REST, _rest)):
+            if [_bits(kind, n) for n in (value, other)] == [_bits(kind, of(m)) for m in self._momenta]:
+                return slot, 0
+        raise UnsuitableError("a kernel takes a number that C++ cannot make of the momentum")
+
+    def _recipe(self, inputs: Tensors, outputs: Tensors) -> Recipe:
         given = {t.data_ptr(): slot for slot, t in inputs.items() if t is not None and t.numel()}
         made = {t.untyped_storage().data_ptr(): t for t in self._made if t.numel()}
         slots: dict[int, tuple[int, int]] = {}  # by storage
@@ -214,14 +237,17 @@ class Recorder(TorchDispatchMode):
                 raise UnsuitableError("a kernel reads a tensor that the call was not given")
             return given[t.data_ptr()], 0
 
-        launches = tuple([_launch(each, pointer, momentum) for each in self.launched])
-        if momentum is not None and not any((MOMENTUM, 0) in each[-1] for each in launches):
-            raise UnsuitableError("no kernel takes the momentum as it is")
+        launches = tuple([_launch(each, pointer, self._number) for each in self.launched])
         unused = [t for slot, t in outputs.items() if t is not None and t.numel() and not _is_written(slot, launches)]
         if unused:
             raise UnsuitableError("an output is not written by a kernel")
         dweight, dbias = outputs.get(Slot.DWEIGHT), outputs.get(Slot.DBIAS)
         return size, _dtype(dweight), _dtype(dbias), launches
+
+
+def _rest(momentum: float) -> float:
+    """What remains when it is rounded to fp32."""
+    return momentum - ctypes.c_float(momentum).value
 
 
 def _dtype(t: Tensor | None) -> torch.dtype:
@@ -271,11 +297,12 @@ def norm(
         if running_mean is not None and running_var is not None:
             assert own_mean is not None
             given |= {Slot.RUNNING_MEAN: running_mean, Slot.RUNNING_VAR: running_var}
-            launch.move_running(running_mean, running_var, own_mean, own_std, count, momentum)
+            moments_of_batch = running_mean, running_var, own_mean, own_std, count
+            recorder.move(lambda momentum: launch.move_running(*moments_of_batch, momentum), momentum)
     made: Tensors = {Slot.Y: y, Slot.SUM: total}
     if std is None:
         made |= {Slot.MEAN: own_mean, Slot.STD: own_std}
-    recipe = recorder.recipe(given, made, None if running_mean is None else momentum)
+    recipe = recorder.recipe(given, made)
     _note(recorder)
     return y, total, own_mean, own_std, recipe
 
