@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 import normkit
 from normkit.functional import batch_norm, group_norm, layer_norm
 from normkit.kernels import fastpath
-from normkit.kernels.triton import launch, recipes
+from normkit.kernels.triton import device, launch, recipes
 from normkit.kernels.weight import normalized_weight
 
 FIXTURES = (built, gpu, learnt)
@@ -313,6 +313,13 @@ def test_a_call_that_cannot_be_repeated_stays_with_python(gpu, learnt, monkeypat
     assert recipes.refused == ["the call needs aten.add.Tensor"]
 
 
+def test_calls_that_hooks_of_triton_watch_stay_with_python(gpu, learnt, monkeypatch):
+    x, w, b = leaves((6, 96))
+    monkeypatch.setattr(device, "is_watched", lambda: True)
+    assert by_python(three(lambda: layer_norm(x, (96,), w, b)))
+    assert recipes.refused == ["hooks of Triton watch launches"]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -340,11 +347,12 @@ def test_forms_that_c_plus_plus_cannot_launch(change, reason):
 
 def test_an_unknown_triton_keeps_pythons_way(monkeypatch):
     monkeypatch.setattr(recipes.triton, "__version__", "4.0.0")
+    monkeypatch.setattr(device, "is_known", False)
     assert recipes.state.__wrapped__() == (
         False,
         "Triton 4.0.0 may pass other parameters than the versions that are known",
     )
-    monkeypatch.setattr(recipes.triton, "__version__", "3.9.0")
+    monkeypatch.setattr(device, "is_known", True)
     assert recipes.state.__wrapped__() == (
         False,
         "the GPU's driver, or torch's library for it, is not loaded or lacks a function",

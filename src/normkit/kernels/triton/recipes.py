@@ -25,8 +25,6 @@ from normkit.kernels.backend import Want
 from normkit.kernels.formula import ACTIVATIONS, Arguments
 from normkit.kernels.triton import device, launch
 
-KNOWN = ("3.6.", "3.7.", "3.8.", "3.9.")
-"""Versions of Triton whose launcher passes the parameters in the order that `parameters` gives."""
 MOST_PARAMETERS = 64
 """As in csrc/fastpath/gpu/recipe.h."""
 APART = 256
@@ -182,6 +180,8 @@ class Recorder(TorchDispatchMode):
             self._is_launching = False
         if form is None:
             self.problem = "a kernel has no compiled form"
+        elif device.is_watched():
+            self.problem = "hooks of Triton watch launches"
         self.launched.append(_Launched(form, grid, arguments, arguments))
 
     def move(self, update: Callable[[float], object], momentum: float) -> None:
@@ -354,7 +354,7 @@ def state() -> tuple[bool, str]:
     """Whether C++ takes calls on the GPU, and why or why not; connects it the first time."""
     if not fastpath.in_use:
         return False, fastpath.reason
-    if not triton.__version__.startswith(KNOWN):
+    if not device.is_known:
         return False, f"Triton {triton.__version__} may pass other parameters than the versions that are known"
     driver = fastpath.loaded_library("libcuda.so", "libamdhip64.so")
     runtime = fastpath.loaded_library("libtorch_cuda.so", "libtorch_hip.so")
