@@ -99,6 +99,22 @@ def test_backward_launches_what_python_launches(name, wanted, extras, gpu, learn
         assert one is other is None or (torch.equal(one, other) and one.dtype is other.dtype)
 
 
+@by_kernels_alone
+def test_weights_in_half_precision_are_read_as_they_are(gpu, learnt, monkeypatch):
+    """And their gradients are written in half precision: one rounding of the same sums."""
+    inputs = leaves((6, 96), dtype=torch.bfloat16, affine=torch.bfloat16)
+    upstream = [torch.randn_like(inputs[0])]
+    for _ in range(3):
+        got = both_passes(gpu, lambda x, w, b: layer_norm(x, (96,), w, b), inputs, {}, upstream)
+    assert learnt == ["norm", "norm_backward"]
+    shut(monkeypatch)
+    want = both_passes(gpu, lambda x, w, b: layer_norm(x, (96,), w, b), inputs, {}, upstream)
+    assert ("*bf16", "w") in got[0][0].parameters
+    for one, other in zip((*got[1], *got[2]), (*want[1], *want[2]), strict=True):
+        assert one.dtype is other.dtype is torch.bfloat16
+        assert torch.equal(one, other)
+
+
 # State, and what stays with Python ----------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """The host's time of calls whose kernels never run: ``python host_time.py FOLDER``, on one core.
 
-Triton's launcher and C++ call the stub of the driver, which returns at once. So the figures are without the driver's own
-time, about 2 us for each launch, and memory comes from the CPU's allocator. They compare the two ways, and nothing else.
+Triton's launcher and C++ call the stub of the driver, which returns at once. So the figures are without the driver's
+own time for each launch, and memory comes from the CPU's allocator. They compare the two ways, and nothing else.
 """
 
 from __future__ import annotations
