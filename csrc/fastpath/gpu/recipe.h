@@ -50,9 +50,9 @@ struct Pointers {
   }
 };
 
-// Launches all kernels of a recipe on the current stream of x's device.
-void carry_out(const Recipe& recipe, Pointers& pointers, const Tensor& x, double momentum = 0) {
-  RECORD_FUNCTION("normkit::launch", std::vector<c10::IValue>{x});
+// Launches all kernels of a recipe on the current stream of x's device; a profiler of torch sees `name`.
+void carry_out(const char* name, const Recipe& recipe, Pointers& pointers, const Tensor& x, double momentum = 0) {
+  RECORD_FUNCTION(name, std::vector<c10::IValue>{x});
   Tensor workspace;
   if (recipe.workspace) {
     workspace = room(x, {recipe.workspace}, {1}, at::kByte);

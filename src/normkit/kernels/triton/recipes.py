@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import triton
@@ -64,6 +64,7 @@ Launch = tuple[int, tuple[int, int, int], int, int, tuple[Parameter, ...]]
 Recipe = tuple[int, torch.dtype, torch.dtype, tuple[Launch, ...]]
 """Bytes of the workspace, the dtypes of dweight and dbias, and the launches in order."""
 Tensors = dict[Slot, Tensor | None]
+Out = TypeVar("Out")
 
 
 class UnsuitableError(Exception):
@@ -147,14 +148,18 @@ class Recorder(TorchDispatchMode):
         self._repeated = 0  # launches still to be repeated with another momentum
         self._momenta = 0.0, 0.0
 
-    def __enter__(self) -> Recorder:
+    def watch(self, call: Callable[[], Out], plan: int) -> Out | None:
+        """Carry out a call, and write down what it launches; None for a plan that has been given up."""
         device.recording.recorder = self
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        device.recording.recorder = None
-        super().__exit__(*error)
+        try:
+            with self:
+                return call()
+        except KeyError as error:
+            if error.args != (plan,):
+                raise
+            return None
+        finally:
+            device.recording.recorder = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -279,26 +284,33 @@ def norm(
     plan: int, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, std: Tensor | None,
     residual: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None, momentum: float, count: int,
     eps: float, center: bool, activation: int, moments: bool, length: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Recipe | None]:  # fmt: skip
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Recipe | None] | None:  # fmt: skip
     """A call without gradients, and its recipe: y, the sum, and the moments if they are computed.
 
-    With `length` it is weight normalization, and the last of the results is the length.
+    With `length` it is weight normalization, and the last of the results is the length. None for a plan that has been
+    given up.
     """
     x, weight, bias, mean, std, residual = _distinct(x, weight, bias, mean, std, residual)  # type: ignore[assignment]
     given = {Slot.X: x, Slot.WEIGHT: weight, Slot.BIAS: bias, Slot.MEAN: mean, Slot.STD: std, Slot.RESIDUAL: residual}
-    total = own_mean = None
-    with Recorder() as recorder:
+    given |= {Slot.RUNNING_MEAN: running_mean, Slot.RUNNING_VAR: running_var}
+
+    def call() -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         if length:
             assert weight is not None
-            y, own_std = launch.weight_norm(x, weight, plan)
-        else:
-            a = Arguments(x, weight, bias, "", eps, center, mean, std, residual, None, _names[activation])
-            y, total, own_mean, own_std = launch.norm(a, plan, std, eps, None, moments)  # type: ignore[assignment]
-        if running_mean is not None and running_var is not None:
-            assert own_mean is not None
-            given |= {Slot.RUNNING_MEAN: running_mean, Slot.RUNNING_VAR: running_var}
-            moments_of_batch = running_mean, running_var, own_mean, own_std, count
-            recorder.move(lambda momentum: launch.move_running(*moments_of_batch, momentum), momentum)
+            w, own = launch.weight_norm(x, weight, plan)
+            return w, None, None, own
+        a = Arguments(x, weight, bias, "", eps, center, mean, std, residual, None, _names[activation])
+        out = launch.norm(a, plan, std, eps, None, moments)
+        if running_mean is not None:
+            numbers = running_mean, running_var, *out[2:], count
+            recorder.move(lambda momentum: launch.move_running(*numbers, momentum), momentum)  # type: ignore[arg-type]
+        return out
+
+    recorder = Recorder()
+    out = recorder.watch(call, plan)
+    if out is None:
+        return None
+    y, total, own_mean, own_std = out
     made: Tensors = {Slot.Y: y, Slot.SUM: total}
     if std is None:
         made |= {Slot.MEAN: own_mean, Slot.STD: own_std}
@@ -316,22 +328,26 @@ def norm_backward(
     plan: int, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, std: Tensor,
     dsum: Tensor | None, eps: float, center: bool, activation: int, fixed: bool, want_x: bool, want_weight: bool,
     want_bias: bool, weight_dtype: torch.dtype | None, bias_dtype: torch.dtype | None, length: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Recipe | None]:  # fmt: skip
-    """The gradients of x, weight and bias that are wanted, and their recipe."""
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Recipe | None] | None:  # fmt: skip
+    """The gradients of x, weight and bias that are wanted, and their recipe; None for a plan that has been given up."""
     dy, x, weight, bias, mean, std, dsum = _distinct(dy, x, weight, bias, mean, std, dsum)  # type: ignore[assignment]
     given = {Slot.DY: dy, Slot.X: x, Slot.WEIGHT: weight, Slot.BIAS: bias, Slot.MEAN: mean, Slot.STD: std}
     given[Slot.RESIDUAL] = dsum
-    grads: tuple[Tensor | None, ...]
-    with Recorder() as recorder:
+    want = Want(want_x, want_weight, want_bias)
+
+    def call() -> tuple[Tensor | None, ...]:
         if length:
             assert weight is not None
-            grads = *launch.weight_norm_backward(dy, x, weight, std, plan), None
-        else:
-            a = Arguments(x, weight, bias, "", eps, center, mean, std, dsum, None, _names[activation])
-            dtypes = ((weight_dtype, bias_dtype),) if _takes_dtypes() else ()
-            want = Want(want_x, want_weight, want_bias)
-            grads = launch.norm_backward(dy, a, plan, std, eps, None, fixed, want, *dtypes)
-    dx, dweight, dbias = (t if want else None for t, want in zip(grads, (want_x, want_weight, want_bias), strict=True))
+            return *launch.weight_norm_backward(dy, x, weight, std, plan), None
+        a = Arguments(x, weight, bias, "", eps, center, mean, std, dsum, None, _names[activation])
+        dtypes = ((weight_dtype, bias_dtype),) if _takes_dtypes() else ()
+        return launch.norm_backward(dy, a, plan, std, eps, None, fixed, want, *dtypes)
+
+    recorder = Recorder()
+    grads = recorder.watch(call, plan)
+    if grads is None:
+        return None
+    dx, dweight, dbias = (t if wanted else None for t, wanted in zip(grads, want, strict=True))
     recipe = recorder.recipe(given, {Slot.DX: dx, Slot.DWEIGHT: dweight, Slot.DBIAS: dbias})
     _note(recorder)
     return dx, dweight, dbias, recipe
@@ -349,18 +365,24 @@ def _note(recorder: Recorder) -> None:
         del refused[:-100]
 
 
-@cache
+_driver = ""
+"""The path of the driver, once C++ is connected to it."""
+
+
 def state() -> tuple[bool, str]:
-    """Whether C++ takes calls on the GPU, and why or why not; connects it the first time."""
+    """Whether C++ takes calls on the GPU, and why or why not; connects it the first time that it can."""
+    global _driver
     if not fastpath.in_use:
         return False, fastpath.reason
     if not device.is_known:
         return False, f"Triton {triton.__version__} may pass other parameters than the versions that are known"
-    driver = fastpath.loaded_library("libcuda.so", "libamdhip64.so")
-    runtime = fastpath.loaded_library("libtorch_cuda.so", "libtorch_hip.so")
-    if driver is None or runtime is None or not fastpath.connect_gpu(driver, runtime, "cuda"):
-        return False, "the GPU's driver, or torch's library for it, is not loaded or lacks a function"
-    return True, f"launches through {driver}"
+    if not _driver:
+        driver = fastpath.loaded_library("libcuda.so", "libamdhip64.so")
+        runtime = fastpath.loaded_library("libtorch_cuda.so", "libtorch_hip.so")
+        if driver is None or runtime is None or not fastpath.connect_gpu(driver, runtime, "cuda"):
+            return False, "the GPU's driver, or torch's library for it, is not loaded or lacks a function"
+        _driver = driver
+    return True, f"launches through {_driver}"
 
 
 def cache_plan(pattern: str, shape: torch.Size, strides: tuple[int, ...], plan: int, numbers: tuple[int, ...]) -> bool:
