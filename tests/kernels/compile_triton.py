@@ -69,7 +69,7 @@ def main(targets: list[GPUTarget]) -> None:
             print(kernel.__name__, target.backend, warps, *wide)
 
     launch.launch = compiled
-    device.programs = lambda _: 528
+    device.multiprocessors = lambda _: 132
     kernels = devices.triton_kernels()
     devices.kernels_on = lambda device: kernels
     for pattern in ("[b] c [...]", "b (g=8 [c]) [...]", "b [c] ...", "b [c ...]", "[b] (g [c=2]) [...]"):

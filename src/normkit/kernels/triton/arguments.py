@@ -135,6 +135,8 @@ class ForwardOptions(NamedTuple):
 
     walk: int
     along: int
+    alike: bool
+    """Whether all cells have the same weights."""
     mask: int
     activation: int
     center: bool
@@ -153,6 +155,8 @@ class BackwardOptions(NamedTuple):
     bias: bool
     """that of the bias."""
     along: int
+    alike: bool
+    """Whether all cells have the same weights."""
     mask: int
     activation: int
     center: bool

@@ -84,7 +84,7 @@ def standardizer_of(mean, std, columns, index, options: tl.constexpr):
 
 @triton.jit
 def gradient_of(
-    inputs, columns, standardizer, elements, index, mask_index,
+    inputs, columns, standardizer, part, elements, index, mask_index,
     tile: tl.constexpr, options: tl.constexpr, F: tl.constexpr, POLICY: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a tile, before and after the weight is applied."""
@@ -97,13 +97,13 @@ def gradient_of(
         x_hat = tl.where(valid, x_hat, 0.0)
         affine = tl.where(valid, affine, 0.0)
     if inputs.weight is not None:
-        weight = load_weight(inputs.weight, columns, standardizer.first, elements, index, options.along, tile, F)
+        weight = load_weight(inputs.weight, columns, standardizer.first, part, elements, index, options, tile, F)
     if options.activation != IDENTITY:
         z = x_hat
         if inputs.weight is not None:
             z = z * weight
         if inputs.bias is not None:
-            z = z + load_weight(inputs.bias, columns, standardizer.first, elements, index, options.along, tile, F)
+            z = z + load_weight(inputs.bias, columns, standardizer.first, part, elements, index, options, tile, F)
         affine = affine * derivative(z, options.activation)
     if inputs.weight is not None:
         return Gradient(valid, x_hat, affine, affine * weight)
@@ -164,16 +164,17 @@ def walked_sums(
         for at1 in range(part.begin1, part.end1, tile.r1):
             elements = elements_of(columns, part, at0, at1, axes, tile)
             gradient = gradient_of(
-                inputs, columns, standardizer, elements, index, mask_index, tile, options, F, "evict_last"
+                inputs, columns, standardizer, part, elements, index, mask_index, tile, options, F, "evict_last"
             )
             g = gradient.affine if OF_COLUMN else gradient.inner
             along += over_lane(lanes_of(g * gradient.x_hat, tile), tile)
             if PLAIN:
                 plain += over_lane(lanes_of(g, tile), tile)
             if options.features == ALONG_R0:
-                weight0 += gradient.affine * gradient.x_hat
+                # The only tile along r1 needs no sum of its own.
+                weight0 = gradient.affine * gradient.x_hat + (0.0 if tile.r1 == 1 else weight0)
                 if options.bias:
-                    bias0 += gradient.affine
+                    bias0 = gradient.affine + (0.0 if tile.r1 == 1 else bias0)
             if options.features == ALONG_R1:
                 weight1 += gradient.affine * gradient.x_hat
                 if options.bias:
@@ -324,7 +325,7 @@ def part_gradient(
         for at1 in range(part.begin1, part.end1, tile.r1):
             elements = elements_of(columns, part, at0, at1, axes, tile)
             gradient = gradient_of(
-                inputs, columns, standardizer, elements, index, mask_index, tile, options, F, "evict_first"
+                inputs, columns, standardizer, part, elements, index, mask_index, tile, options, F, "evict_first"
             )
             store_dx(dx, dsum, dx_of(gradient, standardizer, along, plain, options, means is None), elements, F)
 
@@ -376,7 +377,7 @@ def region_gradient(
         if WALK == WALK_WHOLE:
             elements = elements_of(columns, part, part.begin0, part.begin1, axes, tile)
             gradient = gradient_of(
-                inputs, columns, standardizer, elements, index, mask_index, tile, options, F, "evict_first"
+                inputs, columns, standardizer, part, elements, index, mask_index, tile, options, F, "evict_first"
             )
             summed = gradient.affine if OF_COLUMN else gradient.inner
             along = tl.sum(summed * gradient.x_hat, 1)
@@ -413,7 +414,7 @@ def region_gradient(
                     for at1 in range(part.begin1, part.end1, tile.r1):
                         elements = elements_of(columns, part, at0, at1, axes, tile)
                         gradient = gradient_of(
-                            inputs, columns, standardizer, elements, index, mask_index, tile, options, F, "evict_first"
+                            inputs, columns, standardizer, part, elements, index, mask_index, tile, options, F, "evict_first"
                         )
                         g = dx_of(gradient, standardizer, along, plain, options, FIXED)
                         store_dx(dx, dsum, g, elements, F)

@@ -54,8 +54,12 @@ def walked_moments(
 ):  # fmt: skip
     """Moments of a part of each cell, or of each column of a flat tile."""
     MASKED: tl.constexpr = MASK != MASK_NONE
-    zero = tl.zeros([tile.k1 * tile.columns, tile.r0 * tile.r1 // tile.group], F)
-    lanes = Moments(zero, zero, zero, zero)
+    COLUMNS: tl.constexpr = tile.k1 * tile.columns
+    LANES: tl.constexpr = tile.r0 * tile.r1 // tile.group
+    zero = tl.zeros([COLUMNS, LANES], F)
+    # One number of elements serves all columns, if every lane has as many.
+    ALIKE: tl.constexpr = tile.flat and tile.even and not MASKED
+    lanes = Moments(tl.zeros([1 if ALIKE else COLUMNS, LANES], F), zero, zero, zero)
     for at0 in range(part.begin0, part.end0, tile.r0):
         for at1 in range(part.begin1, part.end1, tile.r1):
             elements = elements_of(columns, part, at0, at1, axes, tile)
@@ -176,19 +180,19 @@ def normalize(
         else:
             mean = std * 0.0
     else:
-        value = 0.0
-        valid = True
+        held = 0.0
+        held_valid = 0.0
         if options.walk == WALK_WHOLE:
             elements = elements_of(columns, part, part.begin0, part.begin1, axes, tile)
-            valid = valid_elements(mask, columns, elements, mask_index, options.mask)
-            value = load_input(x, residual, total, elements, valid, options.mask, F, "evict_first")
+            held_valid = valid_elements(mask, columns, elements, mask_index, options.mask)
+            held = load_input(x, residual, total, elements, held_valid, options.mask, F, "evict_first")
         mean, std = region_moments(
-            value, valid, x, residual, total, mask, columns, part, axes, mask_index, tile, options, False, F
+            held, held_valid, x, residual, total, mask, columns, part, axes, mask_index, tile, options, False, F
         )
         if x.dtype.element_ty != tl.float16:
             if exceeds_range(std):
                 shrunk_mean, shrunk_std = region_moments(
-                    value, valid, x, residual, None, mask, columns, part, axes, mask_index, tile, options, True, F
+                    held, held_valid, x, residual, None, mask, columns, part, axes, mask_index, tile, options, True, F
                 )
                 mean = tl.where(std < float("inf"), mean, shrunk_mean)
                 std = tl.where(std < float("inf"), std, shrunk_std)
@@ -200,20 +204,22 @@ def normalize(
     scale = inverse_deviation(std, options.eps)
     for at0 in range(part.begin0, part.end0, tile.r0):
         for at1 in range(part.begin1, part.end1, tile.r1):
-            if options.walk != WALK_WHOLE:
+            if options.walk == WALK_WHOLE:
+                z = held
+                valid = held_valid
+            else:
                 elements = elements_of(columns, part, at0, at1, axes, tile)
                 valid = valid_elements(mask, columns, elements, mask_index, options.mask)
                 # A first walk has stored the sum.
                 kept = total if GIVEN else None
-                value = load_input(x, residual, kept, elements, valid, options.mask, F, "evict_first")
-            z = value
+                z = load_input(x, residual, kept, elements, valid, options.mask, F, "evict_first")
             if options.center:
                 z = z - mean[:, None]
             z = z * scale[:, None]
             if weight is not None:
-                z = z * load_weight(weight, columns, first, elements, index, options.along, tile, F)
+                z = z * load_weight(weight, columns, first, part, elements, index, options, tile, F)
             if bias is not None:
-                z = z + load_weight(bias, columns, first, elements, index, options.along, tile, F)
+                z = z + load_weight(bias, columns, first, part, elements, index, options, tile, F)
             z = activate(z, options.activation)
             if options.mask != MASK_NONE:
                 z = tl.where(valid, z, 0.0)

@@ -30,7 +30,7 @@ from normkit.kernels.triton.arguments import (
     WeightIndex,
 )
 from normkit.kernels.triton.device import aligned, check_length, empty, launch
-from normkit.kernels.triton.schedule import FAR, MOST_WARPS, PER_WARP, SMALLEST, WHOLE, WHOLE_WEIGHTS, Pass, Schedule, schedule
+from normkit.kernels.triton.schedule import FAR, MOST_WARPS, SMALLEST, WHOLE, WHOLE_WEIGHTS, Pass, Schedule, schedule
 
 FEATURE_TILE, OTHER_TILE = 32, 64
 """Features, and elements of each, in a tile of `feature_sums`. A guess that no GPU has measured."""
@@ -153,7 +153,7 @@ def norm(
         p, given, stored = s.apply, stored, (None, None)
         if total is not None:
             source, added, kept = total, None, None  # the sum has been stored
-    options = ForwardOptions(int(p.walk), int(p.along), m.indexing, NUMBERS[activation], center, eps)
+    options = ForwardOptions(int(p.walk), int(p.along), s.alike, m.indexing, NUMBERS[activation], center, eps)
     launch(
         forward.normalize, p.grid, p.warps,
         (source, added, kept, m.pointer, *given, weight, bias, y, *stored),
@@ -266,14 +266,14 @@ def norm_backward(
     along = s.features if want.weight or want.bias else Along.NONE
     by_offset = along is Along.OFFSET
     along = Along.NONE if by_offset else along
-    per_cell = s.index.cell_mod > 1 and along in (Along.R0, Along.R1)
+    per_cell = not s.alike and along in (Along.R0, Along.R1)
     dweight, dbias = (
         torch.empty(s.index.period, dtype=dtype, device=x.device) if wanted and dtype else
         empty(x, s.index.period) if wanted else None
         for wanted, dtype in zip(want[1:], dtypes, strict=True)
     )  # fmt: skip
     options = BackwardOptions(
-        int(along), per_cell, want.weight, want.bias, int(Along.NONE), m.indexing, NUMBERS[activation], center, eps
+        int(along), per_cell, want.weight, want.bias, int(Along.NONE), s.alike, m.indexing, NUMBERS[activation], center, eps
     )
     dx = torch.empty_like(x) if want.x else None
     counts = None if mask is None else mask.counts
@@ -444,7 +444,7 @@ def quantize(a: Arguments, scale: Tensor | None, dtype: torch.dtype, /) -> tuple
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
     own = torch.empty((*x.shape[:-1], 1), device=x.device) if scale is None else scale
     together = max(1, SMALLEST // room)
-    warps = max(1, min(MOST_WARPS, together * room // PER_WARP))
+    warps = max(1, min(MOST_WARPS, together * room * x.element_size() // (32 * 64)))
     launch(
         forward.quantize, (-(-rows // together), 1, 1), warps, (x, weight, bias, scale, y, own),
         rows, length, eps, center, torch.finfo(dtype).max, together, room, x.numel() >= FAR,

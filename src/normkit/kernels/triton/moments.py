@@ -85,12 +85,11 @@ def tile_moments(value, valid, number, CENTER: tl.constexpr):
 @triton.jit
 def lanes_of(values, tile: tl.constexpr):
     """A tile with one more axis, for the elements of each lane."""
-    COLUMNS: tl.constexpr = tile.k1 * tile.columns
     LANES: tl.constexpr = tile.r0 * tile.r1 // tile.group
     if tile.along_r1:
-        return tl.reshape(values, [COLUMNS, LANES, tile.group])
+        return tl.reshape(values, [values.shape[0], LANES, tile.group])
     else:
-        return tl.reshape(values, [COLUMNS, tile.group, LANES])
+        return tl.reshape(values, [values.shape[0], tile.group, LANES])
 
 
 @triton.jit
@@ -112,22 +111,38 @@ def of_lane(values, tile: tl.constexpr):
 
 
 @triton.jit
+def whole_group(lanes, value, tile: tl.constexpr):
+    """Number, mean and deviations of each lane's elements, all of which count."""
+    mean = over_lane(value, tile) * (1.0 / tile.group)
+    if lanes.number.shape[0] == mean.shape[0]:
+        # Made from the mean, so that the compiler lays both out alike.
+        return mean * 0.0 + tile.group, mean, value - of_lane(mean, tile)
+    else:
+        return tl.zeros(lanes.number.shape, mean.dtype) + tile.group, mean, value - of_lane(mean, tile)
+
+
+@triton.jit
+def counted_group(value, valid, tile: tl.constexpr):
+    """The same where not all elements count; the others are 0."""
+    valid = lanes_of(valid, tile)
+    number = over_lane(valid.to(value.dtype), tile)
+    mean = quotient(over_lane(value, tile), tl.maximum(number, 1.0))
+    return number, mean, tl.where(valid, value - of_lane(mean, tile), 0.0)
+
+
+@triton.jit
 def add_group(lanes, value, valid, full, tile: tl.constexpr, MASKED: tl.constexpr):
     """The moments of lanes with their elements of one more tile, of which each lane's are taken in two passes."""
     value = lanes_of(value, tile)
-    counted = lanes_of(valid, tile)
     if MASKED:
-        number = over_lane(counted.to(value.dtype), tile)
-        mean = quotient(over_lane(value, tile), tl.maximum(number, 1.0))
-        deviation = tl.where(counted, value - of_lane(mean, tile), 0.0)
-    elif full:
-        mean = over_lane(value, tile) * (1.0 / tile.group)
-        number = mean * 0.0 + tile.group
-        deviation = value - of_lane(mean, tile)
+        number, mean, deviation = counted_group(value, valid, tile)
+    elif tile.even:
+        number, mean, deviation = whole_group(lanes, value, tile)
     else:
-        number = over_lane(counted.to(value.dtype), tile)
-        mean = quotient(over_lane(value, tile), tl.maximum(number, 1.0))
-        deviation = tl.where(counted, value - of_lane(mean, tile), 0.0)
+        if full:
+            number, mean, deviation = whole_group(lanes, value, tile)
+        else:
+            number, mean, deviation = counted_group(value, valid, tile)
     return merge(lanes, number, mean, over_lane(deviation * deviation, tile))
 
 
@@ -146,16 +161,18 @@ def merge(a, number, mean, squares):
 @triton.jit
 def merge_lanes(lanes, CENTER: tl.constexpr):
     """The moments of columns from those of their lanes or parts, along the second axis."""
-    number = tl.sum(lanes.number, 1)
+    squares = tl.sum(lanes.squares, 1)
+    number = squares * 0.0 + tl.sum(lanes.number, 1)
     if CENTER:
-        share = lanes.number / tl.maximum(number, 1.0)[:, None]
+        share = lanes.number / tl.maximum(tl.sum(lanes.number, 1), 1.0)[:, None]
         mean = tl.sum(lanes.mean * share, 1)
         difference = (lanes.mean - mean[:, None]) + lanes.rest
         rest = tl.sum(difference * share, 1)
         difference = difference - rest[:, None]
-        return Moments(number, mean, rest, tl.sum(lanes.squares + difference * difference * lanes.number, 1))
+        squares = squares + tl.sum(difference * difference * lanes.number, 1)
+        return Moments(number, mean, rest, squares)
     else:
-        return Moments(number, number * 0.0, number * 0.0, tl.sum(lanes.squares, 1))
+        return Moments(number, squares * 0.0, squares * 0.0, squares)
 
 
 @triton.jit

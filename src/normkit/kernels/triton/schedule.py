@@ -68,8 +68,9 @@ such a piece of float32 in words of 16 bytes. A guess that no GPU has measured."
 SMALLEST = 4096
 """Elements of a tile of rows, 32 for each of 128 threads. On the H200, rows of 2048 took 37 us one at a time and 39 two
 at a time."""
-PER_WARP, PER_WARP_BACKWARD = 1024, 512
-"""Elements of a tile for each warp: 32 for each thread, and 16 of x and of dy."""
+WORDS, WORDS_BACKWARD = 4, 2
+"""Words of 16 bytes that a thread takes of a tile: of x, and of both x and dy. On the H200, with bfloat16, rows of 8192
+were fastest with 8 warps forward, and with 16 backward."""
 FEWEST_WARPS, MOST_WARPS = 4, 16
 """Warps of a program: with 16, a thread has up to 128 registers on NVIDIA's GPUs, with 32 only 64."""
 FAR = 2**31
@@ -142,6 +143,11 @@ class Schedule:
     def count(self) -> int:
         """Elements of a region."""
         return self.r0 * self.r1
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether all cells have the same weights."""
+        return self.index.cell_mod == 1
 
     @cached_property
     def cells(self) -> int:
@@ -260,7 +266,7 @@ class _Passes:
         walk, (k1, columns, r0, r1) = self._region(WHOLE)
         if walk is None:
             return None
-        return self._made(walk, k1, columns, r0, r1, self._warps(walk, k1 * columns * r0 * r1, PER_WARP), 1)
+        return self._made(walk, k1, columns, r0, r1, self._warps(walk, k1 * columns * r0 * r1, WORDS), 1)
 
     def backward(self) -> Pass | None:
         weights = self.along is Along.R1
@@ -268,13 +274,16 @@ class _Passes:
         if walk is None or (weights and walk is Walk.TWICE):
             return None  # a walk in parts keeps the sums for the weights of a part
         if weights and not self.between:
-            k1 = WHOLE_WEIGHTS // (r0 * r1)  # sums of several rows at once
-        return self._made(walk, k1, columns, r0, r1, self._warps(walk, k1 * columns * r0 * r1, PER_WARP_BACKWARD), 1)
+            # Sums of several rows at once.
+            k1 = max(1, 32 * MOST_WARPS * WORDS_BACKWARD * self.vector // (r0 * r1))
+        return self._made(walk, k1, columns, r0, r1, self._warps(walk, k1 * columns * r0 * r1, WORDS_BACKWARD), 1)
 
-    def _warps(self, walk: Walk, elements: int, each: int) -> int:
-        if walk is Walk.WHOLE or self.between:
-            return _warps(elements, each)
-        return MOST_WARPS if self.count >= LONG else MOST_WARPS // 2
+    def _warps(self, walk: Walk, elements: int, words: int) -> int:
+        """Warps of a program whose threads take so many words of a tile each."""
+        if walk is Walk.TWICE and not self.between:
+            return MOST_WARPS if self.count >= LONG else MOST_WARPS // 2
+        wanted = max(elements // (32 * self.vector * words), min(FEWEST_WARPS, elements // 512))
+        return max(1, min(MOST_WARPS, wanted))
 
     def features(self, backward: Pass | None) -> Along:
         """Where gradients of weights are added up: OFFSET where a tile does not hold the sums along their axis."""
@@ -310,8 +319,8 @@ class _Passes:
     # Parts ----------------------------------------------------------------------------------------------------
 
     def parts(self) -> Pass:
-        """Reduces parts to moments: eight words for each thread, of which every lane takes one element of each."""
-        return self._reduced(8, one_piece=False)
+        """Reduces parts to moments."""
+        return self._reduced()
 
     def sums(self) -> Pass:
         """Reduces parts to sums, of two tensors at once."""
@@ -321,20 +330,21 @@ class _Passes:
             r0 = min(_power(self.r0.size), max(1, self.chunk // r1))
             k1 = 1 if self.between else max(1, 2 * self.chunk // (r0 * r1))
             return self._made(Walk.GIVEN, k1, 1, r0, r1, 8 if self.between else 16, self._number(1), one_piece=True)
-        return self._reduced(4, one_piece=False)
+        return self._reduced()
 
     @property
     def _is_flat(self) -> bool:
         return self.between and self.r1.size < SEGMENT
 
-    def _reduced(self, words: int, one_piece: bool) -> Pass:
+    def _reduced(self) -> Pass:
+        """Four words for each thread, of which a lane takes one element of each if columns are flat."""
         if self._is_flat:
             lanes = min(_power(self.width), LANES)
-            rows = min(_power(self.r0.size), max(1, words * 32 * FEWEST_WARPS * self.vector // lanes))
+            rows = min(_power(self.r0.size), max(1, 4 * 32 * FEWEST_WARPS * self.vector // lanes))
             return self._made(Walk.GIVEN, lanes, 1, rows, 1, FEWEST_WARPS, self._number(lanes), flat=True)
         r1 = min(_power(self.r1.size), SEGMENT if self.between else self.chunk // 2)
         r0 = min(_power(self.r0.size), max(1, self.chunk // 2 // r1))
-        return self._made(Walk.GIVEN, 1, 1, r0, r1, FEWEST_WARPS, self._number(1), one_piece=one_piece)
+        return self._made(Walk.GIVEN, 1, 1, r0, r1, FEWEST_WARPS, self._number(1))
 
     def _number(self, columns: int) -> int:
         """How many parts a region should have, if a tile has so many columns."""
@@ -352,7 +362,7 @@ class _Passes:
         r1 = r1 if r1 <= self.chunk else _least_waste(self.r1.size, self.chunk)
         r0 = min(_power(self.r0.size), self.chunk // r1)
         k1 = 1 if self.between else self.chunk // (r0 * r1)
-        return self._made(Walk.GIVEN, k1, 1, r0, r1, _warps(k1 * r0 * r1, PER_WARP_BACKWARD), 0)
+        return self._made(Walk.GIVEN, k1, 1, r0, r1, self._warps(Walk.GIVEN, k1 * r0 * r1, 2), 0)
 
     def _made(
         self, walk: Walk, k1: int, columns: int, r0: int, r1: int, warps: int, parts: int,
@@ -403,11 +413,6 @@ def _axes(view: tuple[int, int, int, int], period: int, inner: int) -> tuple[_Ax
     else:
         r0, r1 = count // (period * inner), period * inner
     return _Axis(1, count), _Axis(k0, count), _Axis(r0, r1), _Axis(r1, 1)
-
-
-def _warps(elements: int, each: int) -> int:
-    """Warps of a program, if one should have so many elements."""
-    return max(1, min(MOST_WARPS, max(elements // each, min(FEWEST_WARPS, elements // 512))))
 
 
 def _ceil(size: int, piece: int) -> int:
