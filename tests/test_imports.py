@@ -50,9 +50,11 @@ ORDER: dict[str, list[str]] = {
         *("rule", "axes", "structure", "placement", "size", "state", "constants", "training", "usage"),
     ],
     "benchmarks": [
-        *("speed", "harm", "show", "run", "accuracy", "compiled", "converted", "extras", "recalibration"),
-        *("trials", "watching", "watch_picture", "audit_harm", "audit_pages"),
+        *("speed", "gpu", "harm", "show", "run", "accuracy", "compiled", "converted", "extras", "recalibration"),
+        *("trials", "watch", "audit_harm", "audit_pages"),
     ],
+    "benchmarks.gpu": ["cells", "clock", "layers", "models", "report", "run", "check"],
+    "benchmarks.watch": ["cost", "picture"],
     "benchmarks.speed": ["measure", "workloads", "peers", "contestants", "oracle", "pictures"],
     "benchmarks.harm": ["experiments", "later_rules"],
 }

@@ -1,6 +1,7 @@
 """Compiles the kernels that calls would launch, for any GPU: ``python compile_triton.py cuda:90 hip:gfx942``.
 
-Prints one line for each: kernel, target, warps, and how many of its loads and stores take four words at a time.
+Prints one line for each: kernel, target, warps, how many of its loads and stores take four words at a time, how many
+there are, and how many numbers a kernel with tensors of float64 takes as float32.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def source(kernel: Any, pointers: tuple[Any, ...], rest: tuple[Any, ...]) -> AST
             # For members of a tuple Triton knows no exception.
             return type(value)(*(kind(member, (*path, place), False, True) for place, member in enumerate(value)))
         if isinstance(value, float):
-            return "fp32"
+            return kernel.params[path[0]].annotation_type or "fp32"
         number = isinstance(value, int)
         if not number or (special and value % 16 == 0):
             hints[path] = [["tt.divisibility", 16]]
@@ -66,7 +67,8 @@ def main(targets: list[GPUTarget]) -> None:
             made = triton.compile(form, target=target, options=options)
             text = made.asm.get("ptx", "")
             wide = len(re.findall(r"\.v4\.b32|\.v2\.b64", text)), len(re.findall(r"(?:ld|st)\.global", text))
-            print(kernel.__name__, target.backend, warps, *wide)
+            narrow = text.count(".param .f32") if torch.float64 in [getattr(p, "dtype", None) for p in pointers] else 0
+            print(kernel.__name__, target.backend, warps, *wide, narrow)
 
     launch.launch = compiled
     device.multiprocessors = lambda _: 132
@@ -86,7 +88,8 @@ def main(targets: list[GPUTarget]) -> None:
         weight.weight_norm_backward(v, v, g, length, dim)
     rows = torch.empty(4096, 1024, dtype=torch.bfloat16)
     launch.quantize(Arguments(rows, rows[0], rows[0], "... [c]", 1e-5, True), None, torch.float8_e4m3fn)
-    launch.move_running(*(torch.empty(64) for _ in range(4)), 8, 0.1)
+    for dtype in (torch.float32, torch.float64):
+        launch.move_running(*(torch.empty(64, dtype=dtype) for _ in range(4)), 8, 0.1)
 
 
 def calls(
