@@ -7,7 +7,7 @@ take one pass over x, and backward one pass for all sums and one for dx.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -59,9 +59,15 @@ class _View(View):
     def weighted(self, t: Tensor) -> Tensor:
         return t if self.a.weight is None else t * self.over_levels(self.a.weight)
 
-    def mean_of_sums(self, sums: Tensor, axes: Sequence[int]) -> Tensor:
-        """The average over each region, from its sums over all but these of its axes."""
-        sums = sums.sum(axes, keepdim=True) if axes else sums
+    @property
+    def positions(self) -> list[int]:
+        """The axes of a region along which weight and bias do not vary."""
+        return [i for i in self.reduced if not self.levels[i].feature]
+
+    def mean_of_sums(self, sums: Tensor) -> Tensor:
+        """The average over each region, from its sums over positions."""
+        features = [i for i in self.reduced if self.levels[i].feature]
+        sums = sums.sum(features, keepdim=True) if features else sums
         if self.valid is None:
             return sums / math.prod([self.sizes[i] for i in self.reduced])
         return sums / self.counts.clamp(min=1).to(sums.dtype)
@@ -76,20 +82,38 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> tuple[Tensor, Tensor
     """``normkit::norm_backward``."""
     view = _View(a, a.x)
     mean, rstd = view.saved(fixed)
-    x_hat = (view.values - mean) * rstd
-    upstream = _SLOPES[a.activation](view.split(dy), view.affine(x_hat))
-    # Sums over positions serve the gradient of x as well as those of weight and bias, so dy and x are read once for all.
-    positions = [i for i in view.reduced if not view.levels[i].feature]
-    features = [i for i in view.reduced if view.levels[i].feature]
-    total, along = (t.sum(positions, keepdim=True) if positions else t for t in (upstream, upstream * x_hat))
-    inside = view.weighted(upstream)
+    centred = view.values - mean
+    upstream = view.split(dy)
+    if a.activation != "none":
+        upstream = _SLOPES[a.activation](upstream, view.affine(centred * rstd))
+    along, total, inside = (_by_positions if view.positions else _by_rows)(view, upstream, centred, rstd, fixed)
+    dx = view.like_x(inside)
+    return dx if a.residual is None else dx + a.residual, view.over_features(along), view.over_features(total)
+
+
+def _by_positions(
+    view: _View, upstream: Tensor, centred: Tensor, rstd: Tensor, fixed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums for weight and bias, and dx. Sums over positions serve all three, so dy and x are read once for them."""
+    total = upstream.sum(view.positions, keepdim=True)
+    along = (upstream * centred).sum(view.positions, keepdim=True) * rstd
+    dx = upstream * view.weighted(rstd)
     if not fixed:
-        inside = inside - x_hat * view.mean_of_sums(view.weighted(along), features)
-        if a.center:
-            inside = inside - view.mean_of_sums(view.weighted(total), features)
-    dx = view.like_x(inside * rstd)
-    dx = dx if a.residual is None else dx + a.residual
-    return dx, view.over_features(along), view.over_features(total)
+        dx = dx - centred * (view.mean_of_sums(view.weighted(along)) * rstd * rstd)
+        dx = dx - view.mean_of_sums(view.weighted(total)) * rstd if view.a.center else dx
+    return along, total, dx
+
+
+def _by_rows(
+    view: _View, upstream: Tensor, centred: Tensor, rstd: Tensor, fixed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same without sums in common, and without a product in common, which Inductor would keep in memory."""
+    g, x_hat = view.weighted(upstream), centred * rstd
+    inside = g
+    if not fixed:
+        inside = inside - x_hat * view.mean_of_sums(g * x_hat)
+        inside = inside - view.mean_of_sums(g) if view.a.center else inside
+    return upstream * x_hat, upstream, inside * rstd
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
