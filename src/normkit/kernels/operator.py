@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 
-from normkit.kernels import batched, context, export, formula
+from normkit.kernels import batched, context, decomposed, devices, export, formula
 from normkit.kernels.backend import Want
 from normkit.kernels.devices import kernels_for
 from normkit.kernels.dtypes import arithmetic_dtype
@@ -265,6 +266,32 @@ def implement(
 _differentiable_norm = implement("norm", _norm_of_all, _context, _backward)
 implement("norm_backward", _norm_backward_of_all, _backward_context, _backward_backward)
 torch.library.register_vmap("normkit::norm", batched.norm, lib=library)
+
+
+def decompose(name: str, plain: Callable[..., Any]) -> None:
+    """Let ``torch.compile`` take an operator apart on a GPU, where Inductor fuses plain operations with others.
+
+    AOTAutograd traces a graph in functional mode, below the gradient that `implement` has registered; so forward and
+    backward operator are taken apart each for itself, and the graph saves the same tensors. An exported program keeps
+    the operators.
+    """
+
+    def rule(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not devices.is_on_gpu(args[0]) or torch.compiler.is_exporting():
+            return mode.__torch_dispatch__(op, types, args, kwargs)
+        with mode:
+            return plain(*args, **kwargs)
+
+    torch.library.register_torch_dispatch(f"normkit::{name}", FunctionalTensorMode, rule, lib=library)
+
+
+def _decomposed_backward(dy: Tensor, *args: Any) -> Gradients:
+    a, fixed, want = _split(args)
+    return _wanted(decomposed.norm_backward(dy, a, fixed), want)
+
+
+decompose("norm", lambda *args: tuple(decomposed.norm(Arguments(*args))))
+decompose("norm_backward", _decomposed_backward)
 
 
 # Entry points -------------------------------------------------------------------------------------------------

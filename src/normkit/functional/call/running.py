@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from normkit.errors import StateError
+from normkit.functional.call.recompute import must_ask
 from normkit.kernels import fastpath
 from normkit.kernels.context import is_exported, is_transformed, is_watched
 from normkit.kernels.devices import kernels_for
@@ -79,7 +80,7 @@ def updated(
 
 def store(statistic: Tensor, value: Tensor) -> None:
     """Write a running statistic; where a transform of torch.func forbids that, the error names the remedy."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and must_ask(statistic):
         # Asked each time that the graph runs: a checkpoint round a compiled module runs it again in backward.
         value = torch.where(torch.ops.normkit.is_first_pass.default(statistic.device), value, statistic)
     try:
