@@ -54,6 +54,7 @@ struct Call {
   Tensor x, weight, bias;
   Extras extras;
   View view;  // a copy, because plans may be forgotten while other threads run
+  int64_t number = -1;  // of the plan on a GPU
   PyObject* pattern = nullptr;
   double eps = 0;
   bool center = true, fixed = false, length = false;
@@ -90,11 +91,11 @@ struct Call {
 // Reading arguments: each function returns false where Python has to take the call -----------------------------
 
 bool take_tensors(Call& c, PyObject* x, PyObject* weight, PyObject* bias, PyObject* pattern) {
-  if (!library || is_watched() || x == Py_None || !take(x, c.x) || !take(weight, c.weight) || !take(bias, c.bias))
+  if (is_watched() || x == Py_None || !take(x, c.x) || !take(weight, c.weight) || !take(bias, c.bias))
     return false;
   c.pattern = pattern;
-  const View* known = view_of(c.x, c.pattern);
-  return known && (c.view = *known, true);
+  const Known* known = known_of(c.x, c.pattern);
+  return known && (c.view = known->view, c.number = known->number, true);
 }
 bool take_eps(Call& c, PyObject* eps) {
   if (eps == Py_None) {
@@ -235,12 +236,16 @@ bool take_extras(Call& c, PyObject* tuple, PyObject* last, bool& pair) {
       item(ACTIVATION) == Py_None)
     return true;
   Extras& e = c.extras;
+  // A mask on a GPU is Python's: what counts its elements here reads memory of the CPU.
+  if (c.number >= 0 && item(MASK) != Py_None) return false;
   if (item(LENGTHS) != Py_None || last == Py_True || !PyBool_Check(item(RETURN_RESIDUAL)) ||
       !activation_of(item(ACTIVATION), e.activation) || !take(item(RESIDUAL), e.residual))
     return false;
-  if (e.residual.defined() && (e.residual.sizes() != c.x.sizes() || e.residual.strides() != c.x.strides() ||
-                               e.residual.scalar_type() != c.x.scalar_type()))
-    return false;
+  const auto same = [&](const Tensor& t) {
+    return t.device() == c.x.device() && t.sizes() == c.x.sizes() && t.strides() == c.x.strides() &&
+           t.scalar_type() == c.x.scalar_type();
+  };
+  if (e.residual.defined() && !same(e.residual)) return false;
   return take_mask(item(MASK), c.x, last == Py_None ? 0 : PySequence_Fast_GET_SIZE(last), c.view, e);
 }
 
@@ -256,6 +261,12 @@ int64_t common_count(const Call& c) {
 // Channels whose running statistics no call has updated so far, because the new ones would not be finite.
 std::atomic<int64_t> skipped_channels{0};
 
+// Autograd has to see that the running statistics have changed.
+void count_update(const Statistics& running) {
+  for (const Tensor& t : {running.mean, running.var})
+    if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
+}
+
 void update(const Statistics& running, const Tensor& mean, const Tensor& std, int64_t count) {
   const int64_t channels = running.mean.numel(), samples = mean.numel() / channels;
   const auto go = [&]<class T>(T) {
@@ -265,8 +276,7 @@ void update(const Statistics& running, const Tensor& mean, const Tensor& std, in
   };
   if (mean.scalar_type() == at::kDouble) go(0.0);
   else go(0.0f);
-  for (const Tensor& t : {running.mean, running.var})
-    if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
+  count_update(running);
 }
 
 }  // namespace

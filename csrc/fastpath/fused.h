@@ -35,8 +35,8 @@ struct FusedBackward final : NormNode {
     if (!(want[0] || want[1] || want[2] || want[3])) return out;
     const Tensor saved[] = {x_, mask_, weight_, bias_, mean_, std_};
     Tensor dx;
-    if (is_simple(grads[0], dsum, saved)) run(grads[0], dsum, saved, want, dx, out);
-    else ask_python(grads[0], dsum, saved, want, dx, out);
+    if (!is_simple(grads[0], dsum, saved) || !run(grads[0], dsum, saved, want, dx, out))
+      run_python(grads[0], dsum, saved, want, dx, out);
     if (want[0]) out[0] = dx;
     if (want[1]) out[1] = dx;
     if (want[2]) out[2] = weight_like(out[2]);
@@ -62,30 +62,40 @@ struct FusedBackward final : NormNode {
   bool is_simple(const Tensor& dy, const Tensor& dsum, const Tensor (&saved)[6]) const {
     const auto& [x_, mask_, weight_, bias_, mean_, std_] = saved;
     const auto same = [&](const Tensor& t, int64_t n) {
-      return is_plain(t) && t.numel() == n && t.is_contiguous() && t.scalar_type() == arithmetic_of(x_);
+      return is_like(t, x_) && t.numel() == n && t.is_contiguous() && t.scalar_type() == arithmetic_of(x_);
     };
     const auto gradient = [&](const Tensor& t) {
-      return is_plain(t) && t.sizes() == x_.sizes() && t.scalar_type() == x_.scalar_type();
+      return is_like(t, x_) && t.sizes() == x_.sizes() && t.scalar_type() == x_.scalar_type();
     };
     const auto parameter = [&](const Tensor& t) {
-      return !t.defined() || (is_plain(t) && t.is_contiguous() && t.numel() == view.period);
+      return !t.defined() || (is_like(t, x_) && t.is_contiguous() && t.numel() == view.period);
     };
     return !at::GradMode::is_enabled() && !is_watched() && is_plain(x_) && gradient(dy) &&
            (!dsum.defined() || gradient(dsum)) && x_.strides() == strides && x_.numel() == view.numel() &&
            parameter(weight_) && parameter(bias_) &&
-           (!mask_.defined() || (is_plain(mask_) && mask_.is_contiguous() && mask_.scalar_type() == at::kBool &&
+           (!mask_.defined() || (is_like(mask_, x_) && mask_.is_contiguous() && mask_.scalar_type() == at::kBool &&
                                  mask_.numel() * extras.channels == x_.numel())) &&
            same(mean_, center ? view.cells() : 0) && same(std_, view.cells());
   }
 
-  void run(const Tensor& dy, const Tensor& dsum, const Tensor (&saved)[6], const bool* want, Tensor& dx,
+  // False where Python has to take the call.
+  bool run(const Tensor& dy, const Tensor& dsum, const Tensor (&saved)[6], const bool* want, Tensor& dx,
            variable_list& out) const {
     const auto& [x_, mask_, weight_, bias_, mean_, std_] = saved;
     const auto laid = [&](const Tensor& t) {
       return !t.defined() || t.strides() == x_.strides() ? t : like(x_).copy_(t);
     };
     const Tensor std = fixed ? root_of(std_, eps) : std_;
-    const Tensor g = laid(dy), more = laid(dsum), w = in_arithmetic(weight_, x_), b = in_arithmetic(bias_, x_);
+    const Tensor g = laid(dy), more = laid(dsum);
+    if (number >= 0) {
+      Tensors3 grads;
+      GpuBackward f{number, view.period, eps, center, fixed, false, int(extras.activation), g, x_, weight_, bias_,
+                    mean_, std, more, weight_like.asked(), bias_like.asked(), {want[0] || want[1], want[2], want[3]}};
+      if (!f.run(grads)) return false;
+      dx = grads[0], out[2] = grads[1], out[3] = grads[2];
+      return true;
+    }
+    const Tensor w = in_arithmetic(weight_, x_), b = in_arithmetic(bias_, x_);
     dx = like(x_);  // also where nobody wants it: a place for dy times the activation's slope
     for (const size_t i : {size_t(2), size_t(3)})
       if (want[i]) out[i] = fresh(x_, view.period);
@@ -100,9 +110,10 @@ struct FusedBackward final : NormNode {
     // If a residual was added and no gradient reached the sum, backward is plain, as in kernels/native.py.
     if (more.defined() || mask_.defined() || extras.activation != Activation::none) f.fused = &fusion;
     library->kernels->backward(storage_of(x_), view, f, library->pool(x_.numel()));
+    return true;
   }
 
-  void ask_python(const Tensor& dy, const Tensor& dsum, const Tensor (&saved)[6], const bool* want, Tensor& dx,
+  void run_python(const Tensor& dy, const Tensor& dsum, const Tensor (&saved)[6], const bool* want, Tensor& dx,
                   variable_list& out) const {
     const auto& [x_, mask_, weight_, bias_, mean_, std_] = saved;
     Tensor places = mask_;  // with the channels that the mask has been given without

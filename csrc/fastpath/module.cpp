@@ -1,4 +1,4 @@
-// The fast path for eager calls on a CPU: it unpacks tensors and records gradients in C++, without the dispatcher and
+// The fast path for eager calls on a CPU or GPU: it unpacks tensors and records gradients in C++, without the dispatcher and
 // Python's autograd, which cost many times a small kernel. It needs torch's C++ interface and so belongs to one version
 // of torch; without it kernels/operator.py does the same in Python. It answers None to every call that is not plain
 // (subclasses, transforms, modes, wrong arguments), and Python takes that call.
@@ -15,6 +15,18 @@ PyObject* pair_of(Tensor y, Tensor sum, PyObject* x) {
   auto first = pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(std::move(y)));
   PyObject* second = sum.defined() ? THPVariable_Wrap(std::move(sum)) : Py_NewRef(x);
   return first && second ? Py_BuildValue("(NN)", first.release().ptr(), second) : nullptr;
+}
+
+void run_on_cpu(const Call& c, const Statistics& s, bool moments, int64_t count, Outputs& out) {
+  auto& [y, sum, mean, std] = out;
+  if (s.given) {
+    mean = s.mean, std = root_of(s.var, c.eps);
+  } else if (moments) {
+    mean = fresh(c.x, c.center ? c.view.cells() : 0), std = fresh(c.x, c.view.cells());
+  }
+  if (c.extras.residual.defined()) sum = like(c.x);
+  y = c.run(mean, std, sum);
+  if (s.updated) update(s, mean, std, count);
 }
 
 // norm(spec, pattern, x, weight, bias, eps, fused, size, statistics) -> y, with return_residual the pair of y and the
@@ -37,15 +49,11 @@ PyObject* norm(PyObject*, PyObject* const* args, Py_ssize_t) {
   if (running && count < 2) Py_RETURN_NONE;
   c.center = fact(CENTER);
   const bool followed = c.is_followed();
-  Tensor mean, std, sum;
-  if (s.given) {
-    mean = s.mean, std = root_of(s.var, c.eps);
-  } else if (followed || s.updated) {
-    mean = fresh(c.x, c.center ? c.view.cells() : 0), std = fresh(c.x, c.view.cells());
-  }
-  if (c.extras.residual.defined()) sum = like(c.x);
-  Tensor y = c.run(mean, std, sum);
-  if (s.updated) update(s, mean, std, count);
+  Outputs out;
+  auto& [y, sum, mean, std] = out;
+  if (c.number < 0) run_on_cpu(c, s, followed || s.updated, count, out);
+  else if (!run_on_gpu(c, s, followed || s.updated, out)) Py_RETURN_NONE;
+  if (s.given) mean = s.mean;
   if (followed) {
     const Tensor& spread = s.given ? s.var : std;
     const int64_t dims = fact(OVER_LAST) ? PySequence_Fast_GET_SIZE(last) : 0;
@@ -65,10 +73,12 @@ PyObject* weight_norm(PyObject*, PyObject* const* args, Py_ssize_t) {
     Py_RETURN_NONE;
   c.length = true;
   c.center = false;
-  const Tensor none, length = fresh(c.x, c.view.cells());
-  Tensor w = c.run(none, length, none);
-  if (c.is_followed()) record(c, w, none, length);
-  return THPVariable_Wrap(std::move(w));
+  const Tensor none;
+  Outputs out;
+  if (c.number < 0) out.std = fresh(c.x, c.view.cells()), out.y = c.run(none, out.std, none);
+  else if (!run_on_gpu(c, {}, true, out)) Py_RETURN_NONE;
+  if (c.is_followed()) record(c, out.y, none, out.std);
+  return THPVariable_Wrap(std::move(out.y));
   END_HANDLE_TH_ERRORS
 }
 
@@ -77,25 +87,38 @@ PyObject* cache_plan(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   View view;
   if (!library || !library->plan(PyLong_AsLongLong(args[3]), &view)) Py_RETURN_FALSE;
-  const auto numbers = [](PyObject* tuple) {
-    at::DimVector out;
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); ++i)
-      out.push_back(PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, i)));
-    return out;
-  };
-  const bool full = known_plans.size() >= MOST;
-  if (full) {
-    for (auto& [_, k] : known_plans) Py_DECREF(k.pattern);
-    known_plans.clear();
-  }
-  Known k{args[0], numbers(args[1]), numbers(args[2]), view};
-  const size_t hash = hash_of(k.pattern, k.sizes, k.strides);
-  if (PyErr_Occurred()) return nullptr;
-  Py_INCREF(k.pattern);
-  known_plans.emplace(hash, std::move(k));
-  return PyBool_FromLong(full);
+  return PyBool_FromLong(keep_plan(args[0], args[1], args[2], view, -1));
   END_HANDLE_TH_ERRORS
 }
+
+// cache_gpu_plan(pattern, sizes, strides, plan, k0, r0, k1, r1, period, inner) -> as cache_plan
+PyObject* cache_gpu_plan(PyObject*, PyObject* const* args, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  if (gpu_type == NO_GPU) Py_RETURN_FALSE;
+  std::array<int64_t, 7> n;
+  for (size_t i = 0; i < n.size(); ++i) n[i] = PyLong_AsLongLong(args[i + 3]);
+  const View view{n[1], n[2], n[3], n[4], n[5], n[6], false};
+  return PyBool_FromLong(keep_plan(args[0], args[1], args[2], view, n[0]));
+  END_HANDLE_TH_ERRORS
+}
+
+// connect_gpu(path of the driver, path of the library that knows torch's streams, type of the devices in torch's words)
+// -> whether calls on the GPU can be carried out here from now on. Both libraries have to be loaded already.
+PyObject* connect_gpu(PyObject*, PyObject* const* args, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  const char *path = PyUnicode_AsUTF8(args[0]), *runtime = PyUnicode_AsUTF8(args[1]);
+  const char* type = PyUnicode_AsUTF8(args[2]);
+  if (!path || !runtime || !type) return nullptr;
+  const bool there = driver.connect(path, runtime);
+  gpu_type = there ? c10::Device(type).type() : NO_GPU;
+  forget_plans();
+  recipes.clear();
+  return PyBool_FromLong(there);
+  END_HANDLE_TH_ERRORS
+}
+
+// known_recipes() -> the number of recipes that are kept.
+PyObject* known_recipes(PyObject*, PyObject*) { return PyLong_FromSize_t(recipes.size()); }
 
 // skipped() -> how many channels have kept their running statistics so far, because a batch's moments were not finite.
 PyObject* skipped(PyObject*, PyObject*) { return PyLong_FromLongLong(skipped_channels); }
@@ -120,6 +143,9 @@ PyMethodDef methods[] = {
     {"norm", fast(norm), METH_FASTCALL, nullptr},
     {"weight_norm", fast(weight_norm), METH_FASTCALL, nullptr},
     {"cache_plan", fast(cache_plan), METH_FASTCALL, nullptr},
+    {"cache_gpu_plan", fast(cache_gpu_plan), METH_FASTCALL, nullptr},
+    {"connect_gpu", fast(connect_gpu), METH_FASTCALL, nullptr},
+    {"known_recipes", known_recipes, METH_NOARGS, nullptr},
     {"skipped", skipped, METH_NOARGS, nullptr},
     {"connect", connect, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},

@@ -24,8 +24,8 @@ struct NormalizeBackward final : NormNode {
     const Tensor x_ = x.unpack(), weight_ = weight.unpack(), mean_ = mean.unpack(), std_ = std.unpack();
     const bool want[] = {task_should_compute_output(0), task_should_compute_output(1), task_should_compute_output(2)};
     if (!(want[0] || want[1] || want[2])) return out;
-    if (is_simple(grads[0], x_, weight_, mean_, std_)) run(grads[0], x_, weight_, mean_, std_, want, out);
-    else ask_python(grads[0], x_, weight_, mean_, std_, want, out);
+    if (!is_simple(grads[0], x_, weight_, mean_, std_) || !run(grads[0], x_, weight_, mean_, std_, want, out))
+      run_python(grads[0], x_, weight_, mean_, std_, want, out);
     if (want[1]) out[1] = weight_like(out[1]);
     if (want[2]) out[2] = bias_like(out[2]);
     return out;
@@ -48,18 +48,27 @@ struct NormalizeBackward final : NormNode {
   bool is_simple(const Tensor& dy, const Tensor& x_, const Tensor& weight_, const Tensor& mean_,
                  const Tensor& std_) const {
     const auto same = [&](const Tensor& t, int64_t n) {
-      return is_plain(t) && t.numel() == n && t.is_contiguous() && t.scalar_type() == arithmetic_of(x_);
+      return is_like(t, x_) && t.numel() == n && t.is_contiguous() && t.scalar_type() == arithmetic_of(x_);
     };
-    return !at::GradMode::is_enabled() && !is_watched() && is_plain(dy) && is_plain(x_) && dy.sizes() == x_.sizes() &&
+    return !at::GradMode::is_enabled() && !is_watched() && is_like(dy, x_) && is_plain(x_) && dy.sizes() == x_.sizes() &&
            dy.scalar_type() == x_.scalar_type() && x_.strides() == strides && x_.numel() == view.numel() &&
-           (!weight_.defined() || (is_plain(weight_) && weight_.is_contiguous() && weight_.numel() == view.period)) &&
+           (!weight_.defined() || (is_like(weight_, x_) && weight_.is_contiguous() && weight_.numel() == view.period)) &&
            (length || same(mean_, center ? view.cells() : 0)) && same(std_, view.cells());
   }
 
-  void run(const Tensor& given, const Tensor& x_, const Tensor& weight_, const Tensor& mean_, const Tensor& std_,
+  // False where Python has to take the call.
+  bool run(const Tensor& given, const Tensor& x_, const Tensor& weight_, const Tensor& mean_, const Tensor& std_,
            const bool* want, variable_list& out) const {
     const Tensor std = fixed ? root_of(std_, eps) : std_;
     const Tensor dy = given.strides() == x_.strides() ? given : like(x_).copy_(given);
+    if (number >= 0) {
+      Tensors3 grads;
+      GpuBackward f{number, view.period, eps, center, fixed, length, 0, dy, x_, weight_, {}, mean_, std, {},
+                    weight_like.asked(), bias_like.asked(), {want[0], want[1], want[2]}};
+      if (!f.run(grads)) return false;
+      for (size_t i = 0; i < 3; ++i) out[i] = grads[i];
+      return true;
+    }
     const Tensor w = in_arithmetic(weight_, x_);
     if (want[0]) out[0] = like(x_);
     for (const int i : {1, 2})
@@ -68,9 +77,10 @@ struct NormalizeBackward final : NormNode {
     const Backward f{dy.const_data_ptr(), x_.const_data_ptr(), pointer(w), pointer(mean_), std.const_data_ptr(),
                      place(out[0]), place(out[1]), place(out[2]), fixed ? 0 : eps, center, fixed, length};
     library->kernels->backward(storage_of(x_), view, f, library->pool(x_.numel()));
+    return true;
   }
 
-  void ask_python(const Tensor& dy, const Tensor& x_, const Tensor& weight_, const Tensor& mean_, const Tensor& std_,
+  void run_python(const Tensor& dy, const Tensor& x_, const Tensor& weight_, const Tensor& mean_, const Tensor& std_,
                   const bool* want, variable_list& out) const {
     const Tensor none, *inputs[] = {&dy, &x_, &weight_, &none, &mean_, &std_, &none, &none};
     const Tensors3 grads = gradients_by_python(length ? "normkit.kernels.weight" : "normkit.kernels.operator", inputs,

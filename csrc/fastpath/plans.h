@@ -15,14 +15,21 @@ using normkit::View;
 // The kernels' library, once Python has connected it.
 const normkit::FastPathKernels* library = nullptr;
 
-// A region on sizes and strides, known once Python has checked and planned it.
+// A region on sizes and strides, known once Python has checked and planned it. On a GPU `number` is what Python calls
+// its plan by; on a CPU it is -1.
 struct Known {
   PyObject* pattern;
   at::DimVector sizes, strides;
   View view;
+  int64_t number;
 };
 std::unordered_multimap<size_t, Known> known_plans;
 constexpr size_t MOST = 4096;
+
+void forget_plans() {
+  for (auto& [_, k] : known_plans) Py_DECREF(k.pattern);
+  known_plans.clear();
+}
 
 size_t hash_of(PyObject* pattern, at::IntArrayRef sizes, at::IntArrayRef strides) {
   size_t h = size_t(PyObject_Hash(pattern));
@@ -30,15 +37,33 @@ size_t hash_of(PyObject* pattern, at::IntArrayRef sizes, at::IntArrayRef strides
     for (const int64_t n : numbers) h = (h ^ size_t(n)) * 0x9E3779B97F4A7C15ull;
   return h;
 }
-const View* view_of(const Tensor& x, PyObject* pattern) {
+const Known* known_of(const Tensor& x, PyObject* pattern) {
   const auto [begin, end] = known_plans.equal_range(hash_of(pattern, x.sizes(), x.strides()));
   for (auto it = begin; it != end; ++it) {
     const Known& k = it->second;
-    if (x.sizes() == k.sizes && x.strides() == k.strides &&
+    if (x.sizes() == k.sizes && x.strides() == k.strides && (k.number >= 0) == on_gpu(x) &&
         (pattern == k.pattern || PyUnicode_Compare(pattern, k.pattern) == 0))
-      return &k.view;
+      return &k;
   }
   return nullptr;
+}
+
+// Whether all plans that were known before are given up, for want of room.
+bool keep_plan(PyObject* pattern, PyObject* sizes, PyObject* strides, const View& view, int64_t number) {
+  const auto numbers = [](PyObject* tuple) {
+    at::DimVector out;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); ++i)
+      out.push_back(PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, i)));
+    return out;
+  };
+  const bool full = known_plans.size() >= MOST;
+  if (full) forget_plans();
+  Known k{pattern, numbers(sizes), numbers(strides), view, number};
+  const size_t hash = hash_of(k.pattern, k.sizes, k.strides);
+  if (PyErr_Occurred()) throw python_error();
+  Py_INCREF(k.pattern);
+  known_plans.emplace(hash, std::move(k));
+  return full;
 }
 
 }  // namespace

@@ -49,7 +49,7 @@ def show_backends() -> Backends:
     Example:
         >>> import normkit
         >>> [row.name for row in normkit.show_backends().rows]
-        ['C++ kernels', 'fast path', 'plain torch', 'Triton kernels', 'plain torch']
+        ['C++ kernels', 'fast path', 'plain torch', 'Triton kernels', 'fast path', 'plain torch']
     """
     cpu, gpu = native(), _gpu()
     return Backends(
@@ -58,6 +58,7 @@ def show_backends() -> Backends:
             _fast_path(cpu),
             Backend("cpu", "plain torch", cpu.kernels is None, "the reference, if there are no kernels"),
             Backend("gpu", "Triton kernels", gpu.kernels is not None, gpu.reason),
+            _gpu_fast_path(gpu),
             Backend("other", "plain torch", True, "there are no kernels for it"),
         )
     )
@@ -68,6 +69,15 @@ def _fast_path(cpu: Native) -> Backend:
     if cpu.kernels is None:
         return Backend("cpu", "fast path", False, "there are no C++ kernels for it to call")
     return Backend("cpu", "fast path", fastpath.in_use, fastpath.reason)
+
+
+def _gpu_fast_path(gpu: Native) -> Backend:
+    """Whether C++ carries out calls on the GPU, after Python has once shown it how; results are the same without it."""
+    if gpu.kernels is None:
+        return Backend("gpu", "fast path", False, "there are no Triton kernels for it to launch")
+    from normkit.kernels.triton import recipes
+
+    return Backend("gpu", "fast path", *recipes.state())
 
 
 def _gpu() -> Native:

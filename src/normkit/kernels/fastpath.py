@@ -1,14 +1,15 @@
-"""The fast path of eager calls on a CPU, if it was built for the installed torch; without it results are the same.
+"""The fast path of eager calls, if it was built for the installed torch; without it results are the same.
 
 `norm` and `weight_norm` carry out a whole call in C++ (csrc/fastpath/), gradients included. They return None to a call
 that is not plain, wrong, or the first of its shape. Python then takes the call, raises the errors, and makes the plan
-known by `cache_plan` for the next one.
+known by `cache_plan` for the next one, or by `cache_gpu_plan` after `connect_gpu`: kernels/triton/recipes.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,17 +38,43 @@ _module, reason = _load()
 in_use = _module is not None
 _connected = False
 
-norm: Callable[..., Any] = (lambda *_: None) if _module is None else _module.norm
+
+def _function(name: str, without: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of the module; without the module, `without`."""
+    return without if _module is None else getattr(_module, name)
+
+
+norm: Callable[..., Any] = _function("norm", lambda *_: None)
 """norm(spec, pattern, x, weight, bias, eps, fused, size, statistics): see `carry_out` in functional/call/spec.py
 
 Running statistics are updated, unless activation checkpointing computes the call again. Returns the output of the
 function.
 """
-weight_norm: Callable[..., Tensor | None] = (lambda *_: None) if _module is None else _module.weight_norm
+weight_norm: Callable[..., Tensor | None] = _function("weight_norm", lambda *_: None)
 """weight_norm(v, g, pattern)"""
 
-skipped: Callable[[], int] = (lambda: 0) if _module is None else _module.skipped
+skipped: Callable[[], int] = _function("skipped", lambda: 0)
 """Channels that have kept their running statistics so far, because a batch's moments were not finite."""
+
+connect_gpu: Callable[[str, str, str], bool] = _function("connect_gpu", lambda *_: False)
+"""connect_gpu(driver, runtime, device type): whether calls on the GPU can be carried out from now on
+
+`driver` and `runtime` are the paths of loaded libraries: the GPU's driver, and torch's library that knows the streams.
+"""
+cache_gpu_plan: Callable[..., bool] = _function("cache_gpu_plan", lambda *_: False)
+"""cache_gpu_plan(pattern, shape, strides, plan, k0, r0, k1, r1, period, inner): as `cache_plan`, on a GPU"""
+known_recipes: Callable[[], int] = _function("known_recipes", lambda: 0)
+"""The number of calls on a GPU whose recipe is known, or which are known to stay with Python."""
+
+
+def loaded_library(*names: str) -> str | None:
+    """The path of a library that this process has loaded, by the start of its name."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            paths = {line.split(maxsplit=5)[5].strip() for line in maps if "/" in line}
+    except OSError:
+        return None
+    return next((path for path in sorted(paths) if Path(path).name.startswith(names)), None)
 
 
 def cache_plan(pattern: str, shape: torch.Size, strides: tuple[int, ...], plan: int) -> bool:

@@ -55,10 +55,22 @@ def _made_known(key: _Key) -> int:
     pattern, shape, strides, device = key
     plan = plan_of(pattern, shape, strides)
     number = _number_of(plan, device) if plan.direct else -1
-    if (device == "cpu" and fastpath.cache_plan(pattern, shape, strides, number)) or len(_direct) >= MOST_PLANS:
+    if _known_to_fast_path(key, number, plan) or len(_direct) >= MOST_PLANS:
         _direct.clear()
     _direct[key] = number
     return number
+
+
+def _known_to_fast_path(key: _Key, number: int, plan: Plan) -> bool:
+    """Let the fast path take calls of a plan; True if it has given up all other plans."""
+    pattern, shape, strides, device = key
+    if device == "cpu":
+        return fastpath.cache_plan(pattern, shape, strides, number)
+    if number < 0 or device != "cuda":
+        return False
+    from normkit.kernels.triton import recipes
+
+    return recipes.cache_plan(pattern, shape, strides, number, plan.numbers)
 
 
 def _number_of(plan: Plan, device: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from functools import cache
 from typing import Any
 
@@ -22,29 +23,47 @@ MOST_FORMS = 4096
 _forms: dict[tuple[Any, ...], Any] = {}
 
 
+class _Recording(threading.local):
+    """What writes down the launches of this thread, see recipes.py; None most of the time."""
+
+    recorder: Any = None
+
+
+recording = _Recording()
+
+
 def launch(kernel: Any, grid: Grid, warps: int, pointers: Pointers, *rest: Any) -> None:
-    """Run a kernel; `rest` are its numbers, tuples and constants.
+    """Run a kernel; `rest` are its numbers, tuples and constants."""
+    recorder = recording.recorder
+    if recorder is None:
+        _run(kernel, grid, warps, pointers, rest)
+    else:
+        recorder.launch(lambda: _run(kernel, grid, warps, pointers, rest), grid, (*pointers, *rest))
+
+
+def _run(kernel: Any, grid: Grid, warps: int, pointers: Pointers, rest: tuple[Any, ...]) -> Any:
+    """Run a kernel and return its compiled form, None in the interpreter.
 
     Triton works out on every call which of its compiled forms serves; that takes longer than a small kernel. Where
     all pointers are aligned it follows from the numbers, constants and dtypes, so the form is kept under these.
     """
     if not isinstance(kernel, triton.JITFunction):
         kernel[grid](*pointers, *rest, num_warps=warps)
-        return
+        return None
     device = next(p for p in pointers if p is not None).device
     with _on(device):
         if any(p is not None and p.data_ptr() % 16 for p in pointers):
-            kernel[grid](*pointers, *rest, num_warps=warps)
-            return
+            return kernel[grid](*pointers, *rest, num_warps=warps)
         dtypes = tuple([None if p is None else p.dtype for p in pointers])
         key = (kernel, device.index, warps, dtypes, rest)
         form = _forms.get(key)
         if form is None:
             if len(_forms) >= MOST_FORMS:
                 _forms.clear()  # Triton keeps the code
-            _forms[key] = kernel[grid](*pointers, *rest, num_warps=warps)
+            form = _forms[key] = kernel[grid](*pointers, *rest, num_warps=warps)
         else:
             form[grid](*pointers, *rest)
+        return form
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -1,0 +1,69 @@
+// A call on a GPU: by its recipe, or by Python, which writes the recipe down.
+#pragma once
+#include "fastpath/call.h"
+#include "fastpath/gpu/recipe.h"
+#include "fastpath/python.h"
+
+namespace {
+
+constexpr const char* LEARNT_IN = "normkit.kernels.triton.recipes";
+
+struct Outputs {
+  Tensor y, sum, mean, std;
+};
+
+// Kernels read weights in their own dtype, but for that of float64.
+bool is_readable(const Tensor& t, const Tensor& x, bool exactly) {
+  return !t.defined() || (exactly || x.scalar_type() == at::kDouble ? t.scalar_type() == arithmetic_of(x)
+                                                                    : t.scalar_type() != at::kDouble);
+}
+
+void learn(const Call& c, const Statistics& s, const Tensor& given, bool moments, const Key& key, Outputs& out) {
+  const at::NoGradGuard guard;
+  const Tensor none;
+  const pybind11::tuple got = ask_python(
+      LEARNT_IN, "norm",
+      pybind11::make_tuple(c.number, wrapped(c.x), wrapped(c.weight), wrapped(c.bias),
+                           wrapped(s.given ? s.mean : none), wrapped(given), wrapped(c.extras.residual),
+                           wrapped(s.updated ? s.mean : none), wrapped(s.updated ? s.var : none), s.momentum,
+                           c.view.count(), key.eps, c.center, int(c.extras.activation), moments, c.length));
+  out = {unwrapped(got[0]), unwrapped(got[1]), unwrapped(got[2]), unwrapped(got[3])};
+  recipes.keep(key, recipe_of(got[4]));
+}
+
+// Writes `out`, and updates running statistics; false where Python has to take the call. With given statistics the
+// moments in `out` stay empty.
+bool run_on_gpu(const Call& c, const Statistics& s, bool moments, Outputs& out) {
+  const Tensor& residual = c.extras.residual;
+  if (!is_current(c.x) || !are_aligned({&c.x, &c.weight, &c.bias, &residual, &s.mean, &s.var}) ||
+      !is_readable(c.weight, c.x, c.length) || !is_readable(c.bias, c.x, false) ||
+      (s.updated && s.mean.scalar_type() != at::kFloat))
+    return false;
+  const bool computed = moments && !s.given;
+  const Key key = key_of(c.number, s.given ? 0 : c.eps, c.x, dtype_of(c.weight), dtype_of(c.bias),
+                         int(c.extras.activation),
+                         {false, c.center, residual.defined(), s.given, computed, s.updated, c.length});
+  const auto known = recipes.find(key);
+  if (known && !*known) return false;
+  const Tensor given = s.given ? root_of(s.var, c.eps) : Tensor();
+  if (!known) {
+    learn(c, s, given, computed, key, out);
+  } else {
+    out.y = like(c.x);
+    if (residual.defined()) out.sum = like(c.x);
+    if (computed) {
+      out.std = fresh(c.x, c.view.cells());
+      if (!c.length) out.mean = fresh(c.x, c.center ? c.view.cells() : 0);
+    }
+    Pointers p;
+    p.set(Slot::x, c.x), p.set(Slot::weight, c.weight), p.set(Slot::bias, c.bias), p.set(Slot::residual, residual);
+    p.set(Slot::y, out.y), p.set(Slot::sum, out.sum);
+    p.set(Slot::mean, s.given ? s.mean : out.mean), p.set(Slot::std, s.given ? given : out.std);
+    if (s.updated) p.set(Slot::running_mean, s.mean), p.set(Slot::running_var, s.var);
+    carry_out(**known, p, c.x, s.momentum);
+  }
+  if (s.updated) count_update(s);
+  return true;
+}
+
+}  // namespace

@@ -1,0 +1,341 @@
+"""Recipes: what a call launches on the GPU, written down so that C++ can launch it again without Python.
+
+C++ (csrc/fastpath/gpu/) calls `norm` and `norm_backward` for a call that it has no recipe for yet. They carry out the
+call and return the results together with its recipe, or with None for a call that stays with Python. A recipe names the
+tensors by their part in the call (`Slot`), so it holds for every call of the same plan, dtypes and options.
+"""
+
+from __future__ import annotations
+
+import inspect
+import struct
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from normkit.kernels import fastpath
+from normkit.kernels.backend import Want
+from normkit.kernels.formula import ACTIVATIONS, Arguments
+from normkit.kernels.triton import device, launch
+
+KNOWN = ("3.6.", "3.7.", "3.8.", "3.9.")
+"""Versions of Triton whose launcher passes the parameters in the order that `parameters` gives."""
+MOST_PARAMETERS = 64
+"""As in csrc/fastpath/gpu/recipe.h."""
+APART = 256
+"""Bytes; temporary tensors start at multiples of it in their common memory."""
+
+
+class Slot(IntEnum):
+    """The part of a tensor in a call, in the order of csrc/fastpath/gpu/recipe.h."""
+
+    X = 0
+    WEIGHT = 1
+    BIAS = 2
+    MEAN = 3
+    STD = 4
+    RESIDUAL = 5
+    """In a backward pass, the gradient of the sum."""
+    Y = 6
+    SUM = 7
+    RUNNING_MEAN = 8
+    RUNNING_VAR = 9
+    DY = 10
+    DX = 11
+    DWEIGHT = 12
+    DBIAS = 13
+    WORKSPACE = 14
+    """The memory of all temporary tensors."""
+
+
+CONSTANT, MOMENTUM = -1, -2
+"""In place of a slot: a number of the recipe, and the momentum, which changes from call to call."""
+
+Parameter = tuple[int, int]
+"""The slot, and the distance from its start in bytes, or the bits of a constant."""
+Launch = tuple[int, tuple[int, int, int], int, int, tuple[Parameter, ...]]
+"""Function, grid, threads, shared memory and parameters."""
+Recipe = tuple[int, torch.dtype, torch.dtype, tuple[Launch, ...]]
+"""Bytes of the workspace, the dtypes of dweight and dbias, and the launches in order."""
+Tensors = dict[Slot, Tensor | None]
+
+
+class UnsuitableError(Exception):
+    """A call that C++ cannot repeat; the text says why."""
+
+
+class _Launched(NamedTuple):
+    form: Any
+    grid: tuple[int, int, int]
+    arguments: tuple[Any, ...]
+
+
+# Parameters of machine code -----------------------------------------------------------------------------------
+
+_FORMATS = {"fp32": "<fxxxx", "f32": "<fxxxx", "fp64": "<d"} | dict.fromkeys(("i1", "i8", "i16", "i32", "i64"), "<q")
+
+
+def parameters(signature: Iterable[Any], arguments: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """Type and value of every parameter of the machine code, in order, but for the two hidden ones after them.
+
+    Tuples are flattened. Constants, None, and numbers that are 1 and specialized have no parameter.
+    """
+    for kind, value in zip(signature, arguments, strict=True):
+        if isinstance(kind, tuple):
+            yield from parameters(kind, value)
+        elif kind != "constexpr":
+            yield kind, value
+
+
+def _bits(kind: str, number: float) -> int:
+    """The 8 bytes whose first ones are a parameter of that type."""
+    if kind not in _FORMATS:
+        raise UnsuitableError(f"a parameter has the type {kind}")
+    return int.from_bytes(struct.pack(_FORMATS[kind], number), "little")
+
+
+_kept: dict[int, Any] = {}
+"""The forms that recipes use, which unload their machine code when they are deleted."""
+
+
+def _launch(launched: _Launched, pointer: Any, momentum: object) -> Launch:
+    form, grid, arguments = launched
+    found = form.metadata
+    scratch = found.global_scratch_size, found.profile_scratch_size
+    if any(scratch) or found.num_ctas != 1 or found.launch_cooperative_grid or getattr(found, "launch_pdl", False):
+        raise UnsuitableError(f"{found.name} needs more than a plain launch")
+    if found.target.backend not in ("cuda", "hip"):
+        raise UnsuitableError(f"the GPU is one of {found.target.backend}")
+    out: list[Parameter] = []
+    for kind, value in parameters(form.src.signature.values(), arguments):
+        if kind.startswith("*"):
+            out.append(pointer(value))
+        elif value is momentum and kind in ("fp32", "f32"):
+            out.append((MOMENTUM, 0))
+        else:
+            out.append((CONSTANT, _bits(kind, value)))
+    # Triton passes two pointers to memory for scratch and for profiling, null where no such memory is needed.
+    out += [(CONSTANT, 0), (CONSTANT, 0)]
+    if len(out) > MOST_PARAMETERS:
+        raise UnsuitableError(f"{found.name} has {len(out)} parameters")
+    _kept[id(form)] = form
+    return form.function, grid, found.num_warps * found.target.warp_size, found.shared, tuple(out)
+
+
+# Recording ----------------------------------------------------------------------------------------------------
+
+_ALLOCATIONS = {
+    torch.ops.aten.empty.memory_format,
+    torch.ops.aten.empty_like.default,
+    torch.ops.aten.empty_strided.default,
+    torch.ops.aten.new_empty.default,
+}
+
+
+class Recorder(TorchDispatchMode):
+    """Sees every launch and every operator of torch while a call is carried out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launched: list[_Launched] = []
+        self.problem = ""
+        self._made: list[Tensor] = []
+        self._is_launching = False
+
+    def __enter__(self) -> Recorder:
+        device.recording.recorder = self
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        device.recording.recorder = None
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if self._is_launching:
+            return out
+        if func in _ALLOCATIONS:
+            self._made.append(out)
+        elif not func.is_view:
+            self.problem = f"the call needs {func}"
+        return out
+
+    def launch(self, run: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...]) -> None:
+        """Run a kernel and write it down; `run` returns its compiled form."""
+        self._is_launching = True
+        try:
+            form = run()
+        finally:
+            self._is_launching = False
+        if form is None:
+            self.problem = "a kernel has no compiled form"
+        self.launched.append(_Launched(form, grid, arguments))
+
+    def recipe(self, inputs: Tensors, outputs: Tensors, momentum: object = None) -> Recipe | None:
+        """The recipe of what has been launched; None, and the reason in `problem`, if C++ cannot repeat it."""
+        try:
+            if self.problem:
+                raise UnsuitableError(self.problem)
+            return self._recipe(inputs, outputs, momentum)
+        except (UnsuitableError, AttributeError) as error:  # another Triton may lack an attribute
+            self.problem = str(error)
+            return None
+
+    def _recipe(self, inputs: Tensors, outputs: Tensors, momentum: object) -> Recipe:
+        given = {t.data_ptr(): slot for slot, t in inputs.items() if t is not None and t.numel()}
+        made = {t.untyped_storage().data_ptr(): t for t in self._made if t.numel()}
+        slots: dict[int, tuple[int, int]] = {}  # by storage
+        for slot, t in outputs.items():
+            if t is None or not t.numel():
+                continue
+            storage = t.untyped_storage().data_ptr()
+            if storage not in made or storage in slots or t.storage_offset():
+                raise UnsuitableError(f"the output {slot.name} has no memory that is its alone")
+            slots[storage] = slot, 0
+        size = 0
+
+        def pointer(t: Tensor) -> Parameter:
+            nonlocal size
+            storage = t.untyped_storage().data_ptr()
+            if storage in made:
+                if storage not in slots:
+                    slots[storage] = Slot.WORKSPACE, size
+                    size += -(-t.untyped_storage().nbytes() // APART) * APART
+                slot, start = slots[storage]
+                return slot, start + int(t.storage_offset()) * t.element_size()
+            if t.data_ptr() not in given:
+                raise UnsuitableError("a kernel reads a tensor that the call was not given")
+            return given[t.data_ptr()], 0
+
+        launches = tuple([_launch(each, pointer, momentum) for each in self.launched])
+        if momentum is not None and not any((MOMENTUM, 0) in each[-1] for each in launches):
+            raise UnsuitableError("no kernel takes the momentum as it is")
+        unused = [t for slot, t in outputs.items() if t is not None and t.numel() and not _is_written(slot, launches)]
+        if unused:
+            raise UnsuitableError("an output is not written by a kernel")
+        dweight, dbias = outputs.get(Slot.DWEIGHT), outputs.get(Slot.DBIAS)
+        return size, _dtype(dweight), _dtype(dbias), launches
+
+
+def _dtype(t: Tensor | None) -> torch.dtype:
+    return torch.float32 if t is None else t.dtype
+
+
+def _is_written(slot: Slot, launches: tuple[Launch, ...]) -> bool:
+    return any(slot == place for each in launches for place, _ in each[-1])
+
+
+def _distinct(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors, each in memory of its own, so that a recipe cannot take one for another."""
+    seen: set[int] = set()
+    out: list[Tensor | None] = []
+    for t in tensors:
+        repeated = t is not None and t.numel() > 0 and t.data_ptr() in seen
+        out.append(t.clone() if t is not None and repeated else t)
+        if t is not None:
+            seen.add(t.data_ptr())
+    return out
+
+
+# Calls from C++ -----------------------------------------------------------------------------------------------
+
+_names = list(ACTIVATIONS)
+
+
+def norm(
+    plan: int, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, std: Tensor | None,
+    residual: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None, momentum: float, count: int,
+    eps: float, center: bool, activation: int, moments: bool, length: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Recipe | None]:  # fmt: skip
+    """A call without gradients, and its recipe: y, the sum, and the moments if they are computed.
+
+    With `length` it is weight normalization, and the last of the results is the length.
+    """
+    x, weight, bias, mean, std, residual = _distinct(x, weight, bias, mean, std, residual)  # type: ignore[assignment]
+    given = {Slot.X: x, Slot.WEIGHT: weight, Slot.BIAS: bias, Slot.MEAN: mean, Slot.STD: std, Slot.RESIDUAL: residual}
+    total = own_mean = None
+    with Recorder() as recorder:
+        if length:
+            assert weight is not None
+            y, own_std = launch.weight_norm(x, weight, plan)
+        else:
+            a = Arguments(x, weight, bias, "", eps, center, mean, std, residual, None, _names[activation])
+            y, total, own_mean, own_std = launch.norm(a, plan, std, eps, None, moments)  # type: ignore[assignment]
+        if running_mean is not None and running_var is not None:
+            assert own_mean is not None
+            given |= {Slot.RUNNING_MEAN: running_mean, Slot.RUNNING_VAR: running_var}
+            launch.move_running(running_mean, running_var, own_mean, own_std, count, momentum)
+    made: Tensors = {Slot.Y: y, Slot.SUM: total}
+    if std is None:
+        made |= {Slot.MEAN: own_mean, Slot.STD: own_std}
+    recipe = recorder.recipe(given, made, None if running_mean is None else momentum)
+    _note(recorder)
+    return y, total, own_mean, own_std, recipe
+
+
+@cache
+def _takes_dtypes() -> bool:
+    return "dtypes" in inspect.signature(launch.norm_backward).parameters
+
+
+def norm_backward(
+    plan: int, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, std: Tensor,
+    dsum: Tensor | None, eps: float, center: bool, activation: int, fixed: bool, want_x: bool, want_weight: bool,
+    want_bias: bool, weight_dtype: torch.dtype | None, bias_dtype: torch.dtype | None, length: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Recipe | None]:  # fmt: skip
+    """The gradients of x, weight and bias that are wanted, and their recipe."""
+    dy, x, weight, bias, mean, std, dsum = _distinct(dy, x, weight, bias, mean, std, dsum)  # type: ignore[assignment]
+    given = {Slot.DY: dy, Slot.X: x, Slot.WEIGHT: weight, Slot.BIAS: bias, Slot.MEAN: mean, Slot.STD: std}
+    given[Slot.RESIDUAL] = dsum
+    grads: tuple[Tensor | None, ...]
+    with Recorder() as recorder:
+        if length:
+            assert weight is not None
+            grads = *launch.weight_norm_backward(dy, x, weight, std, plan), None
+        else:
+            a = Arguments(x, weight, bias, "", eps, center, mean, std, dsum, None, _names[activation])
+            dtypes = ((weight_dtype, bias_dtype),) if _takes_dtypes() else ()
+            want = Want(want_x, want_weight, want_bias)
+            grads = launch.norm_backward(dy, a, plan, std, eps, None, fixed, want, *dtypes)
+    dx, dweight, dbias = (t if want else None for t, want in zip(grads, (want_x, want_weight, want_bias), strict=True))
+    recipe = recorder.recipe(given, {Slot.DX: dx, Slot.DWEIGHT: dweight, Slot.DBIAS: dbias})
+    _note(recorder)
+    return dx, dweight, dbias, recipe
+
+
+# Whether C++ carries out calls on the GPU ---------------------------------------------------------------------
+
+refused: list[str] = []
+"""Why the last calls stay with Python, the latest last."""
+
+
+def _note(recorder: Recorder) -> None:
+    if recorder.problem:
+        refused.append(recorder.problem)
+        del refused[:-100]
+
+
+@cache
+def state() -> tuple[bool, str]:
+    """Whether C++ takes calls on the GPU, and why or why not; connects it the first time."""
+    if not fastpath.in_use:
+        return False, fastpath.reason
+    if not triton.__version__.startswith(KNOWN):
+        return False, f"Triton {triton.__version__} may pass other parameters than the versions that are known"
+    driver = fastpath.loaded_library("libcuda.so", "libamdhip64.so")
+    runtime = fastpath.loaded_library("libtorch_cuda.so", "libtorch_hip.so")
+    if driver is None or runtime is None or not fastpath.connect_gpu(driver, runtime, "cuda"):
+        return False, "the GPU's driver, or torch's library for it, is not loaded or lacks a function"
+    return True, f"launches through {driver}"
+
+
+def cache_plan(pattern: str, shape: torch.Size, strides: tuple[int, ...], plan: int, numbers: tuple[int, ...]) -> bool:
+    """Let C++ take such calls, after one has passed all checks; True if it has given up all other plans."""
+    return plan >= 0 and state()[0] and fastpath.cache_gpu_plan(pattern, shape, strides, plan, *numbers[:6])

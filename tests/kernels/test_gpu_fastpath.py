@@ -1,0 +1,357 @@
+"""C++ repeats on a GPU what Python has launched there: by a stub of the driver, which computes in the interpreter."""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import itertools
+import os
+import subprocess
+import sys
+import sysconfig
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from interpreted import DEVICE, draw, marks
+from stub.calls import CALLS, EXTRAS, both_passes, built, by_python, gpu, learnt, leaves, shut, three, with_residual
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import normkit
+from normkit.functional import batch_norm, group_norm, layer_norm
+from normkit.kernels import fastpath
+from normkit.kernels.triton import launch, recipes
+from normkit.kernels.weight import normalized_weight
+
+FIXTURES = (built, gpu, learnt)
+HEADERS = Path(sysconfig.get_path("include"), "Python.h")
+pytestmark = [
+    *marks,
+    pytest.mark.skipif(not HEADERS.exists(), reason=f"the fast path is not built without {HEADERS}"),
+    pytest.mark.skipif(DEVICE != "cpu", reason="the stub stands for a GPU that is not there"),
+]
+# Where they do not take dtypes, gradients of weights end in a sum by torch, which a recipe cannot hold.
+by_kernels_alone = pytest.mark.skipif(
+    "dtypes" not in inspect.signature(launch.norm_backward).parameters, reason="norm_backward is not kernels alone"
+)
+
+
+@pytest.mark.parametrize("extras", EXTRAS, ids=["plain", "activation", "sum", "residual"])
+@pytest.mark.parametrize("name", CALLS)
+def test_forward_launches_what_python_launches(name, extras, gpu, learnt, monkeypatch):
+    method, options = CALLS[name]
+    x, w, b = leaves(**options)
+    extras = with_residual(x.detach(), extras)
+    seen, outs = [], []
+    with torch.no_grad():
+        for way in range(4):
+            if way == 3:
+                shut(monkeypatch)
+            gpu.launches.clear()
+            out = method(x, w, b, **extras)
+            y, total = out if isinstance(out, tuple) else (out, None)
+            given = {"x": x, "w": w, "b": b, "residual": extras.get("residual"), "y": y, "total": total}
+            seen.append(gpu.seen(**given))
+            outs.append((y, total))
+    # The first call makes the plan known, the second one is written down, the third one is C++'s alone.
+    assert learnt == ["norm"], recipes.refused
+    assert not recipes.refused
+    assert seen[2] == seen[3]
+    assert len(seen[2]) >= 1
+    for got, want in zip(outs[2], outs[3], strict=True):
+        assert got is want is None or torch.equal(got, want)
+
+
+# Backward -----------------------------------------------------------------------------------------------------
+
+
+WANTED = {"all": (True, True, True), "x": (True, False, False), "w": (False, True, False), "b": (False, False, True)}
+
+
+@by_kernels_alone
+@pytest.mark.parametrize("extras", EXTRAS, ids=["plain", "activation", "sum", "residual"])
+@pytest.mark.parametrize("wanted", WANTED)
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "wide"])
+def test_backward_launches_what_python_launches(name, wanted, extras, gpu, learnt, monkeypatch):
+    method, options = CALLS[name]
+    inputs = leaves(**options)
+    for t, wants in zip(inputs, WANTED[wanted], strict=True):
+        if t is not None:
+            t.requires_grad_(wants)
+    if not any(t is not None and t.requires_grad for t in inputs) or (name == "rms" and wanted == "b"):
+        pytest.skip("nothing wants a gradient")
+    extras = with_residual(inputs[0].detach(), extras)
+    upstream = [torch.randn_like(inputs[0]) for _ in range(2)]
+    want = None
+    for way in range(4):
+        if way == 3:
+            shut(monkeypatch)
+        got, want = (want if way else None), both_passes(gpu, method, inputs, extras, upstream)
+    # The first call is Python's, the second one is written down, the third one is C++'s alone, the last one Python's.
+    assert learnt == ["norm", "norm_backward"], recipes.refused
+    assert not recipes.refused
+    assert got[0] == want[0]
+    assert len(got[0]) >= 2
+    for one, other in zip((*got[1], *got[2]), (*want[1], *want[2]), strict=True):
+        assert one is other is None or (torch.equal(one, other) and one.dtype is other.dtype)
+
+
+# State, and what stays with Python ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_move_as_by_python(momentum, gpu, learnt, monkeypatch):
+    """With a momentum of None it is another number in every call, and the recipe the same."""
+    results = []
+    for way in range(2):
+        if way:
+            shut(monkeypatch)
+        torch.manual_seed(1)
+        layer = normkit.BatchNorm2d(8, momentum=momentum)
+        versions, ys = [], []
+        for _ in range(5):
+            x = draw(3, 8, 5, 7)
+            with torch.no_grad():
+                ys.append(layer(x))
+            versions.append((layer.running_mean._version, layer.running_var._version))
+        steps = [b[0] - a[0] for a, b in itertools.pairwise(versions)]
+        results.append([*ys, *layer.buffers()])
+        assert min(steps) >= 1
+    assert learnt == ["norm"], recipes.refused
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_checkpointing_moves_running_statistics_once(gpu):
+    x = draw(4, 6, 5, 3).requires_grad_()
+    once, again = [(torch.zeros(6), torch.ones(6)) for _ in range(2)]
+    for _ in range(4):
+        y = batch_norm(x, *once, training=True)
+        z = checkpoint(lambda x: batch_norm(x, *again, training=True), x, use_reentrant=False)
+        assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.autograd.grad(z.sum(), x)[0])
+    assert torch.equal(once[0], again[0])
+
+
+@by_kernels_alone
+def test_weight_norm(gpu, learnt, monkeypatch):
+    results = []
+    for way in range(4):
+        if way == 3:
+            shut(monkeypatch)
+        torch.manual_seed(3)
+        v, g = (draw(*sizes).requires_grad_() for sizes in ((16, 4, 3, 3), (16, 1, 1, 1)))
+        gpu.launches.clear()
+        w = normalized_weight(v, g, 0)
+        grads = torch.autograd.grad(w, (v, g), torch.linspace(-1, 1, w.numel()).view(w.shape))
+        seen = gpu.seen(v=v, g=g, w=w, dv=grads[0], dg=grads[1])
+        results.append((w, *grads, [each.kernel for each in seen], w.grad_fn.name()))
+    assert learnt == ["norm", "norm_backward"], recipes.refused
+    assert results[2][4] == "NormkitNormalizeBackward" != results[3][4]
+    assert results[2][3] == results[3][3]
+    assert all(torch.equal(a, b) for a, b in zip(results[2][:3], results[3][:3], strict=True))
+
+
+def test_tensors_that_are_the_same_are_not_confused(gpu, learnt):
+    """The call that is written down has one tensor as x and as residual, the next one has two."""
+    x, w, b = (t.detach() for t in leaves((6, 96)))
+    other = torch.randn_like(x)
+    three(lambda: layer_norm(x, (96,), w, w, residual=x))
+    assert learnt == ["norm"]
+    got = layer_norm(x, (96,), w, b, residual=other)
+    assert learnt == ["norm"]
+    assert torch.equal(got, layer_norm(x + other, (96,), w, b))
+
+
+def test_the_current_stream_is_used(gpu, learnt):
+    x, w, b = (t.detach() for t in leaves((6, 96)))
+    three(lambda: layer_norm(x, (96,), w, b))
+    for stream in (64, None, 128):
+        gpu.launches.clear()
+        gpu.library.stub_stream(ctypes.c_void_p(stream))
+        layer_norm(x, (96,), w, b)
+        assert [each.stream for each in gpu.seen()] == [stream]
+    assert learnt == ["norm"]
+
+
+def test_an_error_of_the_driver_is_raised(gpu):
+    x, w, b = (t.detach() for t in leaves((6, 96)))
+    want = three(lambda: layer_norm(x, (96,), w, b))
+    gpu.library.stub_error(719)
+    with pytest.raises(RuntimeError, match="the GPU's driver has refused a launch: CUDA_ERROR_LAUNCH_FAILED"):
+        layer_norm(x, (96,), w, b)
+    gpu.library.stub_error(0)
+    assert torch.equal(layer_norm(x, (96,), w, b), want)
+
+
+def test_a_thread_without_a_context_gets_one(gpu):
+    x, w, b = (t.detach() for t in leaves((6, 96)))
+    want, out = three(lambda: layer_norm(x, (96,), w, b)), []
+    before = gpu.library.stub_contexts()
+    thread = threading.Thread(target=lambda: out.extend(layer_norm(x, (96,), w, b) for _ in range(2)))
+    thread.start()
+    thread.join()
+    assert gpu.library.stub_contexts() == before + 1
+    assert all(torch.equal(y, want) for y in out)
+
+
+def test_threads_share_recipes(gpu, learnt):
+    x, w, b = (t.detach() for t in leaves((6, 96)))
+    want, wrong = layer_norm(x, (96,), w, b), []
+
+    def work():
+        for _ in range(30):
+            y = layer_norm(x.requires_grad_(), (96,), w, b)
+            if not torch.equal(y, want):
+                wrong.append(y)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert 1 <= len(learnt) <= 4
+
+
+def test_misaligned_memory_and_other_dtypes_stay_with_python(gpu, learnt):
+    x, w, b = leaves((6, 96))
+    want = three(lambda: layer_norm(x, (96,), w, b))
+    assert not by_python(want)
+    known = len(learnt)
+    shifted = torch.empty(6 * 96 + 1)[1:].view(6, 96).copy_(x.detach()).requires_grad_()
+    weight = torch.empty(97)[1:].copy_(w.detach()).requires_grad_()
+    for args in ((shifted, w), (x, weight)):
+        y = layer_norm(args[0], (96,), args[1], b)
+        assert by_python(y)
+        assert torch.equal(y, want)
+    assert len(learnt) == known
+
+
+def test_padding_stays_with_python(gpu, learnt):
+    x = draw(4, 6, 5, 3).requires_grad_()
+    mask = torch.rand(4, 5, 3) > 0.3
+    three(lambda: group_norm(x, 2))
+    known = len(learnt)
+    assert by_python(three(lambda: group_norm(x, 2, mask=mask)))
+    assert len(learnt) == known
+
+
+def test_second_derivatives_and_modes_go_to_python(gpu, learnt):
+    x, w, b = leaves((2, 96), dtype=torch.float64, affine=torch.float64)
+    y = three(lambda: layer_norm(x, (96,), w, b))
+    assert not by_python(y)
+    known = len(learnt)
+    (dx,) = torch.autograd.grad(y, x, torch.linspace(-1, 1, y.numel()).double().view(y.shape), create_graph=True)
+    (second,) = torch.autograd.grad(dx, x, torch.ones_like(dx).cumsum(1))
+    assert second.abs().max() > 0
+    assert len(learnt) == known
+    seen = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        layer_norm(x, (96,), w, b)
+    assert any("normkit.norm" in name for name in seen)
+    assert len(learnt) == known
+
+
+def test_a_backward_pass_gets_other_strides_and_changed_tensors(gpu):
+    x, w, b = leaves((3, 8, 5, 7), features=8)
+    three(lambda: group_norm(x, 2, w, b).sum().backward())
+    dy = draw(3, 8, 7, 5).transpose(2, 3)
+    got = torch.autograd.grad(group_norm(x, 2, w, b), (x, w, b), dy)
+    want = torch.autograd.grad(group_norm(x, 2, w, b), (x, w, b), dy.contiguous())
+    assert all(torch.equal(a, c) for a, c in zip(got, want, strict=True))
+    y = group_norm(x, 2, w, b)
+    with torch.no_grad():
+        x += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_more_recipes_than_are_kept(gpu, monkeypatch):
+    x, w, b = (t.detach() for t in leaves((6, 96)))
+    want = three(lambda: layer_norm(x, (96,), w, b))
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "norm", lambda *_: (x, None, None, None, None))
+        for n in range(5000):
+            layer_norm(x, (96,), w, b, eps=1 + n)
+            assert 0 < fastpath.known_recipes() <= 4096
+    assert torch.equal(three(lambda: layer_norm(x, (96,), w, b)), want)
+
+
+def test_a_call_that_cannot_be_repeated_stays_with_python(gpu, learnt, monkeypatch):
+    """Kernels that also call an operator of torch, or that need more than a plain launch, have no recipe."""
+    x, w, b = leaves((6, 96))
+    norm = launch.norm
+
+    def and_more(*args):
+        y, *rest = norm(*args)
+        return (y + 0, *rest)
+
+    monkeypatch.setattr(launch, "norm", and_more)
+    assert by_python(three(lambda: layer_norm(x, (96,), w, b)))
+    assert learnt == ["norm"]
+    assert recipes.refused == ["the call needs aten.add.Tensor"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"global_scratch_size": 8}, "more than a plain launch"),
+        ({"profile_scratch_size": 8}, "more than a plain launch"),
+        ({"num_ctas": 2}, "more than a plain launch"),
+        ({"launch_cooperative_grid": True}, "more than a plain launch"),
+        ({"launch_pdl": True}, "more than a plain launch"),
+        ({"target": SimpleNamespace(backend="xpu", warp_size=32)}, "one of xpu"),
+    ],
+)
+def test_forms_that_c_plus_plus_cannot_launch(change, reason):
+    fields = {"name": "k", "num_warps": 4, "shared": 0, "num_ctas": 1, "global_scratch_size": 0}
+    fields |= {"profile_scratch_size": 0, "launch_cooperative_grid": False, "launch_pdl": False}
+    fields["target"] = SimpleNamespace(backend="cuda", warp_size=32)
+    form = SimpleNamespace(metadata=SimpleNamespace(**fields), function=8, src=SimpleNamespace(signature={"n": "i32"}))
+    one = recipes._Launched(form, (1, 1, 1), (5,))
+    assert recipes._launch(one, None, None) == (8, (1, 1, 1), 128, 0, ((-1, 5), (-1, 0), (-1, 0)))
+    form.metadata = SimpleNamespace(**(fields | change))
+    with pytest.raises(recipes.UnsuitableError, match=reason):
+        recipes._launch(one, None, None)
+
+
+def test_an_unknown_triton_keeps_pythons_way(monkeypatch):
+    monkeypatch.setattr(recipes.triton, "__version__", "4.0.0")
+    assert recipes.state.__wrapped__() == (
+        False,
+        "Triton 4.0.0 may pass other parameters than the versions that are known",
+    )
+    monkeypatch.setattr(recipes.triton, "__version__", "3.9.0")
+    assert recipes.state.__wrapped__() == (
+        False,
+        "the GPU's driver, or torch's library for it, is not loaded or lacks a function",
+    )
+    assert not recipes.cache_plan("... [c]", torch.Size((2, 3)), (3, 1), 1, (2, 1, 1, 3, 3, 1, 0))
+
+
+@by_kernels_alone
+def test_parameters_are_those_of_tritons_own_launcher(tmp_path):
+    """Machine code of all walks, launched by Triton and by C++: the driver is given the same bytes."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", Path(__file__).parent / "stub" / "real_launcher.py", tmp_path],
+        env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "refused:", lines[-3:]
+    assert len(lines) == 11
+    for line in lines[:-1]:
+        name, verdict = line.split(": ", 1)
+        assert verdict.startswith("same "), name
