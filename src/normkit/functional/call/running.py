@@ -119,6 +119,6 @@ def _unbiased(running: Running, mean: Tensor, std: Tensor) -> tuple[Tensor, Tens
 
 
 def _has_kernel(running: Tensor) -> bool:
-    """Whether a kernel can update it; on a GPU, where numbers are passed in fp32, only if it is fp32 itself."""
-    known = (torch.float32, torch.float64) if running.is_cpu else (torch.float32,)
+    """Whether a kernel can update it."""
+    known = (torch.float32, torch.float64)
     return running.dtype in known and running.is_contiguous() and not running.requires_grad

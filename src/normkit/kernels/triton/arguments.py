@@ -140,6 +140,8 @@ class ForwardOptions(NamedTuple):
     mask: int
     activation: int
     center: bool
+    variance: bool
+    """Whether the given moments hold the variance, else the deviation."""
     eps: float
 
 
@@ -160,6 +162,8 @@ class BackwardOptions(NamedTuple):
     mask: int
     activation: int
     center: bool
+    variance: bool
+    """Whether the given moments hold the variance, else the deviation."""
     eps: float
 
 

@@ -17,7 +17,7 @@ from normkit.kernels.triton.constants import (
     MASK_NONE,
     WALK_WHOLE,
 )
-from normkit.kernels.triton.moments import inverse_deviation, lanes_of, over_lane
+from normkit.kernels.triton.moments import lanes_of, over_lane, scale_of
 from normkit.kernels.triton.tiles import (
     columns_of,
     elements_of,
@@ -74,7 +74,7 @@ class FeatureSums(NamedTuple):
 @triton.jit
 def standardizer_of(mean, std, columns, index, options: tl.constexpr):
     """Mean and 1 / sqrt(var + eps) of each cell; the mean is 0 where there is none."""
-    scale = inverse_deviation(tl.load(std + columns.cell, mask=columns.exists, other=1.0), options.eps)
+    scale = scale_of(tl.load(std + columns.cell, mask=columns.exists, other=1.0), options)
     first = first_weight(columns, index, options.along)
     if mean is not None:
         return Standardizer(tl.load(mean + columns.cell, mask=columns.exists, other=0.0), scale, first)
@@ -494,7 +494,7 @@ def feature_sums(
         value = tl.where(valid, tl.load(x + offset, mask=inside, other=0.0).to(F), 0.0)
         if mean_in is not None:
             value = value - tl.load(mean_in + cell, mask=inside, other=0.0)
-        x_hat = tl.where(valid, value * inverse_deviation(s, options.eps), 0.0)
+        x_hat = tl.where(valid, value * scale_of(s, options), 0.0)
         gradient = tl.where(valid, tl.load(dy + offset, mask=inside, other=0.0).to(F), 0.0)
         if options.activation != IDENTITY:
             z = x_hat

@@ -12,12 +12,13 @@ from normkit.kernels.triton.moments import (
     Moments,
     add_group,
     exceeds_range,
-    inverse_deviation,
     lanes_of,
     mean_and_deviation,
     merge_columns,
     merge_lanes,
     over_lane,
+    scale_of,
+    shrinks,
     tile_moments,
     tiny,
 )
@@ -128,7 +129,7 @@ def merge_moments(
     std = tl.load(parts + 2 * step + at, mask=present, other=0.0)
     # A power of two that keeps all squares within the range.
     largest = tl.max(tl.maximum(tl.abs(mean), std), 1)
-    shrink = tl.where(largest > 1e15, tiny(mean.dtype), 1.0)
+    shrink = shrinks(largest)
     mean = mean * shrink[:, None]
     std = std * shrink[:, None]
     merged = merge_lanes(Moments(count, mean, mean * 0.0, std * std * count), CENTER)
@@ -174,9 +175,9 @@ def normalize(
     first = first_weight(columns, index, options.along)
     part = part_of(tl.program_id(1), axes, tile)
     if GIVEN:
-        std = tl.load(std_in + columns.cell, mask=columns.exists, other=1.0)
+        std = tl.load(std_in + columns.cell, mask=columns.exists, other=1.0).to(F)
         if options.center:
-            mean = tl.load(mean_in + columns.cell, mask=columns.exists, other=0.0)
+            mean = tl.load(mean_in + columns.cell, mask=columns.exists, other=0.0).to(F)
         else:
             mean = std * 0.0
     else:
@@ -201,7 +202,7 @@ def normalize(
             tl.store(std_out + columns.cell, std, mask=lead)
             if options.center:
                 tl.store(mean_out + columns.cell, mean, mask=lead)
-    scale = inverse_deviation(std, options.eps)
+    scale = scale_of(std, options)
     for at0 in range(part.begin0, part.end0, tile.r0):
         for at1 in range(part.begin1, part.end1, tile.r1):
             if options.walk == WALK_WHOLE:
@@ -229,7 +230,7 @@ def normalize(
 @triton.jit(do_not_specialize=["rows"])
 def quantize(
     x, weight, bias, given, y, scale_out, rows, length,
-    EPS: tl.constexpr, CENTER: tl.constexpr, LARGEST: tl.constexpr,
+    options: tl.constexpr, LARGEST: tl.constexpr,
     ROWS: tl.constexpr, LENGTH: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Normalized rows divided by a scale, which is given or brings each row's largest value to LARGEST."""
@@ -242,13 +243,13 @@ def quantize(
     offset = row[:, None] * length + place[None, :]
     value = tl.load(x + offset, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
     number = tl.zeros([ROWS], tl.float32) + length
-    mean, std = mean_and_deviation(tile_moments(value, inside, number, CENTER), False)
+    mean, std = mean_and_deviation(tile_moments(value, inside, number, options.center), False)
     if exceeds_range(std):
-        shrunk = tile_moments(value * TINY, inside, number, CENTER)
+        shrunk = tile_moments(value * TINY, inside, number, options.center)
         shrunk_mean, shrunk_std = mean_and_deviation(shrunk, True)
         mean = tl.where(std < float("inf"), mean, shrunk_mean)
         std = tl.where(std < float("inf"), std, shrunk_std)
-    z = (value - mean[:, None]) * inverse_deviation(std, EPS)[:, None]
+    z = (value - mean[:, None]) * scale_of(std, options)[:, None]
     if weight is not None:
         z = z * tl.load(weight + place, mask=place < length, other=0.0).to(tl.float32)[None, :]
     if bias is not None:
@@ -273,7 +274,8 @@ def update_running(
     A channel keeps its statistics where the new ones would not be finite. The momentum comes in two pieces, because
     Triton passes a number in fp32.
     """
-    F: tl.constexpr = mean.dtype.element_ty
+    WIDE: tl.constexpr = mean.dtype.element_ty == tl.float64 or running_mean.dtype.element_ty == tl.float64
+    F: tl.constexpr = tl.float64 if WIDE else tl.float32
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     exists = channel < channels
     zero = tl.zeros([BLOCK], F)

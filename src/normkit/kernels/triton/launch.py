@@ -43,6 +43,8 @@ MERGED = 4096
 RUNNING = 256
 """Channels whose running statistics one program updates, two for each thread. A guess, too."""
 
+reads_half = True
+
 _numbers = itertools.count()
 _plans: dict[int, tuple[tuple[int, int, int, int], int, int]] = {}
 """By number. `normkit.kernels.layout` keeps a few thousand plans at most, then calls `forget`."""
@@ -153,7 +155,7 @@ def norm(
         p, given, stored = s.apply, stored, (None, None)
         if total is not None:
             source, added, kept = total, None, None  # the sum has been stored
-    options = ForwardOptions(int(p.walk), int(p.along), s.alike, m.indexing, NUMBERS[activation], center, eps)
+    options = ForwardOptions(int(p.walk), int(p.along), s.alike, m.indexing, NUMBERS[activation], center, std is not None, eps)
     launch(
         forward.normalize, p.grid, p.warps,
         (source, added, kept, m.pointer, *given, weight, bias, y, *stored),
@@ -273,7 +275,7 @@ def norm_backward(
         for wanted, dtype in zip(want[1:], dtypes, strict=True)
     )  # fmt: skip
     options = BackwardOptions(
-        int(along), per_cell, want.weight, want.bias, int(Along.NONE), s.alike, m.indexing, NUMBERS[activation], center, eps
+        int(along), per_cell, want.weight, want.bias, int(Along.NONE), s.alike, m.indexing, NUMBERS[activation], center, fixed, eps
     )
     dx = torch.empty_like(x) if want.x else None
     counts = None if mask is None else mask.counts
@@ -382,8 +384,8 @@ def _by_offset(b: _Backward) -> None:
     room.add_up()
 
 
-def root(var: Tensor, eps: float, /) -> Tensor:
-    return (var + eps).sqrt()
+def given(var: Tensor, eps: float, /) -> tuple[Tensor, float]:
+    return var, eps
 
 
 # Weights, running statistics, 8-bit rows ------------------------------------------------------------------
@@ -425,10 +427,12 @@ def move_running(
 ) -> int:
     """Update running statistics; how many channels kept theirs is not known without waiting for the GPU: 0."""
     channels = running_mean.numel()
-    rounded = ctypes.c_float(momentum).value
+    wide = torch.float64 in (mean.dtype, running_mean.dtype)
+    # Triton passes a number in fp32.
+    rest = momentum - ctypes.c_float(momentum).value if wide else 0.0
     launch(
         forward.update_running, (-(-channels // RUNNING), 1, 1), 4, (running_mean, running_var, mean, std),
-        channels, mean.numel() // channels, count, rounded, momentum - rounded, RUNNING,
+        channels, mean.numel() // channels, count, momentum, rest, RUNNING,
     )  # fmt: skip
     return 0
 
@@ -444,9 +448,10 @@ def quantize(a: Arguments, scale: Tensor | None, dtype: torch.dtype, /) -> tuple
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
     own = torch.empty((*x.shape[:-1], 1), device=x.device) if scale is None else scale
     together = max(1, SMALLEST // room)
+    options = ForwardOptions(int(Walk.WHOLE), int(Along.R1), True, int(MaskIndexing.NONE), 0, center, False, eps)
     warps = max(1, min(MOST_WARPS, together * room * x.element_size() // (32 * 64)))
     launch(
         forward.quantize, (-(-rows // together), 1, 1), warps, (x, weight, bias, scale, y, own),
-        rows, length, eps, center, torch.finfo(dtype).max, together, room, x.numel() >= FAR,
+        rows, length, options, torch.finfo(dtype).max, together, room, x.numel() >= FAR,
     )  # fmt: skip
     return y, own

@@ -14,9 +14,13 @@ import triton.language as tl
 
 from normkit.kernels.triton.tiles import sum_over_cell
 
-TINY = tl.constexpr(2.0**-64)
-"""Values are multiplied by this where their squares exceed the range of fp32."""
-TINY_64 = tl.constexpr(2.0**-512)
+TINY = tl.constexpr(2.0**-96)
+"""Values are multiplied by this where sums of their squares exceed the range of fp32: 3e38 becomes 4e9, 5e14 6e-15."""
+TINY_64 = tl.constexpr(2.0**-768)
+"""The same for float64."""
+VAST = tl.constexpr(1e14)
+"""Means and deviations of parts need not be shrunk up to this: squares of a billion elements add up to 1e37."""
+VAST_64 = tl.constexpr(1e150)
 
 
 class Moments(NamedTuple):
@@ -50,17 +54,19 @@ def quotient(value, divisor):
 
 
 @triton.jit
-def inverse_deviation(std, EPS: tl.constexpr):
+def scale_of(std, options: tl.constexpr):
     """``1 / sqrt(std ** 2 + eps)``, also where the square exceeds the range; eps does not count there.
 
-    Every kernel takes its scale from the rounded deviation in this way, so that statistics given by the caller
-    lead to the same bits as those that a kernel has computed.
+    `std` is a variance if the options say so. Every kernel takes its scale from the rounded deviation, so that moments
+    that are kept for later lead to the same bits as those that are not.
     """
-    if EPS == 0:
+    if options.variance:
+        root = sqrt(std + options.eps)
+    elif options.eps == 0:
         root = std
     else:
         square = std * std
-        root = tl.where(square < float("inf"), sqrt(square + EPS), std)
+        root = tl.where(square < float("inf"), sqrt(square + options.eps), std)
     return quotient(tl.full([], 1.0, std.dtype), root)
 
 
@@ -211,6 +217,15 @@ def tiny(F: tl.constexpr):
         return TINY_64
     else:
         return TINY
+
+
+@triton.jit
+def shrinks(largest):
+    """A power of two for each value, by which it has to be multiplied before it is squared."""
+    if largest.dtype == tl.float64:
+        return tl.where(largest > VAST_64, TINY_64, 1.0)
+    else:
+        return tl.where(largest > VAST, TINY, 1.0)
 
 
 @triton.jit

@@ -326,10 +326,12 @@ class _Passes:
         """Reduces parts to sums, of two tensors at once."""
         if self.along is Along.R1 and not self._is_flat:
             # Every part has its own weights, and a program adds up what blocks of cells have in common.
-            r1 = min(_power(self.r1.size), self.chunk)
-            r0 = min(_power(self.r0.size), max(1, self.chunk // r1))
-            k1 = 1 if self.between else max(1, 2 * self.chunk // (r0 * r1))
-            return self._made(Walk.GIVEN, k1, 1, r0, r1, 8 if self.between else 16, self._number(1), one_piece=True)
+            size = 32 * MOST_WARPS * WORDS_BACKWARD * self.vector
+            r1 = min(_power(self.r1.size), self.chunk, size)
+            r0 = min(_power(self.r0.size), max(1, size // 2 // r1))
+            k1 = 1 if self.between else max(1, size // (r0 * r1))
+            warps = self._warps(Walk.GIVEN, k1 * r0 * r1, WORDS_BACKWARD)
+            return self._made(Walk.GIVEN, k1, 1, r0, r1, warps, self._number(1), one_piece=True)
         return self._reduced()
 
     @property
