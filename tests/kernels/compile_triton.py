@@ -125,7 +125,7 @@ def main(targets: list[GPUTarget]) -> None:
     for pattern in ("[b] c [...]", "b (g=8 [c]) [...]", "b [c] ..."):
         for layout in (torch.contiguous_format, torch.channels_last):
             calls(compiler, pattern, (8, 16, 56, 56), layout, torch.float32, with_mask="g=" in pattern)
-    calls(compiler, "[b] (g [c=2]) [...]", (8, 16, 56, 56), torch.channels_last, torch.float32)
+    calls(compiler, "[b] (g [c=2]) [...]", (8, 16, 56, 56), torch.contiguous_format, torch.float32)
     calls(compiler, "[b] c [...]", (128, 512, 14, 14), torch.contiguous_format, torch.bfloat16)
     calls(compiler, "b [c] ...", (64, 256, 56, 56), torch.contiguous_format, torch.bfloat16)
     calls(compiler, "... [c]", (4096, 768), torch.contiguous_format, torch.bfloat16)
