@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch._functorch.config
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor import config
 from torch._inductor.decomposition import select_decomp_table
 
+from normkit.kernels import devices
+
 Graphs = list[torch.fx.GraphModule]
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+"""The same formulas in fp32: a few roundings of numbers near 1."""
+
+
+@contextmanager
+def taken_for_gpu(device: str) -> Iterator[str]:
+    """Let graphs on this kind of device get what graphs on a GPU get."""
+    torch._dynamo.reset()
+    # The key of that cache has the name of an operator, and not what becomes of it.
+    with pytest.MonkeyPatch.context() as patch, torch._functorch.config.patch(enable_autograd_cache=False):
+        patch.setattr(devices, "GPUS", (device,))
+        yield device
+    torch._dynamo.reset()
 
 
 def compiled(function: Callable[..., Any], graphs: Graphs, **options: Any) -> Callable[..., Any]:
@@ -45,6 +62,22 @@ def of_normkit(graphs: Graphs) -> set[str]:
     return {name for name in calls(graphs) if name.startswith("normkit")}
 
 
+def assert_steps_agree(mine: nn.Module, theirs: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """One step of each: outputs, gradients and buffers. `run` calls the first."""
+    own, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, want = run(own), theirs(other)
+    dy = torch.randn_like(want)
+    y.backward(dy)
+    want.backward(dy)
+    torch.testing.assert_close(y, want, **CLOSE)
+    assert y.stride() == want.stride()
+    torch.testing.assert_close(own.grad, other.grad, **CLOSE)
+    for one, another in zip(mine.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, another.grad, **CLOSE)
+    for one, another in zip(mine.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(one, another, **CLOSE)
+
+
 class Cost(NamedTuple):
     """Kernels of forward and backward together, and the bytes that they read and write."""
 
@@ -52,7 +85,7 @@ class Cost(NamedTuple):
     bytes: int
 
 
-class _Counted(Exception):
+class _CountedError(Exception):
     """Raised where Inductor would write code."""
 
 
@@ -66,7 +99,7 @@ def cost(function: Callable[[Tensor], Tensor], x: Tensor) -> Cost:
     def count(self: Any) -> None:
         self._update_scheduler()
         found.append(Cost(len(self.scheduler.nodes), self.count_bytes()[0]))
-        raise _Counted
+        raise _CountedError
 
     def inner(graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
         before = len(found)

@@ -10,49 +10,25 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-import torch._functorch.config
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import normkit
 from cases import CASES, Case, layouts, make_input, make_layer
 from normkit import functional as N
-from normkit.kernels import devices, formula
-from normkit.kernels.formula import ACTIVATIONS, Arguments
-from transforms.graphs import Graphs, calls, compiled, of_normkit
+from normkit.kernels import formula
+from normkit.kernels.formula import Arguments
+from transforms.graphs import CLOSE, Graphs, assert_steps_agree, calls, compiled, of_normkit, taken_for_gpu
 from transforms.subjects import LAYERS, sample
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*")  # torch's compiler warns of torch
 
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
-"""The same formulas in fp32: a few roundings of numbers near 1."""
-
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """A device whose graphs get plain operations."""
-    monkeypatch.setattr(devices, "GPUS", (request.param,))
-    torch._dynamo.reset()
-    # The key of this cache has the name of an operator, and not what becomes of it.
-    with torch._functorch.config.patch(enable_autograd_cache=False):
-        yield request.param
-    torch._dynamo.reset()
-
-
-def assert_steps_agree(mine: nn.Module, theirs: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> None:
-    """One step of each: outputs, gradients and buffers. `run` calls the first."""
-    own, other = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y, want = run(own), theirs(other)
-    dy = torch.randn_like(want)
-    y.backward(dy)
-    want.backward(dy)
-    torch.testing.assert_close(y, want, **CLOSE)
-    assert y.stride() == want.stride()
-    torch.testing.assert_close(own.grad, other.grad, **CLOSE)
-    for one, another in zip(mine.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, another.grad, **CLOSE)
-    for one, another in zip(mine.buffers(), theirs.buffers(), strict=True):
-        torch.testing.assert_close(one, another, **CLOSE)
+    with taken_for_gpu(request.param) as device:
+        yield device
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -83,7 +59,7 @@ def test_batch_renorm_keeps_one_operator(device: str):
     assert of_normkit(graphs) == {"normkit.renorm_correction.default"}
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.name in ("batch_norm 2d", "group_norm 2d")], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.name == "group_norm 2d"], ids=str)
 def test_every_layout(case: Case, device: str):
     for layout in layouts(case):
         eager, graphs = make_layer(case).to(device), []
@@ -92,7 +68,10 @@ def test_every_layout(case: Case, device: str):
         assert not any("clone" in name for name in calls(graphs)) or layout in ("strided", "expanded"), layout
 
 
-@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "none"])
+RARE = [pytest.param(name, marks=pytest.mark.slow) for name in ("leaky_relu", "gelu_tanh", "sigmoid", "tanh")]
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu", *RARE])
 def test_mask_residual_and_activation(activation: str, device: str):
     x, residual = sample(3).to(device), sample(3).to(device)
     valid = torch.rand(3, 6, device=device) < 0.7
