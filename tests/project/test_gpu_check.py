@@ -82,6 +82,7 @@ def test_the_script_calls_the_check(tmp_path: Path):
 
 
 def test_the_extension_is_put_in_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Only what is missing is built."""
     target = tmp_path / "normkit"
     target.mkdir()
     started = []
@@ -97,10 +98,11 @@ def test_the_extension_is_put_in_its_place(monkeypatch: pytest.MonkeyPatch, tmp_
             return 0
 
     monkeypatch.setattr(check, "Group", Built)
-    assert check.Extension(tmp_path / "log", target).finish(1) == "the extension was built"
+    (target / "_native.abi3.so").write_text("carried")
+    assert check.Extension(tmp_path / "log", target).finish(1) == "extension: built _fastpath"
     assert (target / "_fastpath.so").read_text() == "built"
-    assert check.Extension(tmp_path / "log", target).finish(1) == "the extension was found"
-    assert len(started) == 1
+    assert check.Extension(tmp_path / "log", target).finish(1) == "extension: as it was found"
+    assert [command[3] for command in started] == ["normkit._fastpath"]
 
 
 def test_what_there_is_no_time_for_is_left_out(tmp_path: Path):
