@@ -126,6 +126,8 @@ def tested(name: str, command: Sequence[str], seconds: float, log: Path) -> dict
         row["failed"] = f"not over after {seconds:.0f} s"
     elif status not in (0, NO_TESTS):
         row["failed"] = f"status {status}, {row['counts'] or text[-300:]}"
+    elif status == 0 and not row["counts"].get("passed"):
+        row["failed"] = f"none has run: {row['counts']}"
     return row
 
 

@@ -58,6 +58,8 @@ def test_the_tests_of_the_check():
             "print('FAILED a.py::b - x'); print('1 failed, 2 passed in 1s'); raise SystemExit(1)",
             "status 1, {'failed': 1",
         ),
+        ("print('84 skipped in 24.69s')", "none has run: {'skipped': 84}"),
+        ("print('3 passed, 1 skipped in 2s')", None),
         ("raise SystemExit(5)", None),
         ("print('2 passed in 1s', flush=True); import time; time.sleep(60)", "not over after 1 s"),
     ],
