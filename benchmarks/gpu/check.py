@@ -191,6 +191,7 @@ def table(results: dict[str, Any]) -> str:
     """The report, with the tests first and the verdict last."""
     rows = [f"{row['name']}: {row['counts']} in {row['seconds']} s" for row in results["tests"]]
     rows += [f"  failed: {name}" for row in results["tests"] for name in row["names"]]
+    rows += [f"{kind['name']}: {kind['reason']}" for kind in results["backends"] if kind["name"] != "plain torch"]
     good = [row for row in results["graphs"] if row["failed"] is None]
     rows.append(f"CUDA graphs: {len(good)} of {len(results['graphs'])} layers")
     failed = report.failures(results)

@@ -21,6 +21,7 @@ def test_a_dry_run_of_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert result.exit_code == 0, result.output
     assert result.output.rstrip().endswith("nothing failed")
     assert "CUDA graphs: 9 of 9 layers" in result.output
+    assert "fast path: " in result.output
     kept = json.loads((tmp_path / "gpu-check.json").read_text())
     assert {part: len(kept[part]) for part in ("cells", "calls", "models", "graphs")} == {
         "cells": 20, "calls": 10, "models": 5, "graphs": 9,
@@ -45,6 +46,7 @@ def test_wrong_numbers_fail_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_the_tests_of_the_check():
     found = check.gpu_tests()["without the extension"]
     assert {"tests/functional/test_torch_samples.py", "tests/kernels/test_triton.py"} <= set(found)
+    assert "tests/layers/test_on_gpu.py" in check.gpu_tests()["with the extension"]
     line = check.commands(dry=False)["without the extension"]
     assert line[line.index("-m", 3) + 1] == "gpu"
     assert line[-len(found) :] == found
