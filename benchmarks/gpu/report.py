@@ -192,7 +192,7 @@ def bars(results: dict[str, Any], target: Path) -> None:
     """Three panels, one bar for each group: share of good cells, speed over torch.compile, share of the limit."""
     from matplotlib import pyplot as plt
 
-    from benchmarks.speed.pictures import STYLE, save
+    from benchmarks.speed.pictures import LEGEND, STYLE, save
 
     found = groups(results["cells"])[::-1]
     good = [share(some)[0] / len(some) for _, some in found]
@@ -211,5 +211,5 @@ def bars(results: dict[str, Any], target: Path) -> None:
             axes.set_title(title, loc="left", fontsize=9.5)
             axes.grid(axis="x")
         panels[0].set_yticks(places, [name for name, _ in found])
-        panels[2].legend(frameon=False, fontsize=8)
+        figure.legend(*panels[2].get_legend_handles_labels(), ncols=2, **LEGEND)
         save(figure, target, results["machine"]["gpu"])
