@@ -5,7 +5,8 @@
 #   benchmarks/gpu_check.sh --minutes 8
 #   benchmarks/gpu_check.sh --dry            # without a GPU: tiny shapes on the CPU, to try the script itself
 #
-# It needs no network. Packages that are missing are installed from wheels in the folder .whl, if there is one:
+# It needs no network. Packages that are missing are installed from wheels in the folder .whl, if there is one; and what
+# src/normkit/_native.abi3.so has been built elsewhere is used, so that only the fast path is built, in half a minute:
 #   pip download --no-deps -d .whl expecttest liger-kernel
 set -uo pipefail
 

@@ -8,9 +8,11 @@ anything of normkit failed.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,14 +32,24 @@ from benchmarks.speed.measure import RESULTS
 from benchmarks.speed.workloads import Cell
 
 ROOT = Path(__file__).parents[2]
-TESTS = ("tests/kernels", "tests/functional")
 PROCESSES = 8
 SHARE_OF_TESTS = 0.5
 """Of the whole time."""
 FOR_MODELS, FOR_MODEL, FOR_COMPILED = 30.0, 10.0, 45.0
 """Seconds that the cells leave for the models, and that one model needs, eager or compiled."""
-FOR_BUILD = 45.0
-"""Seconds to wait for the extension after the tests; without it, Python's way is measured."""
+FOR_TESTS, FOR_BUILD = 30.0, 45.0
+"""Seconds that the last tests have at least, and to wait for the extension; without it, Python's way is measured."""
+NO_TESTS = 5
+"""The status of pytest where it has selected none."""
+BUILD = """
+import runpy, setuptools, sys
+setup, names = setuptools.setup, sys.argv.pop(1).split(",")
+def only(ext_modules, **others):
+    setup(ext_modules=[extension for extension in ext_modules if extension.name in names], **others)
+setuptools.setup = only
+runpy.run_path("setup.py", run_name="__main__")
+"""
+"""Builds the extensions that are named, and no others."""
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -47,13 +59,27 @@ def output(dry: bool) -> Path:
     return Path(os.environ.get("OUT") or (tempfile.mkdtemp() if dry else RESULTS)) / "gpu-check.json"
 
 
-def command(dry: bool) -> list[str]:
-    """How the tests are run: in several processes if pytest-xdist is there; a dry run takes a quick one."""
+def gpu_tests() -> dict[str, list[str]]:
+    """The files with tests for a GPU: those that the compiled half of normkit has no part in, and the others."""
+    found: dict[str, list[str]] = {"without the extension": [], "with the extension": []}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        text = path.read_text("utf-8")
+        if "mark.gpu" in text or "pytestmark = marks" in text:
+            alone = path.name.startswith("test_triton") or path.parent.name == "functional"
+            kind = "without the extension" if alone else "with the extension"
+            found[kind].append(str(path.relative_to(ROOT)))
+    return {kind: paths for kind, paths in found.items() if paths}
+
+
+def commands(dry: bool) -> dict[str, list[str]]:
+    """How tests are run: in several processes if pytest-xdist is there. A dry run takes a quick one."""
     mine = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rfE", "--tb=short"]
     if dry:
-        return [*mine, "tests/kernels/test_triton_schedules.py", "-k", "say_what_they_do"]
-    parallel = ["-n", str(PROCESSES), "--dist", "worksteal"] if importlib.util.find_spec("xdist") else []
-    return [*mine, "-m", "gpu", "--continue-on-collection-errors", *parallel, *TESTS]
+        return {"dry": [*mine, "tests/kernels/test_triton_schedules.py", "-k", "say_what_they_do"]}
+    mine += ["-m", "gpu", "--continue-on-collection-errors"]
+    if importlib.util.find_spec("xdist"):
+        mine += ["-n", str(PROCESSES), "--dist", "worksteal"]
+    return {kind: [*mine, *paths] for kind, paths in gpu_tests().items()}
 
 
 def counts(text: str) -> dict[str, int]:
@@ -65,55 +91,88 @@ def counts(text: str) -> dict[str, int]:
     return {what: int(number) for number, what in re.findall(r"(\d+) (passed|failed|skipped|error)", text)}
 
 
-def tested(seconds: float, dry: bool, log: Path) -> dict[str, Any]:
-    """Run the tests; the row has the counts, and the names of those that failed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), *sys.path))}
-    row: dict[str, Any] = {"name": "pytest -m gpu", "failed": None}
+class Group:
+    """A command in a group of processes of its own, which ends as a whole, with its output in a file."""
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self.log = log
+        paths = os.pathsep.join((str(ROOT / "src"), *filter(None, sys.path)))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
+            )
+
+    def status(self, seconds: float) -> int | None:
+        """Its status, or None if it had to be ended."""
+        try:
+            return self.process.wait(max(1.0, seconds))
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            return None
+
+
+def tested(name: str, command: Sequence[str], seconds: float, log: Path) -> dict[str, Any]:
+    """Run tests; the row has the counts, and the names of those that failed."""
     start = time.monotonic()
-    done = subprocess.Popen(
-        command(dry), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        text, _ = done.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        done.kill()
-        text, _ = done.communicate()
-        row["failed"] = f"not over after {seconds:.0f} s"
-    row["seconds"] = round(time.monotonic() - start, 1)
+    status = Group(command, log).status(seconds)
+    text = log.read_text()
+    row: dict[str, Any] = {"name": f"tests {name}", "failed": None, "seconds": round(time.monotonic() - start, 1)}
     row["counts"] = counts(text[-500:])
     row["names"] = re.findall(r"^(?:FAILED|ERROR) (\S+)", text, re.M)
-    if row["failed"] is None and (done.returncode or not row["counts"].get("passed")):
-        row["failed"] = f"status {done.returncode}, {row['counts'] or text[-300:]}"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text(text)
+    if status is None:
+        row["failed"] = f"not over after {seconds:.0f} s"
+    elif status not in (0, NO_TESTS):
+        row["failed"] = f"status {status}, {row['counts'] or text[-300:]}"
+    elif status == 0 and not row["counts"].get("passed"):
+        row["failed"] = f"none has run: {row['counts']}"
     return row
 
 
 class Extension:
-    """The compiled half of normkit, built for this torch while tests run, and put in its place when it is whole."""
+    """The compiled half of normkit, built for this torch while tests run, and put in its place when it is whole.
 
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp())
-        there = [*(ROOT / "src" / "normkit").glob("_fastpath*.so")]
-        build = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", self.folder, "--build-temp", self.folder]
-        self.process = None
-        if not there and shutil.which("g++"):
-            self.process = subprocess.Popen(build, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    The kernels fit every torch, so where they are there, only the fast path is built, which takes a tenth of the time.
+    """
+
+    def __init__(self, log: Path, target: Path = ROOT / "src" / "normkit") -> None:
+        self.target, self.folder = target, Path(tempfile.mkdtemp())
+        missing = [name for name in ("_native", "_fastpath") if not list(target.glob(f"{name}*.so"))]
+        build = [sys.executable, "-c", BUILD, ",".join(f"normkit.{name}" for name in missing), "-q", "build_ext"]
+        build += ["--build-lib", str(self.folder), "--build-temp", str(self.folder / "objects")]
+        self.group = Group(build, log) if missing and shutil.which("g++") else None
 
     def finish(self, seconds: float) -> str:
         """Wait, and say how it ended."""
-        status: int | str = "as it was found"
-        if self.process is not None:
-            try:
-                status = self.process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                status = "not over in time"
-            if status == 0:
-                for made in self.folder.glob("normkit/*.so"):
-                    shutil.copy2(made, ROOT / "src" / "normkit")
+        made: list[Path] = []
+        if self.group is not None and self.group.status(seconds) == 0:
+            made = sorted(self.folder.glob("normkit/*.so"))
+        for path in made:
+            shutil.copy2(path, self.target)
         shutil.rmtree(self.folder, ignore_errors=True)
-        return f"extension: {status}"
+        names = [path.name.partition(".")[0] for path in made]
+        return "extension: " + ("as it was found" if self.group is None else f"built {', '.join(names) or 'nothing'}")
+
+
+def first(sample: Sequence[Cell], minutes: float, dry: bool, path: Path) -> list[dict[str, Any]]:
+    """Tests, and meanwhile what the timings need: the extension, and compiled code on disk."""
+    end = time.monotonic() + 60 * minutes * SHARE_OF_TESTS
+    extension = None if dry else Extension(path.with_suffix(".build.log"))
+    pool = None if dry else warm(sample)
+    rows = []
+    for name, command in commands(dry).items():
+        if extension is not None and name == "with the extension":
+            print(extension.finish(FOR_BUILD), flush=True)
+            extension = None
+        log = path.with_suffix(f".{name.replace(' ', '-')}.log")
+        rows.append(tested(name, command, max(FOR_TESTS, end - time.monotonic()), log))
+    if extension is not None:
+        print(extension.finish(FOR_BUILD), flush=True)
+    if pool is not None:
+        pool.shutdown(cancel_futures=True)
+    return rows
 
 
 def timings(run: Run, sample: Sequence[Cell], seconds: float) -> None:
@@ -132,6 +191,7 @@ def table(results: dict[str, Any]) -> str:
     """The report, with the tests first and the verdict last."""
     rows = [f"{row['name']}: {row['counts']} in {row['seconds']} s" for row in results["tests"]]
     rows += [f"  failed: {name}" for row in results["tests"] for name in row["names"]]
+    rows += [f"{kind['name']}: {kind['reason']}" for kind in results["backends"] if kind["name"] != "plain torch"]
     good = [row for row in results["graphs"] if row["failed"] is None]
     rows.append(f"CUDA graphs: {len(good)} of {len(results['graphs'])} layers")
     failed = report.failures(results)
@@ -145,25 +205,24 @@ def main(
     dry: Annotated[bool, typer.Option("--dry", help="on the CPU with tiny shapes: shows that the script runs")] = False,
     tests: Annotated[bool, typer.Option(help="whether to run the tests")] = True,
     seconds: Annotated[float, typer.Option(help="of each cell")] = 0.4,
+    after: Annotated[str, typer.Option(hidden=True, help="what the tests have given, as JSON")] = "[]",
 ) -> None:
     """Run everything, write the results, print the table."""
     if not dry and not torch.cuda.is_available():
         raise typer.BadParameter("torch sees no GPU here: use --dry to try the script")
+    sample = list(grid.cells(tiny=True)) if dry else [c for c in grid.cells() if c.name in grid.SAMPLE]
+    if tests:
+        start = time.monotonic()
+        rows = first(sample, minutes, dry, output(dry))
+        left = minutes - (time.monotonic() - start) / 60
+        # A new process, which finds the extension.
+        again = [sys.executable, "-m", "benchmarks.gpu.check", "--no-tests", "--after", json.dumps(rows)]
+        again += ["--minutes", f"{max(left, 0.1):.3f}", "--seconds", str(seconds), *(["--dry"] if dry else [])]
+        os.execv(sys.executable, again)
     if not dry:
         torch.set_default_device("cuda")
-    sample = list(grid.cells(tiny=True)) if dry else [c for c in grid.cells() if c.name in grid.SAMPLE]
-    end = time.monotonic() + 60 * minutes
-    extension = None if dry else Extension()
-    pool = None if dry else warm(sample)
-    path = output(dry)
-    row = tested(60 * minutes * SHARE_OF_TESTS, dry, path.with_suffix(".tests.log")) if tests else None
-    if pool is not None:
-        pool.shutdown(cancel_futures=True)
-    if extension is not None:
-        print(extension.finish(FOR_BUILD), flush=True)
-    run = Run(path, (end - time.monotonic()) / 60, not dry)
-    if row is not None:
-        run.add("tests", [row])
+    run = Run(output(dry), minutes, not dry)
+    run.add("tests", json.loads(after))
     if dry:
         everything(run, sample, 0.01)
     else:

@@ -75,8 +75,8 @@ class GpuClock:
         self.cuda = cuda
         cache = int(getattr(cuda.get_device_properties(0), "L2_cache_size", 0))
         self.buffer = torch.empty(max(LEAST_BUFFER, TIMES_CACHE * cache), dtype=torch.int8, device=where)
-        self._asleep(1000)
-        self.cycles = CALIBRATION / self._asleep(CALIBRATION)
+        # The shortest of a few, for an idle GPU takes a while to reach its clock.
+        self.cycles = CALIBRATION / min(self._asleep(CALIBRATION) for _ in range(4))
 
     def _asleep(self, cycles: int) -> float:
         before, after = self._event(), self._event()

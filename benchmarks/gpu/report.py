@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,12 @@ def limits(cells: Cells) -> tuple[float | None, float | None]:
 
 
 def groups(cells: Cells) -> list[tuple[str, Cells]]:
-    """The cells of each group of methods and pass, and all of a pass."""
-    found = []
-    for backward, what in ((False, "forward"), (True, "forward+backward")):
-        some = [cell for cell in cells if cell["backward"] == backward]
+    """The cells of each dtype, group of methods and pass, and all of a pass."""
+    found: list[tuple[str, Cells]] = []
+    dtypes = list(dict.fromkeys(cell["dtype"] for cell in cells))
+    for dtype, (backward, way) in product(dtypes, ((False, "forward"), (True, "forward+backward"))):
+        some = [cell for cell in cells if (cell["dtype"], cell["backward"]) == (dtype, backward)]
+        what = f"{dtype} {way}"
         found += [(f"{name}, {what}", [c for c in some if c["method"] in methods]) for name, methods in GROUPS.items()]
         found.append((f"all, {what}", some))
     return [(name, some) for name, some in found if some]
@@ -189,7 +192,7 @@ def bars(results: dict[str, Any], target: Path) -> None:
     """Three panels, one bar for each group: share of good cells, speed over torch.compile, share of the limit."""
     from matplotlib import pyplot as plt
 
-    from benchmarks.speed.pictures import STYLE, save
+    from benchmarks.speed.pictures import LEGEND, STYLE, save
 
     found = groups(results["cells"])[::-1]
     good = [share(some)[0] / len(some) for _, some in found]
@@ -208,5 +211,5 @@ def bars(results: dict[str, Any], target: Path) -> None:
             axes.set_title(title, loc="left", fontsize=9.5)
             axes.grid(axis="x")
         panels[0].set_yticks(places, [name for name, _ in found])
-        panels[2].legend(frameon=False, fontsize=8)
+        figure.legend(*panels[2].get_legend_handles_labels(), ncols=2, **LEGEND)
         save(figure, target, results["machine"]["gpu"])

@@ -5,11 +5,13 @@ Numbers go to benchmarks/results/gpu.json; `benchmarks.show` makes tables of the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
@@ -122,8 +124,9 @@ def _failure(failed: dict[str, str], error: dict[str, float]) -> str | None:
 def warm(wanted: Sequence[Cell], workers: int = WARMERS) -> ProcessPoolExecutor:
     """Compile for these cells in other processes, which fill the caches of Triton and Inductor on disk."""
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    for cell in wanted:
-        pool.submit(_compile, cell)
+    with contextlib.suppress(BrokenProcessPool):  # then the measurement compiles for itself
+        for cell in wanted:
+            pool.submit(_compile, cell)
     return pool
 
 

@@ -117,6 +117,15 @@ PyObject* connect_gpu(PyObject*, PyObject* const* args, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
+// forget_gpu_plans(): Python no longer knows them by their numbers.
+PyObject* forget_gpu_plans(PyObject*, PyObject*) {
+  std::erase_if(known_plans, [](const auto& entry) {
+    if (entry.second.number >= 0) Py_DECREF(entry.second.pattern);
+    return entry.second.number >= 0;
+  });
+  Py_RETURN_NONE;
+}
+
 // known_recipes() -> the number of recipes that are kept.
 PyObject* known_recipes(PyObject*, PyObject*) { return PyLong_FromSize_t(recipes.size()); }
 
@@ -145,6 +154,7 @@ PyMethodDef methods[] = {
     {"cache_plan", fast(cache_plan), METH_FASTCALL, nullptr},
     {"cache_gpu_plan", fast(cache_gpu_plan), METH_FASTCALL, nullptr},
     {"connect_gpu", fast(connect_gpu), METH_FASTCALL, nullptr},
+    {"forget_gpu_plans", forget_gpu_plans, METH_NOARGS, nullptr},
     {"known_recipes", known_recipes, METH_NOARGS, nullptr},
     {"skipped", skipped, METH_NOARGS, nullptr},
     {"connect", connect, METH_O, nullptr},

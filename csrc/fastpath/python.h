@@ -13,7 +13,7 @@ pybind11::object wrapped(const Tensor& t) {
 Tensor unwrapped(const pybind11::handle& o) { return o.is_none() ? Tensor() : THPVariable_Unpack(o.ptr()); }
 
 // The caller holds Python's lock.
-pybind11::tuple ask_python(const char* module, const char* function, const pybind11::tuple& arguments) {
+pybind11::object ask_python(const char* module, const char* function, const pybind11::tuple& arguments) {
   PyObject* out = nullptr;
   const auto python = pybind11::reinterpret_steal<pybind11::object>(PyImport_ImportModule(module));
   if (python) {
@@ -25,7 +25,7 @@ pybind11::tuple ask_python(const char* module, const char* function, const pybin
     error.persist();
     throw std::move(error);
   }
-  return pybind11::reinterpret_steal<pybind11::tuple>(out);
+  return pybind11::reinterpret_steal<pybind11::object>(out);
 }
 
 }  // namespace

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmarks import show
 from benchmarks.gpu import cells as grid
-from benchmarks.gpu import check, clock, layers, report, run
+from benchmarks.gpu import clock, report, run
 from benchmarks.speed import oracle
 from benchmarks.speed.contestants import contestants
 from benchmarks.speed.peers import PEERS, Peer
 from benchmarks.speed.workloads import Cell
 from torch import Tensor
-from typer.testing import CliRunner
 
 # Clocks ----------------------------------------------------------------------------------------------------
 
@@ -229,112 +225,3 @@ def test_a_peer_that_fails_is_a_note(monkeypatch: pytest.MonkeyPatch):
     assert notes[2] == "no time for models: ViT-S"
     monkeypatch.setattr(oracle, "error", lambda *_: float("nan"))
     assert run.measured(cell, 0, clock.HostClock(), 1e6, compiled=False)["failed"] == "error nan is above 4"
-
-
-# A dry run -------------------------------------------------------------------------------------------------
-
-
-def test_a_dry_run_of_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Everything but the tests, which are tests themselves: on the CPU, with tiny shapes."""
-    monkeypatch.setenv("OUT", str(tmp_path))
-    result = CliRunner().invoke(check.app, ["--dry", "--no-tests"])
-    assert result.exit_code == 0, result.output
-    assert result.output.rstrip().endswith("nothing failed")
-    assert "CUDA graphs: 9 of 9 layers" in result.output
-    kept = json.loads((tmp_path / "gpu-check.json").read_text())
-    assert {part: len(kept[part]) for part in ("cells", "calls", "models", "graphs")} == {
-        "cells": 20, "calls": 10, "models": 5, "graphs": 9,
-    }  # fmt: skip
-    assert [row["norms"] for row in kept["models"]] == [1, 3, 2, 2, 2]
-    assert all(set(row["milliseconds"]) == {"training", "inference"} for row in kept["models"])
-    assert kept["machine"]["gpu"].startswith("none")
-    assert {"native", "packages", "triton", "torch"} <= set(kept["machine"])
-
-
-def test_wrong_numbers_fail_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv("OUT", str(tmp_path))
-    monkeypatch.setattr("normkit.functional.rms_norm", lambda x, *_, **__: x * 2)
-    monkeypatch.setattr(layers, "CAPTURED", {})
-    monkeypatch.setattr(layers, "CALLED", {})
-    monkeypatch.setattr(run.models, "SUBJECTS", {})
-    result = CliRunner().invoke(check.app, ["--dry", "--no-tests"])
-    assert result.exit_code == 1
-    assert "FAILED:\ncells: rms_norm [4, 64] contiguous bfloat16 forward: error" in result.output
-
-
-def test_the_tests_of_the_check():
-    line = check.command(dry=False)
-    assert line[line.index("-m", 3) + 1] == "gpu"
-    assert all((check.ROOT / path).is_dir() for path in check.TESTS)
-    assert check.counts("==== 2 failed, 30 passed, 1 error in 8.21s ====") == {"failed": 2, "passed": 30, "error": 1}
-
-
-def test_what_there_is_no_time_for_is_left_out(tmp_path: Path):
-    short = run.Run(tmp_path / "gpu.json", minutes=0, gpu=False)
-    short.each("cells", ["a", "b"], lambda name: {"name": name})
-    assert short.results["cells"] == []
-    assert json.loads((tmp_path / "gpu.json").read_text())["left out"] == ["cells: a", "cells: b"]
-
-
-def test_a_graph_that_differs_or_fails_is_a_failure(monkeypatch: pytest.MonkeyPatch):
-    made = layers.CAPTURED["LayerNorm"]
-    monkeypatch.setattr(layers, "CAPTURED", {"good": made, "bad": made, "broken": (lambda of: of.Nothing(), (2, 3))})
-    values = iter([0.0, 0.5])
-    real = layers.captured
-    monkeypatch.setattr(layers, "captured", lambda make, *rest: next(values) if make is made[0] else real(make, *rest))
-    rows = list(layers.graphs(gpu=False))
-    assert [row["failed"] for row in rows][:2] == [None, "differs by 0.5"]
-    assert "Nothing" in rows[2]["failed"]
-
-
-# Tables ----------------------------------------------------------------------------------------------------
-
-
-def made_up() -> dict[str, object]:
-    """Results that no machine has given."""
-
-    def cell(method: str, backward: bool, limit: float, **milliseconds: float | None) -> dict[str, object]:
-        times = {name: {"queued": 1.0} for name in milliseconds}
-        name = f"{method} {'forward+backward' if backward else 'forward'}"
-        facts = {"name": name, "method": method, "backward": backward, "limit": limit, "failed": None}
-        return {**facts, "milliseconds": milliseconds, "times": times, "failed by": {}, "error": {"normkit": 0.5}}
-
-    return {
-        "machine": {"gpu": "made up", "torch": "0", "triton": "0", "driver": "0", "date": "never", "native": "none"},
-        "copy": {"bytes": 1 << 29, "bytes per ms": 4e9},
-        "cells": [
-            cell("rms_norm", False, 0.9, torch=4.0, compile=2.0, quack=1.0, normkit=1.0),
-            cell("rms_norm", True, 1.0, torch=4.0, compile=2.0, quack=None, normkit=4.0),
-            cell("batch_norm", False, 0.5, torch=8.0, compile=0.5, normkit=1.0),
-        ],
-        "calls": [{"name": "LayerNorm forward", "microseconds": {"torch": 20.0, "normkit": 10.0}, "failed": None}],
-        "models": [{"name": "net", "compiled": True, "failed": None, "milliseconds": {"training": {"torch": 2.0}}}],
-        "graphs": [{"name": "LayerNorm", "difference": 0.0, "failed": None}],
-        "tests": [],
-        "left out": [],
-    }
-
-
-def test_tables_of_results():
-    text = report.summary(made_up())
-    assert "made up, torch 0" in text
-    assert "copy of 512 MiB at 4.00 TB/s" in text
-    assert "| over torch.compile: geometric mean | ≥ 1.00 | 0.79 | no |" in text
-    assert "| limit, forward: median | ≥ 0.90 | 0.70 | no |" in text
-    assert "| limit, forward and backward: median | ≥ 0.80 | 0.25 | no |" in text
-    assert "| all, forward | 1 of 2 | 5.66 | 1.00 | 0.70 | 0.50 |" in text
-    assert "| rows, forward+backward | 0 of 1 | 1.00 | 0.50 | 0.25 | 0.25 |" in text
-    assert "| rms_norm forward | 4000 | 2000 | quack 1000 | 1000 | 1.00 | 0.90 |" in text
-    assert "| LayerNorm forward | 20.0 | – | 10.0 |" in text
-    assert "| net, compiled | 2.00 | – | – | – |" in text
-
-
-def test_results_are_shown_in_the_page(tmp_path: Path):
-    path, page = tmp_path / "gpu.json", tmp_path / "page.md"
-    path.write_text(json.dumps(made_up()))
-    page.write_text(f"before\n{show.MARKER}\nold\n{show.MARKER}\nafter\n")
-    result = CliRunner().invoke(show.app, [str(path), "--docs", str(page)])
-    assert result.exit_code == 0, result.output
-    assert "](gpu-bars.svg)" in page.read_text()
-    assert "old" not in page.read_text()
-    assert (tmp_path / "gpu-bars.svg").read_text().rstrip().endswith("</svg>")

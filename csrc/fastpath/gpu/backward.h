@@ -29,7 +29,7 @@ struct GpuBackward {
                             bias.defined()});
     const auto known = recipes.find(key);
     if (known && !*known) return false;
-    if (!known) return learn(key, out), true;
+    if (!known) return learn(key, out);
     if (want[0]) out[0] = like(x);
     if (want[1]) out[1] = room(x, {period}, {1}, (*known)->dweight);
     if (want[2]) out[2] = room(x, {period}, {1}, (*known)->dbias);
@@ -37,26 +37,30 @@ struct GpuBackward {
     p.set(Slot::dy, dy), p.set(Slot::x, x), p.set(Slot::weight, weight), p.set(Slot::bias, bias);
     p.set(Slot::mean, mean), p.set(Slot::std, std), p.set(Slot::residual, dsum);
     p.set(Slot::dx, out[0]), p.set(Slot::dweight, out[1]), p.set(Slot::dbias, out[2]);
-    carry_out(**known, p, x);
+    carry_out("normkit::norm_backward", **known, p, x);
     return true;
   }
 
  private:
-  void learn(const Key& key, Tensors3& out) const {
+  // False where Python has given up the plan meanwhile.
+  bool learn(const Key& key, Tensors3& out) const {
     const pybind11::gil_scoped_acquire lock;
     const auto dtype = [](std::optional<at::ScalarType> type) {
       return type ? pybind11::reinterpret_borrow<pybind11::object>(
                         reinterpret_cast<PyObject*>(torch::getTHPDtype(*type)))
                   : pybind11::none();
     };
-    const pybind11::tuple got = ask_python(
+    const pybind11::object answer = ask_python(
         LEARNT_IN, "norm_backward",
         pybind11::make_tuple(plan, wrapped(dy), wrapped(x), wrapped(weight), wrapped(bias), wrapped(mean), wrapped(std),
                              wrapped(dsum), eps, center, activation, fixed, want[0], want[1], want[2],
                              dtype(weight_dtype), dtype(bias_dtype), length));
+    if (answer.is_none()) return false;
+    const auto got = answer.cast<pybind11::tuple>();
     for (size_t i = 0; i < 3; ++i)
       if (want[i]) out[i] = unwrapped(got[i]);
     recipes.keep(key, recipe_of(got[3]));
+    return true;
   }
 };
 

@@ -18,17 +18,21 @@ bool is_readable(const Tensor& t, const Tensor& x, bool exactly) {
                                                                     : t.scalar_type() != at::kDouble);
 }
 
-void learn(const Call& c, const Statistics& s, const Tensor& given, bool moments, const Key& key, Outputs& out) {
+// False where Python has given up the plan meanwhile.
+bool learn(const Call& c, const Statistics& s, const Tensor& given, bool moments, const Key& key, Outputs& out) {
   const at::NoGradGuard guard;
   const Tensor none;
-  const pybind11::tuple got = ask_python(
+  const pybind11::object answer = ask_python(
       LEARNT_IN, "norm",
       pybind11::make_tuple(c.number, wrapped(c.x), wrapped(c.weight), wrapped(c.bias),
                            wrapped(s.given ? s.mean : none), wrapped(given), wrapped(c.extras.residual),
                            wrapped(s.updated ? s.mean : none), wrapped(s.updated ? s.var : none), s.momentum,
                            c.view.count(), key.eps, c.center, int(c.extras.activation), moments, c.length));
+  if (answer.is_none()) return false;
+  const auto got = answer.cast<pybind11::tuple>();
   out = {unwrapped(got[0]), unwrapped(got[1]), unwrapped(got[2]), unwrapped(got[3])};
   recipes.keep(key, recipe_of(got[4]));
+  return true;
 }
 
 // Writes `out`, and updates running statistics; false where Python has to take the call. With given statistics the
@@ -37,7 +41,7 @@ bool run_on_gpu(const Call& c, const Statistics& s, bool moments, Outputs& out) 
   const Tensor& residual = c.extras.residual;
   if (!is_current(c.x) || !are_aligned({&c.x, &c.weight, &c.bias, &residual, &s.mean, &s.var}) ||
       !is_readable(c.weight, c.x, c.length) || !is_readable(c.bias, c.x, false) ||
-      (s.updated && s.mean.scalar_type() != at::kFloat))
+      (s.updated && (s.mean.scalar_type() != at::kFloat || s.mean.numel() != c.view.period)))
     return false;
   const bool computed = moments && !s.given;
   const Key key = key_of(c.number, s.given ? 0 : c.eps, c.x, dtype_of(c.weight), dtype_of(c.bias),
@@ -47,7 +51,7 @@ bool run_on_gpu(const Call& c, const Statistics& s, bool moments, Outputs& out) 
   if (known && !*known) return false;
   const Tensor given = s.given ? root_of(s.var, c.eps) : Tensor();
   if (!known) {
-    learn(c, s, given, computed, key, out);
+    if (!learn(c, s, given, computed, key, out)) return false;
   } else {
     out.y = like(c.x);
     if (residual.defined()) out.sum = like(c.x);
@@ -60,7 +64,7 @@ bool run_on_gpu(const Call& c, const Statistics& s, bool moments, Outputs& out) 
     p.set(Slot::y, out.y), p.set(Slot::sum, out.sum);
     p.set(Slot::mean, s.given ? s.mean : out.mean), p.set(Slot::std, s.given ? given : out.std);
     if (s.updated) p.set(Slot::running_mean, s.mean), p.set(Slot::running_var, s.var);
-    carry_out(**known, p, c.x, s.momentum);
+    carry_out("normkit::norm", **known, p, c.x, s.momentum);
   }
   if (s.updated) count_update(s);
   return true;

@@ -20,8 +20,9 @@ namespace {
 // What a parameter of a kernel points to, in the order of `Slot` in kernels/triton/recipes.py.
 enum class Slot { x, weight, bias, mean, std, residual, y, sum, running_mean, running_var, dy, dx, dweight, dbias,
                   workspace, count };
-// In place of a slot: a number of the recipe, and the momentum of the call.
-constexpr int CONSTANT = -1, MOMENTUM_OF_CALL = -2;
+// In place of a slot, besides -1 for a number of the recipe: the momentum of the call, and what remains when it is
+// rounded to fp32, in which numbers are passed.
+constexpr int MOMENTUM_OF_CALL = -2, MOMENTUM_REST = -3;
 constexpr size_t MOST_PARAMETERS = 64;
 
 struct Parameter {
@@ -49,9 +50,9 @@ struct Pointers {
   }
 };
 
-// Launches all kernels of a recipe on the current stream of x's device.
-void carry_out(const Recipe& recipe, Pointers& pointers, const Tensor& x, double momentum = 0) {
-  RECORD_FUNCTION("normkit::launch", std::vector<c10::IValue>{x});
+// Launches all kernels of a recipe on the current stream of x's device; a profiler of torch sees `name`.
+void carry_out(const char* name, const Recipe& recipe, Pointers& pointers, const Tensor& x, double momentum = 0) {
+  RECORD_FUNCTION(name, std::vector<c10::IValue>{x});
   Tensor workspace;
   if (recipe.workspace) {
     workspace = room(x, {recipe.workspace}, {1}, at::kByte);
@@ -59,14 +60,15 @@ void carry_out(const Recipe& recipe, Pointers& pointers, const Tensor& x, double
   }
   driver.enter(x.device());
   void* stream = driver.stream_of(x.device());
-  const float now = float(momentum);
+  const float rounded = float(momentum), rest = float(momentum - double(rounded));
   for (const Launch& l : recipe.launches) {
     std::array<uint64_t, MOST_PARAMETERS> words;
     std::array<void*, MOST_PARAMETERS> places;
     for (size_t i = 0; i < l.parameters.size(); ++i) {
       const auto [slot, value] = l.parameters[i];
       words[i] = slot >= 0 ? pointers.at[size_t(slot)] + value : value;
-      if (slot == MOMENTUM_OF_CALL) std::memcpy(&words[i], &now, sizeof now);
+      if (slot == MOMENTUM_OF_CALL) std::memcpy(&words[i], &rounded, sizeof rounded);
+      if (slot == MOMENTUM_REST) std::memcpy(&words[i], &rest, sizeof rest);
       places[i] = &words[i];
     }
     driver.check(driver.launch(l.function, l.grid[0], l.grid[1], l.grid[2], l.threads, 1, 1, l.shared, stream,

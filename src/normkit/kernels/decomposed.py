@@ -125,7 +125,7 @@ def weight_norm(v: Tensor, g: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
 
 
 def weight_norm_backward(dw: Tensor, v: Tensor, g: Tensor, length: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
-    """``normkit::weight_norm_backward``: ``dg = sum(dw * v) / length``, ``dv = g / length * (dw - v * dg / length)``."""
+    """``normkit::weight_norm_backward``: ``dg = sum(dw * v) / length``, ``dv = g / length (dw - v * dg / length)``."""
     wide, kept, axes = _rows(v, dim)
     length, dw = length.reshape(kept), dw.to(wide.dtype)
     dg = (dw * wide).sum(axes, keepdim=True) / length

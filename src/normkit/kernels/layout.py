@@ -94,6 +94,7 @@ def forget_plans() -> None:
             kernels.forget(number)
     _numbered.clear()
     _direct.clear()
+    fastpath.forget_gpu_plans()
 
 
 # Calls --------------------------------------------------------------------------------------------------------

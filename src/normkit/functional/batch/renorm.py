@@ -10,7 +10,7 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError
 from normkit.functional.batch.update import Statistics, checked_update, normalized, updated_towards
-from normkit.functional.call.recompute import as_at_first, must_ask
+from normkit.functional.call.recompute import as_at_first
 from normkit.functional.call.spec import run
 from normkit.functional.extras import Fusions, Output
 from normkit.kernels.context import is_watched
@@ -121,7 +121,7 @@ def batch_renorm(
     own = normalized("batch_renorm", plain._replace(weight=None, bias=None))
     # As transforms see it, the formula; they have no second forward.
     correct = _correction if is_watched(own.mean) else _kept_correction
-    if torch.compiler.is_compiling() and (must_ask(own.mean) or not torch.is_grad_enabled()):
+    if torch.compiler.is_compiling():
         correct = torch.ops.normkit.renorm_correction.default
     scale, shift = correct(own.mean, own.std, running_mean.detach(), running_var.detach(), eps, r_max, d_max)
     if weight is not None:

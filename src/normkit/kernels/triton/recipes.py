@@ -7,12 +7,13 @@ tensors by their part in the call (`Slot`), so it holds for every call of the sa
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import triton
@@ -24,8 +25,6 @@ from normkit.kernels.backend import Want
 from normkit.kernels.formula import ACTIVATIONS, Arguments
 from normkit.kernels.triton import device, launch
 
-KNOWN = ("3.6.", "3.7.", "3.8.", "3.9.")
-"""Versions of Triton whose launcher passes the parameters in the order that `parameters` gives."""
 MOST_PARAMETERS = 64
 """As in csrc/fastpath/gpu/recipe.h."""
 APART = 256
@@ -54,8 +53,9 @@ class Slot(IntEnum):
     """The memory of all temporary tensors."""
 
 
-CONSTANT, MOMENTUM = -1, -2
-"""In place of a slot: a number of the recipe, and the momentum, which changes from call to call."""
+CONSTANT, MOMENTUM, MOMENTUM_REST = -1, -2, -3
+"""In place of a slot: a number of the recipe; the momentum, which may change from call to call; and what remains of the
+momentum when it is rounded to fp32."""
 
 Parameter = tuple[int, int]
 """The slot, and the distance from its start in bytes, or the bits of a constant."""
@@ -64,6 +64,7 @@ Launch = tuple[int, tuple[int, int, int], int, int, tuple[Parameter, ...]]
 Recipe = tuple[int, torch.dtype, torch.dtype, tuple[Launch, ...]]
 """Bytes of the workspace, the dtypes of dweight and dbias, and the launches in order."""
 Tensors = dict[Slot, Tensor | None]
+Out = TypeVar("Out")
 
 
 class UnsuitableError(Exception):
@@ -74,6 +75,8 @@ class _Launched(NamedTuple):
     form: Any
     grid: tuple[int, int, int]
     arguments: tuple[Any, ...]
+    others: tuple[Any, ...]
+    """The arguments with another momentum."""
 
 
 # Parameters of machine code -----------------------------------------------------------------------------------
@@ -104,22 +107,17 @@ _kept: dict[int, Any] = {}
 """The forms that recipes use, which unload their machine code when they are deleted."""
 
 
-def _launch(launched: _Launched, pointer: Any, momentum: object) -> Launch:
-    form, grid, arguments = launched
+def _launch(launched: _Launched, pointer: Callable[[Tensor], Parameter], number: Callable[..., Parameter]) -> Launch:
+    form, grid, arguments, others = launched
     found = form.metadata
     scratch = found.global_scratch_size, found.profile_scratch_size
     if any(scratch) or found.num_ctas != 1 or found.launch_cooperative_grid or getattr(found, "launch_pdl", False):
         raise UnsuitableError(f"{found.name} needs more than a plain launch")
-    if found.target.backend not in ("cuda", "hip"):
-        raise UnsuitableError(f"the GPU is one of {found.target.backend}")
-    out: list[Parameter] = []
-    for kind, value in parameters(form.src.signature.values(), arguments):
-        if kind.startswith("*"):
-            out.append(pointer(value))
-        elif value is momentum and kind in ("fp32", "f32"):
-            out.append((MOMENTUM, 0))
-        else:
-            out.append((CONSTANT, _bits(kind, value)))
+    if found.target.backend not in ("cuda", "hip") or getattr(found, "instrumentation_mode", None):
+        raise UnsuitableError(f"{found.name} is compiled for {found.target.backend}, or to be instrumented")
+    types = form.src.signature.values()
+    pairs = zip(parameters(types, arguments), parameters(types, others), strict=True)
+    out = [pointer(one) if kind.startswith("*") else number(kind, one, other) for (kind, one), (_, other) in pairs]
     # Triton passes two pointers to memory for scratch and for profiling, null where no such memory is needed.
     out += [(CONSTANT, 0), (CONSTANT, 0)]
     if len(out) > MOST_PARAMETERS:
@@ -147,15 +145,21 @@ class Recorder(TorchDispatchMode):
         self.problem = ""
         self._made: list[Tensor] = []
         self._is_launching = False
+        self._repeated = 0  # launches still to be repeated with another momentum
+        self._momenta = 0.0, 0.0
 
-    def __enter__(self) -> Recorder:
+    def watch(self, call: Callable[[], Out], plan: int) -> Out | None:
+        """Carry out a call, and write down what it launches; None for a plan that has been given up."""
         device.recording.recorder = self
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        device.recording.recorder = None
-        super().__exit__(*error)
+        try:
+            with self:
+                return call()
+        except KeyError as error:
+            if error.args != (plan,):
+                raise
+            return None
+        finally:
+            device.recording.recorder = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -169,6 +173,11 @@ class Recorder(TorchDispatchMode):
 
     def launch(self, run: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...]) -> None:
         """Run a kernel and write it down; `run` returns its compiled form."""
+        if self._repeated:
+            place = -self._repeated
+            self._repeated -= 1
+            self.launched[place] = self.launched[place]._replace(others=arguments)
+            return
         self._is_launching = True
         try:
             form = run()
@@ -176,19 +185,38 @@ class Recorder(TorchDispatchMode):
             self._is_launching = False
         if form is None:
             self.problem = "a kernel has no compiled form"
-        self.launched.append(_Launched(form, grid, arguments))
+        elif device.is_watched():
+            self.problem = "hooks of Triton watch launches"
+        self.launched.append(_Launched(form, grid, arguments, arguments))
 
-    def recipe(self, inputs: Tensors, outputs: Tensors, momentum: object = None) -> Recipe | None:
+    def move(self, update: Callable[[float], object], momentum: float) -> None:
+        """Update running statistics, and find out which numbers of the launches follow from the momentum."""
+        before = len(self.launched)
+        update(momentum)
+        self._repeated = len(self.launched) - before
+        self._momenta = momentum, momentum + 0.1234567891
+        update(self._momenta[1])
+
+    def recipe(self, inputs: Tensors, outputs: Tensors) -> Recipe | None:
         """The recipe of what has been launched; None, and the reason in `problem`, if C++ cannot repeat it."""
         try:
             if self.problem:
                 raise UnsuitableError(self.problem)
-            return self._recipe(inputs, outputs, momentum)
+            return self._recipe(inputs, outputs)
         except (UnsuitableError, AttributeError) as error:  # another Triton may lack an attribute
             self.problem = str(error)
             return None
 
-    def _recipe(self, inputs: Tensors, outputs: Tensors, momentum: object) -> Recipe:
+    def _number(self, kind: str, value: float, other: float) -> Parameter:
+        """A number, or where it comes from if it is another one with another momentum."""
+        if value == other:
+            return CONSTANT, _bits(kind, value)
+        for slot, of in ((MOMENTUM, float), (MOMENTUM_REST, _rest)):
+            if [_bits(kind, n) for n in (value, other)] == [_bits(kind, of(m)) for m in self._momenta]:
+                return slot, 0
+        raise UnsuitableError("a kernel takes a number that C++ cannot make of the momentum")
+
+    def _recipe(self, inputs: Tensors, outputs: Tensors) -> Recipe:
         given = {t.data_ptr(): slot for slot, t in inputs.items() if t is not None and t.numel()}
         made = {t.untyped_storage().data_ptr(): t for t in self._made if t.numel()}
         slots: dict[int, tuple[int, int]] = {}  # by storage
@@ -214,14 +242,17 @@ class Recorder(TorchDispatchMode):
                 raise UnsuitableError("a kernel reads a tensor that the call was not given")
             return given[t.data_ptr()], 0
 
-        launches = tuple([_launch(each, pointer, momentum) for each in self.launched])
-        if momentum is not None and not any((MOMENTUM, 0) in each[-1] for each in launches):
-            raise UnsuitableError("no kernel takes the momentum as it is")
+        launches = tuple([_launch(each, pointer, self._number) for each in self.launched])
         unused = [t for slot, t in outputs.items() if t is not None and t.numel() and not _is_written(slot, launches)]
         if unused:
             raise UnsuitableError("an output is not written by a kernel")
         dweight, dbias = outputs.get(Slot.DWEIGHT), outputs.get(Slot.DBIAS)
         return size, _dtype(dweight), _dtype(dbias), launches
+
+
+def _rest(momentum: float) -> float:
+    """What remains when it is rounded to fp32."""
+    return momentum - ctypes.c_float(momentum).value
 
 
 def _dtype(t: Tensor | None) -> torch.dtype:
@@ -253,29 +284,37 @@ def norm(
     plan: int, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, std: Tensor | None,
     residual: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None, momentum: float, count: int,
     eps: float, center: bool, activation: int, moments: bool, length: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Recipe | None]:  # fmt: skip
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Recipe | None] | None:  # fmt: skip
     """A call without gradients, and its recipe: y, the sum, and the moments if they are computed.
 
-    With `length` it is weight normalization, and the last of the results is the length.
+    With `length` it is weight normalization, and the last of the results is the length. None for a plan that has been
+    given up.
     """
     x, weight, bias, mean, std, residual = _distinct(x, weight, bias, mean, std, residual)  # type: ignore[assignment]
     given = {Slot.X: x, Slot.WEIGHT: weight, Slot.BIAS: bias, Slot.MEAN: mean, Slot.STD: std, Slot.RESIDUAL: residual}
-    total = own_mean = None
-    with Recorder() as recorder:
+    given |= {Slot.RUNNING_MEAN: running_mean, Slot.RUNNING_VAR: running_var}
+
+    def call() -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         if length:
             assert weight is not None
-            y, own_std = launch.weight_norm(x, weight, plan)
-        else:
-            a = Arguments(x, weight, bias, "", eps, center, mean, std, residual, None, _names[activation])
-            y, total, own_mean, own_std = launch.norm(a, plan, std, eps, None, moments)  # type: ignore[assignment]
-        if running_mean is not None and running_var is not None:
-            assert own_mean is not None
-            given |= {Slot.RUNNING_MEAN: running_mean, Slot.RUNNING_VAR: running_var}
-            launch.move_running(running_mean, running_var, own_mean, own_std, count, momentum)
+            w, own = launch.weight_norm(x, weight, plan)
+            return w, None, None, own
+        a = Arguments(x, weight, bias, "", eps, center, mean, std, residual, None, _names[activation])
+        out = launch.norm(a, plan, std, eps, None, moments)
+        if running_mean is not None:
+            numbers = running_mean, running_var, *out[2:], count
+            recorder.move(lambda momentum: launch.move_running(*numbers, momentum), momentum)  # type: ignore[arg-type]
+        return out
+
+    recorder = Recorder()
+    out = recorder.watch(call, plan)
+    if out is None:
+        return None
+    y, total, own_mean, own_std = out
     made: Tensors = {Slot.Y: y, Slot.SUM: total}
     if std is None:
         made |= {Slot.MEAN: own_mean, Slot.STD: own_std}
-    recipe = recorder.recipe(given, made, None if running_mean is None else momentum)
+    recipe = recorder.recipe(given, made)
     _note(recorder)
     return y, total, own_mean, own_std, recipe
 
@@ -289,22 +328,26 @@ def norm_backward(
     plan: int, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, std: Tensor,
     dsum: Tensor | None, eps: float, center: bool, activation: int, fixed: bool, want_x: bool, want_weight: bool,
     want_bias: bool, weight_dtype: torch.dtype | None, bias_dtype: torch.dtype | None, length: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Recipe | None]:  # fmt: skip
-    """The gradients of x, weight and bias that are wanted, and their recipe."""
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Recipe | None] | None:  # fmt: skip
+    """The gradients of x, weight and bias that are wanted, and their recipe; None for a plan that has been given up."""
     dy, x, weight, bias, mean, std, dsum = _distinct(dy, x, weight, bias, mean, std, dsum)  # type: ignore[assignment]
     given = {Slot.DY: dy, Slot.X: x, Slot.WEIGHT: weight, Slot.BIAS: bias, Slot.MEAN: mean, Slot.STD: std}
     given[Slot.RESIDUAL] = dsum
-    grads: tuple[Tensor | None, ...]
-    with Recorder() as recorder:
+    want = Want(want_x, want_weight, want_bias)
+
+    def call() -> tuple[Tensor | None, ...]:
         if length:
             assert weight is not None
-            grads = *launch.weight_norm_backward(dy, x, weight, std, plan), None
-        else:
-            a = Arguments(x, weight, bias, "", eps, center, mean, std, dsum, None, _names[activation])
-            dtypes = ((weight_dtype, bias_dtype),) if _takes_dtypes() else ()
-            want = Want(want_x, want_weight, want_bias)
-            grads = launch.norm_backward(dy, a, plan, std, eps, None, fixed, want, *dtypes)
-    dx, dweight, dbias = (t if want else None for t, want in zip(grads, (want_x, want_weight, want_bias), strict=True))
+            return *launch.weight_norm_backward(dy, x, weight, std, plan), None
+        a = Arguments(x, weight, bias, "", eps, center, mean, std, dsum, None, _names[activation])
+        dtypes = ((weight_dtype, bias_dtype),) if _takes_dtypes() else ()
+        return launch.norm_backward(dy, a, plan, std, eps, None, fixed, want, *dtypes)
+
+    recorder = Recorder()
+    grads = recorder.watch(call, plan)
+    if grads is None:
+        return None
+    dx, dweight, dbias = (t if wanted else None for t, wanted in zip(grads, want, strict=True))
     recipe = recorder.recipe(given, {Slot.DX: dx, Slot.DWEIGHT: dweight, Slot.DBIAS: dbias})
     _note(recorder)
     return dx, dweight, dbias, recipe
@@ -322,18 +365,24 @@ def _note(recorder: Recorder) -> None:
         del refused[:-100]
 
 
-@cache
+_driver = ""
+"""The path of the driver, once C++ is connected to it."""
+
+
 def state() -> tuple[bool, str]:
-    """Whether C++ takes calls on the GPU, and why or why not; connects it the first time."""
+    """Whether C++ takes calls on the GPU, and why or why not; connects it the first time that it can."""
+    global _driver
     if not fastpath.in_use:
         return False, fastpath.reason
-    if not triton.__version__.startswith(KNOWN):
+    if not device.is_known:
         return False, f"Triton {triton.__version__} may pass other parameters than the versions that are known"
-    driver = fastpath.loaded_library("libcuda.so", "libamdhip64.so")
-    runtime = fastpath.loaded_library("libtorch_cuda.so", "libtorch_hip.so")
-    if driver is None or runtime is None or not fastpath.connect_gpu(driver, runtime, "cuda"):
-        return False, "the GPU's driver, or torch's library for it, is not loaded or lacks a function"
-    return True, f"launches through {driver}"
+    if not _driver:
+        driver = fastpath.loaded_library("libcuda.so", "libamdhip64.so")
+        runtime = fastpath.loaded_library("libtorch_cuda.so", "libtorch_hip.so")
+        if driver is None or runtime is None or not fastpath.connect_gpu(driver, runtime, "cuda"):
+            return False, "the GPU's driver, or torch's library for it, is not loaded or lacks a function"
+        _driver = driver
+    return True, f"launches through {_driver}"
 
 
 def cache_plan(pattern: str, shape: torch.Size, strides: tuple[int, ...], plan: int, numbers: tuple[int, ...]) -> bool:
