@@ -1,4 +1,4 @@
-"""Times normkit against torch: ``python -m benchmarks.run``; numbers go to benchmarks/results/."""
+"""Times normkit against torch on a CPU: ``python -m benchmarks.run``; numbers go to benchmarks/results/."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from rich.progress import track
 from benchmarks.show import summary
 from benchmarks.speed import oracle
 from benchmarks.speed.contestants import calls, contestants
-from benchmarks.speed.measure import RESULTS, keep_memory, machine, on_gpu, queued, quiet
-from benchmarks.speed.measure import gpu as gpu_facts
+from benchmarks.speed.measure import RESULTS, keep_memory, machine, quiet
 from benchmarks.speed.workloads import Cell, cells
 from normkit import show_backends
 
@@ -36,17 +35,12 @@ def main(
     ] = False,
     compile: Annotated[bool, typer.Option(help="whether torch.compile takes part")] = True,
     warm: Annotated[bool, typer.Option("--warm", help="only compile, which fills the cache on disk")] = False,
-    gpu: Annotated[bool, typer.Option("--gpu", help="on the GPU; numbers go to gpu.json")] = False,
 ) -> None:
     """Time every cell and measure the error of its y; exit with 1 if normkit's error is above its bound."""
-    if gpu:
-        torch.set_default_device("cuda")
-        save = save if save != RESULTS / "cpu.json" else RESULTS / "gpu.json"
     every, parts = list(cells()), match.split()
     chosen = [c for c in every if least <= c.elements <= most and all(f" {word}" in f" {c.name}" for word in parts)]
     console = Console(width=160, highlight=False)
-    facts = {**machine(), **(gpu_facts() if gpu else {})}
-    results: dict[str, Any] = {"machine": facts, **show_backends().to_dict(), "cells": []}
+    results: dict[str, Any] = {"machine": machine(), **show_backends().to_dict(), "cells": []}
     if resume and save.exists():
         before = json.loads(save.read_text())
         if any(before["machine"][fact] != results["machine"][fact] for fact in ("cpu", "threads", "isa", "torch")):
@@ -84,10 +78,7 @@ def measure(cell: Cell, seconds: float, compiled: bool, warm: bool = False) -> d
     if warm:
         return facts
     error = {name: oracle.error(cell, running[name]) if name in running else None for name in ("torch", "normkit")}
-    timer = None
-    if next(iter(running.values())).inputs[0].is_cuda:
-        timer = queued if cell.size == "overhead" else on_gpu
-    times, was_quiet = quiet(calls(cell, running), seconds, timer=timer)
+    times, was_quiet = quiet(calls(cell, running), seconds)
     milliseconds = {**times, **dict.fromkeys(failed)}
     return {**facts, "quiet": was_quiet, "milliseconds": milliseconds, "failed": failed, "error": error}
 

@@ -13,6 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.gpu import report
+from benchmarks.gpu.report import markdown
+
 MARKER = "<!-- results -->"
 NOISE = 1.05
 LARGE = 1 << 14  # elements: from here on the kernel takes longer than its call
@@ -84,11 +87,6 @@ def _text(value: float | None, form: str = ".2f") -> str:
     return "–" if value is None else format(value, form)
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _group(name: str, rows: Sequence[Row]) -> list[str]:
     both = _known(r.over(*r.others) for r in rows)
     limits = [[r.of_limit() for r in rows if r.cell["backward"] == backward] for backward in (False, True)]
@@ -104,20 +102,19 @@ def _by(key: str, rows: Sequence[Row]) -> str:
     return markdown(head, [_group(name, [r for r in rows if r.cell[key] == name]) for name in names])
 
 
-def _targets(rows: Sequence[Row], gpu: bool) -> str:
+def _targets(rows: Sequence[Row]) -> str:
     """The targets, and the measured values."""
     weights = [r for r in rows if r.cell["size"] == "weights"]
     large = [r for r in rows if r.large and r not in weights]
     small = [r for r in rows if not r.large and r not in weights]
     limit = [r for r in rows if r.cell["limit"]]
     errors = _known(r.cell["error"]["normkit"] for r in rows)
-    eager, compiled, forward, both = (2.0, 1.0, 0.9, 0.8) if gpu else (2.5, 2.2, 0.85, 0.8)
     asked: list[tuple[str, float | None, float]] = [
-        ("16K elements and more, over eager: geometric mean", _mean([r.over("torch") for r in large]), eager),
-        ("over torch.compile: geometric mean", _mean([r.over("compile") for r in large]), compiled),
+        ("16K elements and more, over eager: geometric mean", _mean([r.over("torch") for r in large]), 2.5),
+        ("over torch.compile: geometric mean", _mean([r.over("compile") for r in large]), 2.2),
         ("over the best of all: worst cell", _least([r.over(*r.others) for r in large]), 1 / NOISE),
-        ("limit, forward: median", _median([r.of_limit() for r in limit if not r.cell["backward"]]), forward),
-        ("limit, forward and backward: median", _median([r.of_limit() for r in limit if r.cell["backward"]]), both),
+        ("limit, forward: median", _median([r.of_limit() for r in limit if not r.cell["backward"]]), 0.85),
+        ("limit, forward and backward: median", _median([r.of_limit() for r in limit if r.cell["backward"]]), 0.8),
         ("limit: worst cell", _least([r.of_limit() for r in limit]), 0.6),
         ("below 16K elements, over eager: worst cell", _least([r.over("torch") for r in small]), 1 / NOISE),
         ("norms of weights, over eager: worst cell", _least([r.over("torch") for r in weights]), 1 / NOISE),
@@ -140,8 +137,7 @@ def summary(results: dict[str, Any]) -> str:
     every = [Row(cell) for cell in results["cells"]]
     rows = [r for r in every if r.cell["quiet"]]
     facts = results["machine"]
-    where = facts.get("gpu") or f"{facts['cpu']}, {facts['isa']}, {facts['threads']} threads"
-    machine = f"{where}, torch {facts['torch']}, {facts['date']}"
+    machine = f"{facts['cpu']}, {facts['isa']}, {facts['threads']} threads, torch {facts['torch']}, {facts['date']}"
     quiet = f"{len(rows)} of {len(every)} cells were measured while nothing else ran; only those count."
     explanation = (
         "The tables show how many times as fast normkit is as torch eager and torch.compile (geometric means), the "
@@ -150,7 +146,7 @@ def summary(results: dict[str, Any]) -> str:
         "table is by size, the second by method for cells with 16K elements or more:"
     )
     tables = _by("size", rows), _by("method", [r for r in rows if r.large])
-    return "\n\n".join((f"{machine}; {quiet}", _targets(rows, "gpu" in facts), explanation, *tables))
+    return "\n\n".join((f"{machine}; {quiet}", _targets(rows), explanation, *tables))
 
 
 def table(results: dict[str, Any]) -> str:
@@ -186,12 +182,18 @@ def main(
     from benchmarks.speed.pictures import roofline, speedups
 
     results = json.loads(path.read_text())
-    text = summary(results)
-    path.with_suffix(".md").write_text(f"{text}\n\n{table(results)}\n", encoding="utf-8")
+    if "gpu" in results["machine"]:
+        text, pictures = report.summary(results), (("the cells by group", report.bars),)
+        given: Any = results
+        path.with_suffix(".md").write_text(f"{text}\n", encoding="utf-8")
+    else:
+        text, pictures = summary(results), (("speed-up of every cell", speedups), ("bytes per second", roofline))
+        given = [Row(cell) for cell in results["cells"] if cell["quiet"]]
+        path.with_suffix(".md").write_text(f"{text}\n\n{table(results)}\n", encoding="utf-8")
     links = []
-    for name, draw in (("speed-up of every cell", speedups), ("bytes per second", roofline)):
+    for name, draw in pictures:
         target = path.with_name(f"{path.stem}-{draw.__name__}.svg")
-        draw([Row(cell) for cell in results["cells"] if cell["quiet"]], target)
+        draw(given, target)
         if docs is not None:
             links.append(f"![{name}]({os.path.relpath(target.resolve(), docs.resolve().parent)})")
     if docs is not None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
+import torch
 
 import contract
-from cases import CASES, DTYPES, Case, Oracle, layouts
+from cases import CASES, DTYPES, Case, Oracle, layouts, make_input
 from normkit.catalog import METHODS
 
+ON_GPU = (*sorted(Path(__file__).parent.rglob("test_triton*.py")), Path(__file__).with_name("cases.py"))
 FEW = ("batch_norm rows", "layer_norm", "instance_norm 3d with statistics", "Norm of groups")
 every = pytest.mark.parametrize("case", CASES, ids=str)
 same_shape = pytest.mark.parametrize("case", [case for case in CASES if case.elementwise], ids=str)
@@ -25,6 +30,21 @@ by_layout = pytest.mark.parametrize(
 
 def test_every_method_of_the_catalog_has_a_case():
     assert {method.name for method in METHODS} == {case.row for case in CASES}
+
+
+def test_inputs_follow_the_default_device():
+    with torch.device("meta"):
+        assert make_input(CASES[0]).is_meta
+    assert make_input(CASES[0]).is_cpu
+
+
+def test_a_generator_of_the_cpu_draws_on_the_cpu():
+    """In tests that set the GPU as default device."""
+    for path in ON_GPU:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call):
+                keywords = {keyword.arg for keyword in node.keywords}
+                assert "generator" not in keywords or "device" in keywords, f"{path.name}:{node.lineno} needs device="
 
 
 @by_dtype

@@ -24,7 +24,7 @@ ORDER: dict[str, list[str]] = {
     "normkit.catalog": ["row", "claims", "methods", "show"],
     "normkit.kernels": [
         *("dtypes", "context", "formula", "backend", "native", "fastpath", "triton", "devices", "layout", "batched"),
-        *("export", "operator", "quantized", "weight"),
+        *("export", "decomposed", "operator", "quantized", "weight"),
     ],
     "normkit.functional.call": ["checks", "fusions", "nested", "precision", "recompute", "running", "spec"],
     "normkit.functional.batch": ["norm", "update", "renorm", "ghost", "sync"],
@@ -50,9 +50,11 @@ ORDER: dict[str, list[str]] = {
         *("rule", "axes", "structure", "placement", "size", "state", "constants", "training", "usage"),
     ],
     "benchmarks": [
-        *("speed", "harm", "show", "run", "accuracy", "compiled", "converted", "extras", "recalibration"),
-        *("trials", "watching", "watch_picture", "audit_harm", "audit_pages"),
+        *("speed", "gpu", "harm", "show", "run", "accuracy", "compiled", "converted", "extras", "recalibration"),
+        *("trials", "watch", "audit_harm", "audit_pages"),
     ],
+    "benchmarks.gpu": ["cells", "clock", "layers", "models", "report", "run", "check"],
+    "benchmarks.watch": ["cost", "picture"],
     "benchmarks.speed": ["measure", "workloads", "peers", "contestants", "oracle", "pictures"],
     "benchmarks.harm": ["experiments", "later_rules"],
 }

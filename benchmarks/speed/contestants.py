@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 import normkit
 from benchmarks.speed.measure import Call
-from benchmarks.speed.peers import PEERS
+from benchmarks.speed.peers import Peer, installed
 from benchmarks.speed.workloads import Cell
 from normkit import functional, parametrize
 
@@ -39,8 +39,8 @@ class Contestant:
     def train(self) -> tuple[Tensor, ...]:
         return torch.autograd.grad(self.function(*self.inputs), self.leaves, self.dy)
 
-    def compiled(self) -> Contestant:
-        return Contestant(torch.compile(self.function, dynamic=False), self.inputs, self.leaves, self.dy)
+    def compiled(self, mode: str | None = None) -> Contestant:
+        return Contestant(torch.compile(self.function, dynamic=False, mode=mode), self.inputs, self.leaves, self.dy)
 
 
 class _LayerNorm2d(nn.LayerNorm):
@@ -153,8 +153,13 @@ def parameters(cell: Cell) -> tuple[Tensor, ...]:
     return tuple(torch.rand(cell.channels, dtype=dtype) for _ in range(2 if cell.row.center else 1))
 
 
-def contestants(cell: Cell, compiled: bool = True) -> tuple[dict[str, Contestant], dict[str, str]]:
-    """Those that run this cell, on the same tensors; and why the others do not."""
+def contestants(
+    cell: Cell, compiled: bool = True, autotuned: bool = False, peers: Mapping[str, Peer] | None = None
+) -> tuple[dict[str, Contestant], dict[str, str]]:
+    """Those that run this cell, on the same tensors; and why the others do not.
+
+    `peers` are by default, on a GPU, all that are installed.
+    """
     method = METHODS[cell.method]
     leaves = tuple(t.requires_grad_(cell.backward) for t in (cell.tensor(), *parameters(cell)))
     dy = cell.tensor()
@@ -172,9 +177,15 @@ def contestants(cell: Cell, compiled: bool = True) -> tuple[dict[str, Contestant
         own = tuple(t.detach().to_mkldnn().requires_grad_(cell.backward) for t in leaves[:1])
         return Contestant(method.function(F, cell), (*own, *leaves[1:]), (*own, *leaves[1:]), dy.to_mkldnn())
 
-    def peer(make: Callable[..., Callable[..., Tensor] | None]) -> Contestant | None:
-        function = make(cell, cell.eps, groups(cell.channels))
-        return None if function is None else Contestant(function, leaves, leaves, dy)
+    def peer(of_peer: Peer) -> Contestant | None:
+        if cell.backward and not of_peer.differentiable:
+            return None
+        function = of_peer.make(cell, cell.eps, groups(cell.channels))
+        if function is None:
+            return None
+        dtype = of_peer.parameters or (leaves[1].dtype if leaves[1:] else None)
+        own = (leaves[0], *(t.detach().to(dtype).requires_grad_(cell.backward) for t in leaves[1:]))
+        return Contestant(function, own, own, dy)
 
     entries: dict[str, Callable[[], Contestant | None]] = {
         "torch": lambda: of(nn, F),
@@ -182,12 +193,15 @@ def contestants(cell: Cell, compiled: bool = True) -> tuple[dict[str, Contestant
     }
     for name, other in method.others.items():
         entries[name] = lambda function=other: Contestant(function, leaves, leaves, dy)
-    if leaves[0].is_cuda:
-        entries |= {name: lambda of_peer=of_peer: peer(of_peer) for name, of_peer in PEERS.items()}
-    elif method.onednn and len(cell.shape) == 4 and cell.layout == "contiguous":
+    if peers is None:
+        peers = installed() if leaves[0].is_cuda else {}
+    entries |= {name: lambda of_peer=of_peer: peer(of_peer) for name, of_peer in peers.items()}
+    if not leaves[0].is_cuda and method.onednn and len(cell.shape) == 4 and cell.layout == "contiguous":
         entries["onednn"] = onednn
     if compiled:
         entries["compile"] = lambda: of(nn, F).compiled()
+    if autotuned:
+        entries["compile max-autotune"] = lambda: of(nn, F).compiled("max-autotune-no-cudagraphs")
     running, failed = {}, {}
     for name, make in entries.items():
         try:

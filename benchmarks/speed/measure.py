@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -33,16 +32,14 @@ def keep_memory() -> None:
 Medians = tuple[dict[str, float], dict[str, float]]
 
 
-def quiet(
-    calls: Mapping[str, Call], seconds: float, tries: int = 4, timer: Callable[..., Medians] | None = None
-) -> tuple[dict[str, float], bool]:
+def quiet(calls: Mapping[str, Call], seconds: float, tries: int = 4) -> tuple[dict[str, float], bool]:
     """`interleaved`, repeated after a pause while another process disturbs it; and whether it was quiet at the end.
 
     While another process runs, threads wait for each other for time slices of milliseconds, so all contestants take
     about the same time: then the median of even a plain copy is far from its minimum.
     """
     for attempt in range(tries):
-        medians, least = (timer or interleaved)(calls, seconds)
+        medians, least = interleaved(calls, seconds)
         if all(medians[name] < 2 * least[name] for name in medians):
             return medians, True
         time.sleep(min(seconds, 1) * 5 * (attempt + 1))
@@ -67,56 +64,6 @@ def interleaved(calls: Mapping[str, Call], seconds: float) -> Medians:
             times[name].append((time.perf_counter() - start) / many[name])
     medians = {name: statistics.median(values) * 1e3 for name, values in times.items()}
     return medians, {name: min(values) * 1e3 for name, values in times.items()}
-
-
-def on_gpu(calls: Mapping[str, Call], seconds: float) -> Medians:
-    """The same on a GPU, by its own clock, with its cache emptied before each call.
-
-    Emptying takes longer than enqueueing a call, so the GPU never waits for the CPU in between.
-    """
-    cache = torch.empty(1 << 28, dtype=torch.int8)
-    marks: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(marks[next(iter(marks))]) < 7:
-        for name, call in calls.items():
-            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            cache.zero_()
-            before.record()
-            call()
-            after.record()
-            marks[name].append((before, after))
-        torch.cuda.synchronize()
-    times = {name: [before.elapsed_time(after) for before, after in pairs] for name, pairs in marks.items()}
-    return {name: statistics.median(t) for name, t in times.items()}, {name: min(t) for name, t in times.items()}
-
-
-def queued(calls: Mapping[str, Call], seconds: float) -> Medians:
-    """The CPU time of a call whose GPU work is shorter: many calls in a row, until the last has ended."""
-
-    def row(call: Call) -> Call:
-        def run() -> None:
-            for _ in range(50):
-                call()
-            torch.cuda.synchronize()
-
-        return run
-
-    medians, least = interleaved({name: row(call) for name, call in calls.items()}, seconds)
-    return {name: t / 50 for name, t in medians.items()}, {name: t / 50 for name, t in least.items()}
-
-
-def gpu() -> dict[str, object]:
-    """The GPU of the measurement, and the versions of CUDA or ROCm and of Triton."""
-    properties = torch.cuda.get_device_properties(0)
-    return {
-        "gpu": properties.name,
-        "units": properties.multi_processor_count,
-        "memory": properties.total_memory,
-        "cuda": torch.version.cuda or torch.version.hip,
-        "triton": version("triton"),
-    }
 
 
 def machine() -> dict[str, object]:

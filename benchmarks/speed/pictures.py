@@ -64,7 +64,7 @@ def speedups(rows: Sequence[Row], target: Path) -> None:
             for label, edge, face in faces
         ]
         figure.legend(handles=keys, ncols=5, columnspacing=1.2, **LEGEND)
-        _save(figure, target, "normkit's speed-up, a dot for each cell")
+        save(figure, target, "normkit's speed-up, a dot for each cell")
 
 
 def roofline(rows: Sequence[Row], target: Path) -> None:
@@ -95,7 +95,7 @@ def roofline(rows: Sequence[Row], target: Path) -> None:
             axes.set_xlabel("size of one tensor")
         panels[0].set_ylabel("GB/s of the bytes that must move")
         figure.legend(*panels[0].get_legend_handles_labels(), ncols=4, columnspacing=1.2, **LEGEND)
-        _save(figure, target, "Bytes per second")
+        save(figure, target, "Bytes per second")
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -107,7 +107,7 @@ def _bytes(value: float, _: object) -> str:
     return f"{value / 1024**power:g} {('B', 'KB', 'MB', 'GB')[power]}"
 
 
-def _save(figure: Any, target: Path, title: str) -> None:
+def save(figure: Any, target: Path, title: str) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     figure.tight_layout(rect=(0, 0, 1, 0.99))
     figure.savefig(target, metadata={"Date": None})

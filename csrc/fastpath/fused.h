@@ -85,7 +85,7 @@ struct FusedBackward final : NormNode {
     const auto laid = [&](const Tensor& t) {
       return !t.defined() || t.strides() == x_.strides() ? t : like(x_).copy_(t);
     };
-    const Tensor std = fixed ? root_of(std_, eps) : std_;
+    const Tensor std = fixed && number < 0 ? root_of(std_, eps) : std_;  // a GPU's kernels take the root
     const Tensor g = laid(dy), more = laid(dsum);
     if (number >= 0) {
       Tensors3 grads;

@@ -59,7 +59,7 @@ struct NormalizeBackward final : NormNode {
   // False where Python has to take the call.
   bool run(const Tensor& given, const Tensor& x_, const Tensor& weight_, const Tensor& mean_, const Tensor& std_,
            const bool* want, variable_list& out) const {
-    const Tensor std = fixed ? root_of(std_, eps) : std_;
+    const Tensor std = fixed && number < 0 ? root_of(std_, eps) : std_;  // a GPU's kernels take the root
     const Tensor dy = given.strides() == x_.strides() ? given : like(x_).copy_(given);
     if (number >= 0) {
       Tensors3 grads;

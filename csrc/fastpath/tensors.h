@@ -77,10 +77,6 @@ Tensor in_arithmetic(const Tensor& t, const Tensor& x) {
 }
 
 Tensor root_of(const Tensor& var, double eps) {
-  if (on_gpu(var)) {  // as kernels/triton/launch.py
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    return at::sqrt(at::add(var, eps));
-  }
   const Tensor std = fresh(var, var.numel());
   const auto root = [&]<class T>(T) { roots(var.const_data_ptr<T>(), std.mutable_data_ptr<T>(), std.numel(), eps); };
   if (std.scalar_type() == at::kDouble) root(0.0);

@@ -1,4 +1,7 @@
-"""PyTorch's own samples of the norms: what its test suite calls `torch.nn.functional` and `torch.nn` with."""
+"""PyTorch's own samples of the norms: what its test suite calls `torch.nn.functional` and `torch.nn` with.
+
+They run on the CPU, and on a GPU by ``pytest -m gpu tests/functional``.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from torch.testing._internal.common_modules import module_db
 
 import normkit
 from normkit import functional
+from normkit.errors import ArgumentError
 
 OPERATORS = {
     op.name.removeprefix("nn.functional."): op
@@ -27,6 +31,10 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 4e-2, tor
 multiplies in half precision."""
 
 
+GPU = pytest.param("cuda", marks=(pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")))
+on_each_device = pytest.mark.parametrize("device", ["cpu", GPU])
+
+
 def copied(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
@@ -35,9 +43,9 @@ def close(ours: object, theirs: object, dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours, theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype], equal_nan=True)
 
 
-def samples(name: str, dtype: torch.dtype) -> Iterator[Any]:
+def samples(name: str, device: str, dtype: torch.dtype) -> Iterator[Any]:
     op = OPERATORS[name]
-    for sample in (*op.sample_inputs("cpu", dtype), *op.reference_inputs("cpu", dtype)):
+    for sample in (*op.sample_inputs(device, dtype), *op.reference_inputs(device, dtype)):
         yield sample
         yield sample.noncontiguous()
 
@@ -51,17 +59,21 @@ def test_the_norms_of_torch_are_all_here():
 
 # torch says that its own kernel is slow with parameters of another dtype, or that an operator is new.
 @pytest.mark.filterwarnings("ignore")
+@on_each_device
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", OPERATORS)
-def test_functional(name, dtype):
+def test_functional(name, dtype, device):
     """Values, gradients and updated statistics; a negative eps and empty batches are among them."""
-    for sample in samples(name, dtype):
+    negative = empty = 0
+    for sample in samples(name, device, dtype):
+        negative += sample.kwargs.get("eps", 0) < 0
+        empty += not sample.input.numel()
         results = []
         for function in (getattr(functional, name), getattr(nn.functional, name)):
             x = sample.input.detach().requires_grad_()
             args, kwargs = [copied(a) for a in sample.args], {key: copied(a) for key, a in sample.kwargs.items()}
             y = function(x, *args, **kwargs)
-            dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y.dtype)
+            dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
             (dx,) = torch.autograd.grad(y, x, dy)
             results.append((y, dx, [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]))
         (y, dx, tensors), (z, dz, others) = results
@@ -69,27 +81,39 @@ def test_functional(name, dtype):
         assert y.shape == z.shape
         close(y, z, dtype)
         close(tensors, others, dtype)
-        largest = dz.abs().max().clamp(min=1) if dz.numel() else torch.ones(())
+        largest = dz.abs().max().clamp(min=1) if dz.numel() else 1
         close(dx / largest, dz / largest, dtype)
+    assert bool(negative) == (name in ("group_norm", "layer_norm", "rms_norm"))
+    assert bool(empty) == (name != "instance_norm")
+
+
+@pytest.mark.parametrize("name", ["GroupNorm", "LayerNorm", "RMSNorm"])
+def test_a_layer_refuses_the_negative_eps_that_its_function_takes(name):
+    """A layer is made once and called often, so a number that gives NaN on some batches is refused there."""
+    sizes = (2, 4) if name == "GroupNorm" else (4,)
+    with pytest.raises(ArgumentError, match=f"eps of {name} must not be negative, got -0.5: use"):
+        getattr(normkit, name)(*sizes, eps=-0.5)
 
 
 @pytest.mark.filterwarnings("ignore")
+@on_each_device
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 @pytest.mark.parametrize("name", MODULES)
-def test_modules(name, dtype, training):
+def test_modules(name, dtype, training, device):
     """Two calls, and all state after them; a batch of no samples is among the inputs."""
     info = MODULES[name]
-    for sample in info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=True, training=training):
+    for sample in info.module_inputs_func(info, device=device, dtype=dtype, requires_grad=True, training=training):
         made, given = sample.constructor_input, sample.forward_input
-        where = {} if name == "LocalResponseNorm" else {"dtype": dtype}
+        where = {} if name == "LocalResponseNorm" else {"device": device, "dtype": dtype}
         ours, theirs = (kind(*made.args, **made.kwargs, **where) for kind in (getattr(normkit, name), info.module_cls))
         ours.train(training), theirs.train(training)
         for _ in range(2):
-            twin = copy.deepcopy(given)
+            twin, before = copy.deepcopy(given), copy.deepcopy(theirs.state_dict())
             try:
                 z = theirs(*given.args, **given.kwargs)
-            except RuntimeError:  # a dtype that torch has no kernel for
+            except RuntimeError:  # a dtype that torch has no kernel for; a batch norm has counted the batch by then
+                theirs.load_state_dict(before)
                 continue
             close(ours(*twin.args, **twin.kwargs), z, dtype)
         assert list(ours.state_dict()) == list(theirs.state_dict())

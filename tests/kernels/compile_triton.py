@@ -1,13 +1,20 @@
 """Compiles the kernels that calls would launch, for any GPU: ``python compile_triton.py cuda:90 hip:gfx942``.
 
-Prints one line for each: kernel, target, warps, and how many of its loads and stores take four words at a time.
+Prints one line for each form: kernel, target, warps, how many of its loads and stores take four words at a time, how
+many there are, how often a loop rearranges a tile among its threads, registers and bytes of stack of a thread (-1 where
+that is not known), and how many numbers a kernel with tensors of float64 takes as float32. Ends with an error if
+floating-point instructions depend on whether a call keeps its moments.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import subprocess
 import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +30,8 @@ from normkit.pattern import parse
 
 TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8"}
 TYPES |= {torch.float8_e4m3fn: "fp8e4nv"}
+FLOATING = re.compile(r"\b(?:fma|mul|add|sub|div|sqrt|rcp)\.[a-z.]*f(?:32|64)")
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
 def source(kernel: Any, pointers: tuple[Any, ...], rest: tuple[Any, ...]) -> ASTSource:
@@ -39,7 +48,7 @@ def source(kernel: Any, pointers: tuple[Any, ...], rest: tuple[Any, ...]) -> AST
             # For members of a tuple Triton knows no exception.
             return type(value)(*(kind(member, (*path, place), False, True) for place, member in enumerate(value)))
         if isinstance(value, float):
-            return "fp32"
+            return kernel.params[path[0]].annotation_type or "fp32"
         number = isinstance(value, int)
         if not number or (special and value % 16 == 0):
             hints[path] = [["tt.divisibility", 16]]
@@ -52,32 +61,77 @@ def source(kernel: Any, pointers: tuple[Any, ...], rest: tuple[Any, ...]) -> AST
     return ASTSource(kernel, signature, constants, hints)
 
 
-def main(targets: list[GPUTarget]) -> None:
-    seen = set()
+def rearranged(text: str) -> int:
+    """How often a loop of the GPU's intermediate code changes the layout of a matrix."""
+    count, loops = 0, []
+    for line in text.splitlines():
+        depth = len(line) - len(line.lstrip())
+        if line.strip() and not line.startswith("#"):
+            loops = [loop for loop in loops if loop < depth]
+        if "scf.for" in line:
+            loops.append(depth)
+        elif loops and re.search(r"convert_layout.*tensor<\d*[02-9]\d*x\d*[02-9]", line):
+            count += 1
+    return count
 
-    def compiled(kernel: Any, grid: tuple[int, ...], warps: int, pointers: tuple[Any, ...], *rest: Any) -> None:
+
+def resources(machine_code: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack of a thread."""
+    if not CUOBJDUMP.exists():
+        return -1, -1
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(machine_code)
+        file.flush()
+        done = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=False)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout + done.stderr)
+    return (int(found[1]), int(found[2])) if found else (-1, -1)
+
+
+class Compiler:
+    """In place of `launch`: compiles each form once, and counts the floating-point instructions of a call."""
+
+    def __init__(self, targets: list[GPUTarget]) -> None:
+        self.targets = targets
+        self.seen: dict[Any, Counter[str]] = {}
+        self.instructions: list[Counter[str]] = []
+
+    def __call__(self, kernel: Any, grid: tuple[int, ...], warps: int, pointers: tuple[Any, ...], *rest: Any) -> None:
         form = source(kernel, pointers, rest)
         key = (kernel.__name__, str(form.signature), str(form.constants), str(form.attrs), warps)
-        if key in seen:
-            return
-        seen.add(key)
-        for target in targets:
-            options = {"num_warps": warps, "enable_fp_fusion": True}
-            made = triton.compile(form, target=target, options=options)
-            text = made.asm.get("ptx", "")
-            wide = len(re.findall(r"\.v4\.b32|\.v2\.b64", text)), len(re.findall(r"(?:ld|st)\.global", text))
-            print(kernel.__name__, target.backend, warps, *wide)
+        if key not in self.seen:
+            wide = any(isinstance(p, torch.Tensor) and p.dtype is torch.float64 for p in pointers)
+            self.seen[key] = Counter()
+            for target in self.targets:
+                self.seen[key] += self.compiled(form, target, kernel.__name__, warps, wide)
+        self.instructions.append(self.seen[key])
 
-    launch.launch = compiled
-    device.programs = lambda _: 528
+    def compiled(self, form: ASTSource, target: GPUTarget, name: str, warps: int, wide: bool) -> Counter[str]:
+        made = triton.compile(form, target=target, options={"num_warps": warps, "enable_fp_fusion": True})
+        text = made.asm.get("ptx", "")
+        words, all_of_them = re.findall(r"\.v4\.b32|\.v2\.b64", text), re.findall(r"(?:ld|st)\.global", text)
+        used = resources(made.asm["cubin"]) if "cubin" in made.asm else (-1, -1)
+        narrow = text.count(".param .f32") if wide else 0
+        moved = rearranged(made.asm["ttgir"])
+        print(name, target.backend, warps, len(words), len(all_of_them), moved, *used, narrow, flush=True)
+        return Counter(FLOATING.findall(text))
+
+
+def main(targets: list[GPUTarget]) -> None:
+    compiler = Compiler(targets)
+    launch.launch = compiler
+    device.multiprocessors = lambda _: 132
     kernels = devices.triton_kernels()
     devices.kernels_on = lambda device: kernels
-    for pattern in ("[b] c [...]", "b (g=8 [c]) [...]", "b [c] ...", "b [c ...]", "[b] (g [c=2]) [...]"):
+    for pattern in ("[b] c [...]", "b (g=8 [c]) [...]", "b [c] ..."):
         for layout in (torch.contiguous_format, torch.channels_last):
-            calls(pattern, (8, 16, 56, 56), layout, torch.float32, with_mask="g=" in pattern)
-    calls("... [c]", (4096, 768), torch.contiguous_format, torch.bfloat16)
-    calls("... [c]", (64, 20000), torch.contiguous_format, torch.float64)
-    calls("b c [...]", (2, 2, 400, 400), torch.contiguous_format, torch.float16)
+            calls(compiler, pattern, (8, 16, 56, 56), layout, torch.float32, with_mask="g=" in pattern)
+    calls(compiler, "[b] (g [c=2]) [...]", (8, 16, 56, 56), torch.contiguous_format, torch.float32)
+    calls(compiler, "[b] c [...]", (128, 512, 14, 14), torch.contiguous_format, torch.bfloat16)
+    calls(compiler, "b [c] ...", (64, 256, 56, 56), torch.contiguous_format, torch.bfloat16)
+    calls(compiler, "... [c]", (4096, 768), torch.contiguous_format, torch.bfloat16)
+    calls(compiler, "... [c]", (64, 40000), torch.contiguous_format, torch.bfloat16, center=False)
+    calls(compiler, "... [c]", (64, 20000), torch.contiguous_format, torch.float64)
+    calls(compiler, "b c [...]", (2, 2, 400, 400), torch.contiguous_format, torch.float16)
     sizes = ((64, 64, 3, 3), 0), ((600, 600), None), ((4, 50000), 0), ((700, 5, 3, 3), 1), ((6000, 5, 3, 3), 1)
     for shape, dim in sizes:
         v = torch.empty(shape)
@@ -86,24 +140,36 @@ def main(targets: list[GPUTarget]) -> None:
         weight.weight_norm_backward(v, v, g, length, dim)
     rows = torch.empty(4096, 1024, dtype=torch.bfloat16)
     launch.quantize(Arguments(rows, rows[0], rows[0], "... [c]", 1e-5, True), None, torch.float8_e4m3fn)
-    launch.move_running(*(torch.empty(64) for _ in range(4)), 8, 0.1)
+    for dtype in (torch.float32, torch.float64):
+        launch.move_running(*(torch.empty(64, dtype=dtype) for _ in range(4)), 8, 0.1)
 
 
 def calls(
-    pattern: str, shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype, with_mask: bool = False
+    compiler: Compiler,
+    pattern: str,
+    shape: tuple[int, ...],
+    layout: torch.memory_format,
+    dtype: torch.dtype,
+    with_mask: bool = False,
+    center: bool = True,
 ) -> None:
-    x = torch.empty(shape, dtype=dtype).contiguous(memory_format=layout)
+    x = torch.empty(shape, dtype=dtype)
+    x = x.contiguous(memory_format=layout) if len(shape) == 4 else x
     features = math.prod(level.size for level in parse(pattern).levels(shape) if level.feature)
     w = torch.empty(features, dtype=torch.float64 if dtype is torch.float64 else torch.float32)
-    a = Arguments(x, w, w, pattern, 1e-5, True)
+    a = Arguments(x, w, w if center else None, pattern, 1e-5, center)
+    compiler.instructions.clear()
     _, _, mean, std = operator.norm(a)
-    want = Want(True, True, True)
-    operator.norm_backward(x, a._replace(mean=mean, var=std), False, want)
+    kept = [*compiler.instructions]
+    compiler.instructions.clear()
+    operator.norm(a, moments=False)
+    assert compiler.instructions == kept, f"{pattern} {shape} {dtype}: moments that are kept change the arithmetic"
+    operator.norm_backward(x, a._replace(mean=mean, var=std), False, Want(True, True, center))
     if with_mask:
         mask = torch.ones(shape[0], 1, *shape[2:], dtype=torch.bool)
         a = a._replace(residual=x, mask=mask, activation="gelu")
         out = operator.norm(a)
-        operator.norm_backward(x, a._replace(x=out.sum, mean=out.mean, var=out.std), False, want)
+        operator.norm_backward(x, a._replace(x=out.sum, mean=out.mean, var=out.std), False, Want(True, True, True))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import subprocess
 import sys
@@ -14,44 +13,37 @@ import torch
 from interpreted import (
     LAYOUTS,
     PATTERNS,
-    SHAPES,
     by_triton,  # noqa: F401
     check,
     last_schedule,
     marks,
 )
-from torch import Tensor
-
-from normkit.kernels.layout import forget_plans, plan_of
+from normkit.kernels.layout import forget_plans
 from normkit.kernels.triton import device, launch
-from normkit.kernels.triton.arguments import Along, Axes, Walk
+from normkit.kernels.triton.arguments import Axes
 from normkit.kernels.triton.schedule import Schedule, schedule
 
 pytestmark = marks
 
 
-def test_the_shapes_of_the_tests_cover_every_walk_and_way_to_add_up():
-    seen = set()
-    for pattern, shape, layout in itertools.product(PATTERNS.values(), SHAPES, LAYOUTS):
-        x = torch.empty(shape).contiguous(memory_format=layout)
-        s = schedule(*_numbers(pattern, x))
-        seen |= {(s.walk, s.along), s.features, ("columns", s.tile.columns > 1)}
-    assert {walk for walk, _ in filter(lambda one: isinstance(one, tuple), seen)} >= set(Walk) - {Walk.GIVEN}
-    assert seen >= {(walk, Along.CELL) for walk in (Walk.WHOLE, Walk.TWICE, Walk.PARTS)}
-    assert seen >= {(walk, Along.R0) for walk in (Walk.WHOLE, Walk.TWICE)}
-    assert seen >= {(walk, Along.R1) for walk in (Walk.WHOLE, Walk.TWICE)}
-    assert seen >= {Along.OFFSET, ("columns", True)}
-
-
-def _numbers(pattern: str, x: Tensor) -> tuple[tuple[int, int, int, int], int, int]:
-    plan = plan_of(pattern, x.shape, x.stride())
-    return plan.view, plan.period, plan.inner
-
-
 def test_schedules_say_what_they_do():
     s: Schedule = schedule((1, 32, 64, 12544), 64, 12544)
-    assert str(s) == "region 32 x 12544, tile 1 x 1 x 2048, cut into 11 x 1, 4 warps"
-    assert str(schedule((8192, 1, 1, 768), 768, 1)) == "region 1 x 768, tile 1 x 1 x 1024, read once, 2 warps"
+    assert str(s) == "region 32 x 12544, cut into 4 x 5, tile 1 x 8 x 256; normalized in tiles of 1 x 2 x 2048"
+    assert str(schedule((8192, 1, 1, 768), 768, 1)) == "region 1 x 768, read once, tile 4 x 1 x 1024, 4 warps"
+    assert str(schedule((2048, 1, 1, 25088), 256, 3136)) == "region 8 x 3136, walked twice, tile 1 x 1 x 2048, 8 warps"
+
+
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+def test_tiles_do_not_depend_on_the_number_of_regions(itemsize):
+    """So the bits of a sample's output do not depend on its batch."""
+    rows = [(n, 1, 1, size) for size in (49, 768, 30000, 100000) for n in (1, 7, 4096)]
+    images = [(n, 3136, 32, 8) for n in (1, 64)] + [(n, 256, 3136, 1) for n in (1, 64)]
+    found: dict[tuple[int, ...], set[object]] = {}
+    for view in rows + images:
+        s = schedule(view, 256, 1, itemsize)
+        passes = [p and (p.tile._replace(wide=False), p.parts, p.warps) for p in (s.forward, s.backward, s.parts, s.sums)]
+        found.setdefault(view[1:], set()).add(tuple(passes))
+    assert {len(tiles) for tiles in found.values()} == {1}
 
 
 @pytest.mark.parametrize("target", ["cuda:90", pytest.param("hip:gfx942", marks=pytest.mark.slow)])
@@ -68,14 +60,23 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path, target):
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line.split() for line in done.stdout.splitlines()]
     assert {name for name, *_ in lines} == {
-        "feature_sums", "input_gradient", "normalize", "part_along", "part_lengths", "part_moments", "part_sums",
-        "quantize", "update_running", "weight_norm", "weight_norm_backward",
+        "add_up", "feature_sums", "merge_along", "merge_lengths", "merge_moments", "merge_sums", "normalize",
+        "part_along", "part_gradient", "part_lengths", "part_moments", "part_sums", "quantize", "region_gradient",
+        "update_running", "weight_norm", "weight_norm_backward",
     }  # fmt: skip
     if target == "cuda:90":
-        # Memory is read and written in words of 16 bytes: a kernel's first form is that of fp32, side by side.
-        first = {name: int(wide) for name, _, _, wide, _ in reversed(lines)}
-        assert first["normalize"] >= 8
-        assert first["input_gradient"] >= 8
+        numbers = [(name, *map(int, rest)) for name, _, *rest in lines]
+        # Memory is read and written in words of 16 bytes: a kernel's first forms are those of large images and rows.
+        wide: dict[str, int] = {}
+        for name, _, words, *_ in numbers:
+            wide.setdefault(name, words)
+        assert all(wide[name] >= 4 for name in ("normalize", "part_moments", "part_sums", "part_gradient"))
+        assert wide["region_gradient"] >= 12
+        # Lanes are lanes: no loop moves a tile from thread to thread, but for masks, whose bytes lie in another way.
+        assert sum(moved > 0 for _, _, _, _, moved, *_ in numbers) <= 4
+        assert all(stack <= 64 for *_, stack, _ in numbers)
+        # A number passed as float32 is wrong by 1e-8, which float64 statistics show; so a momentum comes in two pieces.
+        assert {name: narrow for name, *_, narrow in numbers if narrow} == {"update_running": 2}
 
 
 def test_tuned_schedules_are_measured_once_and_right(monkeypatch, tmp_path):
@@ -89,16 +90,15 @@ def test_tuned_schedules_are_measured_once_and_right(monkeypatch, tmp_path):
         return -len(tried)  # the last of them is the best
 
     monkeypatch.setattr(launch, "_bench", bench)
-    for pattern, shape in (("batch", (4, 2, 60, 70)), ("rows", (6, 8, 5, 7))):
+    for pattern, shape in (("batch", (2, 1, 150, 150)), ("rows", (2, 3, 5, 7))):
         check(PATTERNS[pattern], shape, LAYOUTS[0], torch.float32, affine=True)
-    chunks = {s.tile.r0 * s.tile.r1 for s in tried}
-    assert len(tried) > 4
-    assert len({s.warps for s in tried}) > 2
-    assert len(chunks) > 2
+    assert len(tried) == 18
+    assert len({s.apply.warps for s in tried}) > 2
+    assert len({s.apply.tile.r1 for s in tried}) > 2
     used = last_schedule()
     count = len(tried)
     forget_plans()
-    check(PATTERNS["rows"], (6, 8, 5, 7), LAYOUTS[0], torch.float32, affine=True)
+    check(PATTERNS["rows"], (2, 3, 5, 7), LAYOUTS[0], torch.float32, affine=True)
     assert len(tried) == count
     assert last_schedule() == used
 
@@ -127,7 +127,7 @@ def test_compiled_forms_are_kept_for_the_same_numbers_and_dtypes(monkeypatch):
     monkeypatch.setattr(device, "_forms", {})
     monkeypatch.setattr(device, "MOST_FORMS", 3)
     kernel, x = Kernel(), torch.zeros(64)
-    axes = Axes(1, 2, 3, 4, 5, 6, 7, 8)
+    axes = Axes(1, 2, 3, 4, 5, 6, 7, 8, 9)
 
     def asked(*arguments) -> bool:
         """Whether Triton has to choose a form."""

@@ -23,7 +23,6 @@ struct GpuBackward {
     if (!is_current(x) || !are_aligned({&dy, &x, &weight, &bias, &mean, &std, &dsum}) ||
         !is_readable(weight, x, length) || !is_readable(bias, x, false))
       return false;
-    if (fixed) eps = 0;
     const Key key = key_of(plan, eps, x, weight_dtype, bias_dtype, activation,
                            {true, center, dsum.defined(), fixed, want[0], want[1], want[2], length, weight.defined(),
                             bias.defined()});

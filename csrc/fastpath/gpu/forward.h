@@ -19,13 +19,13 @@ bool is_readable(const Tensor& t, const Tensor& x, bool exactly) {
 }
 
 // False where Python has given up the plan meanwhile.
-bool learn(const Call& c, const Statistics& s, const Tensor& given, bool moments, const Key& key, Outputs& out) {
+bool learn(const Call& c, const Statistics& s, bool moments, const Key& key, Outputs& out) {
   const at::NoGradGuard guard;
   const Tensor none;
   const pybind11::object answer = ask_python(
       LEARNT_IN, "norm",
       pybind11::make_tuple(c.number, wrapped(c.x), wrapped(c.weight), wrapped(c.bias),
-                           wrapped(s.given ? s.mean : none), wrapped(given), wrapped(c.extras.residual),
+                           wrapped(s.given ? s.mean : none), wrapped(s.given ? s.var : none), wrapped(c.extras.residual),
                            wrapped(s.updated ? s.mean : none), wrapped(s.updated ? s.var : none), s.momentum,
                            c.view.count(), key.eps, c.center, int(c.extras.activation), moments, c.length));
   if (answer.is_none()) return false;
@@ -44,14 +44,13 @@ bool run_on_gpu(const Call& c, const Statistics& s, bool moments, Outputs& out) 
       (s.updated && (s.mean.scalar_type() != at::kFloat || s.mean.numel() != c.view.period)))
     return false;
   const bool computed = moments && !s.given;
-  const Key key = key_of(c.number, s.given ? 0 : c.eps, c.x, dtype_of(c.weight), dtype_of(c.bias),
+  const Key key = key_of(c.number, c.eps, c.x, dtype_of(c.weight), dtype_of(c.bias),
                          int(c.extras.activation),
                          {false, c.center, residual.defined(), s.given, computed, s.updated, c.length});
   const auto known = recipes.find(key);
   if (known && !*known) return false;
-  const Tensor given = s.given ? root_of(s.var, c.eps) : Tensor();
   if (!known) {
-    if (!learn(c, s, given, computed, key, out)) return false;
+    if (!learn(c, s, computed, key, out)) return false;
   } else {
     out.y = like(c.x);
     if (residual.defined()) out.sum = like(c.x);
@@ -62,7 +61,7 @@ bool run_on_gpu(const Call& c, const Statistics& s, bool moments, Outputs& out) 
     Pointers p;
     p.set(Slot::x, c.x), p.set(Slot::weight, c.weight), p.set(Slot::bias, c.bias), p.set(Slot::residual, residual);
     p.set(Slot::y, out.y), p.set(Slot::sum, out.sum);
-    p.set(Slot::mean, s.given ? s.mean : out.mean), p.set(Slot::std, s.given ? given : out.std);
+    p.set(Slot::mean, s.given ? s.mean : out.mean), p.set(Slot::std, s.given ? s.var : out.std);
     if (s.updated) p.set(Slot::running_mean, s.mean), p.set(Slot::running_var, s.var);
     carry_out("normkit::norm", **known, p, c.x, s.momentum);
   }

@@ -33,6 +33,9 @@ class Want(NamedTuple):
 class Kernels(Protocol):
     """The kernels of one kind of device."""
 
+    reads_half: bool
+    """Whether weight and bias may have less precision than the arithmetic dtype."""
+
     def plan(self, k0: int, r0: int, k1: int, r1: int, period: int, inner: int, columns: int, /) -> int:
         """Make a plan known, and return the number that calls name it by."""
 
@@ -45,15 +48,23 @@ class Kernels(Protocol):
         """y, the sum with a residual, and mean and standard deviation if `moments` asks for them and none are given.
 
         `std`, `eps` and `mask` replace those in `a`, whose tensors are laid out by the plan, in the arithmetic dtype.
+        `std` is what `given` has made of a given variance.
         """
 
     def norm_backward(
         self, dy: Tensor, a: Arguments, plan: int, std: Tensor, eps: float, mask: Mask | None, fixed: bool, want: Want
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of x, with `a.residual` added, of weight and bias; with `fixed` the moments were given."""
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients of x, with `a.residual` added, of weight and bias; those that are not wanted may be left out.
 
-    def root(self, var: Tensor, eps: float, /) -> Tensor:
-        """``sqrt(var + eps)``."""
+        `std` is the deviation, or with `fixed` what `given` has made of a given variance.
+        """
+
+    def given(self, var: Tensor, eps: float, /) -> tuple[Tensor, float]:
+        """A given variance as the kernels take it, and the eps that they still add to it.
+
+        A stored variance may be slightly negative, so eps is added before the root is taken. That is the kernels' task,
+        because torch's root may differ from theirs in the last bit, in eager mode or in a compiled graph.
+        """
 
     def move_running(
         self, running_mean: Tensor, running_var: Tensor, mean: Tensor, std: Tensor, count: int, momentum: float, /

@@ -15,6 +15,11 @@ GPUS = ("cuda", "xpu")
 """What torch calls the devices that Triton compiles for; AMD's are "cuda", too."""
 
 
+def is_on_gpu(x: Tensor) -> bool:
+    """Whether a tensor is on a device that Triton compiles for."""
+    return x.device.type in GPUS
+
+
 def kernels_for(x: Tensor) -> Kernels | None:
     """Kernels for a tensor; None leaves it to plain torch."""
     return kernels_on("cpu" if x.is_cpu else x.device.type) if x.numel() else None

@@ -162,7 +162,7 @@ class Layout:
             return None
         if not self.plan.features_in_order:
             t = _reorder(t, self.plan.sizes, self.plan.features, to_memory=True)
-        return t.to(self.stat).contiguous()
+        return (t if _is_read(t, self.like) else t.to(self.stat)).contiguous()
 
     def parameter_back(self, t: Tensor) -> Tensor:
         if self.plan.features_in_order or t.numel() == 0:
@@ -204,9 +204,15 @@ def is_ready(x: Tensor, *parameters: Tensor | None) -> bool:
     """Whether parameters can go to the kernel as they are."""
     dtype = arithmetic_dtype(x.dtype)
     for t in parameters:  # noqa: SIM110  (all() takes twice the time)
-        if t is not None and not (t.dtype is dtype and t.is_contiguous()):
+        if t is not None and not (t.is_contiguous() and (t.dtype is dtype or _is_read(t, x))):
             return False
     return True
+
+
+def _is_read(t: Tensor, x: Tensor) -> bool:
+    """Whether the kernels for x read a parameter in its own dtype, which is not the arithmetic one."""
+    kernels = devices.kernels_for(x)
+    return kernels is not None and kernels.reads_half and t.element_size() < arithmetic_dtype(x.dtype).itemsize
 
 
 def dense_like(x: Tensor, y: Tensor) -> Tensor:

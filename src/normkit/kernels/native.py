@@ -20,6 +20,8 @@ _FOLDER = Path(__file__).resolve().parent.parent
 class CompiledKernels:
     """The operators of csrc/ops.cpp as `Kernels`. A call that only normalizes has operators of few arguments."""
 
+    reads_half = False
+
     def __init__(self, operators: Any) -> None:
         self.plan = operators.plan.default
         self.forget = operators.forget.default
@@ -49,6 +51,9 @@ class CompiledKernels:
             return self.infer(x, weight, bias, plan, eps, center), None, None, None
         y, own_mean, own_std = self.normalize(x, weight, bias, plan, eps, center)
         return y, None, own_mean, own_std
+
+    def given(self, var: Tensor, eps: float, /) -> tuple[Tensor, float]:
+        return self.root(var, eps), 0.0
 
     def norm_backward(
         self, dy: Tensor, a: Arguments, plan: int, std: Tensor, eps: float, mask: Mask | None, fixed: bool, want: Want

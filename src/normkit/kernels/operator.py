@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 
-from normkit.kernels import batched, context, export, formula
-from normkit.kernels.backend import Want
+from normkit.kernels import batched, context, decomposed, devices, export, formula
+from normkit.kernels.backend import Kernels, Want
 from normkit.kernels.devices import kernels_for
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import ACTIVATIONS, Arguments, Result, vjp
@@ -48,7 +49,7 @@ def norm(a: Arguments, moments: bool = True) -> Result:
     if kernels is None:
         out = formula.norm(a)
         return out._replace(y=dense_like(a.x, out.y), sum=None if out.sum is None else dense_like(a.x, out.sum))
-    given, eps = (None, a.eps) if a.var is None else (root(a.var, a.eps, a.x), 0.0)
+    given, eps = (None, a.eps) if a.var is None else _given(kernels, a.var, a)
     plan = ready_plan(a, given)
     if plan >= 0:
         return Result(*kernels.norm(a, plan, given, eps, None, moments))
@@ -67,7 +68,7 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool, want: Want) -> Gradient
         grads = formula.norm_backward(dy, a, fixed)
         return _wanted((dense_like(a.x, grads[0]), *grads[1:]), want)
     assert a.var is not None
-    std, eps = (root(a.var, a.eps, a.x), 0.0) if fixed else (a.var, a.eps)
+    std, eps = _given(kernels, a.var, a) if fixed else (a.var, a.eps)
     plan = ready_plan(a, std, dy)
     if plan >= 0:
         return _wanted(kernels.norm_backward(dy, a, plan, std, eps, None, fixed, want), want)
@@ -78,21 +79,16 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool, want: Want) -> Gradient
     return None if dx is None else layout.out(dx), dweight, dbias
 
 
-def _wanted(grads: Sequence[Tensor], want: Want) -> Gradients:
+def _wanted(grads: Sequence[Tensor | None], want: Want) -> Gradients:
     dx, dweight, dbias = grads
     return dx if want.x else None, dweight if want.weight else None, dbias if want.bias else None
 
 
-def root(var: Tensor, eps: float, x: Tensor) -> Tensor:
-    """``sqrt(var + eps)`` in the arithmetic of x. eps first, for a stored variance may be slightly negative.
-
-    Inside of the operators, so that eager, traced and compiled calls take the same root: torch's own may differ from
-    the processor's in the last bit.
-    """
-    dtype = arithmetic_dtype(x.dtype)
-    var = var.to(torch.promote_types(var.dtype, dtype))
-    kernels = kernels_for(var)
-    return ((var + eps).sqrt() if kernels is None else kernels.root(var.contiguous(), eps)).to(dtype)
+def _given(kernels: Kernels, var: Tensor, a: Arguments) -> tuple[Tensor, float]:
+    """A given variance as the kernels take it, and the eps that they still add."""
+    dtype = arithmetic_dtype(a.x.dtype)
+    taken, eps = kernels.given(var.to(torch.promote_types(var.dtype, dtype)).contiguous(), a.eps)
+    return taken.to(dtype), eps
 
 
 def is_first_pass(device: torch.device) -> Tensor:
@@ -265,6 +261,32 @@ def implement(
 _differentiable_norm = implement("norm", _norm_of_all, _context, _backward)
 implement("norm_backward", _norm_backward_of_all, _backward_context, _backward_backward)
 torch.library.register_vmap("normkit::norm", batched.norm, lib=library)
+
+
+def decompose(name: str, plain: Callable[..., Any]) -> None:
+    """Let ``torch.compile`` take an operator apart on a GPU, where Inductor fuses plain operations with others.
+
+    AOTAutograd traces a graph in functional mode, below the gradient that `implement` has registered; so forward and
+    backward operator are taken apart each for itself, and the graph saves the same tensors. An exported program keeps
+    the operators.
+    """
+
+    def rule(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not devices.is_on_gpu(args[0]) or torch.compiler.is_exporting():
+            return mode.__torch_dispatch__(op, types, args, kwargs)
+        with mode:
+            return plain(*args, **kwargs)
+
+    torch.library.register_torch_dispatch(f"normkit::{name}", FunctionalTensorMode, rule, lib=library)
+
+
+def _decomposed_backward(dy: Tensor, *args: Any) -> Gradients:
+    a, fixed, want = _split(args)
+    return _wanted(decomposed.norm_backward(dy, a, fixed), want)
+
+
+decompose("norm", lambda *args: tuple(decomposed.norm(Arguments(*args))))
+decompose("norm_backward", _decomposed_backward)
 
 
 # Entry points -------------------------------------------------------------------------------------------------

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normkit.kernels import context, fastpath
+from normkit.kernels import context, decomposed, fastpath
 from normkit.kernels.batched import stacked
 from normkit.kernels.devices import kernels_for
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import vjp
 from normkit.kernels.layout import dense_like, direct_plan, is_ready
-from normkit.kernels.operator import implement, library
+from normkit.kernels.operator import decompose, implement, library
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 library.define("weight_norm(Tensor v, Tensor g, int? dim) -> (Tensor w, Tensor length)", tags=_TAGS)
@@ -152,6 +152,8 @@ def _backward_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | Non
 
 _differentiable = implement("weight_norm", weight_norm, _context, _backward)
 implement("weight_norm_backward", weight_norm_backward, _backward_context, _backward_backward)
+decompose("weight_norm", decomposed.weight_norm)
+decompose("weight_norm_backward", decomposed.weight_norm_backward)
 
 
 def _mapped(

@@ -16,6 +16,7 @@ from torch.compiler import is_compiling
 
 from normkit.errors import StateError
 from normkit.kernels.context import has_saving_hooks, is_in_backward
+from normkit.kernels.devices import is_on_gpu
 
 CALLS = 512
 """How many calls for one number of channels are remembered: layers times batches between a forward and its backward."""
@@ -31,11 +32,25 @@ def is_recomputing() -> bool:
 
 
 def count(counter: Tensor) -> None:
-    """Add a batch to a counter, unless it is computed again; a graph asks that each time that it runs."""
-    if is_compiling():
+    """Add a batch to a counter, unless it is computed again."""
+    if is_compiling() and must_ask(counter):
         counter.add_(torch.ops.normkit.is_first_pass.default(counter.device))
-    elif not is_in_backward():
+    elif is_compiling() or not is_in_backward():
         counter.add_(1)
+
+
+def must_ask(state: Tensor) -> bool:
+    """Whether a graph that updates this must ask, each time that it runs, if it is run again by a checkpoint.
+
+    On a GPU it asks only if it was traced where a checkpoint may be: the operator is in the way of CUDA graphs, and its
+    launch takes longer than the update.
+    """
+    return not is_on_gpu(state) or _is_checkpointed()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_checkpointed() -> bool:
+    return is_in_backward() or has_saving_hooks()
 
 
 def _may_be_recomputed() -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from normkit.errors import StateError
+from normkit.functional.call.recompute import must_ask
 from normkit.kernels import fastpath
 from normkit.kernels.context import is_exported, is_transformed, is_watched
 from normkit.kernels.devices import kernels_for
@@ -79,7 +80,7 @@ def updated(
 
 def store(statistic: Tensor, value: Tensor) -> None:
     """Write a running statistic; where a transform of torch.func forbids that, the error names the remedy."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and must_ask(statistic):
         # Asked each time that the graph runs: a checkpoint round a compiled module runs it again in backward.
         value = torch.where(torch.ops.normkit.is_first_pass.default(statistic.device), value, statistic)
     try:
@@ -118,6 +119,6 @@ def _unbiased(running: Running, mean: Tensor, std: Tensor) -> tuple[Tensor, Tens
 
 
 def _has_kernel(running: Tensor) -> bool:
-    """Whether a kernel can update it; on a GPU, where numbers are passed in fp32, only if it is fp32 itself."""
-    known = (torch.float32, torch.float64) if running.is_cpu else (torch.float32,)
+    """Whether a kernel can update it."""
+    known = (torch.float32, torch.float64)
     return running.dtype in known and running.is_contiguous() and not running.requires_grad

@@ -18,10 +18,8 @@ class Walk(IntEnum):
     """From one tile, which stays in registers."""
     TWICE = 1
     """From a first walk over the region; a second walk normalizes it."""
-    PARTS = 2
-    """From the moments of parts, which another kernel has computed."""
-    GIVEN = 3
-    """From the caller."""
+    GIVEN = 2
+    """From memory: the caller has given them, or other kernels have computed them from parts of the region."""
 
 
 class Along(IntEnum):
@@ -50,16 +48,27 @@ class MaskIndexing(IntEnum):
 
 
 class Axes(NamedTuple):
-    """Sizes, strides and parts of the axes; the columns of a cell and r1 have stride 1."""
+    """Sizes, strides and parts of the axes; the columns of a cell and r1 have stride 1.
+
+    What is marked with (a) is divided by the tile's `align`. The kernels multiply by it again, and so the compiler
+    knows that it divides their offsets: then it reads several elements at a time.
+    """
 
     r0: int
     r1: int
+    """(a)"""
+    width: int
+    """(a) Columns of all cells under one index of k0, where cells lie between one another; else 0."""
     stride_k0: int
+    """(a)"""
     stride_k1: int
+    """(a); not used if the columns are flat."""
     stride_r0: int
+    """(a)"""
     part_r0: int
     """Size of a part along r0."""
     part_r1: int
+    """(a) Size of a part along r1."""
     parts_r1: int
     """Number of parts along r1."""
 
@@ -97,16 +106,26 @@ class MaskIndex(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """The tile of a program: ``k1 * columns`` columns times ``r0 * r1`` elements of each, all powers of two."""
+    """The tile of a program: columns times ``r0 * r1`` elements of each, all powers of two."""
 
     k1: int
+    """Cells of the tile; or if it is flat, columns."""
     columns: int
+    """Columns of a cell, filled up to a power of two; 1 if the tile is flat."""
     r0: int
     r1: int
     used_columns: int
     """How many columns a cell has."""
-    parts: int
-    """A power of two, at least the number of parts of a region."""
+    flat: bool
+    """Whether the columns of all cells lie side by side, so that a tile may have a part of a cell's."""
+    along_r1: bool
+    """Whether the elements that a lane takes at once are neighbours along r1, else along r0."""
+    group: int
+    """How many elements a lane takes at once."""
+    even: bool
+    """Whether every part consists of whole tiles."""
+    align: int
+    """A power of two that divides strides and sizes."""
     wide: bool
     """Whether offsets have 64 bits."""
 
@@ -116,9 +135,13 @@ class ForwardOptions(NamedTuple):
 
     walk: int
     along: int
+    alike: bool
+    """Whether all cells have the same weights."""
     mask: int
     activation: int
     center: bool
+    variance: bool
+    """Whether the given moments hold the variance, else the deviation."""
     eps: float
 
 
@@ -129,9 +152,18 @@ class BackwardOptions(NamedTuple):
     """The axis along which gradients of weights are added up."""
     per_cell: bool
     """Whether each cell has its own sums, because cells have different weights."""
+    weight: bool
+    """Whether the gradient of the weight is asked for, and"""
+    bias: bool
+    """that of the bias."""
     along: int
+    alike: bool
+    """Whether all cells have the same weights."""
     mask: int
     activation: int
+    center: bool
+    variance: bool
+    """Whether the given moments hold the variance, else the deviation."""
     eps: float
 
 

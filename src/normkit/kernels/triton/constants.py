@@ -9,7 +9,6 @@ from normkit.kernels.triton.arguments import Along, MaskIndexing, Walk
 
 WALK_WHOLE = tl.constexpr(int(Walk.WHOLE))
 WALK_TWICE = tl.constexpr(int(Walk.TWICE))
-WALK_PARTS = tl.constexpr(int(Walk.PARTS))
 WALK_GIVEN = tl.constexpr(int(Walk.GIVEN))
 
 ALONG_CELL = tl.constexpr(int(Along.CELL))

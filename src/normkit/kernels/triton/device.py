@@ -105,17 +105,12 @@ def name() -> str:
 
 
 @cache
-def programs(device: torch.device) -> int:
-    """How many programs add up gradients of weights at once: four for each multiprocessor.
-
-    Each program writes a row of sums. In a prototype on an H200, four rows for each multiprocessor were 17 % more
-    traffic for rows of 4096 elements; one or two rows were 2 to 4 %. So four may be too many. The interpreter has few
-    programs, so that tests reach the loop over blocks.
-    """
+def multiprocessors(device: torch.device) -> int:
+    """How many there are. The interpreter has few, so that tests reach the loops over blocks."""
     if device.type == "cpu":
-        return 3
+        return 2
     properties = torch.get_device_module(device).get_device_properties(device)
-    return 4 * int(getattr(properties, "multi_processor_count", 0) or getattr(properties, "gpu_subslice_count", 64))
+    return int(getattr(properties, "multi_processor_count", 0) or getattr(properties, "gpu_subslice_count", 64))
 
 
 def empty(x: Tensor, *sizes: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Forward: moments of the parts of a region, normalization, 8-bit rows, running statistics."""
+"""Forward: moments of regions and of their parts, normalization, 8-bit rows, running statistics."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import triton
 import triton.language as tl
 
 from normkit.kernels.triton.activation import activate
-from normkit.kernels.triton.constants import MASK_NONE, WALK_GIVEN, WALK_PARTS, WALK_TWICE, WALK_WHOLE
+from normkit.kernels.triton.constants import MASK_NONE, WALK_GIVEN, WALK_TWICE, WALK_WHOLE
 from normkit.kernels.triton.moments import (
+    TINY,
     Moments,
-    merge,
+    add_group,
+    exceeds_range,
+    lanes_of,
+    mean_and_deviation,
     merge_columns,
-    merge_parts,
-    reciprocal,
-    sqrt,
-    store_part,
+    merge_lanes,
+    over_lane,
+    scale_of,
+    shrinks,
     tile_moments,
+    tiny,
 )
 from normkit.kernels.triton.tiles import (
     columns_of,
@@ -28,102 +33,194 @@ from normkit.kernels.triton.tiles import (
 
 
 @triton.jit
-def load_input(x, residual, total, elements, valid, F: tl.constexpr):
+def load_input(x, residual, total, elements, valid, MASK: tl.constexpr, F: tl.constexpr, POLICY: tl.constexpr):
     """The elements of a tile with the residual added, 0 where not valid; `total`, if there is one, keeps the sum."""
-    value = tl.load(x + elements.offset, mask=elements.inside, other=0.0)
+    value = tl.load(x + elements.offset, mask=elements.inside, other=0.0, eviction_policy=POLICY)
     if residual is not None:
-        added = tl.load(residual + elements.offset, mask=elements.inside, other=0.0)
+        added = tl.load(residual + elements.offset, mask=elements.inside, other=0.0, eviction_policy=POLICY)
         value = (value.to(F) + added.to(F)).to(value.dtype)
         if total is not None:
             tl.store(total + elements.offset, value, mask=elements.inside)
-    return tl.where(valid, value.to(F), 0.0)
+    if MASK == MASK_NONE:
+        return value.to(F)
+    else:
+        return tl.where(valid, value.to(F), 0.0)
 
 
 @triton.jit
 def walked_moments(
     x, residual, total, mask, columns, part, axes, mask_index,
-    tile: tl.constexpr, CENTER: tl.constexpr, MASK: tl.constexpr, F: tl.constexpr,
+    tile: tl.constexpr, CENTER: tl.constexpr, MASK: tl.constexpr, SHRUNK: tl.constexpr,
+    F: tl.constexpr, POLICY: tl.constexpr,
 ):  # fmt: skip
-    """Moments of a part of each cell, a tile at a time."""
-    zero = tl.zeros([tile.k1 * tile.columns], F)
-    moments = Moments(zero, zero, zero, zero)
+    """Moments of a part of each cell, or of each column of a flat tile."""
+    MASKED: tl.constexpr = MASK != MASK_NONE
+    COLUMNS: tl.constexpr = tile.k1 * tile.columns
+    LANES: tl.constexpr = tile.r0 * tile.r1 // tile.group
+    zero = tl.zeros([COLUMNS, LANES], F)
+    # One number of elements serves all columns, if every lane has as many.
+    ALIKE: tl.constexpr = tile.flat and tile.even and not MASKED
+    lanes = Moments(tl.zeros([1 if ALIKE else COLUMNS, LANES], F), zero, zero, zero)
     for at0 in range(part.begin0, part.end0, tile.r0):
         for at1 in range(part.begin1, part.end1, tile.r1):
             elements = elements_of(columns, part, at0, at1, axes, tile)
             valid = valid_elements(mask, columns, elements, mask_index, MASK)
-            value = load_input(x, residual, total, elements, valid, F)
-            count = tl.sum(valid.to(F), 1)
-            moments = merge(moments, tile_moments(value, valid, count, CENTER), CENTER)
+            value = load_input(x, residual, total, elements, valid, MASK, F, POLICY)
+            if SHRUNK:
+                value = value * tiny(F)
+            if CENTER:
+                lanes = add_group(lanes, value, valid, elements.full, tile, MASKED)
+            else:
+                number = lanes.number
+                if MASKED:
+                    number += over_lane(lanes_of(valid.to(F), tile), tile)
+                squares = lanes.squares + over_lane(lanes_of(value * value, tile), tile)
+                lanes = Moments(number, zero, zero, squares)
+    moments = merge_lanes(lanes, CENTER)
+    number = moments.number
+    if not (CENTER or MASKED):
+        number = number + ((part.end0 - part.begin0) * (part.end1 - part.begin1)).to(F)
+    # Columns that only fill up a power of two have no elements.
+    moments = Moments(tl.where(columns.exists, number, 0.0), moments.mean, moments.rest, moments.squares)
     return merge_columns(moments, tile, CENTER)
 
 
-@triton.jit(do_not_specialize=["k1", "cells"])
+@triton.jit(do_not_specialize=["k1", "all_columns"])
 def part_moments(
-    x, residual, total, mask, parts, k1, cells, axes, mask_index,
+    x, residual, total, mask, parts, k1, all_columns, axes, mask_index,
     tile: tl.constexpr, CENTER: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
-    """The moments of each part."""
+    """Number, mean and deviation of each part: ``parts[0..2, part, column]``, a column for each cell unless flat."""
     F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     columns = columns_of(tl.program_id(0), k1, axes, tile)
-    part = part_of(tl.program_id(1), axes)
-    moments = walked_moments(x, residual, total, mask, columns, part, axes, mask_index, tile, CENTER, MASK, F)
-    store_part(parts, tl.program_id(1), moments, columns, cells)
+    part = part_of(tl.program_id(1), axes, tile)
+    moments = walked_moments(
+        x, residual, total, mask, columns, part, axes, mask_index, tile, CENTER, MASK, False, F, ""
+    )
+    mean, std = mean_and_deviation(moments, False)
+    if x.dtype.element_ty != tl.float16:
+        if exceeds_range(std):
+            moments = walked_moments(
+                x, residual, None, mask, columns, part, axes, mask_index, tile, CENTER, MASK, True, F, ""
+            )
+            shrunk_mean, shrunk_std = mean_and_deviation(moments, True)
+            mean = tl.where(std < float("inf"), mean, shrunk_mean)
+            std = tl.where(std < float("inf"), std, shrunk_std)
+    at = tl.program_id(1) * all_columns + columns.cell * tile.used_columns + columns.place
+    step = tl.num_programs(1) * all_columns
+    tl.store(parts + at, moments.number, mask=columns.exists)
+    tl.store(parts + step + at, mean, mask=columns.exists)
+    tl.store(parts + 2 * step + at, std, mask=columns.exists)
 
 
-@triton.jit(do_not_specialize=["k1", "cells"])
-def normalize(
-    x, residual, total, mask, mean_in, std_in, weight, bias, parts, y, mean_out, std_out,
-    k1, cells, axes, index, mask_index, tile: tl.constexpr, options: tl.constexpr,
+@triton.jit(do_not_specialize=["cells", "number"])
+def merge_moments(
+    parts, mean_out, std_out, cells, number,
+    CENTER: tl.constexpr, COLUMNS: tl.constexpr, CELLS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """y, and the moments where they are not given."""
+    """Mean and deviation of each cell from those of its parts, ``parts[0..2, part, cell, column]``."""
+    cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
+    each = tl.arange(0, PARTS)
+    present = (cell < cells)[:, None] & (each < number * COLUMNS)[None, :]
+    at = (each // COLUMNS * (cells * COLUMNS) + each % COLUMNS)[None, :] + (cell * COLUMNS)[:, None]
+    step = number * cells * COLUMNS
+    count = tl.load(parts + at, mask=present, other=0.0)
+    mean = tl.load(parts + step + at, mask=present, other=0.0)
+    std = tl.load(parts + 2 * step + at, mask=present, other=0.0)
+    # A power of two that keeps all squares within the range.
+    largest = tl.max(tl.maximum(tl.abs(mean), std), 1)
+    shrink = shrinks(largest)
+    mean = mean * shrink[:, None]
+    std = std * shrink[:, None]
+    merged = merge_lanes(Moments(count, mean, mean * 0.0, std * std * count), CENTER)
+    mean_of_cell, std_of_cell = mean_and_deviation(merged, False)
+    tl.store(std_out + cell, std_of_cell / shrink, mask=cell < cells)
+    if CENTER:
+        tl.store(mean_out + cell, mean_of_cell / shrink, mask=cell < cells)
+
+
+@triton.jit
+def region_moments(
+    value, valid, x, residual, total, mask, columns, part, axes, mask_index,
+    tile: tl.constexpr, options: tl.constexpr, SHRUNK: tl.constexpr, F: tl.constexpr,
+):  # fmt: skip
+    """Mean and deviation of whole regions, from the tile in registers or from a walk."""
+    if options.walk == WALK_WHOLE:
+        if SHRUNK:
+            value = value * tiny(F)
+        if options.mask == MASK_NONE:
+            size = (part.end0 * part.end1).to(F)
+            number = tl.where(columns.exists, size, 0.0)
+        else:
+            number = tl.sum(valid.to(F), 1)
+        moments = tile_moments(value, valid, number, options.center)
+        moments = merge_columns(moments, tile, options.center)
+    else:
+        moments = walked_moments(
+            x, residual, total, mask, columns, part, axes, mask_index,
+            tile, options.center, options.mask, SHRUNK, F, "evict_last",
+        )  # fmt: skip
+    return mean_and_deviation(moments, SHRUNK)
+
+
+@triton.jit(do_not_specialize=["k1"])
+def normalize(
+    x, residual, total, mask, mean_in, std_in, weight, bias, y, mean_out, std_out,
+    k1, axes, index, mask_index, tile: tl.constexpr, options: tl.constexpr,
+):  # fmt: skip
+    """y, and the moments where they are not given. A program has whole regions, or a part if moments are given."""
     F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    GIVEN: tl.constexpr = options.walk == WALK_GIVEN
     columns = columns_of(tl.program_id(0), k1, axes, tile)
     first = first_weight(columns, index, options.along)
-    part = part_of(tl.program_id(1), axes)
-    if options.walk == WALK_WHOLE:
-        elements = elements_of(columns, part, part.begin0, part.begin1, axes, tile)
-        valid = valid_elements(mask, columns, elements, mask_index, options.mask)
-        value = load_input(x, residual, total, elements, valid, F)
-        moments = tile_moments(value, valid, tl.sum(valid.to(F), 1), options.center)
-        moments = merge_columns(moments, tile, options.center)
-    elif options.walk == WALK_TWICE:
-        moments = walked_moments(
-            x, residual, total, mask, columns, part, axes, mask_index, tile, options.center, options.mask, F
-        )
-    elif options.walk == WALK_PARTS:
-        moments = merge_parts(parts, columns, cells, tile, options.center)
-    if options.walk == WALK_GIVEN:
-        std = tl.load(std_in + columns.cell, mask=columns.exists, other=1.0)
-        var = std * std
-        mean = tl.load(mean_in + columns.cell, mask=columns.exists, other=0.0)
-        rest = mean * 0.0
+    part = part_of(tl.program_id(1), axes, tile)
+    if GIVEN:
+        std = tl.load(std_in + columns.cell, mask=columns.exists, other=1.0).to(F)
+        if options.center:
+            mean = tl.load(mean_in + columns.cell, mask=columns.exists, other=0.0).to(F)
+        else:
+            mean = std * 0.0
     else:
-        mean = moments.mean
-        rest = moments.rest
-        # The deviation of a region of padding alone counts as 1.
-        var = tl.where(moments.number == 0, 1.0, moments.squares / tl.maximum(moments.number, 1.0))
+        held = 0.0
+        held_valid = 0.0
+        if options.walk == WALK_WHOLE:
+            elements = elements_of(columns, part, part.begin0, part.begin1, axes, tile)
+            held_valid = valid_elements(mask, columns, elements, mask_index, options.mask)
+            held = load_input(x, residual, total, elements, held_valid, options.mask, F, "evict_first")
+        mean, std = region_moments(
+            held, held_valid, x, residual, total, mask, columns, part, axes, mask_index, tile, options, False, F
+        )
+        if x.dtype.element_ty != tl.float16:
+            if exceeds_range(std):
+                shrunk_mean, shrunk_std = region_moments(
+                    held, held_valid, x, residual, None, mask, columns, part, axes, mask_index, tile, options, True, F
+                )
+                mean = tl.where(std < float("inf"), mean, shrunk_mean)
+                std = tl.where(std < float("inf"), std, shrunk_std)
         if std_out is not None:
-            if tl.program_id(1) == 0:
-                lead = columns.exists & (columns.place == 0)
-                tl.store(std_out + columns.cell, sqrt(var), mask=lead)
-                if options.center:
-                    tl.store(mean_out + columns.cell, mean + rest, mask=lead)
-    scale = reciprocal(sqrt(var + options.eps))
+            lead = columns.exists & (columns.place == 0)
+            tl.store(std_out + columns.cell, std, mask=lead)
+            if options.center:
+                tl.store(mean_out + columns.cell, mean, mask=lead)
+    scale = scale_of(std, options)
     for at0 in range(part.begin0, part.end0, tile.r0):
         for at1 in range(part.begin1, part.end1, tile.r1):
-            if options.walk != WALK_WHOLE:
+            if options.walk == WALK_WHOLE:
+                z = held
+                valid = held_valid
+            else:
                 elements = elements_of(columns, part, at0, at1, axes, tile)
                 valid = valid_elements(mask, columns, elements, mask_index, options.mask)
-                kept = total if options.walk == WALK_GIVEN else None
-                value = load_input(x, residual, kept, elements, valid, F)
+                # A first walk has stored the sum.
+                kept = total if GIVEN else None
+                z = load_input(x, residual, kept, elements, valid, options.mask, F, "evict_first")
             if options.center:
-                z = ((value - mean[:, None]) - rest[:, None]) * scale[:, None]
-            else:
-                z = value * scale[:, None]
+                z = z - mean[:, None]
+            z = z * scale[:, None]
             if weight is not None:
-                z = z * load_weight(weight, columns, first, elements, index, options.along, tile)
+                z = z * load_weight(weight, columns, first, part, elements, index, options, tile, F)
             if bias is not None:
-                z = z + load_weight(bias, columns, first, elements, index, options.along, tile)
+                z = z + load_weight(bias, columns, first, part, elements, index, options, tile, F)
             z = activate(z, options.activation)
             if options.mask != MASK_NONE:
                 z = tl.where(valid, z, 0.0)
@@ -133,7 +230,7 @@ def normalize(
 @triton.jit(do_not_specialize=["rows"])
 def quantize(
     x, weight, bias, given, y, scale_out, rows, length,
-    EPS: tl.constexpr, CENTER: tl.constexpr, LARGEST: tl.constexpr,
+    options: tl.constexpr, LARGEST: tl.constexpr,
     ROWS: tl.constexpr, LENGTH: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Normalized rows divided by a scale, which is given or brings each row's largest value to LARGEST."""
@@ -144,10 +241,15 @@ def quantize(
     place = tl.arange(0, LENGTH)
     inside = (row < rows)[:, None] & (place < length)[None, :]
     offset = row[:, None] * length + place[None, :]
-    value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
-    moments = tile_moments(value, inside, tl.zeros([ROWS], tl.float32) + length, CENTER)
-    z = (value - moments.mean[:, None]) - moments.rest[:, None]
-    z = z * reciprocal(sqrt(moments.squares / length + EPS))[:, None]
+    value = tl.load(x + offset, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
+    number = tl.zeros([ROWS], tl.float32) + length
+    mean, std = mean_and_deviation(tile_moments(value, inside, number, options.center), False)
+    if exceeds_range(std):
+        shrunk = tile_moments(value * TINY, inside, number, options.center)
+        shrunk_mean, shrunk_std = mean_and_deviation(shrunk, True)
+        mean = tl.where(std < float("inf"), mean, shrunk_mean)
+        std = tl.where(std < float("inf"), std, shrunk_std)
+    z = (value - mean[:, None]) * scale_of(std, options)[:, None]
     if weight is not None:
         z = z * tl.load(weight + place, mask=place < length, other=0.0).to(tl.float32)[None, :]
     if bias is not None:
@@ -163,24 +265,33 @@ def quantize(
     tl.store(y + offset, z, mask=inside)
 
 
-@triton.jit
-def update_running(running_mean, running_var, mean, std, channels, samples, unbias, momentum, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["count", "samples", "momentum", "momentum_rest"])
+def update_running(
+    running_mean, running_var, mean, std, channels, samples, count, momentum, momentum_rest, BLOCK: tl.constexpr
+):
     """Running statistics move towards a batch's, averaged over its samples where each has its own.
 
-    A channel keeps its statistics where the new ones would not be finite.
+    A channel keeps its statistics where the new ones would not be finite. The momentum comes in two pieces, because
+    Triton passes a number in fp32.
     """
+    WIDE: tl.constexpr = mean.dtype.element_ty == tl.float64 or running_mean.dtype.element_ty == tl.float64
+    F: tl.constexpr = tl.float64 if WIDE else tl.float32
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     exists = channel < channels
-    new_mean = tl.zeros([BLOCK], mean.dtype.element_ty)
-    new_var = tl.zeros([BLOCK], mean.dtype.element_ty)
+    zero = tl.zeros([BLOCK], F)
+    share = (zero + momentum) + momentum_rest
+    values = zero + count
+    unbias = values / (values - 1.0)
+    new_mean = zero
+    new_var = zero
     for sample in range(0, samples):
         s = tl.load(std + sample * channels + channel, mask=exists, other=0.0)
         new_mean += tl.load(mean + sample * channels + channel, mask=exists, other=0.0)
         new_var += s * s * unbias
     old_mean = tl.load(running_mean + channel, mask=exists, other=0.0)
     old_var = tl.load(running_var + channel, mask=exists, other=0.0)
-    new_mean = old_mean + (new_mean / samples - old_mean) * momentum
-    new_var = old_var + (new_var / samples - old_var) * momentum
+    new_mean = old_mean + (new_mean / samples - old_mean) * share
+    new_var = old_var + (new_var / samples - old_var) * share
     finite = (tl.abs(new_mean) < float("inf")) & (tl.abs(new_var) < float("inf"))
     tl.store(running_mean + channel, new_mean, mask=exists & finite)
     tl.store(running_var + channel, new_var, mask=exists & finite)

@@ -1,7 +1,7 @@
 """Where the elements of a tile lie in memory, and their weights and mask bytes.
 
-A program has a block of columns: the cells of its tile, each with its columns. It walks its part of the region, one
-tile at a time. A tile is a matrix: columns of the block times elements along r0 and r1.
+A program has a block of columns: those of the cells of its tile. It walks its part of the region, one tile at a time. A
+tile is a matrix: columns of the block times elements along r0 and r1.
 """
 
 from __future__ import annotations
@@ -51,28 +51,40 @@ class Elements(NamedTuple):
     offset: tl.tensor
     inside: tl.tensor
     """False beyond the end of the part, and in columns that do not exist."""
+    full: tl.tensor
+    """Whether the whole tile is inside the part."""
 
 
 @triton.jit
 def columns_of(block, k1, axes, tile: tl.constexpr):
     """The columns of the block with this number."""
-    FULL: tl.constexpr = tile.used_columns == tile.columns
     if tile.wide:
         block = tl.full([], 0, tl.int64) + block
-    across = tl.cdiv(k1, tile.k1)
-    outer = block // across
     column = tl.arange(0, tile.k1 * tile.columns)
-    inner = block % across * tile.k1 + column // tile.columns
-    place = column % tile.columns
-    exists = inner < k1
-    if not FULL:
-        exists = exists & (place < tile.used_columns)
-    if FULL and tile.columns > 1:
-        # Written as one sum, so that the compiler sees that columns are neighbours.
-        within = block % across * (tile.k1 * tile.columns) + column
+    if tile.flat:
+        # Written with `width`, of which the compiler knows what divides it.
+        width = axes.width * tile.align
+        across = tl.cdiv(width, tile.k1)
+        outer = block // across
+        lane = block % across * tile.k1 + column
+        inner = lane // tile.used_columns
+        return Columns(
+            outer * k1 + inner, lane % tile.used_columns, lane < width, outer * (axes.stride_k0 * tile.align) + lane
+        )
     else:
-        within = inner * axes.stride_k1 + place
-    return Columns(outer * k1 + inner, place, exists, outer * axes.stride_k0 + within)
+        across = tl.cdiv(k1, tile.k1)
+        outer = block // across
+        inner = block % across * tile.k1 + column // tile.columns
+        place = column % tile.columns
+        exists = inner < k1
+        if tile.used_columns < tile.columns:
+            exists = exists & (place < tile.used_columns)
+        if tile.columns > 1 and tile.used_columns == tile.columns:
+            # Written as one sum, so that the compiler sees that columns are neighbours.
+            within = block % across * (tile.k1 * tile.columns) + column
+        else:
+            within = inner * (axes.stride_k1 * tile.align) + place
+        return Columns(outer * k1 + inner, place, exists, outer * (axes.stride_k0 * tile.align) + within)
 
 
 @triton.jit
@@ -87,11 +99,24 @@ def sum_over_cell(columns, tile: tl.constexpr):
 
 
 @triton.jit
-def part_of(number, axes):
+def part_of(number, axes, tile: tl.constexpr):
     """The part with this number."""
     begin0 = number // axes.parts_r1 * axes.part_r0
-    begin1 = number % axes.parts_r1 * axes.part_r1
-    return Part(begin0, tl.minimum(begin0 + axes.part_r0, axes.r0), begin1, tl.minimum(begin1 + axes.part_r1, axes.r1))
+    end0 = tl.minimum(begin0 + axes.part_r0, axes.r0)
+    if tile.r1 == 1:
+        return Part(begin0, end0, begin0 * 0, begin0 * 0 + 1)
+    else:
+        begin1 = number % axes.parts_r1 * (axes.part_r1 * tile.align)
+        end1 = tl.minimum(begin1 + axes.part_r1 * tile.align, axes.r1 * tile.align)
+        return Part(begin0, end0, begin1, end1)
+
+
+@triton.jit
+def size_of_r1(axes, tile: tl.constexpr):
+    if tile.r1 == 1:
+        return 1
+    else:
+        return axes.r1 * tile.align
 
 
 @triton.jit
@@ -102,9 +127,14 @@ def elements_of(columns, part, at0, at1, axes, tile: tl.constexpr):
     r1 = at1 + row % tile.r1
     if tile.wide:
         r0 = r0.to(tl.int64)
-    inside = columns.exists[:, None] & ((r0 < part.end0) & (r1 < part.end1))[None, :]
-    offset = columns.offset[:, None] + (r0 * axes.stride_r0 + r1)[None, :]
-    return Elements(at0, r0, r1, offset, inside)
+    if tile.even:
+        inside = tl.broadcast_to(columns.exists[:, None], [tile.k1 * tile.columns, tile.r0 * tile.r1])
+        full = True
+    else:
+        inside = columns.exists[:, None] & ((r0 < part.end0) & (r1 < part.end1))[None, :]
+        full = (at0 + tile.r0 <= part.end0) & (at1 + tile.r1 <= part.end1)
+    offset = columns.offset[:, None] + (r0 * (axes.stride_r0 * tile.align) + r1)[None, :]
+    return Elements(at0, r0, r1, offset, inside, full)
 
 
 @triton.jit
@@ -117,19 +147,24 @@ def first_weight(columns, index, ALONG: tl.constexpr):
 
 
 @triton.jit
-def load_weight(pointer, columns, first, elements, index, ALONG: tl.constexpr, tile: tl.constexpr):
-    """The weights of a tile, or one for each of its columns."""
-    if ALONG == ALONG_OFFSET:
-        return tl.load(pointer + elements.offset // index.inner % index.period, mask=elements.inside, other=0.0)
-    elif ALONG == ALONG_R0 and tile.r0 == 1:
-        return tl.load(pointer + first + elements.row * index.row_step, mask=columns.exists, other=0.0)[:, None]
-    elif ALONG == ALONG_R0:
+def load_weight(pointer, columns, first, part, elements, index, options: tl.constexpr, tile: tl.constexpr, F: tl.constexpr):
+    """The weights of a tile, or one for each of its columns or rows."""
+    if options.along == ALONG_OFFSET:
+        weight = tl.load(pointer + elements.offset // index.inner % index.period, mask=elements.inside, other=0.0)
+    elif options.along == ALONG_R0 and tile.r0 == 1:
+        weight = tl.load(pointer + first + elements.row * index.row_step, mask=columns.exists, other=0.0)[:, None]
+    elif options.along == ALONG_R0 and options.alike and tile.k1 > 1:
+        at = elements.r0 * index.row_step
+        weight = tl.load(pointer + at, mask=elements.r0 < part.end0, other=0.0)[None, :]
+    elif options.along == ALONG_R0:
         at = first[:, None] + (elements.r0 * index.row_step)[None, :]
-        return tl.load(pointer + at, mask=elements.inside, other=0.0)
-    elif ALONG == ALONG_R1:
-        return tl.load(pointer + first[:, None] + elements.r1[None, :], mask=elements.inside, other=0.0)
+        weight = tl.load(pointer + at, mask=elements.inside, other=0.0)
+    elif options.along == ALONG_R1:
+        at = first[:, None] + elements.r1[None, :]
+        weight = tl.load(pointer + at, mask=elements.inside, other=0.0, eviction_policy="evict_last")
     else:
-        return tl.load(pointer + first, mask=columns.exists, other=0.0)[:, None]
+        weight = tl.load(pointer + first, mask=columns.exists, other=0.0)[:, None]
+    return weight.to(F)
 
 
 @triton.jit

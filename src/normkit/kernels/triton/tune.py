@@ -13,31 +13,29 @@ from dataclasses import replace
 from pathlib import Path
 
 from normkit import settings
-from normkit.kernels.triton.arguments import Walk
-from normkit.kernels.triton.schedule import CHUNK, Schedule, schedule
+from normkit.kernels.triton.schedule import CHUNK, MOST_WARPS, Pass, Schedule, schedule
 
-Numbers = tuple[tuple[int, int, int, int], int, int]
+Numbers = tuple[tuple[int, int, int, int], int, int, int]
+"""View, period and inner of a plan, and bytes of an element."""
 
 
 def is_on() -> bool:
     return settings.AUTOTUNE.is_on
 
 
-def candidates(numbers: Numbers) -> Iterator[tuple[int, int]]:
-    """Pairs (elements of a tile, warps) to try; the untuned schedule comes first."""
-    first = schedule(*numbers)
-    for chunk in (CHUNK,) if first.walk is Walk.WHOLE else (CHUNK, CHUNK // 2, 2 * CHUNK):
-        own = schedule(*numbers, chunk=chunk).warps
-        yield from ((chunk, warps) for warps in (own, own // 2, 2 * own) if 1 <= warps <= 16)
+def candidates(numbers: Numbers) -> Iterator[tuple[int, float]]:
+    """Pairs (elements of a tile that is walked, factor for the warps) to try; the untuned schedule comes first."""
+    for chunk in (CHUNK, CHUNK // 2, 2 * CHUNK):
+        yield from ((chunk, factor) for factor in (1, 0.5, 2))
 
 
-def tuned(numbers: Numbers, where: str, milliseconds: Callable[[Schedule], float]) -> Schedule:
+def tuned(numbers: Numbers, where: str, milliseconds: Callable[[Schedule, int], float]) -> Schedule:
     """The fastest schedule of a plan on the GPU named `where`: measured once, afterwards read from the file."""
     path = Path(settings.CACHE.value or Path.home() / ".cache" / "normkit") / "schedules.json"
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     key = f"{where}: {numbers}"
     if key not in kept:
-        kept[key] = min(candidates(numbers), key=lambda choice: milliseconds(made(numbers, *choice)))
+        kept[key] = min(candidates(numbers), key=lambda choice: milliseconds(made(numbers, *choice), numbers[3]))
         path.parent.mkdir(parents=True, exist_ok=True)
         # Replaced as a whole, because other processes read the file, too.
         fresh = path.with_suffix(f".{os.getpid()}")
@@ -46,5 +44,12 @@ def tuned(numbers: Numbers, where: str, milliseconds: Callable[[Schedule], float
     return made(numbers, *kept[key])
 
 
-def made(numbers: Numbers, chunk: int, warps: int) -> Schedule:
-    return replace(schedule(*numbers, chunk=chunk), warps=warps)
+def made(numbers: Numbers, chunk: int, factor: float) -> Schedule:
+    s = schedule(*numbers, chunk=chunk)
+    fields = ("forward", "backward", "parts", "sums", "apply")
+    passes: dict[str, Pass | None] = {field: getattr(s, field) for field in fields}
+    scaled = {
+        field: None if p is None else replace(p, warps=max(1, min(MOST_WARPS, int(p.warps * factor))))
+        for field, p in passes.items()
+    }
+    return replace(s, **scaled)  # type: ignore[arg-type]

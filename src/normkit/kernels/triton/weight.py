@@ -7,7 +7,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from normkit.kernels.triton.constants import WALK_TWICE, WALK_WHOLE
+from normkit.kernels.triton.constants import WALK_GIVEN, WALK_TWICE, WALK_WHOLE
 from normkit.kernels.triton.moments import sqrt
 from normkit.kernels.triton.tiles import columns_of, elements_of, part_of, sum_over_cell
 
@@ -38,7 +38,7 @@ def walked_length(v, columns, part, axes, tile: tl.constexpr, F: tl.constexpr):
         for at1 in range(part.begin1, part.end1, tile.r1):
             elements = elements_of(columns, part, at0, at1, axes, tile)
             length = with_tile(length, tl.load(v + elements.offset, mask=elements.inside, other=0.0).to(F))
-    return merge_columns(length, tile)
+    return length
 
 
 @triton.jit
@@ -54,51 +54,72 @@ def merge_columns(length, tile: tl.constexpr):
         return Length(largest, sum_over_cell(length.squares * shrink * shrink, tile))
 
 
-@triton.jit(do_not_specialize=["k1", "cells"])
-def part_lengths(v, parts, k1, cells, axes, tile: tl.constexpr):
-    """Of each part of a region: ``parts[0..1, part, cell]``."""
+@triton.jit(do_not_specialize=["k1", "all_columns"])
+def part_lengths(v, parts, k1, all_columns, axes, tile: tl.constexpr):
+    """Of each part of a region: ``parts[0..1, part, column]``, a column for each cell unless flat."""
     F: tl.constexpr = tl.float64 if v.dtype.element_ty == tl.float64 else tl.float32
     columns = columns_of(tl.program_id(0), k1, axes, tile)
     part = tl.program_id(1)
-    length = walked_length(v, columns, part_of(part, axes), axes, tile, F)
-    first = columns.exists & (columns.place == 0)
-    tl.store(parts + part * cells + columns.cell, length.largest, mask=first)
-    tl.store(parts + (tl.num_programs(1) + part) * cells + columns.cell, length.squares, mask=first)
+    length = walked_length(v, columns, part_of(part, axes, tile), axes, tile, F)
+    at = part * all_columns + columns.cell * tile.used_columns + columns.place
+    tl.store(parts + at, length.largest, mask=columns.exists)
+    tl.store(parts + tl.num_programs(1) * all_columns + at, length.squares, mask=columns.exists)
 
 
 @triton.jit
-def length_of_parts(parts, columns, cells, tile: tl.constexpr):
+def place_of_parts(cells, number, COLUMNS: tl.constexpr, CELLS: tl.constexpr, PARTS: tl.constexpr):
+    """The cells of a program, where their parts and columns lie, and which of these there are."""
+    cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
+    each = tl.arange(0, PARTS)
+    present = (cell < cells)[:, None] & (each < number * COLUMNS)[None, :]
+    at = (each // COLUMNS * (cells * COLUMNS) + each % COLUMNS)[None, :] + (cell * COLUMNS)[:, None]
+    return cell, at, present
+
+
+@triton.jit(do_not_specialize=["cells", "number"])
+def merge_lengths(
+    parts, length_out, cells, number, COLUMNS: tl.constexpr, CELLS: tl.constexpr, PARTS: tl.constexpr
+):  # fmt: skip
     """The lengths of whole regions from those of their parts."""
-    number = tl.num_programs(1)
-    part = tl.arange(0, tile.parts)
-    at = part[None, :] * cells + columns.cell[:, None]
-    present = columns.exists[:, None] & (part < number)[None, :]
+    cell, at, present = place_of_parts(cells, number, COLUMNS, CELLS, PARTS)
     each = tl.load(parts + at, mask=present, other=0.0)
-    squares = tl.load(parts + number * cells + at, mask=present, other=0.0)
+    squares = tl.load(parts + number * cells * COLUMNS + at, mask=present, other=0.0)
     largest = tl.max(each, 1)
     shrink = each / tl.where(largest > 0, largest, 1.0)[:, None]
-    return Length(largest, tl.sum(squares * shrink * shrink, 1))
+    found = Length(largest, tl.sum(squares * shrink * shrink, 1))
+    tl.store(length_out + cell, length_of(found), mask=cell < cells)
 
 
-@triton.jit(do_not_specialize=["k1", "cells"])
-def weight_norm(v, g, parts, w, length_out, k1, cells, axes, tile: tl.constexpr, WALK: tl.constexpr):
-    """w = v * (g / length), and the length, 1 where all of v is 0."""
+@triton.jit(do_not_specialize=["cells", "number"])
+def merge_along(parts, dg, cells, number, COLUMNS: tl.constexpr, CELLS: tl.constexpr, PARTS: tl.constexpr):
+    """The sums over whole regions from those of their parts."""
+    cell, at, present = place_of_parts(cells, number, COLUMNS, CELLS, PARTS)
+    tl.store(dg + cell, tl.sum(tl.load(parts + at, mask=present, other=0.0), 1), mask=cell < cells)
+
+
+@triton.jit
+def length_of(found):
+    return tl.where(found.largest > 0, found.largest * sqrt(found.squares), 1.0)
+
+
+@triton.jit(do_not_specialize=["k1"])
+def weight_norm(v, g, w, lengths, k1, axes, tile: tl.constexpr, WALK: tl.constexpr):
+    """w = v * (g / length), and the length, 1 where all of v is 0, unless it is in memory."""
     F: tl.constexpr = tl.float64 if v.dtype.element_ty == tl.float64 else tl.float32
     columns = columns_of(tl.program_id(0), k1, axes, tile)
-    part = part_of(tl.program_id(1), axes)
+    part = part_of(tl.program_id(1), axes, tile)
     if WALK == WALK_WHOLE:
         elements = elements_of(columns, part, part.begin0, part.begin1, axes, tile)
         value = tl.load(v + elements.offset, mask=elements.inside, other=0.0).to(F)
         zero = tl.zeros([tile.k1 * tile.columns], F)
-        found = merge_columns(with_tile(Length(zero, zero), value), tile)
+        length = length_of(merge_columns(with_tile(Length(zero, zero), value), tile))
     elif WALK == WALK_TWICE:
-        found = walked_length(v, columns, part, axes, tile, F)
+        length = length_of(merge_columns(walked_length(v, columns, part, axes, tile, F), tile))
     else:
-        found = length_of_parts(parts, columns, cells, tile)
-    length = tl.where(found.largest > 0, found.largest * sqrt(found.squares), 1.0)
-    if tl.program_id(1) == 0:
-        tl.store(length_out + columns.cell, length, mask=columns.exists & (columns.place == 0))
-    scale = tl.load(g + columns.cell, mask=columns.exists, other=0.0) / length
+        length = tl.load(lengths + columns.cell, mask=columns.exists, other=1.0)
+    if WALK != WALK_GIVEN:
+        tl.store(lengths + columns.cell, length, mask=columns.exists & (columns.place == 0))
+    scale = tl.load(g + columns.cell, mask=columns.exists, other=0.0).to(F) / length
     for at0 in range(part.begin0, part.end0, tile.r0):
         for at1 in range(part.begin1, part.end1, tile.r1):
             if WALK != WALK_WHOLE:
@@ -123,40 +144,39 @@ def walked_along(dw, v, length, columns, part, axes, tile: tl.constexpr, F: tl.c
             elements = elements_of(columns, part, at0, at1, axes, tile)
             direction, gradient = load_direction(dw, v, length, elements, F)
             total += gradient * direction
-    return sum_over_cell(tl.sum(total, 1), tile)
+    return tl.sum(total, 1)
 
 
-@triton.jit(do_not_specialize=["k1", "cells"])
-def part_along(dw, v, length_in, parts, k1, cells, axes, tile: tl.constexpr):
-    """Of each part of a region: ``parts[part, cell]``."""
+@triton.jit(do_not_specialize=["k1", "all_columns"])
+def part_along(dw, v, length_in, parts, k1, all_columns, axes, tile: tl.constexpr):
+    """Of each part of a region: ``parts[part, column]``."""
     F: tl.constexpr = tl.float64 if v.dtype.element_ty == tl.float64 else tl.float32
     columns = columns_of(tl.program_id(0), k1, axes, tile)
     part = tl.program_id(1)
     length = tl.load(length_in + columns.cell, mask=columns.exists, other=1.0)
-    along = walked_along(dw, v, length, columns, part_of(part, axes), axes, tile, F)
-    tl.store(parts + part * cells + columns.cell, along, mask=columns.exists & (columns.place == 0))
+    along = walked_along(dw, v, length, columns, part_of(part, axes, tile), axes, tile, F)
+    at = part * all_columns + columns.cell * tile.used_columns + columns.place
+    tl.store(parts + at, along, mask=columns.exists)
 
 
-@triton.jit(do_not_specialize=["k1", "cells"])
-def weight_norm_backward(dw, v, g, length_in, parts, dv, dg, k1, cells, axes, tile: tl.constexpr, WALK: tl.constexpr):
-    """dv = g / length * (dw - direction * along), and dg = along."""
+@triton.jit(do_not_specialize=["k1"])
+def weight_norm_backward(dw, v, g, length_in, dv, dg, k1, axes, tile: tl.constexpr, WALK: tl.constexpr):
+    """dv = g / length * (dw - direction * along), and dg = along, unless that is in memory."""
     F: tl.constexpr = tl.float64 if v.dtype.element_ty == tl.float64 else tl.float32
     columns = columns_of(tl.program_id(0), k1, axes, tile)
-    part = part_of(tl.program_id(1), axes)
+    part = part_of(tl.program_id(1), axes, tile)
     length = tl.load(length_in + columns.cell, mask=columns.exists, other=1.0)
     if WALK == WALK_WHOLE:
         elements = elements_of(columns, part, part.begin0, part.begin1, axes, tile)
         direction, gradient = load_direction(dw, v, length, elements, F)
         along = sum_over_cell(tl.sum(gradient * direction, 1), tile)
     elif WALK == WALK_TWICE:
-        along = walked_along(dw, v, length, columns, part, axes, tile, F)
+        along = sum_over_cell(walked_along(dw, v, length, columns, part, axes, tile, F), tile)
     else:
-        each = tl.arange(0, tile.parts)
-        present = columns.exists[:, None] & (each < tl.num_programs(1))[None, :]
-        along = tl.sum(tl.load(parts + each[None, :] * cells + columns.cell[:, None], mask=present, other=0.0), 1)
-    if tl.program_id(1) == 0:
+        along = tl.load(dg + columns.cell, mask=columns.exists, other=0.0)
+    if WALK != WALK_GIVEN:
         tl.store(dg + columns.cell, along, mask=columns.exists & (columns.place == 0))
-    scale = tl.load(g + columns.cell, mask=columns.exists, other=0.0) / length
+    scale = tl.load(g + columns.cell, mask=columns.exists, other=0.0).to(F) / length
     for at0 in range(part.begin0, part.end0, tile.r0):
         for at1 in range(part.begin1, part.end1, tile.r1):
             if WALK != WALK_WHOLE:

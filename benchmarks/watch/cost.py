@@ -1,4 +1,4 @@
-"""Measures the time that `normkit.watch` adds to training: ``python -m benchmarks.watching``, about a minute."""
+"""Measures the time that `normkit.watch` adds to training: ``python -m benchmarks.watch.cost``, about a minute."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import normkit
 from benchmarks.speed.measure import RESULTS, interleaved, machine
 
-ZOO = Path(__file__).parent.parent / "tests"
+ZOO = Path(__file__).parents[2] / "tests"
 EVERY = 50
 NEVER = 10**9
 

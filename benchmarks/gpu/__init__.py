@@ -1,0 +1,1 @@
+"""Measurements on one GPU: cells, calls of layers, whole models, CUDA graphs; `make bench-gpu` and gpu_check.sh."""

@@ -1,0 +1,1 @@
+"""What `normkit.watch` costs, and its picture in the docs."""
