@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import inspect
 import itertools
 import sysconfig
 import threading
@@ -29,10 +28,6 @@ pytestmark = [
     pytest.mark.skipif(not HEADERS.exists(), reason=f"the fast path is not built without {HEADERS}"),
     pytest.mark.skipif(DEVICE != "cpu", reason="the stub stands for a GPU that is not there"),
 ]
-# Where they do not take dtypes, gradients of weights end in a sum by torch, which a recipe cannot hold.
-by_kernels_alone = pytest.mark.skipif(
-    "dtypes" not in inspect.signature(launch.norm_backward).parameters, reason="norm_backward is not kernels alone"
-)
 
 
 @pytest.mark.parametrize("extras", EXTRAS, ids=["plain", "activation", "sum", "residual"])
@@ -67,7 +62,6 @@ def test_forward_launches_what_python_launches(name, extras, gpu, learnt, monkey
 WANTED = {"all": (True, True, True), "x": (True, False, False), "w": (False, True, False), "b": (False, False, True)}
 
 
-@by_kernels_alone
 @pytest.mark.parametrize("extras", EXTRAS, ids=["plain", "activation", "sum", "residual"])
 @pytest.mark.parametrize("wanted", WANTED)
 @pytest.mark.parametrize("name", [name for name in CALLS if name != "wide"])
@@ -118,7 +112,6 @@ def variants(x, w, b, r):
                 yield torch.autograd.grad(ends[0], leaves, torch.ones_like(outs[0]))
 
 
-@by_kernels_alone
 def test_recipes_of_one_plan_are_not_confused(gpu, learnt, monkeypatch):
     x, w, b = leaves((6, 96))
     r = torch.randn_like(x)
@@ -134,7 +127,6 @@ def test_recipes_of_one_plan_are_not_confused(gpu, learnt, monkeypatch):
         assert torch.equal(one, other)
 
 
-@by_kernels_alone
 def test_weights_in_half_precision_are_read_as_they_are(gpu, learnt, monkeypatch):
     """And their gradients are written in half precision, one rounding of the same sums. The interpreter cuts off where
     torch rounds: the last of 8 bits may differ."""
@@ -187,7 +179,6 @@ def test_checkpointing_moves_running_statistics_once(gpu):
     assert torch.equal(once[0], again[0])
 
 
-@by_kernels_alone
 def test_weight_norm(gpu, learnt, monkeypatch):
     results = []
     for way in range(4):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import inspect
 import os
 import subprocess
 import sys
@@ -17,13 +16,9 @@ pytest.importorskip("triton")
 
 from normkit.functional import layer_norm
 from normkit.kernels import fastpath
-from normkit.kernels.triton import device, launch, recipes
+from normkit.kernels.triton import device, recipes
 
 needs_fast_path = pytest.mark.skipif(not fastpath.in_use, reason="the fast path is not built")
-# Where they do not take dtypes, gradients of weights end in a sum by torch, which a recipe cannot hold.
-by_kernels_alone = pytest.mark.skipif(
-    "dtypes" not in inspect.signature(launch.norm_backward).parameters, reason="norm_backward is not kernels alone"
-)
 
 
 def test_which_numbers_follow_from_the_momentum():
@@ -89,7 +84,6 @@ def test_an_unknown_triton_keeps_pythons_way(monkeypatch):
 
 
 @needs_fast_path
-@by_kernels_alone
 def test_parameters_are_those_of_tritons_own_launcher(tmp_path):
     """Machine code of all walks, launched by Triton and by C++: the driver is given the same bytes."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}

@@ -8,11 +8,9 @@ tensors by their part in the call (`Slot`), so it holds for every call of the sa
 from __future__ import annotations
 
 import ctypes
-import inspect
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
-from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -320,11 +318,6 @@ def norm(
     return y, total, own_mean, own_std, recipe
 
 
-@cache
-def _takes_dtypes() -> bool:
-    return "dtypes" in inspect.signature(launch.norm_backward).parameters
-
-
 def norm_backward(
     plan: int, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, std: Tensor,
     dsum: Tensor | None, eps: float, center: bool, activation: int, fixed: bool, want_x: bool, want_weight: bool,
@@ -341,8 +334,7 @@ def norm_backward(
             assert weight is not None
             return *launch.weight_norm_backward(dy, x, weight, std, plan), None
         a = Arguments(x, weight, bias, "", eps, center, mean, std, dsum, None, _names[activation])
-        dtypes = ((weight_dtype, bias_dtype),) if _takes_dtypes() else ()
-        return launch.norm_backward(dy, a, plan, std, eps, None, fixed, want, *dtypes)
+        return launch.norm_backward(dy, a, plan, std, eps, None, fixed, want, (weight_dtype, bias_dtype))
 
     recorder = Recorder()
     grads = recorder.watch(call, plan)
