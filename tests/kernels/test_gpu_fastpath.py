@@ -146,18 +146,20 @@ def test_weights_in_half_precision_are_read_as_they_are(gpu, learnt, monkeypatch
 # State, and what stays with Python ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("momentum", [0.1, None])
-def test_running_statistics_move_as_by_python(momentum, gpu, learnt, monkeypatch):
+def test_running_statistics_move_as_by_python(momentum, dtype, gpu, learnt, monkeypatch):
     """With a momentum of None it is another number in every call, and the recipe the same."""
     results = []
     for way in range(2):
         if way:
             shut(monkeypatch)
         torch.manual_seed(1)
-        layer = normkit.BatchNorm2d(8, momentum=momentum)
+        state = torch.float64 if dtype is torch.float64 else torch.float32
+        layer = normkit.BatchNorm2d(8, momentum=momentum, dtype=state)
         versions, ys = [], []
         for _ in range(5):
-            x = draw(3, 8, 5, 7)
+            x = draw(3, 8, 5, 7, dtype=dtype)
             with torch.no_grad():
                 ys.append(layer(x))
             versions.append((layer.running_mean._version, layer.running_var._version))
