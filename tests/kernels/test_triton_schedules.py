@@ -18,6 +18,7 @@ from interpreted import (
     last_schedule,
     marks,
 )
+
 from normkit.kernels.layout import forget_plans
 from normkit.kernels.triton import device, launch
 from normkit.kernels.triton.arguments import Axes
@@ -41,7 +42,9 @@ def test_tiles_do_not_depend_on_the_number_of_regions(itemsize):
     found: dict[tuple[int, ...], set[object]] = {}
     for view in rows + images:
         s = schedule(view, 256, 1, itemsize)
-        passes = [p and (p.tile._replace(wide=False), p.parts, p.warps) for p in (s.forward, s.backward, s.parts, s.sums)]
+        passes = [
+            p and (p.tile._replace(wide=False), p.parts, p.warps) for p in (s.forward, s.backward, s.parts, s.sums)
+        ]
         found.setdefault(view[1:], set()).add(tuple(passes))
     assert {len(tiles) for tiles in found.values()} == {1}
 
