@@ -111,7 +111,7 @@ PyObject* connect_gpu(PyObject*, PyObject* const* args, Py_ssize_t) {
   if (!path || !runtime || !type) return nullptr;
   const bool there = driver.connect(path, runtime);
   gpu_type = there ? c10::Device(type).type() : NO_GPU;
-  forget_plans();
+  forget_plans(true);
   recipes.clear();
   return PyBool_FromLong(there);
   END_HANDLE_TH_ERRORS
@@ -119,10 +119,7 @@ PyObject* connect_gpu(PyObject*, PyObject* const* args, Py_ssize_t) {
 
 // forget_gpu_plans(): Python no longer knows them by their numbers.
 PyObject* forget_gpu_plans(PyObject*, PyObject*) {
-  std::erase_if(known_plans, [](const auto& entry) {
-    if (entry.second.number >= 0) Py_DECREF(entry.second.pattern);
-    return entry.second.number >= 0;
-  });
+  forget_plans(true);
   Py_RETURN_NONE;
 }
 

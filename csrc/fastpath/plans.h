@@ -26,9 +26,12 @@ struct Known {
 std::unordered_multimap<size_t, Known> known_plans;
 constexpr size_t MOST = 4096;
 
-void forget_plans() {
-  for (auto& [_, k] : known_plans) Py_DECREF(k.pattern);
-  known_plans.clear();
+void forget_plans(bool only_on_gpu) {
+  std::erase_if(known_plans, [&](const auto& entry) {
+    const bool goes = !only_on_gpu || entry.second.number >= 0;
+    if (goes) Py_DECREF(entry.second.pattern);
+    return goes;
+  });
 }
 
 size_t hash_of(PyObject* pattern, at::IntArrayRef sizes, at::IntArrayRef strides) {
@@ -57,7 +60,7 @@ bool keep_plan(PyObject* pattern, PyObject* sizes, PyObject* strides, const View
     return out;
   };
   const bool full = known_plans.size() >= MOST;
-  if (full) forget_plans();
+  if (full) forget_plans(false);
   Known k{pattern, numbers(sizes), numbers(strides), view, number};
   const size_t hash = hash_of(k.pattern, k.sizes, k.strides);
   if (PyErr_Occurred()) throw python_error();

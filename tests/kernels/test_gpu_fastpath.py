@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import normkit
-from normkit.functional import batch_norm, group_norm, layer_norm
+from normkit.functional import batch_norm, group_norm, layer_norm, rms_norm
 from normkit.kernels import fastpath, layout
 from normkit.kernels.triton import device, launch, recipes
 from normkit.kernels.weight import normalized_weight
@@ -93,6 +93,45 @@ def test_backward_launches_what_python_launches(name, wanted, extras, gpu, learn
     assert len(got[0]) >= 2
     for one, other in zip((*got[1], *got[2]), (*want[1], *want[2]), strict=True):
         assert one is other is None or (torch.equal(one, other) and one.dtype is other.dtype)
+
+
+def variants(x, w, b, r):
+    """Calls of the same plan, each with a recipe of its own: outputs and gradients."""
+    options = ((torch.float32, 1e-5, None), (torch.float32, 0.5, None), (torch.bfloat16, 1e-5, "silu"))
+    for (dtype, eps, activation), residual in itertools.product(options, (False, True)):
+        for weight, bias in ((w, b), (w, None), (None, None)):
+            for method in (layer_norm, rms_norm):
+                if method is rms_norm and bias is not None:
+                    continue
+                affine = (weight,) if method is rms_norm else (weight, bias)
+                extras = {"activation": activation} if activation else {}
+                given = [t.detach().to(dtype).requires_grad_() for t in (x, r)]
+                if residual:
+                    extras |= {"residual": given[1], "return_residual": True}
+                out = method(given[0], (96,), *affine, eps=eps, **extras)
+                outs = out if isinstance(out, tuple) else (out,)
+                leaves = [t for t in (*given[: 1 + residual], weight, bias) if t is not None]
+                yield outs
+                ends = [y * (1 + i) for i, y in enumerate(outs)]
+                for wanted in (leaves, leaves[:1], leaves[-1:]):
+                    yield torch.autograd.grad(ends, wanted, [torch.ones_like(y) for y in ends], retain_graph=True)
+                yield torch.autograd.grad(ends[0], leaves, torch.ones_like(outs[0]))
+
+
+@by_kernels_alone
+def test_recipes_of_one_plan_are_not_confused(gpu, learnt, monkeypatch):
+    x, w, b = leaves((6, 96))
+    r = torch.randn_like(x)
+    for _ in range(2):
+        list(variants(x, w, b, r))
+    known = len(learnt)
+    got = list(variants(x, w, b, r))
+    assert len(learnt) == known > 80
+    assert not recipes.refused
+    shut(monkeypatch)
+    want = list(variants(x, w, b, r))
+    for one, other in zip(itertools.chain(*got), itertools.chain(*want), strict=True):
+        assert torch.equal(one, other)
 
 
 @by_kernels_alone

@@ -15,6 +15,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from normkit.functional import layer_norm
 from normkit.kernels import fastpath
 from normkit.kernels.triton import device, launch, recipes
 
@@ -60,6 +61,15 @@ def test_forms_that_c_plus_plus_cannot_launch(change, reason):
     form.metadata = SimpleNamespace(**(fields | change))
     with pytest.raises(recipes.UnsuitableError, match=reason):
         recipes._launch(one, None, number)
+
+
+@needs_fast_path
+def test_plans_of_the_cpu_outlive_a_change_of_the_gpu():
+    x = torch.randn(3, 7).requires_grad_()
+    for _ in range(3):
+        y = layer_norm(x, (7,))
+        assert not fastpath.connect_gpu("/nowhere", "/nowhere", "cuda")
+    assert y.grad_fn.name() == "NormkitNormalizeBackward"
 
 
 @needs_fast_path

@@ -72,7 +72,7 @@ def _run(kernel: Any, grid: Grid, warps: int, pointers: Pointers, rest: tuple[An
             if len(_forms) >= MOST_FORMS:
                 _forms.clear()  # Triton keeps the code
             form = _forms[key] = kernel[grid](*pointers, *rest, num_warps=warps)
-        elif is_known and not is_watched():
+        elif is_known and device.type != "xpu" and not is_watched():
             # As `form[grid]` does, which asks for the current device, and makes a description of each launch for hooks.
             stream = triton.runtime.driver.active.get_current_stream(device.index)
             nobody = (None, None, None)

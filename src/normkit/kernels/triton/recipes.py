@@ -133,6 +133,7 @@ _ALLOCATIONS = {
     torch.ops.aten.empty_like.default,
     torch.ops.aten.empty_strided.default,
     torch.ops.aten.new_empty.default,
+    torch.ops.aten.new_empty_strided.default,
 }
 
 
