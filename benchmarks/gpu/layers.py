@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,19 +50,26 @@ def calls_of(layer: nn.Module, shape: tuple[int, ...], backward: bool) -> Call:
     return infer
 
 
+def reason(error: Exception) -> str:
+    """What has failed, in one line."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
 def called(clock: Clock, compiled: bool, repeats: int = 30) -> Iterator[dict[str, Any]]:
     """One row for each layer and pass: microseconds of CPU time of torch.nn, torch.compile and normkit."""
-    for name, (make, shape) in CALLED.items():
-        for backward in (True, False):
+    for (name, (make, shape)), backward in itertools.product(CALLED.items(), (True, False)):
+        row: dict[str, Any] = {"name": f"{name} {list(shape)} {'forward+backward' if backward else 'no_grad forward'}"}
+        try:
             torch.compiler.reset()
             layers = {"torch": make(nn), "normkit": make(normkit)}
             if compiled:
                 layers["compile"] = torch.compile(make(nn), dynamic=False)
-            calls = {who: calls_of(layer, shape, backward) for who, layer in layers.items()}
-            times = host_times(calls, clock, repeats)
-            microseconds = {who: None if t is None else t * 1e3 for who, t in times.items()}
-            what = "forward+backward" if backward else "no_grad forward"
-            yield {"name": f"{name} {list(shape)} {what}", "backward": backward, "microseconds": microseconds}
+            times = host_times({who: calls_of(layer, shape, backward) for who, layer in layers.items()}, clock, repeats)
+        except Exception as error:  # one layer's failure is a row, not the end
+            yield {**row, "backward": backward, "microseconds": {}, "failed": reason(error)}
+            continue
+        microseconds = {who: None if t is None else t * 1e3 for who, t in times.items()}
+        yield {**row, "backward": backward, "microseconds": microseconds, "failed": None}
 
 
 def _step(layer: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
@@ -118,5 +126,5 @@ def graphs(gpu: bool) -> Iterator[dict[str, Any]]:
             difference: float | None = captured(make, shape, gpu)
             failed = None if difference is not None and difference <= NEAR else f"differs by {difference:.2g}"
         except Exception as error:  # one layer's failure is a row, not the end
-            difference, failed = None, f"{type(error).__name__}: {error}"
+            difference, failed = None, reason(error)
         yield {"name": f"{name} {list(shape)}", "difference": difference, "failed": failed}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import normkit
 from benchmarks.gpu.clock import Clock, wall_times
+from benchmarks.gpu.layers import reason
 from benchmarks.speed.measure import Call
 
 
@@ -146,5 +147,5 @@ def measured(name: str, clock: Clock, compiled: bool, gpu: bool, seconds: float 
             times = wall_times({who: make(model, x) for who, model in models.items()}, seconds, clock)
             row["milliseconds"][what] = {who: t.median for who, t in times.items()}
     except Exception as error:  # a model that is missing or fails is a row, not the end
-        row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        row["failed"] = reason(error)
     return row

@@ -90,27 +90,26 @@ def measured(
     peers: Mapping[str, Peer] | None = None,
 ) -> dict[str, Any]:
     """One cell: facts, milliseconds of each contestant and the reasons of those that failed, and errors of y."""
-    torch.manual_seed(0)
-    torch.compiler.reset()
-    running, failed = contestants(cell, compiled, autotuned, peers)
-    running.pop("onednn", None)  # in a dry run; it has tensors of its own kind
-    error = {name: oracle.error(cell, contestant) for name, contestant in running.items()}
-    timed = calls(cell, running)
-    del timed["copy"]
-    times = interleaved(timed, seconds, clock)
     units = grid.units(cell)
-    return {
-        **asdict(cell),
-        "name": cell.name,
-        "units": units,
-        "bytes": cell.bytes,
-        "limit": units * cell.bytes / bytes_per_ms,
-        "milliseconds": {name: t.median for name, t in times.items()} | dict.fromkeys(failed),
-        "times": {name: asdict(t) for name, t in times.items()},
-        "failed by": failed,
-        "error": error,
-        "failed": _failure(failed, error),
-    }
+    limit = units * cell.bytes / bytes_per_ms
+    row = {**asdict(cell), "name": cell.name, "units": units, "bytes": cell.bytes, "limit": limit}
+    row |= {"milliseconds": {}, "times": {}, "failed by": {}, "error": {}}
+    try:
+        torch.manual_seed(0)
+        torch.compiler.reset()
+        running, failed = contestants(cell, compiled, autotuned, peers)
+        running.pop("onednn", None)  # in a dry run; it has tensors of its own kind
+        error = {name: oracle.error(cell, contestant) for name, contestant in running.items()}
+        timed = calls(cell, running)
+        del timed["copy"]
+        times = interleaved(timed, seconds, clock)
+    except (
+        Exception
+    ) as wrong:  # a GPU that has lost its context fails in every cell, and the table still has all others
+        return {**row, "failed": layers.reason(wrong)}
+    row |= {"failed by": failed, "error": error, "failed": _failure(failed, error)}
+    row["milliseconds"] = {name: t.median for name, t in times.items()} | dict.fromkeys(failed)
+    return {**row, "times": {name: asdict(t) for name, t in times.items()}}
 
 
 def _failure(failed: dict[str, str], error: dict[str, float]) -> str | None:

@@ -118,7 +118,7 @@ class Compiler:
 
 def main(targets: list[GPUTarget]) -> None:
     compiler = Compiler(targets)
-    launch.launch = compiler
+    device.launch = compiler
     device.multiprocessors = lambda _: 132
     kernels = devices.triton_kernels()
     devices.kernels_on = lambda device: kernels

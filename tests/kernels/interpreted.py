@@ -103,8 +103,8 @@ def check(
     want = (y64, *moments64, *formula.norm_backward(dye, call, False))
     assert y.stride() == got[3].stride() == x.stride()
     assert y.dtype == got[3].dtype == dtype
-    # What rounding the mean does to y and to all gradients; those are sums, too, of up to 90 000 terms. It shifts x_hat,
-    # and so the weight's gradient by a part of the bias's. In float64 the definition has an error of its own.
+    # What rounding the mean does to y and to all gradients; those are sums, too, of up to 90 000 terms. It shifts
+    # x_hat, and so the weight's gradient by a part of the bias's. In float64 the definition has an error of its own.
     far = 1 + ((want[1].abs() if center else 0 * want[2]) / (want[2].square() + 1e-5).sqrt()).max().item()
     eps, fine = torch.finfo(dtype).eps, torch.finfo(stat).eps
     own = (12 if dtype is torch.float64 else 4) * fine

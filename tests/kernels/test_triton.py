@@ -29,7 +29,7 @@ from normkit.kernels import formula, operator
 from normkit.kernels.backend import Want
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import ACTIVATIONS, Arguments
-from normkit.kernels.triton import schedule
+from normkit.kernels.triton import passes
 from normkit.pattern import parse
 
 pytestmark = marks
@@ -46,7 +46,7 @@ def test_kernels_give_what_the_definition_gives(pattern, layout, shape):
 
 
 def test_offsets_of_64_bits(monkeypatch):
-    monkeypatch.setattr(schedule, "FAR", 0)
+    monkeypatch.setattr(passes, "FAR", 0)
     for pattern, layout in itertools.product(("batch", "group", "rows", "mixed", "all"), LAYOUTS):
         check(PATTERNS[pattern], SHAPES[1], layout, torch.float32, affine=True)
 

@@ -20,7 +20,7 @@ from interpreted import (
 from normkit.kernels import formula, layout, operator
 from normkit.kernels.backend import Want
 from normkit.kernels.formula import Arguments
-from normkit.kernels.triton import launch, schedule
+from normkit.kernels.triton import launch, passes, schedule
 from normkit.kernels.triton.arguments import Along, Walk
 
 # The interpreter computes with numpy, which warns where a square overflows.
@@ -38,7 +38,7 @@ LIMITS = {
 def limits(request, monkeypatch):
     """Limits so low that small tensors are walked in the ways of large ones."""
     for name, value in LIMITS[request.param].items():
-        monkeypatch.setattr(schedule, name, value)
+        monkeypatch.setattr(passes, name, value)
     layout.forget_plans()
     return request.param
 
@@ -68,7 +68,7 @@ def test_the_limits_reach_every_walk_and_way_to_add_up(monkeypatch):
     for values in ({}, *LIMITS.values()):
         with monkeypatch.context() as patch:
             for name, value in values.items():
-                patch.setattr(schedule, name, value)
+                patch.setattr(passes, name, value)
             for pattern, memory in itertools.product(PATTERNS, LAYOUTS):
                 s = made(pattern, shape_for(pattern), memory)
                 seen.add((s.forward.walk if s.forward else "parts", "forward"))

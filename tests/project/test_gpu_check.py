@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks import show
-from benchmarks.gpu import check, layers, report, run
+from benchmarks.gpu import check, clock, layers, report, run
 from typer.testing import CliRunner
 
 
@@ -41,6 +41,21 @@ def test_wrong_numbers_fail_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path:
     result = CliRunner().invoke(check.app, ["--dry", "--no-tests"])
     assert result.exit_code == 1
     assert "FAILED:\ncells: rms_norm [4, 64] contiguous bfloat16 forward: error" in result.output
+
+
+def test_a_gpu_that_fails_everywhere_still_gives_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def lost(*_: object, **__: object) -> None:
+        raise RuntimeError("an illegal memory access was encountered\nand more")
+
+    monkeypatch.setenv("OUT", str(tmp_path))
+    for name in ("host", "device", "wall"):
+        monkeypatch.setattr(clock.HostClock, name, lost)
+    monkeypatch.setattr(run, "bandwidth", lambda *_: 1e6)
+    result = CliRunner().invoke(check.app, ["--dry", "--no-tests"])
+    assert result.exit_code == 1
+    for row in ("cells: rms_norm [4, 64] contiguous bfloat16 forward", "calls: RMSNorm [64, 768] no_grad forward"):
+        assert f"{row}: RuntimeError: an illegal memory access was encountered\n" in result.output
+    assert "models: ViT-S: RuntimeError: an illegal" in result.output
 
 
 def test_the_tests_of_the_check():

@@ -64,8 +64,11 @@ def test_every_layout(case: Case, device: str):
     for layout in layouts(case):
         eager, graphs = make_layer(case).to(device), []
         layer = copy.deepcopy(eager)
-        assert_steps_agree(layer, eager, compiled(layer, graphs), make_input(case, layout=layout).to(device))
-        assert not any("clone" in name for name in calls(graphs)) or layout in ("strided", "expanded"), layout
+        x = make_input(case, layout=layout).to(device)
+        assert_steps_agree(layer, eager, compiled(layer, graphs), x)
+        nodes = [node for graph in graphs for node in graph.graph.nodes if "clone" in str(node.target)]
+        copies = [node for node in nodes if node.meta["val"].numel() == x.numel()]
+        assert not copies or layout in ("strided", "expanded"), layout  # which are not dense, and results are
 
 
 RARE = [pytest.param(name, marks=pytest.mark.slow) for name in ("leaky_relu", "gelu_tanh", "sigmoid", "tanh")]
@@ -184,6 +187,7 @@ PATTERNS = ("[b] c [...]", "b (g=4 [c]) [...]", "b c [...]", "b [c] ...", "... [
 VALUES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "near 1": lambda x, _: x * 2 + 1,
     "mean 1e4": lambda x, std: x * std + 1e4,
+    "1e18": lambda x, _: x * 1e18,
     "outliers": lambda x, _: x.flatten().index_fill(0, torch.arange(0, x.numel(), 97), 1e6).view(x.shape),
 }
 HALF = [pytest.param(torch.bfloat16), pytest.param(torch.float16, marks=pytest.mark.slow)]
@@ -197,7 +201,7 @@ def test_inductor_keeps_the_bound(dtype: torch.dtype, device: str):
         N.normalize(x, pattern)  # a pattern is parsed before it is compiled
     run = torch.compile(lambda x, w, b: [N.normalize(x, pattern, w, b) for pattern in PATTERNS], fullgraph=True)
     for what, make in VALUES.items():
-        if what == "outliers" and dtype is torch.float16:
+        if what in ("outliers", "1e18") and dtype is torch.float16:
             continue  # beyond its range
         value = make(x, 1e-2 if dtype is torch.float32 else 1e2).to(dtype)  # a spread that the dtype can tell
         leaves = [t.to(device, copy=True).requires_grad_() for t in (value, weight, bias)]

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from normkit.kernels import formula
 from normkit.kernels.dtypes import arithmetic_dtype
-from normkit.kernels.formula import Arguments, Result, View
+from normkit.kernels.formula import ACTIVATIONS, Arguments, Result, counts_of
+from normkit.pattern import parse
 
 _aten = torch.ops.aten
 _SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -30,90 +30,146 @@ _SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """For each activation, the gradient of its argument z."""
 
 
-class _View(View):
-    """The same view, in the dtype of the kernels, with the moments in one pass."""
+class _Cells:
+    """A tensor and its cells: values and parameters in the shape of x, moments and sums in that of the levels.
 
-    dtype_for = staticmethod(lambda x: arithmetic_dtype(x.dtype))
+    So a dimension that holds two axes is divided for sums alone, and the loops over x stay those of its neighbours.
+    """
 
-    def moments(self) -> tuple[Tensor, Tensor]:
-        if self.a.center and self.valid is None and self.reduced:
-            # Inductor takes Welford's formula for it, and merges parts by Chan's.
-            var, mean = torch.var_mean(self.values, self.reduced, correction=0, keepdim=True)
-            return mean, var
-        mean = self.average(self.values) if self.a.center else self.values.new_zeros(())
-        var = self.average((self.values - mean).square())
-        return mean, var if self.valid is None else torch.where(self.counts > 0, var, 1)
+    def __init__(self, a: Arguments, x: Tensor) -> None:
+        self.a, self.dtype, self.shape = a, arithmetic_dtype(x.dtype), x.shape
+        self.levels = parse(a.pattern).levels(x.shape)
+        self.sizes = [level.size for level in self.levels]
+        self.kept = [1 if level.reduced else level.size for level in self.levels]
+        self.reduced = [i for i, level in enumerate(self.levels) if level.reduced]
+        # Of a region, the axes along which weight and bias do not vary.
+        self.positions = [i for i in self.reduced if not self.levels[i].feature]
+        self.values = self.wide(x)
+        self.count: Tensor | int = math.prod([self.sizes[i] for i in self.reduced])
+        if a.mask is not None:
+            self.count = counts_of(a.mask, x.shape, self.levels).reshape(self.kept).clamp(min=1).to(self.dtype)
+        # A power of two, which rounds nothing: so the squares of values up to 1e21 stay in the range of fp32.
+        self.unit = 2.0**-16 if self.dtype is torch.float32 else 1.0
 
-    def saved(self, fixed: bool) -> tuple[Tensor, Tensor]:
-        """Mean and ``1 / sqrt(var + eps)`` from the arguments of ``norm_backward``."""
-        a, shape = self.a, self.kept
-        assert a.mean is not None
-        assert a.var is not None
-        mean = a.mean.to(self.dtype).reshape(shape) if a.center else a.var.new_zeros(())
-        scale = a.var.to(self.dtype).reshape(shape)
-        return mean, ((scale if fixed else scale.square()) + a.eps).rsqrt()
+    def wide(self, t: Tensor) -> Tensor:
+        t = t.to(self.dtype)
+        # By choice and not by a product, so that padding reaches nothing, not even as 0 * inf.
+        return t if self.a.mask is None else torch.where(self.a.mask, t, 0)
 
-    def standardized(self, mean: Tensor, var: Tensor) -> Tensor:
-        return (self.values - mean) * (var + self.a.eps).rsqrt()
+    def sum(self, t: Tensor, axes: list[int]) -> Tensor:
+        t = t.reshape(self.sizes) if t.shape == self.shape else t
+        return t.sum(axes, keepdim=True) if axes else t
+
+    def average(self, t: Tensor) -> Tensor:
+        return self.sum(self.wide(t), self.reduced) / self.count
+
+    def spread(self, t: Tensor) -> Tensor:
+        """Moments, sums or parameters in a shape that broadcasts against x."""
+        axes = [[i for i, level in enumerate(self.levels) if level.dim == dim] for dim in range(len(self.shape))]
+        one = [all(t.shape[i] == 1 for i in of_dim) for of_dim in axes]
+        whole = [1 if one[level.dim] else level.size for level in self.levels]
+        return t.expand(whole).reshape([1 if single else size for single, size in zip(one, self.shape, strict=True)])
+
+    def parameter(self, t: Tensor) -> Tensor:
+        return t.to(self.dtype).reshape([level.size if level.feature else 1 for level in self.levels])
 
     def weighted(self, t: Tensor) -> Tensor:
-        return t if self.a.weight is None else t * self.over_levels(self.a.weight)
+        if self.a.weight is None:
+            return t
+        weight = self.parameter(self.a.weight)
+        return t * (self.spread(weight) if t.shape == self.shape else weight)
 
-    @property
-    def positions(self) -> list[int]:
-        """The axes of a region along which weight and bias do not vary."""
-        return [i for i in self.reduced if not self.levels[i].feature]
+    def affine(self, t: Tensor) -> Tensor:
+        t = self.weighted(t)
+        return t if self.a.bias is None else t + self.spread(self.parameter(self.a.bias))
 
-    def mean_of_sums(self, sums: Tensor) -> Tensor:
-        """The average over each region, from its sums over positions."""
-        features = [i for i in self.reduced if self.levels[i].feature]
-        sums = sums.sum(features, keepdim=True) if features else sums
-        if self.valid is None:
-            return sums / math.prod([self.sizes[i] for i in self.reduced])
-        return sums / self.counts.clamp(min=1).to(sums.dtype)
+    def own(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each cell."""
+        values = self.values * self.unit
+        if self.a.center and self.a.mask is None and self.reduced:
+            # Inductor takes Welford's formula for it, and merges parts by Chan's.
+            var, mean = torch.var_mean(values.reshape(self.sizes), self.reduced, correction=0, keepdim=True)
+        else:
+            mean = self.average(values) if self.a.center else values.new_zeros([1] * len(self.sizes))
+            var = self.average((values - self.spread(mean)).square())
+        if self.a.mask is not None:
+            counts = counts_of(self.a.mask, self.shape, self.levels).reshape(self.kept)
+            var = torch.where(counts > 0, var, self.unit**2)
+        return mean / self.unit, var.sqrt() / self.unit
+
+    def given(self, fixed: bool) -> tuple[Tensor, Tensor]:
+        """Mean and ``1 / sqrt(var + eps)``, from moments among the arguments."""
+        a = self.a
+        assert a.mean is not None
+        assert a.var is not None
+        scale = a.var.to(self.dtype).reshape(self.kept)
+        mean = a.mean.to(self.dtype).reshape(self.kept) if a.center else torch.zeros_like(scale)
+        return mean, (scale + a.eps).rsqrt() if fixed else self.rstd(scale)
+
+    def rstd(self, std: Tensor) -> Tensor:
+        """``1 / sqrt(std^2 + eps)``."""
+        return ((std * self.unit).square() + self.a.eps * self.unit**2).rsqrt() * self.unit
+
+    def like_x(self, t: Tensor) -> Tensor:
+        return self.wide(t).to(self.a.x.dtype)
+
+    def over_features(self, sums: Tensor) -> Tensor:
+        return self.sum(sums, [i for i, level in enumerate(self.levels) if not level.feature]).reshape(-1)
 
 
 def norm(a: Arguments) -> Result:
     """``normkit::norm``."""
-    return formula.norm(a, _View)
+    s = a.x if a.residual is None else a.x + a.residual
+    cells = _Cells(a, s)
+    own_mean = own_std = None
+    if a.var is None:
+        mean, std = cells.own()
+        rstd = cells.rstd(std)
+        own_mean, own_std = mean.reshape(-1) if a.center else mean.new_empty(0), std.reshape(-1)
+    else:
+        mean, rstd = cells.given(fixed=True)
+    y = ACTIVATIONS[a.activation](cells.affine((cells.values - cells.spread(mean)) * cells.spread(rstd)))
+    return Result(cells.like_x(y), None if a.residual is None else s, own_mean, own_std)
 
 
 def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> tuple[Tensor, Tensor, Tensor]:
     """``normkit::norm_backward``."""
-    view = _View(a, a.x)
-    mean, rstd = view.saved(fixed)
-    centred = view.values - mean
-    upstream = view.split(dy)
+    cells = _Cells(a, a.x)
+    mean, rstd = cells.given(fixed)
+    centred = cells.values - cells.spread(mean)
+    upstream = cells.wide(dy)
     if a.activation != "none":
-        upstream = _SLOPES[a.activation](upstream, view.affine(centred * rstd))
-    along, total, inside = (_by_positions if view.positions else _by_rows)(view, upstream, centred, rstd, fixed)
-    dx = view.like_x(inside)
-    return dx if a.residual is None else dx + a.residual, view.over_features(along), view.over_features(total)
+        upstream = _SLOPES[a.activation](upstream, cells.affine(centred * cells.spread(rstd)))
+    along, total, dx = (_by_positions if cells.positions else _by_rows)(cells, upstream, centred, rstd, fixed)
+    dx = cells.like_x(dx)
+    return dx if a.residual is None else dx + a.residual, cells.over_features(along), cells.over_features(total)
 
 
 def _by_positions(
-    view: _View, upstream: Tensor, centred: Tensor, rstd: Tensor, fixed: bool
+    cells: _Cells, upstream: Tensor, centred: Tensor, rstd: Tensor, fixed: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sums for weight and bias, and dx. Sums over positions serve all three, so dy and x are read once for them."""
-    total = upstream.sum(view.positions, keepdim=True)
-    along = (upstream * centred).sum(view.positions, keepdim=True) * rstd
-    dx = upstream * view.weighted(rstd)
+    total = cells.sum(upstream, cells.positions)
+    along = cells.sum(upstream * centred, cells.positions) * rstd
+    dx = upstream * cells.spread(cells.weighted(rstd))
     if not fixed:
-        dx = dx - centred * (view.mean_of_sums(view.weighted(along)) * rstd * rstd)
-        dx = dx - view.mean_of_sums(view.weighted(total)) * rstd if view.a.center else dx
+        features = [i for i in cells.reduced if i not in cells.positions]
+        factor = rstd / cells.count
+        dx = dx - centred * cells.spread(cells.sum(cells.weighted(along) * rstd * factor, features))
+        dx = dx - cells.spread(cells.sum(cells.weighted(total) * factor, features)) if cells.a.center else dx
     return along, total, dx
 
 
 def _by_rows(
-    view: _View, upstream: Tensor, centred: Tensor, rstd: Tensor, fixed: bool
+    cells: _Cells, upstream: Tensor, centred: Tensor, rstd: Tensor, fixed: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same without sums in common, and without a product in common, which Inductor would keep in memory."""
-    g, x_hat = view.weighted(upstream), centred * rstd
-    inside = g
+    g, x_hat = cells.weighted(upstream), centred * cells.spread(rstd)
+    dx = g
     if not fixed:
-        inside = inside - x_hat * view.mean_of_sums(g * x_hat)
-        inside = inside - view.mean_of_sums(g) if view.a.center else inside
-    return upstream * x_hat, upstream, inside * rstd
+        dx = dx - x_hat * cells.spread(cells.average(g * x_hat))
+        dx = dx - cells.spread(cells.average(g)) if cells.a.center else dx
+    return upstream * x_hat, upstream, dx * cells.spread(rstd)
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:

@@ -71,15 +71,14 @@ class Result(NamedTuple):
         return self.mean.detach(), self.std.detach()
 
 
-def norm(a: Arguments, seen_by: type[View] | None = None) -> Result:
+def norm(a: Arguments) -> Result:
     """``y = activation((s - mean) / sqrt(var + eps) * weight + bias)``, 0 at padding, with ``s = x + residual``.
 
     Mean and variance are given, or those of the valid elements of s. The standard deviation ``sqrt(var)`` is returned,
-    not the variance, because its range in fp32 is that of the data. Where all is padding it counts as 1. A subclass of
-    `View` may compute the moments in another way.
+    not the variance, because its range in fp32 is that of the data. Where all is padding it counts as 1.
     """
     s = a.x if a.residual is None else a.x + a.residual
-    view = (seen_by or View)(a, s)
+    view = _View(a, s)
     mean, var = view.given() if a.var is not None else view.moments()
     y = ACTIVATIONS[a.activation](view.affine(view.standardized(mean, var)))
     own_mean = own_std = None
@@ -97,7 +96,7 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> tuple[Tensor, Tensor
     ``dx = rstd * (g - mean(g) - x_hat * mean(g * x_hat))`` with ``g = dy * activation'(z) * weight``; with given
     moments ``dx = rstd * g``.
     """
-    view = View(a, a.x)
+    view = _View(a, a.x)
     mean, var = view.given() if fixed else view.moments()
     x_hat = view.standardized(mean, var)
     upstream = view.split(dy)
@@ -114,15 +113,13 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> tuple[Tensor, Tensor
     return dx, view.over_features(upstream * x_hat), view.over_features(upstream)
 
 
-class View:
+class _View:
     """One tensor seen through a region: dimensions split into levels, in the working dtype, padding set to 0."""
-
-    dtype_for = staticmethod(working_dtype)
 
     def __init__(self, a: Arguments, x: Tensor) -> None:
         self.a = a
         self.levels = parse(a.pattern).levels(x.shape)
-        self.dtype = self.dtype_for(x)
+        self.dtype = working_dtype(x)
         self.stat = arithmetic_dtype(x.dtype)
         self.sizes = [level.size for level in self.levels]
         self.kept = [1 if level.reduced else level.size for level in self.levels]

@@ -203,7 +203,7 @@ class Layout:
 def is_ready(x: Tensor, *parameters: Tensor | None) -> bool:
     """Whether parameters can go to the kernel as they are."""
     dtype = arithmetic_dtype(x.dtype)
-    for t in parameters:  # noqa: SIM110  (all() takes twice the time)
+    for t in parameters:
         if t is not None and not (t.is_contiguous() and (t.dtype is dtype or _is_read(t, x))):
             return False
     return True

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from normkit import settings
-from normkit.kernels.triton.schedule import CHUNK, MOST_WARPS, Pass, Schedule, schedule
+from normkit.kernels.triton.passes import CHUNK, MOST_WARPS, Pass
+from normkit.kernels.triton.schedule import Schedule, schedule
 
 Numbers = tuple[tuple[int, int, int, int], int, int, int]
 """View, period and inner of a plan, and bytes of an element."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from normkit.kernels.triton.constants import (
+from normkit.kernels.triton.code.constants import (
     ALONG_COLUMN,
     ALONG_OFFSET,
     ALONG_R0,
@@ -147,7 +147,9 @@ def first_weight(columns, index, ALONG: tl.constexpr):
 
 
 @triton.jit
-def load_weight(pointer, columns, first, part, elements, index, options: tl.constexpr, tile: tl.constexpr, F: tl.constexpr):
+def load_weight(
+    pointer, columns, first, part, elements, index, options: tl.constexpr, tile: tl.constexpr, F: tl.constexpr
+):
     """The weights of a tile, or one for each of its columns or rows."""
     if options.along == ALONG_OFFSET:
         weight = tl.load(pointer + elements.offset // index.inner % index.period, mask=elements.inside, other=0.0)

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from normkit.kernels.triton.constants import WALK_GIVEN, WALK_TWICE, WALK_WHOLE
-from normkit.kernels.triton.moments import sqrt
-from normkit.kernels.triton.tiles import columns_of, elements_of, part_of, sum_over_cell
+from normkit.kernels.triton.code.constants import WALK_GIVEN, WALK_TWICE, WALK_WHOLE
+from normkit.kernels.triton.code.moments import sqrt
+from normkit.kernels.triton.code.tiles import columns_of, elements_of, part_of, sum_over_cell
 
 
 class Length(NamedTuple):

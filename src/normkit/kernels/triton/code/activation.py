@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from normkit.kernels.triton.constants import GELU, GELU_TANH, LEAKY_RELU, RELU, SIGMOID, SILU, TANH
+from normkit.kernels.triton.code.constants import GELU, GELU_TANH, LEAKY_RELU, RELU, SIGMOID, SILU, TANH
 
 
 @triton.jit

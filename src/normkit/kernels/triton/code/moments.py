@@ -1,8 +1,8 @@
 """Moments of regions: of a tile in registers, of a walk in which every lane keeps its own, and of parts.
 
-A *lane* is a few places of a tile, whose elements one thread holds. A walk gives every lane the same places of tile after
-tile. A lane's elements of one tile are merged with its moments by Chan's formula: one division for a handful of elements,
-and nothing that threads would have to exchange. Lanes are merged once, at the end.
+A *lane* is a few places of a tile, whose elements one thread holds. A walk gives every lane the same places of each
+tile. A lane's elements of one tile are merged with its moments by Chan's formula: one division for a handful of
+elements, and nothing that threads would have to exchange. Lanes are merged once, at the end.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from normkit.kernels.triton.tiles import sum_over_cell
+from normkit.kernels.triton.code.tiles import sum_over_cell
 
 TINY = tl.constexpr(2.0**-96)
 """Values are multiplied by this where sums of their squares exceed the range of fp32: 3e38 becomes 4e9, 5e14 6e-15."""
@@ -213,7 +213,7 @@ def mean_and_deviation(moments, SHRUNK: tl.constexpr):
 
 @triton.jit
 def tiny(F: tl.constexpr):
-    if F == tl.float64:
+    if tl.float64 == F:
         return TINY_64
     else:
         return TINY

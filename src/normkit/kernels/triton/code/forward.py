@@ -5,9 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from normkit.kernels.triton.activation import activate
-from normkit.kernels.triton.constants import MASK_NONE, WALK_GIVEN, WALK_TWICE, WALK_WHOLE
-from normkit.kernels.triton.moments import (
+from normkit.kernels.triton.code.activation import activate
+from normkit.kernels.triton.code.constants import MASK_NONE, WALK_GIVEN, WALK_WHOLE
+from normkit.kernels.triton.code.moments import (
     TINY,
     Moments,
     add_group,
@@ -22,7 +22,7 @@ from normkit.kernels.triton.moments import (
     tile_moments,
     tiny,
 )
-from normkit.kernels.triton.tiles import (
+from normkit.kernels.triton.code.tiles import (
     columns_of,
     elements_of,
     first_weight,

@@ -1,0 +1,92 @@
+"""Gradients of weight and bias: sums that are left to be added up, and those of any region by an element's offset."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from normkit.kernels.triton.code.activation import derivative
+from normkit.kernels.triton.code.constants import IDENTITY, MASK_NONE
+from normkit.kernels.triton.code.gradient import FeatureSums, store_pair
+from normkit.kernels.triton.code.moments import scale_of
+
+
+@triton.jit(do_not_specialize=["rows"])
+def add_up(
+    of_weight, of_bias, dweight, dbias, rows, size, shared, own, FEATURES: tl.constexpr, OTHERS: tl.constexpr
+):  # fmt: skip
+    """The gradients of weight and bias from sums ``[row, feature // own, shared, feature % own]``."""
+    pointer = of_weight if of_weight is not None else of_bias
+    feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
+    is_feature = feature < size
+    total_weight = tl.zeros([OTHERS, FEATURES], pointer.dtype.element_ty)
+    total_bias = tl.zeros([OTHERS, FEATURES], pointer.dtype.element_ty)
+    first = feature // own * (shared * own) + feature % own
+    for begin in range(0, rows * shared, OTHERS):
+        other = begin + tl.arange(0, OTHERS)
+        at = (other // shared).to(tl.int64) * (size * shared) + other % shared * own
+        at = at[:, None] + first[None, :]
+        present = (other < rows * shared)[:, None] & is_feature[None, :]
+        if of_weight is not None:
+            total_weight += tl.load(of_weight + at, mask=present, other=0.0)
+        if of_bias is not None:
+            total_bias += tl.load(of_bias + at, mask=present, other=0.0)
+    if of_weight is not None:
+        tl.store(dweight + feature, tl.sum(total_weight, 0), mask=is_feature)
+    if of_bias is not None:
+        tl.store(dbias + feature, tl.sum(total_bias, 0), mask=is_feature)
+
+
+@triton.jit(do_not_specialize=["others", "share"])
+def feature_sums(
+    dy, x, mask, mean_in, std_in, weight, bias, part_weight, part_bias, others, share,
+    view, mask_index, options: tl.constexpr, FEATURES: tl.constexpr, OTHERS: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """The gradients of weight and bias alone, for any region.
+
+    Element (a, feature, i) is at ``(a * period + feature) * inner + i``, and its cell follows from that offset. A
+    program adds up a share of the others, that is of all (a, i).
+    """
+    F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
+    is_feature = feature < view.period
+    of_weight = tl.zeros([FEATURES], F)
+    of_bias = tl.zeros([FEATURES], F)
+    if weight is not None:
+        weights = tl.load(weight + feature, mask=is_feature, other=0.0).to(F)
+    if bias is not None:
+        biases = tl.load(bias + feature, mask=is_feature, other=0.0).to(F)
+    begin = tl.program_id(1)
+    if WIDE:
+        begin = begin.to(tl.int64)
+    begin = begin * share
+    end = tl.minimum(begin + share, others)
+    for at in range(begin, end, OTHERS):
+        other = at + tl.arange(0, OTHERS)
+        inside = is_feature[:, None] & (other < end)[None, :]
+        outer = (other // view.inner * view.period)[None, :]
+        offset = (outer + feature[:, None]) * view.inner + (other % view.inner)[None, :]
+        cell = offset // view.outer_size * view.k1 + offset // view.r1 % view.k1
+        valid = inside
+        if options.mask != MASK_NONE:
+            places = mask_index.channels * mask_index.positions
+            byte = offset // places * mask_index.positions + offset % mask_index.positions
+            valid = inside & (tl.load(mask + byte, mask=inside, other=0) != 0)
+        s = tl.load(std_in + cell, mask=inside, other=1.0)
+        value = tl.where(valid, tl.load(x + offset, mask=inside, other=0.0).to(F), 0.0)
+        if mean_in is not None:
+            value = value - tl.load(mean_in + cell, mask=inside, other=0.0)
+        x_hat = tl.where(valid, value * scale_of(s, options), 0.0)
+        gradient = tl.where(valid, tl.load(dy + offset, mask=inside, other=0.0).to(F), 0.0)
+        if options.activation != IDENTITY:
+            z = x_hat
+            if weight is not None:
+                z = z * weights[:, None]
+            if bias is not None:
+                z = z + biases[:, None]
+            gradient = gradient * derivative(z, options.activation)
+        of_weight += tl.sum(gradient * x_hat, 1)
+        of_bias += tl.sum(gradient, 1)
+    at = tl.program_id(1) * view.period + feature
+    store_pair(FeatureSums(part_weight, part_bias, 0, 0), at, is_feature, of_weight, of_bias, options)

@@ -1,0 +1,198 @@
+"""Launches the kernels of a backward pass: by whole regions, by parts, or by the offset of an element."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from normkit.kernels.triton import device
+from normkit.kernels.triton.arguments import Along, BackwardOptions, FeatureView, Walk
+from normkit.kernels.triton.code import backward, features
+from normkit.kernels.triton.inputs import MaskArguments, merging
+from normkit.kernels.triton.passes import FAR, WHOLE_WEIGHTS, Pass
+from normkit.kernels.triton.schedule import Schedule
+
+FEATURE_TILE, OTHER_TILE = 32, 64
+"""Features, and elements of each, in a tile of `feature_sums`. A guess that no GPU has measured."""
+FEATURE_SHARE, FEATURE_PARTS = 8192, 256
+"""Elements of each feature that one program adds up, and programs for a feature at most. Guesses, too."""
+ADDED_FEATURES, ADDED_OTHERS = 16, 128
+"""Features, and sums of each, in a tile of `add_up`: 16 float32 are two sectors of memory. A guess, too."""
+
+Pair = tuple[Tensor | None, Tensor | None]
+"""For weight and bias; None for what is not asked for."""
+
+
+class Call(NamedTuple):
+    """One backward pass; `dx`, `dweight` and `dbias` are to be written, those that are asked for."""
+
+    s: Schedule
+    dy: Tensor
+    dsum: Tensor | None
+    x: Tensor
+    m: MaskArguments
+    counts: Tensor | None
+    mean: Tensor | None
+    std: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    options: BackwardOptions
+    fixed: bool
+    dx: Tensor | None
+    dweight: Tensor | None
+    dbias: Tensor | None
+
+    def of(self, p: Pass) -> BackwardOptions:
+        """The options for a pass, which may see another axis along which weights vary."""
+        return self.options._replace(along=int(p.along))
+
+    def standardizer(self) -> tuple[Tensor | None, ...]:
+        """What x is standardized with, and the weights."""
+        return self.mean, self.std, self.weight, self.bias
+
+    def outputs(self) -> Pair:
+        return self.dweight, self.dbias
+
+    def along(self) -> Along:
+        return Along(self.options.features)
+
+    def numbers(self, rows: int) -> tuple[int, int, int, int]:
+        """How sums for the weights lie, ``[rows, feature // own, shared, feature % own]``.
+
+        `rows` are those of each cell, or if cells have the sums in common, all.
+        """
+        s, along = self.s, self.along()
+        index, used = s.index, (s.backward or s.sums).tile.used_columns
+        own = {Along.CELL: 1, Along.COLUMN: used, Along.R0: s.r0, Along.R1: s.r1}[along]
+        if not (self.options.per_cell or along in (Along.CELL, Along.COLUMN)):
+            return rows, own, 1, own
+        shared = index.cell_div * (used if along is Along.CELL else 1)
+        return rows * s.cells // (index.cell_mod * index.cell_div), index.cell_mod * own, shared, own
+
+
+class _Features:
+    """Room for sums for the weights; where nothing is left to be added up, it is the gradients themselves."""
+
+    def __init__(self, call: Call, rows: int, size: int, shared: int, own: int) -> None:
+        self.numbers, self.outputs = (rows, size, shared, own), call.outputs()
+        self.direct = rows * shared == 1
+        self.sums: Pair = self.outputs
+        if not self.direct:
+            of_weight, of_bias = (
+                None if t is None else device.empty(call.x, rows * size * shared) for t in self.outputs
+            )
+            self.sums = of_weight, of_bias
+
+    def add_up(self) -> None:
+        if not self.direct:
+            _add_up(self.sums, self.outputs, *self.numbers)
+
+
+def _add_up(sums: Pair, outputs: Pair, rows: int, size: int, shared: int, own: int) -> None:
+    device.launch(
+        features.add_up, (-(-size // ADDED_FEATURES), 1, 1), 4, (*sums, *outputs),
+        rows, size, shared, own, ADDED_FEATURES, ADDED_OTHERS,
+    )  # fmt: skip
+
+
+def launch(call: Call, by_offset: bool) -> None:
+    """Compute the gradients; those of weight and bias `by_offset` have kernels of their own."""
+    if call.fixed and call.along() is Along.NONE:
+        _apply_gradient(call, None)
+    elif call.s.backward is not None:
+        _by_regions(call, call.s.backward)
+    else:
+        _by_parts(call)
+    if by_offset:
+        _by_offset(call)
+
+
+def _by_regions(call: Call, p: Pass) -> None:
+    """dx and the sums for weights, by programs that have whole regions."""
+    s, along = call.s, call.along()
+    if call.dx is None and along is Along.NONE:
+        return
+    programs = p.blocks
+    if p.walk is Walk.WHOLE and along in (Along.R0, Along.R1) and not call.options.per_cell:
+        programs = min(programs, device.multiprocessors(call.x.device) * (1 if s.count >= WHOLE_WEIGHTS else 2))
+    in_common = along in (Along.R0, Along.R1) and not call.options.per_cell
+    room = None if along is Along.NONE else _Features(call, *call.numbers(programs if in_common else 1))
+    device.launch(
+        backward.region_gradient, (programs, 1, 1), p.warps,
+        (call.dy, call.dsum, call.x, call.m.pointer, call.counts, *call.standardizer(), *_sums_of(room), call.dx),
+        s.k1, p.blocks, p.axes, s.index, call.m.places, p.tile, call.of(p), int(p.walk), call.fixed,
+    )  # fmt: skip
+    if room is not None:
+        room.add_up()
+
+
+def _sums_of(room: _Features | None) -> Pair:
+    return (None, None) if room is None else room.sums
+
+
+def _by_parts(call: Call) -> None:
+    """Sums of parts, their means over each cell, and dx."""
+    s, along, x, p = call.s, call.along(), call.x, call.s.sums
+    of_column = along in (Along.CELL, Along.COLUMN)
+    needed = not call.fixed and call.dx is not None
+    grid, columns, together, sets = merging(p, s.cells)
+    along_sums = plain_sums = room = None
+    if of_column or needed:
+        along_sums = device.empty(x, p.parts, s.cells * columns)
+        plain_sums = device.empty(x, p.parts, s.cells * columns) if call.options.center or call.options.bias else None
+    programs = p.blocks
+    if along is Along.R1 and not call.options.per_cell:
+        programs = min(programs, max(1, 2 * device.multiprocessors(x.device) // p.axes.parts_r1))
+    if along in (Along.R0, Along.R1):
+        rows = p.parts_r0 if along is Along.R1 else p.axes.parts_r1
+        room = _Features(call, *call.numbers(rows * (1 if call.options.per_cell else programs)))
+    device.launch(
+        backward.part_sums, (programs, p.parts, 1), p.warps,
+        (call.dy, x, call.m.pointer, *call.standardizer(), along_sums, plain_sums, *_sums_of(room)),
+        s.k1, s.cells * columns, p.blocks, p.axes, s.index, call.m.places, p.tile, call.of(p),
+    )  # fmt: skip
+    # One cell and one column for each weight: merging gives its gradient, too.
+    merged = along is Along.CELL and s.cells == s.index.period
+    means = device.empty(x, 2, s.cells) if needed else None
+    if needed or merged:
+        device.launch(
+            backward.merge_sums, grid, 4,
+            (along_sums, plain_sums, call.weight, call.counts, means, *(call.outputs() if merged else (None, None))),
+            s.cells, p.parts, s.count, s.index, call.of(p), columns, together, sets,
+        )  # fmt: skip
+    if call.dx is not None:
+        _apply_gradient(call, means)
+    if of_column and not merged:
+        wanted = along_sums if call.dweight is not None else None, plain_sums if call.dbias is not None else None
+        _add_up(wanted, call.outputs(), *call.numbers(p.parts))
+    if room is not None:
+        room.add_up()
+
+
+def _apply_gradient(call: Call, means: Tensor | None) -> None:
+    s, p = call.s, call.s.apply
+    if call.dx is None:
+        return
+    device.launch(
+        backward.part_gradient, p.grid, p.warps,
+        (call.dy, call.dsum, call.x, call.m.pointer, means, *call.standardizer(), call.dx),
+        s.k1, s.cells, p.axes, s.index, call.m.places, p.tile, call.of(p),
+    )  # fmt: skip
+
+
+def _by_offset(call: Call) -> None:
+    """The gradients of weight and bias by kernels of their own."""
+    s, x = call.s, call.x
+    _, r0, k1, r1 = s.view
+    period, inner = s.index.period, s.index.inner
+    others = s.numel // period
+    parts = max(1, min(FEATURE_PARTS, -(-others // FEATURE_SHARE)))
+    room = _Features(call, parts, period, 1, period)
+    device.launch(
+        features.feature_sums, (-(-period // FEATURE_TILE), parts, 1), 4,
+        (call.dy, x, call.m.pointer, *call.standardizer(), *room.sums),
+        others, -(-others // parts), FeatureView(period, inner, r0 * k1 * r1, k1, r1),
+        call.m.places, call.options, FEATURE_TILE, OTHER_TILE, s.numel >= FAR,
+    )  # fmt: skip
+    room.add_up()
