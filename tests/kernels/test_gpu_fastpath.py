@@ -26,7 +26,6 @@ HEADERS = Path(sysconfig.get_path("include"), "Python.h")
 pytestmark = [
     *marks,
     pytest.mark.skipif(not HEADERS.exists(), reason=f"the fast path is not built without {HEADERS}"),
-    pytest.mark.skipif(DEVICE != "cpu", reason="the stub stands for a GPU that is not there"),
 ]
 
 
@@ -363,3 +362,30 @@ def test_calls_that_hooks_of_triton_watch_stay_with_python(gpu, learnt, monkeypa
     monkeypatch.setattr(device, "is_watched", lambda: True)
     assert by_python(three(lambda: layer_norm(x, (96,), w, b)))
     assert recipes.refused == ["hooks of Triton watch launches"]
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU")
+@pytest.mark.parametrize("extras", EXTRAS, ids=["plain", "activation", "sum", "residual"])
+@pytest.mark.parametrize("name", CALLS)
+def test_a_gpu_that_is_there_gives_the_same_bits(name, extras, monkeypatch):
+    method, options = CALLS[name]
+    x, w, b = leaves(**options)
+    extras = with_residual(x.detach(), extras)
+    upstream = [torch.randn_like(x) for _ in range(2)]
+    wanted = [t for t in (x, w, b if name != "rms" else None) if t is not None]
+
+    def results():
+        out = method(x, w, b, **extras)
+        outs = out if isinstance(out, tuple) else (out,)
+        return [*outs, *torch.autograd.grad(outs, wanted, upstream[: len(outs)])]
+
+    got = three(results)
+    assert recipes.state()[0], recipes.state()
+    assert not by_python(got[0]), recipes.refused
+    known = fastpath.known_recipes()
+    got = results()
+    assert fastpath.known_recipes() == known
+    shut(monkeypatch)
+    want = results()
+    assert by_python(want[0])
+    assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
