@@ -1,7 +1,7 @@
-// The fast path for eager calls on a CPU or GPU: it unpacks tensors and records gradients in C++, without the dispatcher and
-// Python's autograd, which cost many times a small kernel. It needs torch's C++ interface and so belongs to one version
-// of torch; without it kernels/operator.py does the same in Python. It answers None to every call that is not plain
-// (subclasses, transforms, modes, wrong arguments), and Python takes that call.
+// The fast path for eager calls on a CPU or GPU: it unpacks tensors and records gradients in C++, without the
+// dispatcher and Python's autograd, which cost many times a small kernel. It needs torch's C++ interface and so belongs
+// to one version of torch; without it kernels/operator.py does the same in Python. It answers None to every call that
+// is not plain (subclasses, transforms, modes, wrong arguments), and Python takes that call.
 #include <Python.h>
 
 #include <dlfcn.h>

@@ -50,9 +50,12 @@ struct NormalizeBackward final : NormNode {
     const auto same = [&](const Tensor& t, int64_t n) {
       return is_like(t, x_) && t.numel() == n && t.is_contiguous() && t.scalar_type() == arithmetic_of(x_);
     };
-    return !at::GradMode::is_enabled() && !is_watched() && is_like(dy, x_) && is_plain(x_) && dy.sizes() == x_.sizes() &&
-           dy.scalar_type() == x_.scalar_type() && x_.strides() == strides && x_.numel() == view.numel() &&
-           (!weight_.defined() || (is_like(weight_, x_) && weight_.is_contiguous() && weight_.numel() == view.period)) &&
+    const auto parameter = [&](const Tensor& t) {
+      return !t.defined() || (is_like(t, x_) && t.is_contiguous() && t.numel() == view.period);
+    };
+    return !at::GradMode::is_enabled() && !is_watched() && is_like(dy, x_) && is_plain(x_) &&
+           dy.sizes() == x_.sizes() && dy.scalar_type() == x_.scalar_type() && x_.strides() == strides &&
+           x_.numel() == view.numel() && parameter(weight_) &&
            (length || same(mean_, center ? view.cells() : 0)) && same(std_, view.cells());
   }
 

@@ -63,7 +63,8 @@ bool take(PyObject* o, Tensor& t) {
 }
 bool fits(const Tensor& t, const Tensor& x, at::IntArrayRef shape) {
   return !t.defined() ||
-         (t.device() == x.device() && t.sizes() == shape && t.is_contiguous() && t.element_size() <= (x.scalar_type() == at::kDouble ? 8 : 4));
+         (t.device() == x.device() && t.sizes() == shape && t.is_contiguous() &&
+          t.element_size() <= (x.scalar_type() == at::kDouble ? 8 : 4));
 }
 bool is_statistic(const Tensor& t, const Tensor& x, at::IntArrayRef shape) {
   return t.device() == x.device() && t.sizes() == shape && t.is_contiguous() &&

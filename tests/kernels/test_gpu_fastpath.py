@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import inspect
 import itertools
 import sysconfig
 import threading
@@ -27,12 +26,7 @@ HEADERS = Path(sysconfig.get_path("include"), "Python.h")
 pytestmark = [
     *marks,
     pytest.mark.skipif(not HEADERS.exists(), reason=f"the fast path is not built without {HEADERS}"),
-    pytest.mark.skipif(DEVICE != "cpu", reason="the stub stands for a GPU that is not there"),
 ]
-# Where they do not take dtypes, gradients of weights end in a sum by torch, which a recipe cannot hold.
-by_kernels_alone = pytest.mark.skipif(
-    "dtypes" not in inspect.signature(launch.norm_backward).parameters, reason="norm_backward is not kernels alone"
-)
 
 
 @pytest.mark.parametrize("extras", EXTRAS, ids=["plain", "activation", "sum", "residual"])
@@ -67,7 +61,6 @@ def test_forward_launches_what_python_launches(name, extras, gpu, learnt, monkey
 WANTED = {"all": (True, True, True), "x": (True, False, False), "w": (False, True, False), "b": (False, False, True)}
 
 
-@by_kernels_alone
 @pytest.mark.parametrize("extras", EXTRAS, ids=["plain", "activation", "sum", "residual"])
 @pytest.mark.parametrize("wanted", WANTED)
 @pytest.mark.parametrize("name", [name for name in CALLS if name != "wide"])
@@ -118,7 +111,6 @@ def variants(x, w, b, r):
                 yield torch.autograd.grad(ends[0], leaves, torch.ones_like(outs[0]))
 
 
-@by_kernels_alone
 def test_recipes_of_one_plan_are_not_confused(gpu, learnt, monkeypatch):
     x, w, b = leaves((6, 96))
     r = torch.randn_like(x)
@@ -134,7 +126,6 @@ def test_recipes_of_one_plan_are_not_confused(gpu, learnt, monkeypatch):
         assert torch.equal(one, other)
 
 
-@by_kernels_alone
 def test_weights_in_half_precision_are_read_as_they_are(gpu, learnt, monkeypatch):
     """And their gradients are written in half precision, one rounding of the same sums. The interpreter cuts off where
     torch rounds: the last of 8 bits may differ."""
@@ -154,18 +145,20 @@ def test_weights_in_half_precision_are_read_as_they_are(gpu, learnt, monkeypatch
 # State, and what stays with Python ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("momentum", [0.1, None])
-def test_running_statistics_move_as_by_python(momentum, gpu, learnt, monkeypatch):
+def test_running_statistics_move_as_by_python(momentum, dtype, gpu, learnt, monkeypatch):
     """With a momentum of None it is another number in every call, and the recipe the same."""
     results = []
     for way in range(2):
         if way:
             shut(monkeypatch)
         torch.manual_seed(1)
-        layer = normkit.BatchNorm2d(8, momentum=momentum)
+        state = torch.float64 if dtype is torch.float64 else torch.float32
+        layer = normkit.BatchNorm2d(8, momentum=momentum, dtype=state)
         versions, ys = [], []
         for _ in range(5):
-            x = draw(3, 8, 5, 7)
+            x = draw(3, 8, 5, 7, dtype=dtype)
             with torch.no_grad():
                 ys.append(layer(x))
             versions.append((layer.running_mean._version, layer.running_var._version))
@@ -187,7 +180,6 @@ def test_checkpointing_moves_running_statistics_once(gpu):
     assert torch.equal(once[0], again[0])
 
 
-@by_kernels_alone
 def test_weight_norm(gpu, learnt, monkeypatch):
     results = []
     for way in range(4):
@@ -370,3 +362,30 @@ def test_calls_that_hooks_of_triton_watch_stay_with_python(gpu, learnt, monkeypa
     monkeypatch.setattr(device, "is_watched", lambda: True)
     assert by_python(three(lambda: layer_norm(x, (96,), w, b)))
     assert recipes.refused == ["hooks of Triton watch launches"]
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU")
+@pytest.mark.parametrize("extras", EXTRAS, ids=["plain", "activation", "sum", "residual"])
+@pytest.mark.parametrize("name", CALLS)
+def test_a_gpu_that_is_there_gives_the_same_bits(name, extras, monkeypatch):
+    method, options = CALLS[name]
+    x, w, b = leaves(**options)
+    extras = with_residual(x.detach(), extras)
+    upstream = [torch.randn_like(x) for _ in range(2)]
+    wanted = [t for t in (x, w, b if name != "rms" else None) if t is not None]
+
+    def results():
+        out = method(x, w, b, **extras)
+        outs = out if isinstance(out, tuple) else (out,)
+        return [*outs, *torch.autograd.grad(outs, wanted, upstream[: len(outs)])]
+
+    got = three(results)
+    assert recipes.state()[0], recipes.state()
+    assert not by_python(got[0]), recipes.refused
+    known = fastpath.known_recipes()
+    got = results()
+    assert fastpath.known_recipes() == known
+    shut(monkeypatch)
+    want = results()
+    assert by_python(want[0])
+    assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))

@@ -25,7 +25,8 @@ bool learn(const Call& c, const Statistics& s, bool moments, const Key& key, Out
   const pybind11::object answer = ask_python(
       LEARNT_IN, "norm",
       pybind11::make_tuple(c.number, wrapped(c.x), wrapped(c.weight), wrapped(c.bias),
-                           wrapped(s.given ? s.mean : none), wrapped(s.given ? s.var : none), wrapped(c.extras.residual),
+                           wrapped(s.given ? s.mean : none), wrapped(s.given ? s.var : none),
+                           wrapped(c.extras.residual),
                            wrapped(s.updated ? s.mean : none), wrapped(s.updated ? s.var : none), s.momentum,
                            c.view.count(), key.eps, c.center, int(c.extras.activation), moments, c.length));
   if (answer.is_none()) return false;
@@ -41,7 +42,7 @@ bool run_on_gpu(const Call& c, const Statistics& s, bool moments, Outputs& out) 
   const Tensor& residual = c.extras.residual;
   if (!is_current(c.x) || !are_aligned({&c.x, &c.weight, &c.bias, &residual, &s.mean, &s.var}) ||
       !is_readable(c.weight, c.x, c.length) || !is_readable(c.bias, c.x, false) ||
-      (s.updated && (s.mean.scalar_type() != at::kFloat || s.mean.numel() != c.view.period)))
+      (s.updated && s.mean.numel() != c.view.period))
     return false;
   const bool computed = moments && !s.given;
   const Key key = key_of(c.number, c.eps, c.x, dtype_of(c.weight), dtype_of(c.bias),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from interpreted import draw
+from interpreted import DEVICE, draw
 from stub.gpu import Gpu
 from torch import Tensor
 
@@ -21,6 +23,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Gpu:
 @pytest.fixture
 def gpu(built, monkeypatch):
     """CPU tensors are tensors of a GPU, until the test ends."""
+    if DEVICE != "cpu":
+        pytest.skip("the stub stands for a GPU that is not there")
     kernels = devices.triton_kernels()
     monkeypatch.setattr(devices, "kernels_on", lambda device: kernels)
     monkeypatch.setattr(device, "_run", built.run)
@@ -71,6 +75,7 @@ def leaves(sizes, dtype=torch.float32, memory=torch.contiguous_format, features=
     return x, w, b
 
 
+linspace = partial(torch.linspace, device=DEVICE)
 CALLS = {
     "layer": (lambda x, w, b, **e: layer_norm(x, (96,), w, b, **e), {"sizes": (6, 96)}),
     "rms": (lambda x, w, b, **e: rms_norm(x, (96,), w, **e), {"sizes": (6, 96)}),
@@ -91,7 +96,7 @@ CALLS = {
         {"sizes": (3, 8, 40, 33), "features": 8},
     ),
     "eval": (
-        lambda x, w, b, **e: batch_norm(x, torch.linspace(-1, 1, 8), torch.linspace(0.2, 2, 8), w, b, **e),
+        lambda x, w, b, **e: batch_norm(x, linspace(-1, 1, 8), linspace(0.2, 2, 8), w, b, **e),
         {"sizes": (3, 8, 5, 7), "features": 8},
     ),
 }

@@ -30,7 +30,7 @@ from triton.backends.nvidia.driver import CudaDriver  # noqa: E402
 
 from normkit.functional import batch_norm, group_norm, layer_norm, rms_norm  # noqa: E402
 from normkit.kernels import devices, fastpath, layout  # noqa: E402
-from normkit.kernels.triton import device, recipes  # noqa: E402
+from normkit.kernels.triton import device, recipes, recorder  # noqa: E402
 
 SIZES = {"u64": ctypes.c_uint64, "u32": ctypes.c_uint32, "f32": ctypes.c_float, "f64": ctypes.c_double}
 SIZES |= {"b64": ctypes.c_uint64, "b32": ctypes.c_uint32}
@@ -67,7 +67,7 @@ def seen(function: int, x: int, y: int, z: int, threads: int, shared: int, strea
         launches[-1] += (tuple((t, SIZES[t].from_address(cells[i]).value) for i, t in enumerate(types)),)
 
 
-def checked(launched: Any, *rest: Any, written: Any = recipes._launch) -> Any:
+def checked(launched: Any, *rest: Any, written: Any = recorder._launch) -> Any:
     """A launch as a recipe has it; it has as many parameters as the machine code."""
     out = written(launched, *rest)
     assert len(out[-1]) == len(parameter_types(launched.form)), launched.form.metadata.name
@@ -81,7 +81,7 @@ def connect() -> Any:
     devices.kernels_on = lambda _: kernels
     device._on = lambda _: contextlib.nullcontext()
     device.programs = lambda _: 528
-    recipes._launch = checked
+    recorder._launch = checked
     recipes.state = lambda: (True, "the stub")
     fastpath.cache_plan = lambda *key: recipes.cache_plan(*key, layout.plan_of(*key[:3]).numbers)
     run = device._run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import inspect
 import os
 import subprocess
 import sys
@@ -17,25 +16,21 @@ pytest.importorskip("triton")
 
 from normkit.functional import layer_norm
 from normkit.kernels import fastpath
-from normkit.kernels.triton import device, launch, recipes
+from normkit.kernels.triton import device, recipes, recorder
 
 needs_fast_path = pytest.mark.skipif(not fastpath.in_use, reason="the fast path is not built")
-# Where they do not take dtypes, gradients of weights end in a sum by torch, which a recipe cannot hold.
-by_kernels_alone = pytest.mark.skipif(
-    "dtypes" not in inspect.signature(launch.norm_backward).parameters, reason="norm_backward is not kernels alone"
-)
 
 
 def test_which_numbers_follow_from_the_momentum():
-    recorder = recipes.Recorder()
-    recorder._momenta = 0.1, 0.2
+    watching = recorder.Recorder()
+    watching._momenta = 0.1, 0.2
     rounded = [ctypes.c_float(m).value for m in (0.1, 0.2)]
-    assert recorder._number("fp32", 0.1, 0.2) == (recipes.MOMENTUM, 0)
-    assert recorder._number("fp32", *rounded) == (recipes.MOMENTUM, 0)
-    assert recorder._number("fp32", 0.1 - rounded[0], 0.2 - rounded[1]) == (recipes.MOMENTUM_REST, 0)
-    assert recorder._number("fp32", 0.1, 0.1)[0] == recipes.CONSTANT
-    with pytest.raises(recipes.UnsuitableError, match="cannot make of the momentum"):
-        recorder._number("fp32", 0.9, 0.8)
+    assert watching._number("fp32", 0.1, 0.2) == (recorder.MOMENTUM, 0)
+    assert watching._number("fp32", *rounded) == (recorder.MOMENTUM, 0)
+    assert watching._number("fp32", 0.1 - rounded[0], 0.2 - rounded[1]) == (recorder.MOMENTUM_REST, 0)
+    assert watching._number("fp32", 0.1, 0.1)[0] == recorder.CONSTANT
+    with pytest.raises(recorder.UnsuitableError, match="cannot make of the momentum"):
+        watching._number("fp32", 0.9, 0.8)
 
 
 @pytest.mark.parametrize(
@@ -55,12 +50,12 @@ def test_forms_that_c_plus_plus_cannot_launch(change, reason):
     fields |= {"profile_scratch_size": 0, "launch_cooperative_grid": False, "launch_pdl": False}
     fields["target"] = SimpleNamespace(backend="cuda", warp_size=32)
     form = SimpleNamespace(metadata=SimpleNamespace(**fields), function=8, src=SimpleNamespace(signature={"n": "i32"}))
-    one = recipes._Launched(form, (1, 1, 1), (5,), (5,))
-    number = recipes.Recorder()._number
-    assert recipes._launch(one, None, number) == (8, (1, 1, 1), 128, 0, ((-1, 5), (-1, 0), (-1, 0)))
+    one = recorder._Launched(form, (1, 1, 1), (5,), (5,))
+    number = recorder.Recorder()._number
+    assert recorder._launch(one, None, number) == (8, (1, 1, 1), 128, 0, ((-1, 5), (-1, 0), (-1, 0)))
     form.metadata = SimpleNamespace(**(fields | change))
-    with pytest.raises(recipes.UnsuitableError, match=reason):
-        recipes._launch(one, None, number)
+    with pytest.raises(recorder.UnsuitableError, match=reason):
+        recorder._launch(one, None, number)
 
 
 @needs_fast_path
@@ -89,7 +84,6 @@ def test_an_unknown_triton_keeps_pythons_way(monkeypatch):
 
 
 @needs_fast_path
-@by_kernels_alone
 def test_parameters_are_those_of_tritons_own_launcher(tmp_path):
     """Machine code of all walks, launched by Triton and by C++: the driver is given the same bytes."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
