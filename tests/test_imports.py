@@ -24,7 +24,7 @@ ORDER: dict[str, list[str]] = {
     "normkit.catalog": ["row", "claims", "methods", "show"],
     "normkit.kernels": [
         *("dtypes", "context", "formula", "backend", "native", "fastpath", "triton", "devices", "layout", "batched"),
-        *("export", "decomposed", "operator", "quantized", "weight"),
+        *("traced", "operator", "quantized", "weight"),
     ],
     "normkit.functional.call": ["checks", "fusions", "nested", "precision", "recompute", "running", "spec"],
     "normkit.functional.batch": ["norm", "update", "renorm", "ghost", "sync"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from interpreted import (
@@ -39,6 +41,8 @@ pytestmark = marks
 )
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_weight_norm(shape, dim, dtype):
+    if DEVICE == "cpu" and math.prod(shape) > 200000 and dtype not in (torch.float32, torch.bfloat16):
+        pytest.skip("thousands of programs, which the interpreter takes one after another")
     v = (draw(*shape) * torch.tensor(1e-3 if dtype is torch.float16 else 1e18)).to(dtype)
     v.view(-1)[0] = 0
     if dim is not None:

@@ -86,7 +86,7 @@ def test_the_limits_reach_every_walk_and_way_to_add_up(monkeypatch):
 
 
 @pytest.mark.parametrize("pattern", ["batch", "group", "image", "pixel", "rows"])
-@pytest.mark.parametrize("largest", [1e18, 1e30, 3e38])
+@pytest.mark.parametrize("largest", [1e18, 3e38])
 def test_values_whose_squares_exceed_the_range(limits, pattern, largest):
     """Such values are taken again, multiplied by a small power of two."""
     shape = shape_for(pattern)
@@ -169,19 +169,23 @@ def test_weights_of_half_precision_are_read_and_written_as_they_are(limits, patt
 @pytest.mark.parametrize("pattern", ["batch", "instance", "group", "pixel", "rows"])
 def test_gradients_that_are_not_wanted_are_not_computed(limits, pattern):
     shape = shape_for(pattern)
-    for memory in LAYOUTS:
-        x, dy = draw(*shape, layout=memory), draw(*shape, layout=memory)
-        w = draw(shape[-1 if pattern == "rows" else 1])
-        a = Arguments(x, w, w, PATTERNS[pattern], 1e-5, True)
-        _, _, mean, std = operator.norm(a)
-        a = a._replace(mean=mean, var=std)
-        everything = operator.norm_backward(dy, a, False, Want(True, True, True))
-        for want in itertools.product((True, False), repeat=3):
-            got = operator.norm_backward(dy, a, False, Want(*want))
-            for one, other, wanted in zip(got, everything, want, strict=True):
-                assert (one is None) is not wanted
-                if one is not None:
-                    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    x, dy = draw(*shape), draw(*shape)
+    w = draw(shape[-1 if pattern == "rows" else 1])
+    a = Arguments(x, w, w, PATTERNS[pattern], 1e-5, True)
+    _, _, mean, std = operator.norm(a)
+    a = a._replace(mean=mean, var=std)
+    everything = operator.norm_backward(dy, a, False, Want(True, True, True))
+    for want in [
+        Want(True, False, False),
+        Want(True, True, False),
+        Want(False, False, True),
+        Want(False, False, False),
+    ]:
+        got = operator.norm_backward(dy, a, False, want)
+        for one, other, wanted in zip(got, everything, want, strict=True):
+            assert (one is None) is not wanted
+            if one is not None:
+                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_a_given_variance_that_is_slightly_negative():

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
-from normkit.kernels import batched, context, decomposed, devices, export, formula
+from normkit.kernels import batched, context, devices, formula
 from normkit.kernels.backend import Kernels, Want
 from normkit.kernels.devices import kernels_for
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import ACTIVATIONS, Arguments, Result, vjp
 from normkit.kernels.layout import Layout, dense_like, ready_plan
+from normkit.kernels.traced import decomposed, export
 from normkit.pattern import parse
 
 library = torch.library.Library("normkit", "DEF")

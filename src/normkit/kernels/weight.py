@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normkit.kernels import context, decomposed, fastpath
+from normkit.kernels import context, fastpath
 from normkit.kernels.batched import stacked
 from normkit.kernels.devices import kernels_for
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import vjp
 from normkit.kernels.layout import dense_like, direct_plan, is_ready
 from normkit.kernels.operator import decompose, implement, library
+from normkit.kernels.traced import decomposed
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 library.define("weight_norm(Tensor v, Tensor g, int? dim) -> (Tensor w, Tensor length)", tags=_TAGS)

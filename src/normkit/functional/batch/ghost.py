@@ -133,7 +133,6 @@ def ghost_batch_norm(
         return torch.cat([one.view(-1, channels) for one in of])
 
     mean, var = by_chunk([part.mean for part in parts]), by_chunk([part.unbiased() for part in parts])
-    # Made on the device: a graph would copy a number there each time that it runs.
     values = by_chunk([_each(part.values, part.mean) for part in parts])
     total = values.sum(0)
     shares = (values / total.clamp(min=1)).to(var.dtype)
@@ -142,7 +141,9 @@ def ghost_batch_norm(
 
 def _each(values: int | Tensor, mean: Tensor) -> Tensor:
     """The number of values of each mean."""
-    return values if isinstance(values, Tensor) else torch.full_like(mean, values, dtype=torch.int64)
+    if isinstance(values, int) and torch.compiler.is_compiling():
+        return torch.full_like(mean, values, dtype=torch.int64)  # another graph would copy the number to the device
+    return torch.as_tensor(values, device=mean.device).expand_as(mean)
 
 
 def _chunks(samples: int, size: int, each: int) -> list[int]:

@@ -48,9 +48,13 @@ def must_ask(state: Tensor) -> bool:
     return not is_on_gpu(state) or _is_checkpointed()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _is_checkpointed() -> bool:
     return is_in_backward() or has_saving_hooks()
+
+
+# Called while a graph is traced, and the answer is kept. This is all that torch.compiler.assume_constant_result does,
+# but that one would import the compiler.
+_is_checkpointed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _may_be_recomputed() -> bool:

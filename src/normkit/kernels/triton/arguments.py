@@ -2,7 +2,8 @@
 
 Triton treats each number of a tuple as an argument, and compiles in 1 and whether it is a multiple of 16. Numbers that
 follow the batch size stay single arguments, because Triton has no exception for numbers in tuples. Pointers do, too,
-because the launcher looks at their alignment. `Tile` and the options are constants of a kernel. Imports no Triton.
+because the launcher looks at their alignment. `Tile` and the flags are constants of a kernel; no kernel may name them
+`options`, because Triton makes a function of its parameters that ends in ``**options``. Imports no Triton.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class Tile(NamedTuple):
     """Whether offsets have 64 bits."""
 
 
-class ForwardOptions(NamedTuple):
+class ForwardFlags(NamedTuple):
     """The constants of `normalize`, apart from its tile."""
 
     walk: int
@@ -145,7 +146,7 @@ class ForwardOptions(NamedTuple):
     eps: float
 
 
-class BackwardOptions(NamedTuple):
+class BackwardFlags(NamedTuple):
     """The constants that kernels of the backward pass share, apart from their tile."""
 
     features: int

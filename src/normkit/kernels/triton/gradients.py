@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from normkit.kernels.triton import device
-from normkit.kernels.triton.arguments import Along, BackwardOptions, FeatureView, Walk
+from normkit.kernels.triton.arguments import Along, BackwardFlags, FeatureView, Walk
 from normkit.kernels.triton.code import backward, features
 from normkit.kernels.triton.inputs import MaskArguments, merging
 from normkit.kernels.triton.passes import FAR, WHOLE_WEIGHTS, Pass
@@ -37,15 +37,15 @@ class Call(NamedTuple):
     std: Tensor
     weight: Tensor | None
     bias: Tensor | None
-    options: BackwardOptions
+    flags: BackwardFlags
     fixed: bool
     dx: Tensor | None
     dweight: Tensor | None
     dbias: Tensor | None
 
-    def of(self, p: Pass) -> BackwardOptions:
-        """The options for a pass, which may see another axis along which weights vary."""
-        return self.options._replace(along=int(p.along))
+    def of(self, p: Pass) -> BackwardFlags:
+        """The flags for a pass, which may see another axis along which weights vary."""
+        return self.flags._replace(along=int(p.along))
 
     def standardizer(self) -> tuple[Tensor | None, ...]:
         """What x is standardized with, and the weights."""
@@ -55,7 +55,7 @@ class Call(NamedTuple):
         return self.dweight, self.dbias
 
     def along(self) -> Along:
-        return Along(self.options.features)
+        return Along(self.flags.features)
 
     def numbers(self, rows: int) -> tuple[int, int, int, int]:
         """How sums for the weights lie, ``[rows, feature // own, shared, feature % own]``.
@@ -65,7 +65,7 @@ class Call(NamedTuple):
         s, along = self.s, self.along()
         index, used = s.index, (s.backward or s.sums).tile.used_columns
         own = {Along.CELL: 1, Along.COLUMN: used, Along.R0: s.r0, Along.R1: s.r1}[along]
-        if not (self.options.per_cell or along in (Along.CELL, Along.COLUMN)):
+        if not (self.flags.per_cell or along in (Along.CELL, Along.COLUMN)):
             return rows, own, 1, own
         shared = index.cell_div * (used if along is Along.CELL else 1)
         return rows * s.cells // (index.cell_mod * index.cell_div), index.cell_mod * own, shared, own
@@ -114,9 +114,9 @@ def _by_regions(call: Call, p: Pass) -> None:
     if call.dx is None and along is Along.NONE:
         return
     programs = p.blocks
-    if p.walk is Walk.WHOLE and along in (Along.R0, Along.R1) and not call.options.per_cell:
+    if p.walk is Walk.WHOLE and along in (Along.R0, Along.R1) and not call.flags.per_cell:
         programs = min(programs, device.multiprocessors(call.x.device) * (1 if s.count >= WHOLE_WEIGHTS else 2))
-    in_common = along in (Along.R0, Along.R1) and not call.options.per_cell
+    in_common = along in (Along.R0, Along.R1) and not call.flags.per_cell
     room = None if along is Along.NONE else _Features(call, *call.numbers(programs if in_common else 1))
     device.launch(
         backward.region_gradient, (programs, 1, 1), p.warps,
@@ -140,13 +140,13 @@ def _by_parts(call: Call) -> None:
     along_sums = plain_sums = room = None
     if of_column or needed:
         along_sums = device.empty(x, p.parts, s.cells * columns)
-        plain_sums = device.empty(x, p.parts, s.cells * columns) if call.options.center or call.options.bias else None
+        plain_sums = device.empty(x, p.parts, s.cells * columns) if call.flags.center or call.flags.bias else None
     programs = p.blocks
-    if along is Along.R1 and not call.options.per_cell:
+    if along is Along.R1 and not call.flags.per_cell:
         programs = min(programs, max(1, 2 * device.multiprocessors(x.device) // p.axes.parts_r1))
     if along in (Along.R0, Along.R1):
         rows = p.parts_r0 if along is Along.R1 else p.axes.parts_r1
-        room = _Features(call, *call.numbers(rows * (1 if call.options.per_cell else programs)))
+        room = _Features(call, *call.numbers(rows * (1 if call.flags.per_cell else programs)))
     device.launch(
         backward.part_sums, (programs, p.parts, 1), p.warps,
         (call.dy, x, call.m.pointer, *call.standardizer(), along_sums, plain_sums, *_sums_of(room)),
@@ -193,6 +193,6 @@ def _by_offset(call: Call) -> None:
         features.feature_sums, (-(-period // FEATURE_TILE), parts, 1), 4,
         (call.dy, x, call.m.pointer, *call.standardizer(), *room.sums),
         others, -(-others // parts), FeatureView(period, inner, r0 * k1 * r1, k1, r1),
-        call.m.places, call.options, FEATURE_TILE, OTHER_TILE, s.numel >= FAR,
+        call.m.places, call.flags, FEATURE_TILE, OTHER_TILE, s.numel >= FAR,
     )  # fmt: skip
     room.add_up()

@@ -18,7 +18,7 @@ from normkit.kernels.backend import Mask, Want
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import NUMBERS, Arguments
 from normkit.kernels.triton import device, gradients, tune
-from normkit.kernels.triton.arguments import Along, BackwardOptions, ForwardOptions, MaskIndexing, Walk
+from normkit.kernels.triton.arguments import Along, BackwardFlags, ForwardFlags, MaskIndexing, Walk
 from normkit.kernels.triton.code import forward
 from normkit.kernels.triton.code import weight as weights
 from normkit.kernels.triton.device import aligned, check_length, empty
@@ -112,13 +112,13 @@ def norm(
         p, given, stored = s.apply, stored, (None, None)
         if total is not None:
             source, added, kept = total, None, None  # the sum has been stored
-    options = ForwardOptions(
+    flags = ForwardFlags(
         int(p.walk), int(p.along), s.alike, m.indexing, NUMBERS[activation], center, std is not None, eps
     )
     device.launch(
         forward.normalize, p.grid, p.warps,
         (source, added, kept, m.pointer, *given, weight, bias, y, *stored),
-        s.k1, p.axes, s.index, m.places, p.tile, options,
+        s.k1, p.axes, s.index, m.places, p.tile, flags,
     )  # fmt: skip
     if not computed:
         return y, total, None, None
@@ -161,14 +161,14 @@ def norm_backward(
         torch.empty(s.index.period, dtype=dtype or arithmetic_dtype(x.dtype), device=x.device) if wanted else None
         for wanted, dtype in zip(want[1:], dtypes, strict=True)
     ]
-    options = BackwardOptions(
+    flags = BackwardFlags(
         int(along), per_cell, want.weight, want.bias, int(Along.NONE), s.alike, m.indexing, NUMBERS[activation],
         center, fixed, eps,
     )  # fmt: skip
     dx = torch.empty_like(x) if want.x else None
     counts = None if mask is None else mask.counts
     mean = or_none(mean) if center else None
-    call = gradients.Call(s, dy, dsum, x, m, counts, mean, std, weight, bias, options, fixed, dx, *outputs)
+    call = gradients.Call(s, dy, dsum, x, m, counts, mean, std, weight, bias, flags, fixed, dx, *outputs)
     gradients.launch(call, by_offset)
     return dx, dweight, dbias
 
@@ -239,10 +239,10 @@ def quantize(a: Arguments, scale: Tensor | None, dtype: torch.dtype, /) -> tuple
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
     own = torch.empty((*x.shape[:-1], 1), device=x.device) if scale is None else scale
     together = max(1, SMALLEST // room)
-    options = ForwardOptions(int(Walk.WHOLE), int(Along.R1), True, int(MaskIndexing.NONE), 0, center, False, eps)
+    flags = ForwardFlags(int(Walk.WHOLE), int(Along.R1), True, int(MaskIndexing.NONE), 0, center, False, eps)
     warps = max(1, min(MOST_WARPS, together * room * x.element_size() // (32 * 64)))
     device.launch(
         forward.quantize, (-(-rows // together), 1, 1), warps, (x, weight, bias, scale, y, own),
-        rows, length, options, torch.finfo(dtype).max, together, room, x.numel() >= FAR,
+        rows, length, flags, torch.finfo(dtype).max, together, room, x.numel() >= FAR,
     )  # fmt: skip
     return y, own

@@ -15,6 +15,7 @@ from normkit.kernels.triton.code.gradient import (
     standardizer_of,
     store_dx,
     store_features,
+    store_in_common,
     store_pair,
     store_r1,
     sum_along,
@@ -27,7 +28,7 @@ from normkit.kernels.triton.code.tiles import columns_of, elements_of, part_of, 
 def part_sums(
     dy, x, mask, mean_in, std_in, weight, bias, along_sums, plain_sums, of_weight, of_bias,
     k1, all_columns, blocks, axes, index, mask_index,
-    tile: tl.constexpr, options: tl.constexpr,
+    tile: tl.constexpr, flags: tl.constexpr,
 ):  # fmt: skip
     """The sums of each part of a region, ``[part, column]``; and for weights along r0 or r1 those of a part.
 
@@ -42,44 +43,44 @@ def part_sums(
     along_r1 = number % axes.parts_r1
     weight1 = tl.zeros([1, 1], F)
     bias1 = tl.zeros([1, 1], F)
-    if options.features == ALONG_R1:
+    if flags.features == ALONG_R1:
         weight1 = tl.zeros([COLUMNS, tile.r0 * tile.r1], F)
         bias1 = tl.zeros([COLUMNS, tile.r0 * tile.r1], F)
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         columns = columns_of(block, k1, axes, tile)
-        standardizer = standardizer_of(mean_in, std_in, columns, index, options)
+        standardizer = standardizer_of(mean_in, std_in, columns, index, flags)
         # Parts with the same place along r0 have sums of the same features, if weights vary along r0.
         here = FeatureSums(of_weight, of_bias, along_r1 * blocks + block, along_r1 * all_columns)
         along, plain, weight1, bias1 = walked_sums(
-            inputs, columns, standardizer, part, here, weight1, bias1, axes, index, mask_index, tile, options, F
+            inputs, columns, standardizer, part, here, weight1, bias1, axes, index, mask_index, tile, flags, F
         )
         at = number * all_columns + columns.cell * tile.used_columns + columns.place
         if along_sums is not None:
             tl.store(along_sums + at, along, mask=columns.exists)
         if plain_sums is not None:
             tl.store(plain_sums + at, plain, mask=columns.exists)
-        if options.features == ALONG_R1 and options.per_cell:
+        if flags.features == ALONG_R1 and flags.per_cell:
             here = FeatureSums(of_weight, of_bias, 0, along_r0 * all_columns)
-            store_r1(here, weight1, bias1, columns, part, axes, tile, options)
+            store_r1(here, weight1, bias1, columns, part, axes, tile, flags)
             weight1 = tl.zeros([COLUMNS, tile.r0 * tile.r1], F)
             bias1 = tl.zeros([COLUMNS, tile.r0 * tile.r1], F)
-    if options.features == ALONG_R1 and not options.per_cell:
+    if flags.features == ALONG_R1 and not flags.per_cell:
         row = along_r0 * tl.num_programs(0) + tl.program_id(0)
         here = FeatureSums(of_weight, of_bias, row, 0)
         columns = columns_of(tl.program_id(0), k1, axes, tile)
-        store_r1(here, weight1, bias1, columns, part, axes, tile, options)
+        store_r1(here, weight1, bias1, columns, part, axes, tile, flags)
 
 
 @triton.jit(do_not_specialize=["cells", "number", "count"])
 def merge_sums(
     along_sums, plain_sums, weight, counts, means, of_weight, of_bias, cells, number, count, index,
-    options: tl.constexpr, COLUMNS: tl.constexpr, CELLS: tl.constexpr, PARTS: tl.constexpr,
+    flags: tl.constexpr, COLUMNS: tl.constexpr, CELLS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """The means over each cell, ``means[0..1, cell]``, from the sums ``[part, cell, column]``.
 
     Where a cell is a weight's only one, also the gradients of weight and bias.
     """
-    OF_COLUMN: tl.constexpr = options.features == ALONG_CELL or options.features == ALONG_COLUMN
+    OF_COLUMN: tl.constexpr = flags.features == ALONG_CELL or flags.features == ALONG_COLUMN
     F: tl.constexpr = along_sums.dtype.element_ty
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     each = tl.arange(0, PARTS)
@@ -97,7 +98,7 @@ def merge_sums(
     if means is not None:
         if OF_COLUMN and weight is not None:
             first = (cell // index.cell_div % index.cell_mod * index.cell_step)[:, None]
-            if options.features == ALONG_COLUMN:
+            if flags.features == ALONG_COLUMN:
                 first = first + (each % COLUMNS)[None, :]
             scaled = tl.load(weight + first, mask=present, other=0.0).to(F)
             along = along * scaled
@@ -107,41 +108,41 @@ def merge_sums(
         else:
             values = tl.zeros([CELLS], F) + count
         tl.store(means + cell, tl.sum(along, 1) / values, mask=exists)
-        if options.center:
+        if flags.center:
             tl.store(means + cells + cell, tl.sum(plain, 1) / values, mask=exists)
 
 
 @triton.jit(do_not_specialize=["k1", "cells"])
 def part_gradient(
     dy, dsum, x, mask, means, mean_in, std_in, weight, bias, dx, k1, cells, axes, index, mask_index,
-    tile: tl.constexpr, options: tl.constexpr,
+    tile: tl.constexpr, flags: tl.constexpr,
 ):  # fmt: skip
     """dx of a part, from the means over each cell; without means, the moments do not depend on x."""
     F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     columns = columns_of(tl.program_id(0), k1, axes, tile)
     part = part_of(tl.program_id(1), axes, tile)
-    standardizer = standardizer_of(mean_in, std_in, columns, index, options)
+    standardizer = standardizer_of(mean_in, std_in, columns, index, flags)
     along = standardizer.scale
     plain = standardizer.scale
     if means is not None:
         along = tl.load(means + columns.cell, mask=columns.exists, other=0.0)
-        if options.center:
+        if flags.center:
             plain = tl.load(means + cells + columns.cell, mask=columns.exists, other=0.0)
     inputs = Inputs(dy, x, mask, weight, bias)
     for at0 in range(part.begin0, part.end0, tile.r0):
         for at1 in range(part.begin1, part.end1, tile.r1):
             elements = elements_of(columns, part, at0, at1, axes, tile)
             gradient = gradient_of(
-                inputs, columns, standardizer, part, elements, index, mask_index, tile, options, F, "evict_first"
+                inputs, columns, standardizer, part, elements, index, mask_index, tile, flags, F, "evict_first"
             )
-            store_dx(dx, dsum, dx_of(gradient, standardizer, along, plain, options, means is None), elements, F)
+            store_dx(dx, dsum, dx_of(gradient, standardizer, along, plain, flags, means is None), elements, F)
 
 
 @triton.jit(do_not_specialize=["k1", "blocks"])
 def region_gradient(
     dy, dsum, x, mask, counts, mean_in, std_in, weight, bias, of_weight, of_bias, dx,
     k1, blocks, axes, index, mask_index,
-    tile: tl.constexpr, options: tl.constexpr, WALK: tl.constexpr, FIXED: tl.constexpr,
+    tile: tl.constexpr, flags: tl.constexpr, WALK: tl.constexpr, FIXED: tl.constexpr,
 ):  # fmt: skip
     """dx of whole regions, and on the way the sums for weights.
 
@@ -150,54 +151,54 @@ def region_gradient(
     """
     F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     COLUMNS: tl.constexpr = tile.k1 * tile.columns
-    OF_COLUMN: tl.constexpr = options.features == ALONG_CELL or options.features == ALONG_COLUMN
-    ALONG_AXIS: tl.constexpr = options.features == ALONG_R0 or options.features == ALONG_R1
-    IN_COMMON: tl.constexpr = WALK == WALK_WHOLE and ALONG_AXIS and not options.per_cell
+    OF_COLUMN: tl.constexpr = flags.features == ALONG_CELL or flags.features == ALONG_COLUMN
+    ALONG_AXIS: tl.constexpr = flags.features == ALONG_R0 or flags.features == ALONG_R1
+    IN_COMMON: tl.constexpr = WALK == WALK_WHOLE and ALONG_AXIS and not flags.per_cell
     inputs = Inputs(dy, x, mask, weight, bias)
     part = part_of(tl.program_id(1), axes, tile)
-    number = axes.r0 if options.features == ALONG_R0 else size_of_r1(axes, tile)
-    ROOM: tl.constexpr = tile.r0 if options.features == ALONG_R0 else tile.r1
+    number = axes.r0 if flags.features == ALONG_R0 else size_of_r1(axes, tile)
+    ROOM: tl.constexpr = tile.r0 if flags.features == ALONG_R0 else tile.r1
     if IN_COMMON:
         all_weight = tl.zeros([COLUMNS, tile.r0 * tile.r1], F)
         all_bias = tl.zeros([COLUMNS, tile.r0 * tile.r1], F)
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         columns = columns_of(block, k1, axes, tile)
-        standardizer = standardizer_of(mean_in, std_in, columns, index, options)
+        standardizer = standardizer_of(mean_in, std_in, columns, index, flags)
         if WALK == WALK_WHOLE:
             elements = elements_of(columns, part, part.begin0, part.begin1, axes, tile)
             gradient = gradient_of(
-                inputs, columns, standardizer, part, elements, index, mask_index, tile, options, F, "evict_first"
+                inputs, columns, standardizer, part, elements, index, mask_index, tile, flags, F, "evict_first"
             )
             summed = gradient.affine if OF_COLUMN else gradient.inner
             along = tl.sum(summed * gradient.x_hat, 1)
             plain = along
-            if options.center or (OF_COLUMN and options.bias):
+            if flags.center or (OF_COLUMN and flags.bias):
                 plain = tl.sum(summed, 1)
             if IN_COMMON:
                 all_weight += gradient.affine * gradient.x_hat
-                if options.bias:
+                if flags.bias:
                     all_bias += gradient.affine
             elif ALONG_AXIS:
                 here = FeatureSums(of_weight, of_bias, 0, 0)
-                own_weight = sum_along(gradient.affine * gradient.x_hat, tile, options)
-                own_bias = sum_along(gradient.affine, tile, options)
-                store_features(here, own_weight, own_bias, columns, 0, number, number, ROOM, options)
+                own_weight = sum_along(gradient.affine * gradient.x_hat, tile, flags)
+                own_bias = sum_along(gradient.affine, tile, flags)
+                store_features(here, own_weight, own_bias, columns, 0, number, number, ROOM, flags)
         else:
             here = FeatureSums(of_weight, of_bias, block, 0)
             none = tl.zeros([1, 1], F)
             along, plain, _, _ = walked_sums(
-                inputs, columns, standardizer, part, here, none, none, axes, index, mask_index, tile, options, F
+                inputs, columns, standardizer, part, here, none, none, axes, index, mask_index, tile, flags, F
             )
         if OF_COLUMN:
             at = columns.cell * tile.used_columns + columns.place
-            store_pair(FeatureSums(of_weight, of_bias, 0, 0), at, columns.exists, along, plain, options)
+            store_pair(FeatureSums(of_weight, of_bias, 0, 0), at, columns.exists, along, plain, flags)
         if dx is not None:
             if not FIXED:
                 along, plain = means_over_cell(
-                    along, plain, weight, counts, columns, standardizer, axes, tile, options, F
+                    along, plain, weight, counts, columns, standardizer, axes, tile, flags, F
                 )
             if WALK == WALK_WHOLE:
-                store_dx(dx, dsum, dx_of(gradient, standardizer, along, plain, options, FIXED), elements, F)
+                store_dx(dx, dsum, dx_of(gradient, standardizer, along, plain, flags, FIXED), elements, F)
             else:
                 for at0 in range(part.begin0, part.end0, tile.r0):
                     for at1 in range(part.begin1, part.end1, tile.r1):
@@ -211,17 +212,12 @@ def region_gradient(
                             index,
                             mask_index,
                             tile,
-                            options,
+                            flags,
                             F,
                             "evict_first",
                         )
-                        g = dx_of(gradient, standardizer, along, plain, options, FIXED)
+                        g = dx_of(gradient, standardizer, along, plain, flags, FIXED)
                         store_dx(dx, dsum, g, elements, F)
     if IN_COMMON:
-        row = tl.sum(sum_along(all_weight, tile, options), 0)
-        feature = tl.arange(0, ROOM)
-        at = tl.program_id(0) * number + feature
-        bias_row = row
-        if options.bias:
-            bias_row = tl.sum(sum_along(all_bias, tile, options), 0)
-        store_pair(FeatureSums(of_weight, of_bias, 0, 0), at, feature < number, row, bias_row, options)
+        here = FeatureSums(of_weight, of_bias, tl.program_id(0), 0)
+        store_in_common(here, all_weight, all_bias, number, ROOM, tile, flags)

@@ -40,7 +40,7 @@ def add_up(
 @triton.jit(do_not_specialize=["others", "share"])
 def feature_sums(
     dy, x, mask, mean_in, std_in, weight, bias, part_weight, part_bias, others, share,
-    view, mask_index, options: tl.constexpr, FEATURES: tl.constexpr, OTHERS: tl.constexpr,
+    view, mask_index, flags: tl.constexpr, FEATURES: tl.constexpr, OTHERS: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
     """The gradients of weight and bias alone, for any region.
@@ -69,7 +69,7 @@ def feature_sums(
         offset = (outer + feature[:, None]) * view.inner + (other % view.inner)[None, :]
         cell = offset // view.outer_size * view.k1 + offset // view.r1 % view.k1
         valid = inside
-        if options.mask != MASK_NONE:
+        if flags.mask != MASK_NONE:
             places = mask_index.channels * mask_index.positions
             byte = offset // places * mask_index.positions + offset % mask_index.positions
             valid = inside & (tl.load(mask + byte, mask=inside, other=0) != 0)
@@ -77,16 +77,16 @@ def feature_sums(
         value = tl.where(valid, tl.load(x + offset, mask=inside, other=0.0).to(F), 0.0)
         if mean_in is not None:
             value = value - tl.load(mean_in + cell, mask=inside, other=0.0)
-        x_hat = tl.where(valid, value * scale_of(s, options), 0.0)
+        x_hat = tl.where(valid, value * scale_of(s, flags), 0.0)
         gradient = tl.where(valid, tl.load(dy + offset, mask=inside, other=0.0).to(F), 0.0)
-        if options.activation != IDENTITY:
+        if flags.activation != IDENTITY:
             z = x_hat
             if weight is not None:
                 z = z * weights[:, None]
             if bias is not None:
                 z = z + biases[:, None]
-            gradient = gradient * derivative(z, options.activation)
+            gradient = gradient * derivative(z, flags.activation)
         of_weight += tl.sum(gradient * x_hat, 1)
         of_bias += tl.sum(gradient, 1)
     at = tl.program_id(1) * view.period + feature
-    store_pair(FeatureSums(part_weight, part_bias, 0, 0), at, is_feature, of_weight, of_bias, options)
+    store_pair(FeatureSums(part_weight, part_bias, 0, 0), at, is_feature, of_weight, of_bias, flags)

@@ -142,23 +142,23 @@ def merge_moments(
 @triton.jit
 def region_moments(
     value, valid, x, residual, total, mask, columns, part, axes, mask_index,
-    tile: tl.constexpr, options: tl.constexpr, SHRUNK: tl.constexpr, F: tl.constexpr,
+    tile: tl.constexpr, flags: tl.constexpr, SHRUNK: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
     """Mean and deviation of whole regions, from the tile in registers or from a walk."""
-    if options.walk == WALK_WHOLE:
+    if flags.walk == WALK_WHOLE:
         if SHRUNK:
             value = value * tiny(F)
-        if options.mask == MASK_NONE:
+        if flags.mask == MASK_NONE:
             size = (part.end0 * part.end1).to(F)
             number = tl.where(columns.exists, size, 0.0)
         else:
             number = tl.sum(valid.to(F), 1)
-        moments = tile_moments(value, valid, number, options.center)
-        moments = merge_columns(moments, tile, options.center)
+        moments = tile_moments(value, valid, number, flags.center)
+        moments = merge_columns(moments, tile, flags.center)
     else:
         moments = walked_moments(
             x, residual, total, mask, columns, part, axes, mask_index,
-            tile, options.center, options.mask, SHRUNK, F, "evict_last",
+            tile, flags.center, flags.mask, SHRUNK, F, "evict_last",
         )  # fmt: skip
     return mean_and_deviation(moments, SHRUNK)
 
@@ -166,63 +166,63 @@ def region_moments(
 @triton.jit(do_not_specialize=["k1"])
 def normalize(
     x, residual, total, mask, mean_in, std_in, weight, bias, y, mean_out, std_out,
-    k1, axes, index, mask_index, tile: tl.constexpr, options: tl.constexpr,
+    k1, axes, index, mask_index, tile: tl.constexpr, flags: tl.constexpr,
 ):  # fmt: skip
     """y, and the moments where they are not given. A program has whole regions, or a part if moments are given."""
     F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    GIVEN: tl.constexpr = options.walk == WALK_GIVEN
+    GIVEN: tl.constexpr = flags.walk == WALK_GIVEN
     columns = columns_of(tl.program_id(0), k1, axes, tile)
-    first = first_weight(columns, index, options.along)
+    first = first_weight(columns, index, flags.along)
     part = part_of(tl.program_id(1), axes, tile)
     if GIVEN:
         std = tl.load(std_in + columns.cell, mask=columns.exists, other=1.0).to(F)
-        if options.center:
+        if flags.center:
             mean = tl.load(mean_in + columns.cell, mask=columns.exists, other=0.0).to(F)
         else:
             mean = std * 0.0
     else:
         held = 0.0
         held_valid = 0.0
-        if options.walk == WALK_WHOLE:
+        if flags.walk == WALK_WHOLE:
             elements = elements_of(columns, part, part.begin0, part.begin1, axes, tile)
-            held_valid = valid_elements(mask, columns, elements, mask_index, options.mask)
-            held = load_input(x, residual, total, elements, held_valid, options.mask, F, "evict_first")
+            held_valid = valid_elements(mask, columns, elements, mask_index, flags.mask)
+            held = load_input(x, residual, total, elements, held_valid, flags.mask, F, "evict_first")
         mean, std = region_moments(
-            held, held_valid, x, residual, total, mask, columns, part, axes, mask_index, tile, options, False, F
+            held, held_valid, x, residual, total, mask, columns, part, axes, mask_index, tile, flags, False, F
         )
         if x.dtype.element_ty != tl.float16:
             if exceeds_range(std):
                 shrunk_mean, shrunk_std = region_moments(
-                    held, held_valid, x, residual, None, mask, columns, part, axes, mask_index, tile, options, True, F
+                    held, held_valid, x, residual, None, mask, columns, part, axes, mask_index, tile, flags, True, F
                 )
                 mean = tl.where(std < float("inf"), mean, shrunk_mean)
                 std = tl.where(std < float("inf"), std, shrunk_std)
         if std_out is not None:
             lead = columns.exists & (columns.place == 0)
             tl.store(std_out + columns.cell, std, mask=lead)
-            if options.center:
+            if flags.center:
                 tl.store(mean_out + columns.cell, mean, mask=lead)
-    scale = scale_of(std, options)
+    scale = scale_of(std, flags)
     for at0 in range(part.begin0, part.end0, tile.r0):
         for at1 in range(part.begin1, part.end1, tile.r1):
-            if options.walk == WALK_WHOLE:
+            if flags.walk == WALK_WHOLE:
                 z = held
                 valid = held_valid
             else:
                 elements = elements_of(columns, part, at0, at1, axes, tile)
-                valid = valid_elements(mask, columns, elements, mask_index, options.mask)
+                valid = valid_elements(mask, columns, elements, mask_index, flags.mask)
                 # A first walk has stored the sum.
                 kept = total if GIVEN else None
-                z = load_input(x, residual, kept, elements, valid, options.mask, F, "evict_first")
-            if options.center:
+                z = load_input(x, residual, kept, elements, valid, flags.mask, F, "evict_first")
+            if flags.center:
                 z = z - mean[:, None]
             z = z * scale[:, None]
             if weight is not None:
-                z = z * load_weight(weight, columns, first, part, elements, index, options, tile, F)
+                z = z * load_weight(weight, columns, first, part, elements, index, flags, tile, F)
             if bias is not None:
-                z = z + load_weight(bias, columns, first, part, elements, index, options, tile, F)
-            z = activate(z, options.activation)
-            if options.mask != MASK_NONE:
+                z = z + load_weight(bias, columns, first, part, elements, index, flags, tile, F)
+            z = activate(z, flags.activation)
+            if flags.mask != MASK_NONE:
                 z = tl.where(valid, z, 0.0)
             tl.store(y + elements.offset, z, mask=elements.inside)
 
@@ -230,7 +230,7 @@ def normalize(
 @triton.jit(do_not_specialize=["rows"])
 def quantize(
     x, weight, bias, given, y, scale_out, rows, length,
-    options: tl.constexpr, LARGEST: tl.constexpr,
+    flags: tl.constexpr, LARGEST: tl.constexpr,
     ROWS: tl.constexpr, LENGTH: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Normalized rows divided by a scale, which is given or brings each row's largest value to LARGEST."""
@@ -243,13 +243,13 @@ def quantize(
     offset = row[:, None] * length + place[None, :]
     value = tl.load(x + offset, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
     number = tl.zeros([ROWS], tl.float32) + length
-    mean, std = mean_and_deviation(tile_moments(value, inside, number, options.center), False)
+    mean, std = mean_and_deviation(tile_moments(value, inside, number, flags.center), False)
     if exceeds_range(std):
-        shrunk = tile_moments(value * TINY, inside, number, options.center)
+        shrunk = tile_moments(value * TINY, inside, number, flags.center)
         shrunk_mean, shrunk_std = mean_and_deviation(shrunk, True)
         mean = tl.where(std < float("inf"), mean, shrunk_mean)
         std = tl.where(std < float("inf"), std, shrunk_std)
-    z = (value - mean[:, None]) * scale_of(std, options)[:, None]
+    z = (value - mean[:, None]) * scale_of(std, flags)[:, None]
     if weight is not None:
         z = z * tl.load(weight + place, mask=place < length, other=0.0).to(tl.float32)[None, :]
     if bias is not None:

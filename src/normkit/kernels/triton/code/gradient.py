@@ -62,10 +62,10 @@ class FeatureSums(NamedTuple):
 
 
 @triton.jit
-def standardizer_of(mean, std, columns, index, options: tl.constexpr):
+def standardizer_of(mean, std, columns, index, flags: tl.constexpr):
     """Mean and 1 / sqrt(var + eps) of each cell; the mean is 0 where there is none."""
-    scale = scale_of(tl.load(std + columns.cell, mask=columns.exists, other=1.0), options)
-    first = first_weight(columns, index, options.along)
+    scale = scale_of(tl.load(std + columns.cell, mask=columns.exists, other=1.0), flags)
+    first = first_weight(columns, index, flags.along)
     if mean is not None:
         return Standardizer(tl.load(mean + columns.cell, mask=columns.exists, other=0.0), scale, first)
     else:
@@ -75,26 +75,26 @@ def standardizer_of(mean, std, columns, index, options: tl.constexpr):
 @triton.jit
 def gradient_of(
     inputs, columns, standardizer, part, elements, index, mask_index,
-    tile: tl.constexpr, options: tl.constexpr, F: tl.constexpr, POLICY: tl.constexpr,
+    tile: tl.constexpr, flags: tl.constexpr, F: tl.constexpr, POLICY: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a tile, before and after the weight is applied."""
-    valid = valid_elements(inputs.mask, columns, elements, mask_index, options.mask)
+    valid = valid_elements(inputs.mask, columns, elements, mask_index, flags.mask)
     value = tl.load(inputs.x + elements.offset, mask=elements.inside, other=0.0, eviction_policy=POLICY).to(F)
     affine = tl.load(inputs.dy + elements.offset, mask=elements.inside, other=0.0, eviction_policy=POLICY).to(F)
     x_hat = (value - standardizer.mean[:, None]) * standardizer.scale[:, None]
-    if options.mask != MASK_NONE:
+    if flags.mask != MASK_NONE:
         # Padding may hold anything, and does not reach any sum.
         x_hat = tl.where(valid, x_hat, 0.0)
         affine = tl.where(valid, affine, 0.0)
     if inputs.weight is not None:
-        weight = load_weight(inputs.weight, columns, standardizer.first, part, elements, index, options, tile, F)
-    if options.activation != IDENTITY:
+        weight = load_weight(inputs.weight, columns, standardizer.first, part, elements, index, flags, tile, F)
+    if flags.activation != IDENTITY:
         z = x_hat
         if inputs.weight is not None:
             z = z * weight
         if inputs.bias is not None:
-            z = z + load_weight(inputs.bias, columns, standardizer.first, part, elements, index, options, tile, F)
-        affine = affine * derivative(z, options.activation)
+            z = z + load_weight(inputs.bias, columns, standardizer.first, part, elements, index, flags, tile, F)
+        affine = affine * derivative(z, flags.activation)
     if inputs.weight is not None:
         return Gradient(valid, x_hat, affine, affine * weight)
     else:
@@ -102,30 +102,30 @@ def gradient_of(
 
 
 @triton.jit
-def store_pair(sums, at, present, of_weight, of_bias, options: tl.constexpr):
-    if options.weight:
+def store_pair(sums, at, present, of_weight, of_bias, flags: tl.constexpr):
+    if flags.weight:
         tl.store(sums.of_weight + at, of_weight, mask=present)
-    if options.bias:
+    if flags.bias:
         tl.store(sums.of_bias + at, of_bias, mask=present)
 
 
 @triton.jit
-def store_features(sums, of_weight, of_bias, columns, begin, end, size, PIECE: tl.constexpr, options: tl.constexpr):
+def store_features(sums, of_weight, of_bias, columns, begin, end, size, PIECE: tl.constexpr, flags: tl.constexpr):
     """Sums for PIECE features of each cell, from `begin` on; if not per cell, their sum over the cells."""
     feature = begin + tl.arange(0, PIECE)
-    if options.per_cell:
+    if flags.per_cell:
         present = columns.exists[:, None] & (feature < end)[None, :]
         at = (sums.cell_row + columns.cell)[:, None] * size + feature[None, :]
-        store_pair(sums, at, present, of_weight, of_bias, options)
+        store_pair(sums, at, present, of_weight, of_bias, flags)
     else:
         at = sums.row * size + feature
-        store_pair(sums, at, feature < end, tl.sum(of_weight, 0), tl.sum(of_bias, 0), options)
+        store_pair(sums, at, feature < end, tl.sum(of_weight, 0), tl.sum(of_bias, 0), flags)
 
 
 @triton.jit
-def sum_along(values, tile: tl.constexpr, options: tl.constexpr):
+def sum_along(values, tile: tl.constexpr, flags: tl.constexpr):
     """Sums over the one of r0 and r1 that weights do not vary along; cells have one column wherever they are needed."""
-    AXIS: tl.constexpr = 2 if options.features == ALONG_R0 else 1
+    AXIS: tl.constexpr = 2 if flags.features == ALONG_R0 else 1
     if AXIS == 1 and tile.r0 == 1:
         return values
     else:
@@ -135,7 +135,7 @@ def sum_along(values, tile: tl.constexpr, options: tl.constexpr):
 @triton.jit
 def walked_sums(
     inputs, columns, standardizer, part, sums, weight1, bias1, axes, index, mask_index,
-    tile: tl.constexpr, options: tl.constexpr, F: tl.constexpr,
+    tile: tl.constexpr, flags: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
     """Sums of g * x_hat and g over a part of each column, lane by lane.
 
@@ -143,58 +143,71 @@ def walked_sums(
     r0 for the weights are stored on the way; those along r1 are added to `weight1` and `bias1`, and returned.
     """
     COLUMNS: tl.constexpr = tile.k1 * tile.columns
-    OF_COLUMN: tl.constexpr = options.features == ALONG_CELL or options.features == ALONG_COLUMN
-    PLAIN: tl.constexpr = options.center or (OF_COLUMN and options.bias)
+    OF_COLUMN: tl.constexpr = flags.features == ALONG_CELL or flags.features == ALONG_COLUMN
+    PLAIN: tl.constexpr = flags.center or (OF_COLUMN and flags.bias)
     along = tl.zeros([COLUMNS, tile.r0 * tile.r1 // tile.group], F)
     plain = tl.zeros([COLUMNS, tile.r0 * tile.r1 // tile.group], F)
     for at0 in range(part.begin0, part.end0, tile.r0):
-        if options.features == ALONG_R0:
+        if flags.features == ALONG_R0:
             weight0 = tl.zeros([COLUMNS, tile.r0 * tile.r1], F)
             bias0 = tl.zeros([COLUMNS, tile.r0 * tile.r1], F)
         for at1 in range(part.begin1, part.end1, tile.r1):
             elements = elements_of(columns, part, at0, at1, axes, tile)
             gradient = gradient_of(
-                inputs, columns, standardizer, part, elements, index, mask_index, tile, options, F, "evict_last"
+                inputs, columns, standardizer, part, elements, index, mask_index, tile, flags, F, "evict_last"
             )
             g = gradient.affine if OF_COLUMN else gradient.inner
             along += over_lane(lanes_of(g * gradient.x_hat, tile), tile)
             if PLAIN:
                 plain += over_lane(lanes_of(g, tile), tile)
-            if options.features == ALONG_R0:
+            if flags.features == ALONG_R0:
                 # The only tile along r1 needs no sum of its own.
                 weight0 = gradient.affine * gradient.x_hat + (0.0 if tile.r1 == 1 else weight0)
-                if options.bias:
+                if flags.bias:
                     bias0 = gradient.affine + (0.0 if tile.r1 == 1 else bias0)
-            if options.features == ALONG_R1:
+            if flags.features == ALONG_R1:
                 weight1 += gradient.affine * gradient.x_hat
-                if options.bias:
+                if flags.bias:
                     bias1 += gradient.affine
-        if options.features == ALONG_R0:
-            of_weight = sum_along(weight0, tile, options)
-            of_bias = sum_along(bias0, tile, options)
-            store_features(sums, of_weight, of_bias, columns, at0, part.end0, axes.r0, tile.r0, options)
+        if flags.features == ALONG_R0:
+            of_weight = sum_along(weight0, tile, flags)
+            of_bias = sum_along(bias0, tile, flags)
+            store_features(sums, of_weight, of_bias, columns, at0, part.end0, axes.r0, tile.r0, flags)
     return tl.sum(along, 1), tl.sum(plain, 1), weight1, bias1
 
 
 @triton.jit
-def store_r1(sums, weight1, bias1, columns, part, axes, tile: tl.constexpr, options: tl.constexpr):
+def store_r1(sums, weight1, bias1, columns, part, axes, tile: tl.constexpr, flags: tl.constexpr):
     """Sums for the weights along r1."""
-    of_weight = sum_along(weight1, tile, options)
-    of_bias = sum_along(bias1, tile, options)
+    of_weight = sum_along(weight1, tile, flags)
+    of_bias = sum_along(bias1, tile, flags)
     size = size_of_r1(axes, tile)
-    store_features(sums, of_weight, of_bias, columns, part.begin1, part.end1, size, tile.r1, options)
+    store_features(sums, of_weight, of_bias, columns, part.begin1, part.end1, size, tile.r1, flags)
 
 
 @triton.jit
-def dx_of(gradient, standardizer, along, plain, options: tl.constexpr, FIXED: tl.constexpr):
+def store_in_common(
+    sums, all_weight, all_bias, number, ROOM: tl.constexpr, tile: tl.constexpr, flags: tl.constexpr
+):  # fmt: skip
+    """A program's row of sums for weights, which it has added up over all its blocks, place by place."""
+    of_weight = tl.sum(sum_along(all_weight, tile, flags), 0)
+    of_bias = of_weight
+    if flags.bias:
+        of_bias = tl.sum(sum_along(all_bias, tile, flags), 0)
+    feature = tl.arange(0, ROOM)
+    store_pair(sums, sums.row * number + feature, feature < number, of_weight, of_bias, flags)
+
+
+@triton.jit
+def dx_of(gradient, standardizer, along, plain, flags: tl.constexpr, FIXED: tl.constexpr):
     """``scale * (g - mean(g) - x_hat * mean(g * x_hat))``, or with given moments ``scale * g``."""
     g = gradient.inner
     if not FIXED:
         g = g - gradient.x_hat * along[:, None]
-        if options.center:
+        if flags.center:
             g = g - plain[:, None]
     g = g * standardizer.scale[:, None]
-    if options.mask != MASK_NONE:
+    if flags.mask != MASK_NONE:
         g = tl.where(gradient.valid, g, 0.0)
     return g
 
@@ -209,10 +222,10 @@ def store_dx(dx, dsum, g, elements, F: tl.constexpr):
 @triton.jit
 def means_over_cell(
     along, plain, weight, counts, columns, standardizer, axes,
-    tile: tl.constexpr, options: tl.constexpr, F: tl.constexpr,
+    tile: tl.constexpr, flags: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
     """The sums of a cell's columns divided by its number of valid elements, the weight applied where it is not yet."""
-    OF_COLUMN: tl.constexpr = options.features == ALONG_CELL or options.features == ALONG_COLUMN
+    OF_COLUMN: tl.constexpr = flags.features == ALONG_CELL or flags.features == ALONG_COLUMN
     if OF_COLUMN and weight is not None:
         scaled = tl.load(weight + standardizer.first, mask=columns.exists, other=0.0).to(F)
         along = along * scaled

@@ -54,19 +54,19 @@ def quotient(value, divisor):
 
 
 @triton.jit
-def scale_of(std, options: tl.constexpr):
+def scale_of(std, flags: tl.constexpr):
     """``1 / sqrt(std ** 2 + eps)``, also where the square exceeds the range; eps does not count there.
 
-    `std` is a variance if the options say so. Every kernel takes its scale from the rounded deviation, so that moments
+    `std` is a variance if the flags say so. Every kernel takes its scale from the rounded deviation, so that moments
     that are kept for later lead to the same bits as those that are not.
     """
-    if options.variance:
-        root = sqrt(std + options.eps)
-    elif options.eps == 0:
+    if flags.variance:
+        root = sqrt(std + flags.eps)
+    elif flags.eps == 0:
         root = std
     else:
         square = std * std
-        root = tl.where(square < float("inf"), sqrt(square + options.eps), std)
+        root = tl.where(square < float("inf"), sqrt(square + flags.eps), std)
     return quotient(tl.full([], 1.0, std.dtype), root)
 
 

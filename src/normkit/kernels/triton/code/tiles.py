@@ -148,20 +148,20 @@ def first_weight(columns, index, ALONG: tl.constexpr):
 
 @triton.jit
 def load_weight(
-    pointer, columns, first, part, elements, index, options: tl.constexpr, tile: tl.constexpr, F: tl.constexpr
+    pointer, columns, first, part, elements, index, flags: tl.constexpr, tile: tl.constexpr, F: tl.constexpr
 ):
     """The weights of a tile, or one for each of its columns or rows."""
-    if options.along == ALONG_OFFSET:
+    if flags.along == ALONG_OFFSET:
         weight = tl.load(pointer + elements.offset // index.inner % index.period, mask=elements.inside, other=0.0)
-    elif options.along == ALONG_R0 and tile.r0 == 1:
+    elif flags.along == ALONG_R0 and tile.r0 == 1:
         weight = tl.load(pointer + first + elements.row * index.row_step, mask=columns.exists, other=0.0)[:, None]
-    elif options.along == ALONG_R0 and options.alike and tile.k1 > 1:
+    elif flags.along == ALONG_R0 and flags.alike and tile.k1 > 1:
         at = elements.r0 * index.row_step
         weight = tl.load(pointer + at, mask=elements.r0 < part.end0, other=0.0)[None, :]
-    elif options.along == ALONG_R0:
+    elif flags.along == ALONG_R0:
         at = first[:, None] + (elements.r0 * index.row_step)[None, :]
         weight = tl.load(pointer + at, mask=elements.inside, other=0.0)
-    elif options.along == ALONG_R1:
+    elif flags.along == ALONG_R1:
         at = first[:, None] + elements.r1[None, :]
         weight = tl.load(pointer + at, mask=elements.inside, other=0.0, eviction_policy="evict_last")
     else:
