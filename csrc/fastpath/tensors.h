@@ -34,7 +34,9 @@ Tensor room(const Tensor& x, at::IntArrayRef sizes, at::IntArrayRef strides, at:
                                              at::kStrided, x.device(), false);
 }
 Tensor like(const Tensor& x) { return room(x, x.sizes(), x.strides(), x.scalar_type()); }
-Tensor fresh(const Tensor& x, int64_t n) { return room(x, {n}, {1}, arithmetic_of(x)); }
+Tensor fresh(const Tensor& x, int64_t n) {
+  return x.is_cpu() ? at::detail::empty_cpu({n}, arithmetic_of(x)) : room(x, {n}, {1}, arithmetic_of(x));
+}
 const void* pointer(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
 
 // A dense tensor in memory of the CPU or GPU and nothing else: no wrapper, no negation to be resolved, no tangent.
