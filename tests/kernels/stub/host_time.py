@@ -20,7 +20,8 @@ LAYERS = {
     "LayerNorm [64, 768]": (lambda: normkit.LayerNorm(768), (64, 768)),
     "RMSNorm [64, 768]": (lambda: normkit.RMSNorm(768), (64, 768)),
     "GroupNorm(8) [8, 64, 14, 14]": (lambda: normkit.GroupNorm(8, 64), (8, 64, 14, 14)),
-    "BatchNorm2d [8, 64, 14, 14]": (lambda: normkit.BatchNorm2d(64), (8, 64, 14, 14)),
+    "BatchNorm2d [8, 64, 14, 14], training": (lambda: normkit.BatchNorm2d(64), (8, 64, 14, 14)),
+    "BatchNorm2d [8, 64, 14, 14], evaluation": (lambda: normkit.BatchNorm2d(64).eval(), (8, 64, 14, 14)),
 }
 
 
