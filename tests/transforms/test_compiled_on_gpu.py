@@ -81,12 +81,11 @@ def test_mask_residual_and_activation(activation: str, device: str):
     weight, bias = torch.rand(4, device=device), torch.randn(4, device=device)
     dy, dsum = sample(3).to(device), sample(3).to(device)
 
-    def run(*leaves: Tensor) -> list[Tensor]:
-        rows = {"mask": valid[..., None], "residual": leaves[1].mT, "return_residual": True, "activation": activation}
-        columns = {**rows, "mask": valid, "residual": leaves[1]}
-        y, total = N.instance_norm(leaves[0], None, None, *leaves[2:], **columns)
-        z, _ = N.rms_norm(leaves[0].mT, (4,), leaves[2], **{**rows, "mask": valid})
-        u, _ = N.layer_norm(leaves[0].mT, (4,), *leaves[2:], **{**rows, "mask": valid})
+    def run(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+        fused = {"mask": valid, "return_residual": True, "activation": activation}
+        y, total = N.instance_norm(x, None, None, weight, bias, residual=residual, **fused)
+        z, _ = N.rms_norm(x.mT, (4,), weight, residual=residual.mT, **fused)
+        u, _ = N.layer_norm(x.mT, (4,), weight, bias, residual=residual.mT, **fused)
         return [y * dy + total * dsum, z.mT * dy, u.mT * dy]
 
     graphs: Graphs = []

@@ -1,7 +1,7 @@
 """The operators in plain torch operations, as ``torch.compile`` gets them for a GPU: Inductor fuses these with others.
 
-Formulas and gradients are those of the kernels, in their arithmetic: float64 for float64, else float32. The moments
-take one pass over x, and backward one pass for all sums and one for dx.
+Formulas and gradients are those of the kernels, in their arithmetic: float64 for float64, else float32. Without padding
+the moments take one pass over x. Backward takes one pass for all sums and one for dx.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class _Cells:
         # Of a region, the axes along which weight and bias do not vary.
         self.positions = [i for i in self.reduced if not self.levels[i].feature]
         self.values = self.wide(x)
-        self.count: Tensor | int = math.prod([self.sizes[i] for i in self.reduced])
-        if a.mask is not None:
-            self.count = counts_of(a.mask, x.shape, self.levels).reshape(self.kept).clamp(min=1).to(self.dtype)
+        self.counts = None if a.mask is None else counts_of(a.mask, x.shape, self.levels).reshape(self.kept)
+        whole = math.prod([self.sizes[i] for i in self.reduced])
+        self.divisor = whole if self.counts is None else self.counts.clamp(min=1).to(self.dtype)
         # A power of two, which rounds nothing: so the squares of values up to 1e21 stay in the range of fp32.
         self.unit = 2.0**-16 if self.dtype is torch.float32 else 1.0
 
@@ -61,7 +61,7 @@ class _Cells:
         return t.sum(axes, keepdim=True) if axes else t
 
     def average(self, t: Tensor) -> Tensor:
-        return self.sum(self.wide(t), self.reduced) / self.count
+        return self.sum(self.wide(t), self.reduced) / self.divisor
 
     def spread(self, t: Tensor) -> Tensor:
         """Moments, sums or parameters in a shape that broadcasts against x."""
@@ -92,9 +92,8 @@ class _Cells:
         else:
             mean = self.average(values) if self.a.center else values.new_zeros([1] * len(self.sizes))
             var = self.average((values - self.spread(mean)).square())
-        if self.a.mask is not None:
-            counts = counts_of(self.a.mask, self.shape, self.levels).reshape(self.kept)
-            var = torch.where(counts > 0, var, self.unit**2)
+        if self.counts is not None:
+            var = torch.where(self.counts > 0, var, self.unit**2)
         return mean / self.unit, var.sqrt() / self.unit
 
     def given(self, fixed: bool) -> tuple[Tensor, Tensor]:
@@ -137,9 +136,7 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> tuple[Tensor, Tensor
     cells = _Cells(a, a.x)
     mean, rstd = cells.given(fixed)
     centred = cells.values - cells.spread(mean)
-    upstream = cells.wide(dy)
-    if a.activation != "none":
-        upstream = _SLOPES[a.activation](upstream, cells.affine(centred * cells.spread(rstd)))
+    upstream = _SLOPES[a.activation](cells.wide(dy), cells.affine(centred * cells.spread(rstd)))
     along, total, dx = (_by_positions if cells.positions else _by_rows)(cells, upstream, centred, rstd, fixed)
     dx = cells.like_x(dx)
     return dx if a.residual is None else dx + a.residual, cells.over_features(along), cells.over_features(total)
@@ -154,7 +151,7 @@ def _by_positions(
     dx = upstream * cells.spread(cells.weighted(rstd))
     if not fixed:
         features = [i for i in cells.reduced if i not in cells.positions]
-        factor = rstd / cells.count
+        factor = rstd / cells.divisor
         dx = dx - centred * cells.spread(cells.sum(cells.weighted(along) * rstd * factor, features))
         dx = dx - cells.spread(cells.sum(cells.weighted(total) * factor, features)) if cells.a.center else dx
     return along, total, dx
