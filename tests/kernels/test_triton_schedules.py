@@ -19,9 +19,11 @@ from interpreted import (
     marks,
 )
 
+from normkit.kernels.formula import Arguments
 from normkit.kernels.layout import forget_plans
 from normkit.kernels.triton import device, launch
 from normkit.kernels.triton.arguments import Axes
+from normkit.kernels.triton.recorder import Recorder
 from normkit.kernels.triton.schedule import Schedule, schedule
 
 pytestmark = marks
@@ -104,6 +106,20 @@ def test_tuned_schedules_are_measured_once_and_right(monkeypatch, tmp_path):
     check(PATTERNS["rows"], (2, 3, 5, 7), LAYOUTS[0], torch.float32, affine=True)
     assert len(tried) == count
     assert last_schedule() == used
+
+
+def test_tuning_is_not_written_down(monkeypatch, tmp_path):
+    monkeypatch.setenv("NORMKIT_AUTOTUNE", "1")
+    monkeypatch.setenv("NORMKIT_CACHE", str(tmp_path))
+    tried = []
+    monkeypatch.setattr(launch, "_bench", lambda call: (tried.append(call()), 1.0)[1])
+    x, plan = torch.randn(4, 8), launch.plan(4, 1, 1, 8, 8, 1, 0)
+    recorder = Recorder()
+    a = Arguments(x, None, None, "", 1e-5, True)
+    assert recorder.watch(lambda: launch.norm(a, plan, None, 1e-5, None, True), plan, x) is not None
+    assert tried
+    assert len(recorder.launched) == 1
+    assert recorder.watch(lambda: launch.norm(a, plan + 1, None, 1e-5, None, True), plan + 1, x) is None
 
 
 class Kernel(device.triton.JITFunction):

@@ -51,7 +51,8 @@ def forget(plan: int, /) -> None:
             _schedules.pop((plan, itemsize), None)
 
 
-def _schedule(plan: int, x: Tensor) -> Schedule:
+def schedule_of(plan: int, x: Tensor) -> Schedule:
+    """The schedule of a plan for the dtype of x; tuned, if that is turned on and the plan is new."""
     key = plan, x.element_size()
     s = _schedules.get(key)
     if s is None:
@@ -91,7 +92,7 @@ def norm(
     a: Arguments, plan: int, std: Tensor | None, eps: float, mask: Mask | None, moments: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     x, weight, bias, _, _, center, mean, _, residual, _, activation = a
-    s = _schedule(plan, x)
+    s = schedule_of(plan, x)
     check_length(x, s.numel, "x")
     check_length(weight, s.index.period, "weight")
     check_length(bias, s.index.period, "bias")
@@ -147,7 +148,7 @@ def norm_backward(
     """The gradients; `dtypes` are those of the gradients of weight and bias, else the arithmetic one."""
     x, weight, bias, _, _, center, mean, _, dsum, _, activation = a
     assert mean is not None
-    s = _schedule(plan, x)
+    s = schedule_of(plan, x)
     check_length(dy, x.numel(), "dy")
     check_length(weight, s.index.period, "weight")
     check_length(std, s.cells, "std")
@@ -182,7 +183,7 @@ def given(var: Tensor, eps: float, /) -> tuple[Tensor, float]:
 
 def weight_norm(v: Tensor, g: Tensor, plan: int, /) -> tuple[Tensor, Tensor]:
     """The weight, and the lengths that it was divided by."""
-    s = _schedule(plan, v)
+    s = schedule_of(plan, v)
     w, length = torch.empty_like(v), empty(v, s.cells)
     p = s.forward
     if p is None:
@@ -197,7 +198,7 @@ def weight_norm(v: Tensor, g: Tensor, plan: int, /) -> tuple[Tensor, Tensor]:
 
 def weight_norm_backward(dw: Tensor, v: Tensor, g: Tensor, length: Tensor, plan: int, /) -> tuple[Tensor, Tensor]:
     """The gradients of direction and length."""
-    s = _schedule(plan, v)
+    s = schedule_of(plan, v)
     dv, dg = torch.empty_like(v), empty(v, s.cells)
     p = s.forward
     if p is None:

@@ -62,7 +62,7 @@ def norm(
         return out
 
     recorder = Recorder()
-    out = recorder.watch(call, plan)
+    out = recorder.watch(call, plan, x)
     if out is None:
         return None
     y, total, own_mean, own_std = out
@@ -93,7 +93,7 @@ def norm_backward(
         return launch.norm_backward(dy, a, plan, std, eps, None, fixed, want, (weight_dtype, bias_dtype))
 
     recorder = Recorder()
-    grads = recorder.watch(call, plan)
+    grads = recorder.watch(call, plan, x)
     if grads is None:
         return None
     dx, dweight, dbias = (t if wanted else None for t, wanted in zip(grads, want, strict=True))

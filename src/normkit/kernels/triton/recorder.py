@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from normkit.kernels.triton import device
+from normkit.kernels.triton import device, launch
 
 MOST_PARAMETERS = 64
 """As in csrc/fastpath/gpu/recipe.h."""
@@ -138,10 +138,11 @@ class Recorder(TorchDispatchMode):
         self._repeated = 0  # launches still to be repeated with another momentum
         self._momenta = 0.0, 0.0
 
-    def watch(self, call: Callable[[], Out], plan: int) -> Out | None:
+    def watch(self, call: Callable[[], Out], plan: int, x: Tensor) -> Out | None:
         """Carry out a call, and write down what it launches; None for a plan that has been given up."""
-        device.recording.recorder = self
         try:
+            launch.schedule_of(plan, x)  # before, because tuning launches kernels, too
+            device.recording.recorder = self
             with self:
                 return call()
         except KeyError as error:

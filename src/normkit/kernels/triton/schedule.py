@@ -10,7 +10,7 @@ that only normalizes are fastest with different ones. Tiles and parts follow fro
 never from the number of regions: so the bits of a sample's output do not depend on the batch that it is in.
 
 >>> print(schedule((32, 64, 1, 12544), 64, 12544))      # GroupNorm(1) of [32, 64, 112, 112]
-region 64 x 12544, cut into 64 x 1, tile 1 x 1 x 2048; normalized in tiles of 1 x 1 x 4096
+region 64 x 12544, cut into 32 x 1, tile 1 x 1 x 2048; normalized in tiles of 1 x 2 x 2048
 """
 
 from __future__ import annotations
