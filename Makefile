@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # The kernels' and layers' tests run once more with an instruction set that is not the best of this machine.
 LESSER_ISA := $(shell grep -qw avx512f /proc/cpuinfo 2>/dev/null && echo avx2 || echo baseline)
 NUMERIC := not triton and not cross and not instruction_set and not processes and not opcheck \
-	and not one_graph and not export and not turned_off and not without_kernels and not conversion_is_exact
+	and not gpu and not stub and not one_graph and not export and not turned_off and not without_kernels and not conversion_is_exact
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
 help: ## this list

@@ -1,5 +1,7 @@
 """Compiles the kernels that calls would launch, for any GPU: ``python compile_triton.py cuda:90 hip:gfx942``.
 
+With ``--cells`` first, those of the large tensors that `benchmarks.gpu.run` measures, in bfloat16.
+
 Prints one line for each form: kernel, target, warps, how many of its loads and stores take four words at a time, how
 many there are, how often a loop rearranges a tile among its threads, registers and bytes of stack of a thread (-1 where
 that is not known), and how many numbers a kernel with tensors of float64 takes as float32. Ends with an error if
@@ -116,12 +118,32 @@ class Compiler:
         return Counter(FLOATING.findall(text))
 
 
-def main(targets: list[GPUTarget]) -> None:
+def prepared(targets: list[GPUTarget]) -> Compiler:
+    """From now on, calls compile what they would launch."""
     compiler = Compiler(targets)
     device.launch = compiler
     device.multiprocessors = lambda _: 132
     kernels = devices.triton_kernels()
     devices.kernels_on = lambda device: kernels
+    return compiler
+
+
+def cells(targets: list[GPUTarget]) -> None:
+    compiler = prepared(targets)
+    images = "[b] c [...]", "b (g=32 [c]) [...]", "b c [...]", "b [c] ..."
+    for pattern in images:
+        for shape in ((32, 64, 112, 112), (64, 256, 56, 56), (128, 512, 14, 14)):
+            for layout in (torch.contiguous_format, torch.channels_last):
+                print(pattern, shape, layout)
+                calls(compiler, pattern, shape, layout, torch.bfloat16)
+    for shape in ((16384, 2048), (8192, 8192), (2048, 32768)):
+        for center in (True, False):
+            print("layer norm" if center else "RMS norm", shape)
+            calls(compiler, "... [c]", shape, torch.contiguous_format, torch.bfloat16, center=center)
+
+
+def main(targets: list[GPUTarget]) -> None:
+    compiler = prepared(targets)
     for pattern in ("[b] c [...]", "b (g=8 [c]) [...]", "b [c] ..."):
         for layout in (torch.contiguous_format, torch.channels_last):
             calls(compiler, pattern, (8, 16, 56, 56), layout, torch.float32, with_mask="g=" in pattern)
@@ -153,8 +175,7 @@ def calls(
     with_mask: bool = False,
     center: bool = True,
 ) -> None:
-    x = torch.empty(shape, dtype=dtype)
-    x = x.contiguous(memory_format=layout) if len(shape) == 4 else x
+    x = torch.empty(shape, dtype=dtype, memory_format=layout if len(shape) == 4 else torch.contiguous_format)
     features = math.prod(level.size for level in parse(pattern).levels(shape) if level.feature)
     w = torch.empty(features, dtype=torch.float64 if dtype is torch.float64 else torch.float32)
     a = Arguments(x, w, w if center else None, pattern, 1e-5, center)
@@ -173,5 +194,7 @@ def calls(
 
 
 if __name__ == "__main__":
-    named = [name.split(":") for name in sys.argv[1:]]
-    main([GPUTarget(b, int(arch) if arch.isdigit() else arch, 32 if b == "cuda" else 64) for b, arch in named])
+    named = [name.split(":") for name in sys.argv[1:] if name != "--cells"]
+    (cells if "--cells" in sys.argv else main)(
+        [GPUTarget(b, int(arch) if arch.isdigit() else arch, 32 if b == "cuda" else 64) for b, arch in named]
+    )

@@ -263,26 +263,19 @@ class Passes:
         even = self.r0.size % r0 == 0 and length % r1 == 0
         wide = self.k0.size * self.k1.size * self.count >= FAR
         blocks = self.k0.size * _ceil(self.width if flat else self.k1.size, k1)
-        width, *in_units = [size // align for size in (self.width if self.between else 0, *strides)]
+        width, *steps = [size // align for size in (self.width if self.between else 0, *strides)]
         return Pass(
             walk=walk,
             along=Along.COLUMN if used > 1 and self.along is Along.R1 else self.along,
             tile=Tile(k1, columns, r0, r1, used, flat, r1 > 1, group, even, align, wide),
             axes=Axes(
-                self.r0.size,
-                length // align,
-                width,
-                in_units[0],
-                in_units[1],
-                in_units[2],
-                part_r0,
-                part_r1 // align,
-                parts_r1,
+                self.r0.size, length // align, width, steps[0], steps[1], steps[2],
+                part_r0, part_r1 // align, parts_r1,
             ),
             parts_r0=parts_r0,
             warps=warps,
             blocks=blocks,
-        )
+        )  # fmt: skip
 
 
 def _ceil(size: int, piece: int) -> int:
