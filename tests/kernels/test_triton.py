@@ -41,7 +41,7 @@ pytestmark = marks
 def test_kernels_give_what_the_definition_gives(pattern, layout, shape):
     if DEVICE == "cpu" and pattern in ("rows", "pixel") and shape == SHAPES[3]:
         pytest.skip("thousands of programs, which the interpreter takes one after another")
-    for index, dtype in enumerate(DTYPES if math.prod(shape) < 10000 else DTYPES[::3]):
+    for index, dtype in enumerate(DTYPES if shape == SHAPES[0] else DTYPES[:3:2]):
         check(PATTERNS[pattern], shape, layout, dtype, affine=index != 2, center=index != 3)
 
 
