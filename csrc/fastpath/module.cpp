@@ -123,6 +123,13 @@ PyObject* forget_gpu_plans(PyObject*, PyObject*) {
   Py_RETURN_NONE;
 }
 
+// ignore_mode(type) -> None: modes of __torch_function__ of this type do not keep calls from the fast path.
+PyObject* ignore_mode(PyObject*, PyObject* type) {
+  Py_INCREF(type);
+  default_device_mode = reinterpret_cast<PyTypeObject*>(type);
+  Py_RETURN_NONE;
+}
+
 // known_recipes() -> the number of recipes that are kept.
 PyObject* known_recipes(PyObject*, PyObject*) { return PyLong_FromSize_t(recipes.size()); }
 
@@ -152,6 +159,7 @@ PyMethodDef methods[] = {
     {"cache_gpu_plan", fast(cache_gpu_plan), METH_FASTCALL, nullptr},
     {"connect_gpu", fast(connect_gpu), METH_FASTCALL, nullptr},
     {"forget_gpu_plans", forget_gpu_plans, METH_NOARGS, nullptr},
+    {"ignore_mode", ignore_mode, METH_O, nullptr},
     {"known_recipes", known_recipes, METH_NOARGS, nullptr},
     {"skipped", skipped, METH_NOARGS, nullptr},
     {"connect", connect, METH_O, nullptr},

@@ -7,6 +7,7 @@
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/sqrt.h>
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "running.h"
@@ -49,10 +50,20 @@ bool is_plain(const Tensor& t) {
          !t._fw_grad(0).defined();
 }
 bool is_like(const Tensor& t, const Tensor& x) { return is_plain(t) && t.device() == x.device(); }
+
+// The mode of a default device, which changes nothing here: every tensor is made on x's device.
+PyTypeObject* default_device_mode = nullptr;
+bool function_modes_watch() {
+  using Modes = at::impl::PythonTorchFunctionTLS;
+  if (!at::impl::torch_function_mode_enabled()) return false;
+  for (int64_t i = 0; i < Modes::stack_len(); ++i)
+    if (Py_TYPE(Modes::get_stack_at(i)->ptr(getPyInterpreter())) != default_device_mode) return true;
+  return false;
+}
 // Modes, transforms and tracers all put a key of theirs into the dispatcher, except the modes of __torch_function__.
 bool is_watched() {
   return (c10::impl::tls_local_dispatch_key_set().included_.raw_repr() & ~c10::default_included_set.raw_repr()) ||
-         at::impl::torch_function_mode_enabled();
+         function_modes_watch();
 }
 bool has_gradient(const Tensor& t) { return t.defined() && t.requires_grad(); }
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -80,6 +81,23 @@ def test_same_bits_as_the_longer_way(method, dtype, monkeypatch):
     assert longer.grad_fn.name() != "NormkitNormalizeBackward"
     assert [g.dtype for g in grads] == [g.dtype for g in wanted]
     assert all(torch.equal(a, b) for a, b in zip((y, *grads), (longer, *wanted), strict=True))
+
+
+def test_a_default_device_does_not_keep_calls_from_the_fast_path():
+    x = torch.randn(4, 8, requires_grad=True)
+    layer_norm(x, (8,))
+    with torch.device("cpu"):
+        y = layer_norm(x, (8,))
+        assert y.grad_fn.name() == "NormkitNormalizeBackward"
+        (dx,) = torch.autograd.grad(y.square().sum(), x)
+    assert torch.equal(dx, torch.autograd.grad(layer_norm(x, (8,)).square().sum(), x)[0])
+
+    class Watching(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    with torch.device("cpu"), Watching():
+        assert layer_norm(x, (8,)).grad_fn.name() != "NormkitNormalizeBackward"
 
 
 def images(layout):

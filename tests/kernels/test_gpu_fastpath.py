@@ -12,6 +12,8 @@ import pytest
 import torch
 from interpreted import DEVICE, draw, marks
 from stub.calls import CALLS, EXTRAS, both_passes, built, by_python, gpu, learnt, leaves, shut, three, with_residual
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -211,6 +213,27 @@ def test_tensors_that_are_the_same_are_not_confused(gpu, learnt):
     got = layer_norm(x, (96,), w, b, residual=other)
     assert learnt == ["norm"]
     assert torch.equal(got, layer_norm(x + other, (96,), w, b))
+
+
+def test_running_statistics_that_are_the_weight_stay_with_python(gpu, learnt):
+    x, w, _ = leaves((3, 8, 5, 7), features=8)
+    shared = w.detach().abs()
+    for _ in range(3):
+        batch_norm(x.detach(), torch.zeros(8), shared, shared, training=True)
+    assert "share their memory" in recipes.refused[-1]
+
+
+def test_hooks_may_return_a_saved_weight_in_another_dtype(gpu, learnt):
+    x, w, b = leaves((6, 96))
+
+    def gradient() -> Tensor:
+        y = layer_norm(x, (96,), w, b)
+        return torch.autograd.grad(y.square().sum(), x)[0]
+
+    want = three(gradient)
+    with saved_tensors_hooks(lambda t: t, lambda t: t.bfloat16() if t.shape == w.shape else t):
+        got = three(gradient)
+    torch.testing.assert_close(got, want, rtol=0.05, atol=0.05)
 
 
 def test_the_current_stream_is_used(gpu, learnt):

@@ -36,6 +36,14 @@ def test_schedules_say_what_they_do():
     assert str(schedule((2048, 1, 1, 25088), 256, 3136)) == "region 8 x 3136, walked twice, tile 1 x 1 x 2048, 8 warps"
 
 
+def test_a_gpu_takes_the_grids_of_large_tensors():
+    """Along all dimensions but the first it takes 65,535 programs at most."""
+    for view in ((1, 256 * 112 * 112, 64, 1), (1, 32 * 512 * 512, 64, 1), (1, 1, 1, 2**31), (2**22, 1, 1, 768)):
+        s = schedule(view, view[2] * view[3], 1)
+        for p in (s.forward, s.backward, s.parts, s.sums, s.apply):
+            assert p is None or (p.grid[0] < 2**31 and p.grid[1:] == (1, 1))
+
+
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 def test_tiles_do_not_depend_on_the_number_of_regions(itemsize):
     """So the bits of a sample's output do not depend on its batch."""
@@ -147,7 +155,7 @@ def test_compiled_forms_are_kept_for_the_same_numbers_and_dtypes(monkeypatch):
     monkeypatch.setattr(device, "MOST_FORMS", 3)
     monkeypatch.setattr(device, "is_known", False)  # then forms are run in a way that needs no driver
     kernel, x = Kernel(), torch.zeros(64)
-    axes = Axes(1, 2, 3, 4, 5, 6, 7, 8, 9)
+    axes = Axes(1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 
     def asked(*arguments) -> bool:
         """Whether Triton has to choose a form."""

@@ -18,10 +18,16 @@ struct GpuBackward {
   std::optional<at::ScalarType> weight_dtype, bias_dtype;  // those of the gradients
   std::array<bool, 3> want;
 
+  // Hooks of autograd may return a saved tensor in another dtype.
+  static bool is_still(const Tensor& saved, std::optional<at::ScalarType> dtype) {
+    return !saved.defined() || saved.scalar_type() == dtype;
+  }
+
   // False where Python has to take the call.
   bool run(Tensors3& out) {
     if (!is_current(x) || !are_aligned({&dy, &x, &weight, &bias, &mean, &std, &dsum}) ||
-        !is_readable(weight, x, length) || !is_readable(bias, x, false))
+        !is_readable(weight, x, length) || !is_readable(bias, x, false) || !is_still(weight, weight_dtype) ||
+        !is_still(bias, bias_dtype))
       return false;
     const Key key = key_of(plan, eps, x, weight_dtype, bias_dtype, activation,
                            {true, center, dsum.defined(), fixed, want[0], want[1], want[2], length, weight.defined(),

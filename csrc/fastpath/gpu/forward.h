@@ -53,6 +53,7 @@ bool run_on_gpu(const Call& c, const Statistics& s, bool moments, Outputs& out) 
   if (!known) {
     if (!learn(c, s, computed, key, out)) return false;
   } else {
+    const pybind11::gil_scoped_release others;
     out.y = like(c.x);
     if (residual.defined()) out.sum = like(c.x);
     if (computed) {

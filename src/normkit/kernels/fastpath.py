@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._device import DeviceContext
 
 from normkit import settings
 from normkit.kernels.native import native_path
@@ -31,6 +32,7 @@ def _load() -> tuple[Any, str]:
     installed = f"{torch.__version__} {torch.version.git_version}"
     if module.torch_version != installed:
         return None, f"built for torch {module.torch_version}, not for {installed}"
+    module.ignore_mode(DeviceContext)
     return module, f"built for torch {installed}"
 
 

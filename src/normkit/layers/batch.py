@@ -29,7 +29,7 @@ def share_of(layer: batchnorm._BatchNorm) -> tuple[Tensor | None, float]:
     counter = registered(layer, "num_batches_tracked") if layer.training and layer.track_running_stats else None
     momentum: Any = layer.momentum
     if momentum is None and counter is not None and is_compiling() and is_on_gpu(counter):
-        momentum = 1.0 / (counter + 1.0)  # stays on the GPU, so that the graph does not wait for it
+        momentum = 1.0 / (counter.double() + 1.0)  # stays on the GPU, so that the graph does not wait for it
     elif momentum is None:
         momentum = 0.0 if counter is None else 1.0 / (float(counter) + 1.0)
     return counter, momentum

@@ -31,7 +31,7 @@ int cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned 
                    unsigned block_z, unsigned shared, void* stream, void** parameters, void** extra) {
   if (!context) return 201;
   if (next_error) return next_error;
-  if (block_y != 1 || block_z != 1 || extra) return 1;
+  if (block_y != 1 || block_z != 1 || extra || y > 65535 || z > 65535) return 1;
   if (callback) callback(function, x, y, z, threads, shared, stream, parameters);
   return 0;
 }

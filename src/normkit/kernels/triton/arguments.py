@@ -72,6 +72,8 @@ class Axes(NamedTuple):
     """(a) Size of a part along r1."""
     parts_r1: int
     """Number of parts along r1."""
+    parts: int
+    """Number of parts of each region."""
 
 
 class WeightIndex(NamedTuple):

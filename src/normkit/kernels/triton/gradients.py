@@ -148,7 +148,7 @@ def _by_parts(call: Call) -> None:
         rows = p.parts_r0 if along is Along.R1 else p.axes.parts_r1
         room = _Features(call, *call.numbers(rows * (1 if call.flags.per_cell else programs)))
     device.launch(
-        backward.part_sums, (programs, p.parts, 1), p.warps,
+        backward.part_sums, (programs * p.parts, 1, 1), p.warps,
         (call.dy, x, call.m.pointer, *call.standardizer(), along_sums, plain_sums, *_sums_of(room)),
         s.k1, s.cells * columns, p.blocks, p.axes, s.index, call.m.places, p.tile, call.of(p),
     )  # fmt: skip

@@ -93,14 +93,14 @@ class Pass:
     warps: int
     blocks: int
 
-    @cached_property
+    @property
     def parts(self) -> int:
         """Of each region."""
-        return self.parts_r0 * self.axes.parts_r1
+        return self.axes.parts
 
     @cached_property
     def grid(self) -> tuple[int, int, int]:
-        return self.blocks, self.parts, 1
+        return self.blocks * self.parts, 1, 1
 
     def __str__(self) -> str:
         return f"{self.tile.k1 * self.tile.columns} x {self.tile.r0} x {self.tile.r1}"
@@ -270,7 +270,7 @@ class Passes:
             tile=Tile(k1, columns, r0, r1, used, flat, r1 > 1, group, even, align, wide),
             axes=Axes(
                 self.r0.size, length // align, width, steps[0], steps[1], steps[2],
-                part_r0, part_r1 // align, parts_r1,
+                part_r0, part_r1 // align, parts_r1, parts_r0 * parts_r1,
             ),
             parts_r0=parts_r0,
             warps=warps,

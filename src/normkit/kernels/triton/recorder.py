@@ -208,7 +208,10 @@ class Recorder(TorchDispatchMode):
         raise UnsuitableError("a kernel takes a number that C++ cannot make of the momentum")
 
     def _recipe(self, inputs: Tensors, outputs: Tensors) -> Recipe:
-        given = {t.data_ptr(): slot for slot, t in inputs.items() if t is not None and t.numel()}
+        given: dict[int, Slot] = {}
+        for slot, t in inputs.items():
+            if t is not None and t.numel() and given.setdefault(t.data_ptr(), slot) is not slot:
+                raise UnsuitableError("two tensors that the call was given share their memory")
         made = {t.untyped_storage().data_ptr(): t for t in self._made if t.numel()}
         slots: dict[int, tuple[int, int]] = {}  # by storage
         for slot, t in outputs.items():

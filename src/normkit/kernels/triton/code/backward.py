@@ -21,7 +21,7 @@ from normkit.kernels.triton.code.gradient import (
     sum_along,
     walked_sums,
 )
-from normkit.kernels.triton.code.tiles import columns_of, elements_of, part_of, size_of_r1
+from normkit.kernels.triton.code.tiles import columns_of, elements_of, part_of, place_of_program, size_of_r1
 
 
 @triton.jit(do_not_specialize=["k1", "all_columns", "blocks"])
@@ -32,12 +32,12 @@ def part_sums(
 ):  # fmt: skip
     """The sums of each part of a region, ``[part, column]``; and for weights along r0 or r1 those of a part.
 
-    A program takes every ``num_programs(0)``-th block, and adds up what these have in common for weights along r1.
+    The programs of a part take turns with its blocks. Each adds up what its blocks have in common for weights along r1.
     """
     F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     COLUMNS: tl.constexpr = tile.k1 * tile.columns
     inputs = Inputs(dy, x, mask, weight, bias)
-    number = tl.program_id(1)
+    first, number, programs = place_of_program(axes)
     part = part_of(number, axes, tile)
     along_r0 = number // axes.parts_r1
     along_r1 = number % axes.parts_r1
@@ -46,7 +46,7 @@ def part_sums(
     if flags.features == ALONG_R1:
         weight1 = tl.zeros([COLUMNS, tile.r0 * tile.r1], F)
         bias1 = tl.zeros([COLUMNS, tile.r0 * tile.r1], F)
-    for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
+    for block in range(first, blocks, programs):
         columns = columns_of(block, k1, axes, tile)
         standardizer = standardizer_of(mean_in, std_in, columns, index, flags)
         # Parts with the same place along r0 have sums of the same features, if weights vary along r0.
@@ -65,9 +65,9 @@ def part_sums(
             weight1 = tl.zeros([COLUMNS, tile.r0 * tile.r1], F)
             bias1 = tl.zeros([COLUMNS, tile.r0 * tile.r1], F)
     if flags.features == ALONG_R1 and not flags.per_cell:
-        row = along_r0 * tl.num_programs(0) + tl.program_id(0)
+        row = along_r0 * programs + first
         here = FeatureSums(of_weight, of_bias, row, 0)
-        columns = columns_of(tl.program_id(0), k1, axes, tile)
+        columns = columns_of(first, k1, axes, tile)
         store_r1(here, weight1, bias1, columns, part, axes, tile, flags)
 
 
@@ -119,8 +119,9 @@ def part_gradient(
 ):  # fmt: skip
     """dx of a part, from the means over each cell; without means, the moments do not depend on x."""
     F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    columns = columns_of(tl.program_id(0), k1, axes, tile)
-    part = part_of(tl.program_id(1), axes, tile)
+    block, number, _ = place_of_program(axes)
+    columns = columns_of(block, k1, axes, tile)
+    part = part_of(number, axes, tile)
     standardizer = standardizer_of(mean_in, std_in, columns, index, flags)
     along = standardizer.scale
     plain = standardizer.scale
@@ -155,7 +156,7 @@ def region_gradient(
     ALONG_AXIS: tl.constexpr = flags.features == ALONG_R0 or flags.features == ALONG_R1
     IN_COMMON: tl.constexpr = WALK == WALK_WHOLE and ALONG_AXIS and not flags.per_cell
     inputs = Inputs(dy, x, mask, weight, bias)
-    part = part_of(tl.program_id(1), axes, tile)
+    part = part_of(0, axes, tile)
     number = axes.r0 if flags.features == ALONG_R0 else size_of_r1(axes, tile)
     ROOM: tl.constexpr = tile.r0 if flags.features == ALONG_R0 else tile.r1
     if IN_COMMON:

@@ -28,6 +28,7 @@ from normkit.kernels.triton.code.tiles import (
     first_weight,
     load_weight,
     part_of,
+    place_of_program,
     valid_elements,
 )
 
@@ -92,8 +93,9 @@ def part_moments(
 ):  # fmt: skip
     """Number, mean and deviation of each part: ``parts[0..2, part, column]``, a column for each cell unless flat."""
     F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    columns = columns_of(tl.program_id(0), k1, axes, tile)
-    part = part_of(tl.program_id(1), axes, tile)
+    block, number, _ = place_of_program(axes)
+    columns = columns_of(block, k1, axes, tile)
+    part = part_of(number, axes, tile)
     moments = walked_moments(
         x, residual, total, mask, columns, part, axes, mask_index, tile, CENTER, MASK, False, F, ""
     )
@@ -106,8 +108,8 @@ def part_moments(
             shrunk_mean, shrunk_std = mean_and_deviation(moments, True)
             mean = tl.where(std < float("inf"), mean, shrunk_mean)
             std = tl.where(std < float("inf"), std, shrunk_std)
-    at = tl.program_id(1) * all_columns + columns.cell * tile.used_columns + columns.place
-    step = tl.num_programs(1) * all_columns
+    at = number * all_columns + columns.cell * tile.used_columns + columns.place
+    step = axes.parts * all_columns
     tl.store(parts + at, moments.number, mask=columns.exists)
     tl.store(parts + step + at, mean, mask=columns.exists)
     tl.store(parts + 2 * step + at, std, mask=columns.exists)
@@ -171,9 +173,10 @@ def normalize(
     """y, and the moments where they are not given. A program has whole regions, or a part if moments are given."""
     F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     GIVEN: tl.constexpr = flags.walk == WALK_GIVEN
-    columns = columns_of(tl.program_id(0), k1, axes, tile)
+    block, number, _ = place_of_program(axes)
+    columns = columns_of(block, k1, axes, tile)
     first = first_weight(columns, index, flags.along)
-    part = part_of(tl.program_id(1), axes, tile)
+    part = part_of(number, axes, tile)
     if GIVEN:
         std = tl.load(std_in + columns.cell, mask=columns.exists, other=1.0).to(F)
         if flags.center:

@@ -56,6 +56,16 @@ class Elements(NamedTuple):
 
 
 @triton.jit
+def place_of_program(axes):
+    """The block and part of this program, and how many programs share a part.
+
+    The grid has one dimension: a GPU takes no more than 65,535 programs along the others.
+    """
+    number = tl.num_programs(0) // axes.parts
+    return tl.program_id(0) % number, tl.program_id(0) // number, number
+
+
+@triton.jit
 def columns_of(block, k1, axes, tile: tl.constexpr):
     """The columns of the block with this number."""
     if tile.wide:
