@@ -44,6 +44,14 @@ def test_a_gpu_takes_the_grids_of_large_tensors():
             assert p is None or (p.grid[0] < 2**31 and p.grid[1:] == (1, 1))
 
 
+def test_sizes_of_64_bits_are_passed_as_they_are():
+    """Triton gives a number 64 bits if it needs them; one that is divided first may not, and its product overflows."""
+    for view in ((2, 1, 1, 2**31), (1, 2, 4, 2**29), (1, 2**31, 1, 1)):
+        s = schedule(view, 1, 2**31)
+        assert all(p.tile.align == 1 and p.tile.wide for p in (s.parts, s.sums, s.apply))
+    assert schedule((2**22, 1, 1, 1024), 1024, 1).apply.tile.align == 16
+
+
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 def test_tiles_do_not_depend_on_the_number_of_regions(itemsize):
     """So the bits of a sample's output do not depend on its batch."""

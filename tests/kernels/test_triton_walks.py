@@ -131,6 +131,16 @@ def test_values_that_are_not_finite_spoil_their_own_region_only(limits):
         assert torch.equal(y[rest], clean[rest])
 
 
+def test_an_infinite_value_under_rms_norm(limits):
+    """The mean of squares is infinite, so all other values become 0, as by the definition."""
+    x = draw(*SHAPE)
+    x[1, 2, 3, 4] = torch.inf
+    out = operator.norm(Arguments(x, None, None, PATTERNS["instance"], 1e-5, False))
+    assert out.std[SHAPE[1] + 2] == torch.inf
+    assert out.y[1, 2].isnan().sum() == 1
+    assert (out.y[1, 2].nan_to_num() == 0).all()
+
+
 @pytest.mark.parametrize("memory", LAYOUTS)
 @pytest.mark.parametrize("pattern", ["batch", "instance", "group", "pixel", "rows", "image"])
 def test_a_large_mean(limits, pattern, memory):

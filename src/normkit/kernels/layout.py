@@ -188,7 +188,7 @@ class Layout:
         places = [order.index(d) for d in shared]
         if self.plan.prepare is Prepare.REGROUP or (places and max(places) - min(places) >= len(places)):
             full = self.into(mask.expand(self.shape).contiguous())
-            return Mask(full.reshape(-1), counts, 1, full.numel())
+            return Mask(full.as_strided((full.numel(),), (1,)), counts, 1, full.numel())
         ones = [d for d, size in enumerate(self.shape) if size == 1]
         inner = [self.shape[d] for d in order[max(places) + 1 :]] if places else [self.like.numel()]
         flat = mask.permute(*ones, *order).contiguous().reshape(-1)

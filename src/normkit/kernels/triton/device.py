@@ -66,7 +66,9 @@ def _run(kernel: Any, grid: Grid, warps: int, pointers: Pointers, rest: tuple[An
     with _on(device):
         if not aligned:
             return kernel[grid](*pointers, *rest, num_warps=warps)
-        key = (kernel, device.index, warps, tuple(dtypes), rest)
+        # A number that changes from step to step, such as a momentum, makes no other form.
+        numbers = tuple([float if type(number) is float else number for number in rest])
+        key = (kernel, device.index, warps, tuple(dtypes), numbers)
         form = _forms.get(key)
         if form is None:
             if len(_forms) >= MOST_FORMS:

@@ -17,8 +17,11 @@ FEATURE_TILE, OTHER_TILE = 32, 64
 """Features, and elements of each, in a tile of `feature_sums`. A guess that no GPU has measured."""
 FEATURE_SHARE, FEATURE_PARTS = 8192, 256
 """Elements of each feature that one program adds up, and programs for a feature at most. Guesses, too."""
-ADDED_FEATURES, ADDED_OTHERS = 16, 128
-"""Features, and sums of each, in a tile of `add_up`: 16 float32 are two sectors of memory. A guess, too."""
+ADDED_FEATURES, FEW_FEATURES, MANY_SUMS = 16, 4, 1024
+"""Features in a tile of `add_up`, two sectors of memory in float32; and how many where there are few features with many
+sums each, so that more programs share the work. Guesses, too."""
+ADDED = 2048
+"""Sums in a tile of `add_up`, 16 for each thread. A guess, too."""
 
 Pair = tuple[Tensor | None, Tensor | None]
 """For weight and bias; None for what is not asked for."""
@@ -90,9 +93,10 @@ class _Features:
 
 
 def _add_up(sums: Pair, outputs: Pair, rows: int, size: int, shared: int, own: int) -> None:
+    together = FEW_FEATURES if size <= MANY_SUMS < rows * shared else ADDED_FEATURES
     device.launch(
-        features.add_up, (-(-size // ADDED_FEATURES), 1, 1), 4, (*sums, *outputs),
-        rows, size, shared, own, ADDED_FEATURES, ADDED_OTHERS,
+        features.add_up, (-(-size // together), 1, 1), 4, (*sums, *outputs),
+        rows, size, shared, own, together, ADDED // together,
     )  # fmt: skip
 
 

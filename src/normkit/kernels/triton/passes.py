@@ -48,8 +48,11 @@ Guesses that no GPU has measured."""
 SHARE = 24576
 """Elements of a part. On the H200, eight to sixteen programs of 4 warps for each of 132 multiprocessors were fastest;
 with this size, 26 million elements make 1045 programs, and 51 million 2090."""
-MOST_SETS = 1024
-"""Most moments that are merged to those of one cell, in one tile: parts times columns."""
+MOST_SETS = 4096
+"""Moments that are merged to those of one cell, in one tile: about so many parts times columns at most."""
+TOGETHER, ENOUGH = 4, 2048
+"""Tiles of flat columns that one program normalizes, if there are so many programs even then. A guess, by counting
+instructions: roots and quotients for each column are a third of those for a tile."""
 LANES = 64
 """Columns side by side: 64 bfloat16 are 128 bytes, a line of NVIDIA's caches."""
 SEGMENT = 256
@@ -58,6 +61,9 @@ read such a piece of float32 in words of 16 bytes. A guess that no GPU has measu
 SMALLEST = 4096
 """Elements of a tile of rows, 32 for each of 128 threads. On the H200, rows of 2048 took 37 us one at a time and 39 two
 at a time."""
+MOST_CELLS = 128
+"""Cells of such a tile at most, and a quarter of the elements where no words of 8 bytes can be read: a thread has few
+registers for more. A guess, with the compiler's report: instance norm of 7 x 7 positions spilled registers."""
 WORDS, WORDS_BACKWARD = 4, 2
 """Words of 16 bytes that a thread takes of a tile: of x, and of both x and dy. On the H200, with bfloat16, rows of 8192
 were fastest with 8 warps forward, and with 16 backward."""
@@ -169,7 +175,8 @@ class Passes:
         r0, r1 = _power(self.r0.size), _power(self.r1.size)
         if not self.between:
             if r0 * r1 <= whole:
-                return Walk.WHOLE, (max(1, SMALLEST // (r0 * r1)), 1, r0, r1)
+                size = SMALLEST if self.count % 4 == 0 else SMALLEST // 4
+                return Walk.WHOLE, (max(1, min(MOST_CELLS, size // (r0 * r1))), 1, r0, r1)
             size = self.chunk if self.r1.size >= 2 * self.chunk else self.chunk // 2
             r1 = min(r1, size)
             near = self.count <= NEAR
@@ -180,7 +187,9 @@ class Passes:
         lanes = 2 * LANES if many and self.r0.size <= 2 * LANES else LANES
         k1 = min(_power(self.k1.size), max(1, lanes // (columns * r1)))
         side = k1 * columns
-        if side * r0 * r1 <= (WHOLE_STRIDED if many else whole):
+        # Segments of an odd number of elements would be read one element at a time; parts read them side by side.
+        odd = r1 > 1 and self.r1.size % 4 != 0 and self._is_flat and self.r0.size >= LANES // 2
+        if side * r0 * r1 <= (WHOLE_STRIDED if many else whole) and not odd:
             return Walk.WHOLE, (min(_power(self.k1.size), max(k1, 1024 // (columns * r0 * r1))), columns, r0, r1)
         # A walk along short rows that lie far apart reads no whole lines; parts do.
         near = r1 == 1 and side * self.r0.size <= (NEAR_MANY if many else NEAR_BETWEEN)
@@ -227,11 +236,15 @@ class Passes:
         return max(1, min(MOST_SETS // sets, _ceil(count, SHARE)))
 
     def apply(self) -> Pass:
-        """Only normalizes, one tile for each program."""
+        """Only normalizes, a tile or a few for each program. The result does not depend on how many."""
         if self._is_flat:
             lanes = min(_power(self.width), 2 * LANES)
             rows = min(_power(self.r0.size), self.chunk // 2 // lanes)
-            return self._made(Walk.GIVEN, lanes, 1, rows, 1, FEWEST_WARPS, 0, flat=True)
+            # A few tiles share what they are scaled with, if programs enough are left.
+            pieces = _ceil(self.r0.size, rows)
+            many = self.k0.size * _ceil(self.width, lanes) * pieces >= ENOUGH * TOGETHER
+            parts = _ceil(pieces, TOGETHER) if many else 0
+            return self._made(Walk.GIVEN, lanes, 1, rows, 1, FEWEST_WARPS, parts, flat=True)
         r1 = _power(self.r1.size)
         r1 = r1 if r1 <= self.chunk else _least_waste(self.r1.size, self.chunk)
         r0 = min(_power(self.r0.size), self.chunk // r1)
@@ -250,7 +263,9 @@ class Passes:
         used = self.r1.size if flat or columns > 1 else 1
         length = 1 if used > 1 or self.r1.size == 1 else self.r1.size
         strides = self.k0.stride, (0 if flat else self.k1.stride), self.r0.stride
-        align = math.gcd(16, *strides, self.width if self.between else 0, 0 if length == 1 else length)
+        sizes = (self.width if self.between else 0, *strides, 0 if length == 1 else length)
+        # Kernels multiply by it in 32 bits, if the numbers have no more.
+        align = 1 if max(sizes) >= FAR // 2 else math.gcd(16, *sizes, 0 if r1 == 1 else r1)
         pieces_r0, pieces_r1 = _ceil(self.r0.size, r0), _ceil(length, r1)
         parts_r0 = min(parts or pieces_r0, pieces_r0)
         parts_r1 = min(_ceil(parts, parts_r0) if parts and not one_piece else pieces_r1, pieces_r1)

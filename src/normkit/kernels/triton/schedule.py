@@ -7,7 +7,8 @@ Pure arithmetic, no Triton.
 
 A schedule has several *passes*, each with a tile and a number of parts of its own, for a kernel that reduces and one
 that only normalizes are fastest with different ones. Tiles and parts follow from the region and the size of an element,
-never from the number of regions: so the bits of a sample's output do not depend on the batch that it is in.
+never from the number of regions: so in contiguous and channels_last tensors the bits of a sample's output do not depend
+on the batch that it is in.
 
 >>> print(schedule((32, 64, 1, 12544), 64, 12544))      # GroupNorm(1) of [32, 64, 112, 112]
 region 64 x 12544, cut into 32 x 1, tile 1 x 1 x 2048; normalized in tiles of 1 x 2 x 2048

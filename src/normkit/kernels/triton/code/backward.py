@@ -52,7 +52,7 @@ def part_sums(
         # Parts with the same place along r0 have sums of the same features, if weights vary along r0.
         here = FeatureSums(of_weight, of_bias, along_r1 * blocks + block, along_r1 * all_columns)
         along, plain, weight1, bias1 = walked_sums(
-            inputs, columns, standardizer, part, here, weight1, bias1, axes, index, mask_index, tile, flags, F
+            inputs, columns, standardizer, part, here, weight1, bias1, axes, index, mask_index, tile, flags, F, ""
         )
         at = number * all_columns + columns.cell * tile.used_columns + columns.place
         if along_sums is not None:
@@ -188,7 +188,20 @@ def region_gradient(
             here = FeatureSums(of_weight, of_bias, block, 0)
             none = tl.zeros([1, 1], F)
             along, plain, _, _ = walked_sums(
-                inputs, columns, standardizer, part, here, none, none, axes, index, mask_index, tile, flags, F
+                inputs,
+                columns,
+                standardizer,
+                part,
+                here,
+                none,
+                none,
+                axes,
+                index,
+                mask_index,
+                tile,
+                flags,
+                F,
+                "evict_last",
             )
         if OF_COLUMN:
             at = columns.cell * tile.used_columns + columns.place

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from normkit.kernels.triton.code.activation import activate
-from normkit.kernels.triton.code.constants import MASK_NONE, WALK_GIVEN, WALK_WHOLE
+from normkit.kernels.triton.code.constants import ALONG_CELL, ALONG_COLUMN, MASK_NONE, WALK_GIVEN, WALK_WHOLE
 from normkit.kernels.triton.code.moments import (
     TINY,
     Moments,
@@ -206,6 +206,12 @@ def normalize(
             if flags.center:
                 tl.store(mean_out + columns.cell, mean, mask=lead)
     scale = scale_of(std, flags)
+    OF_COLUMN: tl.constexpr = flags.along == ALONG_CELL or flags.along == ALONG_COLUMN
+    if OF_COLUMN:
+        if weight is not None:
+            column_weight = tl.load(weight + first, mask=columns.exists, other=0.0).to(F)
+        if bias is not None:
+            column_bias = tl.load(bias + first, mask=columns.exists, other=0.0).to(F)
     for at0 in range(part.begin0, part.end0, tile.r0):
         for at1 in range(part.begin1, part.end1, tile.r1):
             if flags.walk == WALK_WHOLE:
@@ -221,9 +227,15 @@ def normalize(
                 z = z - mean[:, None]
             z = z * scale[:, None]
             if weight is not None:
-                z = z * load_weight(weight, columns, first, part, elements, index, flags, tile, F)
+                if OF_COLUMN:
+                    z = z * column_weight[:, None]
+                else:
+                    z = z * load_weight(weight, columns, first, part, elements, index, flags, tile, F)
             if bias is not None:
-                z = z + load_weight(bias, columns, first, part, elements, index, flags, tile, F)
+                if OF_COLUMN:
+                    z = z + column_bias[:, None]
+                else:
+                    z = z + load_weight(bias, columns, first, part, elements, index, flags, tile, F)
             z = activate(z, flags.activation)
             if flags.mask != MASK_NONE:
                 z = tl.where(valid, z, 0.0)

@@ -52,7 +52,7 @@ class Gradient(NamedTuple):
 class FeatureSums(NamedTuple):
     """Where sums along the axis of the weights are stored, those for weight and bias; None for what is not asked for.
 
-    A program has one row of them for all its cells, or with PER_CELL each cell has one, from `cell_row` on.
+    A program has one row of them for all its cells. If they are kept per cell, each cell has one, from `cell_row` on.
     """
 
     of_weight: tl.tensor
@@ -82,6 +82,8 @@ def gradient_of(
     value = tl.load(inputs.x + elements.offset, mask=elements.inside, other=0.0, eviction_policy=POLICY).to(F)
     affine = tl.load(inputs.dy + elements.offset, mask=elements.inside, other=0.0, eviction_policy=POLICY).to(F)
     x_hat = (value - standardizer.mean[:, None]) * standardizer.scale[:, None]
+    if flags.mask == MASK_NONE and not tile.even:
+        x_hat = tl.where(elements.inside, x_hat, 0.0)
     if flags.mask != MASK_NONE:
         # Padding may hold anything, and does not reach any sum.
         x_hat = tl.where(valid, x_hat, 0.0)
@@ -135,7 +137,7 @@ def sum_along(values, tile: tl.constexpr, flags: tl.constexpr):
 @triton.jit
 def walked_sums(
     inputs, columns, standardizer, part, sums, weight1, bias1, axes, index, mask_index,
-    tile: tl.constexpr, flags: tl.constexpr, F: tl.constexpr,
+    tile: tl.constexpr, flags: tl.constexpr, F: tl.constexpr, POLICY: tl.constexpr,
 ):  # fmt: skip
     """Sums of g * x_hat and g over a part of each column, lane by lane.
 
@@ -154,7 +156,7 @@ def walked_sums(
         for at1 in range(part.begin1, part.end1, tile.r1):
             elements = elements_of(columns, part, at0, at1, axes, tile)
             gradient = gradient_of(
-                inputs, columns, standardizer, part, elements, index, mask_index, tile, flags, F, "evict_last"
+                inputs, columns, standardizer, part, elements, index, mask_index, tile, flags, F, POLICY
             )
             g = gradient.affine if OF_COLUMN else gradient.inner
             along += over_lane(lanes_of(g * gradient.x_hat, tile), tile)

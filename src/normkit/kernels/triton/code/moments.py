@@ -168,7 +168,7 @@ def merge(a, number, mean, squares):
 def merge_lanes(lanes, CENTER: tl.constexpr):
     """The moments of columns from those of their lanes or parts, along the second axis."""
     squares = tl.sum(lanes.squares, 1)
-    number = squares * 0.0 + tl.sum(lanes.number, 1)
+    number = tl.broadcast_to(tl.sum(lanes.number, 1), squares.shape)
     if CENTER:
         share = lanes.number / tl.maximum(tl.sum(lanes.number, 1), 1.0)[:, None]
         mean = tl.sum(lanes.mean * share, 1)

@@ -77,10 +77,11 @@ def columns_of(block, k1, axes, tile: tl.constexpr):
         across = tl.cdiv(width, tile.k1)
         outer = block // across
         lane = block % across * tile.k1 + column
-        inner = lane // tile.used_columns
-        return Columns(
-            outer * k1 + inner, lane % tile.used_columns, lane < width, outer * (axes.stride_k0 * tile.align) + lane
-        )
+        if tile.used_columns == 1:
+            cell = outer * width + lane
+        else:
+            cell = outer * k1 + lane // tile.used_columns
+        return Columns(cell, lane % tile.used_columns, lane < width, outer * (axes.stride_k0 * tile.align) + lane)
     else:
         across = tl.cdiv(k1, tile.k1)
         outer = block // across
@@ -111,6 +112,8 @@ def sum_over_cell(columns, tile: tl.constexpr):
 @triton.jit
 def part_of(number, axes, tile: tl.constexpr):
     """The part with this number."""
+    if tile.wide:
+        number = tl.full([], 0, tl.int64) + number
     begin0 = number // axes.parts_r1 * axes.part_r0
     end0 = tl.minimum(begin0 + axes.part_r0, axes.r0)
     if tile.r1 == 1:

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from normkit.kernels.triton.code.constants import WALK_GIVEN, WALK_TWICE, WALK_WHOLE
-from normkit.kernels.triton.code.moments import sqrt
+from normkit.kernels.triton.code.moments import quotient, sqrt
 from normkit.kernels.triton.code.tiles import columns_of, elements_of, part_of, place_of_program, sum_over_cell
 
 
@@ -120,7 +120,7 @@ def weight_norm(v, g, w, lengths, k1, axes, tile: tl.constexpr, WALK: tl.constex
         length = tl.load(lengths + columns.cell, mask=columns.exists, other=1.0)
     if WALK != WALK_GIVEN:
         tl.store(lengths + columns.cell, length, mask=columns.exists & (columns.place == 0))
-    scale = tl.load(g + columns.cell, mask=columns.exists, other=0.0).to(F) / length
+    scale = quotient(tl.load(g + columns.cell, mask=columns.exists, other=0.0).to(F), length)
     for at0 in range(part.begin0, part.end0, tile.r0):
         for at1 in range(part.begin1, part.end1, tile.r1):
             if WALK != WALK_WHOLE:
@@ -178,7 +178,7 @@ def weight_norm_backward(dw, v, g, length_in, dv, dg, k1, axes, tile: tl.constex
         along = tl.load(dg + columns.cell, mask=columns.exists, other=0.0)
     if WALK != WALK_GIVEN:
         tl.store(dg + columns.cell, along, mask=columns.exists & (columns.place == 0))
-    scale = tl.load(g + columns.cell, mask=columns.exists, other=0.0).to(F) / length
+    scale = quotient(tl.load(g + columns.cell, mask=columns.exists, other=0.0).to(F), length)
     for at0 in range(part.begin0, part.end0, tile.r0):
         for at1 in range(part.begin1, part.end1, tile.r1):
             if WALK != WALK_WHOLE:
