@@ -47,6 +47,8 @@ FOR_MODELS, FOR_MODEL, FOR_COMPILED = 30.0, 10.0, 45.0
 """Seconds that the cells leave for the models, and that one model needs, eager or compiled."""
 FOR_TESTS, FOR_BUILD = 30.0, 45.0
 """Seconds that the last tests have at least, and to wait for the extension; without it, Python's way is measured."""
+PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--verbosity=1", "-rfE", "--tb=short"]
+"""Writes a line for each test; `-v` would only undo the `-q` of pyproject.toml."""
 NO_TESTS = 5
 """The status of pytest where it has selected none."""
 BUILD = """
@@ -95,17 +97,16 @@ def gpu_tests() -> dict[str, list[str]]:
 
 def commands(dry: bool) -> dict[str, list[str]]:
     """How tests are run: in several processes if pytest-xdist is there, in their order. A dry run takes a quick one."""
-    mine = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "-rfE", "--tb=short"]
     if dry:
-        return {"dry": [*mine, "tests/kernels/test_triton_schedules.py", "-k", "say_what_they_do"]}
-    mine += ["-m", "gpu", "--continue-on-collection-errors"]
+        return {"dry": [*PYTEST, "tests/kernels/test_triton_schedules.py", "-k", "say_what_they_do"]}
+    mine = [*PYTEST, "-m", "gpu", "--continue-on-collection-errors"]
     if importlib.util.find_spec("xdist"):
         mine += ["-n", str(PROCESSES), "--dist", "load", "--maxschedchunk", "4"]
     return {kind: [*mine, *paths] for kind, paths in gpu_tests().items()}
 
 
 def outcomes(text: str) -> dict[str, str]:
-    """What has become of each test so far, from the lines that pytest -v writes, and from its summary.
+    """What has become of each test so far, from the lines of `PYTEST`, and from its summary.
 
     >>> outcomes("a.py::b PASSED [ 50%]\\n[gw1] [100%] FAILED a.py::c \\nFAILED a.py::c - x\\nERROR d.py - y\\n")
     {'a.py::b': 'passed', 'a.py::c': 'failed', 'd.py': 'error'}
@@ -131,14 +132,14 @@ class Group:
                 command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
             )
 
-    def status(self, seconds: float, grace: float = GRACE) -> int | None:
+    def status(self, seconds: float) -> int | None:
         """Its status, or None if it had to be ended: by an interrupt first, so that it can say what it has done."""
         try:
             return self.process.wait(max(1.0, seconds))
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(grace)
+                self.process.wait(GRACE)
             with contextlib.suppress(ProcessLookupError):  # none of the group is left
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()

@@ -116,7 +116,9 @@ def test_files_for_a_gpu_are_found_by_their_marks(source: str, found: bool):
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2", "--dist", "load", "--maxschedchunk", "4")])
-def test_what_has_run_is_known_when_time_is_over(tmp_path: Path, workers: tuple[str, ...]):
+def test_what_has_run_is_known_when_time_is_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: tuple[str, ...]
+):
     """A test that does not end is interrupted, and ended if it does not heed that."""
     if workers:
         pytest.importorskip("xdist")
@@ -127,16 +129,28 @@ def test_what_has_run_is_known_when_time_is_over(tmp_path: Path, workers: tuple[
     lines += ["def test_deaf(at):", "    signal.signal(signal.SIGINT, signal.SIG_IGN)", "    time.sleep(600)"]
     file = tmp_path / "test_made_up.py"
     file.write_text("\n".join(lines))
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "-rfE", "--tb=short", *workers]
-    start = time.monotonic()
-    row = check.tested(
-        "of nothing", [*command, "-c", os.devnull, f"--rootdir={tmp_path}", str(file)], 8, tmp_path / "log"
-    )
-    assert time.monotonic() - start < 8 + check.GRACE + 5
+
+    class Patient(check.Group):
+        def status(self, seconds: float) -> int | None:
+            end = time.monotonic() + 60
+            while len(check.outcomes(self.log.read_text())) < 7 and time.monotonic() < end:
+                time.sleep(0.1)
+            return super().status(seconds)
+
+    monkeypatch.setattr(check, "Group", Patient)
+    monkeypatch.setattr(check, "GRACE", 1.0)
+    command = [*check.PYTEST, *workers, "-c", str(check.ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", str(file)]
+    row = check.tested("of nothing", command, 1, tmp_path / "log")
     assert row["counts"] == {"passed": 5, "failed": 1, "skipped": 1}, (tmp_path / "log").read_text()
     assert [name.rpartition("::")[2] for name in row["names"]] == ["test_1"]
-    assert row["note"] == "not over after 8 s, so the others have not run"
-    assert row["failed"].startswith("not over after 8 s")
+    assert row["note"] == "not over after 1 s, so the others have not run"
+    assert row["failed"].startswith("not over after 1 s")
+
+
+def test_the_tests_of_a_dry_run(tmp_path: Path):
+    ((name, command),) = check.commands(dry=True).items()
+    row = check.tested(name, command, 120, tmp_path / "log")
+    assert (row["counts"], row["failed"]) == ({"passed": 1}, None)
 
 
 def test_pytest_reports_when_it_is_interrupted(tmp_path: Path):
