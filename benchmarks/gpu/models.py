@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import normkit
 from benchmarks.gpu.clock import Clock, wall_times
-from benchmarks.gpu.layers import reason
+from benchmarks.gpu.layers import reason, where, working
 from benchmarks.speed.measure import Call
 
 
@@ -94,18 +94,17 @@ SUBJECTS = {
 """The first are the quickest to compile."""
 
 
-def prepared(subject: Subject, gpu: bool) -> tuple[dict[str, nn.Module], Tensor, int]:
-    """The model as it is and converted, its input, and how many norms were converted; bfloat16 on a GPU."""
+def prepared(subject: Subject, gpu: bool) -> tuple[nn.Module, Tensor]:
+    """The model as it is, and its input."""
     torch.manual_seed(0)
-    model, x = (
-        (subject.make(), torch.randn(subject.shape)) if gpu else (subject.tiny(), torch.randn(subject.tiny_shape))
-    )
+    make, shape = (subject.make, subject.shape) if gpu else (subject.tiny, subject.tiny_shape)
+    with where(gpu):
+        model, x = make(), torch.randn(shape)
     if subject.channels_last:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     if x.dim() == 3:  # language models train in bfloat16, networks of images by autocast
         model, x = model.bfloat16(), x.bfloat16()
-    converted, report = normkit.convert(model)
-    return {"torch": model, "normkit": converted}, x, len(report.changes)
+    return model, x
 
 
 def _autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -137,15 +136,26 @@ def inference(model: nn.Module, x: Tensor) -> Call:
 
 def measured(name: str, clock: Clock, compiled: bool, gpu: bool, seconds: float = 1.0) -> dict[str, Any]:
     """Milliseconds of a training step and of inference, of torch's norms and normkit's; or why there are none."""
-    row: dict[str, Any] = {"name": name, "compiled": compiled, "milliseconds": {}, "failed": None, "norms": None}
+    row: dict[str, Any] = {"name": name, "compiled": compiled, "milliseconds": {}, "norms": None}
+    row |= {"failed": None, "note": None}
     try:
         torch.compiler.reset()
-        models, x, row["norms"] = prepared(SUBJECTS[name], gpu)
+        model, x = prepared(SUBJECTS[name], gpu)
+    except Exception as error:  # normkit has no part in it: a package is missing, or torch fails
+        return {**row, "note": f"left out: {reason(error)}"}
+    try:
+        converted, report = normkit.convert(model)
+        row["norms"] = len(report.changes)
+        models = {"torch": model, "normkit": converted}
         if compiled:
             models = {who: torch.compile(model, dynamic=False) for who, model in models.items()}
         for what, make in (("training", training), ("inference", inference)):
-            times = wall_times({who: make(model, x) for who, model in models.items()}, seconds, clock)
+            calls = {who: make(model, x) for who, model in models.items()}
+            _, row["note"] = working({"torch": calls["torch"]})
+            if row["note"]:  # nothing to compare with
+                break
+            times = wall_times(calls, seconds, clock)
             row["milliseconds"][what] = {who: t.median for who, t in times.items()}
-    except Exception as error:  # a model that is missing or fails is a row, not the end
+    except Exception as error:  # a model that fails is a row, not the end
         row["failed"] = reason(error)
     return row

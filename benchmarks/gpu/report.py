@@ -150,13 +150,13 @@ def by_model(models: Cells) -> str:
 
 
 def failures(results: dict[str, Any]) -> list[str]:
-    """What is wrong with normkit, or with the run."""
+    """What is wrong with normkit."""
     parts = ("tests", "cells", "calls", "models", "graphs")
     return [f"{part}: {row['name']}: {row['failed']}" for part in parts for row in results[part] if row.get("failed")]
 
 
 def notes(results: dict[str, Any]) -> list[str]:
-    """Contestants that failed, and what there was no time for."""
+    """Contestants that failed, what could not be compared, and what there was no time for."""
     failed: dict[str, list[str]] = {}
     for cell in results["cells"]:
         for who, why in cell["failed by"].items():
@@ -168,6 +168,8 @@ def notes(results: dict[str, Any]) -> list[str]:
             if times["queued"] < 1:
                 failed.setdefault(f"the GPU waited for {who} in some calls", []).append(cell["name"])
     found = [f"{why} (in {len(names)} cells, such as {names[0]})" for why, names in failed.items()]
+    for part in ("calls", "models"):
+        found += [f"{part}: {row['name']}: {row['note']}" for row in results.get(part, ()) if row.get("note")]
     return [*found, *(f"no time for {what}" for what in results["left out"])]
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,7 +25,7 @@ from benchmarks.gpu import cells as grid
 from benchmarks.gpu import layers, models, report
 from benchmarks.gpu.clock import Clock, GpuClock, HostClock, bandwidth, facts, interleaved
 from benchmarks.speed import oracle
-from benchmarks.speed.contestants import calls, contestants
+from benchmarks.speed.contestants import Contestant, calls, contestants
 from benchmarks.speed.measure import RESULTS, machine
 from benchmarks.speed.peers import Peer
 from benchmarks.speed.workloads import Cell
@@ -45,9 +45,8 @@ class Run:
     def __init__(self, path: Path, minutes: float, gpu: bool) -> None:
         self.path, self.gpu = path, gpu
         self.end = time.monotonic() + 60 * minutes
-        where = "cuda" if gpu else "cpu"
         self.clock: Clock = GpuClock() if gpu else HostClock()
-        speed = bandwidth(self.clock, COPY if gpu else 1 << 20, where, 0.5 if gpu else 0.02)
+        speed = bandwidth(self.clock, COPY if gpu else 1 << 20, layers.where(gpu).type, 0.5 if gpu else 0.02)
         self.results: dict[str, Any] = {
             "machine": {**machine(), **facts()},
             **show_backends().to_dict(),
@@ -80,12 +79,49 @@ class Run:
             self.add(part, [one(name)])
 
 
+def prepared(
+    cell: Cell, gpu: bool, autotuned: bool = False, peers: Mapping[str, Peer] | None = None
+) -> tuple[dict[str, Contestant], dict[str, str]]:
+    """The contestants of a cell, those of torch.compile on a GPU; and why others failed."""
+    with layers.where(gpu):
+        running, failed = contestants(cell, compiled=False, peers=peers)
+    running.pop("onednn", None)  # in a dry run; it has tensors of its own kind
+    modes: dict[str, str | None] = {"compile": None} if gpu else {}
+    modes |= {"compile max-autotune": "max-autotune-no-cudagraphs"} if autotuned else {}
+    # Not where tensors are made: a compiled function is compiled again when the default device has changed.
+    for name, mode in modes.items() if "torch" in running else ():
+        compiled = running["torch"].compiled(mode)
+        try:
+            compiled.train() if cell.backward else compiled.infer()
+        except Exception as error:
+            failed[name] = layers.reason(error)
+        else:
+            running[name] = compiled
+    return running, failed
+
+
+def _errors(
+    cell: Cell, running: dict[str, Contestant], failed: dict[str, str], device: torch.device
+) -> dict[str, float]:
+    """The error of y of each contestant; one that fails here is no longer running."""
+    errors = {}
+    for name, contestant in list(running.items()):
+        try:
+            y = contestant.function(*contestant.inputs)
+            with device:
+                errors[name] = oracle.error(cell, replace(contestant, function=lambda *_, y=y: y))
+        except Exception as error:
+            failed[name] = layers.reason(error)
+            del running[name]
+    return errors
+
+
 def measured(
     cell: Cell,
     seconds: float,
     clock: Clock,
     bytes_per_ms: float,
-    compiled: bool = True,
+    gpu: bool = True,
     autotuned: bool = False,
     peers: Mapping[str, Peer] | None = None,
 ) -> dict[str, Any]:
@@ -97,9 +133,8 @@ def measured(
     try:
         torch.manual_seed(0)
         torch.compiler.reset()
-        running, failed = contestants(cell, compiled, autotuned, peers)
-        running.pop("onednn", None)  # in a dry run; it has tensors of its own kind
-        error = {name: oracle.error(cell, contestant) for name, contestant in running.items()}
+        running, failed = prepared(cell, gpu, autotuned, peers)
+        error = _errors(cell, running, failed, layers.where(gpu))
         timed = calls(cell, running)
         del timed["copy"]
         times = interleaved(timed, seconds, clock)
@@ -131,8 +166,7 @@ def warm(wanted: Sequence[Cell], workers: int = WARMERS) -> ProcessPoolExecutor:
 
 def _compile(cell: Cell) -> None:
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-    torch.set_default_device("cuda")
-    contestants(cell)
+    prepared(cell, gpu=True)
 
 
 def everything(run: Run, wanted: Sequence[Cell], seconds: float, autotuned: bool = False) -> None:
@@ -166,8 +200,6 @@ def main(
         raise typer.BadParameter("torch sees no GPU here: use --dry to try the benchmark")
     if dry and save == RESULTS / "gpu.json":
         raise typer.BadParameter("a dry run measures nothing: name another --save")
-    if not dry:
-        torch.set_default_device("cuda")
     end = time.monotonic() + 60 * minutes
     dtypes = ("bfloat16", "float32") if float32 else ("bfloat16",)
     wanted = [c for c in grid.cells(dtypes, small, dry) if all(word in c.name for word in match.split())]

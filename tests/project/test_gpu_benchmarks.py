@@ -66,6 +66,15 @@ def test_a_call_is_queued_while_the_gpu_sleeps_and_finds_the_cache_empty(cuda: C
     assert gpu.device(cuda.call, 0.5) == (3.0, True)
     assert cuda.queue == ["sleep", "event", "call", "event", "wait"]
     assert not gpu.buffer.any()
+    # The zeros are in memory, and not on their way there, when the call begins.
+    kept, gpu.buffer = (
+        gpu.buffer,
+        SimpleNamespace(zero_=lambda: cuda.queue.append("zero"), max=lambda: cuda.queue.append("read")),
+    )
+    cuda.queue.clear()
+    gpu.device(cuda.call, 0.5)
+    assert cuda.queue == ["sleep", "zero", "read", "event", "call", "event", "wait"]
+    gpu.buffer = kept
     cuda.idle = True
     assert gpu.device(cuda.call, 0.5) == (3.0, False)
     assert gpu.host(cuda.call, 0.5, 4) is None
@@ -210,18 +219,27 @@ def test_a_peer_that_fails_is_a_note(monkeypatch: pytest.MonkeyPatch):
     def broken(cell: Cell, eps: float, groups: int) -> None:
         raise ImportError("no compiler for this GPU\nand more")
 
+    def late(cell: Cell, eps: float, groups: int) -> Callable[..., Tensor]:
+        numbers = iter([1])  # for the first call, and for no other
+
+        def once(x: Tensor, w: Tensor) -> Tensor:
+            return x * next(numbers)
+
+        return once
+
     def wrong(cell: Cell, eps: float, groups: int) -> Callable[..., Tensor]:
         return lambda x, w: x
 
     cell = Cell("rms_norm", (8, 32), "contiguous", "bfloat16", False, "memory")
-    peers = {"broken": Peer("broken", broken), "wrong": Peer("wrong", wrong)}
-    row = run.measured(cell, 0, clock.HostClock(), 1e6, compiled=False, peers=peers)
-    assert row["milliseconds"]["broken"] is None
+    peers = {"broken": Peer("broken", broken), "wrong": Peer("wrong", wrong), "late": Peer("late", late)}
+    row = run.measured(cell, 0, clock.HostClock(), 1e6, gpu=False, peers=peers)
+    assert row["milliseconds"]["broken"] is row["milliseconds"]["late"] is None
     assert row["failed"] is None
     assert row["limit"] == 2 * 8 * 32 * 2 / 1e6
     notes = report.notes({"cells": [row], "left out": ["models: ViT-S"]})
     assert notes[0].startswith("broken failed: ImportError: no compiler for this GPU (in 1 cells, such as rms_norm")
-    assert notes[1].startswith("wrong computes something else")
-    assert notes[2] == "no time for models: ViT-S"
+    assert notes[1].startswith("late failed: StopIteration")
+    assert notes[2].startswith("wrong computes something else")
+    assert notes[3] == "no time for models: ViT-S"
     monkeypatch.setattr(oracle, "error", lambda *_: float("nan"))
-    assert run.measured(cell, 0, clock.HostClock(), 1e6, compiled=False)["failed"] == "error nan is above 4"
+    assert run.measured(cell, 0, clock.HostClock(), 1e6, gpu=False)["failed"] == "error nan is above 4"

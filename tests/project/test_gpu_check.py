@@ -6,22 +6,52 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from benchmarks import show
 from benchmarks.gpu import check, clock, layers, report, run
+from torch import Tensor, nn
 from typer.testing import CliRunner
+
+import normkit
+from normkit.kernels import fastpath
 
 
 def test_a_dry_run_of_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Everything but the tests, which are tests themselves: on the CPU, with tiny shapes."""
-    monkeypatch.setenv("OUT", str(tmp_path))
-    result = CliRunner().invoke(check.app, ["--dry", "--no-tests"])
+    """Everything but the tests, which are tests themselves: on the CPU, with tiny shapes.
+
+    A default device is a mode of torch's. It is in force while tensors are made, and in no call that is timed.
+    """
+    made, modes = [], []
+
+    def counted(of: str) -> None:
+        real = getattr(clock.HostClock, of)
+
+        def timed(self: clock.HostClock, call: Callable[[], object], *numbers: float) -> object:
+            modes.append(torch._C._len_torch_function_stack())
+            return real(self, call, *numbers)
+
+        monkeypatch.setattr(clock.HostClock, of, timed)
+
+    for of in ("device", "host", "wall"):
+        counted(of)
+    real = layers.where
+    for module in (layers, run.models):
+        monkeypatch.setattr(module, "where", lambda gpu: made.append(gpu) or real(gpu))
+    result = CliRunner().invoke(check.app, ["--dry", "--no-tests", "--save", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert result.output.rstrip().endswith("nothing failed")
     assert "CUDA graphs: 9 of 9 layers" in result.output
     assert "fast path: " in result.output
+    taken = 10 if fastpath.in_use else 0
+    assert f"C++ carries out {taken} of 10 calls: {fastpath.reason}\n" in result.output
+    assert len(modes) > 1000
+    assert not any(modes)
+    assert made.count(False) == len(made) > 40
     kept = json.loads((tmp_path / "gpu-check.json").read_text())
     assert {part: len(kept[part]) for part in ("cells", "calls", "models", "graphs")} == {
         "cells": 20, "calls": 10, "models": 5, "graphs": 9,
@@ -33,12 +63,11 @@ def test_a_dry_run_of_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_wrong_numbers_fail_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv("OUT", str(tmp_path))
     monkeypatch.setattr("normkit.functional.rms_norm", lambda x, *_, **__: x * 2)
     monkeypatch.setattr(layers, "CAPTURED", {})
     monkeypatch.setattr(layers, "CALLED", {})
     monkeypatch.setattr(run.models, "SUBJECTS", {})
-    result = CliRunner().invoke(check.app, ["--dry", "--no-tests"])
+    result = CliRunner().invoke(check.app, ["--dry", "--no-tests", "--save", str(tmp_path)])
     assert result.exit_code == 1
     assert "FAILED:\ncells: rms_norm [4, 64] contiguous bfloat16 forward: error" in result.output
 
@@ -47,11 +76,10 @@ def test_a_gpu_that_fails_everywhere_still_gives_the_table(monkeypatch: pytest.M
     def lost(*_: object, **__: object) -> None:
         raise RuntimeError("an illegal memory access was encountered\nand more")
 
-    monkeypatch.setenv("OUT", str(tmp_path))
     for name in ("host", "device", "wall"):
         monkeypatch.setattr(clock.HostClock, name, lost)
     monkeypatch.setattr(run, "bandwidth", lambda *_: 1e6)
-    result = CliRunner().invoke(check.app, ["--dry", "--no-tests"])
+    result = CliRunner().invoke(check.app, ["--dry", "--no-tests", "--save", str(tmp_path)])
     assert result.exit_code == 1
     for row in ("cells: rms_norm [4, 64] contiguous bfloat16 forward", "calls: RMSNorm [64, 768] no_grad forward"):
         assert f"{row}: RuntimeError: an illegal memory access was encountered\n" in result.output
@@ -61,24 +89,94 @@ def test_a_gpu_that_fails_everywhere_still_gives_the_table(monkeypatch: pytest.M
 def test_the_tests_of_the_check():
     found = check.gpu_tests()["without the extension"]
     assert {"tests/functional/test_torch_samples.py", "tests/kernels/test_triton.py"} <= set(found)
-    assert "tests/layers/test_on_gpu.py" in check.gpu_tests()["with the extension"]
+    # The most telling first.
+    assert found[:2] == ["tests/functional/test_torch_samples.py", "tests/kernels/test_triton.py"]
+    others = check.gpu_tests()["with the extension"]
+    assert others[0] == "tests/layers/test_on_gpu.py"
+    assert "tests/kernels/test_gpu_fastpath.py" in others
     line = check.commands(dry=False)["without the extension"]
     assert line[line.index("-m", 3) + 1] == "gpu"
     assert line[-len(found) :] == found
-    assert check.counts("==== 2 failed, 30 passed, 1 error in 8.21s ====") == {"failed": 2, "passed": 30, "error": 1}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("pytestmark = marks", True),
+        ("pytestmark = [*marks, pytest.mark.slow]", True),
+        ("pytestmark = [\n    *marks,\n    pytest.mark.slow,\n]", True),
+        ("@pytest.mark.gpu\ndef test_it(): ...", True),
+        ("GPU = pytest.param('cuda', marks=(pytest.mark.gpu,))", True),
+        ("pytestmark = pytest.mark.slow", False),
+        ("marks = 'pytestmark = marks'", False),
+    ],
+)
+def test_files_for_a_gpu_are_found_by_their_marks(source: str, found: bool):
+    assert check.needs_gpu(source) == found
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2", "--dist", "load", "--maxschedchunk", "4")])
+def test_what_has_run_is_known_when_time_is_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: tuple[str, ...]
+):
+    """A test that does not end is interrupted, and ended if it does not heed that."""
+    if workers:
+        pytest.importorskip("xdist")
+    names = [f"test_{i}" for i in range(6)]
+    lines = ["import signal, time, pytest"]
+    lines += [f"def {name}(): assert {i} != 1" for i, name in enumerate(names)]
+    lines += ["def test_skipped(): pytest.skip('no')", "@pytest.mark.parametrize('at', ['a b', 'c - d'])"]
+    lines += ["def test_deaf(at):", "    signal.signal(signal.SIGINT, signal.SIG_IGN)", "    time.sleep(600)"]
+    file = tmp_path / "test_made_up.py"
+    file.write_text("\n".join(lines))
+
+    class Patient(check.Group):
+        def status(self, seconds: float) -> int | None:
+            end = time.monotonic() + 60
+            while len(check.outcomes(self.log.read_text())) < 7 and time.monotonic() < end:
+                time.sleep(0.1)
+            return super().status(seconds)
+
+    monkeypatch.setattr(check, "Group", Patient)
+    monkeypatch.setattr(check, "GRACE", 1.0)
+    command = [*check.PYTEST, *workers, "-c", str(check.ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", str(file)]
+    row = check.tested("of nothing", command, 1, tmp_path / "log")
+    assert row["counts"] == {"passed": 5, "failed": 1, "skipped": 1}, (tmp_path / "log").read_text()
+    assert [name.rpartition("::")[2] for name in row["names"]] == ["test_1"]
+    assert row["note"] == "not over after 1 s, so the others have not run"
+    assert row["failed"].startswith("not over after 1 s")
+
+
+def test_the_tests_of_a_dry_run(tmp_path: Path):
+    ((name, command),) = check.commands(dry=True).items()
+    row = check.tested(name, command, 120, tmp_path / "log")
+    assert (row["counts"], row["failed"]) == ({"passed": 1}, None)
+
+
+def test_pytest_reports_when_it_is_interrupted(tmp_path: Path):
+    code = "import time\ntry: print(flush=True); time.sleep(600)\nexcept KeyboardInterrupt: print('the report')"
+    assert check.Group([sys.executable, "-c", code], tmp_path / "log").status(1) is None
+    assert "the report" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize(
     ("code", "failed"),
     [
         (
-            "print('FAILED a.py::b - x'); print('1 failed, 2 passed in 1s'); raise SystemExit(1)",
-            "status 1, {'failed': 1",
+            "print('a.py::a PASSED [ 50%]\\nFAILED a.py::b - x\\n1 failed, 1 passed in 1s'); raise SystemExit(1)",
+            "status 1, {'passed': 1, 'failed': 1",
         ),
-        ("print('84 skipped in 24.69s')", "none has run: {'skipped': 84}"),
-        ("print('3 passed, 1 skipped in 2s')", None),
+        ("print('a.py::a SKIPPED (no GPU) [ 50%]')", "none has passed: {'skipped': 1}"),
+        ("print('a.py::a PASSED [ 50%]\\na.py::b SKIPPED (no) [100%]')", None),
         ("raise SystemExit(5)", None),
-        ("print('2 passed in 1s', flush=True); import time; time.sleep(60)", "not over after 1 s"),
+        ("raise SystemExit(3)", "status 3, "),
+        # Out of time: a note if some have passed and none has failed.
+        ("print('a.py::a PASSED [ 50%]', flush=True); import time; time.sleep(60)", None),
+        ("import time; time.sleep(60)", "none has passed"),
+        (
+            "print('a.py::a PASSED\\na.py::b FAILED [ 9%]', flush=True); import time; time.sleep(60)",
+            "not over after 1 s",
+        ),
     ],
 )
 def test_a_row_of_tests(tmp_path: Path, code: str, failed: str | None):
@@ -86,22 +184,39 @@ def test_a_row_of_tests(tmp_path: Path, code: str, failed: str | None):
     assert (row["failed"] or "").startswith(failed or "")
     assert bool(row["failed"]) == bool(failed)
     assert row["names"] == (["a.py::b"] if "FAILED" in code else [])
+    assert bool(row["note"]) == ("sleep" in code)
 
 
 def test_the_script_calls_the_check(tmp_path: Path):
-    done = subprocess.run(
-        [check.ROOT / "benchmarks" / "gpu_check.sh", "--dry", "--minutes", "3"],
-        env={**os.environ, "PYTHON": "echo", "TMPDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "-m benchmarks.gpu.check --dry --minutes 3\n"
-    assert list(tmp_path.iterdir()) == []
+    """What is compiled stays in one folder for the next run, and wheels are installed on request."""
+    echo = tmp_path / "python"
+    echo.write_text('#!/bin/sh\necho "$@"\necho $TRITON_CACHE_DIR $TORCHINDUCTOR_CACHE_DIR $PYTHONPATH\n')
+    echo.chmod(0o755)
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "one.whl").touch()
+    environment = {**os.environ, "PYTHON": str(echo), "TMPDIR": str(tmp_path)}
+    for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        environment.pop(name, None)
+
+    def lines(*options: str) -> list[str]:
+        script = check.ROOT / "benchmarks" / "gpu_check.sh"
+        done = subprocess.run(
+            [script, *options], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return done.stdout.splitlines()
+
+    work = tmp_path / f"normkit-gpu-check-{os.getuid()}"
+    call, settings = lines("--dry", "--minutes", "3")
+    assert call == "-m benchmarks.gpu.check --dry --minutes 3"
+    assert settings.startswith(f"{work}/triton {work}/inductor {check.ROOT}/src:{check.ROOT}")
+    install, _, call, again = lines("--save", "there", "--wheels", "wheels", "--dry")
+    assert install.endswith(f"--target {work}/site wheels/one.whl")
+    assert call == "-m benchmarks.gpu.check --save there --dry"
+    assert again == f"{settings}:{work}/site"
 
 
 def test_the_extension_is_put_in_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Only what is missing is built."""
+    """A fast path that is there may be of another torch, so it is built each time; the kernels if they are missing."""
     target = tmp_path / "normkit"
     target.mkdir()
     started = []
@@ -113,15 +228,19 @@ def test_the_extension_is_put_in_its_place(monkeypatch: pytest.MonkeyPatch, tmp_
 
         def status(self, seconds: float) -> int:
             self.folder.mkdir()
-            (self.folder / "_fastpath.so").write_text("built")
+            (self.folder / "_fastpath.so").write_text(f"built {len(started)}")
             return 0
 
     monkeypatch.setattr(check, "Group", Built)
     (target / "_native.abi3.so").write_text("carried")
     assert check.Extension(tmp_path / "log", target).finish(1) == "extension: built _fastpath"
-    assert (target / "_fastpath.so").read_text() == "built"
-    assert check.Extension(tmp_path / "log", target).finish(1) == "extension: as it was found"
-    assert [command[3] for command in started] == ["normkit._fastpath"]
+    assert (target / "_fastpath.so").read_text() == "built 1"
+    assert check.Extension(tmp_path / "log", target).finish(1) == "extension: built _fastpath"
+    assert (target / "_fastpath.so").read_text() == "built 2"
+    (target / "_native.abi3.so").unlink()
+    check.Extension(tmp_path / "log", target).finish(1)
+    assert [command[3] for command in started] == [*["normkit._fastpath"] * 2, "normkit._native,normkit._fastpath"]
+    assert [path.name for path in target.iterdir()] == ["_fastpath.so"]
 
 
 def test_what_there_is_no_time_for_is_left_out(tmp_path: Path):
@@ -140,6 +259,70 @@ def test_a_graph_that_differs_or_fails_is_a_failure(monkeypatch: pytest.MonkeyPa
     rows = list(layers.graphs(gpu=False))
     assert [row["failed"] for row in rows][:2] == [None, "differs by 0.5"]
     assert "Nothing" in rows[2]["failed"]
+
+
+def test_a_gradient_that_is_no_number_is_a_failure(monkeypatch: pytest.MonkeyPatch):
+    """Also where other gradients, which are right, come first."""
+
+    class Broken(nn.LayerNorm):
+        def __init__(self, size: int) -> None:
+            super().__init__(size)
+            self.bias.register_hook(lambda grad: grad * float("nan"))
+
+    monkeypatch.setattr(layers, "CAPTURED", {"broken": (lambda of: Broken(8), (2, 8))})
+    (row,) = layers.graphs(gpu=False)
+    assert row["failed"] == "differs by nan"
+
+
+def test_calls_that_cpp_does_not_take_are_a_failure_where_it_could(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(layers, "CALLED", {"LayerNorm": layers.CALLED["LayerNorm"]})
+    monkeypatch.setattr(layers, "cpp_state", lambda gpu: (True, "is ready"))
+    monkeypatch.setattr(layers, "by_cpp", lambda *_: False)
+    rows = list(layers.called(clock.HostClock(), gpu=False, repeats=1))
+    assert [row["failed"] for row in rows] == ["C++ does not carry out the call: is ready"] * 2
+    monkeypatch.setattr(layers, "cpp_state", lambda gpu: (False, "not built"))
+    assert [row["failed"] for row in layers.called(clock.HostClock(), gpu=False, repeats=1)] == [None] * 2
+
+
+@pytest.mark.skipif(not fastpath.in_use, reason=fastpath.reason)
+def test_cpp_is_known_by_its_node():
+    make, shape = layers.CALLED["LayerNorm"]
+    assert layers.by_cpp(make(normkit), shape, layers.where(False))
+    assert not layers.by_cpp(make(nn), shape, layers.where(False))
+
+
+class Failing(nn.Module):
+    """Part of a model of torch's that fails, or a norm that does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("no kernel")
+
+
+def missing() -> nn.Module:
+    raise ModuleNotFoundError("No module named 'timm'")
+
+
+@pytest.mark.parametrize(
+    ("make", "note"),
+    [
+        (missing, "left out: ModuleNotFoundError: No module named 'timm'"),
+        (lambda: nn.Sequential(Failing(), nn.LayerNorm(12)), "torch left out: RuntimeError: no kernel"),
+    ],
+)
+def test_what_normkit_has_no_part_in_is_a_note(monkeypatch: pytest.MonkeyPatch, make: object, note: str):
+    models = run.models
+    monkeypatch.setitem(models.SUBJECTS, "net", models.Subject(make, (2, 12), make, (2, 12)))
+    row = models.measured("net", clock.HostClock(), compiled=False, gpu=False, seconds=0)
+    results = {**made_up(), "models": [row]}
+    assert report.failures(results) == []
+    assert f"models: net: {note}" in report.notes(results)
+
+
+def test_a_norm_that_fails_in_a_model_is_a_failure(monkeypatch: pytest.MonkeyPatch):
+    models = run.models
+    monkeypatch.setattr("normkit.LayerNorm.forward", Failing.forward)
+    row = models.measured("ViT-S", clock.HostClock(), compiled=False, gpu=False, seconds=0)
+    assert row["failed"] == "RuntimeError: no kernel"
 
 
 # Tables ----------------------------------------------------------------------------------------------------
