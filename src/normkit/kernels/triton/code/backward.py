@@ -19,6 +19,7 @@ from normkit.kernels.triton.code.gradient import (
     store_pair,
     store_r1,
     sum_along,
+    walk_dx,
     walked_sums,
 )
 from normkit.kernels.triton.code.tiles import columns_of, elements_of, part_of, place_of_program, size_of_r1
@@ -130,13 +131,10 @@ def part_gradient(
         if flags.center:
             plain = tl.load(means + cells + columns.cell, mask=columns.exists, other=0.0)
     inputs = Inputs(dy, x, mask, weight, bias)
-    for at0 in range(part.begin0, part.end0, tile.r0):
-        for at1 in range(part.begin1, part.end1, tile.r1):
-            elements = elements_of(columns, part, at0, at1, axes, tile)
-            gradient = gradient_of(
-                inputs, columns, standardizer, part, elements, index, mask_index, tile, flags, F, "evict_first"
-            )
-            store_dx(dx, dsum, dx_of(gradient, standardizer, along, plain, flags, means is None), elements, F)
+    walk_dx(
+        inputs, dsum, dx, columns, standardizer, part, along, plain, axes, index, mask_index,
+        tile, flags, means is None, F,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["k1", "blocks"])
@@ -188,21 +186,9 @@ def region_gradient(
             here = FeatureSums(of_weight, of_bias, block, 0)
             none = tl.zeros([1, 1], F)
             along, plain, _, _ = walked_sums(
-                inputs,
-                columns,
-                standardizer,
-                part,
-                here,
-                none,
-                none,
-                axes,
-                index,
-                mask_index,
-                tile,
-                flags,
-                F,
-                "evict_last",
-            )
+                inputs, columns, standardizer, part, here, none, none, axes, index, mask_index,
+                tile, flags, F, "evict_last",
+            )  # fmt: skip
         if OF_COLUMN:
             at = columns.cell * tile.used_columns + columns.place
             store_pair(FeatureSums(of_weight, of_bias, 0, 0), at, columns.exists, along, plain, flags)
@@ -214,24 +200,10 @@ def region_gradient(
             if WALK == WALK_WHOLE:
                 store_dx(dx, dsum, dx_of(gradient, standardizer, along, plain, flags, FIXED), elements, F)
             else:
-                for at0 in range(part.begin0, part.end0, tile.r0):
-                    for at1 in range(part.begin1, part.end1, tile.r1):
-                        elements = elements_of(columns, part, at0, at1, axes, tile)
-                        gradient = gradient_of(
-                            inputs,
-                            columns,
-                            standardizer,
-                            part,
-                            elements,
-                            index,
-                            mask_index,
-                            tile,
-                            flags,
-                            F,
-                            "evict_first",
-                        )
-                        g = dx_of(gradient, standardizer, along, plain, flags, FIXED)
-                        store_dx(dx, dsum, g, elements, F)
+                walk_dx(
+                    inputs, dsum, dx, columns, standardizer, part, along, plain, axes, index, mask_index,
+                    tile, flags, FIXED, F,
+                )  # fmt: skip
     if IN_COMMON:
         here = FeatureSums(of_weight, of_bias, tl.program_id(0), 0)
         store_in_common(here, all_weight, all_bias, number, ROOM, tile, flags)

@@ -222,6 +222,21 @@ def store_dx(dx, dsum, g, elements, F: tl.constexpr):
 
 
 @triton.jit
+def walk_dx(
+    inputs, dsum, dx, columns, standardizer, part, along, plain, axes, index, mask_index,
+    tile: tl.constexpr, flags: tl.constexpr, FIXED: tl.constexpr, F: tl.constexpr,
+):  # fmt: skip
+    """dx of a part, from the means of g * x_hat and of g over each column's cell."""
+    for at0 in range(part.begin0, part.end0, tile.r0):
+        for at1 in range(part.begin1, part.end1, tile.r1):
+            elements = elements_of(columns, part, at0, at1, axes, tile)
+            gradient = gradient_of(
+                inputs, columns, standardizer, part, elements, index, mask_index, tile, flags, F, "evict_first"
+            )
+            store_dx(dx, dsum, dx_of(gradient, standardizer, along, plain, flags, FIXED), elements, F)
+
+
+@triton.jit
 def means_over_cell(
     along, plain, weight, counts, columns, standardizer, axes,
     tile: tl.constexpr, flags: tl.constexpr, F: tl.constexpr,
