@@ -49,7 +49,7 @@ def test_one_of_another_torch_is_refused(built, reason, monkeypatch):
     def found(name):
         if isinstance(built, Exception):
             raise built
-        return SimpleNamespace(torch_version=built)
+        return SimpleNamespace(torch_version=built, ignore_mode=lambda _: None)
 
     monkeypatch.setattr(fastpath, "import_module", found)
     module, given = fastpath._load()
