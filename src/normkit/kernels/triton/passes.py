@@ -36,9 +36,9 @@ On the H200, with 8 warps: .92 forward, .95 backward. GroupNorm took 38 us with 
 elements, and 73 us with tiles of 2048, with segments of 3136; torch.compile took 60 and 110.
 """
 NEAR = 65536
-"""Elements of a region that one program walks twice, the second time out of the cache. On the H200, two walks over rows
-of 32,768 took 79 us; in parts they would be read twice from memory, which takes 96 at the bandwidth of a copy. The limit
-is a guess: 264 such programs read 35 MB in bfloat16, and its cache has 50.
+"""Elements of a region that one program walks twice, the second time out of the cache. On the H200, two walks over
+rows of 32,768 took 79 us; in parts they would be read twice from memory, which takes 96 at the bandwidth of a copy. The
+limit is a guess: 264 such programs read 35 MB in bfloat16, and its cache has 50.
 """
 LONG = 32768
 """Elements of a region from which on a program that walks it has 16 warps, not 8. On the H200, rows of 32,768 took
