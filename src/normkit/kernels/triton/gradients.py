@@ -118,9 +118,9 @@ def _by_regions(call: Call, p: Pass) -> None:
     if call.dx is None and along is Along.NONE:
         return
     programs = p.blocks
-    if p.walk is Walk.WHOLE and along in (Along.R0, Along.R1) and not call.flags.per_cell:
-        programs = min(programs, device.multiprocessors(call.x.device) * (1 if s.count >= WHOLE_WEIGHTS else 2))
     in_common = along in (Along.R0, Along.R1) and not call.flags.per_cell
+    if p.walk is Walk.WHOLE and in_common:
+        programs = min(programs, device.multiprocessors(call.x.device) * (1 if s.count >= WHOLE_WEIGHTS else 2))
     room = None if along is Along.NONE else _Features(call, *call.numbers(programs if in_common else 1))
     device.launch(
         backward.region_gradient, (programs, 1, 1), p.warps,

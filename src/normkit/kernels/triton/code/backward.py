@@ -22,7 +22,16 @@ from normkit.kernels.triton.code.gradient import (
     walk_dx,
     walked_sums,
 )
-from normkit.kernels.triton.code.tiles import columns_of, elements_of, part_of, place_of_program, size_of_r1
+from normkit.kernels.triton.code.tiles import (
+    columns_of,
+    elements_of,
+    part_of,
+    place_of_columns,
+    place_of_parts,
+    place_of_program,
+    size_of_r1,
+    task_of_program,
+)
 
 
 @triton.jit(do_not_specialize=["k1", "all_columns", "blocks"])
@@ -55,7 +64,7 @@ def part_sums(
         along, plain, weight1, bias1 = walked_sums(
             inputs, columns, standardizer, part, here, weight1, bias1, axes, index, mask_index, tile, flags, F, ""
         )
-        at = number * all_columns + columns.cell * tile.used_columns + columns.place
+        at = number * all_columns + place_of_columns(columns, tile)
         if along_sums is not None:
             tl.store(along_sums + at, along, mask=columns.exists)
         if plain_sums is not None:
@@ -83,11 +92,8 @@ def merge_sums(
     """
     OF_COLUMN: tl.constexpr = flags.features == ALONG_CELL or flags.features == ALONG_COLUMN
     F: tl.constexpr = along_sums.dtype.element_ty
-    cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
-    each = tl.arange(0, PARTS)
+    cell, at, present = place_of_parts(cells, number, COLUMNS, CELLS, PARTS)
     exists = cell < cells
-    present = exists[:, None] & (each < number * COLUMNS)[None, :]
-    at = (each // COLUMNS * (cells * COLUMNS) + each % COLUMNS)[None, :] + (cell * COLUMNS)[:, None]
     along = tl.load(along_sums + at, mask=present, other=0.0)
     plain = along * 0.0
     if plain_sums is not None:
@@ -100,7 +106,7 @@ def merge_sums(
         if OF_COLUMN and weight is not None:
             first = (cell // index.cell_div % index.cell_mod * index.cell_step)[:, None]
             if flags.features == ALONG_COLUMN:
-                first = first + (each % COLUMNS)[None, :]
+                first = first + (tl.arange(0, PARTS) % COLUMNS)[None, :]
             scaled = tl.load(weight + first, mask=present, other=0.0).to(F)
             along = along * scaled
             plain = plain * scaled
@@ -120,9 +126,7 @@ def part_gradient(
 ):  # fmt: skip
     """dx of a part, from the means over each cell; without means, the moments do not depend on x."""
     F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    block, number, _ = place_of_program(axes)
-    columns = columns_of(block, k1, axes, tile)
-    part = part_of(number, axes, tile)
+    columns, part, _ = task_of_program(k1, axes, tile)
     standardizer = standardizer_of(mean_in, std_in, columns, index, flags)
     along = standardizer.scale
     plain = standardizer.scale
@@ -190,7 +194,7 @@ def region_gradient(
                 tile, flags, F, "evict_last",
             )  # fmt: skip
         if OF_COLUMN:
-            at = columns.cell * tile.used_columns + columns.place
+            at = place_of_columns(columns, tile)
             store_pair(FeatureSums(of_weight, of_bias, 0, 0), at, columns.exists, along, plain, flags)
         if dx is not None:
             if not FIXED:

@@ -21,14 +21,15 @@ from normkit.kernels.triton.code.moments import (
     shrinks,
     tile_moments,
     tiny,
+    where_in_range,
 )
 from normkit.kernels.triton.code.tiles import (
-    columns_of,
     elements_of,
     first_weight,
     load_weight,
-    part_of,
-    place_of_program,
+    place_of_columns,
+    place_of_parts,
+    task_of_program,
     valid_elements,
 )
 
@@ -93,9 +94,7 @@ def part_moments(
 ):  # fmt: skip
     """Number, mean and deviation of each part: ``parts[0..2, part, column]``, a column for each cell unless flat."""
     F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    block, number, _ = place_of_program(axes)
-    columns = columns_of(block, k1, axes, tile)
-    part = part_of(number, axes, tile)
+    columns, part, number = task_of_program(k1, axes, tile)
     moments = walked_moments(
         x, residual, total, mask, columns, part, axes, mask_index, tile, CENTER, MASK, False, F, ""
     )
@@ -106,9 +105,8 @@ def part_moments(
                 x, residual, None, mask, columns, part, axes, mask_index, tile, CENTER, MASK, True, F, ""
             )
             shrunk_mean, shrunk_std = mean_and_deviation(moments, True)
-            mean = tl.where(std < float("inf"), mean, shrunk_mean)
-            std = tl.where(std < float("inf"), std, shrunk_std)
-    at = number * all_columns + columns.cell * tile.used_columns + columns.place
+            mean, std = where_in_range(mean, std, shrunk_mean, shrunk_std)
+    at = number * all_columns + place_of_columns(columns, tile)
     step = axes.parts * all_columns
     tl.store(parts + at, moments.number, mask=columns.exists)
     tl.store(parts + step + at, mean, mask=columns.exists)
@@ -121,10 +119,7 @@ def merge_moments(
     CENTER: tl.constexpr, COLUMNS: tl.constexpr, CELLS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Mean and deviation of each cell from those of its parts, ``parts[0..2, part, cell, column]``."""
-    cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
-    each = tl.arange(0, PARTS)
-    present = (cell < cells)[:, None] & (each < number * COLUMNS)[None, :]
-    at = (each // COLUMNS * (cells * COLUMNS) + each % COLUMNS)[None, :] + (cell * COLUMNS)[:, None]
+    cell, at, present = place_of_parts(cells, number, COLUMNS, CELLS, PARTS)
     step = number * cells * COLUMNS
     count = tl.load(parts + at, mask=present, other=0.0)
     mean = tl.load(parts + step + at, mask=present, other=0.0)
@@ -173,10 +168,8 @@ def normalize(
     """y, and the moments where they are not given. A program has whole regions, or a part if moments are given."""
     F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     GIVEN: tl.constexpr = flags.walk == WALK_GIVEN
-    block, number, _ = place_of_program(axes)
-    columns = columns_of(block, k1, axes, tile)
+    columns, part, _ = task_of_program(k1, axes, tile)
     first = first_weight(columns, index, flags.along)
-    part = part_of(number, axes, tile)
     if GIVEN:
         std = tl.load(std_in + columns.cell, mask=columns.exists, other=1.0).to(F)
         if flags.center:
@@ -198,8 +191,7 @@ def normalize(
                 shrunk_mean, shrunk_std = region_moments(
                     held, held_valid, x, residual, None, mask, columns, part, axes, mask_index, tile, flags, True, F
                 )
-                mean = tl.where(std < float("inf"), mean, shrunk_mean)
-                std = tl.where(std < float("inf"), std, shrunk_std)
+                mean, std = where_in_range(mean, std, shrunk_mean, shrunk_std)
         if std_out is not None:
             lead = columns.exists & (columns.place == 0)
             tl.store(std_out + columns.cell, std, mask=lead)

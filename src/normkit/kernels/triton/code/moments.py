@@ -212,6 +212,13 @@ def mean_and_deviation(moments, SHRUNK: tl.constexpr):
 
 
 @triton.jit
+def where_in_range(mean, std, shrunk_mean, shrunk_std):
+    """Mean and deviation where they are finite, else those from values that were shrunk."""
+    finite = std < float("inf")
+    return tl.where(finite, mean, shrunk_mean), tl.where(finite, std, shrunk_std)
+
+
+@triton.jit
 def tiny(F: tl.constexpr):
     if tl.float64 == F:
         return TINY_64

@@ -66,6 +66,16 @@ def place_of_program(axes):
 
 
 @triton.jit
+def place_of_parts(cells, number, COLUMNS: tl.constexpr, CELLS: tl.constexpr, PARTS: tl.constexpr):
+    """The cells of a program, where their parts and columns lie, and which of these there are."""
+    cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
+    each = tl.arange(0, PARTS)
+    present = (cell < cells)[:, None] & (each < number * COLUMNS)[None, :]
+    at = (each // COLUMNS * (cells * COLUMNS) + each % COLUMNS)[None, :] + (cell * COLUMNS)[:, None]
+    return cell, at, present
+
+
+@triton.jit
 def columns_of(block, k1, axes, tile: tl.constexpr):
     """The columns of the block with this number."""
     if tile.wide:
@@ -122,6 +132,19 @@ def part_of(number, axes, tile: tl.constexpr):
         begin1 = number % axes.parts_r1 * (axes.part_r1 * tile.align)
         end1 = tl.minimum(begin1 + axes.part_r1 * tile.align, axes.r1 * tile.align)
         return Part(begin0, end0, begin1, end1)
+
+
+@triton.jit
+def task_of_program(k1, axes, tile: tl.constexpr):
+    """The columns and the part of this program, and the part's number."""
+    block, number, _ = place_of_program(axes)
+    return columns_of(block, k1, axes, tile), part_of(number, axes, tile), number
+
+
+@triton.jit
+def place_of_columns(columns, tile: tl.constexpr):
+    """Where sums of each column lie among those of all columns."""
+    return columns.cell * tile.used_columns + columns.place
 
 
 @triton.jit

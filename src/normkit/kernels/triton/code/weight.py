@@ -9,7 +9,13 @@ import triton.language as tl
 
 from normkit.kernels.triton.code.constants import WALK_GIVEN, WALK_TWICE, WALK_WHOLE
 from normkit.kernels.triton.code.moments import quotient, sqrt
-from normkit.kernels.triton.code.tiles import columns_of, elements_of, part_of, place_of_program, sum_over_cell
+from normkit.kernels.triton.code.tiles import (
+    elements_of,
+    place_of_columns,
+    place_of_parts,
+    sum_over_cell,
+    task_of_program,
+)
 
 
 class Length(NamedTuple):
@@ -58,22 +64,11 @@ def merge_columns(length, tile: tl.constexpr):
 def part_lengths(v, parts, k1, all_columns, axes, tile: tl.constexpr):
     """Of each part of a region: ``parts[0..1, part, column]``, a column for each cell unless flat."""
     F: tl.constexpr = tl.float64 if v.dtype.element_ty == tl.float64 else tl.float32
-    block, part, _ = place_of_program(axes)
-    columns = columns_of(block, k1, axes, tile)
-    length = walked_length(v, columns, part_of(part, axes, tile), axes, tile, F)
-    at = part * all_columns + columns.cell * tile.used_columns + columns.place
+    columns, part, number = task_of_program(k1, axes, tile)
+    length = walked_length(v, columns, part, axes, tile, F)
+    at = number * all_columns + place_of_columns(columns, tile)
     tl.store(parts + at, length.largest, mask=columns.exists)
     tl.store(parts + axes.parts * all_columns + at, length.squares, mask=columns.exists)
-
-
-@triton.jit
-def place_of_parts(cells, number, COLUMNS: tl.constexpr, CELLS: tl.constexpr, PARTS: tl.constexpr):
-    """The cells of a program, where their parts and columns lie, and which of these there are."""
-    cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
-    each = tl.arange(0, PARTS)
-    present = (cell < cells)[:, None] & (each < number * COLUMNS)[None, :]
-    at = (each // COLUMNS * (cells * COLUMNS) + each % COLUMNS)[None, :] + (cell * COLUMNS)[:, None]
-    return cell, at, present
 
 
 @triton.jit(do_not_specialize=["cells", "number"])
@@ -106,9 +101,7 @@ def length_of(found):
 def weight_norm(v, g, w, lengths, k1, axes, tile: tl.constexpr, WALK: tl.constexpr):
     """w = v * (g / length), and the length, 1 where all of v is 0, unless it is in memory."""
     F: tl.constexpr = tl.float64 if v.dtype.element_ty == tl.float64 else tl.float32
-    block, number, _ = place_of_program(axes)
-    columns = columns_of(block, k1, axes, tile)
-    part = part_of(number, axes, tile)
+    columns, part, _ = task_of_program(k1, axes, tile)
     if WALK == WALK_WHOLE:
         elements = elements_of(columns, part, part.begin0, part.begin1, axes, tile)
         value = tl.load(v + elements.offset, mask=elements.inside, other=0.0).to(F)
@@ -152,11 +145,10 @@ def walked_along(dw, v, length, columns, part, axes, tile: tl.constexpr, F: tl.c
 def part_along(dw, v, length_in, parts, k1, all_columns, axes, tile: tl.constexpr):
     """Of each part of a region: ``parts[part, column]``."""
     F: tl.constexpr = tl.float64 if v.dtype.element_ty == tl.float64 else tl.float32
-    block, part, _ = place_of_program(axes)
-    columns = columns_of(block, k1, axes, tile)
+    columns, part, number = task_of_program(k1, axes, tile)
     length = tl.load(length_in + columns.cell, mask=columns.exists, other=1.0)
-    along = walked_along(dw, v, length, columns, part_of(part, axes, tile), axes, tile, F)
-    at = part * all_columns + columns.cell * tile.used_columns + columns.place
+    along = walked_along(dw, v, length, columns, part, axes, tile, F)
+    at = number * all_columns + place_of_columns(columns, tile)
     tl.store(parts + at, along, mask=columns.exists)
 
 
@@ -164,9 +156,7 @@ def part_along(dw, v, length_in, parts, k1, all_columns, axes, tile: tl.constexp
 def weight_norm_backward(dw, v, g, length_in, dv, dg, k1, axes, tile: tl.constexpr, WALK: tl.constexpr):
     """dv = g / length * (dw - direction * along), and dg = along, unless that is in memory."""
     F: tl.constexpr = tl.float64 if v.dtype.element_ty == tl.float64 else tl.float32
-    block, number, _ = place_of_program(axes)
-    columns = columns_of(block, k1, axes, tile)
-    part = part_of(number, axes, tile)
+    columns, part, _ = task_of_program(k1, axes, tile)
     length = tl.load(length_in + columns.cell, mask=columns.exists, other=1.0)
     if WALK == WALK_WHOLE:
         elements = elements_of(columns, part, part.begin0, part.begin1, axes, tile)
