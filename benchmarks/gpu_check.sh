@@ -18,7 +18,7 @@ export PYTHONPATH=$root/src:$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 # One cache for all processes and runs: compiling takes most of the time.
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$work/triton} TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$work/inductor}
 
-if ! "$python" -c 'import torch' 2>/dev/null; then
+if ! "$python" -c 'import torch' >/dev/null 2>&1; then
   echo "gpu_check.sh needs a Python that has torch, got $python: set PYTHON, for instance PYTHON=.venv/bin/python" >&2
   exit 1
 fi

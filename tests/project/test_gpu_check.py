@@ -213,6 +213,11 @@ def test_the_script_calls_the_check(tmp_path: Path):
     assert install.endswith(f"--target {work}/site wheels/one.whl")
     assert call == "-m benchmarks.gpu.check --save there --dry"
     assert again == f"{settings}:{work}/site"
+    echo.write_text("#!/bin/sh\nexit 1\n")
+    done = subprocess.run(
+        [check.ROOT / "benchmarks" / "gpu_check.sh"], env=environment, capture_output=True, check=False
+    )
+    assert (done.returncode, b"needs a Python that has torch" in done.stderr) == (1, True)
 
 
 def test_the_extension_is_put_in_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
