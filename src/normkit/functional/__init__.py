@@ -5,13 +5,13 @@ from normkit.functional.batch.norm import batch_norm
 from normkit.functional.batch.renorm import batch_renorm
 from normkit.functional.batch.sync import sync_batch_norm
 from normkit.functional.batch.update import batch_norm_update
-from normkit.functional.filter_response import filter_response_norm
 from normkit.functional.general import normalize
 from normkit.functional.group import group_norm
 from normkit.functional.instance import instance_norm
 from normkit.functional.layer import layer_norm, layer_norm2d
-from normkit.functional.local_response import local_response_norm
 from normkit.functional.quantized import quantized_layer_norm, quantized_rms_norm
+from normkit.functional.response.filter_response import filter_response_norm
+from normkit.functional.response.local_response import local_response_norm
 from normkit.functional.rms import rms_norm
 from normkit.functional.weight_standardization import weight_standardization
 

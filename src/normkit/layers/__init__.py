@@ -1,6 +1,8 @@
 """Every normalization as a layer: parameters and state, nothing else; names and signatures as in `torch.nn`."""
 
-from normkit.layers.batch import (
+from normkit.layers.batch.frozen import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
+from normkit.layers.batch.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
+from normkit.layers.batch.norm import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
@@ -8,10 +10,9 @@ from normkit.layers.batch import (
     LazyBatchNorm2d,
     LazyBatchNorm3d,
 )
-from normkit.layers.filter_response import FilterResponseNorm2d
-from normkit.layers.frozen import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
+from normkit.layers.batch.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+from normkit.layers.batch.sync import SyncBatchNorm
 from normkit.layers.general import Norm
-from normkit.layers.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from normkit.layers.group import GroupNorm
 from normkit.layers.instance import (
     InstanceNorm1d,
@@ -22,10 +23,9 @@ from normkit.layers.instance import (
     LazyInstanceNorm3d,
 )
 from normkit.layers.layer import LayerNorm, LayerNorm2d
-from normkit.layers.local_response import LocalResponseNorm
-from normkit.layers.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+from normkit.layers.response.filter_response import FilterResponseNorm2d
+from normkit.layers.response.local_response import LocalResponseNorm
 from normkit.layers.rms import RMSNorm
-from normkit.layers.sync import SyncBatchNorm
 
 __all__ = [
     "BatchNorm1d",

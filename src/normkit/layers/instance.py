@@ -15,7 +15,7 @@ from normkit.functional.extras import Fusions, Output
 from normkit.layers.base.checks import check_channels, check_rank, has_channels, named
 from normkit.layers.base.layer import Layer, check_count, check_eps, registered
 from normkit.layers.base.versions import TakesBias, initialize_parameters, make
-from normkit.layers.batch import count_channels
+from normkit.layers.batch.norm import count_channels
 
 
 class _InstanceNorm(Layer, TakesBias, instancenorm._InstanceNorm):

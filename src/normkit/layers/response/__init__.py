@@ -1,0 +1,1 @@
+"""Norms of responses: each channel is divided by a measure of its own size, or of its neighbours'."""
