@@ -3,17 +3,22 @@
 #include "walk/columns_backward.h"
 #include "walk/rows.h"
 #include "walk/rows_backward.h"
+#include "walk/slabs.h"
 
 namespace normkit {
 namespace {
 
-template <class S> void forward_in(const View& v, const Forward& f, const Pool& pool) {
-  if (v.columns) ColumnsForward<S>(v, f, pool).run();
-  else RowsForward<S>(v, f, pool).run();
+template <class S> void forward_in(const View& whole, const Forward& call, const Pool& threads) {
+  each_slab<S>(whole, call, threads, [](const View& v, const Forward& f, const Pool& pool) {
+    if (v.columns) ColumnsForward<S>(v, f, pool).run();
+    else RowsForward<S>(v, f, pool).run();
+  });
 }
-template <class S> void backward_in(const View& v, const Backward& f, const Pool& pool) {
-  if (v.columns) ColumnsBackward<S>(v, f, pool).run();
-  else RowsBackward<S>(v, f, pool).run();
+template <class S> void backward_in(const View& whole, const Backward& call, const Pool& threads) {
+  each_slab<S>(whole, call, threads, [](const View& v, const Backward& f, const Pool& pool) {
+    if (v.columns) ColumnsBackward<S>(v, f, pool).run();
+    else RowsBackward<S>(v, f, pool).run();
+  });
 }
 
 void forward(Storage s, const View& v, const Forward& f, const Pool& pool) {

@@ -2,6 +2,7 @@
 // the activation. Of two passes, the first leaves that product in dx and the second reads it there.
 #pragma once
 #include "block/activation.h"
+#include "block/gaps.h"
 #include "block/mask.h"
 
 namespace {
@@ -18,10 +19,11 @@ template <class S> struct Upstream {
   S* dx;
   Mask mask;
   Activation activation;
+  Gaps gaps;
 
-  explicit Upstream(const Backward& f)
+  Upstream(const View& v, const Backward& f)
       : x(static_cast<const S*>(f.x)), dy(static_cast<const S*>(f.dy)), dx(static_cast<S*>(f.dx)), mask(f.fused),
-        activation(f.fused ? f.fused->activation : Activation::none) {}
+        activation(f.fused ? f.fused->activation : Activation::none), gaps(v) {}
 
   // For a second pass.
   Upstream again() const {
@@ -36,8 +38,9 @@ template <class S> struct Upstream {
     return u;
   }
 
-  template <class Fill> const T* input(int64_t at, int64_t n, T* buffer, const Fill& fill) const {
-    const T* in = load(x + at, buffer, n);
+  // Where rows may lie apart, `gap` is what lies before theirs in x.
+  template <class Fill> const T* input(int64_t at, int64_t n, T* buffer, const Fill& fill, int64_t gap = 0) const {
+    const T* in = load(x + at + gap, buffer, n);
     return mask ? filled(in, at, n, buffer, fill) : in;
   }
   // z(p, out) writes what the activation was applied to, for the n elements of x at p.

@@ -43,6 +43,12 @@ template <class T, class Body> inline void each(int64_t i, int64_t end, const Bo
   }
 }
 
+// v as S stores it.
+template <class S, class A> ALWAYS_INLINE A rounded(A v) {
+  if constexpr (std::is_same<A, Pack>::value) return rounded_pack(v, S{});
+  else return stored<S>(v);
+}
+
 // The type that loops see in memory: that of the storage, or the arithmetic's, of a converted copy.
 template <class S> using Seen = typename std::conditional<PACKED<S>, S, arithmetic<S>>::type;
 

@@ -42,9 +42,9 @@ template <class S> class RowsBackward {
 
  public:
   RowsBackward(const View& view, const Backward& backward, const Pool& threads)
-      : v(view), f(backward), pool(threads), source(f), applied((needs_sums(f) ? source.again() : source).unmasked()),
+      : v(view), f(backward), pool(threads), source(v, f), applied((needs_sums(f) ? source.again() : source).unmasked()),
         mean(static_cast<const A*>(f.mean)), std(static_cast<const A*>(f.std)), dx(static_cast<S*>(f.dx)),
-        affine(v, f.weight, f.fused ? f.fused->bias : nullptr), sums_needed(needs_sums(f)), spans(v), slots(v, affine),
+        affine(v, f.weight, f.fused ? f.fused->bias : Parameter{}, {f.zero_centered}), sums_needed(needs_sums(f)), spans(v), slots(v, affine),
         grads(f.dweight, f.dbias, slots.number) {}
 
   void run() {
@@ -115,7 +115,7 @@ template <class S> class RowsBackward {
   void constant_block(int64_t row, int64_t left, int64_t n, const Scale<A>& scale, T* bx, T* bg, Writer<S>& writer) {
     const A m = scale.mean, rstd = scale.rstd;
     const int64_t at = row * v.r1 + left;
-    const T* px = source.input(at, n, bx, Constant<A>{m});
+    const T* px = source.input(at, n, bx, Constant<A>{m}, source.gaps.before(row));
     const T* pg = source.gradient(at, n, bg, px, z_of(at, left, n, scale));
     T* out = dx ? writer.open(dx + at) : nullptr;
     affine.pieces(at, left, n, [&](int64_t start, int64_t length, int64_t index) {
@@ -179,8 +179,9 @@ template <class S> class RowsBackward {
     CellSums sums;
     T bx[BLOCK], bg[BLOCK];
     const A m = scale.mean, rstd = scale.rstd;
+    const int64_t gap = source.gaps.before(cell);
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t) {
-      const T* px = source.input(at, n, bx, Constant<A>{m});
+      const T* px = source.input(at, n, bx, Constant<A>{m}, gap);
       const T* pg = source.gradient(at, n, bg, px, z_of(at, j, n, scale));
       affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
         const T *p = px + start, *g = pg + start;
@@ -221,8 +222,9 @@ template <class S> class RowsBackward {
     const A m = scale.mean, rstd = scale.rstd;
     const A c1 = f.fixed || !f.center ? A(0) : -rstd * A(sums.g / count);
     const A c2 = f.fixed ? A(0) : -rstd * A(sums.gx / count);
+    const int64_t gap = applied.gaps.before(cell);
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t) {
-      const T* px = applied.input(at, n, bx, Constant<A>{m});
+      const T* px = applied.input(at, n, bx, Constant<A>{m}, gap);
       const T* pg = applied.gradient(at, n, bg, px, z_of(at, j, n, scale));
       T* out = writer.open(dx + at);
       affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
@@ -256,7 +258,7 @@ template <class S> class RowsBackward {
     ShortRows<S, G> r(n, rows, affine.weight, scales_from<G>(first, rows, 0));
     for (int64_t k = 0; k < rows; ++k) {
       const int64_t at = (first + k) * n, room = k * ShortRows<S, G>::ROOM;
-      r.x[k] = source.input(at, n, r.bx + room, Constant<A>{r.scales.mean[k]});
+      r.x[k] = source.input(at, n, r.bx + room, Constant<A>{r.scales.mean[k]}, source.gaps.before(first + k));
       r.g[k] = source.gradient(at, n, r.bg + room, r.x[k], z_of(at, 0, n, r.scales.of(k)));
     }
     const bool needs_factors = dx && !f.fixed;
@@ -279,7 +281,8 @@ template <class S> class RowsBackward {
   void transposed(int64_t first, int64_t rows, int64_t vector, Writer<S>& writer) {
     A hat[TINY][SIDE], g[TINY][SIDE], s1[SIDE] = {}, s2[SIDE] = {};
     const int64_t n = v.r1;
-    read_transposed(source.x + first * n, n, rows, hat);
+    S dense[TINY * SIDE];
+    read_transposed(adjacent_rows(source.x, source.gaps, first, n, rows, dense), n, rows, hat);
     read_transposed(source.dy + first * n, n, rows, g);
     const Scales<A, SIDE> s = scales_from<SIDE>(first, rows, rows - 1);
     A* tw = grads.wanted() ? grads.w.data() + vector : nullptr;
