@@ -41,7 +41,7 @@ class CompiledKernels:
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         x, weight, bias, _, _, center, mean, _, residual, _, activation = a
         if residual is not None or mask is not None or activation != "none":
-            rest = (mean, std, weight, bias, plan, eps, center, NUMBERS[activation])
+            rest = (mean, std, weight, bias, plan, eps, center, NUMBERS[activation], None, None, 0, False)
             y, total, own_mean, own_std = self.fused(x, residual, *_flat(mask), *rest)
             total = None if residual is None else total
             return (y, total, own_mean, own_std) if std is None else (y, total, None, None)
@@ -64,7 +64,8 @@ class CompiledKernels:
             out = self.backward(dy, x, mean, std, weight, plan, eps, center, fixed, *want)
         else:
             options = (plan, eps, center, fixed, NUMBERS[activation], want.weight, want.bias)
-            out = self.fused_backward(dy, dsum, x, *_flat(mask), mean, std, weight, bias, *options)
+            rest = (None, None, 0, False, want.x, False, False)
+            out = self.fused_backward(dy, dsum, x, *_flat(mask), mean, std, weight, bias, *options, *rest)[:3]
         return out
 
     def quantize(self, *_: object) -> tuple[Tensor, Tensor] | None:
