@@ -29,12 +29,15 @@ struct Parameter {
   Storage storage = Storage::f32;
 };
 
-enum class Activation : int { none = 0, relu, leaky_relu, silu, gelu, gelu_tanh, sigmoid, tanh };
+// The last one, 1 + g, is only for gates; a gate without an activation is the factor itself.
+enum class Activation : int { none = 0, relu, leaky_relu, silu, gelu, gelu_tanh, sigmoid, tanh, plus_one };
 
 // What is done in the same pass as a normalization. Forward: `residual`, of x's type, is added first; the sum is
-// written to `sum`, and it is the x of backward. The activation is applied last. Backward: `residual` is the gradient
-// of the sum and is added to dx. `bias` is needed for z = x_hat * weight + bias, which the activation was applied to;
-// dx must be there, because dy * f'(z) is kept in it. `mask`: one byte for `channels` elements that lie `inner` apart,
+// written to `sum`, and it is the x of backward. With `gate_first`, x is multiplied by f(gate) first. Else that factor
+// is applied to z = x_hat * weight + bias; then `skip` is added, and the activation is applied last. Backward:
+// `residual` is the gradient of the sum and is added to dx. `bias` is needed for z, and `skip` for the activation.
+// `dgate` and `dskip`: null where not wanted; `dgate` with `gate_first` needs dx. gate, skip and their gradients are of
+// x's type and size. `mask`: one byte for `channels` elements that lie `inner` apart,
 // 0 where they are padding. `counts`: the number of valid elements in each cell.
 struct Fusion {
   bool backward = false;
@@ -45,6 +48,10 @@ struct Fusion {
   const uint8_t* mask = nullptr;
   int64_t channels = 1, inner = 1;
   const double* counts = nullptr;
+  const void *gate = nullptr, *skip = nullptr;
+  Activation gate_activation = Activation::none;
+  bool gate_first = false;
+  void *dgate = nullptr, *dskip = nullptr;
 };
 
 // x, y: the storage type. mean, std: its arithmetic type (double for double, else float). Null where absent. With

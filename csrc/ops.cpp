@@ -155,10 +155,13 @@ std::tuple<Tensor, Tensor, Tensor> cpu_backward(
   return out.all();
 }
 
+void check_like(const Given& t, const Tensor& x, const char* what) {
+  STD_TORCH_CHECK(!t || (t->numel() == x.numel() && t->scalar_type() == x.scalar_type()),
+                  "normkit: the ", what, " must be like x");
+}
 Fusion fusion_of(const Tensor& x, const View& v, const Given& residual, const Given& mask, const Given& counts,
                  int64_t channels, int64_t inner, int64_t activation) {
-  STD_TORCH_CHECK(!residual || (residual->numel() == x.numel() && residual->scalar_type() == x.scalar_type()),
-                  "normkit: the residual must be like x");
+  check_like(residual, x, "residual");
   STD_TORCH_CHECK(!mask == !counts, "normkit: a mask comes with the number of valid elements of each cell");
   if (mask) {
     const ScalarType type = mask->scalar_type();
@@ -179,14 +182,27 @@ Fusion fusion_of(const Tensor& x, const View& v, const Given& residual, const Gi
   out.inner = inner;
   return out;
 }
+void add_gate_and_skip(Fusion& f, const Tensor& x, const Given& gate, const Given& skip, int64_t gate_activation,
+                       bool gate_first) {
+  check_like(gate, x, "gate");
+  check_like(skip, x, "skip");
+  STD_TORCH_CHECK(0 <= gate_activation && gate_activation <= int64_t(Activation::plus_one),
+                  "normkit: no gate activation ", gate_activation);
+  f.gate = pointer(gate);
+  f.skip = pointer(skip);
+  f.gate_activation = Activation(gate_activation);
+  f.gate_first = gate && gate_first;
+}
 
 // mean and std are given, or else those of x are returned.
 std::tuple<Tensor, Tensor, Tensor, Tensor> cpu_fused(
     const Tensor& x, const Given& residual, const Given& mask, const Given& counts, int64_t channels, int64_t inner,
     const Given& mean, const Given& std, const Given& weight, const Given& bias, int64_t plan, double eps, int64_t flags,
-    int64_t activation) {
+    int64_t activation, const Given& gate, const Given& skip, int64_t gate_activation, bool gate_first) {
   const View v = view_of(x, plan);
   Fusion fusion = fusion_of(x, v, residual, mask, counts, channels, inner, activation);
+  add_gate_and_skip(fusion, x, gate, skip, gate_activation, gate_first);
+  STD_TORCH_CHECK(!fusion.gate_first || !residual, "normkit: a gate comes before or a residual, not both");
   Tensor y = like(x, v), sum = residual ? like(x, v) : fresh(x, 0);
   if (residual) fusion.sum = sum.mutable_data_ptr();
   Forward f = forward_of(x, y, v, weight, bias, eps, Flags(flags));
@@ -202,19 +218,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cpu_fused(
   return {std::move(y), std::move(sum), std::move(moments.mean), std::move(moments.std)};
 }
 
-std::tuple<Tensor, Tensor, Tensor> cpu_fused_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cpu_fused_backward(
     const Tensor& dy, const Given& dsum, const Tensor& x, const Given& mask, const Given& counts, int64_t channels,
     int64_t inner, const Tensor& mean, const Tensor& std, const Given& weight, const Given& bias, int64_t plan,
-    double eps, int64_t flags, bool fixed, int64_t activation, bool want_weight, bool want_bias) {
+    double eps, int64_t flags, bool fixed, int64_t activation, bool want_weight, bool want_bias, const Given& gate,
+    const Given& skip, int64_t gate_activation, bool gate_first, bool want_x, bool want_gate, bool want_skip) {
   const View v = view_of(x, plan);
   Fusion fusion = fusion_of(x, v, dsum, mask, counts, channels, inner, activation);
   fusion.backward = true;
   fusion.bias = parameter(bias, v, "bias");
-  Gradients out(x, v, true, want_weight, want_bias);
+  add_gate_and_skip(fusion, x, gate, skip, gate_activation, gate_first);
+  STD_TORCH_CHECK(!want_gate || gate, "normkit: a gradient of no gate");
+  // Where the gate comes first, its gradient is made from that of the product, which takes the place of dx.
+  Gradients out(x, v, want_x || (fusion.gate_first && want_gate), want_weight, want_bias);
+  Tensor dgate = want_gate ? like(x, v) : fresh(x, 0), dskip = want_skip ? like(x, v) : fresh(x, 0);
+  fusion.dgate = place(dgate);
+  fusion.dskip = place(dskip);
   Backward f = backward_of(dy, x, v, mean, std, weight, eps, Flags(flags), fixed, out);
   f.fused = &fusion;
   run(x, v, f);
-  return out.all();
+  return {std::move(out.x), std::move(out.weight), std::move(out.bias), std::move(dgate), std::move(dskip)};
 }
 
 View lengths_of(const Tensor& v, const Tensor& g, int64_t plan) {
@@ -296,14 +319,16 @@ STABLE_TORCH_LIBRARY(normkit_native, m) {
   m.def("weight_norm_backward(Tensor dw, Tensor v, Tensor g, Tensor length, int plan) -> (Tensor, Tensor)");
   m.def(
       "fused(Tensor x, Tensor? residual, Tensor? mask, Tensor? counts, int channels, int inner, Tensor? mean, "
-      "Tensor? std, Tensor? weight, Tensor? bias, int plan, float eps, int flags, int activation) -> (Tensor, "
-      "Tensor, Tensor, Tensor)");
+      "Tensor? std, Tensor? weight, Tensor? bias, int plan, float eps, int flags, int activation, "
+      "Tensor? gate, Tensor? skip, int gate_activation, bool gate_first) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "fused_backward(Tensor dy, Tensor? dsum, Tensor x, Tensor? mask, Tensor? counts, int channels, int inner, "
       "Tensor mean, Tensor std, Tensor? weight, Tensor? bias, int plan, float eps, int flags, bool fixed, int "
-      "activation, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
-  m.def("standardize(Tensor x, Tensor mean, Tensor std, Tensor? weight, Tensor? bias, int plan, float eps, int "
-      "flags) -> Tensor");
+      "activation, bool want_weight, bool want_bias, Tensor? gate, Tensor? skip, int gate_activation, bool "
+      "gate_first, bool want_x, bool want_gate, bool want_skip) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "standardize(Tensor x, Tensor mean, Tensor std, Tensor? weight, Tensor? bias, int plan, float eps, int flags) "
+      "-> Tensor");
   m.def(
       "backward(Tensor dy, Tensor x, Tensor mean, Tensor std, Tensor? weight, int plan, float eps, int flags, "
       "bool fixed, bool want_x, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");

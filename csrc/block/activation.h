@@ -100,6 +100,16 @@ template <> struct Function<Activation::gelu_tanh> {
   }
 };
 
+// Only for gates: the gate itself, and 1 + gate.
+template <> struct Function<Activation::none> {
+  template <class A> ALWAYS_INLINE static A value(A z) { return z; }
+  template <class A> ALWAYS_INLINE static A slope(A) { return A(1); }
+};
+template <> struct Function<Activation::plus_one> {
+  template <class A> ALWAYS_INLINE static A value(A z) { return A(1) + z; }
+  template <class A> ALWAYS_INLINE static A slope(A) { return A(1); }
+};
+
 template <class Body> void with(Activation kind, const Body& body) {
   switch (kind) {
     case Activation::none: return;
@@ -110,6 +120,7 @@ template <class Body> void with(Activation kind, const Body& body) {
     case Activation::gelu_tanh: return body(Function<Activation::gelu_tanh>());
     case Activation::sigmoid: return body(Function<Activation::sigmoid>());
     case Activation::tanh: return body(Function<Activation::tanh>());
+    case Activation::plus_one: return body(Function<Activation::plus_one>());
   }
 }
 // z = f(z)
@@ -123,6 +134,40 @@ template <class A> void multiply_by_slope(Activation kind, const A* z, A* g, int
   with(kind, [=](auto f) {
     for (int64_t i = 0; i < n; ++i) g[i] *= f.slope(z[i]);
   });
+}
+
+template <class Body> void with_gate(Activation kind, const Body& body) {
+  if (kind == Activation::none) return body(Function<Activation::none>());
+  with(kind, body);
+}
+// f(gate) of one.
+template <class A> A value_of(Activation kind, A gate) {
+  A value = 0;
+  with_gate(kind, [&](auto f) { value = f.value(gate); });
+  return value;
+}
+// out = x * f(gate); out may be x.
+template <class A> void multiply_by_gate(Activation kind, const A* gate, const A* x, A* out, int64_t n) {
+  with_gate(kind, [=](auto f) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) out[i] = x[i] * f.value(gate[i]);
+  });
+}
+// From g, the gradient of x * f(gate): dgate = g * x * f'(gate), and g = g * f(gate), the gradient of x.
+template <class A> void gate_gradients(Activation kind, const A* gate, const A* x, A* g, A* dgate, int64_t n) {
+  with_gate(kind, [=](auto f) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      const A upstream = g[i], at = gate[i];
+      dgate[i] = upstream * x[i] * f.slope(at);
+      g[i] = upstream * f.value(at);
+    }
+  });
+}
+// out = a + b; out may be one of them.
+template <class A> void add(const A* a, const A* b, A* out, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) out[i] = a[i] + b[i];
 }
 
 }  // namespace

@@ -17,7 +17,6 @@
 namespace {
 
 using at::Tensor;
-using normkit::Parameter;
 using normkit::Storage;
 using normkit::View;
 
@@ -51,8 +50,9 @@ Tensor fresh(const Tensor& x, int64_t n) {
   return x.is_cpu() ? at::detail::empty_cpu({n}, arithmetic_of(x)) : room(x, {n}, {1}, arithmetic_of(x));
 }
 const void* pointer(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
-Parameter parameter(const Tensor& t) {
-  return t.defined() ? Parameter{t.const_data_ptr(), storage_of(t)} : Parameter{};
+normkit::Parameter parameter(const Tensor& t) {
+  if (!t.defined()) return {};
+  return {t.const_data_ptr(), storage_of(t)};
 }
 
 // A dense tensor in memory of the CPU or GPU and nothing else: no wrapper, no negation to be resolved, no tangent.

@@ -13,14 +13,13 @@ namespace {
 // Rows whose mask is looked at together.
 constexpr int64_t MASK_LOOKAHEAD = 16;
 
-template <class S> class ColumnsForward {
+template <class S, class T> class ColumnsForward {
   using A = arithmetic<S>;
-  using T = Seen<S>;
   const View& v;
   const Forward& f;
   const Pool& pool;
-  const Source<S> source;   // blocks as they are read first
-  const Source<S> applied;  // as they are read to be normalized: the writer sets what is padding to 0
+  const Source<S, T> source;   // blocks as they are read first
+  const Source<S, T> applied;  // as they are read to be normalized: the writer sets what is padding to 0
   S* const y;
   A *const mean, *const std;
   const Affine<A> affine;
@@ -104,7 +103,7 @@ template <class S> class ColumnsForward {
         const int64_t head = remainder(j, v.width()) / v.r1 * v.r1;
         if (found[head]) return;
         found[head] = true;
-        padding[head] = stored<S>(widen(source.x[at + j]) + (source.residual ? widen(source.residual[at + j]) : 0));
+        padding[head] = stored<S>(source.unread(at + j));
         open -= tiles.joined * v.r1;
       };
       const auto same = [&](int64_t start, int64_t length, bool is_valid) {
@@ -130,8 +129,8 @@ template <class S> class ColumnsForward {
     for (int64_t r = c * tiles.chunk, rows; r < end; r += rows) {
       rows = min(m.count == 0 && f.center ? FIRST_PANEL : tiles.panel, end - r);
       const int64_t at = t.at(tiles, r), stride = tiles.row_width, ahead = prefetches ? tiles.ahead : 0;
-      const bool valid = source.mask && !source.residual && source.mask.is_all_valid(at, (rows - 1) * stride + t.n);
-      Panel<S> panel(source, padding, at, stride, rows, t.n, ahead, f);
+      const bool valid = source.mask && !source.computes() && source.mask.is_all_valid(at, (rows - 1) * stride + t.n);
+      Panel<S, T> panel(source, padding, at, stride, rows, t.n, ahead, f);
       source.is_plain() || valid ? panel.merge_into(m, plain) : panel.merge_into(m, fused);
     }
   }
@@ -227,16 +226,16 @@ template <class S> class ColumnsForward {
     const auto hat = [p = p + left, mu = with.mu + left, rstd = with.factor + left, shift = with.shift + left](auto at) {
       return (at(p) - at(mu)) * at(rstd) + at(shift);
     };
-    const bool finally = rounds_before<S>(f.fused), biased = affine.bias;
+    const bool finally = rounds_before<T>(f.fused), biased = affine.bias;
     if (weights.by_row)
-      apply_rounded_constant<S>(q + left, n, finally, hat, weights.row_weight(t, r), weights.row_bias(t, r), biased);
+      apply_rounded_constant<S, T>(q + left, n, finally, hat, weights.row_weight(t, r), weights.row_bias(t, r), biased);
     else
-      apply_rounded_along<S>(q + left, n, finally, hat, with.w + left, biased ? with.b + left : nullptr);
+      apply_rounded_along<S, T>(q + left, n, finally, hat, with.w + left, biased ? with.b + left : nullptr);
   }
 
   void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with) const {
     T bx[TILE];
-    Writer<S> writer(y, v.numel(), f.fused);
+    Writer<S, T> writer(y, v.numel(), f.fused);
     const int64_t n = t.n;
     const A *mu = with.mu, *factor = with.factor, *shift = with.shift;
     for (int64_t r = from; r < end; ++r) {

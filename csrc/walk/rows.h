@@ -16,22 +16,21 @@ namespace {
 // The longest rows whose sums are taken side by side.
 constexpr int64_t SHORT = 512;
 
-template <class S> class RowsForward {
+template <class S, class T> class RowsForward {
   using A = arithmetic<S>;
-  using T = Seen<S>;
   const View& v;
   const Forward& f;
   const Pool& pool;
-  const Source<S> source;   // blocks as they are read first
-  const Source<S> again;    // as they are read again for moments
-  const Source<S> applied;  // as they are read to be normalized: the writer sets what is padding to 0
+  const Source<S, T> source;   // blocks as they are read first
+  const Source<S, T> again;    // as they are read again for moments
+  const Source<S, T> applied;  // as they are read to be normalized: the writer sets what is padding to 0
   S* const y;
   A *const mean, *const std;
   const Affine<A> affine;
   const Spans spans;
   const bool prefetches, prefetches_cell;  // whether the tensor, or a cell on its second pass, comes from memory
   const int64_t burst, rows_ahead;
-  RowPadding<S> padding;
+  RowPadding<S, T> padding;
 
  public:
   RowsForward(const View& view, const Forward& forward, const Pool& threads)
@@ -60,7 +59,7 @@ template <class S> class RowsForward {
       scales[cell] = Scale<A>(double(mean[cell]), square(std[cell]), f.eps);
     parallel(pool, ceil_div(v.rows(), step), [&, r1, step, size, prefetches = prefetches](int64_t task) {
       T buffer[BLOCK];
-      Writer<S> writer(y, v.numel(), f.fused);
+      Writer<S, T> writer(y, v.numel(), f.fused);
       const int64_t end = min((task + 1) * step, v.rows());
       for (int64_t row = task * step; row < end; ++row) {
         const Scale<A>& scale = scales[v.cell_of_row(row)];
@@ -91,14 +90,14 @@ template <class S> class RowsForward {
       if (!far_off || twice) break;
     }
     parallel(pool, tasks, [&](int64_t t) {
-      Writer<S> writer(y, v.numel(), f.fused);
+      Writer<S, T> writer(y, v.numel(), f.fused);
       apply_span(t / spans.per_cell, t % spans.per_cell, scales[t / spans.per_cell], writer);
     });
   }
 
   // The cells of one task.
   void whole_cells(int64_t cell, int64_t end) {
-    Writer<S> writer(y, v.numel(), f.fused);
+    Writer<S, T> writer(y, v.numel(), f.fused);
     if (is_transposed(v, affine) && source.is_plain()) {
       for (; cell < end; cell += SIDE) transposed(cell, min(SIDE, end - cell), writer);
     } else if (v.r0 == 1 && v.r1 <= BLOCK && (!source.mask || source.mask.has_whole_rows(v.r1))) {
@@ -110,7 +109,7 @@ template <class S> class RowsForward {
     }
   }
 
-  void by_spans(int64_t cell, Writer<S>& writer) {
+  void by_spans(int64_t cell, Writer<S, T>& writer) {
     const auto moments_of_cell = [&] {
       Moments m;
       for (int64_t s = 0; s < spans.per_cell; ++s) m.merge(moments_of_span(cell, s));
@@ -185,7 +184,7 @@ template <class S> class RowsForward {
     return Scale<A>(m.mean, var, f.eps);
   }
 
-  void apply_span(int64_t cell, int64_t s, const Scale<A>& scale, Writer<S>& writer) const {
+  void apply_span(int64_t cell, int64_t s, const Scale<A>& scale, Writer<S, T>& writer) const {
     T buffer[BLOCK];
     const int64_t step = prefetches_cell ? BURST : BLOCK, gap = applied.gaps.before(cell);
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t ahead) {
@@ -197,7 +196,7 @@ template <class S> class RowsForward {
     });
   }
   ALWAYS_INLINE void apply_block(const T* in, int64_t at, int64_t j, int64_t n, const Scale<A>& scale,
-                                 Writer<S>& writer) const {
+                                 Writer<S, T>& writer) const {
     apply_to(writer.open(y + at), in, at, j, n, scale);
     writer.close(n);
   }
@@ -234,9 +233,9 @@ template <class S> class RowsForward {
       return (at(p) - m) * rstd + shift;
     };
     const A *w = affine.weight, *b = affine.bias;
-    const bool finally = rounds_before<S>(f.fused);
-    if (affine.vector) apply_rounded_along<S>(q, n, finally, hat, w ? w + index : w, b ? b + index : b);
-    else apply_rounded_constant<S>(q, n, finally, hat, affine.w(index), affine.b(index), b != nullptr);
+    const bool finally = rounds_before<T>(f.fused);
+    if (affine.vector) apply_rounded_along<S, T>(q, n, finally, hat, w ? w + index : w, b ? b + index : b);
+    else apply_rounded_constant<S, T>(q, n, finally, hat, affine.w(index), affine.b(index), b != nullptr);
   }
 
   // Prefetches one of four parts of the row that comes AHEAD of `row`: the parts are asked for among the steps.
@@ -248,7 +247,7 @@ template <class S> class RowsForward {
 
   // Each row is converted once and normalized from the same buffer. Each step takes three rows on by a stage: reading
   // goes on while results are written, and the sums and roots of one row overlap with the work on the others.
-  void in_stages(int64_t first, int64_t rows, Writer<S>& writer) const {
+  void in_stages(int64_t first, int64_t rows, Writer<S, T>& writer) const {
     constexpr int64_t STAGES = 3;
     T buffer[STAGES * BLOCK];
     const T* in[STAGES];
@@ -278,7 +277,7 @@ template <class S> class RowsForward {
     }
   }
 
-  void side_by_side(int64_t first, int64_t rows, Writer<S>& writer) const {
+  void side_by_side(int64_t first, int64_t rows, Writer<S, T>& writer) const {
     T buffer[SIDE * SHORT];
     const T* in[SIDE];
     double mu[SIDE], var[SIDE];
@@ -336,7 +335,7 @@ template <class S> class RowsForward {
     }
   }
 
-  void transposed(int64_t first, int64_t rows, Writer<S>& writer) const {
+  void transposed(int64_t first, int64_t rows, Writer<S, T>& writer) const {
     A in[TINY][SIDE], roots[SIDE];
     double mu[SIDE], var[SIDE];
     const int64_t n = v.r1;

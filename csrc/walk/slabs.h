@@ -1,5 +1,7 @@
 // Weights for each of several slabs: each slab of the tensor is a smaller call with weights of its own.
 #pragma once
+#include <initializer_list>
+
 #include "block/affine.h"
 #include "walk/parallel.h"
 
@@ -46,6 +48,8 @@ template <class S> struct Slab {
   }
   void enter(Fusion& f) const {
     move(f.residual, index * elements * BYTES), move(f.sum, index * elements * BYTES);
+    for (const void** p : {&f.gate, &f.skip}) move(*p, index * elements * BYTES);
+    for (void** p : {&f.dgate, &f.dskip}) move(*p, index * elements * BYTES);
     move(f.bias, index * view.period);
     if (!f.mask) return;
     f.counts += index * cells;

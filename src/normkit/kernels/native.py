@@ -49,7 +49,7 @@ class CompiledKernels:
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         x, weight, bias, _, _, center, mean, _, residual, _, activation, *_ = a
         if residual is not None or mask is not None or activation != "none":
-            rest = (mean, std, weight, bias, plan, eps, center, NUMBERS[activation])
+            rest = (mean, std, weight, bias, plan, eps, center, NUMBERS[activation], None, None, 0, False)
             y, total, own_mean, own_std = self.fused(x, residual, *_flat(mask), *rest)
             total = None if residual is None else total
             return (y, total, own_mean, own_std) if std is None else (y, total, None, None)
@@ -71,7 +71,8 @@ class CompiledKernels:
             grads = self.backward(dy, x, mean, std, weight, plan, eps, center, fixed, *want[:3])
         else:
             options = (plan, eps, center, fixed, NUMBERS[activation], want.weight, want.bias)
-            grads = self.fused_backward(dy, dsum, x, *_flat(mask), mean, std, weight, bias, *options)
+            rest = (None, None, 0, False, want.x, False, False)
+            grads = self.fused_backward(dy, dsum, x, *_flat(mask), mean, std, weight, bias, *options, *rest)
         return Gradients(*grads)
 
     def quantize(self, *_: object) -> tuple[Tensor, Tensor] | None:
