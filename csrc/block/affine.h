@@ -52,11 +52,11 @@ template <class S> Convention convention(const Forward& f) {
 }
 
 template <class A> struct Affine {
+  Array<A> read_weight, read_bias, written_out;  // first, because the pointers are made from them
   const A* weight;
   const A* bias;
   int64_t period, inner;
   bool vector, whole_row;
-  Array<A> read_weight, read_bias, written_out;
 
   Affine(const View& v, const Parameter& w, const Parameter& b, const Convention& how)
       : weight(in_arithmetic(w, v.period, A(how.zero_centered ? 1 : 0), how.rounded, read_weight)),
