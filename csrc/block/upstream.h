@@ -4,6 +4,7 @@
 // in dx and the second reads it there.
 #pragma once
 #include "block/activation.h"
+#include "block/gaps.h"
 #include "block/mask.h"
 #include "block/output.h"
 
@@ -23,6 +24,7 @@ template <class S, class T> class Upstream {
   S* kept_;      // where the gradient is kept for a second pass; null where there is none
   Mask mask_;    // applied to what is read
   Mask padding_; // applied to what is written
+  Gaps gaps_;
   Activation activation_ = Activation::none, gate_activation_ = Activation::none;
   const S *gate_ = nullptr, *skip_ = nullptr;
   bool gate_first_ = false;
@@ -33,10 +35,10 @@ template <class S, class T> class Upstream {
   bool is_read() const { return is_dy() && !dskip_; }
 
  public:
-  Upstream(const Backward& f, int64_t elements)
+  Upstream(const View& v, const Backward& f)
       : x_(static_cast<const S*>(f.x)), dy_(static_cast<const S*>(f.dy)), kept_(nullptr), mask_(f.fused),
-        padding_(f.fused), dgate_(f.fused ? f.fused->dgate : nullptr, elements),
-        dskip_(f.fused ? f.fused->dskip : nullptr, elements) {
+        padding_(f.fused), gaps_(v), dgate_(f.fused ? f.fused->dgate : nullptr, v.numel()),
+        dskip_(f.fused ? f.fused->dskip : nullptr, v.numel()) {
     if (!f.fused) return;
     activation_ = f.fused->activation, gate_activation_ = f.fused->gate_activation;
     gate_ = static_cast<const S*>(f.fused->gate), skip_ = static_cast<const S*>(f.fused->skip);
@@ -67,12 +69,14 @@ template <class S, class T> class Upstream {
   // Whether x or the gradient is computed from what is read.
   bool computes() const { return gate_first_ || !is_read(); }
   const S* x() const { return x_; }
+  const Gaps& gaps() const { return gaps_; }
   const S* dy() const { return dy_; }
   // After results that were written here past the cache.
   void end() const { if ((dgate_ && dgate_.past_cache) || (dskip_ && dskip_.past_cache)) fence(); }
 
-  template <class Fill> const T* input(int64_t at, int64_t n, T* buffer, const Fill& fill) const {
-    const T* in = load(x_ + at, buffer, n);
+  // Where rows may lie apart, `gap` is what lies before theirs in x.
+  template <class Fill> const T* input(int64_t at, int64_t n, T* buffer, const Fill& fill, int64_t gap = 0) const {
+    const T* in = load(x_ + at + gap, buffer, n);
     if constexpr (WIDE) {
       if (gate_first_) in = gated(in, at, n, buffer);
     }
@@ -84,9 +88,9 @@ template <class S, class T> class Upstream {
     return mask_ ? filled(in, at, n, buffer, Constant<A>{0}) : in;
   }
   // Where the gate comes first, n gradients of x * f(gate) become those of x, and those of the gate are written.
-  void through_gate(T* ds, int64_t at, int64_t n) const {
+  void through_gate(T* ds, int64_t at, int64_t n, int64_t gap = 0) const {
     if constexpr (WIDE) {
-      if (gate_first_) split(ds, at, n);
+      if (gate_first_) split(ds, at, n, gap);
     }
   }
 
@@ -102,9 +106,9 @@ template <class S, class T> class Upstream {
     multiply_by_gate(gate_activation_, converted(gate_ + at, wide, n), in, buffer, n);
     return buffer;
   }
-  OUT_OF_LINE void split(A* ds, int64_t at, int64_t n) const {
+  OUT_OF_LINE void split(A* ds, int64_t at, int64_t n, int64_t gap) const {
     A wide_x[BLOCK], wide_gate[BLOCK];
-    const A* px = converted(x_ + at, wide_x, n);
+    const A* px = converted(x_ + at + gap, wide_x, n);
     multiply_back(ds, px, converted(gate_ + at, wide_gate, n), ds, at, n);
   }
   // From g, the gradient of factor * f(gate), to `out`, that of the factor; the gate's is written if it is wanted.
@@ -125,7 +129,8 @@ template <class S, class T> class Upstream {
     if (activation_ != Activation::none || dgate_) z(p, inside);
     if constexpr (WIDE) {
       const A *gate = multiplies() ? converted(gate_ + at, wide, n) : nullptr, *g = converted(dy_ + at, buffer, n);
-      if (activation_ != Activation::none) g = before_activation(inside, gate, g, dskip_ ? dskip_.open(at, buffer) : buffer, at, n);
+      if (activation_ != Activation::none)
+        g = before_activation(inside, gate, g, dskip_ ? dskip_.open(at, buffer) : buffer, at, n);
       if (dskip_) {
         if (padding_ && !padding_.is_all_valid(at, n)) padding_.copy(g, buffer, at, n, Constant<A>{0}), g = buffer;
         dskip_.close(at, g, n);

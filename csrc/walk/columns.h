@@ -4,6 +4,7 @@
 // columns into cells, stores their moments and prepares the factors of each column; apply_rows reads the tile again,
 // from its end, and writes it normalized. Tiles are tasks, or chunks of them where there are few tiles (split_tiles).
 #pragma once
+#include "block/cast_first.h"
 #include "block/writer.h"
 #include "walk/column_moments.h"
 
@@ -26,15 +27,16 @@ template <class S, class T> class ColumnsForward {
   const Tiles tiles;
   const bool prefetches, prefetches_tile;  // whether the tensor, or a tile on its second pass, comes from memory
 
-  // y = (x - mu) * factor + shift in each column, and the value that replaces padding.
-  struct Factors { alignas(LINE) A mu[TILE], factor[TILE], shift[TILE], padding[TILE]; };
+  // y = (x - mu) * factor + shift in each column, and the value that replaces padding. With `cast_first` that is x_hat,
+  // and weight and bias are kept.
+  struct Factors { alignas(LINE) A mu[TILE], factor[TILE], shift[TILE], padding[TILE], w[TILE], b[TILE]; };
   struct CellMoments { alignas(LINE) double mean[TILE], var[TILE]; };
 
  public:
   ColumnsForward(const View& view, const Forward& forward, const Pool& threads)
-      : v(view), f(forward), pool(threads), source(f.x, f.fused),
+      : v(view), f(forward), pool(threads), source(v, f.x, f.fused),
         applied((f.fixed ? source : source.again()).unmasked()), y(static_cast<S*>(f.y)), mean(static_cast<A*>(f.mean)),
-        std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias), weights(v, affine), tiles(v, pool, weights.by_row),
+        std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias, convention<S>(f)), weights(v, affine), tiles(v, pool, weights.by_row),
         prefetches(needs_prefetch<S>(v.numel())),
         prefetches_tile(needs_prefetch<S>((f.fixed || tiles.split ? 1 : 4) * tiles.rows * tiles.width)) {}
 
@@ -200,6 +202,11 @@ template <class S, class T> class ColumnsForward {
   void standardize(const Tile& t, int64_t n, const CellMoments& cells, Factors& to) const {
     A mu[TILE], rstd[TILE], shift[TILE];
     scales_of(n, cells.mean, cells.var, f.eps, mu, rstd, shift);
+    if (sizeof(S) == 2 && f.cast_first)
+      return weights.broadcast(t, tiles, [&](int64_t i, int64_t column, A w, A b) {
+        to.mu[column] = mu[i], to.factor[column] = rstd[i], to.shift[column] = shift[i];
+        to.w[column] = w, to.b[column] = b;
+      });
     weights.broadcast(t, tiles, [&](int64_t i, int64_t column, A w, A b) {
       to.mu[column] = mu[i];
       to.factor[column] = rstd[i] * w;
@@ -212,6 +219,18 @@ template <class S, class T> class ColumnsForward {
       to.mu[column] = to.shift[column] = 0;
       to.factor[column] = w / lengths[i];
     });
+  }
+
+  OUT_OF_LINE void cast_first(const Tile& t, int64_t r, int64_t left, int64_t n, const T* p, T* q,
+                              const Factors& with) const {
+    const auto hat = [p = p + left, mu = with.mu + left, rstd = with.factor + left, shift = with.shift + left](auto at) {
+      return (at(p) - at(mu)) * at(rstd) + at(shift);
+    };
+    const bool finally = rounds_before<T>(f.fused), biased = affine.bias;
+    if (weights.by_row)
+      apply_rounded_constant<S, T>(q + left, n, finally, hat, weights.row_weight(t, r), weights.row_bias(t, r), biased);
+    else
+      apply_rounded_along<S, T>(q + left, n, finally, hat, with.w + left, biased ? with.b + left : nullptr);
   }
 
   void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with) const {
@@ -227,7 +246,9 @@ template <class S, class T> class ColumnsForward {
       T* q = writer.open(y + offset);
       const A w = weights.row_weight(t, r), b = weights.row_bias(t, r);
       const auto apply = [&](int64_t left, int64_t right) {
-        if (weights.by_row) {
+        if (sizeof(S) == 2 && f.cast_first) {
+          cast_first(t, r, left, right - left, p, q, with);
+        } else if (weights.by_row) {
           each<T>(left, right, [=](auto at) { at.put(q, ((at(p) - at(mu)) * at(factor) + at(shift)) * w + b); });
         } else {
           each<T>(left, right, [=](auto at) { at.put(q, (at(p) - at(mu)) * at(factor) + at(shift)); });

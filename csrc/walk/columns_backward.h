@@ -39,9 +39,10 @@ template <class S, class T> class ColumnsBackward {
 
  public:
   ColumnsBackward(const View& view, const Backward& backward, const Pool& threads)
-      : v(view), f(backward), pool(threads), source(f, v.numel()), applied((needs_sums(f) ? source.again() : source).unmasked()),
+      : v(view), f(backward), pool(threads), source(v, f),
+        applied((needs_sums(f) ? source.again() : source).unmasked()),
         mean(static_cast<const A*>(f.mean)), std(static_cast<const A*>(f.std)), dx(static_cast<S*>(f.dx)),
-        affine(v, f.weight, f.fused ? f.fused->bias : nullptr), weights(v, affine), tiles(v, pool, weights.by_row),
+        affine(v, f.weight, f.fused ? f.fused->bias : Parameter{}, {f.zero_centered}), weights(v, affine), tiles(v, pool, weights.by_row),
         by_row(weights.by_row), plain(!f.fused), sums_needed(needs_sums(f)),
         grads(f.dweight, f.dbias, by_row ? tiles.count() * v.r0 : v.k0 * tiles.row_width) {}
 

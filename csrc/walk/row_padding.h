@@ -24,9 +24,9 @@ template <class S, class T> class RowPadding {
   void find(int64_t cell) {
     double sum = 0, count = 0;
     for (int64_t s = 0; s < spans.per_cell && count == 0 && f.center; ++s)
-      spans.blocks(cell, s, [&](int64_t at, int64_t, int64_t n, int64_t) {
+      spans.blocks(cell, s, [&, gap = source.gaps.before(cell)](int64_t at, int64_t, int64_t n, int64_t) {
         const auto take = [&](int64_t i) {
-          sum += source.unread(i);
+          sum += source.unread(i, gap);
           ++count;
         };
         const auto same = [&](int64_t start, int64_t length, bool is_valid) {

@@ -41,9 +41,10 @@ template <class S, class T> class RowsBackward {
 
  public:
   RowsBackward(const View& view, const Backward& backward, const Pool& threads)
-      : v(view), f(backward), pool(threads), source(f, v.numel()), applied((needs_sums(f) ? source.again() : source).unmasked()),
+      : v(view), f(backward), pool(threads), source(v, f),
+        applied((needs_sums(f) ? source.again() : source).unmasked()),
         mean(static_cast<const A*>(f.mean)), std(static_cast<const A*>(f.std)), dx(static_cast<S*>(f.dx)),
-        affine(v, f.weight, f.fused ? f.fused->bias : nullptr), sums_needed(needs_sums(f)), spans(v), slots(v, affine),
+        affine(v, f.weight, f.fused ? f.fused->bias : Parameter{}, {f.zero_centered}), sums_needed(needs_sums(f)), spans(v), slots(v, affine),
         grads(f.dweight, f.dbias, slots.number) {}
 
   void run() {
@@ -113,8 +114,8 @@ template <class S, class T> class RowsBackward {
   }
   void constant_block(int64_t row, int64_t left, int64_t n, const Scale<A>& scale, T* bx, T* bg, Writer<S, T>& writer) {
     const A m = scale.mean, rstd = scale.rstd;
-    const int64_t at = row * v.r1 + left;
-    const T* px = source.input(at, n, bx, Constant<A>{m});
+    const int64_t at = row * v.r1 + left, gap = source.gaps().before(row);
+    const T* px = source.input(at, n, bx, Constant<A>{m}, gap);
     const T* pg = source.gradient(at, n, bg, px, z_of(at, left, n, scale));
     T* out = dx ? writer.open(dx + at) : nullptr;
     affine.pieces(at, left, n, [&](int64_t start, int64_t length, int64_t index) {
@@ -128,7 +129,7 @@ template <class S, class T> class RowsBackward {
       const A a = rstd * affine.w(index);
       each<T>(0, dx ? length : 0, [=, q = out + start](auto at) { at.put(q, at(g) * a); });
     });
-    if (dx) source.through_gate(out, at, n), writer.close(n);
+    if (dx) source.through_gate(out, at, n, gap), writer.close(n);
   }
 
   // Every span is a task; the sums of cells are added up between two phases.
@@ -178,8 +179,9 @@ template <class S, class T> class RowsBackward {
     CellSums sums;
     T bx[BLOCK], bg[BLOCK];
     const A m = scale.mean, rstd = scale.rstd;
+    const int64_t gap = source.gaps().before(cell);
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t) {
-      const T* px = source.input(at, n, bx, Constant<A>{m});
+      const T* px = source.input(at, n, bx, Constant<A>{m}, gap);
       const T* pg = source.gradient(at, n, bg, px, z_of(at, j, n, scale));
       affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
         const T *p = px + start, *g = pg + start;
@@ -221,8 +223,9 @@ template <class S, class T> class RowsBackward {
     const A m = scale.mean, rstd = scale.rstd;
     const A c1 = f.fixed || !f.center ? A(0) : -rstd * A(sums.g / count);
     const A c2 = f.fixed ? A(0) : -rstd * A(sums.gx / count);
+    const int64_t gap = applied.gaps().before(cell);
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t) {
-      const T* px = applied.input(at, n, bx, Constant<A>{m});
+      const T* px = applied.input(at, n, bx, Constant<A>{m}, gap);
       const T* pg = applied.gradient(at, n, bg, px, z_of(at, j, n, scale));
       T* out = writer.open(dx + at);
       affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
@@ -236,7 +239,7 @@ template <class S, class T> class RowsBackward {
           each<T>(0, length, [=](auto at) { at.put(q, at(g) * a + ((at(p) - m) * rstd) * c2 + c1); });
         }
       });
-      applied.through_gate(out, at, n);
+      applied.through_gate(out, at, n, gap);
       writer.close(n);
     });
   }
@@ -257,8 +260,8 @@ template <class S, class T> class RowsBackward {
     const Upstream<S, T> blocks = source.once();
     ShortRows<S, T, G> r(n, rows, affine.weight, scales_from<G>(first, rows, 0));
     for (int64_t k = 0; k < rows; ++k) {
-      const int64_t at = (first + k) * n, room = k * ShortRows<S, T, G>::ROOM;
-      r.x[k] = blocks.input(at, n, r.bx + room, Constant<A>{r.scales.mean[k]});
+      const int64_t at = (first + k) * n, room = k * ShortRows<S, T, G>::ROOM, gap = source.gaps().before(first + k);
+      r.x[k] = blocks.input(at, n, r.bx + room, Constant<A>{r.scales.mean[k]}, gap);
       r.g[k] = blocks.gradient(at, n, r.bg + room, r.x[k], z_of(at, 0, n, r.scales.of(k)));
     }
     const bool needs_factors = dx && !f.fixed;
@@ -274,14 +277,15 @@ template <class S, class T> class RowsBackward {
       const int64_t vector = first / slots.per_vector * n;
       r.add_weight_gradients(grads.w.data() + vector, grads.b.data() + vector);
     }
-    if (dx) r.write(dx, first * n, writer, source);
+    if (dx) r.write(dx, first, writer, source);
   }
 
   // `vector`: where the sums of weight gradients are.
   void transposed(int64_t first, int64_t rows, int64_t vector, Writer<S, T>& writer) {
     A hat[TINY][SIDE], g[TINY][SIDE], s1[SIDE] = {}, s2[SIDE] = {};
     const int64_t n = v.r1;
-    read_transposed(source.x() + first * n, n, rows, hat);
+    S dense[TINY * SIDE];
+    read_transposed(adjacent_rows(source.x(), source.gaps(), first, n, rows, dense), n, rows, hat);
     read_transposed(source.dy() + first * n, n, rows, g);
     const Scales<A, SIDE> s = scales_from<SIDE>(first, rows, rows - 1);
     A* tw = grads.wanted() ? grads.w.data() + vector : nullptr;

@@ -3,6 +3,7 @@
 // the same.
 #pragma once
 #include "block/affine.h"
+#include "block/gaps.h"
 #include "block/moments.h"
 #include "block/writer.h"
 #include "vector/side.h"
@@ -16,6 +17,15 @@ template <class A> bool is_transposed(const View& v, const Affine<A>& affine) {
   return v.r0 == 1 && v.k1 == 1 && v.r1 <= TINY && (affine.whole_row || (!affine.weight && !affine.bias));
 }
 
+// Rows of n elements from row `first` of x on: in memory, or without their gaps in `dense`.
+template <class S>
+const S* adjacent_rows(const S* x, const Gaps& gaps, int64_t first, int64_t n, int64_t rows, S* dense) {
+  const S* from = x + first * n;
+  if (!gaps) return from;
+  for (int64_t k = 0; k < rows; ++k)
+    std::memcpy(dense + k * n, from + k * n + gaps.before(first + k), size_t(n) * sizeof(S));
+  return dense;
+}
 // SIDE rows of n elements as n vectors; lanes beyond the last row repeat it.
 template <class S, class A> void read_transposed(const S* x, int64_t n, int64_t rows, A (*out)[SIDE]) {
   A buffer[TINY * SIDE];

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from normkit.kernels.backend import Mask, Want
 from normkit.kernels.dtypes import arithmetic_dtype
-from normkit.kernels.formula import NUMBERS, Arguments
+from normkit.kernels.formula import NUMBERS, Arguments, Gradients
 from normkit.kernels.triton import device, gradients, tune
 from normkit.kernels.triton.arguments import Along, BackwardFlags, ForwardFlags, MaskIndexing, Walk
 from normkit.kernels.triton.code import forward
@@ -30,6 +30,7 @@ RUNNING = 256
 """Channels whose running statistics one program updates, two for each thread. A guess that no GPU has measured."""
 
 reads_half = True
+extended = False
 
 _numbers = itertools.count()
 _plans: dict[int, tuple[tuple[int, int, int, int], int, int]] = {}
@@ -38,7 +39,10 @@ _schedules: dict[tuple[int, int], Schedule] = {}
 """By the numbers of plans and the sizes of elements."""
 
 
-def plan(k0: int, r0: int, k1: int, r1: int, period: int, inner: int, columns: int, /) -> int:
+def plan(
+    k0: int, r0: int, k1: int, r1: int, period: int, inner: int, columns: int, slabs: int, group: int, pitch: int,
+    outer: int, /,
+) -> int:  # fmt: skip
     """Keep a plan, and return the number it is called by."""
     number = next(_numbers)
     _plans[number] = (k0, r0, k1, r1), period, inner
@@ -67,7 +71,7 @@ def _milliseconds(s: Schedule, itemsize: int) -> float:
     dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[itemsize]
     where = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     x, ones = torch.randn(s.numel, device=where).to(dtype), torch.ones(s.index.period, device=where)
-    number = plan(*s.view, s.index.period, s.index.inner, 0)
+    number = plan(*s.view, s.index.period, s.index.inner, 0, 1, 0, 0, 0)
     _schedules[number, itemsize] = s
     a = Arguments(x, ones, ones, "", 1e-5, True)
 
@@ -91,7 +95,7 @@ def _bench(call: Callable[[], None]) -> Any:
 def norm(
     a: Arguments, plan: int, std: Tensor | None, eps: float, mask: Mask | None, moments: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    x, weight, bias, _, _, center, mean, _, residual, _, activation = a
+    x, weight, bias, _, _, center, mean, _, residual, _, activation, *_ = a
     s = schedule_of(plan, x)
     check_length(x, s.numel, "x")
     check_length(weight, s.index.period, "weight")
@@ -144,9 +148,9 @@ def _store_moments(
 def norm_backward(
     dy: Tensor, a: Arguments, plan: int, std: Tensor, eps: float, mask: Mask | None, fixed: bool, want: Want,
     dtypes: tuple[torch.dtype | None, torch.dtype | None] = (None, None),
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+) -> Gradients:  # fmt: skip
     """The gradients; `dtypes` are those of the gradients of weight and bias, else the arithmetic one."""
-    x, weight, bias, _, _, center, mean, _, dsum, _, activation = a
+    x, weight, bias, _, _, center, mean, _, dsum, _, activation, *_ = a
     assert mean is not None
     s = schedule_of(plan, x)
     check_length(dy, x.numel(), "dy")
@@ -160,7 +164,7 @@ def norm_backward(
     per_cell = not s.alike and along in (Along.R0, Along.R1)
     outputs = dweight, dbias = [
         torch.empty(s.index.period, dtype=dtype or arithmetic_dtype(x.dtype), device=x.device) if wanted else None
-        for wanted, dtype in zip(want[1:], dtypes, strict=True)
+        for wanted, dtype in zip(want[1:3], dtypes, strict=True)
     ]
     flags = BackwardFlags(
         int(along), per_cell, want.weight, want.bias, int(Along.NONE), s.alike, m.indexing, NUMBERS[activation],
@@ -171,7 +175,7 @@ def norm_backward(
     mean = or_none(mean) if center else None
     call = gradients.Call(s, dy, dsum, x, m, counts, mean, std, weight, bias, flags, fixed, dx, *outputs)
     gradients.launch(call, by_offset)
-    return dx, dweight, dbias
+    return Gradients(dx, dweight, dbias)
 
 
 def given(var: Tensor, eps: float, /) -> tuple[Tensor, float]:
