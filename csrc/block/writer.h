@@ -68,7 +68,7 @@ template <class S, class T> class Writer {
   }
   void apply_gate_and_skip(A* z, int64_t at, int64_t n) const {
     A wide_gate[BURST], wide_skip[BURST];
-    const auto read = [=](const void* from, A* wide) {
+    const auto read = [&](const void* from, A* wide) {
       const S* p = static_cast<const S*>(from) + at;
       if (prefetches_) prefetch(p + AHEAD, n);
       return converted(p, wide, n);
