@@ -15,8 +15,10 @@ ALWAYS_INLINE double tanh_of(double x) { return std::tanh(x); }
 // x between low and high; NaN stays NaN. By bits: a compiler that sees branches evaluates what follows for both bounds,
 // too, and divides by numbers so large that the quotients are subnormal and slow.
 ALWAYS_INLINE float clamp(float x, float low, float high) {
-  const uint32_t below = -uint32_t(x < low), above = -uint32_t(x > high);
-  return from_bits((to_bits(x) & ~(below | above)) | (to_bits(low) & below) | (to_bits(high) & above));
+  const uint32_t below = -uint32_t(x < low);
+  x = from_bits((to_bits(low) & below) | (to_bits(x) & ~below));
+  const uint32_t above = -uint32_t(x > high);
+  return from_bits((to_bits(high) & above) | (to_bits(x) & ~above));
 }
 
 // exp(x) = 2^n exp(r), |r| <= ln 2 / 2, the second factor by a polynomial (coefficients: Cephes, expf).
