@@ -16,8 +16,9 @@ template <class S, class T> struct Source {
   Activation gate_activation = Activation::none;
   Mask mask{nullptr};
   Gaps gaps;
+  bool prefetches = false;
 
-  Source(const View& v, const void* from, const Fusion* f) : x(static_cast<const S*>(from)), mask(f), gaps(v) {
+  Source(const View& v, const void* from, const Fusion* f) : x(static_cast<const S*>(from)), mask(f), gaps(v), prefetches(needs_prefetch<S>(v.numel())) {
     if (!f) return;
     if (f->gate_first) gate = static_cast<const S*>(f->gate), gate_activation = f->gate_activation;
     if (!f->sum) return;
@@ -70,8 +71,13 @@ template <class S, class T> struct Source {
     return buffer;
   }
   const A* gated(const A* in, int64_t at, int64_t n, A* buffer) const {
-    A wide[BLOCK];
-    multiply_by_gate(gate_activation, converted(gate + at, wide, n), in, buffer, n);
+    A wide[BURST];
+    for (int64_t i = 0; i < n; i += BURST) {
+      const S* p = gate + at + i;
+      const int64_t some = min(BURST, n - i);
+      if (prefetches) prefetch(p + AHEAD, some);
+      multiply_by_gate(gate_activation, converted(p, wide, some), in + i, buffer + i, some);
+    }
     return buffer;
   }
   void add_residual(const S* from, int64_t at, int64_t n) const {

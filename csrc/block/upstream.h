@@ -109,13 +109,13 @@ template <class S, class T> class Upstream {
   OUT_OF_LINE void split(A* ds, int64_t at, int64_t n, int64_t gap) const {
     A wide_x[BLOCK], wide_gate[BLOCK];
     const A* px = converted(x_ + at + gap, wide_x, n);
-    multiply_back(ds, px, converted(gate_ + at, wide_gate, n), at, n);
+    multiply_back(ds, px, converted(gate_ + at, wide_gate, n), ds, at, n);
   }
-  // g, the gradient of factor * f(gate), becomes that of the factor, and the gate's is written if it is wanted.
-  void multiply_back(A* g, const A* factor, const A* gate, int64_t at, int64_t n) const {
-    if (!dgate_) return multiply_by_gate(gate_activation_, gate, g, g, n);
+  // From g, the gradient of factor * f(gate), to `out`, that of the factor; the gate's is written if it is wanted.
+  void multiply_back(const A* g, const A* factor, const A* gate, A* out, int64_t at, int64_t n) const {
+    if (!dgate_) return multiply_by_gate(gate_activation_, gate, g, out, n);
     A room[BLOCK], *d = dgate_.open(at, room);
-    gate_gradients(gate_activation_, gate, factor, g, d, n);
+    gate_gradients(gate_activation_, gate, factor, g, out, d, n);
     clear_padding(d, at, n);
     dgate_.close(at, d, n);
   }
@@ -125,37 +125,34 @@ template <class S, class T> class Upstream {
 
   // The gradient where it is not dy, and those of gate and skip.
   template <class Z> OUT_OF_LINE const T* computed(int64_t at, int64_t n, T* buffer, const T* p, const Z& z) const {
-    A inside[BLOCK], wide[BLOCK], *g = wide;
-    if constexpr (WIDE) g = buffer;
-    const A* from = converted(dy_ + at, g, n);
-    if (from != g) std::memcpy(g, from, size_t(n) * sizeof(A));
+    A inside[BLOCK], wide[BLOCK];
     if (activation_ != Activation::none || dgate_) z(p, inside);
     if constexpr (WIDE) {
-      A room[BLOCK];
-      const A* gate = multiplies() ? converted(gate_ + at, room, n) : nullptr;
-      multiply_slope(inside, gate, g, at, n);
+      const A *gate = multiplies() ? converted(gate_ + at, wide, n) : nullptr, *g = converted(dy_ + at, buffer, n);
+      if (activation_ != Activation::none)
+        g = before_activation(inside, gate, g, dskip_ ? dskip_.open(at, buffer) : buffer, at, n);
       if (dskip_) {
-        clear_padding(g, at, n);
+        if (padding_ && !padding_.is_all_valid(at, n)) padding_.copy(g, buffer, at, n, Constant<A>{0}), g = buffer;
         dskip_.close(at, g, n);
       }
-      if (gate) multiply_back(g, inside, gate, at, n);
-      if (gate_ || skip_ || dskip_) {  // rounded only where it is stored
-        if (kept_ && kept_ != dskip_.base) keep(g, at, n);
-        return g;
-      }
+      if (gate) multiply_back(g, inside, gate, buffer, at, n), g = buffer;
+      if (!gate_ && !skip_ && !dskip_) return rounded(g, at, n, buffer);
+      if (kept_ && kept_ != dskip_.base) keep(g, at, n);  // rounded only where it is stored
+      return g;
     } else {
-      multiply_by_slope(activation_, inside, g, n);
+      multiply_by_slope(activation_, inside, converted(dy_ + at, wide, n), wide, n);
+      return rounded(wide, at, n, buffer);
     }
-    return rounded(g, at, n, buffer);
   }
-  // g = g * activation'(q), with q = z * f(gate) + skip.
-  void multiply_slope(const A* z, const A* gate, A* g, int64_t at, int64_t n) const {
-    if (activation_ == Activation::none) return;
-    if (!gate && !skip_) return multiply_by_slope(activation_, z, g, n);
+  // out = g * activation'(q), with q = z * f(gate) + skip.
+  const A* before_activation(const A* z, const A* gate, const A* g, A* out, int64_t at, int64_t n) const {
     A q[BLOCK], wide[BLOCK];
-    if (gate) multiply_by_gate(gate_activation_, gate, z, q, n);
-    if (skip_) add(gate ? q : z, converted(skip_ + at, wide, n), q, n);
-    multiply_by_slope(activation_, q, g, n);
+    const A* skip = skip_ ? converted(skip_ + at, wide, n) : nullptr;
+    if (gate && skip) multiply_by_gate_and_add(gate_activation_, gate, skip, z, q, n);
+    else if (gate) multiply_by_gate(gate_activation_, gate, z, q, n);
+    else if (skip) add(z, skip, q, n);
+    multiply_by_slope(activation_, gate || skip ? q : z, g, out, n);
+    return out;
   }
   void keep(const A* g, int64_t at, int64_t n) const {
     if constexpr (SAME) std::memcpy(kept_ + at, g, size_t(n) * sizeof(A));

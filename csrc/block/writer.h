@@ -13,7 +13,7 @@ template <class S, class T> class Writer {
   static constexpr bool SAME = std::is_same<S, T>::value;
   const S* base_;
   const Fusion* fused_;
-  const bool past_cache_;
+  const bool past_cache_, prefetches_;
   bool after_;  // whether fusion changes the results
   S* y_ = nullptr;
   alignas(LINE) T buffer_[BLOCK];
@@ -21,7 +21,8 @@ template <class S, class T> class Writer {
  public:
   // For the results of a call: `elements` of them from `base` on.
   Writer(S* base, int64_t elements, const Fusion* fused)
-      : base_(base), fused_(fused), past_cache_(elements * int64_t(sizeof(S)) >= PAST_CACHE), after_(fused) {}
+      : base_(base), fused_(fused), past_cache_(elements * int64_t(sizeof(S)) >= PAST_CACHE), prefetches_(needs_prefetch<S>(elements)),
+        after_(fused) {}
   ~Writer() { if (past_cache_) fence(); }
   Writer(const Writer&) = delete;
   Writer& operator=(const Writer&) = delete;
@@ -57,19 +58,26 @@ template <class S, class T> class Writer {
   OUT_OF_LINE void finish(T* q, int64_t n) const {
     const int64_t at = y_ - base_;
     if constexpr (std::is_same<T, A>::value) {
-      if (!fused_->backward) apply_gate_and_skip(q, at, n);
+      if (!fused_->backward && (fused_->gate || fused_->skip)) {
+        for (int64_t i = 0; i < n; i += BURST) apply_gate_and_skip(q + i, at + i, min(BURST, n - i));
+      }
     }
     if (fused_->activation != Activation::none && !fused_->backward) apply_activation(q, n);
     if (const Mask mask{fused_}; mask && !mask.is_all_valid(at, n)) mask.copy(q, q, at, n, Constant<A>{0});
     if (fused_->backward && fused_->residual) add_gradient(q, static_cast<const S*>(fused_->residual) + at, n);
   }
   void apply_gate_and_skip(A* z, int64_t at, int64_t n) const {
-    A wide[BLOCK];
-    if (fused_->gate && !fused_->gate_first) {
-      const A* gate = converted(static_cast<const S*>(fused_->gate) + at, wide, n);
-      multiply_by_gate(fused_->gate_activation, gate, z, z, n);
-    }
-    if (fused_->skip) add(z, converted(static_cast<const S*>(fused_->skip) + at, wide, n), z, n);
+    A wide_gate[BURST], wide_skip[BURST];
+    const auto read = [&](const void* from, A* wide) {
+      const S* p = static_cast<const S*>(from) + at;
+      if (prefetches_) prefetch(p + AHEAD, n);
+      return converted(p, wide, n);
+    };
+    const A* gate = fused_->gate && !fused_->gate_first ? read(fused_->gate, wide_gate) : nullptr;
+    const A* skip = fused_->skip ? read(fused_->skip, wide_skip) : nullptr;
+    if (gate && skip) multiply_by_gate_and_add(fused_->gate_activation, gate, skip, z, z, n);
+    else if (gate) multiply_by_gate(fused_->gate_activation, gate, z, z, n);
+    else if (skip) add(z, skip, z, n);
   }
   void apply_activation(T* q, int64_t n) const {
     A wide[BLOCK];

@@ -78,8 +78,12 @@ template <class S, class T> class RowsBackward {
         const T* p = in + start;
         A* z = out + start;
         if (affine.vector) {
-          for (int64_t i = 0; i < length; ++i)
-            z[i] = ((A(widen(p[i])) - m) * rstd) * affine.w(index + i) + affine.b(index + i);
+          const A *w = affine.weight + index, *b = affine.bias + index;
+          const auto hat = [=](auto at) { return (at(p) - m) * rstd; };
+          if (affine.weight && affine.bias) each<T>(0, length, [=](auto at) { at.put(z, hat(at) * at(w) + at(b)); });
+          else if (affine.weight) each<T>(0, length, [=](auto at) { at.put(z, hat(at) * at(w)); });
+          else if (affine.bias) each<T>(0, length, [=](auto at) { at.put(z, hat(at) + at(b)); });
+          else each<T>(0, length, [=](auto at) { at.put(z, hat(at)); });
         } else {
           const A w = affine.w(index) * rstd, b = affine.b(index);
           each<T>(0, length, [=](auto at) { at.put(z, (at(p) - m) * w + b); });
