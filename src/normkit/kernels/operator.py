@@ -367,5 +367,6 @@ def gradients(dy: Tensor, a: Arguments, fixed: bool, want: Want) -> Gradients:
 
 def gradients_of_fast_path(dy: Tensor, *flat: Any) -> tuple[Tensor | None, ...]:
     """A backward pass that csrc/fastpath/ cannot carry out itself; it passes the activation by its number."""
-    a, fixed, want = Arguments(*flat[:11]), flat[11], Want(*flat[12:])
-    return gradients(dy, a._replace(activation=list(ACTIVATIONS)[flat[10]]), fixed, want)[:3]
+    a, fixed, want, zero_centered = Arguments(*flat[:11]), flat[11], Want(*flat[12:15]), flat[15]
+    a = a._replace(activation=list(ACTIVATIONS)[flat[10]], zero_centered=zero_centered)
+    return gradients(dy, a, fixed, want)[:3]
