@@ -154,7 +154,8 @@ def checked(
     mask, lengths, residual, return_residual, activation, *around = fused
     check_residual(name, input, residual)
     activation = check_activation(name, activation)
-    epilogue = Epilogue(weight, bias, *around, zero_centered=spec.zero_centered, cast_first=spec.cast_first)
+    epilogue = Epilogue(weight, bias, *around)
+    epilogue = epilogue._replace(zero_centered=spec.zero_centered, cast_first=spec.cast_first)
     epilogue = epilogue.checked(name, input, shape, residual)
     mask = checked_mask(name, input, pattern, mask, lengths)
     if not epilogue.is_plain(shape):
