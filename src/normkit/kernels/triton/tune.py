@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from normkit import settings
-from normkit.kernels.triton.passes import CHUNK, MOST_WARPS, Pass
+from normkit.kernels.triton.passes import CHUNK, MOST_WARPS, Gaps, Pass
 from normkit.kernels.triton.schedule import Schedule, schedule
 
-Numbers = tuple[tuple[int, int, int, int], int, int, int]
-"""View, period and inner of a plan, and bytes of an element."""
+Numbers = tuple[tuple[int, int, int, int], int, int, int, int, Gaps]
+"""View, period and inner of a plan, bytes of an element, slabs and gaps of the plan."""
 
 
 def is_on() -> bool:
