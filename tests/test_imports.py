@@ -26,7 +26,9 @@ ORDER: dict[str, list[str]] = {
         *("dtypes", "context", "formula", "backend", "native", "fastpath", "triton", "devices", "layout", "batched"),
         *("traced", "operator", "quantized", "weight"),
     ],
-    "normkit.functional.call": ["checks", "fusions", "nested", "precision", "recompute", "running", "spec"],
+    "normkit.functional.call": [
+        *("checks", "fusions", "epilogue", "nested", "precision", "recompute", "running", "spec"),
+    ],
     "normkit.functional.batch": ["norm", "update", "renorm", "ghost", "sync"],
     "normkit.layers.base": ["checks", "layer", "versions"],
     "normkit.parametrize": ["checks", "weight", "standardize", "weight_init"],

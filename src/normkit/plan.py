@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
+from typing import NamedTuple
 
 from normkit.pattern import Level, Region
 
@@ -26,6 +27,10 @@ Measured with batch norm of 2 million contiguous float32 elements on one core of
 time of rows where these have 32 elements, .14 at 48, .48 at 64, .66 at 128 and .90 at 256. So 64 is too low for batch
 norm; other methods have not been measured between 64 and 256.
 """
+
+SHORTEST_ROW = 8
+"""Rows that columns cannot take, because weights change between the rows of a column, are copied if they are shorter or
+of this length. A guess."""
 
 WIDEST_CELL = 512
 """Most columns of one statistic. A cell must fit in the 1024 columns that a CPU kernel takes at once; half of them is a
@@ -40,8 +45,20 @@ class Prepare(StrEnum):
     """What happens to the tensor before the kernel runs."""
 
     AS_IS = "the tensor as it is"
+    STRIDED = "the tensor as it is, its rows apart"
     DENSE = "a dense copy first: the tensor has gaps or overlaps in memory"
     REGROUP = "a copy with kept before reduced axes first: the region needs more than four levels"
+
+
+class Rows(NamedTuple):
+    """Where the rows of a strided tensor begin: row r at element ``r // group * outer + r % group * pitch``."""
+
+    group: int
+    pitch: int
+    outer: int
+
+
+DENSE = Rows(0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -52,33 +69,38 @@ class Plan:
         view: sizes of K0, R0, K1 and R1, outermost first.
         period: number of weights, and
         inner: elements that share one; the weight of the element at ``offset`` is ``offset // inner % period``.
+        slabs: equal parts of the memory, each with its own `period` weights.
         columns: walk down columns of K1 * R1 elements instead of along rows of R1.
         prepare: what happens to the tensor before the kernel runs.
         sizes: the axes' sizes in logical order, dimensions split as the pattern says.
         memory: the axes (indices into `sizes`) in the order of memory, outermost first.
         kept: the axes that statistics vary over, in the order of memory.
         features: the axes that weights vary over, in the order of memory.
+        rows: where the rows of a strided tensor begin; None for a dense one.
     """
 
     view: View
     period: int
     inner: int
+    slabs: int
     columns: bool
     prepare: Prepare
     sizes: tuple[int, ...]
     memory: tuple[int, ...]
     kept: tuple[int, ...]
     features: tuple[int, ...]
+    rows: Rows | None = None
 
     @cached_property
     def numbers(self) -> tuple[int, ...]:
         """The numbers that a kernel is called with."""
-        return (*self.view, self.period, self.inner, self.columns)
+        return (*self.view, self.period, self.inner, self.columns, self.slabs, *(self.rows or DENSE))
 
     @cached_property
     def direct(self) -> bool:
         """Whether tensor, weights and statistics need neither a copy nor another order, before the kernel and after."""
-        return self.prepare is Prepare.AS_IS and self.kept_in_order and self.features_in_order
+        as_it_is = self.prepare in (Prepare.AS_IS, Prepare.STRIDED)
+        return as_it_is and self.kept_in_order and self.features_in_order
 
     @cached_property
     def kept_in_order(self) -> bool:
@@ -104,16 +126,18 @@ class Plan:
         walk = "walked down columns" if self.columns else "walked along rows"
         index = "offset" if self.inner == 1 else f"offset // {self.inner}"
         view = " x ".join(map(str, self.view))
-        return f"K R K R = {view}, {walk}, weight index = {index} % {self.period}; {self.prepare}"
+        slabs = "" if self.slabs == 1 else f" in each of {self.slabs} slabs"
+        return f"K R K R = {view}, {walk}, weight index = {index} % {self.period}{slabs}; {self.prepare}"
 
 
-def plan(region: Region, shape: Sequence[int], strides: Sequence[int]) -> Plan:
+def plan(region: Region, shape: Sequence[int], strides: Sequence[int], varying: Sequence[bool] | None = None) -> Plan:
     """Plan one call.
 
     Args:
         region: which elements share a mean.
         shape: of the tensor; no dimension may be empty.
         strides: of the tensor, in elements.
+        varying: whether weight and bias vary over each dimension; None if they vary over the features of the region.
 
     Returns:
         The plan.
@@ -121,12 +145,18 @@ def plan(region: Region, shape: Sequence[int], strides: Sequence[int]) -> Plan:
     Raises:
         ShapeError: the shape does not fit the region.
     """
-    levels = region.levels(shape)
+    levels = list(region.levels(shape))
+    if varying is not None:
+        levels = [replace(level, feature=varying[level.dim]) for level in levels]
     steps = _level_strides(levels, strides)
     order = sorted((i for i, level in enumerate(levels) if level.size > 1), key=lambda i: -steps[i])
-    if not _is_dense(order, levels, steps):
-        return _finish(levels, order, Prepare.DENSE) or _regrouped(levels, order, Prepare.DENSE)
-    return _finish(levels, order, Prepare.AS_IS) or _regrouped(levels, order, Prepare.REGROUP)
+    if _is_dense(order, levels, steps):
+        return _finish(levels, order, Prepare.AS_IS) or _regrouped(levels, order, Prepare.REGROUP)
+    rows = _strided_rows(order, levels, steps)
+    strided = None if rows is None else _finish(levels, order, Prepare.STRIDED)
+    if strided is not None and not strided.columns and strided.view[1] == strided.view[2] == 1:
+        return replace(strided, rows=rows)
+    return _finish(levels, order, Prepare.DENSE) or _regrouped(levels, order, Prepare.DENSE)
 
 
 def _level_strides(levels: Sequence[Level], strides: Sequence[int]) -> list[int]:
@@ -148,6 +178,28 @@ def _is_dense(order: Sequence[int], levels: Sequence[Level], steps: Sequence[int
     return True
 
 
+def _strided_rows(order: Sequence[int], levels: Sequence[Level], steps: Sequence[int]) -> Rows | None:
+    """Where rows begin, if each is dense and they are one or two evenly spaced sequences without overlap."""
+    expected, head = 1, list(order)
+    while head and levels[head[-1]].reduced:
+        if steps[head[-1]] != expected:
+            return None
+        expected *= levels[head.pop()].size
+    runs: list[tuple[int, int]] = []  # number and distance, innermost first
+    for i in reversed(head):
+        number, step = runs[-1] if runs else (1, expected)
+        if steps[i] < number * step:
+            return None
+        if runs and steps[i] == number * step:
+            runs[-1] = (number * levels[i].size, step)
+        else:
+            runs.append((levels[i].size, steps[i]))
+    if not runs or len(runs) > 2 or expected == 1:
+        return None
+    (group, pitch), (_, outer) = runs[0], runs[1] if len(runs) == 2 else (1, 0)
+    return Rows(group, pitch, outer)
+
+
 def _regrouped(levels: Sequence[Level], order: Sequence[int], prepare: Prepare) -> Plan:
     """A plan that always exists: kept before reduced axes, features side by side where the two meet.
 
@@ -165,15 +217,18 @@ def _finish(levels: Sequence[Level], order: Sequence[int], prepare: Prepare) -> 
     weights = _weights(levels, order)
     if view is None or weights is None:
         return None
-    view, columns = _walk(view, *weights)
-    period, inner = weights
+    slabs, period, inner = weights
+    view, columns = _walk(view, period, inner)
     width = view[2] * view[3]
     if columns and width % (period * inner) and inner % width:
-        return None
+        if view[3] <= SHORTEST_ROW:
+            return None
+        columns = False
     return Plan(
         view=view,
         period=period,
         inner=inner,
+        slabs=slabs,
         columns=columns,
         prepare=prepare,
         sizes=tuple(level.size for level in levels),
@@ -203,14 +258,23 @@ def _view(levels: Sequence[Level], order: Sequence[int]) -> View | None:
     return sizes["K0"], sizes["R0"], sizes["K1"], sizes["R1"]
 
 
-def _weights(levels: Sequence[Level], order: Sequence[int]) -> tuple[int, int] | None:
-    """(period, inner) of the weights; None where other axes lie between those of the features."""
+def _weights(levels: Sequence[Level], order: Sequence[int]) -> tuple[int, int, int] | None:
+    """(slabs, period, inner) of the weights; None where other axes lie between those that they vary over.
+
+    Kept axes that come first in memory may be apart from the others: they are the slabs.
+    """
     places = [place for place, i in enumerate(order) if levels[i].feature]
+    first = 0
     if places and places[-1] - places[0] != len(places) - 1:
-        return None
-    period = math.prod(levels[i].size for i in order if levels[i].feature)
+        while first < len(order) and levels[order[first]].feature and not levels[order[first]].reduced:
+            first += 1
+        places = places[first:]
+        if places[-1] - places[0] != len(places) - 1:
+            return None
+    slabs = math.prod(levels[i].size for i in order[:first])
+    period = math.prod(levels[order[place]].size for place in places)
     inside = order[places[-1] + 1 :] if places else order
-    return period, math.prod(levels[i].size for i in inside)
+    return slabs, period, math.prod(levels[i].size for i in inside)
 
 
 def _walk(view: View, period: int, inner: int) -> tuple[View, bool]:

@@ -43,8 +43,8 @@ def test_opcheck(pattern, dtype):
     torch.library.opcheck(OPS.norm.default, (x, w, b, pattern, 1e-5, True))
     torch.library.opcheck(OPS.norm.default, (x, None, None, pattern, 1e-5, False))
     torch.library.opcheck(OPS.norm.default, (x, w, b, pattern, 1e-5, True, mean, std))
-    moments = (mean, std, None, None, "none", False)
-    args = (y, x.detach(), w.detach(), None, pattern, 1e-5, True, *moments, True, True, True)
+    moments = (mean, std, None, None, "none", None, None, "none", False, False, False, False)
+    args = (y, x.detach(), w.detach(), None, pattern, 1e-5, True, *moments, True, True, True, False, False)
     torch.library.opcheck(OPS.norm_backward.default, args)
 
 
@@ -52,7 +52,7 @@ def test_the_compiled_operators_do_what_their_schema_says():
     """They write to no argument and return no alias; tracing and gradients belong to the operators above them."""
     kernels, only = native().kernels, ("test_schema",)
     x, w = torch.randn(6, 8), torch.randn(8)
-    plan = kernels.plan(6, 1, 1, 8, 8, 1, False)
+    plan = kernels.plan(6, 1, 1, 8, 8, 1, False, 1, 0, 0, 0)
     _, mean, std = kernels.normalize(x, w, w, plan, 1e-5, True)
     torch.library.opcheck(kernels.normalize, (x, w, w, plan, 1e-5, True), test_utils=only)
     torch.library.opcheck(kernels.infer, (x, w, w, plan, 1e-5, True), test_utils=only)
@@ -303,12 +303,12 @@ def test_kernels_can_be_turned_off(monkeypatch):
 def test_a_plan_that_does_not_cover_the_tensor_is_refused():
     kernels, call = native().kernels, Arguments(torch.randn(4, 8), None, None, "b [c]", 1e-5, True)
     with pytest.raises(RuntimeError, match="the plan does not cover the tensor"):
-        kernels.norm(call, kernels.plan(4, 1, 1, 9, 9, 1, False), None, 1e-5, None, True)
+        kernels.norm(call, kernels.plan(4, 1, 1, 9, 9, 1, False, 1, 0, 0, 0), None, 1e-5, None, True)
     with pytest.raises(RuntimeError, match="no plan -1"):
         kernels.norm(call, -1, None, 1e-5, None, True)
     call = call._replace(weight=torch.ones(7))
     with pytest.raises(RuntimeError, match="weight must be contiguous"):
-        kernels.norm(call, kernels.plan(4, 1, 1, 8, 8, 1, False), None, 1e-5, None, True)
+        kernels.norm(call, kernels.plan(4, 1, 1, 8, 8, 1, False, 1, 0, 0, 0), None, 1e-5, None, True)
 
 
 def test_running_statistics_move_the_same_way_without_the_kernels(monkeypatch):

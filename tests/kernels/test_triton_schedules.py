@@ -129,7 +129,7 @@ def test_tuning_is_not_written_down(monkeypatch, tmp_path):
     monkeypatch.setenv("NORMKIT_CACHE", str(tmp_path))
     tried = []
     monkeypatch.setattr(launch, "_bench", lambda call: (tried.append(call()), 1.0)[1])
-    x, plan = torch.randn(4, 8), launch.plan(4, 1, 1, 8, 8, 1, 0)
+    x, plan = torch.randn(4, 8), launch.plan(4, 1, 1, 8, 8, 1, 0, 1, 0, 0, 0)
     recorder = Recorder()
     a = Arguments(x, None, None, "", 1e-5, True)
     assert recorder.watch(lambda: launch.norm(a, plan, None, 1e-5, None, True), plan, x) is not None

@@ -1,4 +1,4 @@
-"""What every normalization does in the same pass on request: leave padding out, add a residual, apply an activation.
+"""What a normalization does in the same pass on request: leave padding out, add, multiply by a gate, activate.
 
 >>> import torch
 >>> from normkit import functional
@@ -42,3 +42,22 @@ class Extras(Fusions, total=False):
     """
 
     return_residual: bool
+
+
+class Epilogues(Fusions, total=False):
+    """Keyword arguments of what is multiplied and added around the norm.
+
+    ``y = activation(norm(x + residual) * f(gate) + skip)``, or with `gate_first`
+    ``y = activation(norm(x * f(gate)) + skip)``; 0 at padding.
+
+    Attributes:
+        gate: of a shape that broadcasts to the input's, such as (N, 1, C) for (N, T, C).
+        skip: the same; added last, as in a block that normalizes the output of its branch.
+        gate_activation: f, by a name that `activation` may have; None for the gate as it is.
+        gate_first: whether the input is multiplied by f(gate), instead of the normalized values.
+    """
+
+    gate: Tensor | None
+    skip: Tensor | None
+    gate_activation: str | None
+    gate_first: bool

@@ -13,7 +13,7 @@ from torch import Tensor
 from normkit.errors import PatternError
 from normkit.functional.call.checks import check_call, check_parameter
 from normkit.functional.call.spec import Spec, carry_out
-from normkit.functional.extras import Fusions, Output
+from normkit.functional.extras import Epilogues, Output
 from normkit.pattern import Region, bound
 
 
@@ -46,7 +46,7 @@ def normalize(
     eps: float = 1e-5,
     center: bool = True,
     num_groups: int | None = None,
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> Tensor: ...
 @overload
 def normalize(
@@ -59,7 +59,7 @@ def normalize(
     num_groups: int | None = None,
     *,
     return_residual: Literal[True],
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def normalize(
@@ -72,7 +72,7 @@ def normalize(
     num_groups: int | None = None,
     *,
     return_residual: bool,
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> Output: ...
 def normalize(
     x: Tensor,
@@ -88,6 +88,10 @@ def normalize(
     residual: Tensor | None = None,
     return_residual: bool = False,
     activation: str | None = None,
+    gate: Tensor | None = None,
+    skip: Tensor | None = None,
+    gate_activation: str | None = None,
+    gate_first: bool = False,
 ) -> Output:
     """Normalize over the region that a pattern puts in brackets.
 
@@ -103,6 +107,7 @@ def normalize(
         center: subtract the mean.
         num_groups: the size of the axis ``g``, where the pattern has one.
         mask, lengths, residual, return_residual, activation: as in `normkit.functional.extras.Extras`.
+        gate, skip, gate_activation, gate_first: as in `normkit.functional.extras.Epilogues`.
 
     Returns:
         A tensor with x's shape, dtype and memory layout.
@@ -128,5 +133,5 @@ def normalize(
         shape = (feature_shape if torch.compiler.is_compiling() else _kept_shape)(region, x.shape)
         check_parameter("normalize", "weight", weight, shape, x)
         check_parameter("normalize", "bias", bias, shape, x)
-    fused = (mask, lengths, residual, return_residual, activation)
+    fused = (mask, lengths, residual, return_residual, activation, gate, skip, gate_activation, gate_first)
     return carry_out(CENTRED if center else UNCENTRED, region.text, x, weight, bias, eps, fused, shape)

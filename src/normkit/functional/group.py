@@ -10,7 +10,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError, ShapeError, nearest_divisor, whole_number
 from normkit.functional.call.checks import check_dimensions
 from normkit.functional.call.spec import Spec, carry_out
-from normkit.functional.extras import Fusions, Output
+from normkit.functional.extras import Epilogues, Output
 
 
 def _check(name: str, input: Tensor, num_groups: Any) -> tuple[int, ...]:
@@ -40,7 +40,7 @@ def group_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> Tensor: ...
 @overload
 def group_norm(
@@ -51,7 +51,7 @@ def group_norm(
     eps: float = 1e-5,
     *,
     return_residual: Literal[True],
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def group_norm(
@@ -62,7 +62,7 @@ def group_norm(
     eps: float = 1e-5,
     *,
     return_residual: bool,
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> Output: ...
 def group_norm(
     input: Tensor,
@@ -76,6 +76,10 @@ def group_norm(
     residual: Tensor | None = None,
     return_residual: bool = False,
     activation: str | None = None,
+    gate: Tensor | None = None,
+    skip: Tensor | None = None,
+    gate_activation: str | None = None,
+    gate_first: bool = False,
 ) -> Output:
     """Normalize groups of channels of each sample; the region is ``b (g [c]) [...]``.
 
@@ -88,6 +92,7 @@ def group_norm(
         weight, bias: (C,) or None.
         eps: added to the variance, in units of the input squared.
         mask, lengths, residual, return_residual, activation: as in `normkit.functional.extras.Extras`.
+        gate, skip, gate_activation, gate_first: as in `normkit.functional.extras.Epilogues`.
 
     Returns:
         A tensor with the input's shape, dtype and memory layout.
@@ -104,5 +109,5 @@ def group_norm(
 
     Source: Wu & He 2018, arXiv:1803.08494.
     """
-    fused = (mask, lengths, residual, return_residual, activation)
+    fused = (mask, lengths, residual, return_residual, activation, gate, skip, gate_activation, gate_first)
     return carry_out(GROUP, f"b (g={num_groups} [c]) [...]", input, weight, bias, eps, fused, num_groups)

@@ -11,7 +11,7 @@ from normkit.errors import ArgumentError, ShapeError
 from normkit.functional.batch.norm import PATTERN as OF_CHANNELS
 from normkit.functional.call.checks import check_call, check_dimensions
 from normkit.functional.call.spec import Spec, carry_out
-from normkit.functional.extras import Fusions, Output
+from normkit.functional.extras import Epilogues, Output
 
 PATTERN = "b c [...]"
 
@@ -45,7 +45,7 @@ def instance_norm(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> Tensor: ...
 @overload
 def instance_norm(
@@ -59,7 +59,7 @@ def instance_norm(
     eps: float = 1e-5,
     *,
     return_residual: Literal[True],
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def instance_norm(
@@ -73,7 +73,7 @@ def instance_norm(
     eps: float = 1e-5,
     *,
     return_residual: bool,
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> Output: ...
 def instance_norm(
     input: Tensor,
@@ -90,6 +90,10 @@ def instance_norm(
     residual: Tensor | None = None,
     return_residual: bool = False,
     activation: str | None = None,
+    gate: Tensor | None = None,
+    skip: Tensor | None = None,
+    gate_activation: str | None = None,
+    gate_first: bool = False,
 ) -> Output:
     """Normalize each channel of each sample over its positions; the region is ``b c [...]``.
 
@@ -105,6 +109,7 @@ def instance_norm(
         momentum: share of the new batch in the running statistics.
         eps: added to the variance, in units of the input squared.
         mask, lengths, residual, return_residual, activation: as in `normkit.functional.extras.Extras`.
+        gate, skip, gate_activation, gate_first: as in `normkit.functional.extras.Epilogues`.
 
     Returns:
         A tensor with the input's shape, dtype and memory layout.
@@ -122,7 +127,7 @@ def instance_norm(
 
     Source: Ulyanov, Vedaldi & Lempitsky 2016, arXiv:1607.08022.
     """
-    fused = (mask, lengths, residual, return_residual, activation)
+    fused = (mask, lengths, residual, return_residual, activation, gate, skip, gate_activation, gate_first)
     if use_input_stats:
         if momentum is None:
             raise ArgumentError(

@@ -11,7 +11,7 @@ from normkit.errors import ArgumentError, ShapeError
 from normkit.functional.call.checks import check_dimensions
 from normkit.functional.call.precision import Cast, centred_at_one, is_cast_first
 from normkit.functional.call.spec import OWN, Spec, carry_out
-from normkit.functional.extras import Fusions, Output
+from normkit.functional.extras import Epilogues, Output
 
 LAST_DIM = "... [c]"
 PATTERN_2D = "b [c] ..."
@@ -54,7 +54,7 @@ def layer_norm(
     *,
     cast: Cast = "after",
     zero_centered: bool = False,
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> Tensor: ...
 @overload
 def layer_norm(
@@ -67,7 +67,7 @@ def layer_norm(
     cast: Cast = "after",
     zero_centered: bool = False,
     return_residual: Literal[True],
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def layer_norm(
@@ -80,7 +80,7 @@ def layer_norm(
     cast: Cast = "after",
     zero_centered: bool = False,
     return_residual: bool,
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> Output: ...
 def layer_norm(
     input: Tensor,
@@ -96,6 +96,10 @@ def layer_norm(
     residual: Tensor | None = None,
     return_residual: bool = False,
     activation: str | None = None,
+    gate: Tensor | None = None,
+    skip: Tensor | None = None,
+    gate_activation: str | None = None,
+    gate_first: bool = False,
 ) -> Output:
     """Normalize the last dimensions; the region is ``... [c]``.
 
@@ -110,6 +114,7 @@ def layer_norm(
             the cast comes first, as in Llama. No difference in float32.
         zero_centered: the weight is stored around 0, and 1 is added to it, as in Gemma.
         mask, lengths, residual, return_residual, activation: as in `normkit.functional.extras.Extras`.
+        gate, skip, gate_activation, gate_first: as in `normkit.functional.extras.Epilogues`.
 
     Returns:
         A tensor with the input's shape, dtype and memory layout. A nested tensor gives a nested one.
@@ -125,7 +130,7 @@ def layer_norm(
 
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
     """
-    fused = (mask, lengths, residual, return_residual, activation)
+    fused = (mask, lengths, residual, return_residual, activation, gate, skip, gate_activation, gate_first)
     cast_first = cast != "after" and is_cast_first("layer_norm", input, cast)
     if zero_centered:
         weight = centred_at_one("layer_norm", weight, input, normalized_shape)
@@ -139,7 +144,7 @@ def layer_norm2d(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-6,
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> Tensor: ...
 @overload
 def layer_norm2d(
@@ -149,7 +154,7 @@ def layer_norm2d(
     eps: float = 1e-6,
     *,
     return_residual: Literal[True],
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def layer_norm2d(
@@ -159,7 +164,7 @@ def layer_norm2d(
     eps: float = 1e-6,
     *,
     return_residual: bool,
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> Output: ...
 def layer_norm2d(
     input: Tensor,
@@ -172,6 +177,10 @@ def layer_norm2d(
     residual: Tensor | None = None,
     return_residual: bool = False,
     activation: str | None = None,
+    gate: Tensor | None = None,
+    skip: Tensor | None = None,
+    gate_activation: str | None = None,
+    gate_first: bool = False,
 ) -> Output:
     """Normalize each pixel over its channels, channels first and without a permute; the region is ``b [c] ...``.
 
@@ -182,6 +191,7 @@ def layer_norm2d(
         weight, bias: (C,) or None.
         eps: added to the variance, in units of the input squared.
         mask, lengths, residual, return_residual, activation: as in `normkit.functional.extras.Extras`.
+        gate, skip, gate_activation, gate_first: as in `normkit.functional.extras.Epilogues`.
 
     Returns:
         A tensor with the input's shape, dtype and memory layout.
@@ -197,5 +207,5 @@ def layer_norm2d(
 
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450; per pixel as in ConvNeXt, Liu et al. 2022, arXiv:2201.03545.
     """
-    fused = (mask, lengths, residual, return_residual, activation)
+    fused = (mask, lengths, residual, return_residual, activation, gate, skip, gate_activation, gate_first)
     return carry_out(LAYER_2D, PATTERN_2D, input, weight, bias, eps, fused)

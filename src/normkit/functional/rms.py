@@ -9,7 +9,7 @@ from torch import Tensor
 
 from normkit.functional.call.precision import Cast, centred_at_one, is_cast_first, rounded
 from normkit.functional.call.spec import OWN, Spec, carry_out
-from normkit.functional.extras import Fusions, Output
+from normkit.functional.extras import Epilogues, Output
 from normkit.functional.layer import LAST_DIM, check_last, last_dims_pattern
 
 RMS = Spec("rms_norm", check_last, center=False, over_last=True, lenient=True)
@@ -24,7 +24,7 @@ def rms_norm(
     *,
     cast: Cast = "after",
     zero_centered: bool = False,
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> Tensor: ...
 @overload
 def rms_norm(
@@ -36,7 +36,7 @@ def rms_norm(
     cast: Cast = "after",
     zero_centered: bool = False,
     return_residual: Literal[True],
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def rms_norm(
@@ -48,7 +48,7 @@ def rms_norm(
     cast: Cast = "after",
     zero_centered: bool = False,
     return_residual: bool,
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> Output: ...
 def rms_norm(
     input: Tensor,
@@ -63,6 +63,10 @@ def rms_norm(
     residual: Tensor | None = None,
     return_residual: bool = False,
     activation: str | None = None,
+    gate: Tensor | None = None,
+    skip: Tensor | None = None,
+    gate_activation: str | None = None,
+    gate_first: bool = False,
 ) -> Output:
     """Divide by the root mean square of the last dimensions; the region is ``... [c]``, not centred.
 
@@ -78,6 +82,7 @@ def rms_norm(
             the cast comes first, as in Llama. No difference in float32.
         zero_centered: the weight is stored around 0, and 1 is added to it, as in Gemma.
         mask, lengths, residual, return_residual, activation: as in `normkit.functional.extras.Extras`.
+        gate, skip, gate_activation, gate_first: as in `normkit.functional.extras.Epilogues`.
 
     Returns:
         A tensor with the input's shape, dtype and memory layout. A nested tensor gives a nested one.
@@ -93,7 +98,7 @@ def rms_norm(
 
     Source: Zhang & Sennrich 2019, arXiv:1910.07467.
     """
-    fused = (mask, lengths, residual, return_residual, activation)
+    fused = (mask, lengths, residual, return_residual, activation, gate, skip, gate_activation, gate_first)
     cast_first = cast != "after" and is_cast_first("rms_norm", input, cast)
     if zero_centered:
         weight = centred_at_one("rms_norm", rounded(weight, input), input, normalized_shape)

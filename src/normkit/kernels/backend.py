@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from normkit.kernels.formula import Arguments
+from normkit.kernels.formula import Arguments, Gradients
 
 
 class Mask(NamedTuple):
@@ -28,6 +28,8 @@ class Want(NamedTuple):
     x: bool
     weight: bool
     bias: bool
+    gate: bool = False
+    skip: bool = False
 
 
 class Kernels(Protocol):
@@ -36,7 +38,13 @@ class Kernels(Protocol):
     reads_half: bool
     """Whether weight and bias may have less precision than the arithmetic dtype."""
 
-    def plan(self, k0: int, r0: int, k1: int, r1: int, period: int, inner: int, columns: int, /) -> int:
+    extended: bool
+    """Whether they take gate, skip, the conventions of a weight, modulation and strided rows."""
+
+    def plan(
+        self, k0: int, r0: int, k1: int, r1: int, period: int, inner: int, columns: int, slabs: int, group: int,
+        pitch: int, outer: int, /,
+    ) -> int:  # fmt: skip
         """Make a plan known, and return the number that calls name it by."""
 
     def forget(self, plan: int, /) -> None:
@@ -53,8 +61,8 @@ class Kernels(Protocol):
 
     def norm_backward(
         self, dy: Tensor, a: Arguments, plan: int, std: Tensor, eps: float, mask: Mask | None, fixed: bool, want: Want
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients of x, with `a.residual` added, of weight and bias; those that are not wanted may be left out.
+    ) -> Gradients:
+        """Gradients of x, with `a.residual` added, of weight and bias, gate and skip; None where not computed.
 
         `std` is the deviation, or with `fixed` what `given` has made of a given variance.
         """

@@ -27,16 +27,20 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 """What each name means, in the order of `Activation` in csrc/kernel.h."""
-NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
+GATES: dict[str, Callable[[Tensor], Tensor]] = {**ACTIVATIONS, "plus_one": lambda z: 1 + z}
+"""The functions of a gate."""
+NUMBERS = {name: number for number, name in enumerate(GATES)}
 
 
 class Arguments(NamedTuple):
     """The arguments of ``normkit::norm``, in the order of its schema.
 
-    Statistics are flat, in the order of the kept axes; weight and bias have one value for each feature. `mask` is
-    boolean, True for valid, and has size 1 in the channel dimensions. ``normkit::norm_backward`` takes the same, with
-    x the sum that was normalized, `residual` the gradient of that sum, and the moments: `mean`, and in `var` the
-    variance if they were given, else the standard deviation.
+    Statistics are flat, in the order of the kept axes. Weight and bias have one value for each feature, or both have
+    the number of dimensions of x and broadcast to it: `varying`. `mask` is boolean, True for valid, and has size 1 in
+    the channel dimensions. `residual`, `gate` and `skip` have the shape of x. With `cast_first`, x_hat and the weight
+    are rounded to the dtype of x before they are multiplied. ``normkit::norm_backward`` takes the same, with x the sum
+    that was normalized, `residual` the gradient of that sum, and the moments: `mean`, and in `var` the variance if they
+    were given, else the standard deviation.
     """
 
     x: Tensor
@@ -50,10 +54,37 @@ class Arguments(NamedTuple):
     residual: Tensor | None = None
     mask: Tensor | None = None
     activation: str = "none"
+    gate: Tensor | None = None
+    skip: Tensor | None = None
+    gate_activation: str = "none"
+    gate_first: bool = False
+    zero_centered: bool = False
+    cast_first: bool = False
 
     def is_fused(self) -> bool:
         """Whether the call does more than normalize."""
-        return self.residual is not None or self.mask is not None or self.activation != "none"
+        return (
+            self.residual is not None
+            or self.mask is not None
+            or self.activation != "none"
+            or self.gate is not None
+            or self.skip is not None
+        )
+
+    def varying(self) -> tuple[bool, ...] | None:
+        """The dimensions of x over which weight and bias vary; None if those are the features."""
+        parameter = self.bias if self.weight is None else self.weight
+        dims = self.x.dim()
+        if parameter is None or parameter.dim() != dims or dims == 1:
+            return None
+        levels = parse(self.pattern).levels(self.x.shape)
+        features = {level.dim for level in levels if level.feature and self.x.shape[level.dim] > 1}
+        own = {dim for dim, size in enumerate(parameter.shape) if size > 1}
+        return None if own == features else tuple([dim in own for dim in range(dims)])
+
+    def is_rounded(self) -> bool:
+        """Whether rounding x_hat before the product makes a difference."""
+        return self.cast_first and self.x.dtype is not arithmetic_dtype(self.x.dtype)
 
 
 class Result(NamedTuple):
@@ -71,16 +102,27 @@ class Result(NamedTuple):
         return self.mean.detach(), self.std.detach()
 
 
-def norm(a: Arguments) -> Result:
-    """``y = activation((s - mean) / sqrt(var + eps) * weight + bias)``, 0 at padding, with ``s = x + residual``.
+class Gradients(NamedTuple):
+    """The gradients of a call, None where they are not asked for; those of weight and bias are flat."""
 
-    Mean and variance are given, or those of the valid elements of s. The standard deviation ``sqrt(var)`` is returned,
-    not the variance, because its range in fp32 is that of the data. Where all is padding it counts as 1.
+    x: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    gate: Tensor | None = None
+    skip: Tensor | None = None
+
+
+def norm(a: Arguments) -> Result:
+    """``y = activation(z * f(gate) + skip)``, 0 at padding, with ``z = (s - mean) / sqrt(var + eps) * weight + bias``.
+
+    ``s = x + residual``. With `gate_first`, ``s = x * f(gate)``, and z is not multiplied. Mean and variance are given,
+    or those of the valid elements of s. The standard deviation ``sqrt(var)`` is returned, not the variance, because its
+    range in fp32 is that of the data. Where all is padding it counts as 1.
     """
     s = a.x if a.residual is None else a.x + a.residual
     view = _View(a, s)
     mean, var = view.given() if a.var is not None else view.moments()
-    y = ACTIVATIONS[a.activation](view.affine(view.standardized(mean, var)))
+    y = ACTIVATIONS[a.activation](view.gated(view.affine(view.rounded(view.standardized(mean, var)))))
     own_mean = own_std = None
     if a.var is None:
         own_mean = view.flat(mean) if a.center else a.x.new_empty(0, dtype=view.stat)
@@ -88,29 +130,44 @@ def norm(a: Arguments) -> Result:
     return Result(view.like_x(y), None if a.residual is None else s, own_mean, own_std)
 
 
-def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, weight and bias, the last two flat and in logical order.
+def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> Gradients:
+    """All gradients, those of weight and bias flat and in logical order.
 
     The moments are those in `a` if they were given (`fixed`), else computed from x.
 
-    ``dx = rstd * (g - mean(g) - x_hat * mean(g * x_hat))`` with ``g = dy * activation'(z) * weight``; with given
-    moments ``dx = rstd * g``.
+    ``ds = rstd * (g - mean(g) - x_hat * mean(g * x_hat))`` with ``g = dy * activation'(q) * f(gate) * weight`` and
+    q the argument of the activation; with given moments ``ds = rstd * g``. Rounding x_hat first changes no gradient.
     """
-    view = _View(a, a.x)
+    view = _View(a._replace(cast_first=False), a.x)
     mean, var = view.given() if fixed else view.moments()
     x_hat = view.standardized(mean, var)
-    upstream = view.split(dy)
+    upstream, dgate, z = view.split(dy), None, x_hat
+    if a.activation != "none" or a.gate is not None:
+        z = view.affine(x_hat)
     if a.activation != "none":
-        upstream = torch.func.vjp(ACTIVATIONS[a.activation], view.affine(x_hat))[1](upstream)[0]
-    g = upstream if a.weight is None else upstream * view.over_levels(a.weight)
+        upstream = torch.func.vjp(ACTIVATIONS[a.activation], view.gated(z))[1](upstream)[0]
+    dskip = upstream
+    if a.gate is not None and not a.gate_first:
+        dgate = view.times_slope(upstream * z)
+        upstream = upstream * view.gate
+    g = upstream if a.weight is None else upstream * view.weight()
     inside = g
     if not fixed:
         inside = g - x_hat * view.average(g * x_hat)
         if a.center:
             inside = inside - view.average(g)
-    dx = view.like_x(inside / (var + a.eps).sqrt())
-    dx = dx if a.residual is None else dx + a.residual
-    return dx, view.over_features(upstream * x_hat), view.over_features(upstream)
+    ds = inside / (var + a.eps).sqrt()
+    if a.gate_first:
+        dgate = view.times_slope(ds * view.split(a.x))
+        ds = ds * view.gate
+    dx = view.like_x(ds)
+    return Gradients(
+        dx if a.residual is None else dx + a.residual,
+        view.over_features(upstream * x_hat),
+        view.over_features(upstream),
+        None if dgate is None else view.like_x(dgate),
+        None if a.skip is None else view.like_x(dskip),
+    )
 
 
 class _View:
@@ -128,7 +185,11 @@ class _View:
         if a.mask is not None:
             self.valid = a.mask.expand(x.shape).reshape(self.sizes)
             self.counts = counts_of(a.mask, x.shape, self.levels).reshape(self.kept)
+        self.varying = a.varying()
+        self.gate: Any = None if a.gate is None else GATES[a.gate_activation](self.split(a.gate))
         self.values = self.split(x)
+        if a.gate_first:
+            self.values = self.values * self.gate
 
     def split(self, t: Tensor) -> Tensor:
         return self.masked(t.to(self.dtype).reshape(self.sizes))
@@ -161,15 +222,45 @@ class _View:
     def standardized(self, mean: Tensor, var: Tensor) -> Tensor:
         return (self.values - mean) / (var + self.a.eps).sqrt()
 
+    def rounded(self, t: Tensor) -> Tensor:
+        """In the dtype of x, if that is the convention; a gradient passes unrounded."""
+        if not self.a.is_rounded():
+            return t
+        own = t.detach()
+        return t + (own.to(self.a.x.dtype).to(own.dtype) - own)
+
+    def varies(self, level: Level) -> bool:
+        return level.feature if self.varying is None else self.varying[level.dim]
+
     def over_levels(self, parameter: Tensor) -> Tensor:
-        return parameter.to(self.dtype).reshape([level.size if level.feature else 1 for level in self.levels])
+        return parameter.to(self.dtype).reshape([level.size if self.varies(level) else 1 for level in self.levels])
+
+    def weight(self) -> Tensor:
+        assert self.a.weight is not None
+        weight = self.over_levels(self.a.weight)
+        return self.rounded(weight + 1 if self.a.zero_centered else weight)
 
     def affine(self, t: Tensor) -> Tensor:
-        t = t if self.a.weight is None else t * self.over_levels(self.a.weight)
-        return t if self.a.bias is None else t + self.over_levels(self.a.bias)
+        t = t if self.a.weight is None else t * self.weight()
+        return t if self.a.bias is None else self.rounded(t) + self.rounded(self.over_levels(self.a.bias))
+
+    def gated(self, t: Tensor) -> Tensor:
+        """What the activation is applied to."""
+        if self.a.gate is not None and not self.a.gate_first:
+            t = t * self.gate
+        return t if self.a.skip is None else t + self.split(self.a.skip)
+
+    def times_slope(self, t: Tensor) -> Tensor:
+        """The gradient of the gate, from that of its function."""
+        if self.a.gate_activation in ("none", "plus_one"):
+            return t
+        assert self.a.gate is not None
+        pull = torch.func.vjp(GATES[self.a.gate_activation], self.split(self.a.gate))[1]
+        slope: Tensor = pull(t)[0]
+        return slope
 
     def over_features(self, t: Tensor) -> Tensor:
-        others = [i for i, level in enumerate(self.levels) if not level.feature]
+        others = [i for i, level in enumerate(self.levels) if not self.varies(level)]
         return (t.sum(others) if others else t).reshape(-1).to(self.stat)
 
     def flat(self, t: Tensor) -> Tensor:

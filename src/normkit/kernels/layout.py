@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -33,37 +34,55 @@ def _reorder(t: Tensor, sizes: Sequence[int], axes: Sequence[int], *, to_memory:
     return t.reshape([sizes[axis] for axis in axes]).permute(_inverse(order)).reshape(-1)
 
 
+Varying = tuple[bool, ...] | None
+"""`Arguments.varying`"""
+
+
 @lru_cache(maxsize=MOST_PLANS)
-def plan_of(pattern: str, shape: torch.Size, strides: tuple[int, ...]) -> Plan:
-    return plan(parse(pattern), shape, strides)
+def plan_of(pattern: str, shape: torch.Size, strides: tuple[int, ...], varying: Varying = None) -> Plan:
+    made = plan(parse(pattern), shape, strides, varying)
+    if made.prepare is Prepare.STRIDED and not READS_STRIDED:
+        return replace(made, prepare=Prepare.DENSE, rows=None)
+    return made
 
 
-_Key = tuple[str, torch.Size, tuple[int, ...], str]
-_direct: dict[_Key, int] = {}
+READS_STRIDED = False
+
+
+_Key = tuple[str, torch.Size, tuple[int, ...], Varying, str]
+_direct: dict[_Key, tuple[int, tuple[int, ...]]] = {}
 _numbered: dict[tuple[tuple[int, ...], str], int] = {}
 
 
-def direct_plan(pattern: str, shape: torch.Size, strides: tuple[int, ...], device: str) -> int:
-    """The number of a plan for the kernels of a device, if a tensor can go to them as it is; else -1."""
-    key = (pattern, shape, strides, device)
-    number = _direct.get(key)
-    return _made_known(key) if number is None else number
+def direct_plan(
+    pattern: str, shape: torch.Size, strides: tuple[int, ...], varying: Varying, device: str
+) -> tuple[int, tuple[int, ...]]:
+    """The number of a plan for the kernels of a device, -1 if a tensor cannot go to them as it is; and y's strides."""
+    key = (pattern, shape, strides, varying, device)
+    return _direct.get(key) or _made_known(key)
 
 
-def _made_known(key: _Key) -> int:
+def _made_known(key: _Key) -> tuple[int, tuple[int, ...]]:
     """Make a plan known to the kernels and to the fast path. Each has a limit, at which it gives up all its plans."""
-    pattern, shape, strides, device = key
-    plan = plan_of(pattern, shape, strides)
+    pattern, shape, strides, varying, device = key
+    plan = plan_of(pattern, shape, strides, varying)
     number = _number_of(plan, device) if plan.direct else -1
     if _known_to_fast_path(key, number, plan) or len(_direct) >= MOST_PLANS:
         _direct.clear()
-    _direct[key] = number
-    return number
+    _direct[key] = number, strides if plan.prepare is Prepare.AS_IS else dense_strides(shape, strides)
+    return _direct[key]
+
+
+def dense_strides(shape: torch.Size, strides: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a dense tensor that has the dimensions in the same order of memory."""
+    return torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
 
 
 def _known_to_fast_path(key: _Key, number: int, plan: Plan) -> bool:
     """Let the fast path take calls of a plan; True if it has given up all other plans."""
-    pattern, shape, strides, device = key
+    pattern, shape, strides, varying, device = key
+    if varying is not None:
+        return False
     if device == "cpu":
         return fastpath.cache_plan(pattern, shape, strides, number)
     if number < 0 or device != "cuda":
@@ -102,14 +121,16 @@ def forget_plans() -> None:
 
 def ready_plan(a: Arguments, std: Tensor | None, dy: Tensor | None = None) -> int:
     """The number of the plan, if all tensors of a call can go to the kernels as they are; else -1."""
-    x, weight, bias, pattern, _, _, mean, _, residual, mask, _ = a
-    number = direct_plan(pattern, x.shape, x.stride(), "cpu" if x.is_cpu else x.device.type)
+    x, weight, bias, mean, residual, gate, skip = a.x, a.weight, a.bias, a.mean, a.residual, a.gate, a.skip
+    number, strides = direct_plan(a.pattern, x.shape, x.stride(), a.varying(), "cpu" if x.is_cpu else x.device.type)
     if (
         number >= 0
-        and mask is None
+        and a.mask is None
         and is_ready(x, weight, bias, mean, std)
-        and (residual is None or residual.stride() == x.stride())
-        and (dy is None or dy.stride() == x.stride())
+        and (residual is None or residual.stride() == strides)
+        and (dy is None or dy.stride() == strides)
+        and (gate is None or gate.stride() == strides)
+        and (skip is None or skip.stride() == strides)
     ):
         return number
     return -1
@@ -118,14 +139,17 @@ def ready_plan(a: Arguments, std: Tensor | None, dy: Tensor | None = None) -> in
 class Layout:
     """One tensor under one plan: the copies it needs on the way in, and the way back out."""
 
-    def __init__(self, x: Tensor, pattern: str) -> None:
-        self.shape, self.pattern = x.shape, pattern
-        self.plan = plan_of(pattern, x.shape, x.stride())
+    def __init__(self, a: Arguments) -> None:
+        x = a.x
+        self.shape, self.pattern, varying = x.shape, a.pattern, a.varying()
+        self.plan = plan_of(a.pattern, x.shape, x.stride(), varying)
         if self.plan.prepare is Prepare.DENSE:
             x = x.clone()
-            self.plan = plan_of(pattern, x.shape, x.stride())
-        self.like = x
-        self.x = x if self.plan.prepare is Prepare.AS_IS else self.into(x)
+            self.plan = plan_of(a.pattern, x.shape, x.stride(), varying)
+        strided = self.plan.prepare is Prepare.STRIDED
+        self.like = torch.empty_like(x, device="meta") if strided else x
+        self.device = x.device
+        self.x = self.into(x) if self.plan.prepare is Prepare.REGROUP else x
         self.stat = arithmetic_dtype(x.dtype)
         self.number = _number_of(self.plan, x.device.type)
 
@@ -137,12 +161,14 @@ class Layout:
             bias=self.parameter(a.bias),
             mean=None if a.mean is None else self.statistic(a.mean),
             residual=None if a.residual is None else self.into(a.residual),
+            gate=None if a.gate is None else self.into(a.gate),
+            skip=None if a.skip is None else self.into(a.skip),
         )
 
     def into(self, t: Tensor) -> Tensor:
         """Another tensor of x's shape, laid out as the kernel expects x."""
         if t.stride() != self.like.stride():
-            t = torch.empty_like(self.like, dtype=t.dtype).copy_(t)
+            t = torch.empty_like(self.like, dtype=t.dtype, device=self.device).copy_(t)
         if self.plan.prepare is not Prepare.REGROUP:
             return t
         return t.reshape(self.plan.sizes).permute(self._order()).contiguous()
@@ -151,7 +177,9 @@ class Layout:
         """A result of the kernel, laid out as x."""
         if self.plan.prepare is not Prepare.REGROUP:
             return t
-        return torch.empty_like(self.like).copy_(t.permute(_inverse(self._order())).reshape(self.shape))
+        return torch.empty_like(self.like, device=self.device).copy_(
+            t.permute(_inverse(self._order())).reshape(self.shape)
+        )
 
     def _order(self) -> list[int]:
         ones = [i for i, size in enumerate(self.plan.sizes) if size == 1]
@@ -162,7 +190,7 @@ class Layout:
             return None
         if not self.plan.features_in_order:
             t = _reorder(t, self.plan.sizes, self.plan.features, to_memory=True)
-        return (t if _is_read(t, self.like) else t.to(self.stat)).contiguous()
+        return (t if _is_read(t, self.x) else t.to(self.stat)).contiguous()
 
     def parameter_back(self, t: Tensor) -> Tensor:
         if self.plan.features_in_order or t.numel() == 0:

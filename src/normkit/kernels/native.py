@@ -12,7 +12,7 @@ from torch import Tensor
 
 from normkit import settings
 from normkit.kernels.backend import Kernels, Mask, Want
-from normkit.kernels.formula import NUMBERS, Arguments
+from normkit.kernels.formula import NUMBERS, Arguments, Gradients
 
 _FOLDER = Path(__file__).resolve().parent.parent
 
@@ -21,9 +21,10 @@ class CompiledKernels:
     """The operators of csrc/ops.cpp as `Kernels`. A call that only normalizes has operators of few arguments."""
 
     reads_half = False
+    extended = False
 
     def __init__(self, operators: Any) -> None:
-        self.plan = operators.plan.default
+        self._plan = operators.plan.default
         self.forget = operators.forget.default
         self.root = operators.root.default
         self.move_running = operators.move_running.default
@@ -36,10 +37,17 @@ class CompiledKernels:
         self.fused = operators.fused.default
         self.fused_backward = operators.fused_backward.default
 
+    def plan(
+        self, k0: int, r0: int, k1: int, r1: int, period: int, inner: int, columns: int, slabs: int, group: int,
+        pitch: int, outer: int, /,
+    ) -> int:  # fmt: skip
+        number: int = self._plan(k0, r0, k1, r1, period, inner, columns)
+        return number
+
     def norm(
         self, a: Arguments, plan: int, std: Tensor | None, eps: float, mask: Mask | None, moments: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        x, weight, bias, _, _, center, mean, _, residual, _, activation = a
+        x, weight, bias, _, _, center, mean, _, residual, _, activation, *_ = a
         if residual is not None or mask is not None or activation != "none":
             rest = (mean, std, weight, bias, plan, eps, center, NUMBERS[activation])
             y, total, own_mean, own_std = self.fused(x, residual, *_flat(mask), *rest)
@@ -57,15 +65,14 @@ class CompiledKernels:
 
     def norm_backward(
         self, dy: Tensor, a: Arguments, plan: int, std: Tensor, eps: float, mask: Mask | None, fixed: bool, want: Want
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight, bias, _, _, center, mean, _, dsum, _, activation = a
-        out: tuple[Tensor, Tensor, Tensor]
+    ) -> Gradients:
+        x, weight, bias, _, _, center, mean, _, dsum, _, activation, *_ = a
         if dsum is None and mask is None and activation == "none":
-            out = self.backward(dy, x, mean, std, weight, plan, eps, center, fixed, *want)
+            grads = self.backward(dy, x, mean, std, weight, plan, eps, center, fixed, *want[:3])
         else:
             options = (plan, eps, center, fixed, NUMBERS[activation], want.weight, want.bias)
-            out = self.fused_backward(dy, dsum, x, *_flat(mask), mean, std, weight, bias, *options)
-        return out
+            grads = self.fused_backward(dy, dsum, x, *_flat(mask), mean, std, weight, bias, *options)
+        return Gradients(*grads)
 
     def quantize(self, *_: object) -> tuple[Tensor, Tensor] | None:
         return None

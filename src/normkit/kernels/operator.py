@@ -17,7 +17,7 @@ from normkit.kernels import batched, context, devices, formula
 from normkit.kernels.backend import Kernels, Want
 from normkit.kernels.devices import kernels_for
 from normkit.kernels.dtypes import arithmetic_dtype
-from normkit.kernels.formula import ACTIVATIONS, Arguments, Result, vjp
+from normkit.kernels.formula import ACTIVATIONS, Arguments, Gradients, Result, vjp
 from normkit.kernels.layout import Layout, dense_like, ready_plan
 from normkit.kernels.traced import decomposed, export
 from normkit.pattern import parse
@@ -26,19 +26,22 @@ library = torch.library.Library("normkit", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 library.define(
     "norm(Tensor x, Tensor? weight, Tensor? bias, str pattern, float eps, bool center, Tensor? mean=None,"
-    " Tensor? var=None, Tensor? residual=None, Tensor? mask=None, str activation='none')"
+    " Tensor? var=None, Tensor? residual=None, Tensor? mask=None, str activation='none', Tensor? gate=None,"
+    " Tensor? skip=None, str gate_activation='none', bool gate_first=False, bool zero_centered=False,"
+    " bool cast_first=False)"
     " -> (Tensor y, Tensor? sum, Tensor? mean, Tensor? std)",
     tags=_TAGS,
 )
 library.define(
     "norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, str pattern, float eps, bool center, Tensor mean,"
-    " Tensor std_or_var, Tensor? dsum, Tensor? mask, str activation, bool fixed, bool want_x, bool want_weight,"
-    " bool want_bias) -> (Tensor? dx, Tensor? dweight, Tensor? dbias)",
+    " Tensor std_or_var, Tensor? dsum, Tensor? mask, str activation, Tensor? gate, Tensor? skip, str gate_activation,"
+    " bool gate_first, bool zero_centered, bool cast_first, bool fixed, bool want_x, bool want_weight, bool want_bias,"
+    " bool want_gate, bool want_skip)"
+    " -> (Tensor? dx, Tensor? dweight, Tensor? dbias, Tensor? dgate, Tensor? dskip)",
     tags=_TAGS,
 )
 # Its answer depends on the time of the call and on no tensor: a CUDA graph that replays it would repeat the first one.
 library.define("is_first_pass(Device device) -> Tensor", tags=(*_TAGS, torch.Tag.cudagraph_unsafe))
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 # The operators ------------------------------------------------------------------------------------------------
@@ -46,7 +49,7 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 def norm(a: Arguments, moments: bool = True) -> Result:
     """Body of ``normkit::norm``; with `moments` false the kernels need not return them."""
-    kernels = kernels_for(a.x)
+    kernels = _kernels_for(a)
     if kernels is None:
         out = formula.norm(a)
         return out._replace(y=dense_like(a.x, out.y), sum=None if out.sum is None else dense_like(a.x, out.sum))
@@ -54,7 +57,7 @@ def norm(a: Arguments, moments: bool = True) -> Result:
     plan = ready_plan(a, given)
     if plan >= 0:
         return Result(*kernels.norm(a, plan, given, eps, None, moments))
-    layout = Layout(a.x, a.pattern)
+    layout = Layout(a)
     given = None if given is None else layout.statistic(given)
     laid_out, mask = layout.arguments(a), layout.mask(a.mask)
     y, total, mean, std = kernels.norm(laid_out, layout.number, given, eps, mask, moments)
@@ -64,25 +67,34 @@ def norm(a: Arguments, moments: bool = True) -> Result:
 
 def norm_backward(dy: Tensor, a: Arguments, fixed: bool, want: Want) -> Gradients:
     """Body of ``normkit::norm_backward``; with `fixed` the moments were given."""
-    kernels = kernels_for(a.x)
+    kernels = _kernels_for(a)
     if kernels is None:
         grads = formula.norm_backward(dy, a, fixed)
-        return _wanted((dense_like(a.x, grads[0]), *grads[1:]), want)
+        dx, dgate, dskip = (None if t is None else dense_like(a.x, t) for t in (grads.x, grads.gate, grads.skip))
+        return _wanted(grads._replace(x=dx, gate=dgate, skip=dskip), want)
     assert a.var is not None
     std, eps = _given(kernels, a.var, a) if fixed else (a.var, a.eps)
     plan = ready_plan(a, std, dy)
     if plan >= 0:
         return _wanted(kernels.norm_backward(dy, a, plan, std, eps, None, fixed, want), want)
-    layout = Layout(a.x, a.pattern)
+    layout = Layout(a)
     options = (layout.number, layout.statistic(std), eps, layout.mask(a.mask), fixed, want)
-    dx, *rest = _wanted(kernels.norm_backward(layout.into(dy), layout.arguments(a), *options), want)
-    dweight, dbias = (None if t is None else layout.parameter_back(t) for t in rest)
-    return None if dx is None else layout.out(dx), dweight, dbias
+    grads = _wanted(kernels.norm_backward(layout.into(dy), layout.arguments(a), *options), want)
+    dx, dgate, dskip = (None if t is None else layout.out(t) for t in (grads.x, grads.gate, grads.skip))
+    dweight, dbias = (None if t is None else layout.parameter_back(t) for t in (grads.weight, grads.bias))
+    return Gradients(dx, dweight, dbias, dgate, dskip)
 
 
-def _wanted(grads: Sequence[Tensor | None], want: Want) -> Gradients:
-    dx, dweight, dbias = grads
-    return dx if want.x else None, dweight if want.weight else None, dbias if want.bias else None
+def _kernels_for(a: Arguments) -> Kernels | None:
+    kernels = kernels_for(a.x)
+    if kernels is None or kernels.extended:
+        return kernels
+    extended = a.gate is not None or a.skip is not None or a.zero_centered or a.is_rounded() or a.varying() is not None
+    return None if extended else kernels
+
+
+def _wanted(grads: Gradients, want: Want) -> Gradients:
+    return Gradients(*[t if wanted else None for t, wanted in zip(grads, want, strict=True)])
 
 
 def _given(kernels: Kernels, var: Tensor, a: Arguments) -> tuple[Tensor, float]:
@@ -99,15 +111,18 @@ def is_first_pass(device: torch.device) -> Tensor:
 
 def _split(flat: Sequence[Any]) -> tuple[Arguments, bool, Want]:
     """The arguments of ``norm_backward`` after dy, which its schema has in a row."""
-    return Arguments(*flat[:11]), flat[11], Want(*flat[12:])
+    return Arguments(*flat[:_ARGUMENTS]), flat[_ARGUMENTS], Want(*flat[_ARGUMENTS + 1 :])
+
+
+_ARGUMENTS = len(Arguments._fields)
 
 
 def _norm_of_all(*args: Any) -> tuple[Tensor | None, ...]:
     return tuple(norm(Arguments(*args)))
 
 
-def _norm_backward_of_all(dy: Tensor, *args: Any) -> Gradients:
-    return norm_backward(dy, *_split(args))
+def _norm_backward_of_all(dy: Tensor, *args: Any) -> tuple[Tensor | None, ...]:
+    return tuple(norm_backward(dy, *_split(args)))
 
 
 @torch.library.register_fake("normkit::norm", lib=library)
@@ -123,11 +138,16 @@ def _(*args: Any) -> tuple[Tensor | None, ...]:
 
 
 @torch.library.register_fake("normkit::norm_backward", lib=library)
-def _(dy: Tensor, *args: Any) -> Gradients:
+def _(dy: Tensor, *args: Any) -> tuple[Tensor | None, ...]:
     a, _, want = _split(args)
-    features = math.prod(level.size for level in parse(a.pattern).levels(a.x.shape) if level.feature)
-    dweight, dbias = (a.x.new_empty(features, dtype=arithmetic_dtype(a.x.dtype)) if one else None for one in want[1:])
-    return torch.empty_like(a.x) if want.x else None, dweight, dbias
+    if a.weight is None and a.bias is None:
+        features = math.prod(level.size for level in parse(a.pattern).levels(a.x.shape) if level.feature)
+    else:
+        features = max(t.numel() for t in (a.weight, a.bias) if t is not None)
+    flat, dtype = (features,), arithmetic_dtype(a.x.dtype)
+    dweight, dbias = (a.x.new_empty(flat, dtype=dtype) if one else None for one in (want.weight, want.bias))
+    dx, dgate, dskip = (torch.empty_like(a.x) if one else None for one in (want.x, want.gate, want.skip))
+    return dx, dweight, dbias, dgate, dskip
 
 
 library.impl("is_first_pass", is_first_pass, "CompositeExplicitAutograd")
@@ -147,19 +167,25 @@ def _(device: torch.device) -> Tensor:
 
 
 def _context(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor | None]) -> None:
-    x, weight, bias, pattern, eps, center, mean, var, residual, mask, activation = inputs
+    a = Arguments(*inputs)
     channel_dims: list[int] = []
-    fixed, places = var is not None, mask
-    if mask is not None:  # saved without its dimensions of channels
-        channel_dims = sorted({level.dim for level in parse(pattern).levels(x.shape) if level.feature})
-        places = mask.squeeze(channel_dims)
-    ctx.rest = (pattern, eps, center, activation, fixed, residual is not None, channel_dims)
-    ctx.bias_like = None if bias is None else (bias.shape, bias.dtype)
-    is_fused = residual is not None or mask is not None or activation != "none"
-    source = x if residual is None else output[1]
-    moments = (mean, var) if fixed else output[2:]
-    ctx.save_for_backward(source, places, weight, bias if is_fused else None, *moments)
+    fixed, places = a.var is not None, a.mask
+    if a.mask is not None:  # saved without its dimensions of channels
+        channel_dims = sorted({level.dim for level in parse(a.pattern).levels(a.x.shape) if level.feature})
+        places = a.mask.squeeze(channel_dims)
+    ctx.rest = (fixed, a.residual is not None, a.skip is not None, channel_dims)
+    ctx.call = _without_tensors(a)
+    ctx.bias_like = None if a.bias is None else (a.bias.shape, a.bias.dtype)
+    source = a.x if a.residual is None else output[1]
+    moments = (a.mean, a.var) if fixed else output[2:]
+    needed = (a.gate, a.skip if a.activation != "none" else None) if a.gate is not None or a.skip is not None else ()
+    ctx.save_for_backward(source, places, a.weight, a.bias if a.is_fused() else None, *moments, *needed)
     ctx.set_materialize_grads(False)
+
+
+def _without_tensors(a: Arguments) -> Arguments:
+    """A call as a context may keep it; the tensors are saved."""
+    return Arguments(*[None if isinstance(value, Tensor) else value for value in a])  # type: ignore[arg-type]
 
 
 def _backward(
@@ -169,57 +195,74 @@ def _backward(
     dmean: Tensor | None = None,
     dstd: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    x, mask, weight, bias, mean, var = ctx.saved_tensors
-    pattern, eps, center, activation, fixed, has_residual, channel_dims = ctx.rest
+    x, mask, weight, bias, mean, var, *needed = ctx.saved_tensors
+    gate, skip = needed or (None, None)
+    fixed, has_residual, has_skip, channel_dims = ctx.rest
     for dim in channel_dims:
         mask = mask.unsqueeze(dim)
-    a = Arguments(x, weight, bias, pattern, eps, center, mean, var, dsum if has_residual else None, mask, activation)
+    call: Arguments = ctx.call
+    a = call._replace(x=x, weight=weight, bias=bias, mean=mean, var=var, mask=mask, gate=gate, skip=skip)
+    a = a._replace(residual=dsum if has_residual else None)
     # The dispatcher leaves trailing arguments out where they are the defaults.
-    want_x, want_weight, want_bias, *_, want_mean, want_var, want_residual = (*ctx.needs_input_grad, *(False,) * 3)[:9]
-    dx, dweight, dbias, dmean_given, dvar = a.residual, None, None, None, None
+    wants = Arguments(*(*ctx.needs_input_grad, *(False,) * len(call))[: len(call)])
+    skip_is_dy = has_skip and a.activation == "none" and mask is None
+    grads, dmean_given, dvar = Gradients(a.residual, None, None), None, None
     if dy is not None:
-        want = Want(want_x or want_residual, want_weight, want_bias)
-        dx, dweight, dbias = gradients(dy, a, fixed, want)
-    if fixed and dy is not None and (want_mean or want_var):
+        want_skip = bool(wants.skip) and not skip_is_dy
+        want = Want(bool(wants.x or wants.residual), bool(wants.weight), bool(wants.bias), bool(wants.gate), want_skip)
+        grads = gradients(dy, a, fixed, want)
+    if fixed and dy is not None and (wants.mean or wants.var):
         plain = a._replace(residual=None)
         dmean_given, dvar = vjp(lambda m, v: formula.norm(plain._replace(mean=m, var=v))[:1], [mean, var], [dy])
-    if not fixed and (dstd is not None or (dmean is not None and center)):
-        own = a._replace(mean=None, var=None, residual=None)
-        (extra,) = vjp(lambda x: formula.norm(own._replace(x=x))[2:], [x], [dmean if center else None, dstd])
+    dx = grads.x
+    if not fixed and (dstd is not None or (dmean is not None and a.center)):
+        own = a._replace(mean=None, var=None, residual=None, skip=None)
+        if a.gate_first:
+            extra, more = vjp(
+                lambda x, g: formula.norm(own._replace(x=x, gate=g))[2:], [x, gate], [dmean if a.center else None, dstd]
+            )
+            grads = grads._replace(gate=more if grads.gate is None else grads.gate + more)
+        else:
+            own = own._replace(gate=None)
+            (extra,) = vjp(lambda x: formula.norm(own._replace(x=x))[2:], [x], [dmean if a.center else None, dstd])
         dx = extra if dx is None else dx + extra
-    return (
-        dx if want_x else None,
-        None if dweight is None else dweight.view(weight.shape).to(weight.dtype),
-        None if dbias is None else dbias.view(ctx.bias_like[0]).to(ctx.bias_like[1]),
-        *(None,) * 3,
-        dmean_given,
-        dvar,
-        dx if want_residual else None,
-        *(None,) * 2,
-    )
+    by_name = {
+        "x": dx if wants.x else None,
+        "weight": None if grads.weight is None else grads.weight.view(weight.shape).to(weight.dtype),
+        "bias": None if grads.bias is None else grads.bias.view(ctx.bias_like[0]).to(ctx.bias_like[1]),
+        "mean": dmean_given,
+        "var": dvar,
+        "residual": dx if wants.residual else None,
+        "gate": grads.gate if wants.gate else None,
+        "skip": (dy if skip_is_dy else grads.skip) if wants.skip else None,
+    }
+    return tuple([by_name.get(name) for name in Arguments._fields])
 
 
 def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     a, ctx.fixed, ctx.want = _split(inputs[1:])
-    ctx.rest, ctx.has_sum = a[3:6] + a[10:], a.residual is not None
-    ctx.save_for_backward(inputs[0], a.x, a.mask, a.weight, a.bias, a.mean, a.var)
+    ctx.call, ctx.has_sum = _without_tensors(a), a.residual is not None
+    ctx.save_for_backward(inputs[0], a.x, a.mask, a.weight, a.bias, a.mean, a.var, a.gate, a.skip)
     ctx.set_materialize_grads(False)
 
 
 def _backward_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     """Second derivatives. The moments are functions of x, and their share is counted with x."""
-    dy, x, mask, weight, bias, mean, var = ctx.saved_tensors
-    pattern, eps, center, activation = ctx.rest
+    dy, x, mask, weight, bias, mean, var, gate, skip = ctx.saved_tensors
+    call: Arguments = ctx.call
 
-    def first(dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Sequence[Tensor]:
-        a = Arguments(x, weight, bias, pattern, eps, center, mean, var, None, mask, activation)
+    def first(dy: Tensor, x: Tensor, *rest: Tensor | None) -> Sequence[Tensor | None]:
+        weight, bias, gate, skip = rest
+        a = call._replace(x=x, weight=weight, bias=bias, gate=gate, skip=skip, mean=mean, var=var, mask=mask)
         return formula.norm_backward(dy, a, ctx.fixed)
 
     wanted = [g if want else None for g, want in zip(upstream, ctx.want, strict=True)]
-    grads: tuple[Tensor | None, ...] = (None,) * 4
+    grads: tuple[Tensor | None, ...] = (None,) * 6
     if any(g is not None for g in wanted):
-        grads = vjp(first, [dy, x, weight, bias], wanted)
-    return *grads, *(None,) * 5, wanted[0] if ctx.has_sum else None, *(None,) * 6
+        grads = vjp(first, [dy, x, weight, bias, gate, skip], wanted)
+    by_name = dict(zip(("x", "weight", "bias", "gate", "skip"), grads[1:], strict=True))
+    by_name["residual"] = wanted[0] if ctx.has_sum else None
+    return grads[0], *[by_name.get(name) for name in Arguments._fields], *(None,) * (1 + len(Want._fields))
 
 
 def implement(
@@ -281,9 +324,9 @@ def decompose(name: str, plain: Callable[..., Any]) -> None:
     torch.library.register_torch_dispatch(f"normkit::{name}", FunctionalTensorMode, rule, lib=library)
 
 
-def _decomposed_backward(dy: Tensor, *args: Any) -> Gradients:
+def _decomposed_backward(dy: Tensor, *args: Any) -> tuple[Tensor | None, ...]:
     a, fixed, want = _split(args)
-    return _wanted(decomposed.norm_backward(dy, a, fixed), want)
+    return tuple(_wanted(decomposed.norm_backward(dy, a, fixed), want))
 
 
 decompose("norm", lambda *args: tuple(decomposed.norm(Arguments(*args))))
@@ -308,7 +351,7 @@ def run(a: Arguments, moments: bool = False) -> Result:
         if context.is_differentiated() and (a.is_fused() or not context.is_only_mapped()):
             return formula.norm(a)
         return Result(*_norm(*a))
-    if context.wants_gradient(a.x, a.weight, a.bias, a.mean, a.var, a.residual):
+    if context.wants_gradient(a.x, a.weight, a.bias, a.mean, a.var, a.residual, a.gate, a.skip):
         return Result(*_differentiable_norm(*a))
     return norm(a, moments)
 
@@ -318,12 +361,11 @@ def gradients(dy: Tensor, a: Arguments, fixed: bool, want: Want) -> Gradients:
     if torch.is_grad_enabled() or context.is_watched(dy) or context.is_watched(a.x):
         if context.is_differentiated():
             return _wanted(formula.norm_backward(dy, a, fixed), want)
-        out: Gradients = _norm_backward(dy, *a, fixed, *want)
-        return out
+        return Gradients(*_norm_backward(dy, *a, fixed, *want))
     return norm_backward(dy, a, fixed, want)
 
 
-def gradients_of_fast_path(dy: Tensor, *flat: Any) -> Gradients:
+def gradients_of_fast_path(dy: Tensor, *flat: Any) -> tuple[Tensor | None, ...]:
     """A backward pass that csrc/fastpath/ cannot carry out itself; it passes the activation by its number."""
-    a, fixed, want = _split(flat)
-    return gradients(dy, a._replace(activation=list(ACTIVATIONS)[flat[10]]), fixed, want)
+    a, fixed, want = Arguments(*flat[:11]), flat[11], Want(*flat[12:])
+    return gradients(dy, a._replace(activation=list(ACTIVATIONS)[flat[10]]), fixed, want)[:3]

@@ -72,7 +72,10 @@ def _gradients(dw: Tensor, v: Tensor, g: Tensor, dim: int | None) -> tuple[Tenso
 
 def _plan(v: Tensor, dim: int | None) -> int:
     """The kernels' plan, or -1 where they do not serve."""
-    return direct_plan(pattern_of(dim), v.shape, v.stride(), v.device.type) if kernels_for(v) is not None else -1
+    if kernels_for(v) is None:
+        return -1
+    plan, strides = direct_plan(pattern_of(dim), v.shape, v.stride(), None, v.device.type)
+    return plan if strides == v.stride() else -1
 
 
 def _ready(g: Tensor, v: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from normkit import functional
 from normkit.errors import ArgumentError
-from normkit.functional.extras import Fusions, Output
+from normkit.functional.extras import Epilogues, Output
 from normkit.layers.base.checks import named
 from normkit.layers.base.layer import Layer, check_count, check_eps, registered
 from normkit.pattern import Region, bound
@@ -104,9 +104,9 @@ class Norm(Layer):
             nn.init.zeros_(self.bias)
 
     @overload
-    def forward(self, x: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
+    def forward(self, x: Tensor, **fused: Unpack[Epilogues]) -> Tensor: ...
     @overload
-    def forward(self, x: Tensor, *, return_residual: bool, **fused: Unpack[Fusions]) -> Output: ...
+    def forward(self, x: Tensor, *, return_residual: bool, **fused: Unpack[Epilogues]) -> Output: ...
     @named
     def forward(
         self,
@@ -116,8 +116,12 @@ class Norm(Layer):
         residual: Tensor | None = None,
         return_residual: bool = False,
         activation: str | None = None,
+        gate: Tensor | None = None,
+        skip: Tensor | None = None,
+        gate_activation: str | None = None,
+        gate_first: bool = False,
     ) -> Output:
-        """Normalize; keywords as in `normkit.functional.extras.Extras`, by default the layer's own activation."""
+        """Normalize; keywords as in `normkit.functional.extras`, by default the layer's own activation."""
         return functional.normalize(
             x,
             self._region,
@@ -130,6 +134,10 @@ class Norm(Layer):
             residual=residual,
             return_residual=return_residual,
             activation=activation or self.activation,
+            gate=gate,
+            skip=skip,
+            gate_activation=gate_activation,
+            gate_first=gate_first,
         )
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normkit import functional
-from normkit.functional.extras import Fusions, Output
+from normkit.functional.extras import Epilogues, Output
 from normkit.layers.base.checks import check_channels, named
 from normkit.layers.base.layer import Layer, check_count, check_eps, check_groups, registered
 from normkit.layers.base.versions import TakesBias, make
@@ -65,9 +65,9 @@ class GroupNorm(Layer, TakesBias, nn.GroupNorm):
         make(self, nn.GroupNorm, num_groups, num_channels, eps, affine, device, dtype, bias=bias)
 
     @overload
-    def forward(self, input: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
+    def forward(self, input: Tensor, **fused: Unpack[Epilogues]) -> Tensor: ...
     @overload
-    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Fusions]) -> Output: ...
+    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Epilogues]) -> Output: ...
     @named
     def forward(
         self,
@@ -77,8 +77,12 @@ class GroupNorm(Layer, TakesBias, nn.GroupNorm):
         residual: Tensor | None = None,
         return_residual: bool = False,
         activation: str | None = None,
+        gate: Tensor | None = None,
+        skip: Tensor | None = None,
+        gate_activation: str | None = None,
+        gate_first: bool = False,
     ) -> Output:
-        """Normalize; keywords as in `normkit.functional.extras.Extras`, by default the layer's own activation."""
+        """Normalize; keywords as in `normkit.functional.extras`, by default the layer's own activation."""
         if input.dim() > 1:
             check_channels(input, 1, self.num_channels)
         return functional.group_norm(
@@ -92,4 +96,8 @@ class GroupNorm(Layer, TakesBias, nn.GroupNorm):
             residual=residual,
             return_residual=return_residual,
             activation=activation or self.activation,
+            gate=gate,
+            skip=skip,
+            gate_activation=gate_activation,
+            gate_first=gate_first,
         )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules import batchnorm, instancenorm
 
 from normkit import functional
-from normkit.functional.extras import Fusions, Output
+from normkit.functional.extras import Epilogues, Output
 from normkit.layers.base.checks import check_channels, check_rank, has_channels, named
 from normkit.layers.base.layer import Layer, check_count, check_eps, registered
 from normkit.layers.base.versions import TakesBias, initialize_parameters, make
@@ -56,9 +56,9 @@ class _InstanceNorm(Layer, TakesBias, instancenorm._InstanceNorm):
         check_rank(input, self.layouts)
 
     @overload
-    def forward(self, input: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
+    def forward(self, input: Tensor, **fused: Unpack[Epilogues]) -> Tensor: ...
     @overload
-    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Fusions]) -> Output: ...
+    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Epilogues]) -> Output: ...
     @named
     def forward(
         self,
@@ -68,8 +68,12 @@ class _InstanceNorm(Layer, TakesBias, instancenorm._InstanceNorm):
         residual: Tensor | None = None,
         return_residual: bool = False,
         activation: str | None = None,
+        gate: Tensor | None = None,
+        skip: Tensor | None = None,
+        gate_activation: str | None = None,
+        gate_first: bool = False,
     ) -> Output:
-        """Normalize; training updates the running statistics; keywords as in `normkit.functional.extras.Extras`."""
+        """Normalize; training updates the running statistics; keywords as in `normkit.functional.extras`."""
         self._check_input_dim(input)
         dim = input.dim() - min(self.layouts)
         if self.affine or self.track_running_stats:
@@ -81,7 +85,9 @@ class _InstanceNorm(Layer, TakesBias, instancenorm._InstanceNorm):
                 stacklevel=2,
             )
         if not dim:
-            mask, residual = (t.unsqueeze(0) if isinstance(t, Tensor) else t for t in (mask, residual))
+            mask, residual, gate, skip = (
+                t.unsqueeze(0) if isinstance(t, Tensor) else t for t in (mask, residual, gate, skip)
+            )
         y = functional.instance_norm(
             input if dim else input.unsqueeze(0),
             registered(self, "running_mean"),
@@ -96,6 +102,10 @@ class _InstanceNorm(Layer, TakesBias, instancenorm._InstanceNorm):
             residual=residual,
             return_residual=return_residual,
             activation=activation or self.activation,
+            gate=gate,
+            skip=skip,
+            gate_activation=gate_activation,
+            gate_first=gate_first,
         )
         if dim:
             return y

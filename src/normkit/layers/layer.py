@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normkit import functional
 from normkit.functional.call.precision import Cast
-from normkit.functional.extras import Fusions, Output
+from normkit.functional.extras import Epilogues, Output
 from normkit.layers.base.checks import check_channels, named
 from normkit.layers.base.layer import LastDims, Layer, Shape, check_count, check_eps, checked_shape, registered
 from normkit.layers.base.versions import TakesBias
@@ -67,9 +67,9 @@ class LayerNorm(LastDims, TakesBias, nn.LayerNorm):
         nn.LayerNorm.__init__(self, shape, eps, elementwise_affine, bias, device, dtype)
 
     @overload
-    def forward(self, input: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
+    def forward(self, input: Tensor, **fused: Unpack[Epilogues]) -> Tensor: ...
     @overload
-    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Fusions]) -> Output: ...
+    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Epilogues]) -> Output: ...
     @named
     def forward(
         self,
@@ -79,8 +79,12 @@ class LayerNorm(LastDims, TakesBias, nn.LayerNorm):
         residual: Tensor | None = None,
         return_residual: bool = False,
         activation: str | None = None,
+        gate: Tensor | None = None,
+        skip: Tensor | None = None,
+        gate_activation: str | None = None,
+        gate_first: bool = False,
     ) -> Output:
-        """Normalize; keywords as in `normkit.functional.extras.Extras`, by default the layer's own activation."""
+        """Normalize; keywords as in `normkit.functional.extras`, by default the layer's own activation."""
         return functional.layer_norm(
             input,
             self.normalized_shape,
@@ -94,6 +98,10 @@ class LayerNorm(LastDims, TakesBias, nn.LayerNorm):
             residual=residual,
             return_residual=return_residual,
             activation=activation or self.activation,
+            gate=gate,
+            skip=skip,
+            gate_activation=gate_activation,
+            gate_first=gate_first,
         )
 
 
@@ -157,9 +165,9 @@ class LayerNorm2d(Layer):
             nn.init.zeros_(self.bias)
 
     @overload
-    def forward(self, input: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
+    def forward(self, input: Tensor, **fused: Unpack[Epilogues]) -> Tensor: ...
     @overload
-    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Fusions]) -> Output: ...
+    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Epilogues]) -> Output: ...
     @named
     def forward(
         self,
@@ -169,8 +177,12 @@ class LayerNorm2d(Layer):
         residual: Tensor | None = None,
         return_residual: bool = False,
         activation: str | None = None,
+        gate: Tensor | None = None,
+        skip: Tensor | None = None,
+        gate_activation: str | None = None,
+        gate_first: bool = False,
     ) -> Output:
-        """Normalize; keywords as in `normkit.functional.extras.Extras`, by default the layer's own activation."""
+        """Normalize; keywords as in `normkit.functional.extras`, by default the layer's own activation."""
         if input.dim() > 1:
             check_channels(input, 1, self.num_channels)
         return functional.layer_norm2d(
@@ -183,6 +195,10 @@ class LayerNorm2d(Layer):
             residual=residual,
             return_residual=return_residual,
             activation=activation or self.activation,
+            gate=gate,
+            skip=skip,
+            gate_activation=gate_activation,
+            gate_first=gate_first,
         )
 
     def extra_repr(self) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normkit import functional
 from normkit.functional.call.precision import Cast
-from normkit.functional.extras import Fusions, Output
+from normkit.functional.extras import Epilogues, Output
 from normkit.layers.base.checks import named
 from normkit.layers.base.layer import LastDims, Shape, check_eps, checked_shape, registered
 
@@ -65,9 +65,9 @@ class RMSNorm(LastDims, nn.RMSNorm):
         nn.RMSNorm.__init__(self, shape, eps, elementwise_affine, device, dtype)
 
     @overload
-    def forward(self, x: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
+    def forward(self, x: Tensor, **fused: Unpack[Epilogues]) -> Tensor: ...
     @overload
-    def forward(self, x: Tensor, *, return_residual: bool, **fused: Unpack[Fusions]) -> Output: ...
+    def forward(self, x: Tensor, *, return_residual: bool, **fused: Unpack[Epilogues]) -> Output: ...
     @named
     def forward(
         self,
@@ -77,8 +77,12 @@ class RMSNorm(LastDims, nn.RMSNorm):
         residual: Tensor | None = None,
         return_residual: bool = False,
         activation: str | None = None,
+        gate: Tensor | None = None,
+        skip: Tensor | None = None,
+        gate_activation: str | None = None,
+        gate_first: bool = False,
     ) -> Output:
-        """Normalize; keywords as in `normkit.functional.extras.Extras`, by default the layer's own activation."""
+        """Normalize; keywords as in `normkit.functional.extras`, by default the layer's own activation."""
         return functional.rms_norm(
             x,
             self.normalized_shape,
@@ -91,4 +95,8 @@ class RMSNorm(LastDims, nn.RMSNorm):
             residual=residual,
             return_residual=return_residual,
             activation=activation or self.activation,
+            gate=gate,
+            skip=skip,
+            gate_activation=gate_activation,
+            gate_first=gate_first,
         )

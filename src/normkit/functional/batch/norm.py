@@ -10,7 +10,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional.call.checks import check_dimensions
 from normkit.functional.call.spec import Spec, carry_out
-from normkit.functional.extras import Fusions, Output
+from normkit.functional.extras import Epilogues, Output
 
 PATTERN = "[b] c [...]"
 
@@ -52,7 +52,7 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> Tensor: ...
 @overload
 def batch_norm(
@@ -66,7 +66,7 @@ def batch_norm(
     eps: float = 1e-5,
     *,
     return_residual: Literal[True],
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def batch_norm(
@@ -80,7 +80,7 @@ def batch_norm(
     eps: float = 1e-5,
     *,
     return_residual: bool,
-    **fused: Unpack[Fusions],
+    **fused: Unpack[Epilogues],
 ) -> Output: ...
 def batch_norm(
     input: Tensor,
@@ -97,6 +97,10 @@ def batch_norm(
     residual: Tensor | None = None,
     return_residual: bool = False,
     activation: str | None = None,
+    gate: Tensor | None = None,
+    skip: Tensor | None = None,
+    gate_activation: str | None = None,
+    gate_first: bool = False,
 ) -> Output:
     """Normalize each channel over batch and positions; the region is ``[b] c [...]``.
 
@@ -112,6 +116,7 @@ def batch_norm(
         momentum: share of the new batch in the running statistics.
         eps: added to the variance, in units of the input squared.
         mask, lengths, residual, return_residual, activation: as in `normkit.functional.extras.Extras`.
+        gate, skip, gate_activation, gate_first: as in `normkit.functional.extras.Epilogues`.
 
     Returns:
         A tensor with the input's shape, dtype and memory layout.
@@ -130,7 +135,7 @@ def batch_norm(
 
     Source: Ioffe & Szegedy 2015, arXiv:1502.03167.
     """
-    fused = (mask, lengths, residual, return_residual, activation)
+    fused = (mask, lengths, residual, return_residual, activation, gate, skip, gate_activation, gate_first)
     if training:
         if momentum is None:
             raise ArgumentError("momentum of batch_norm must be a number, got None: a layer takes None for the average")

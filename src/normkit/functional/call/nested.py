@@ -21,12 +21,13 @@ def by_rows(
     """`function` of all rows of a nested tensor: at once where they lie in one tensor (`torch.jagged`), else by sample.
 
     Raises:
-        ArgumentError: mask, lengths or a residual.
+        ArgumentError: mask, lengths, a residual, gate or skip.
         ShapeError: the dimension of different lengths is one of `normalized_shape`.
     """
     nested: Any = input
-    for key, value in zip(("mask", "lengths", "residual", "return_residual"), fused, strict=False):
-        if value is not None and value is not False:
+    names = ("mask", "lengths", "residual", "return_residual", "activation", "gate", "skip")
+    for key, value in zip(names, fused, strict=False):
+        if key != "activation" and value is not None and value is not False:
             raise ArgumentError(
                 f"{name} of a nested tensor takes no {key}, got one: it has no padding to leave out; add a residual "
                 "before the norm"

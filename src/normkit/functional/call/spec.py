@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from torch.compiler import is_compiling
 from normkit.errors import ShapeError
 from normkit.functional.call import running as running_statistics
 from normkit.functional.call.checks import check_call, check_parameter
+from normkit.functional.call.epilogue import Epilogue, features_of
 from normkit.functional.call.fusions import check_activation, check_residual, checked_mask
 from normkit.functional.call.nested import by_rows
 from normkit.functional.call.precision import rounded
@@ -24,8 +25,9 @@ from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import ACTIVATIONS, Arguments, counts_of
 from normkit.pattern import parse
 
-Fused = tuple[Tensor | None, Tensor | Sequence[int] | None, Tensor | None, bool, str | None]
-"""mask, lengths, residual, return_residual, activation: in the order of csrc/fastpath/call.h."""
+Fused = tuple[Any, ...]
+"""mask, lengths, residual, return_residual, activation, in the order of csrc/fastpath/call.h; then, from methods that
+take them, gate, skip, gate_activation, gate_first."""
 NOTHING: Fused = (None, None, None, False, None)
 
 RunningStatistics = tuple[Tensor | None, Tensor | None, float | None]
@@ -97,7 +99,8 @@ def carry_out(
     `size` belongs to the method: the number of groups, or the sizes of the last dimensions. With `cast_first` the
     result is cast to the input's dtype before weight and bias are applied.
     """
-    if not is_compiling() and not cast_first:
+    gated = len(fused) > len(NOTHING) and (fused[5] is not None or fused[6] is not None)
+    if not is_compiling() and not cast_first and not gated:
         y: Output | None = fastpath.norm(spec, pattern, input, weight, bias, eps, fused, size, statistics)
         if y is not None:
             return y
@@ -136,14 +139,19 @@ def checked(
         weight = rounded(weight, input)
     shape = spec.check(name, input, size)
     mean, var, momentum = statistics
-    for what, parameter in (("running_mean", mean), ("running_var", var), ("weight", weight), ("bias", bias)):
-        check_parameter(name, what, parameter, shape, input)
-    mask, lengths, residual, return_residual, activation = fused
+    for what, statistic in (("running_mean", mean), ("running_var", var)):
+        check_parameter(name, what, statistic, shape, input)
+    mask, lengths, residual, return_residual, activation, *around = fused
     check_residual(name, input, residual)
-    mask = checked_mask(name, input, pattern, mask, lengths)
-    given = (mean, var) if momentum is None else (None, None)
     activation = check_activation(name, activation)
-    arguments = Arguments(input, weight, bias, pattern, eps, spec.center, *given, residual, mask, activation)
+    epilogue = Epilogue(weight, bias, *around).checked(name, input, shape, residual)
+    mask = checked_mask(name, input, pattern, mask, lengths)
+    if not epilogue.is_plain(shape):
+        dims = features_of(pattern, input, last=len(shape) if spec.over_last else 0)
+        epilogue = epilogue.merged(input, dims)
+    weight, bias, *around = epilogue
+    given = (mean, var) if momentum is None else (None, None)
+    arguments = Arguments(input, weight, bias, pattern, eps, spec.center, *given, residual, mask, activation, *around)
     return Call(name, arguments, bool(return_residual))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from normkit.kernels.dtypes import arithmetic_dtype
-from normkit.kernels.formula import ACTIVATIONS, Arguments, Result, counts_of
+from normkit.kernels.formula import ACTIVATIONS, Arguments, Gradients, Result, counts_of
 from normkit.pattern import parse
 
 _aten = torch.ops.aten
@@ -131,7 +131,7 @@ def norm(a: Arguments) -> Result:
     return Result(cells.like_x(y), None if a.residual is None else s, own_mean, own_std)
 
 
-def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> tuple[Tensor, Tensor, Tensor]:
+def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> Gradients:
     """``normkit::norm_backward``."""
     cells = _Cells(a, a.x)
     mean, rstd = cells.given(fixed)
@@ -139,7 +139,8 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> tuple[Tensor, Tensor
     upstream = _SLOPES[a.activation](cells.wide(dy), cells.affine(centred * cells.spread(rstd)))
     along, total, dx = (_by_positions if cells.positions else _by_rows)(cells, upstream, centred, rstd, fixed)
     dx = cells.like_x(dx)
-    return dx if a.residual is None else dx + a.residual, cells.over_features(along), cells.over_features(total)
+    dx = dx if a.residual is None else dx + a.residual
+    return Gradients(dx, cells.over_features(along), cells.over_features(total))
 
 
 def _by_positions(

@@ -90,13 +90,13 @@ def norm_backward(
             assert weight is not None
             return *launch.weight_norm_backward(dy, x, weight, std, plan), None
         a = Arguments(x, weight, bias, "", eps, center, mean, std, dsum, None, _names[activation])
-        return launch.norm_backward(dy, a, plan, std, eps, None, fixed, want, (weight_dtype, bias_dtype))
+        return launch.norm_backward(dy, a, plan, std, eps, None, fixed, want, (weight_dtype, bias_dtype))[:3]
 
     recorder = Recorder()
     grads = recorder.watch(call, plan, x)
     if grads is None:
         return None
-    dx, dweight, dbias = (t if wanted else None for t, wanted in zip(grads, want, strict=True))
+    dx, dweight, dbias = (t if wanted else None for t, wanted in zip(grads, want[:3], strict=True))
     recipe = recorder.recipe(given, {Slot.DX: dx, Slot.DWEIGHT: dweight, Slot.DBIAS: dbias})
     _note(recorder)
     return dx, dweight, dbias, recipe

@@ -17,7 +17,7 @@ from normkit.functional.call.recompute import count, is_recomputing
 from normkit.functional.call.running import skipped_channels as skipped_so_far
 from normkit.functional.call.running import store
 from normkit.functional.call.spec import Fused
-from normkit.functional.extras import Extras, Fusions, Output
+from normkit.functional.extras import Epilogues, Extras, Output
 from normkit.kernels.devices import is_on_gpu
 from normkit.layers.base.checks import check_channels, check_rank, named
 from normkit.layers.base.layer import Layer, check_count, check_eps, registered
@@ -102,9 +102,9 @@ class _BatchNorm(Layer, TakesBias, batchnorm._BatchNorm):
         check_rank(input, self.layouts)
 
     @overload
-    def forward(self, input: Tensor, **fused: Unpack[Fusions]) -> Tensor: ...
+    def forward(self, input: Tensor, **fused: Unpack[Epilogues]) -> Tensor: ...
     @overload
-    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Fusions]) -> Output: ...
+    def forward(self, input: Tensor, *, return_residual: bool, **fused: Unpack[Epilogues]) -> Output: ...
     @named
     def forward(
         self,
@@ -114,8 +114,12 @@ class _BatchNorm(Layer, TakesBias, batchnorm._BatchNorm):
         residual: Tensor | None = None,
         return_residual: bool = False,
         activation: str | None = None,
+        gate: Tensor | None = None,
+        skip: Tensor | None = None,
+        gate_activation: str | None = None,
+        gate_first: bool = False,
     ) -> Output:
-        """Normalize; training updates the running statistics; keywords as in `normkit.functional.extras.Extras`."""
+        """Normalize; training updates the running statistics; keywords as in `normkit.functional.extras`."""
         self._check_input_dim(input)
         check_channels(input, 1, self.num_features)
         counter, momentum = share_of(self)
@@ -138,6 +142,10 @@ class _BatchNorm(Layer, TakesBias, batchnorm._BatchNorm):
             residual=residual,
             return_residual=return_residual,
             activation=activation or self.activation,
+            gate=gate,
+            skip=skip,
+            gate_activation=gate_activation,
+            gate_first=gate_first,
         )
         if counter is not None and not is_compiling() and skipped_so_far() != before:
             self._count_skipped(input, momentum, (mask, lengths, residual, False, None))
