@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,44 @@ def cells(targets: list[GPUTarget]) -> None:
         for center in (True, False):
             print("layer norm" if center else "RMS norm", shape)
             calls(compiler, "... [c]", shape, torch.contiguous_format, torch.bfloat16, center=center)
+    for name, a in extended():
+        print(name)
+        both_passes(a)
+
+
+def extended() -> Iterator[tuple[str, Arguments]]:
+    """Calls that fuse a gate, that have weights for each sample or for each group of a row, or rows with gaps."""
+    x = torch.empty(16384, 2048, dtype=torch.bfloat16)
+    rows = Arguments(x, x[0].clone(), None, "... [c]", 1e-6, False)
+    yield "gated rows", rows._replace(gate=x.clone(), gate_activation="silu")
+    yield "gated rows with skip", rows._replace(gate=x.clone(), gate_activation="silu", skip=x.clone(), activation="gelu")
+    yield "rows gated first", rows._replace(gate=x.clone(), gate_activation="silu", gate_first=True)
+    yield "rows cast first", rows._replace(cast_first=True, zero_centered=True)
+    tokens = torch.empty(32, 256, 1152, dtype=torch.bfloat16)
+    scale = tokens[:, :1].clone()
+    dit = Arguments(tokens, scale, scale, "... [c]", 1e-6, True)
+    yield "modulated tokens", dit._replace(zero_centered=True)
+    yield "modulated tokens with residual", dit._replace(zero_centered=True, residual=tokens.clone())
+    images = torch.empty(32, 256, 32, 32, dtype=torch.bfloat16)
+    scale = images[:, :, :1, :1].clone(memory_format=torch.contiguous_format)
+    yield "modulated images", Arguments(images, scale, scale, "b (g=32 [c]) [...]", 1e-6, True, activation="silu")
+    wide = torch.empty(8192, 4096, dtype=torch.bfloat16)
+    grouped = Arguments(wide, wide[0].clone(), None, "... (g=8 [c])", 1e-6, False)
+    yield "grouped rows", grouped
+    yield "grouped rows gated first", grouped._replace(gate=wide.clone(), gate_activation="silu", gate_first=True)
+    long = torch.empty(2048, 16384, dtype=torch.bfloat16)
+    yield "long gated rows", Arguments(
+        long, long[0].clone(), None, "... [c]", 1e-6, False, gate=long.clone(), gate_activation="silu"
+    )
+    heads = torch.empty(4, 2048, 3, 16, 128, dtype=torch.bfloat16)[:, :, 1]
+    yield "heads of a fused projection", Arguments(heads, heads[0, 0, 0].clone(), None, "... [c]", 1e-6, False)
+
+
+def both_passes(a: Arguments) -> None:
+    out = operator.norm(a)
+    back = a._replace(x=a.x if out.sum is None else out.sum, mean=out.mean, var=out.std)
+    want = Want(True, a.weight is not None, a.bias is not None, a.gate is not None, a.skip is not None)
+    operator.norm_backward(out.y, back, False, want)
 
 
 def main(targets: list[GPUTarget]) -> None:

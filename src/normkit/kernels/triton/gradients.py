@@ -121,10 +121,11 @@ def _add_up(sums: Pair, outputs: Pair, rows: int, size: int, shared: int, own: i
 
 def launch(call: Call, by_offset: bool) -> None:
     """Compute the gradients; those of weight and bias `by_offset` have kernels of their own."""
+    whole = call.s.backward if call.gate is None and call.skip is None else call.s.gated
     if call.along() is Along.NONE and not call.needs_means():
         _apply_gradient(call, None)
-    elif call.s.backward is not None:
-        _by_regions(call, call.s.backward)
+    elif whole is not None:
+        _by_regions(call, whole)
     else:
         _by_parts(call)
     if by_offset:

@@ -65,9 +65,10 @@ at a time."""
 MOST_CELLS = 128
 """Cells of such a tile at most, and a quarter of the elements where no words of 8 bytes can be read: a thread has few
 registers for more. A guess, with the compiler's report: instance norm of 7 x 7 positions spilled registers."""
-WORDS, WORDS_BACKWARD = 4, 2
-"""Words of 16 bytes that a thread takes of a tile: of x, and of both x and dy. On the H200, with bfloat16, rows of 8192
-were fastest with 8 warps forward, and with 16 backward."""
+WORDS, WORDS_BACKWARD, WORDS_GATED = 4, 2, 1
+"""Words of 16 bytes that a thread takes of a tile: of x; of both x and dy; of both of them with a gate or a skip. On the
+H200, with bfloat16, rows of 8192 were fastest with 8 warps forward, and with 16 backward. The last is a guess, with the
+compiler's report: two words of each spilled registers."""
 FEWEST_WARPS, MOST_WARPS = 4, 16
 """Warps of a program: with 16, a thread has up to 128 registers on NVIDIA's GPUs, with 32 only 64."""
 FAR = 2**31
@@ -163,15 +164,15 @@ class Passes:
             return None
         return self._made(walk, k1, columns, r0, r1, self._warps(walk, k1 * columns * r0 * r1, WORDS), 1)
 
-    def backward(self) -> Pass | None:
+    def backward(self, words: int = WORDS_BACKWARD) -> Pass | None:
         weights = self.along is Along.R1
         walk, (k1, columns, r0, r1) = self._region(WHOLE_WEIGHTS if weights else WHOLE)
         if walk is None or (weights and walk is Walk.TWICE):
             return None  # a walk in parts keeps the sums for the weights of a part
         if weights and not self.between:
             # Sums of several rows at once.
-            k1 = max(1, 32 * MOST_WARPS * WORDS_BACKWARD * self.vector // (r0 * r1))
-        return self._made(walk, k1, columns, r0, r1, self._warps(walk, k1 * columns * r0 * r1, WORDS_BACKWARD), 1)
+            k1 = max(1, 32 * MOST_WARPS * words * self.vector // (r0 * r1))
+        return self._made(walk, k1, columns, r0, r1, self._warps(walk, k1 * columns * r0 * r1, words), 1)
 
     def _warps(self, walk: Walk, elements: int, words: int) -> int:
         """Warps of a program whose threads take so many words of a tile each."""

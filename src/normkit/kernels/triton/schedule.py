@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from normkit.kernels.triton.arguments import Along, MaskIndex, Walk, WeightIndex
-from normkit.kernels.triton.passes import CHUNK, Axis, Gaps, Pass, Passes
+from normkit.kernels.triton.passes import CHUNK, WORDS_GATED, Axis, Gaps, Pass, Passes
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Schedule:
         sets: how many sets of weights the blocks of the backward pass keep apart; 1 if they do not.
         features: the axis along which gradients of weights are added up; OFFSET if `feature_sums` does that.
         forward, backward: passes over whole regions; None where a region is cut into parts.
+        gated: as `backward`, for calls with a gate or a skip.
         parts, sums: passes that reduce parts, forward and backward.
         apply: the pass that normalizes when moments are in memory.
         view, gaps: of the plan.
@@ -51,6 +52,7 @@ class Schedule:
     features: Along
     forward: Pass | None
     backward: Pass | None
+    gated: Pass | None
     parts: Pass
     sums: Pass
     apply: Pass
@@ -162,6 +164,7 @@ def schedule(
         features=inverse.features(backward),
         forward=make.forward(),
         backward=backward,
+        gated=inverse.backward(WORDS_GATED),
         parts=make.parts(),
         sums=inverse.sums(),
         apply=make.apply(),

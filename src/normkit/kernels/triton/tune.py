@@ -47,7 +47,7 @@ def tuned(numbers: Numbers, where: str, milliseconds: Callable[[Schedule, int], 
 
 def made(numbers: Numbers, chunk: int, factor: float) -> Schedule:
     s = schedule(*numbers, chunk=chunk)
-    fields = ("forward", "backward", "parts", "sums", "apply")
+    fields = ("forward", "backward", "gated", "parts", "sums", "apply")
     passes: dict[str, Pass | None] = {field: getattr(s, field) for field in fields}
     scaled = {
         field: None if p is None else replace(p, warps=max(1, min(MOST_WARPS, int(p.warps * factor))))
