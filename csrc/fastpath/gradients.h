@@ -53,7 +53,7 @@ struct NormNode : torch::autograd::Node {
   Like weight_like, bias_like;
   std::string pattern;
   double eps = 0;
-  bool center = true, fixed = false;
+  bool center = true, fixed = false, zero_centered = false, cast_first = false;
 
   void set(const Call& c) {
     view = c.view;
@@ -65,6 +65,7 @@ struct NormNode : torch::autograd::Node {
     eps = c.eps;
     center = c.center;
     fixed = c.fixed;
+    zero_centered = c.zero_centered, cast_first = c.cast_first;
   }
 };
 

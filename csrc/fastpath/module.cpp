@@ -24,7 +24,7 @@ void run_on_cpu(const Call& c, const Statistics& s, bool moments, int64_t count,
   } else if (moments) {
     mean = fresh(c.x, c.center ? c.view.cells() : 0), std = fresh(c.x, c.view.cells());
   }
-  if (c.extras.residual.defined()) sum = like(c.x);
+  if (c.extras.residual.defined()) sum = like(c.x, c.view);
   y = c.run(mean, std, sum);
   if (s.updated) update(s, mean, std, count);
 }
@@ -47,12 +47,12 @@ PyObject* norm(PyObject*, PyObject* const* args, Py_ssize_t) {
   const bool running = s.mean.defined() && !s.given;
   const int64_t count = running ? common_count(c) : 0;
   if (running && count < 2) Py_RETURN_NONE;
-  c.center = fact(CENTER);
+  c.center = fact(CENTER), c.cast_first = fact(CAST_FIRST), c.zero_centered = fact(ZERO_CENTERED);
   const bool followed = c.is_followed();
   Outputs out;
   auto& [y, sum, mean, std] = out;
   if (c.number < 0) run_on_cpu(c, s, followed || s.updated, count, out);
-  else if (!run_on_gpu(c, s, followed || s.updated, out)) Py_RETURN_NONE;
+  else if (c.cast_first || c.zero_centered || !run_on_gpu(c, s, followed || s.updated, out)) Py_RETURN_NONE;
   if (s.given) mean = s.mean;
   if (followed) {
     const Tensor& spread = s.given ? s.var : std;
@@ -68,8 +68,8 @@ PyObject* norm(PyObject*, PyObject* const* args, Py_ssize_t) {
 PyObject* weight_norm(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   Call c;
-  if (!take_tensors(c, args[0], args[1], Py_None, args[2]) || !c.weight.defined() || c.view.period != c.view.cells() ||
-      c.weight.numel() != c.view.period || !fits(c.weight, c.x, c.weight.sizes()))
+  if (!take_tensors(c, args[0], args[1], Py_None, args[2]) || !c.weight.defined() || c.view.weights() != c.view.cells() ||
+      c.weight.numel() != c.view.weights() || !fits(c.weight, c.x, c.weight.sizes()))
     Py_RETURN_NONE;
   c.length = true;
   c.center = false;

@@ -97,4 +97,10 @@ ALWAYS_INLINE f16 narrow(float f, f16) {
   return {uint16_t(sign | (rounded >> 13))};
 }
 
+// A value after it has been stored as S and read again.
+template <class S> ALWAYS_INLINE arithmetic<S> stored(arithmetic<S> a) {
+  if constexpr (std::is_same<S, arithmetic<S>>::value) return a;
+  else return widen(narrow(a, S{}));
+}
+
 }  // namespace

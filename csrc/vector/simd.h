@@ -53,6 +53,8 @@ inline __m256i narrow_pack(Pack v, bf16) {
 }
 #endif
 
+template <class S> inline Pack stored(Pack v) { return Pack(widen_halves(narrow_pack(v, S{}), S{})); }
+
 // Sixteen elements at p; with `some`, only those lanes are read and the others are `fill`.
 inline Pack load_pack(const float* p) { return Pack(_mm512_loadu_ps(p)); }
 inline Pack load_pack(const float* p, PackMask some, float fill) {

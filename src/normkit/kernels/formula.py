@@ -149,7 +149,7 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> Gradients:
     dskip = upstream
     if a.gate is not None and not a.gate_first:
         dgate = view.times_slope(upstream * z)
-        upstream = upstream * view.gate
+        upstream = upstream * view.factor()
     g = upstream if a.weight is None else upstream * view.weight()
     inside = g
     if not fixed:
@@ -159,7 +159,7 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> Gradients:
     ds = inside / (var + a.eps).sqrt()
     if a.gate_first:
         dgate = view.times_slope(ds * view.split(a.x))
-        ds = ds * view.gate
+        ds = ds * view.factor()
     dx = view.like_x(ds)
     return Gradients(
         dx if a.residual is None else dx + a.residual,
@@ -186,10 +186,7 @@ class _View:
             self.valid = a.mask.expand(x.shape).reshape(self.sizes)
             self.counts = counts_of(a.mask, x.shape, self.levels).reshape(self.kept)
         self.varying = a.varying()
-        self.gate: Any = None if a.gate is None else GATES[a.gate_activation](self.split(a.gate))
-        self.values = self.split(x)
-        if a.gate_first:
-            self.values = self.values * self.gate
+        self.values = self.split(x) * self.factor() if a.gate_first else self.split(x)
 
     def split(self, t: Tensor) -> Tensor:
         return self.masked(t.to(self.dtype).reshape(self.sizes))
@@ -247,8 +244,12 @@ class _View:
     def gated(self, t: Tensor) -> Tensor:
         """What the activation is applied to."""
         if self.a.gate is not None and not self.a.gate_first:
-            t = t * self.gate
+            t = t * self.factor()
         return t if self.a.skip is None else t + self.split(self.a.skip)
+
+    def factor(self) -> Tensor:
+        assert self.a.gate is not None
+        return GATES[self.a.gate_activation](self.split(self.a.gate))
 
     def times_slope(self, t: Tensor) -> Tensor:
         """The gradient of the gate, from that of its function."""

@@ -75,8 +75,8 @@ class Epilogue(NamedTuple):
             bias = None if e.bias is None else e._bias(x, features) * factor
             e = e._replace(weight=weight, bias=bias, gate=None, gate_activation="none", zero_centered=False)
         if e.gate is None and e.skip is not None and e.skip.numel() < x.numel():
-            skip = _wide(e.skip, x)
-            e = e._replace(bias=skip if e.bias is None else e._bias(x, features) + skip, skip=None)
+            added = _wide(e.skip, x)
+            e = e._replace(bias=added if e.bias is None else e._bias(x, features) + added, skip=None)
         e = e._as_gate_and_skip(x, features)
         gate, skip = (None if t is None else _whole(t, x) for t in (e.gate, e.skip))
         return e._alike(x, features)._replace(gate=gate, skip=skip)
