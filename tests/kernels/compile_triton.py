@@ -151,7 +151,10 @@ def extended() -> Iterator[tuple[str, Arguments]]:
     x = torch.empty(16384, 2048, dtype=torch.bfloat16)
     rows = Arguments(x, x[0].clone(), None, "... [c]", 1e-6, False)
     yield "gated rows", rows._replace(gate=x.clone(), gate_activation="silu")
-    yield "gated rows with skip", rows._replace(gate=x.clone(), gate_activation="silu", skip=x.clone(), activation="gelu")
+    yield (
+        "gated rows with skip",
+        rows._replace(gate=x.clone(), gate_activation="silu", skip=x.clone(), activation="gelu"),
+    )
     yield "rows gated first", rows._replace(gate=x.clone(), gate_activation="silu", gate_first=True)
     yield "rows cast first", rows._replace(cast_first=True, zero_centered=True)
     tokens = torch.empty(32, 256, 1152, dtype=torch.bfloat16)
@@ -167,8 +170,9 @@ def extended() -> Iterator[tuple[str, Arguments]]:
     yield "grouped rows", grouped
     yield "grouped rows gated first", grouped._replace(gate=wide.clone(), gate_activation="silu", gate_first=True)
     long = torch.empty(2048, 16384, dtype=torch.bfloat16)
-    yield "long gated rows", Arguments(
-        long, long[0].clone(), None, "... [c]", 1e-6, False, gate=long.clone(), gate_activation="silu"
+    yield (
+        "long gated rows",
+        Arguments(long, long[0].clone(), None, "... [c]", 1e-6, False, gate=long.clone(), gate_activation="silu"),
     )
     heads = torch.empty(4, 2048, 3, 16, 128, dtype=torch.bfloat16)[:, :, 1]
     yield "heads of a fused projection", Arguments(heads, heads[0, 0, 0].clone(), None, "... [c]", 1e-6, False)

@@ -48,9 +48,8 @@ class _Cells:
         self.positions = [i for i in self.reduced if not self.varies(self.levels[i])]
         self.values = self.wide(x)
         self.gate = None if a.gate is None else self.wide(a.gate)
-        self.factor = None if self.gate is None else GATES[a.gate_activation](self.gate)
         if a.gate_first:
-            self.values = self.values * self.factor
+            self.values = self.multiplied(self.values)
         self.counts = None if a.mask is None else counts_of(a.mask, x.shape, self.levels).reshape(self.kept)
         whole = math.prod([self.sizes[i] for i in self.reduced])
         self.divisor = whole if self.counts is None else self.counts.clamp(min=1).to(self.dtype)
@@ -107,9 +106,12 @@ class _Cells:
             t = self.rounded(t * self.spread(self.rounded(weight + 1 if self.a.zero_centered else weight)))
         return t if self.a.bias is None else self.rounded(t + self.spread(self.rounded(self.parameter(self.a.bias))))
 
+    def multiplied(self, t: Tensor) -> Tensor:
+        return t if self.gate is None else t * GATES[self.a.gate_activation](self.gate)
+
     def gated(self, t: Tensor) -> Tensor:
         """What the activation is applied to."""
-        t = t if self.factor is None or self.a.gate_first else t * self.factor
+        t = t if self.a.gate_first else self.multiplied(t)
         return t if self.a.skip is None else t + self.wide(self.a.skip)
 
     def own(self) -> tuple[Tensor, Tensor]:
@@ -171,10 +173,10 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> Gradients:
     dskip, dgate = None if a.skip is None else cells.like_x(upstream), None
     slope = _SLOPES[a.gate_activation]
     if cells.gate is not None and not a.gate_first:
-        dgate, upstream = cells.like_x(slope(upstream * z, cells.gate)), upstream * cells.factor
+        dgate, upstream = cells.like_x(slope(upstream * z, cells.gate)), cells.multiplied(upstream)
     along, total, dx = (_by_positions if cells.positions else _by_rows)(cells, upstream, centred, rstd, fixed)
     if cells.gate is not None and a.gate_first:
-        dgate, dx = cells.like_x(slope(dx * cells.wide(a.x), cells.gate)), dx * cells.factor
+        dgate, dx = cells.like_x(slope(dx * cells.wide(a.x), cells.gate)), cells.multiplied(dx)
     dx = cells.like_x(dx)
     dx = dx if a.residual is None else dx + a.residual
     return Gradients(dx, cells.over_features(along), cells.over_features(total), dgate, dskip)

@@ -118,7 +118,7 @@ def norm(
         _store_moments(s, center, (x, residual, total, m.pointer, first_gate), m, NUMBERS[a.gate_activation], stored)
         p, given, stored = s.apply, stored, (None, None)
         if total is not None:
-            source, added, kept = total, None, None  # the sum has been stored
+            p, source, added, kept = s.dense.apply, total, None, None  # the sum has been stored
     flags = ForwardFlags(
         int(p.walk), int(p.along), s.alike, m.indexing, NUMBERS[a.activation], center, std is not None, eps,
         NUMBERS[a.gate_activation], a.gate_first, a.zero_centered, a.cast_first,
@@ -183,14 +183,14 @@ def norm_backward(
         int(Along.NONE), s.alike, m.indexing, NUMBERS[a.activation], center, fixed, eps,
         NUMBERS[a.gate_activation], a.gate_first, a.zero_centered,
     )  # fmt: skip
-    beside = [torch.empty_like(x) if wanted else None for wanted in (want.x, want.gate, want.skip)]
+    dx, dgate, dskip = (torch.empty_like(x) if wanted else None for wanted in (want.x, want.gate, want.skip))
     counts = None if mask is None else mask.counts
     mean = or_none(mean) if center else None
     call = gradients.Call(
-        s, dy, dsum, x, m, a.gate, a.skip, counts, mean, std, weight, a.bias, flags, fixed, *beside, dweight, dbias
-    )
+        s, dy, dsum, x, m, a.gate, a.skip, counts, mean, std, weight, a.bias, flags, fixed,
+        dx, dgate, dskip, dweight, dbias,
+    )  # fmt: skip
     gradients.launch(call, by_offset)
-    dx, dgate, dskip = beside
     return Gradients(dx, dweight, dbias, dgate, dskip)
 
 

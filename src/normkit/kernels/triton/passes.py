@@ -81,8 +81,7 @@ class Axis(NamedTuple):
 
 
 class Gaps(NamedTuple):
-    """Where the rows of x begin: row r at ``r // group * outer + r % group * pitch``; a group of 0 means without gaps.
-    """
+    """Where the rows of x begin: row r at ``r // group * outer + r % group * pitch``; a group of 0 means without gaps."""
 
     group: int = 0
     pitch: int = 0

@@ -88,6 +88,8 @@ class Schedule:
     @cached_property
     def dense(self) -> Schedule:
         """The same for a tensor whose rows have no gaps between them."""
+        if not self.gaps.group:
+            return self
         return schedule(self.view, self.index.period, self.index.inner, self.itemsize, self.slabs, chunk=self.chunk)
 
     def __str__(self) -> str:
@@ -190,7 +192,12 @@ def _axes(view: tuple[int, int, int, int], period: int, inner: int, slabs: int) 
         r0, r1 = count // inner, inner
     else:
         r0, r1 = count // (period * inner), period * inner
-    return Axis(slabs, count if slabs == 1 else k0 // slabs * count), Axis(k0 // slabs, count), Axis(r0, r1), Axis(r1, 1)
+    return (
+        Axis(slabs, count if slabs == 1 else k0 // slabs * count),
+        Axis(k0 // slabs, count),
+        Axis(r0, r1),
+        Axis(r1, 1),
+    )
 
 
 def _of_slabs(along: Along, index: WeightIndex, cells: int, slabs: int) -> tuple[Along, WeightIndex]:
