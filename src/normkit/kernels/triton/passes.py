@@ -66,9 +66,9 @@ MOST_CELLS = 128
 """Cells of such a tile at most, and a quarter of the elements where no words of 8 bytes can be read: a thread has few
 registers for more. A guess, with the compiler's report: instance norm of 7 x 7 positions spilled registers."""
 WORDS, WORDS_BACKWARD, WORDS_GATED = 4, 2, 1
-"""Words of 16 bytes that a thread takes of a tile: of x; of both x and dy; of both of them with a gate or a skip. On the
-H200, with bfloat16, rows of 8192 were fastest with 8 warps forward, and with 16 backward. The last is a guess, with the
-compiler's report: two words of each spilled registers."""
+"""Words of 16 bytes that a thread takes of a tile: of x; of both x and dy; of each of these and of a gate or a skip. On
+the H200, with bfloat16, rows of 8192 were fastest with 8 warps forward, and with 16 backward. The last is a guess, with
+the compiler's report: two words of each spilled registers."""
 FEWEST_WARPS, MOST_WARPS = 4, 16
 """Warps of a program: with 16, a thread has up to 128 registers on NVIDIA's GPUs, with 32 only 64."""
 FAR = 2**31
@@ -81,11 +81,14 @@ class Axis(NamedTuple):
 
 
 class Gaps(NamedTuple):
-    """Where the rows of x begin: row r at ``r // group * outer + r % group * pitch``; a group of 0 means without gaps."""
+    """Where the rows of x begin: row r at ``r // group * outer + r % group * pitch``; without gaps, if group is 0."""
 
     group: int = 0
     pitch: int = 0
     outer: int = 0
+
+
+NO_GAPS = Gaps()
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class Passes:
     along: Along
     vector: int
     chunk: int
-    gaps: Gaps = Gaps()
+    gaps: Gaps = NO_GAPS
     transposed: bool = False
 
     @property

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from normkit.kernels.triton.arguments import Along, MaskIndex, Walk, WeightIndex
-from normkit.kernels.triton.passes import CHUNK, WORDS_GATED, Axis, Gaps, Pass, Passes
+from normkit.kernels.triton.passes import CHUNK, NO_GAPS, WORDS_GATED, Axis, Gaps, Pass, Passes
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Schedule:
 
 
 def schedule(
-    view: tuple[int, int, int, int], period: int, inner: int, itemsize: int = 2, slabs: int = 1, gaps: Gaps = Gaps(),
+    view: tuple[int, int, int, int], period: int, inner: int, itemsize: int = 2, slabs: int = 1, gaps: Gaps = NO_GAPS,
     chunk: int = CHUNK,
 ) -> Schedule:  # fmt: skip
     """The schedule of a plan with these numbers (`normkit.plan.Plan`).

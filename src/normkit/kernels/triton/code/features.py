@@ -46,8 +46,8 @@ def feature_sums(
 ):  # fmt: skip
     """The gradients of weight and bias alone, for any region.
 
-    Element (a, feature, i) of a slab is at ``(a * period + feature) * inner + i``, and its cell follows from the offset.
-    A program adds up a share of the others, that is of all (a, i) of a slab.
+    Element (a, feature, i) of a slab is at ``(a * period + feature) * inner + i``, and its cell follows from that
+    offset. A program adds up a share of the others, that is of all (a, i) of a slab.
     """
     GATED: tl.constexpr = gate is not None and not flags.gate_first
     F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32

@@ -93,7 +93,10 @@ def gradient_of(
     inputs, outputs, columns, standardizer, part, elements, index, mask_index,
     tile: tl.constexpr, flags: tl.constexpr, F: tl.constexpr, POLICY: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a tile, before and after the weight is applied; stores those of a last gate and of what is added."""
+    """The gradient of a tile, before and after the weight is applied.
+
+    On the way, the gradients of a gate that comes last and of what is added are stored.
+    """
     GATED: tl.constexpr = inputs.gate is not None and not flags.gate_first
     valid = valid_elements(inputs.mask, columns, elements, mask_index, flags.mask)
     x = tl.load(inputs.x + elements.source, mask=elements.inside, other=0.0, eviction_policy=POLICY)
