@@ -1,6 +1,7 @@
 """Compiles the kernels that calls would launch, for any GPU: ``python compile_triton.py cuda:90 hip:gfx942``.
 
-With ``--cells`` first, those of the large tensors that `benchmarks.gpu.run` measures, in bfloat16.
+With ``--cells`` first, those of the large tensors that `benchmarks.gpu.run` measures, in bfloat16; with ``--extended``,
+those of calls that fuse a gate, or have other weights for each sample or group.
 
 Prints one line for each form: kernel, target, warps, how many of its loads and stores take four words at a time, how
 many there are, how often a loop rearranges a tile among its threads, registers and bytes of stack of a thread (-1 where
@@ -141,12 +142,16 @@ def cells(targets: list[GPUTarget]) -> None:
         for center in (True, False):
             print("layer norm" if center else "RMS norm", shape)
             calls(compiler, "... [c]", shape, torch.contiguous_format, torch.bfloat16, center=center)
-    for name, a in extended():
-        print(name)
+
+
+def extended(targets: list[GPUTarget]) -> None:
+    prepared(targets)
+    for name, a in fused_calls():
+        print(f"# {name}")
         both_passes(a)
 
 
-def extended() -> Iterator[tuple[str, Arguments]]:
+def fused_calls() -> Iterator[tuple[str, Arguments]]:
     """Calls that fuse a gate, that have weights for each sample or for each group of a row, or rows with gaps."""
     x = torch.empty(16384, 2048, dtype=torch.bfloat16)
     rows = Arguments(x, x[0].clone(), None, "... [c]", 1e-6, False)
@@ -237,7 +242,7 @@ def calls(
 
 
 if __name__ == "__main__":
-    named = [name.split(":") for name in sys.argv[1:] if name != "--cells"]
-    (cells if "--cells" in sys.argv else main)(
+    named = [name.split(":") for name in sys.argv[1:] if not name.startswith("--")]
+    (cells if "--cells" in sys.argv else extended if "--extended" in sys.argv else main)(
         [GPUTarget(b, int(arch) if arch.isdigit() else arch, 32 if b == "cuda" else 64) for b, arch in named]
     )

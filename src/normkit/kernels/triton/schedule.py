@@ -149,7 +149,7 @@ def schedule(
     sets = 1
     if index.cell_mod == k0.size and index.cell_div == k1.size:
         sets = k0.size
-    elif along is Along.R1 and not make.between and slabs == index.cell_div == 1 < index.cell_mod:
+    elif along is Along.R1 and not make.between and slabs == index.cell_div == 1 and _takes_turns(index, r1.size):
         # Rows that have their weights in turn: a program takes those with the same weights.
         sets, step = index.cell_mod, r0.size * r1.size
         axes = Axis(sets, step), Axis(k1.size // sets, sets * step), r0, r1
@@ -175,6 +175,11 @@ def schedule(
         itemsize=itemsize,
         chunk=chunk,
     )
+
+
+def _takes_turns(index: WeightIndex, size: int) -> bool:
+    """Whether rows of so many weights have all sets of them in turn."""
+    return index.cell_mod > 1 and index.cell_mod * size == index.period
 
 
 def _axes(view: tuple[int, int, int, int], period: int, inner: int, slabs: int) -> tuple[Axis, Axis, Axis, Axis]:
