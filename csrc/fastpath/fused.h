@@ -90,8 +90,9 @@ struct FusedBackward final : NormNode {
     const Tensor g = laid(dy), more = laid(dsum);
     if (number >= 0) {
       Tensors3 grads;
-      GpuBackward f{number, view.period, eps, center, fixed, false, int(extras.activation), g, x_, weight_, bias_,
-                    mean_, std, more, weight_like.asked(), bias_like.asked(), {want[0] || want[1], want[2], want[3]}};
+      GpuBackward f{number, view, eps, center, fixed, false, int(extras.activation), g, x_, weight_, bias_,
+                    mean_, std, more, weight_like.asked(), bias_like.asked(), {want[0] || want[1], want[2], want[3]},
+                    zero_centered};
       if (!f.run(grads)) return false;
       dx = grads[0], out[2] = grads[1], out[3] = grads[2];
       return true;

@@ -52,7 +52,7 @@ PyObject* norm(PyObject*, PyObject* const* args, Py_ssize_t) {
   Outputs out;
   auto& [y, sum, mean, std] = out;
   if (c.number < 0) run_on_cpu(c, s, followed || s.updated, count, out);
-  else if (c.cast_first || c.zero_centered || !run_on_gpu(c, s, followed || s.updated, out)) Py_RETURN_NONE;
+  else if (!run_on_gpu(c, s, followed || s.updated, out)) Py_RETURN_NONE;
   if (s.given) mean = s.mean;
   if (followed) {
     const Tensor& spread = s.given ? s.var : std;
@@ -91,13 +91,13 @@ PyObject* cache_plan(PyObject*, PyObject* const* args, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
-// cache_gpu_plan(pattern, sizes, strides, plan, k0, r0, k1, r1, period, inner) -> as cache_plan
+// cache_gpu_plan(pattern, sizes, strides, plan, the numbers of the plan in the order of View) -> as cache_plan
 PyObject* cache_gpu_plan(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   if (gpu_type == NO_GPU) Py_RETURN_FALSE;
-  std::array<int64_t, 7> n;
+  std::array<int64_t, 12> n;
   for (size_t i = 0; i < n.size(); ++i) n[i] = PyLong_AsLongLong(args[i + 3]);
-  const View view{n[1], n[2], n[3], n[4], n[5], n[6], false};
+  const View view{n[1], n[2], n[3], n[4], n[5], n[6], n[7] != 0, n[8], n[9], n[10], n[11]};
   return PyBool_FromLong(keep_plan(args[0], args[1], args[2], view, n[0]));
   END_HANDLE_TH_ERRORS
 }

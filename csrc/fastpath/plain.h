@@ -67,8 +67,8 @@ struct NormalizeBackward final : NormNode {
     const Tensor dy = lies_like(given, x_, view) ? given : like(x_, view).copy_(given);
     if (number >= 0) {
       Tensors3 grads;
-      GpuBackward f{number, view.period, eps, center, fixed, length, 0, dy, x_, weight_, {}, mean_, std, {},
-                    weight_like.asked(), bias_like.asked(), {want[0], want[1], want[2]}};
+      GpuBackward f{number, view, eps, center, fixed, length, 0, dy, x_, weight_, {}, mean_, std, {},
+                    weight_like.asked(), bias_like.asked(), {want[0], want[1], want[2]}, zero_centered};
       if (!f.run(grads)) return false;
       for (size_t i = 0; i < 3; ++i) out[i] = grads[i];
       return true;
