@@ -19,6 +19,7 @@ from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import vjp
 from normkit.kernels.layout import dense_like, direct_plan, is_ready
 from normkit.kernels.operator import decompose, implement, library
+from normkit.kernels.sharded import know_distributed
 from normkit.kernels.traced import decomposed
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
@@ -199,6 +200,7 @@ def normalized_weight(v: Tensor, g: Tensor, dim: int | None) -> Tensor:
         return _reference(v, g, dim)
     way: Any = _differentiable if context.wants_gradient(v, g) else weight_norm
     if context.is_watched(v) or context.is_watched(g):
+        know_distributed()
         way = torch.ops.normkit.weight_norm.default
     w: Tensor = way(v, g, dim)[0]
     return w

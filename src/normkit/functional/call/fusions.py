@@ -9,6 +9,7 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, DtypeError, ShapeError, nearest
 from normkit.kernels.formula import ACTIVATIONS
+from normkit.kernels.sharded import replicated
 from normkit.pattern import parse
 
 
@@ -68,7 +69,7 @@ def checked_mask(
     places = [d for d in range(input.dim()) if d not in features]
     if lengths is not None:
         mask = _mask_of(name, input, lengths, places)
-    return None if mask is None else _without_channels(name, input, mask, places)
+    return None if mask is None else replicated(_without_channels(name, input, mask, places), input)
 
 
 def _mask_of(name: str, input: Tensor, lengths: Tensor | Sequence[int], places: Sequence[int]) -> Tensor:
