@@ -153,7 +153,7 @@ def _without_affine(a: Arguments) -> Arguments:
 def norm_backward(
     cls: type, op: Operator, types: Any, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> tuple[Tensor | None, ...]:
-    """The rule of ``normkit::norm_backward``. Gradients of parameters are `Partial` where each process has other places."""
+    """The rule of ``normkit::norm_backward``; gradients of parameters are `Partial` if processes have other places."""
     with torch.no_grad():
         dy, *flat = args
         size = len(Arguments._fields)
