@@ -108,7 +108,8 @@ def layer_norm(
     Args:
         input: (..., *normalized_shape), any strides.
         normalized_shape: the sizes of the last dimensions.
-        weight, bias: of shape `normalized_shape`, or None.
+        weight, bias: of shape `normalized_shape`; or with as many dimensions as the input, each of size 1 or the
+            input's, such as (N, 1, C); or None.
         eps: added to the variance, in units of the input squared.
         cast: ``"after"``: the weight is multiplied in float32, the result cast to the input's dtype; ``"before"``:
             the cast comes first, as in Llama. No difference in float32.
@@ -188,7 +189,7 @@ def layer_norm2d(
 
     Args:
         input: (N, C, ...), any strides.
-        weight, bias: (C,) or None.
+        weight, bias: (C,); or with as many dimensions as the input, each of size 1 or the input's; or None.
         eps: added to the variance, in units of the input squared.
         mask, lengths, residual, return_residual, activation: as in `normkit.functional.extras.Extras`.
         gate, skip, gate_activation, gate_first: as in `normkit.functional.extras.Epilogues`.

@@ -75,7 +75,8 @@ def rms_norm(
     Args:
         input: (..., *normalized_shape), any strides.
         normalized_shape: the sizes of the last dimensions.
-        weight: of shape `normalized_shape`, or None; float64 is rounded to the arithmetic of the input.
+        weight: of shape `normalized_shape`, or with as many dimensions as the input, each of size 1 or the input's;
+            or None. Float64 is rounded to the arithmetic of the input.
         eps: added to the mean square; None means the machine epsilon of the arithmetic, which is float32's for
             half-precision input.
         cast: ``"after"``: the weight is multiplied in float32, the result cast to the input's dtype; ``"before"``:

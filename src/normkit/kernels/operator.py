@@ -353,7 +353,7 @@ def run(a: Arguments, moments: bool = False) -> Result:
         know_distributed()
         if context.is_exported():
             return export.norm(a, moments)
-        if context.is_differentiated() and (a.is_fused() or not context.is_only_mapped()):
+        if context.is_differentiated() and not (context.is_only_mapped() and a.is_batched_by_rule()):
             return formula.norm(a)
         return Result(*_norm(*a))
     if context.wants_gradient(a.x, a.weight, a.bias, a.mean, a.var, a.residual, a.gate, a.skip):
