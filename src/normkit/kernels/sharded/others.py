@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import Placement, Replicate, Shard
 
 from normkit.kernels.sharded.sharding import Sharding, sharding_of
-from normkit.kernels.weight import pattern_of
+from normkit.pattern import all_but
 
 Operator = Callable[..., Any]
 
@@ -43,7 +43,7 @@ def weight_norm(
     """The rule of ``normkit::weight_norm``: each process has whole directions."""
     v, g, dim = args
     with torch.no_grad():
-        sharding = _gathered(pattern_of(dim), v)
+        sharding = _gathered(all_but(dim), v)
         w, length = op(sharding.placed("v", v, sharding.placements), *_lengths(sharding, dim, g=g), dim)
         return sharding.whole_like(v, w), sharding.whole(length, _along(sharding, dim, 0), [g.numel()])
 
@@ -54,7 +54,7 @@ def weight_norm_backward(
     """The rule of ``normkit::weight_norm_backward``."""
     dw, v, g, length, dim = args
     with torch.no_grad():
-        sharding = _gathered(pattern_of(dim), v)
+        sharding = _gathered(all_but(dim), v)
         own = [sharding.placed(what, t, sharding.placements) for what, t in (("dw", dw), ("v", v))]
         dv, dg = op(*own, *_lengths(sharding, dim, g=g, length=length), dim)
         return sharding.whole_like(v, dv), sharding.whole(dg, _along(sharding, dim, _place(g, dim)), g.shape)
