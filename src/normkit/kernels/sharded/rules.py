@@ -37,7 +37,7 @@ class Part(NamedTuple):
         return [1 if kept and level.reduced else level.size for level in self.levels]
 
     def cells(self) -> int:
-        return math.prod([level.size for level in self.levels if not level.reduced])
+        return math.prod(level.size for level in self.levels if not level.reduced)
 
     def parameter_shape(self, own: Tensor | None) -> list[int]:
         """The sizes of this part of a weight or bias; those of the features where there is none."""
@@ -62,7 +62,7 @@ def part_of(a: Arguments, dy: Tensor | None = None) -> Part:
 def _statistic(sharding: Sharding, a: Arguments, what: str, t: Tensor | None) -> Tensor | None:
     if t is None:
         return None
-    if t.numel() == 0 and math.prod(sharding.statistics()):  # a mean that is not subtracted
+    if t.numel() == 0 and 0 not in sharding.statistics():  # a mean that is not subtracted
         return a.x.to_local().new_empty(0, dtype=t.dtype)  # type: ignore[attr-defined, no-any-return]
     return sharding.statistic(what, t)
 
