@@ -1,4 +1,4 @@
-"""What the GPU kernels do besides norms: weight normalization, running statistics, rows in 8 bits."""
+"""What the GPU kernels do besides norms: weight normalization, running statistics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from interpreted import (
     marks,
 )
 
-from normkit import functional
 from normkit.functional.call.running import Running, update
 from normkit.kernels import weight
 from normkit.kernels.dtypes import arithmetic_dtype
@@ -78,36 +77,3 @@ def test_running_statistics(samples):
     assert finite.sum() == channels - 2
     for got, first, new in zip(updated, expected, (m, v), strict=True):
         torch.testing.assert_close(got.cpu(), torch.where(finite, first.lerp(new, 0.3), first))
-
-
-def rounded_by_torch(values, _, output_dtype, rounding_mode):
-    assert "RTNE" in str(rounding_mode)
-    kinds = {"fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2}
-    return torch.from_numpy(values).to(kinds[str(output_dtype)]).view(torch.uint8).numpy()
-
-
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-@pytest.mark.parametrize("given", [False, True])
-def test_rows_in_eight_bits(monkeypatch, dtype, given):
-    if DEVICE == "cpu":
-        # The interpreter loses a carry when it rounds to 8 bits: 63 becomes 32.
-        monkeypatch.setattr("triton.runtime.interpreter._convert_float", rounded_by_torch)
-    for length in (7, 300):
-        x, w, b = draw(5, 3, length), draw(length), draw(length)
-        scale = torch.tensor(0.01, device=DEVICE) if given else None
-        y, own = functional.quantized_layer_norm(x, w, b, dtype=dtype, scale=scale)
-        want = torch.nn.functional.layer_norm(x, (length,), w, b)
-        want = want.clamp(-own * torch.finfo(dtype).max, own * torch.finfo(dtype).max)
-        assert y.shape == x.shape
-        assert y.dtype == dtype
-        assert own.shape == (() if given else (5, 3, 1))
-        # Half a unit of the format's last place; the smallest numbers have a fixed one.
-        step = torch.finfo(dtype)
-        bound = (want.abs() * step.eps / 2 + own * step.smallest_normal * step.eps) * 1.01 + 1e-6
-        assert ((y.float() * own - want).abs() <= bound).all()
-        if not given:
-            assert torch.equal(y.float().abs().amax(-1), torch.full((5, 3), step.max, device=DEVICE))
-    rms, own = functional.quantized_rms_norm(x, w, dtype=dtype)
-    assert (
-        (rms.float() * own - torch.nn.functional.rms_norm(x, (length,), w, 1e-6)).abs() <= 0.1 * own * step.max
-    ).all()
