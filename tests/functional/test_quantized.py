@@ -69,7 +69,7 @@ def test_ties_of_block_scales():
 
 
 def test_a_power_of_two_is_the_specification_s():
-    """OCP Microscaling Formats 1.0, section 6.3: the exponent of the largest value, less that of the largest element."""
+    """OCP Microscaling Formats 1.0, 6.3: the exponent of the largest value, less that of the largest element."""
     row = torch.zeros(1, 32)
     for most, exponent in ((1.0, -8), (511.9, 0), (512.0, 1), (2.0**127, 119), (2.0**-126, -127), (1e-44, -127)):
         row[0, 5] = most
@@ -225,18 +225,19 @@ ERRORS = [
     (
         {"gate_activation": "silu"},
         ArgumentError,
-        "gate_activation of quantized_rms_norm needs a gate, got 'silu' alone: give gate=",
+        "gate_first and gate_activation of quantized_rms_norm need a gate, got None: give gate=",
     ),
     (
         {"gate": torch.ones(48)},
         ShapeError,
-        r"the gate of quantized_rms_norm must have the input's shape \(2, 48\), got \(48,\): expand it first",
+        r"gate of quantized_rms_norm must broadcast to the input's shape \(2, 48\) with as many dimensions, "
+        r"got \(48,\)",
     ),
     (
         {"gate": torch.ones(2, 48, dtype=torch.float64)},
         DtypeError,
-        "the gate of quantized_rms_norm must be torch.float32 on cpu as the input is, got torch.float64 on cpu: "
-        "convert one of the two",
+        "gate of quantized_rms_norm must have the input's dtype torch.float32, got torch.float64: convert one of the "
+        "two",
     ),
     ({"residual": torch.ones(3)}, ShapeError, "the residual of quantized_rms_norm must have the input's shape"),
 ]
@@ -253,5 +254,15 @@ def test_what_was_given_is_returned():
     assert quantized_rms_norm(x, scale=one)[1] is one
     assert quantized_layer_norm(x, scaling="nvfp4", global_scale=one)[2] is one
     assert quantized_rms_norm(x, return_residual=True)[2] is x
+
+
+def test_a_small_gate_is_one_for_many():
+    x, gate = torch.randn(4, 3, 32, dtype=torch.bfloat16), torch.randn(4, 1, 32)
+    whole = gate.to(x.dtype).expand(x.shape)
+    for one, other in zip(quantized_rms_norm(x, gate=gate), quantized_rms_norm(x, gate=whole), strict=True):
+        assert same_bits(one, other)
+
+
+def test_a_scalar_has_no_rows():
     with pytest.raises(ShapeError, match="needs a last dimension"):
         quantized_rms_norm(torch.tensor(1.0))

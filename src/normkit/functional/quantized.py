@@ -7,9 +7,10 @@ from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
-from normkit.errors import ArgumentError, DtypeError, ShapeError, nearest, nearest_divisor, whole_number
+from normkit.errors import ArgumentError, ShapeError, nearest, nearest_divisor, whole_number
 from normkit.functional.call.checks import check_call, check_parameter
-from normkit.functional.call.fusions import check_activation, check_residual
+from normkit.functional.call.epilogue import Epilogue
+from normkit.functional.call.fusions import check_residual
 from normkit.kernels.quantized import BLOCKS, FP4, operator
 
 Scaling = Literal["row", "group", "mxfp8", "nvfp4"]
@@ -142,9 +143,9 @@ def quantized_layer_norm(
     to 512 times the scale become 448 times the scale. Other software may round it up; torchao and cuBLAS offer both.
     NVFP4 keeps element 2i in the low four bits of byte i; its values are ``element * scale * global_scale``.
 
-    Zeros have the scale 1, the smallest one in MXFP8 and NVFP4. If a value is NaN or infinite, its scale is NaN, and all
-    values that share it are restored as NaN. They do not contribute to the global scale. With a given `scale`,
-    infinity becomes the largest element, and NaN stays NaN, but 0 in int8.
+    Zeros have the scale 1, in MXFP8 and NVFP4 the smallest one. If a value is NaN or infinite, its scale is NaN, so all
+    values that share the scale are restored as NaN; they do not contribute to the global scale. With a given `scale`,
+    infinity becomes the largest element, and NaN stays NaN, or becomes 0 in int8.
 
     Args:
         input: (..., channels), any strides.
@@ -158,7 +159,8 @@ def quantized_layer_norm(
         global_scale: the same for ``scaling="nvfp4"``. None takes it from the largest value of all rows.
         residual: of the input's shape and dtype, added to the input first.
         return_residual: whether to return the sum, too.
-        gate: of the input's shape and dtype; its activation is multiplied with the result before values are rounded.
+        gate: of a shape that broadcasts to the input's; its activation is multiplied with the result before values are
+            rounded.
         gate_activation: a name as for `activation` in `normkit.functional.extras.Extras`, or None.
         zero_centered: the weight is stored around 0, and 1 is added to it, as in Gemma.
 
@@ -267,18 +269,19 @@ def _quantized(name: str, call: _Call, wanted: _Format, return_residual: bool) -
     for what, t in (("weight", call.weight), ("bias", call.bias)):
         check_parameter(name, what, t, (x.shape[-1],), x)
     check_residual(name, x, call.residual)
-    _check_gate(name, x, call.gate, call.gate_activation)
-    activation = check_activation(name, call.gate_activation)
+    own = Epilogue(call.weight, call.bias, call.gate, None, call.gate_activation, zero_centered=call.zero_centered)
+    activation = own.checked(name, x, (x.shape[-1],), call.residual).gate_activation
+    gate = None if call.gate is None else call.gate.to(x.dtype).expand(x.shape)
     dtype, size = _checked_format(name, wanted, x.shape[-1])
     given = wanted.global_scale if wanted.scaling == "nvfp4" else wanted.scale
-    tensors = [None if t is None else t.detach() for t in (x, call.weight, call.bias, given, call.residual, call.gate)]
-    *parameters, residual, gate = tensors
-    y, scale, own, total = operator(
+    tensors = (x, call.weight, call.bias, given, call.residual, gate)
+    *parameters, residual, gate = [None if t is None else t.detach() for t in tensors]
+    y, scale, of_all, total = operator(
         *parameters, call.eps, call.center, dtype, wanted.scaling, size, residual, gate, activation, call.zero_centered
     )
     out = [y, given if scale is None else scale]
     if wanted.scaling == "nvfp4":
-        out.append(given if own is None else own)
+        out.append(given if of_all is None else of_all)
     if return_residual:
         out.append(x if total is None else total)
     return tuple(out)
@@ -324,21 +327,4 @@ def _check_scale(name: str, what: str, t: Tensor | None, owner: str, scaling: st
         raise ShapeError(
             f"{what} of {name} must be one number in float32, got shape {tuple(t.shape)} in {t.dtype}: "
             "leave it out to have it computed"
-        )
-
-
-def _check_gate(name: str, x: Tensor, gate: Tensor | None, activation: str | None) -> None:
-    """A gate has the input's shape, dtype and device, and an activation has a gate."""
-    if gate is None:
-        if activation is not None:
-            raise ArgumentError(f"gate_activation of {name} needs a gate, got {activation!r} alone: give gate=")
-        return
-    if gate.shape != x.shape:
-        raise ShapeError(
-            f"the gate of {name} must have the input's shape {tuple(x.shape)}, got {tuple(gate.shape)}: expand it first"
-        )
-    if gate.dtype is not x.dtype or gate.device != x.device:
-        raise DtypeError(
-            f"the gate of {name} must be {x.dtype} on {x.device} as the input is, "
-            f"got {gate.dtype} on {gate.device}: convert one of the two"
         )

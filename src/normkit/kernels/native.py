@@ -74,7 +74,7 @@ class CompiledKernels:
             grads = self.fused_backward(dy, dsum, x, *_flat(mask), mean, std, weight, bias, *options)
         return Gradients(*grads)
 
-    def quantize(self, *_: object) -> tuple[Tensor, Tensor] | None:
+    def quantize(self, *_: object) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
         return None
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from normkit.kernels import formula
 from normkit.kernels.devices import kernels_for
 from normkit.kernels.dtypes import working_dtype
-from normkit.kernels.formula import ACTIVATIONS, Arguments
+from normkit.kernels.formula import Arguments
 from normkit.kernels.operator import library
 
 BLOCKS = {"mxfp8": 32, "nvfp4": 16}
@@ -64,11 +64,7 @@ def quantize(
             return *known[:2], None, known[2]
     total = None if residual is None else (x + residual).contiguous()
     source = x if total is None else total
-    if zero_centered and weight is not None:
-        a = a._replace(weight=weight.to(working_dtype(x)) + 1)
     z = formula.norm(a._replace(x=source.to(working_dtype(x)), residual=None)).y
-    if gate is not None:
-        z = z * ACTIVATIONS[gate_activation](gate.to(z.dtype))
     return *rounded(z.float().contiguous(), scale, dtype, scaling, group_size), total
 
 
