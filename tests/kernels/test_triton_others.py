@@ -180,6 +180,17 @@ def test_what_is_computed_before_rounding(scaling, dtype, center):
     assert ((y.double() * used - z).abs() <= bound * 1.001).all()
 
 
+@pytest.mark.usefixtures("by_torch")
+@pytest.mark.parametrize("scaling", ["row", "group", "mxfp8"])
+def test_a_row_in_low_precision_has_the_same_bits_in_any_batch(scaling):
+    x, w = draw(37, 128), draw(128)
+    y, scale = functional.quantized_rms_norm(x, w, scaling=scaling)
+    for start, end in ((0, 1), (17, 18), (36, 37), (3, 9)):
+        alone, own = functional.quantized_rms_norm(x[start:end], w, scaling=scaling)
+        assert torch.equal(alone.view(torch.uint8), y[start:end].view(torch.uint8))
+        assert torch.equal(own.view(torch.uint8), scale[start:end].view(torch.uint8))
+
+
 def test_what_the_kernel_of_low_precision_leaves_to_the_formula():
     x = draw(2, 96)
     for options in ({"scaling": "group", "group_size": 48}, {"scaling": "nvfp4"}):

@@ -298,12 +298,8 @@ def _in_pieces(norm: Seen, sample: SampleCall, alone: Sequence[Tensor]) -> Itera
             yield _trial(f"in pieces of {length} along dimension {dim}", partial(cut, length))
         for count in PADDING:
             yield _trial(f"padded by {count} along dimension {dim}", partial(padded, count))
-    elif shared and takes_extras(norm.module) and not any(leaf.dtype is torch.bool for leaf in _tensors(sample)):
+    elif shared and takes_extras(norm.module) and not sample.has("mask", "lengths"):
         yield from _masked(norm, sample, alone, shared)
-
-
-def _tensors(sample: SampleCall) -> list[Tensor]:
-    return [leaf for leaf in sample.leaves if isinstance(leaf, Tensor)]
 
 
 def _masked(norm: Seen, sample: SampleCall, alone: Sequence[Tensor], shared: Sequence[int]) -> Iterator[Trial]:

@@ -67,6 +67,11 @@ class SampleCall:
         with torch.no_grad():
             return [leaf for leaf in tree_leaves(module(*args, **kwargs, **(more or {}))) if isinstance(leaf, Tensor)]
 
+    def has(self, *names: str) -> bool:
+        """Whether the call gives one of these keyword arguments."""
+        kwargs = tree_unflatten(self.leaves, self.spec)[1]
+        return any(kwargs.get(name) is not None for name in names)
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
         pairs = zip(self.leaves, self.batched, strict=True)
         return replace(self, leaves=tuple([change(leaf) if batched else leaf for leaf, batched in pairs]))
