@@ -57,6 +57,7 @@ def test_a_norm_that_looks_at_its_batch_is_named_with_the_first_way_and_the_larg
     assert (found.module, found.layer, found.shape, found.dtype) == ("0", "Depends", (5, 8), "float32")
     assert found.largest_batch == 1024  # of 160 bytes each, in 256 KiB
     assert found.same is False
+    assert found.in_any_batch is False
     assert found.first == "in a batch of 16"
     assert found.difference == pytest.approx(0.25)
     assert [trial.way for trial in found.trials if trial.same][:3] == [f"in a batch of {n}" for n in (2, 3, 7)]
@@ -84,9 +85,14 @@ def test_all_places_in_a_batch_count_and_one_bit_is_enough():
     ],
 )
 def test_other_ways_to_compute_the_same(compiling, added, first):
-    found = layer_of(nn.Sequential(Depends(added)), 3, 20, 8)
+    model = nn.Sequential(Depends(added))
+    before = [set(vars(module)) for module in model.modules()]
+    found = layer_of(model, 3, 20, 8)
     assert found.first == first
     assert found.difference >= 0.9
+    assert (found.same, found.in_any_batch) == (False, True)
+    assert str(found).startswith(f"the same bits in batches; other bits {first}, in ")
+    assert [set(vars(module)) for module in model.modules()] == before
 
 
 def test_batch_norm_depends_on_its_batch_by_definition_in_training_and_without_statistics():
@@ -104,6 +110,7 @@ def test_batch_norm_depends_on_its_batch_by_definition_in_training_and_without_s
     assert [str(found[i]) for i in (0, 1, 2, 4)] == [training] * 4
     assert found[3].same
     assert not found[0].trials
+    assert found[0].in_any_batch is False
     found = measured(make().eval(), 4, 4, 5, 6).layers
     assert str(found[1]).endswith("by definition: it keeps no running statistics, so it uses those of the batch")
     assert [found[i].same for i in (0, 2, 3, 4)] == [True] * 4
@@ -211,7 +218,7 @@ def test_the_report_is_data_and_a_table():
     assert data["device"] == "cpu"
     assert data["threads"] == torch.get_num_threads()
     assert data["memory"] == 1 << 18
-    assert data["same"] is False
+    assert (data["same"], data["in_any_batch"]) == (False, False)
     first, second = data["layers"]
     assert first["by_definition"] == "in training it uses the statistics of the batch"
     assert (second["same"], second["first"], second["difference"]) == (False, "in a batch of 3", pytest.approx(0.5))
