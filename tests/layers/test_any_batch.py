@@ -13,6 +13,8 @@ from torch import Tensor
 
 from cases import CASES, DTYPES, Case, Oracle, layouts, make_input, make_layer
 from normkit.functional import normalize
+from normkit.kernels.layout import plan_of
+from normkit.kernels.triton.schedule import schedule
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 PATTERNS = ("b c [...]", "b (g [c]) [...]", "b [c] ...", "b [c ...]", "b c [h] w", "... [c]")
@@ -133,3 +135,28 @@ def test_regions_of_every_size_with_all_that_a_pass_includes() -> None:
             for start, end in ((0, 1), (len(x) // 2, len(x) // 2 + 1), (len(x) - 2, len(x))):
                 alone = call(start, end)
                 assert same_bits(alone, y[start:end]), (seed, pattern, x.shape, x.dtype, x.stride(), [*options])
+
+
+def test_a_gpu_cuts_a_region_alike_in_any_batch() -> None:
+    """Contiguous and channels last: walk, tile, warps and parts of every pass; only 64-bit offsets follow the size."""
+    at = random.Random(0)
+    for _ in range(300):
+        pattern = at.choice(PATTERNS).replace("(g", f"(g={at.choice([1, 2, 4, 8])}")
+        if pattern == "... [c]":
+            sizes: tuple[int, ...] = (at.choice([1, 2, 7, 197]), at.choice([2, 7, 64, 768, 4096, 20000, 70000]))
+        else:
+            sizes = (8 * at.choice([1, 2, 4, 16, 64]), at.choice([1, 3, 7, 28, 112]), at.choice([1, 2, 7, 56, 200]))
+        last = len(sizes) == 3 and at.random() < 0.5
+        layout = torch.channels_last if last else torch.contiguous_format
+        itemsize, found = at.choice([2, 4, 8]), set()
+        for batch in (1, 2, 3, 64, 1000):
+            x = torch.empty((batch, *sizes), device="meta", memory_format=layout)
+            plan = plan_of(pattern, x.shape, x.stride(), None)
+            s = schedule(plan.view, plan.period, plan.inner, itemsize)
+            found.add(
+                tuple(
+                    p and (p.walk, p.along, p.tile._replace(wide=False), p.warps, p.parts)
+                    for p in (s.forward, s.backward, s.parts, s.sums)
+                )
+            )
+        assert len(found) == 1, (pattern, sizes, layout, itemsize)
