@@ -48,7 +48,7 @@ ORDER: dict[str, list[str]] = {
         *("measure", "rules", "sarif", "report", "ignore", "source", "run", "options", "command"),
         *("examples", "examples_training", "remedies"),
     ],
-    "normkit.tools.audit.measure": ["moments", "batches", "facts", "trials"],
+    "normkit.tools.audit.measure": ["moments", "batches", "facts", "trials", "sample_call", "invariance"],
     "normkit.tools.audit.rules": [
         *("rule", "axes", "structure", "placement", "size", "state", "constants", "training", "usage"),
     ],

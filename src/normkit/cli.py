@@ -265,6 +265,10 @@ def audit(
     per_sample: Annotated[
         bool | None, typer.Option("--per-sample", help="Name the layers that mix samples.", show_default="no")
     ] = None,
+    invariance: Annotated[
+        bool | None,
+        typer.Option("--invariance", help="Measure which norms give the same bits in any batch.", show_default="no"),
+    ] = None,
     ignore: Annotated[str, typer.Option(help="Codes to suppress, separated by commas: NK101,layer1.*:NK301.")] = "",
     baseline: Annotated[
         str | None, typer.Option(help="A report of --format json; its findings are not reported again.")
@@ -297,6 +301,7 @@ def audit(
         world_size=world_size,
         accumulate=accumulate,
         per_sample=per_sample,
+        invariance=invariance,
         ignore=_listed(ignore),
         baseline=baseline,
         format=form,

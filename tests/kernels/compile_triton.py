@@ -33,7 +33,7 @@ from normkit.kernels.triton import device, launch
 from normkit.pattern import parse
 
 TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8"}
-TYPES |= {torch.float8_e4m3fn: "fp8e4nv"}
+TYPES |= {torch.float8_e4m3fn: "fp8e4nv", torch.int8: "i8"}
 FLOATING = re.compile(r"\b(?:fma|mul|add|sub|div|sqrt|rcp)\.[a-z.]*f(?:32|64)")
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
@@ -209,7 +209,12 @@ def main(targets: list[GPUTarget]) -> None:
         _, length = weight.weight_norm(v, g, dim)
         weight.weight_norm_backward(v, v, g, length, dim)
     rows = torch.empty(4096, 1024, dtype=torch.bfloat16)
-    launch.quantize(Arguments(rows, rows[0], rows[0], "... [c]", 1e-5, True), None, torch.float8_e4m3fn)
+    a = Arguments(rows, rows[0], rows[0], "... [c]", 1e-5, True)
+    launch.quantize(a, None, torch.float8_e4m3fn, "row", 0)
+    launch.quantize(a, torch.empty(()), torch.int8, "row", 0)
+    a = a._replace(residual=rows, gate=rows, gate_activation="silu", zero_centered=True)
+    launch.quantize(a, None, torch.int8, "group", 128)
+    launch.quantize(a, None, torch.float8_e4m3fn, "mxfp8", 32)
     for dtype in (torch.float32, torch.float64):
         launch.move_running(*(torch.empty(64, dtype=dtype) for _ in range(4)), 8, 0.1)
 

@@ -87,5 +87,7 @@ class Kernels(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """The gradients of direction and length."""
 
-    def quantize(self, a: Arguments, scale: Tensor | None, dtype: torch.dtype, /) -> tuple[Tensor, Tensor] | None:
-        """Rows in 8 bits and their scales; None where the kernels do not serve."""
+    def quantize(
+        self, a: Arguments, scale: Tensor | None, dtype: torch.dtype, scaling: str, group_size: int, /
+    ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+        """Rows in 8 bits, their scales unless one is given, and the sum; None where the kernels do not serve."""

@@ -68,7 +68,7 @@ class CompiledKernels:
         rest = (a.mean, std, weight, a.bias, *options, *gates)
         return Gradients(*self.fused_backward(dy, a.residual, x, *_flat(mask), *rest))
 
-    def quantize(self, *_: object) -> tuple[Tensor, Tensor] | None:
+    def quantize(self, *_: object) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
         return None
 
 

@@ -20,21 +20,34 @@ def _gathered(pattern: str, x: Tensor) -> Sharding:
     return sharding_of(pattern, x).without_pooled()
 
 
-def quantize(cls: type, op: Operator, types: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """The rule of ``normkit::quantize``: each process has whole rows."""
-    x, weight, bias, scale, *rest = args
+def quantize(
+    cls: type, op: Operator, types: Any, args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[Tensor | None, ...]:
+    """The rule of ``normkit::quantize``: each process has whole rows, and all of them if one scale is sought for all."""
+    x, weight, bias, scale, eps, center, dtype, scaling, size, residual, gate, *rest = args
     with torch.no_grad():
         sharding = _gathered("... [c]", x)
         everywhere: list[Placement] = [Replicate()] * sharding.mesh.ndim
-        flat = [
-            None if t is None else sharding.placed(what, t, everywhere)
-            for what, t in (("weight", weight), ("bias", bias), ("scale", scale))
-        ]
-        y, own = op(sharding.placed("x", x, sharding.placements), *flat, *rest, **kwargs)
-        y = sharding.whole(y, sharding.placements, x.shape)
-        if scale is not None:
-            return y, sharding.whole(own, everywhere, own.shape)
-        return y, sharding.whole(own, sharding.placements, [*x.shape[:-1], 1])
+        rows = everywhere if scaling == "nvfp4" and scale is None else sharding.placements
+
+        def placed(placements: Sequence[Placement], **tensors: Tensor | None) -> list[Tensor | None]:
+            return [None if t is None else sharding.placed(what, t, placements) for what, t in tensors.items()]
+
+        (own,) = placed(rows, x=x)
+        flat = placed(everywhere, weight=weight, bias=bias, scale=scale)
+        alike = placed(rows, residual=residual, gate=gate)
+        y, scales, of_all, total = op(own, *flat, eps, center, dtype, scaling, size, *alike, *rest, **kwargs)
+
+        def whole(t: Tensor | None, placements: Sequence[Placement], *last: int) -> Tensor | None:
+            return None if t is None else sharding.whole(t, placements, last)
+
+        shape = x.shape[:-1]
+        return (
+            whole(y, rows, *shape, y.shape[-1]),
+            None if scales is None else whole(scales, rows, *shape, scales.shape[-1]),
+            whole(of_all, everywhere),
+            whole(total, rows, *x.shape),
+        )
 
 
 def weight_norm(

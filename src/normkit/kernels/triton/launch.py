@@ -18,12 +18,13 @@ from normkit.kernels.backend import Mask, Want
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import NUMBERS, Arguments, Gradients
 from normkit.kernels.triton import device, gradients, tune
-from normkit.kernels.triton.arguments import Along, BackwardFlags, ForwardFlags, MaskIndexing, Walk
+from normkit.kernels.triton.arguments import Along, BackwardFlags, ForwardFlags
 from normkit.kernels.triton.code import forward
 from normkit.kernels.triton.code import weight as weights
 from normkit.kernels.triton.device import aligned, check_length, empty
 from normkit.kernels.triton.inputs import MaskArguments, mask_arguments, merging, or_none
-from normkit.kernels.triton.passes import FAR, MOST_WARPS, SMALLEST, WHOLE, Gaps
+from normkit.kernels.triton.passes import Gaps
+from normkit.kernels.triton.quantized import quantize as quantize
 from normkit.kernels.triton.schedule import Schedule, schedule
 
 RUNNING = 256
@@ -198,7 +199,7 @@ def given(var: Tensor, eps: float, /) -> tuple[Tensor, float]:
     return var, eps
 
 
-# Weights, running statistics, 8-bit rows ------------------------------------------------------------------
+# Weights, running statistics ------------------------------------------------------------------------------
 
 
 def weight_norm(v: Tensor, g: Tensor, plan: int, /) -> tuple[Tensor, Tensor]:
@@ -247,24 +248,3 @@ def move_running(
         channels, mean.numel() // channels, count, momentum, rest, RUNNING,
     )  # fmt: skip
     return 0
-
-
-def quantize(a: Arguments, scale: Tensor | None, dtype: torch.dtype, /) -> tuple[Tensor, Tensor] | None:
-    """Rows in 8 bits and their scales; None for rows too long for a tile."""
-    x, weight, bias, _, eps, center, *_ = a
-    length = x.shape[-1]
-    if length > WHOLE:
-        return None
-    x = aligned(x.contiguous())
-    rows, room = x.numel() // length, 1 << (length - 1).bit_length()
-    y = torch.empty(x.shape, dtype=dtype, device=x.device)
-    own = torch.empty((*x.shape[:-1], 1), device=x.device) if scale is None else scale
-    together = max(1, SMALLEST // room)
-    flags = ForwardFlags(int(Walk.WHOLE), int(Along.R1), True, int(MaskIndexing.NONE), 0, center, False, eps)
-    flags = flags._replace(zero_centered=a.zero_centered)
-    warps = max(1, min(MOST_WARPS, together * room * x.element_size() // (32 * 64)))
-    device.launch(
-        forward.quantize, (-(-rows // together), 1, 1), warps, (x, weight, bias, scale, y, own),
-        rows, length, flags, torch.finfo(dtype).max, together, room, x.numel() >= FAR,
-    )  # fmt: skip
-    return y, own

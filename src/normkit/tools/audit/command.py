@@ -32,6 +32,7 @@ def run(asked: Options) -> tuple[str, int]:
         world_size=asked.world_size,
         accumulate=asked.accumulate,
         per_sample=asked.per_sample,
+        invariance=asked.invariance,
     )
     if asked.baseline is not None:
         report = report.without(baseline(asked.baseline))

@@ -26,7 +26,7 @@ class Options:
         shape, tokens: of a random example: sizes with commas between, and the size of a vocabulary.
         loader: names a function that returns batches, or the batches.
         optimizer: names a function that makes an optimizer of the model.
-        batch_size, world_size, accumulate, per_sample: as for `normkit.audit`.
+        batch_size, world_size, accumulate, per_sample, invariance: as for `normkit.audit`.
         ignore: codes by pattern of module names.
         baseline: a report in JSON; its findings are not reported again.
         format: ``"text"``, ``"json"`` or ``"sarif"``.
@@ -42,6 +42,7 @@ class Options:
     world_size: int = 1
     accumulate: int = 1
     per_sample: bool = False
+    invariance: bool = False
     ignore: Mapping[str, list[str]] = field(default_factory=dict)
     baseline: str | None = None
     format: str = "text"
@@ -60,7 +61,8 @@ class Options:
             raise ArgumentError(f"--tokens needs the shape of an example, got {self.tokens} alone: give --shape too")
 
 
-TYPES: dict[str, type] = {"tokens": int, "batch_size": int, "world_size": int, "accumulate": int, "per_sample": bool}
+TYPES: dict[str, type] = {"tokens": int, "batch_size": int, "world_size": int, "accumulate": int}
+TYPES |= {"per_sample": bool, "invariance": bool}
 """Of the values that are no text."""
 
 

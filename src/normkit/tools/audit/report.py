@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from normkit.errors import ArgumentError, nearest
+from normkit.tools.audit.measure.invariance import Invariance
 from normkit.tools.audit.sarif import sarif
 
 SEVERITIES = ("info", "warning", "error")
@@ -97,6 +98,7 @@ class Report:
         not_run: rules that could not run, each with its reason.
         norms: number of norms in the model.
         notes: what else to know, such as norms that are not understood.
+        invariance: which norms give the same bits in any batch; None if that was not asked for.
     """
 
     model: str
@@ -105,6 +107,7 @@ class Report:
     not_run: tuple[NotRun, ...]
     norms: int
     notes: tuple[str, ...] = ()
+    invariance: Invariance | None = None
 
     @property
     def codes(self) -> set[str]:
@@ -138,6 +141,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         data: dict[str, Any] = plain(asdict(self))
+        data["invariance"] = None if self.invariance is None else plain(self.invariance.to_dict())
         return data
 
     def to_json(self) -> str:
@@ -167,6 +171,8 @@ class Report:
             lines += ["", *(f"not run, {reason}: {', '.join(codes)}" for reason, codes in reasons.items())]
         if self.notes:
             lines += ["", *(f"note: {note}" for note in self.notes)]
+        if self.invariance is not None:
+            lines += ["", str(self.invariance)]
         return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ from normkit.evaluation import preserving
 from normkit.tools.audit.ignore import Ignore, suppressor
 from normkit.tools.audit.measure import trials
 from normkit.tools.audit.measure.facts import Subject, collect
+from normkit.tools.audit.measure.invariance import measure_invariance
 from normkit.tools.audit.report import Finding, NotRun, Report, rank
 from normkit.tools.audit.rules import RULES
 from normkit.tools.audit.rules.rule import Rule
@@ -31,6 +32,7 @@ def audit(
     accumulate: int = 1,
     *,
     per_sample: bool = False,
+    invariance: bool = False,
     ignore: Ignore | str = (),
 ) -> Report:
     """Find faults in the normalization of a model.
@@ -49,6 +51,9 @@ def audit(
         world_size: number of ranks.
         accumulate: micro-batches of one step.
         per_sample: also name the layers that mix samples, for vmap and per-sample gradients.
+        invariance: also measure whether each norm gives one sample the same bits in batches of 2 to 8192, cut along its
+            positions, padded, and compiled, which takes seconds for each kind of norm. The result is
+            `Report.invariance`.
         ignore: codes to suppress, or a mapping from patterns of module names to codes. A module with an attribute
             ``normkit_ignore = ("NK101",)`` does the same for itself and the modules inside it.
 
@@ -69,7 +74,7 @@ def audit(
     Source: each rule names its own; see docs/audit/index.md.
     """
     given: dict[str, Any] = {"batch_size": batch_size, "world_size": world_size, "accumulate": accumulate}
-    return examine(model, example, loader, optimizer, ignore, per_sample=per_sample, **given)
+    return examine(model, example, loader, optimizer, ignore, per_sample=per_sample, invariance=invariance, **given)
 
 
 def examine(
@@ -80,6 +85,7 @@ def examine(
     ignore: Ignore | str = (),
     *,
     noise: bool = False,
+    invariance: bool = False,
     location: Location | None = None,
     **given: Any,
 ) -> Report:
@@ -88,6 +94,7 @@ def examine(
     Args:
         model, example, loader, optimizer, ignore: as for `audit`.
         noise: whether the example is known to be random numbers.
+        invariance: as for `audit`.
         location: file and line of what made the model, for findings whose own cannot be found.
         given: the other arguments of `audit`.
     """
@@ -125,6 +132,7 @@ def examine(
         tuple(not_run),
         len(subject.norms),
         tuple(_notes(subject)),
+        measure_invariance(subject) if invariance else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Forward: moments of regions and of their parts, normalization, 8-bit rows, running statistics."""
+"""Forward: moments of regions and of their parts, normalization, running statistics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from normkit.kernels.triton.code.constants import (
     WALK_WHOLE,
 )
 from normkit.kernels.triton.code.moments import (
-    TINY,
     Moments,
     add_group,
     exceeds_range,
@@ -285,44 +284,6 @@ def normalize(
             if flags.mask != MASK_NONE:
                 z = tl.where(valid, z, 0.0)
             tl.store(y + elements.offset, z, mask=elements.inside)
-
-
-@triton.jit(do_not_specialize=["rows"])
-def quantize(
-    x, weight, bias, given, y, scale_out, rows, length,
-    flags: tl.constexpr, LARGEST: tl.constexpr,
-    ROWS: tl.constexpr, LENGTH: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """Normalized rows divided by a scale, which is given or brings each row's largest value to LARGEST."""
-    block = tl.program_id(0)
-    if WIDE:
-        block = block.to(tl.int64)
-    row = block * ROWS + tl.arange(0, ROWS)
-    place = tl.arange(0, LENGTH)
-    inside = (row < rows)[:, None] & (place < length)[None, :]
-    offset = row[:, None] * length + place[None, :]
-    value = tl.load(x + offset, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
-    number = tl.zeros([ROWS], tl.float32) + length
-    mean, std = mean_and_deviation(tile_moments(value, inside, number, flags.center), False)
-    if exceeds_range(std):
-        shrunk = tile_moments(value * TINY, inside, number, flags.center)
-        shrunk_mean, shrunk_std = mean_and_deviation(shrunk, True)
-        mean = tl.where(std < float("inf"), mean, shrunk_mean)
-        std = tl.where(std < float("inf"), std, shrunk_std)
-    z = (value - mean[:, None]) * scale_of(std, flags)[:, None]
-    if weight is not None:
-        z = z * centered(tl.load(weight + place, mask=place < length, other=0.0).to(tl.float32), flags)[None, :]
-    if bias is not None:
-        z = z + tl.load(bias + place, mask=place < length, other=0.0).to(tl.float32)[None, :]
-    if given is not None:
-        z = z / tl.load(given)
-    else:
-        largest = tl.max(tl.where(inside, tl.abs(z), 0.0), 1)
-        scale = tl.where(largest > 0, largest / LARGEST, 1.0)
-        tl.store(scale_out + row, scale, mask=row < rows)
-        z = z / scale[:, None]
-    z = tl.clamp(z, -LARGEST, LARGEST).to(y.dtype.element_ty, fp_downcast_rounding="rtne")
-    tl.store(y + offset, z, mask=inside)
 
 
 @triton.jit(do_not_specialize=["count", "samples", "momentum", "momentum_rest"])

@@ -91,7 +91,7 @@ class Seen:
         """The elements of an input of batch, instance or group norm, those that share statistics in one row."""
         if not (self.is_batch or self.info.per_channel or self.info.groups):
             return None
-        levels = self._levels(tuple(x.shape))
+        levels = self.levels(tuple(x.shape))
         if levels is None:
             return None
         kept, reduced = ([i for i, level in enumerate(levels) if level.reduced == inside] for inside in (False, True))
@@ -104,10 +104,10 @@ class Seen:
             return None
         if self.info.kind is not None and self.info.axis == "last":
             return self.info.channels or None
-        levels = self._levels(shape)
+        levels = self.levels(shape)
         return None if levels is None else math.prod(level.size for level in levels if level.reduced)
 
-    def _levels(self, shape: tuple[int, ...]) -> tuple[Level, ...] | None:
+    def levels(self, shape: tuple[int, ...]) -> tuple[Level, ...] | None:
         """The axes of its region on an input of this shape, channels in dimension 1; None if the region is unknown."""
         region = bound(FIRST, {}) if self.is_batch else self.info.region
         if is_unbatched(self.module, len(shape)):
