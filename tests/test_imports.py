@@ -21,7 +21,7 @@ ORDER: dict[str, list[str]] = {
         *("errors", "settings", "pattern", "catalog", "plan", "merging", "kernels", "backends", "functional", "layers"),
         *("evaluation", "parametrize", "tools", "draw", "study", "cli", "__main__"),
     ],
-    "normkit.catalog": ["row", "claims", "methods", "show"],
+    "normkit.catalog": ["row", "claims", "rows", "methods", "show"],
     "normkit.kernels": [
         *("dtypes", "context", "formula", "backend", "native", "fastpath", "triton", "devices", "layout", "batched"),
         *("traced", "operator", "quantized", "weight"),
