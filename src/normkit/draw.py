@@ -283,10 +283,13 @@ def _weight_norm() -> _Picture:
 
 _WITHOUT_REGION: dict[str, tuple[str, Callable[[], _Picture]]] = {
     "local_response_norm": ("size=3", _local_response_norm),
-    "dynamic_tanh": ("y = tanh(alpha * x)", _value),
-    "dynamic_erf": ("y = erf(alpha * x + s)", _value),
     "weight_norm": ("w = g * v / ‖v‖", _weight_norm),
     "weight_standardization": ("w = (v - mean) / std", _filter),
+}
+_WITHOUT_REGION |= {
+    method.name: (method.formula.removesuffix(" * weight + bias"), _value)
+    for method in catalog.METHODS
+    if method.acts_on == "values"
 }
 """For methods without a pattern: the note below the picture, and the picture."""
 
