@@ -21,14 +21,14 @@ ORDER: dict[str, list[str]] = {
         *("errors", "settings", "pattern", "catalog", "plan", "merging", "kernels", "backends", "functional", "layers"),
         *("evaluation", "parametrize", "tools", "draw", "study", "cli", "__main__"),
     ],
-    "normkit.catalog": ["row", "claims", "methods", "show"],
+    "normkit.catalog": ["row", "claims", "rows", "methods", "show"],
     "normkit.kernels": [
         *("dtypes", "context", "formula", "backend", "native", "fastpath", "triton", "devices", "layout", "batched"),
         *("sharded", "traced", "operator", "quantized", "weight"),
     ],
     "normkit.kernels.sharded": ["sharding", "rules", "others", "register"],
     "normkit.functional.call": [
-        *("checks", "fusions", "epilogue", "nested", "precision", "recompute", "running", "spec"),
+        *("checks", "fusions", "epilogue", "nested", "precision", "recompute", "running", "spec", "moments"),
     ],
     "normkit.functional.batch": ["norm", "update", "renorm", "ghost", "sync"],
     "normkit.layers.base": ["checks", "layer", "versions"],
@@ -37,7 +37,8 @@ ORDER: dict[str, list[str]] = {
         *("model", "load", "freeze", "recalibrate", "param_groups", "fold", "convert", "insert", "watch", "audit"),
     ],
     "normkit.tools.model": [
-        *("info", "refusal", "names", "statistics", "wrapped", "valid", "activated", "frozen", "probe", "recognise"),
+        *("info", "refusal", "names", "statistics", "wrapped", "valid", "activated", "frozen", "probe", "own"),
+        "recognise",
         *("tree", "call", "graph"),
     ],
     "normkit.tools.model.graph": ["recorder", "call_graph", "symbolic", "dataflow", "call_order"],

@@ -12,6 +12,7 @@ from normkit.layers.batch.norm import (
 )
 from normkit.layers.batch.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from normkit.layers.batch.sync import SyncBatchNorm
+from normkit.layers.evo import EvoNorm2dB0, EvoNorm2dS0
 from normkit.layers.general import Norm
 from normkit.layers.group import GroupNorm
 from normkit.layers.instance import (
@@ -23,9 +24,13 @@ from normkit.layers.instance import (
     LazyInstanceNorm3d,
 )
 from normkit.layers.layer import LayerNorm, LayerNorm2d
+from normkit.layers.pointwise.dynamic_erf import DynamicErf
+from normkit.layers.pointwise.dynamic_tanh import DynamicTanh
 from normkit.layers.response.filter_response import FilterResponseNorm2d
+from normkit.layers.response.global_response import GlobalResponseNorm
 from normkit.layers.response.local_response import LocalResponseNorm
 from normkit.layers.rms import RMSNorm
+from normkit.layers.scale import ScaleNorm
 
 __all__ = [
     "BatchNorm1d",
@@ -34,6 +39,10 @@ __all__ = [
     "BatchRenorm1d",
     "BatchRenorm2d",
     "BatchRenorm3d",
+    "DynamicErf",
+    "DynamicTanh",
+    "EvoNorm2dB0",
+    "EvoNorm2dS0",
     "FilterResponseNorm2d",
     "FrozenBatchNorm1d",
     "FrozenBatchNorm2d",
@@ -41,6 +50,7 @@ __all__ = [
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",
+    "GlobalResponseNorm",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -56,5 +66,6 @@ __all__ = [
     "LocalResponseNorm",
     "Norm",
     "RMSNorm",
+    "ScaleNorm",
     "SyncBatchNorm",
 ]
