@@ -89,6 +89,51 @@ class Thresholded(Oracle):
         return torch.maximum(y, self.spread(p["threshold"], x))
 
 
+@dataclass(frozen=True)
+class Switched(Oracle):
+    """A mixture of three means and three variances, each computed from all its values."""
+
+    def mixed(self, x: Tensor, p: Parameters, batch: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        pairs = [Oracle(over(*range(2, x.dim())), 0, True).moments(x), Oracle(over(*range(1, x.dim())), 0, True).moments(x)]
+        pairs.append(BATCH.moments(x) if batch is None else batch)
+        shares = [p[name].double().softmax(0) for name in ("mean_weight", "var_weight")]
+        mean, var = (sum(s * t for s, t in zip(share, part)) for share, part in zip(shares, zip(*pairs)))
+        return mean, var
+
+    def __call__(self, x: Tensor, p: Parameters, moments: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        return super().__call__(x, p, self.mixed(x, p, moments))
+
+    def condition(self, x: Tensor) -> Tensor:
+        """The largest of the three: each mean is rounded in units of itself, and no variance outweighs the others."""
+        return torch.stack([Oracle(average, self.eps, True).condition(x).expand(x.shape) for average in (
+            per_channel, per_sample_and_channel, over(*range(1, x.dim())))]).amax(0)
+
+
+class Whitened:
+    """The inverse square root of each group's covariance matrix by its eigenvectors, of which Newton's method is none."""
+
+    def __init__(self, groups: int, eps: float) -> None:
+        self.groups, self.eps = groups, eps
+
+    def applied(self, x: Tensor, p: Parameters, mean: Tensor, whitening: Tensor) -> Tensor:
+        rows = x.double().movedim(1, -1).reshape(-1, self.groups, x.shape[1] // self.groups) - mean
+        y = torch.einsum("gij,ngj->ngi", whitening, rows).reshape(x.movedim(1, -1).shape).movedim(-1, 1)
+        shape = [-1, *[1] * (x.dim() - 2)]
+        return y * p["weight"].double().view(shape) + p["bias"].double().view(shape)
+
+    def __call__(self, x: Tensor, p: Parameters) -> Tensor:
+        rows = x.double().movedim(1, -1).reshape(-1, self.groups, x.shape[1] // self.groups)
+        if not rows.numel():
+            return x.double()
+        mean = rows.mean(0)
+        covariance = torch.einsum("ngi,ngj->gij", rows - mean, rows - mean) / len(rows)
+        values, vectors = torch.linalg.eigh(covariance + self.eps * torch.eye(rows.shape[-1], dtype=torch.float64))
+        return self.applied(x, p, mean, vectors @ torch.diag_embed(values.rsqrt()) @ vectors.mT)
+
+    def given(self, x: Tensor, p: Parameters) -> Tensor:
+        return self.applied(x, p, p["running_mean"].view(self.groups, -1), p["running_whitening"])
+
+
 def local_response(size: int, alpha: float, beta: float, k: float) -> Callable[[Tensor, Parameters], Tensor]:
     def oracle(x: Tensor, p: Parameters) -> Tensor:
         x = x.double()
@@ -253,6 +298,22 @@ CASES = (
          lambda **where: normkit.FilterResponseNorm2d(3, **where), None, (2, 3, 2, 5),
          Thresholded(per_sample_and_channel, 1e-6, channels_first=True, center=False),
          (_wrong_channels(2, 4, 2, 3), _wrong_rank(2, 3, 4), Bad((2, 3, 1, 1), "more than one position"))),
+    Case("power_norm", "power_norm in the warm-up", lambda **where: normkit.PowerNorm(4, **where), None, (3, 4, 2, 3),
+         Oracle(per_channel, 1e-5, channels_first=True, center=False),
+         (_wrong_channels(3, 2, 4, 3), Bad((1, 4, 1, 1), "only the sign is left.*larger batch"),
+          Bad((4,), r"at least 2 dimensions.*got shape \(4,\)")), per_sample=False),
+    Case("switchable_norm", "switchable_norm", lambda **where: normkit.SwitchableNorm(3, **where), None, (4, 3, 2, 5),
+         Switched(per_channel, 1e-5, channels_first=True),
+         (_wrong_channels(2, 4, 2, 3), Bad((2, 3, 1, 1), "more than one position.*batch_norm"),
+          Bad((2, 3), r"at least 3 dimensions.*got shape \(2, 3\)")), per_sample=False),
+    Case("iter_norm", "iter_norm", lambda **where: normkit.IterNorm(4, num_groups=2, iterations=20, **where), None,
+         (6, 4, 2, 3), Whitened(2, 1e-5),
+         (_wrong_channels(3, 2, 4, 3), Bad((1, 4, 1, 1), "more than one value per channel.*larger batch")),
+         per_sample=False, condition=lambda parameters: torch.tensor(4.0)),
+    Case("revin", "revin", lambda **where: normkit.RevIN(3, **where), None, (2, 5, 3),
+         Oracle(over(1), 1e-5, channels_first=False),
+         (Bad((2, 5, 4), "4 in shape.*make the layer for that many"),
+          Bad((5, 3), r"at least 3 dimensions.*got shape \(5, 3\)"))),
     Case("weight_norm", "weight_norm", _linear(normkit.weight_norm),
          _linear(nn.utils.parametrizations.weight_norm), (3, 5), weight_normed_linear, elementwise=False),
     Case("weight_standardization", "weight_standardization", _linear(normkit.weight_standardization), None,

@@ -26,9 +26,9 @@ ORDER: dict[str, list[str]] = {
         *("dtypes", "context", "formula", "backend", "native", "fastpath", "triton", "devices", "layout", "batched"),
         *("traced", "operator", "quantized", "weight"),
     ],
-    "normkit.functional.call": ["checks", "fusions", "nested", "precision", "recompute", "running", "spec"],
-    "normkit.functional.batch": ["norm", "update", "renorm", "ghost", "sync"],
-    "normkit.layers.base": ["checks", "layer", "versions"],
+    "normkit.functional.call": ["checks", "fusions", "nested", "precision", "recompute", "running", "spec", "moments"],
+    "normkit.functional.batch": ["norm", "update", "renorm", "ghost", "sync", "power_norm"],
+    "normkit.layers.base": ["checks", "layer", "tracked", "versions"],
     "normkit.parametrize": ["checks", "weight", "standardize", "weight_init"],
     "normkit.tools": [
         *("model", "load", "freeze", "recalibrate", "param_groups", "fold", "convert", "insert", "watch", "audit"),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from normkit.layers import InstanceNorm1d as InstanceNorm1d
     from normkit.layers import InstanceNorm2d as InstanceNorm2d
     from normkit.layers import InstanceNorm3d as InstanceNorm3d
+    from normkit.layers import IterNorm as IterNorm
     from normkit.layers import LayerNorm as LayerNorm
     from normkit.layers import LayerNorm2d as LayerNorm2d
     from normkit.layers import LazyBatchNorm1d as LazyBatchNorm1d
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
     from normkit.layers import LazyInstanceNorm3d as LazyInstanceNorm3d
     from normkit.layers import LocalResponseNorm as LocalResponseNorm
     from normkit.layers import Norm as Norm
+    from normkit.layers import PowerNorm as PowerNorm
+    from normkit.layers import RevIN as RevIN
     from normkit.layers import RMSNorm as RMSNorm
+    from normkit.layers import SwitchableNorm as SwitchableNorm
     from normkit.layers import SyncBatchNorm as SyncBatchNorm
     from normkit.parametrize import init_weight_norm as init_weight_norm
     from normkit.parametrize import remove_weight_norm as remove_weight_norm
@@ -66,7 +70,8 @@ _NAMES = {
     "FilterResponseNorm2d FrozenBatchNorm1d FrozenBatchNorm2d FrozenBatchNorm3d "
     "GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d "
     "LayerNorm LayerNorm2d LazyBatchNorm1d LazyBatchNorm2d LazyBatchNorm3d LazyInstanceNorm1d LazyInstanceNorm2d "
-    "LazyInstanceNorm3d LocalResponseNorm Norm RMSNorm SyncBatchNorm",
+    "LazyInstanceNorm3d LocalResponseNorm Norm RMSNorm SyncBatchNorm "
+    "IterNorm PowerNorm RevIN SwitchableNorm",
     "normkit.parametrize": "init_weight_norm remove_weight_norm remove_weight_standardization weight_norm "
     "weight_standardization",
     "normkit.study": "compare",

@@ -88,6 +88,14 @@ def norm(a: Arguments) -> Result:
     return Result(view.like_x(y), None if a.residual is None else s, own_mean, own_std)
 
 
+def moments(a: Arguments) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each cell of x, flat, in the working dtype."""
+    view = _View(a, a.x)
+    mean, var = view.moments()
+    size = math.prod(view.kept)
+    return mean.expand(view.kept).reshape(size), var.reshape(size)
+
+
 def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias, the last two flat and in logical order.
 

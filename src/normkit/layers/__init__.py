@@ -10,6 +10,7 @@ from normkit.layers.batch.norm import (
     LazyBatchNorm2d,
     LazyBatchNorm3d,
 )
+from normkit.layers.batch.power_norm import PowerNorm
 from normkit.layers.batch.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from normkit.layers.batch.sync import SyncBatchNorm
 from normkit.layers.general import Norm
@@ -22,10 +23,13 @@ from normkit.layers.instance import (
     LazyInstanceNorm2d,
     LazyInstanceNorm3d,
 )
+from normkit.layers.iter_norm import IterNorm
 from normkit.layers.layer import LayerNorm, LayerNorm2d
 from normkit.layers.response.filter_response import FilterResponseNorm2d
 from normkit.layers.response.local_response import LocalResponseNorm
+from normkit.layers.revin import RevIN
 from normkit.layers.rms import RMSNorm
+from normkit.layers.switchable import SwitchableNorm
 
 __all__ = [
     "BatchNorm1d",
@@ -45,6 +49,7 @@ __all__ = [
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
+    "IterNorm",
     "LayerNorm",
     "LayerNorm2d",
     "LazyBatchNorm1d",
@@ -55,6 +60,9 @@ __all__ = [
     "LazyInstanceNorm3d",
     "LocalResponseNorm",
     "Norm",
+    "PowerNorm",
     "RMSNorm",
+    "RevIN",
+    "SwitchableNorm",
     "SyncBatchNorm",
 ]
