@@ -45,8 +45,10 @@ if TYPE_CHECKING:
     from normkit.layers import SwitchableNorm as SwitchableNorm
     from normkit.layers import SyncBatchNorm as SyncBatchNorm
     from normkit.parametrize import init_weight_norm as init_weight_norm
+    from normkit.parametrize import remove_spectral_norm as remove_spectral_norm
     from normkit.parametrize import remove_weight_norm as remove_weight_norm
     from normkit.parametrize import remove_weight_standardization as remove_weight_standardization
+    from normkit.parametrize import spectral_norm as spectral_norm
     from normkit.parametrize import weight_norm as weight_norm
     from normkit.parametrize import weight_standardization as weight_standardization
     from normkit.study import compare as compare
@@ -73,7 +75,7 @@ _NAMES = {
     "LazyInstanceNorm3d LocalResponseNorm Norm RMSNorm SyncBatchNorm "
     "IterNorm PowerNorm RevIN SwitchableNorm",
     "normkit.parametrize": "init_weight_norm remove_weight_norm remove_weight_standardization weight_norm "
-    "weight_standardization",
+    "weight_standardization remove_spectral_norm spectral_norm",
     "normkit.study": "compare",
     "normkit.study.task": "Task",
     "normkit.tools.audit": "audit",
