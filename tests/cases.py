@@ -147,6 +147,68 @@ def local_response(size: int, alpha: float, beta: float, k: float) -> Callable[[
     return oracle
 
 
+def over_channels(t: Tensor, x: Tensor) -> Tensor:
+    """A parameter of the channels in dimension 1, in float64."""
+    return t.double().reshape(-1, *[1] * (x.dim() - 2))
+
+
+def global_response(positions: tuple[int, ...], channels: int, eps: float) -> Callable[[Tensor, Parameters], Tensor]:
+    def oracle(x: Tensor, p: Parameters) -> Tensor:
+        x = x.double()
+        size = x.square().sum(positions, keepdim=True).sqrt()
+        relative = size / (size.mean(channels, keepdim=True) + eps)
+        weight, bias = p["weight"].double(), p["bias"].double()
+        if channels == 1:
+            weight, bias = over_channels(weight, x), over_channels(bias, x)
+        return weight * (x * relative) + bias + x
+
+    return oracle
+
+
+def bounded(function: Callable[[Tensor], Tensor], channels_last: bool = True) -> Callable[[Tensor, Parameters], Tensor]:
+    def oracle(x: Tensor, p: Parameters) -> Tensor:
+        x = x.double()
+        y = function(p["alpha"].double() * x + (p["shift"].double() if "shift" in p else 0.0))
+        weight, bias = (p[name].double() if channels_last else over_channels(p[name], x) for name in ("weight", "bias"))
+        return y * weight + bias
+
+    return oracle
+
+
+def unit_length(x: Tensor, p: Parameters) -> Tensor:
+    x = x.double()
+    return p["weight"].double() * x / x.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-5)
+
+
+@dataclass(frozen=True)
+class EvoB0:
+    """``y = x / max(sqrt(batch_var + eps), v * x + sqrt(var + eps)) * weight + bias``."""
+
+    eps: float
+
+    def __call__(self, x: Tensor, p: Parameters) -> Tensor:
+        x = x.double()
+        return self.divided(x, p, per_channel((x - per_channel(x)).square()))
+
+    def given(self, x: Tensor, p: Parameters) -> Tensor:
+        return self.divided(x.double(), p, over_channels(p["running_var"], x))
+
+    def divided(self, x: Tensor, p: Parameters, batch_var: Tensor) -> Tensor:
+        v, weight, bias = (over_channels(p[name], x) for name in ("v", "weight", "bias"))
+        var = per_sample_and_channel((x - per_sample_and_channel(x)).square())
+        return x / torch.maximum((batch_var + self.eps).sqrt(), v * x + (var + self.eps).sqrt()) * weight + bias
+
+
+def evo_s0(groups: int, eps: float) -> Callable[[Tensor, Parameters], Tensor]:
+    def oracle(x: Tensor, p: Parameters) -> Tensor:
+        x = x.double()
+        v, weight, bias = (over_channels(p[name], x) for name in ("v", "weight", "bias"))
+        average = per_group(groups)
+        return x / (1 + (-v * x).exp()) / (average((x - average(x)).square()) + eps).sqrt() * weight + bias
+
+    return oracle
+
+
 def weight_normed_linear(x: Tensor, p: Parameters) -> Tensor:
     g, v = p["parametrizations.weight.original0"].double(), p["parametrizations.weight.original1"].double()
     return x.double() @ (g * v / v.square().sum(1, keepdim=True).sqrt()).T + p["bias"].double()
@@ -202,6 +264,11 @@ class Case:
 
     def __str__(self) -> str:
         return self.name
+
+    def given(self, x: Tensor, state: Parameters) -> Tensor:
+        """The oracle with running statistics."""
+        assert isinstance(self.oracle, Oracle | EvoB0)
+        return self.oracle.given(x, state)
 
 
 Makers = tuple[Callable[..., nn.Module], Callable[..., nn.Module]]
@@ -298,6 +365,29 @@ CASES = (
          lambda **where: normkit.FilterResponseNorm2d(3, **where), None, (2, 3, 2, 5),
          Thresholded(per_sample_and_channel, 1e-6, channels_first=True, center=False),
          (_wrong_channels(2, 4, 2, 3), _wrong_rank(2, 3, 4), Bad((2, 3, 1, 1), "more than one position"))),
+    Case("global_response_norm", "global_response_norm", lambda **where: normkit.GlobalResponseNorm(3, **where), None,
+         (2, 3, 1, 3), global_response((2, 3), 1, 1e-6),
+         (_wrong_channels(2, 4, 2, 3), Bad((2, 3), r"at least 3 dimensions.*got shape \(2, 3\)"))),
+    Case("global_response_norm", "global_response_norm, channels last",
+         lambda **where: normkit.GlobalResponseNorm(3, channels_last=True, **where), None, (2, 2, 1, 3),
+         global_response((1, 2), -1, 1e-6), (Bad((2, 4, 2, 5), r"5 in shape \(2, 4, 2, 5\): make the layer"),)),
+    Case("scale_norm", "scale_norm", lambda **where: normkit.ScaleNorm(5, **where), None, (3, 5), unit_length,
+         (Bad((3, 4), r"layer's 5 features, got shape \(3, 4\)"), Bad((), r"got shape \(\)"))),
+    Case("dynamic_tanh", "dynamic_tanh", lambda **where: normkit.DynamicTanh(5, **where), None, (3, 5),
+         bounded(torch.tanh), (Bad((3, 4), r"end with normalized_shape \(5,\), got shape \(3, 4\)"),)),
+    Case("dynamic_tanh", "dynamic_tanh, channels first",
+         lambda **where: normkit.DynamicTanh(3, channels_last=False, **where), None, (2, 3, 1, 2),
+         bounded(torch.tanh, channels_last=False), (_wrong_channels(2, 4, 3), Bad((3,), "at least 2 dimensions"))),
+    Case("dynamic_erf", "dynamic_erf", lambda **where: normkit.DynamicErf((2, 3), **where), None, (3, 2, 3),
+         bounded(torch.erf), (Bad((3, 3), r"end with normalized_shape \(2, 3\), got shape \(3, 3\)"),)),
+    Case("dynamic_erf", "dynamic_erf, channels first",
+         lambda **where: normkit.DynamicErf(3, channels_last=False, **where), None, (2, 3, 4),
+         bounded(torch.erf, channels_last=False), (_wrong_channels(2, 4, 3),)),
+    Case("evo_norm_b0", "evo_norm_b0", lambda **where: normkit.EvoNorm2dB0(3, **where), None, (2, 3, 1, 2),
+         EvoB0(1e-5), (_wrong_channels(2, 4, 2, 3), _wrong_rank(2, 3, 4),
+                       Bad((1, 3, 1, 1), "more than one value per channel.*evo_norm_s0")), per_sample=False),
+    Case("evo_norm_s0", "evo_norm_s0", lambda **where: normkit.EvoNorm2dS0(4, 2, **where), None, (2, 4, 1, 3),
+         evo_s0(2, 1e-5), (_wrong_channels(2, 3, 2, 3), _wrong_rank(2, 4, 4))),
     Case("power_norm", "power_norm in the warm-up", lambda **where: normkit.PowerNorm(4, **where), None, (3, 4, 2, 3),
          Oracle(per_channel, 1e-5, channels_first=True, center=False),
          (_wrong_channels(3, 2, 4, 3), Bad((1, 4, 1, 1), "only the sign is left.*larger batch"),

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from normkit.layers import BatchRenorm1d as BatchRenorm1d
     from normkit.layers import BatchRenorm2d as BatchRenorm2d
     from normkit.layers import BatchRenorm3d as BatchRenorm3d
+    from normkit.layers import DynamicErf as DynamicErf
+    from normkit.layers import DynamicTanh as DynamicTanh
+    from normkit.layers import EvoNorm2dB0 as EvoNorm2dB0
+    from normkit.layers import EvoNorm2dS0 as EvoNorm2dS0
     from normkit.layers import FilterResponseNorm2d as FilterResponseNorm2d
     from normkit.layers import FrozenBatchNorm1d as FrozenBatchNorm1d
     from normkit.layers import FrozenBatchNorm2d as FrozenBatchNorm2d
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from normkit.layers import GhostBatchNorm1d as GhostBatchNorm1d
     from normkit.layers import GhostBatchNorm2d as GhostBatchNorm2d
     from normkit.layers import GhostBatchNorm3d as GhostBatchNorm3d
+    from normkit.layers import GlobalResponseNorm as GlobalResponseNorm
     from normkit.layers import GroupNorm as GroupNorm
     from normkit.layers import InstanceNorm1d as InstanceNorm1d
     from normkit.layers import InstanceNorm2d as InstanceNorm2d
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
     from normkit.layers import PowerNorm as PowerNorm
     from normkit.layers import RevIN as RevIN
     from normkit.layers import RMSNorm as RMSNorm
+    from normkit.layers import ScaleNorm as ScaleNorm
     from normkit.layers import SwitchableNorm as SwitchableNorm
     from normkit.layers import SyncBatchNorm as SyncBatchNorm
     from normkit.parametrize import init_weight_norm as init_weight_norm
@@ -69,6 +75,7 @@ _NAMES = {
     "normkit.backends": "show_backends",
     "normkit.layers": "BatchNorm1d BatchNorm2d BatchNorm3d "
     "BatchRenorm1d BatchRenorm2d BatchRenorm3d GhostBatchNorm1d GhostBatchNorm2d GhostBatchNorm3d "
+    "DynamicErf DynamicTanh EvoNorm2dB0 EvoNorm2dS0 GlobalResponseNorm ScaleNorm "
     "FilterResponseNorm2d FrozenBatchNorm1d FrozenBatchNorm2d FrozenBatchNorm3d "
     "GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d "
     "LayerNorm LayerNorm2d LazyBatchNorm1d LazyBatchNorm2d LazyBatchNorm3d LazyInstanceNorm1d LazyInstanceNorm2d "

@@ -250,6 +250,11 @@ def _local_response_norm() -> _Picture:
     return _Cuboid((4, 6, 4), ("N", "C", "H·W"), colour).picture()
 
 
+def _value() -> _Picture:
+    """One value by itself."""
+    return _Cuboid((4, 6, 4), ("N", "C", "H·W"), lambda n, c, p: "" if n or c or p else "region").picture()
+
+
 def _filter() -> _Picture:
     """One filter of a convolution's weight."""
     return _Cuboid((3, 4, 3), ("out", "in", "k·k"), lambda n, c, p: "" if n else "region", side=12.0).picture()
@@ -278,6 +283,8 @@ def _weight_norm() -> _Picture:
 
 _WITHOUT_REGION: dict[str, tuple[str, Callable[[], _Picture]]] = {
     "local_response_norm": ("size=3", _local_response_norm),
+    "dynamic_tanh": ("y = tanh(alpha * x)", _value),
+    "dynamic_erf": ("y = erf(alpha * x + s)", _value),
     "weight_norm": ("w = g * v / ‖v‖", _weight_norm),
     "weight_standardization": ("w = (v - mean) / std", _filter),
 }

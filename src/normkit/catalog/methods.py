@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from normkit.catalog.rows import response, standard, weights
+from normkit.catalog.rows import evolved, pointwise, response, standard, weights
 
 METHODS = (
     *standard.ROWS,
     *response.ROWS,
+    *evolved.ROWS,
+    *pointwise.ROWS,
     *weights.ROWS,
 )
 """In the order of the tables; the norms of weights come last."""

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from normkit.errors import ShapeError
 from normkit.functional.call.checks import check_call, check_dimensions, check_parameter
-from normkit.functional.call.moments import moments_of, normalized_by
+from normkit.functional.call.moments import moments, normalized_by
 from normkit.functional.call.spec import Spec, checked
-from normkit.kernels.dtypes import arithmetic_dtype
+from normkit.kernels.dtypes import arithmetic_dtype, working_dtype
 
 PATTERN = "b [...] c"
 
@@ -77,8 +77,9 @@ def revin(
         zeros = input.new_zeros(shape, dtype=arithmetic_dtype(input.dtype))
         empty = [t.sum().to(input.dtype) * 0 for t in (weight, bias) if t is not None]
         return sum(empty, input * 1), WindowStatistics(zeros, zeros + 1)  # weight and bias get a gradient of 0
-    mean, var = moments_of(a)
-    mean = mean.to(arithmetic_dtype(input.dtype))
+    mean, std = moments(a)
+    assert mean is not None
+    var = std.to(working_dtype(std)).square()
     y = normalized_by(a._replace(mean=mean, var=var))
     return y, WindowStatistics(mean.view(shape), var.view(shape))
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional.call.checks import check_dimensions, check_parameter
-from normkit.functional.call.moments import Moments, moments_of, normalized_by
+from normkit.functional.call.moments import moments, normalized_by
 from normkit.functional.call.recompute import is_recomputing
 from normkit.functional.call.running import Running, update
 from normkit.functional.call.spec import Spec, checked, checked_counts, run
 from normkit.functional.extras import Fusions, Output
-from normkit.kernels.dtypes import arithmetic_dtype
+from normkit.kernels.dtypes import arithmetic_dtype, working_dtype
 from normkit.kernels.formula import Arguments
 
 PATTERN = "b c [...]"
@@ -153,7 +153,7 @@ def switchable_norm(
     if not training:
         assert running_mean is not None
         assert running_var is not None
-        sets = sets._replace(batch=Moments(*(t.to(sets.own.mean.dtype)[None] for t in (running_mean, running_var))))
+        sets = sets._replace(batch=_Moments(*(t.to(sets.own.mean.dtype)[None] for t in (running_mean, running_var))))
     elif running_mean is not None and running_var is not None and not is_recomputing():
         mean, var = (t.detach()[0].to(arithmetic_dtype(input.dtype)) for t in (sets.batch.mean, sets.batch.var.sqrt()))
         update(Running(running_mean, running_var, sets.values, momentum), mean, var)
@@ -162,22 +162,32 @@ def switchable_norm(
     return call.output(normalized_by(a._replace(mean=mean, var=var)), total)
 
 
+class _Moments(NamedTuple):
+    """Mean and biased variance, in the working dtype."""
+
+    mean: Tensor
+    var: Tensor
+
+
 class _Sets(NamedTuple):
     """The moments of each sample and channel (N, C), of each sample (N, 1), and of each channel (1, C).
 
     `values` is the number of values of a channel.
     """
 
-    own: Moments
-    sample: Moments
-    batch: Moments
+    own: _Moments
+    sample: _Moments
+    batch: _Moments
     values: int | Tensor
 
     @classmethod
     def of(cls, a: Arguments, counts: Tensor | None) -> _Sets:
         """All three from the first, by Chan's formula; `counts` has the valid values of each channel."""
         samples, channels = a.x.shape[:2]
-        own = Moments(*(t.view(samples, channels) for t in moments_of(a)))
+        mean, std = moments(a)
+        assert mean is not None
+        wide = working_dtype(std)
+        own = _Moments(mean.to(wide).view(samples, channels), std.to(wide).square().view(samples, channels))
         even = torch.full_like(own.mean[:1, :1], 1 / channels)
         if counts is None or a.mask is None:
             values: int | Tensor = a.x.numel() // channels
@@ -189,10 +199,10 @@ class _Sets(NamedTuple):
         return cls(own, _merged(own, even, 1), _merged(own, shares, 0), values)
 
 
-def _merged(own: Moments, shares: Tensor, dim: int) -> Moments:
+def _merged(own: _Moments, shares: Tensor, dim: int) -> _Moments:
     """``mean = sum of shares * mean_i``, ``var = sum of shares * (var_i + (mean_i - mean) ** 2)``."""
     mean = (own.mean * shares).sum(dim, keepdim=True)
-    return Moments(mean, ((own.var + (own.mean - mean).square()) * shares).sum(dim, keepdim=True))
+    return _Moments(mean, ((own.var + (own.mean - mean).square()) * shares).sum(dim, keepdim=True))
 
 
 def _mixed(logits: Tensor, parts: Sequence[Tensor]) -> Tensor:

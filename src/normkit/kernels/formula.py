@@ -84,16 +84,8 @@ def norm(a: Arguments) -> Result:
     own_mean = own_std = None
     if a.var is None:
         own_mean = view.flat(mean) if a.center else a.x.new_empty(0, dtype=view.stat)
-        own_std = view.flat(var.sqrt())
+        own_std = view.flat(root(var))
     return Result(view.like_x(y), None if a.residual is None else s, own_mean, own_std)
-
-
-def moments(a: Arguments) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each cell of x, flat, in the working dtype."""
-    view = _View(a, a.x)
-    mean, var = view.moments()
-    size = math.prod(view.kept)
-    return mean.expand(view.kept).reshape(size), var.reshape(size)
 
 
 def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,6 +111,37 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> tuple[Tensor, Tensor
     dx = view.like_x(inside / (var + a.eps).sqrt())
     dx = dx if a.residual is None else dx + a.residual
     return dx, view.over_features(upstream * x_hat), view.over_features(upstream)
+
+
+def moments_backward(a: Arguments, dmean: Tensor | None, dstd: Tensor | None) -> Tensor:
+    """The gradient of x from those of its own moments, which `a` has: the mean, and in `var` the standard deviation.
+
+    ``dx = (dmean + dstd * (x - mean) / std) / count``, without the second term where the deviation is 0; 0 at padding.
+    """
+    assert a.var is not None
+    levels = parse(a.pattern).levels(a.x.shape)
+    sizes, kept = ([level.size for level in levels], [1 if level.reduced else level.size for level in levels])
+    std = a.var.reshape(kept)
+    x = a.x.to(std.dtype).reshape(sizes)
+    if a.mask is None:
+        share: Tensor | float = std.numel() / max(a.x.numel(), 1)
+    else:
+        share = (1 / counts_of(a.mask, a.x.shape, levels).clamp(min=1)).to(std.dtype).reshape(kept)
+    dx = torch.zeros((), dtype=std.dtype, device=x.device)
+    if dstd is not None:
+        constant = std == 0
+        slope = torch.where(constant, 0, dstd.reshape(kept) * share / torch.where(constant, 1, std))
+        dx = (x - a.mean.reshape(kept) if a.center and a.mean is not None else x) * slope
+    if dmean is not None:
+        dx = dx + dmean.reshape(kept) * share
+    dx = dx.expand(sizes).reshape(a.x.shape)
+    return (dx if a.mask is None else torch.where(a.mask, dx, 0)).to(a.x.dtype)
+
+
+def root(var: Tensor) -> Tensor:
+    """The square root, with a gradient of 0 at 0."""
+    zero = var == 0
+    return torch.where(zero, 0, torch.where(zero, 1, var).sqrt())
 
 
 class _View:

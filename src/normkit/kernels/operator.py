@@ -184,8 +184,7 @@ def _backward(
         plain = a._replace(residual=None)
         dmean_given, dvar = vjp(lambda m, v: formula.norm(plain._replace(mean=m, var=v))[:1], [mean, var], [dy])
     if not fixed and (dstd is not None or (dmean is not None and center)):
-        own = a._replace(mean=None, var=None, residual=None)
-        (extra,) = vjp(lambda x: formula.norm(own._replace(x=x))[2:], [x], [dmean if center else None, dstd])
+        extra = formula.moments_backward(a, dmean if center else None, dstd)
         dx = extra if dx is None else dx + extra
     return (
         dx if want_x else None,

@@ -13,6 +13,7 @@ from normkit.layers.batch.norm import (
 from normkit.layers.batch.power_norm import PowerNorm
 from normkit.layers.batch.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from normkit.layers.batch.sync import SyncBatchNorm
+from normkit.layers.evo import EvoNorm2dB0, EvoNorm2dS0
 from normkit.layers.general import Norm
 from normkit.layers.group import GroupNorm
 from normkit.layers.instance import (
@@ -25,10 +26,14 @@ from normkit.layers.instance import (
 )
 from normkit.layers.iter_norm import IterNorm
 from normkit.layers.layer import LayerNorm, LayerNorm2d
+from normkit.layers.pointwise.dynamic_erf import DynamicErf
+from normkit.layers.pointwise.dynamic_tanh import DynamicTanh
 from normkit.layers.response.filter_response import FilterResponseNorm2d
+from normkit.layers.response.global_response import GlobalResponseNorm
 from normkit.layers.response.local_response import LocalResponseNorm
 from normkit.layers.revin import RevIN
 from normkit.layers.rms import RMSNorm
+from normkit.layers.scale import ScaleNorm
 from normkit.layers.switchable import SwitchableNorm
 
 __all__ = [
@@ -38,6 +43,10 @@ __all__ = [
     "BatchRenorm1d",
     "BatchRenorm2d",
     "BatchRenorm3d",
+    "DynamicErf",
+    "DynamicTanh",
+    "EvoNorm2dB0",
+    "EvoNorm2dS0",
     "FilterResponseNorm2d",
     "FrozenBatchNorm1d",
     "FrozenBatchNorm2d",
@@ -45,6 +54,7 @@ __all__ = [
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",
+    "GlobalResponseNorm",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -63,6 +73,7 @@ __all__ = [
     "PowerNorm",
     "RMSNorm",
     "RevIN",
+    "ScaleNorm",
     "SwitchableNorm",
     "SyncBatchNorm",
 ]

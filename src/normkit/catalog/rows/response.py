@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from normkit.catalog.row import Method, Paper, Statement, Text
+from normkit.catalog.row import Mark, Method, Paper, Statement, Text
+
+_AFFINE = Text("weight and bias", "仿射参数 weight 与 bias")
 
 ROWS = (
     Method(
@@ -69,6 +71,74 @@ ROWS = (
             "1911.09737",
         ),
         center=False,
+        activates=True,
         eps=1e-6,
+        mark=Mark("diamond", "#8c3f5f", "#e391b3"),
+    ),
+    Method(
+        name="global_response_norm",
+        title=Text("Global response norm", "全局响应归一化"),
+        aliases=("GRN", "global response normalization"),
+        layers=("GlobalResponseNorm",),
+        patterns=("b c [...]",),
+        statistics=Text("sample and channel, relative to the other channels", "每个样本的每个通道，相对于其他通道"),
+        state=_AFFINE,
+        formula="y = x + x * ||x|| / (mean(||x||) + eps) * weight + bias",
+        principle=Text(
+            "Each channel of a sample is scaled by its length over all positions, relative to the mean length of the "
+            "channels, and added to the input.",
+            "每个样本的每个通道乘以它在全部位置上的长度与各通道平均长度之比，再加回输入。",
+        ),
+        where=Text("ConvNeXt V2, in the perceptron of each block", "ConvNeXt V2，每个块的感知机内部"),
+        strengths=(
+            Statement(
+                "channels compete, so that fewer of them are alike or dead", "通道相互竞争，减少雷同或失活的通道"
+            ),
+            Statement("independent of the batch, and the identity at first", "与批次无关，初始时是恒等映射"),
+        ),
+        weaknesses=(
+            Statement(
+                "does not bound the size of values, so that a norm is needed as well",
+                "不限制数值大小，仍需配合其他归一化",
+            ),
+            Statement("the whole image must be known: no streaming", "需要整幅图像，无法流式计算"),
+        ),
+        paper=Paper(
+            "ConvNeXt V2: Co-designing and Scaling ConvNets with Masked Autoencoders", "Woo et al.", 2023, "2301.00808"
+        ),
+        center=False,
+        eps=1e-6,
+    ),
+    Method(
+        name="scale_norm",
+        title=Text("Scale norm", "尺度归一化"),
+        aliases=("scale normalization",),
+        layers=("ScaleNorm",),
+        patterns=("... [c]",),
+        statistics=Text("token", "每个词元"),
+        state=Text("weight (one number)", "仿射参数 weight（一个标量）"),
+        formula="y = x / max(||x||, eps) * weight",
+        principle=Text(
+            "The features of one token are divided by their Euclidean length, and multiplied by one learned number.",
+            "一个词元的特征除以它们的欧氏长度，再乘以一个可学习的标量。",
+        ),
+        where=Text("Transformers for translation with few data", "低资源翻译的 Transformer"),
+        strengths=(
+            Statement("one parameter in all", "总共只有一个参数"),
+            Statement("independent of the batch", "与批次无关"),
+        ),
+        weaknesses=(
+            Statement("features have no weights of their own", "各特征没有各自的缩放系数"),
+            Statement("does not remove a shift of the features", "不消除特征的整体平移"),
+        ),
+        paper=Paper(
+            "Transformers without Tears: Improving the Normalization of Self-Attention",
+            "Nguyen & Salazar",
+            2019,
+            "1910.05895",
+        ),
+        center=False,
+        replaces_norms=True,
+        mark=Mark("bar", "#7a4f6d", "#d4a3c6"),
     ),
 )

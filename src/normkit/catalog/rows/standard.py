@@ -50,6 +50,7 @@ ROWS = (
         keeps_statistics=True,
         target="[b] c [...]",
         mark=Mark("square", "#0068a8", "#5db5ee"),
+        compared=True,
     ),
     Method(
         name="layer_norm",
@@ -76,6 +77,7 @@ ROWS = (
         paper=Paper("Layer Normalization", "Ba, Kiros & Hinton", 2016, "1607.06450"),
         target="b [c ...]",
         mark=Mark("up", "#a96800", "#f0b03a"),
+        compared=True,
     ),
     Method(
         name="instance_norm",
@@ -116,6 +118,7 @@ ROWS = (
         keeps_statistics=True,
         target="b c [...]",
         mark=Mark("down", "#b0488a", "#e694c5"),
+        compared=True,
     ),
     Method(
         name="group_norm",
@@ -145,6 +148,7 @@ ROWS = (
         paper=Paper("Group Normalization", "Wu & He", 2018, "1803.08494"),
         target="b (g [c]) [...]",
         mark=Mark("diamond", "#00805d", "#37c89d"),
+        compared=True,
     ),
     Method(
         name="rms_norm",

@@ -40,6 +40,7 @@ ROWS = (
         center=False,
         eps=0.0,
         mark=Mark("plus", "#c34a00", "#ff8d54"),
+        compared=True,
     ),
     Method(
         name="weight_standardization",

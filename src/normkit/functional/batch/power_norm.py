@@ -11,12 +11,12 @@ from torch import Tensor
 from normkit.errors import ArgumentError, ShapeError, StateError
 from normkit.functional.batch.norm import PATTERN, check_channels
 from normkit.functional.call.checks import check_parameter
-from normkit.functional.call.moments import normalized_by
+from normkit.functional.call.moments import moments, normalized_by
 from normkit.functional.call.recompute import as_at_first, is_recomputing
 from normkit.functional.call.running import store, towards
 from normkit.functional.call.spec import Spec, checked
 from normkit.functional.extras import Fusions, Output
-from normkit.kernels import formula, operator
+from normkit.kernels import operator
 from normkit.kernels.context import is_transformed, is_watched
 from normkit.kernels.dtypes import arithmetic_dtype, working_dtype
 from normkit.kernels.formula import Arguments, counts_of
@@ -166,8 +166,7 @@ def _given(a: Arguments, phi: Tensor) -> Arguments:
 def _one(a: Arguments, running_phi: Tensor, warmup: Any) -> tuple[Tensor, Tensor, bool]:
     """The batch's root mean square, the quadratic mean to divide by, and whether it is the batch's own."""
     a = a._replace(x=a.x.detach())
-    transformed = not torch.compiler.is_compiling() and is_transformed()
-    own = (formula.norm(a) if transformed else operator.run(a, moments=True)).moments()[1]
+    own = moments(a)[1]
     if not is_watched(own):
         running_phi, first = _as_at_first(own, running_phi, torch.tensor(bool(warmup)))
         warmup = bool(first)
@@ -176,8 +175,8 @@ def _one(a: Arguments, running_phi: Tensor, warmup: Any) -> tuple[Tensor, Tensor
 
 def _either(a: Arguments, running_phi: Tensor, warmup: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The same without a decision in Python: for graphs, and where reading a value would wait for the GPU."""
-    mean_square = formula.moments(a)[1]
-    own = mean_square.detach().sqrt().to(arithmetic_dtype(a.x.dtype))
+    std = moments(a)[1]
+    own, mean_square = std.detach(), std.to(working_dtype(std)).square()
     state = torch.ops.normkit.power_state.default if torch.compiler.is_compiling() else _as_at_first
     phi, warm = (running_phi.clone(), warmup) if is_transformed() else state(own, running_phi.detach(), warmup)
     return own, torch.where(warm, mean_square, phi.to(mean_square.dtype)), warm

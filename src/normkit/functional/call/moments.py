@@ -1,78 +1,41 @@
-"""The moments of each cell, with a gradient: for methods that mix moments before they normalize by them."""
+"""The moments of a call's cells, with their gradient: for methods that do more with them than standardize."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from normkit.kernels import formula, operator
 from normkit.kernels.backend import Want
 from normkit.kernels.context import is_traced, is_transformed, is_watched, wants_gradient
-from normkit.kernels.dtypes import arithmetic_dtype, working_dtype
-from normkit.kernels.formula import Arguments, counts_of
-from normkit.kernels.layout import dense_like
+from normkit.kernels.dtypes import arithmetic_dtype
+from normkit.kernels.formula import Arguments
 from normkit.pattern import parse
 
 
-class Moments(NamedTuple):
-    """Mean and biased variance of each cell, flat, in the working dtype."""
+def moments(a: Arguments) -> tuple[Tensor | None, Tensor]:
+    """Mean and standard deviation of each cell of `a.x`, flat, in the arithmetic dtype; no mean if none is subtracted.
 
-    mean: Tensor
-    var: Tensor
-
-
-def moments_of(a: Arguments) -> Moments:
-    """The moments of `a.x`, for a pattern that splits no dimension.
-
-    Unlike the standard deviations of the operator, the variances have a finite gradient at 0, too.
+    A cell of padding alone has 0 and 1.
     """
-    a = Arguments(a.x, None, None, a.pattern, 0.0, True, mask=a.mask)
-    if is_watched(a.x) or is_traced():
-        return Moments(*formula.moments(a))
-    if wants_gradient(a.x):
-        return Moments(*_differentiable(a.x, a.mask, a.pattern))
-    return _moments(a)
+    a = a._replace(weight=None, bias=None, residual=None, activation="none")
+    # vmap takes plain torch as a whole, moments included.
+    out = formula.norm(a) if not is_compiling() and is_transformed() else operator.run(a, moments=True)
+    assert out.std is not None
+    return (out.mean if a.center else None), out.std
 
 
 def normalized_by(a: Arguments) -> Tensor:
     """``normkit::norm`` by given moments that have a gradient themselves, for a pattern that splits no dimension."""
-    if not torch.compiler.is_compiling() and is_transformed():
+    if not is_compiling() and is_transformed():
         return formula.norm(a).y  # transforms of torch.func take plain torch as a whole, the moments included
     if is_watched(a.x) or is_traced() or not wants_gradient(a.x, a.weight, a.bias, a.mean, a.var):
         return operator.run(a).y
     return _normalized(a.x, a.weight, a.bias, a.mean, a.var, a)
-
-
-def _moments(a: Arguments) -> Moments:
-    mean, std = operator.norm(a).moments()
-    wide = working_dtype(a.x)
-    return Moments(mean.to(wide), std.to(wide).square())
-
-
-class _Differentiable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Tensor | None, pattern: str) -> tuple[Tensor, Tensor]:
-        mean, var = _moments(Arguments(x, None, None, pattern, 0.0, True, mask=mask))
-        ctx.pattern = pattern
-        # The mean is saved as an output: it is a function of x, and a second derivative follows it.
-        ctx.save_for_backward(x, mask, mean)
-        return mean, var
-
-    @staticmethod
-    def backward(ctx: Any, dmean: Tensor, dvar: Tensor) -> tuple[Tensor | None, ...]:
-        """``dx = (dmean + 2 * dvar * (x - mean)) / values``, 0 at padding."""
-        x, mask, mean = ctx.saved_tensors
-        dtype, kept = arithmetic_dtype(x.dtype), _kept(x, ctx.pattern)
-        values: Any = x.numel() // mean.numel()
-        if mask is not None:
-            values = counts_of(mask, x.shape, parse(ctx.pattern).levels(x.shape)).clamp(min=1).view(kept)
-        shift, slope = ((t.view(kept) / values).to(dtype) for t in (dmean, 2 * dvar))
-        dx = torch.addcmul(shift, slope, x.to(dtype) - mean.view(kept).to(dtype))
-        dx = dx if mask is None else torch.where(mask, dx, 0)
-        return dense_like(x, dx.to(x.dtype)), None, None
 
 
 class _Normalized(torch.autograd.Function):
@@ -125,4 +88,3 @@ def _kept(x: Tensor, pattern: str) -> list[int]:
 
 
 _normalized: Callable[..., Tensor] = _Normalized.apply
-_differentiable: Callable[..., tuple[Tensor, Tensor]] = _Differentiable.apply

@@ -22,6 +22,7 @@ from normkit.functional.extras import Output
 from normkit.kernels import fastpath, operator
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import ACTIVATIONS, Arguments, counts_of
+from normkit.kernels.layout import dense_like
 from normkit.pattern import parse
 
 Fused = tuple[Tensor | None, Tensor | Sequence[int] | None, Tensor | None, bool, str | None]
@@ -68,6 +69,17 @@ class Call(NamedTuple):
         """The arguments without residual and activation, for methods that take more than one pass; x is the sum."""
         a = self.arguments
         return a._replace(x=a.x if a.residual is None else a.x + a.residual, residual=None, activation="none")
+
+    def valid_sum(self) -> Tensor:
+        """The sum of input and residual in the arithmetic dtype, 0 at padding, whatever its values are."""
+        a = self.arguments
+        total = self.plain().x.to(arithmetic_dtype(a.x.dtype))
+        return total if a.mask is None else torch.where(a.mask, total, 0)
+
+    def rounded(self, y: Tensor, total: Tensor | None = None) -> Output:
+        """`finished` of a result in the arithmetic dtype and in any memory layout."""
+        x = self.arguments.x
+        return self.finished(dense_like(x, y.to(x.dtype)), self.plain().x if total is None else total)
 
     def finished(self, y: Tensor, total: Tensor) -> Output:
         """The output of the function, from the sum and a result without activation and padding."""
