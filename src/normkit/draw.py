@@ -260,6 +260,16 @@ def _filter() -> _Picture:
     return _Cuboid((3, 4, 3), ("out", "in", "k·k"), lambda n, c, p: "" if n else "region", side=12.0).picture()
 
 
+def _weight() -> _Picture:
+    """The whole weight of a convolution."""
+    return _Cuboid((3, 4, 3), ("out", "in", "k·k"), lambda *cell: "region", side=12.0).picture()
+
+
+def _whitened() -> _Picture:
+    """The channels that share one covariance matrix."""
+    return _cube(parse("[b] (g [c]) [...]")).picture()
+
+
 def _weight_norm() -> _Picture:
     """One filter of a convolution's weight, and the same filter as an arrow: a direction and a length."""
     weight = _filter()
@@ -287,6 +297,8 @@ _WITHOUT_REGION: dict[str, tuple[str, Callable[[], _Picture]]] = {
     "dynamic_erf": ("y = erf(alpha * x + s)", _value),
     "weight_norm": ("w = g * v / ‖v‖", _weight_norm),
     "weight_standardization": ("w = (v - mean) / std", _filter),
+    "iter_norm": ("[b] (g [c]) [...]", _whitened),
+    "spectral_norm": ("w = v / sigma(v)", _weight),
 }
 """For methods without a pattern: the note below the picture, and the picture."""
 

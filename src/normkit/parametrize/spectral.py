@@ -46,10 +46,8 @@ class SpectralNorm(NormOfWeight):
                     u = self._unit(matrix.detach() @ v, u)
                 store(self._u, u.to(self._u.dtype))
                 store(self._v, v.to(self._v.dtype))
-        if min(matrix.shape) == 1:
-            sigma = torch.linalg.vector_norm(matrix)  # the only singular value, exact without the vectors
-        else:
-            sigma = torch.dot(u, matrix @ v)
+        # The only singular value of a row or column is exact without the vectors.
+        sigma = torch.linalg.vector_norm(matrix) if min(matrix.shape) == 1 else torch.dot(u, matrix @ v)
         sigma = torch.where(sigma > self.eps, sigma, 1)
         return (weight.to(sigma.dtype) / sigma).to(weight.dtype)
 
