@@ -209,10 +209,11 @@ def _statistics(rows: Tensor, valid: Tensor | None, eps: float, iterations: int)
     one = torch.eye(covariance.shape[-1], dtype=wide, device=rows.device).expand_as(covariance)
     covariance = covariance + eps * one
     trace = covariance.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]
-    scaled = covariance / trace
-    root = one
+    root, other = one, covariance / trace
+    # The iterates of P <- (3 P - P P P S) / 2, with other = S P: in one matrix alone rounding errors would grow.
     for _ in range(iterations):
-        root = 1.5 * root - 0.5 * (root @ root @ root @ scaled)
+        step = 1.5 * one - 0.5 * (root @ other)
+        root, other = step @ root, other @ step
     return mean, root / trace.sqrt()
 
 

@@ -155,8 +155,9 @@ def switchable_norm(
         assert running_var is not None
         sets = sets._replace(batch=_Moments(*(t.to(sets.own.mean.dtype)[None] for t in (running_mean, running_var))))
     elif running_mean is not None and running_var is not None and not is_recomputing():
-        mean, var = (t.detach()[0].to(arithmetic_dtype(input.dtype)) for t in (sets.batch.mean, sets.batch.var.sqrt()))
-        update(Running(running_mean, running_var, sets.values, momentum), mean, var)
+        mean, var = (t.detach()[0] for t in sets.batch)
+        dtype = arithmetic_dtype(input.dtype)
+        update(Running(running_mean, running_var, sets.values, momentum), mean.to(dtype), var.sqrt().to(dtype))
     mean = _mixed(mean_weight, [each.mean for each in sets[:3]]).to(arithmetic_dtype(input.dtype))
     var = _mixed(var_weight, [each.var for each in sets[:3]])
     return call.output(normalized_by(a._replace(mean=mean, var=var)), total)

@@ -138,7 +138,7 @@ def power_norm(
     if not training or not input.numel():
         out = operator.run(_given(call.arguments, running_phi))
         return call.output(out.y, out.sum)
-    if running_gradient is not None and is_transformed():
+    if running_gradient is not None and not torch.compiler.is_compiling() and is_transformed():
         raise StateError(
             "power_norm in training updates a statistic in its backward pass, which a transform of torch.func cannot, "
             "got a call under one: use eval(), or the function with running_gradient=None"
@@ -177,8 +177,10 @@ def _either(a: Arguments, running_phi: Tensor, warmup: Any) -> tuple[Tensor, Ten
     """The same without a decision in Python: for graphs, and where reading a value would wait for the GPU."""
     std = moments(a)[1]
     own, mean_square = std.detach(), std.to(working_dtype(std)).square()
-    state = torch.ops.normkit.power_state.default if torch.compiler.is_compiling() else _as_at_first
-    phi, warm = (running_phi.clone(), warmup) if is_transformed() else state(own, running_phi.detach(), warmup)
+    compiling = torch.compiler.is_compiling()
+    transformed = not compiling and is_transformed()
+    state = torch.ops.normkit.power_state.default if compiling else _as_at_first
+    phi, warm = (running_phi, warmup) if transformed else state(own, running_phi.detach(), warmup)
     return own, torch.where(warm, mean_square, phi.to(mean_square.dtype)), warm
 
 
