@@ -26,7 +26,9 @@ ORDER: dict[str, list[str]] = {
         *("dtypes", "context", "formula", "backend", "native", "fastpath", "triton", "devices", "layout", "batched"),
         *("traced", "operator", "quantized", "weight"),
     ],
-    "normkit.functional.call": ["checks", "fusions", "nested", "precision", "recompute", "running", "spec", "moments"],
+    "normkit.functional.call": [
+        *("checks", "fusions", "nested", "precision", "recompute", "running", "spec", "moments"),
+    ],
     "normkit.functional.batch": ["norm", "update", "renorm", "ghost", "sync", "power_norm"],
     "normkit.layers.base": ["checks", "layer", "tracked", "versions"],
     "normkit.parametrize": ["checks", "weight", "standardize", "weight_init", "spectral"],
@@ -34,7 +36,8 @@ ORDER: dict[str, list[str]] = {
         *("model", "load", "freeze", "recalibrate", "param_groups", "fold", "convert", "insert", "watch", "audit"),
     ],
     "normkit.tools.model": [
-        *("info", "refusal", "names", "statistics", "wrapped", "valid", "activated", "frozen", "probe", "recognise"),
+        *("info", "refusal", "names", "statistics", "wrapped", "valid", "activated", "frozen", "probe", "own"),
+        "recognise",
         *("tree", "call", "graph"),
     ],
     "normkit.tools.model.graph": ["recorder", "call_graph", "symbolic", "dataflow", "call_order"],

@@ -293,12 +293,15 @@ def _weight_norm() -> _Picture:
 
 _WITHOUT_REGION: dict[str, tuple[str, Callable[[], _Picture]]] = {
     "local_response_norm": ("size=3", _local_response_norm),
-    "dynamic_tanh": ("y = tanh(alpha * x)", _value),
-    "dynamic_erf": ("y = erf(alpha * x + s)", _value),
     "weight_norm": ("w = g * v / ‖v‖", _weight_norm),
     "weight_standardization": ("w = (v - mean) / std", _filter),
     "iter_norm": ("[b] (g [c]) [...]", _whitened),
     "spectral_norm": ("w = v / sigma(v)", _weight),
+}
+_WITHOUT_REGION |= {
+    method.name: (method.formula.removesuffix(" * weight + bias"), _value)
+    for method in catalog.METHODS
+    if method.acts_on == "values"
 }
 """For methods without a pattern: the note below the picture, and the picture."""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError, ShapeError, nearest_divisor, whole_number
 from normkit.functional.call.checks import check_dimensions, check_parameter
 from normkit.functional.call.moments import moments
+from normkit.functional.call.precision import as_dtype
 from normkit.functional.call.recompute import is_recomputing
 from normkit.functional.call.running import Running, update
 from normkit.functional.call.spec import Spec, checked, checked_counts
@@ -157,8 +158,8 @@ def evo_norm_b0(
     call = checked(spec, INSTANCE, input, weight, bias, eps, fused)
     for what, parameter in (("running_var", running_var), ("v", v)):
         check_parameter(call.name, what, parameter, (input.shape[1],), input)
-    a, x = call.arguments, call.valid_sum()
-    mean, std = moments(a._replace(x=x))
+    a, total = call.arguments, call.total()
+    mean, std = moments(a._replace(x=total))
     assert mean is not None
     shape = [*input.shape[:2], *[1] * (input.dim() - 2)]
     mean, var = mean.view(shape), std.square().view(shape)
@@ -166,8 +167,8 @@ def evo_norm_b0(
         # A sample of padding alone has the deviation 1 for the kernels, and no values here.
         counts = counts_of(a.mask, input.shape, parse(INSTANCE).levels(input.shape)).to(var.dtype).view(shape)
     if training:
-        total = checked_counts(call.name, a._replace(pattern=BATCH))
-        if total is None:
+        valid = checked_counts(call.name, a._replace(pattern=BATCH))
+        if valid is None:
             batch_mean = mean.mean(0, keepdim=True)
             batch_var = (var + (mean - batch_mean).square()).mean(0, keepdim=True)
         else:
@@ -175,7 +176,7 @@ def evo_norm_b0(
             batch_mean = (mean * share).sum(0, keepdim=True)
             batch_var = ((var + (mean - batch_mean).square()) * share).sum(0, keepdim=True)
         if running_var is not None and input.numel() and not is_recomputing():
-            values = input.numel() // input.shape[1] if total is None else total
+            values = input.numel() // input.shape[1] if valid is None else valid
             # The rules are those of a mean and a variance; this method keeps no mean.
             unkept = torch.zeros_like(running_var)
             found = (batch_mean.detach().flatten(), batch_var.detach().sqrt().flatten())
@@ -183,10 +184,10 @@ def evo_norm_b0(
     else:
         assert running_var is not None
         batch_var = running_var.to(var.dtype).view(1, *shape[1:])
-    own = (var + eps).sqrt()
-    slope = x if v is None else x * _over(v, x)
-    y = x / torch.maximum((batch_var + eps).sqrt(), slope + own)
-    return call.rounded(_affine(y, weight, bias))
+    x = call.valid(total)
+    line = (var + eps).sqrt() + x if v is None else torch.addcmul((var + eps).sqrt(), x, _over(v, x))
+    # By clamp, whose gradient is faster than that of maximum.
+    return call.rounded(_affine(x / line.clamp(min=(batch_var + eps).sqrt()), weight, bias), total)
 
 
 @overload
@@ -268,22 +269,23 @@ def evo_norm_s0(
     fused = (mask, lengths, residual, return_residual, activation)
     call = checked(GROUPS, f"b (g={num_groups} [c]) [...]", input, weight, bias, eps, fused, num_groups)
     check_parameter(call.name, "v", v, (input.shape[1],), input)
-    a, x = call.arguments, call.valid_sum()
-    _, std = moments(a._replace(x=x))
+    a, total = call.arguments, call.total()
+    _, std = moments(a._replace(x=total))
     scale = (std.square() + eps).rsqrt()
     if input.numel():
         each = scale.view(input.shape[0], num_groups, 1).expand(-1, -1, input.shape[1] // num_groups)
         scale = each.reshape(*input.shape[:2], *[1] * (input.dim() - 2))
     else:
         scale = scale.new_ones(())
+    x = call.valid(total)
     y = x * torch.sigmoid(x if v is None else x * _over(v, x))
     scale = scale if weight is None else scale * _over(weight, x)
-    return call.rounded(y * scale if bias is None else torch.addcmul(_over(bias, x), y, scale))
+    return call.rounded(y * scale if bias is None else torch.addcmul(_over(bias, x), y, scale), total)
 
 
 def _over(parameter: Tensor, x: Tensor) -> Tensor:
     """A parameter of the channels in the dtype of x and in a shape that broadcasts against it."""
-    return parameter.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
+    return as_dtype(parameter, x).view(-1, *[1] * (x.dim() - 2))
 
 
 def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

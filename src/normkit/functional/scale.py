@@ -11,6 +11,7 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError
 from normkit.functional.call.checks import check_parameter
+from normkit.functional.call.precision import as_dtype
 from normkit.functional.call.spec import Spec, checked
 from normkit.functional.extras import Fusions, Output
 from normkit.functional.layer import LAST_DIM, check_last
@@ -97,8 +98,9 @@ def scale_norm(
         raise ArgumentError(f"eps of scale_norm must be above 0, got {eps}: use 1e-5")
     a = call.arguments
     if not input.numel():
-        return call.finished(input * (1 if weight is None else weight), a.x)
-    x = call.valid_sum() if a.mask is not None else call.plain().x
+        return call.finished(call.total() * (1 if weight is None else as_dtype(weight, input)), call.total())
+    total = call.total()
+    x = total if a.mask is None else torch.where(a.mask, total, 0)
     size, one = input.shape[-1], x.new_ones(()) if weight is None else weight
     # The length is the root of the size times the root mean square, so this is RMS norm with equal weights.
     gain = (one.to(torch.promote_types(one.dtype, torch.float32)) / math.sqrt(size)).expand(size).contiguous()
@@ -111,4 +113,4 @@ def scale_norm(
     if traced or is_watched(x) or not x.is_cpu or bool(short.any()):
         short = short.view(*input.shape[:-1], 1)
         y = torch.where(short, (x * (one / eps)).to(y.dtype), y)
-    return call.finished(y, call.plain().x)
+    return call.finished(y, total)

@@ -121,21 +121,24 @@ def moments_backward(a: Arguments, dmean: Tensor | None, dstd: Tensor | None) ->
     assert a.var is not None
     levels = parse(a.pattern).levels(a.x.shape)
     sizes, kept = ([level.size for level in levels], [1 if level.reduced else level.size for level in levels])
-    std = a.var.reshape(kept)
-    x = a.x.to(std.dtype).reshape(sizes)
+    std = a.var.view(kept)
+    x = a.x if a.x.dtype is std.dtype else a.x.to(std.dtype)
+    x = x.reshape(sizes)
     if a.mask is None:
         share: Tensor | float = std.numel() / max(a.x.numel(), 1)
     else:
         share = (1 / counts_of(a.mask, a.x.shape, levels).clamp(min=1)).to(std.dtype).reshape(kept)
-    dx = torch.zeros((), dtype=std.dtype, device=x.device)
+    dx = (torch.zeros_like(std) if dmean is None else dmean.view(kept)) * share
     if dstd is not None:
         constant = std == 0
-        slope = torch.where(constant, 0, dstd.reshape(kept) * share / torch.where(constant, 1, std))
-        dx = (x - a.mean.reshape(kept) if a.center and a.mean is not None else x) * slope
-    if dmean is not None:
-        dx = dx + dmean.reshape(kept) * share
+        slope = torch.where(constant, 0, dstd.view(kept) * share / torch.where(constant, 1, std))
+        if a.center and a.mean is not None:
+            dx = torch.addcmul(dx, x - a.mean.view(kept), slope)
+        else:
+            dx = x * slope if dmean is None else torch.addcmul(dx, x, slope)
     dx = dx.expand(sizes).reshape(a.x.shape)
-    return (dx if a.mask is None else torch.where(a.mask, dx, 0)).to(a.x.dtype)
+    dx = dx if a.mask is None else torch.where(a.mask, dx, 0)
+    return dx if dx.dtype is a.x.dtype else dx.to(a.x.dtype)
 
 
 def root(var: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from normkit.errors import DtypeError, ShapeError
 from normkit.functional.call.checks import check_dimensions, check_parameter
+from normkit.functional.call.precision import as_dtype
 from normkit.functional.call.spec import Fused, Spec, checked
 from normkit.functional.extras import Output
 from normkit.functional.layer import PATTERN_2D, check_last, last_dims_pattern
@@ -47,15 +48,16 @@ def bounded(
     call = checked(Spec(name, _check), pattern, input, weight, bias, 0.0, fused, shape)
     for what, scalar in scalars.items():
         _check_scalar(name, what, scalar, input)
-    y = function(call.valid_sum())
+    total = call.total()
+    y = function(call.valid(total))
     if shape is None:
         features = [-1, *[1] * (input.dim() - 2)]
         weight, bias = (None if p is None else p.view(features) for p in (weight, bias))
     if weight is not None and bias is not None:
-        return call.rounded(torch.addcmul(bias.to(y.dtype), y, weight.to(y.dtype)))
+        return call.rounded(torch.addcmul(as_dtype(bias, y), y, as_dtype(weight, y)), total)
     if weight is not None:
-        y = y * weight.to(y.dtype)
-    return call.rounded(y if bias is None else y + bias.to(y.dtype))
+        y = y * as_dtype(weight, y)
+    return call.rounded(y if bias is None else y + as_dtype(bias, y), total)
 
 
 def _check_scalar(name: str, what: str, scalar: Tensor | None, input: Tensor) -> None:

@@ -8,6 +8,7 @@ from typing import Literal, Unpack, overload
 import torch
 from torch import Tensor
 
+from normkit.functional.call.precision import as_dtype
 from normkit.functional.extras import Fusions, Output
 from normkit.functional.pointwise.bounded import bounded
 
@@ -88,8 +89,8 @@ def dynamic_erf(
     fused = (mask, lengths, residual, return_residual, activation)
 
     def function(x: Tensor) -> Tensor:
-        slope = alpha.to(x.dtype)
-        return torch.erf(x * slope if shift is None else torch.addcmul(shift.to(x.dtype), x, slope))
+        slope = as_dtype(alpha, x)
+        return torch.erf(x * slope if shift is None else torch.addcmul(as_dtype(shift, x), x, slope))
 
     scalars = {"alpha": alpha, "shift": shift}
     return bounded("dynamic_erf", function, input, scalars, weight, bias, channels_last, fused)

@@ -8,6 +8,7 @@ from typing import Literal, Unpack, overload
 import torch
 from torch import Tensor
 
+from normkit.functional.call.precision import as_dtype
 from normkit.functional.extras import Fusions, Output
 from normkit.functional.pointwise.bounded import bounded
 
@@ -84,6 +85,6 @@ def dynamic_tanh(
     fused = (mask, lengths, residual, return_residual, activation)
 
     def function(x: Tensor) -> Tensor:
-        return torch.tanh(x * alpha.to(x.dtype))
+        return torch.tanh(x * as_dtype(alpha, x))
 
     return bounded("dynamic_tanh", function, input, {"alpha": alpha}, weight, bias, channels_last, fused)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from normkit.functional.call.checks import check_dimensions
 from normkit.functional.call.moments import moments
+from normkit.functional.call.precision import as_dtype
 from normkit.functional.call.spec import Spec, checked
 from normkit.functional.extras import Fusions, Output
-from normkit.kernels.dtypes import working_dtype
 from normkit.kernels.formula import counts_of
 from normkit.pattern import parse
 
@@ -105,19 +105,22 @@ def global_response_norm(
     call = checked(GLOBAL_RESPONSE, pattern, input, weight, bias, eps, fused, channels_last)
     a = call.arguments
     channels, places = (-1, range(1, input.dim() - 1)) if channels_last else (1, range(2, input.dim()))
-    x = call.valid_sum()
-    _, rms = moments(a._replace(x=x))
-    # One value for each channel of each sample, in a shape that broadcasts against x; few enough for a wide dtype.
-    wide = working_dtype(x)
-    shape = [1 if d in places else size for d, size in enumerate(input.shape)]
-    if a.mask is None:
-        counts: Tensor | int = input.numel() // max(rms.numel(), 1)
-    else:
-        counts = counts_of(a.mask, input.shape, parse(pattern).levels(input.shape)).to(wide).view(shape)
-    size = rms.to(wide).view(shape) * counts**0.5
-    scale = size / (size.mean(channels, keepdim=True) + eps)
+    total = call.total()
+    _, size = moments(a._replace(x=total))
+    # One value for each channel of each sample, in a shape that broadcasts against x.
+    size = size.view([1 if d in places else size for d, size in enumerate(input.shape)])
+    least = eps
+    if a.mask is not None:
+        counts = counts_of(a.mask, input.shape, parse(pattern).levels(input.shape))
+        size = size * counts.sqrt().to(size.dtype).view(size.shape)
+    elif input.numel():
+        # Root mean squares have the same ratios as lengths, if eps is given in their unit.
+        least = eps / (input.numel() // size.numel()) ** 0.5
+    scale = size / (size.mean(channels, keepdim=True) + least)
     features = [1 if d in places or d == 0 else size for d, size in enumerate(input.shape)]
     if weight is not None:
         scale = scale * weight.view(features)
-    scale = (scale + 1).to(x.dtype)
-    return call.rounded(x * scale if bias is None else torch.addcmul(bias.to(x.dtype).view(features), x, scale))
+    x, scale = call.valid(total), scale + 1
+    if bias is None:
+        return call.rounded(x * scale, total)
+    return call.rounded(torch.addcmul(as_dtype(bias, x).view(features), x, scale), total)

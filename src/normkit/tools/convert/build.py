@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -27,7 +28,7 @@ from normkit.layers import (
     RMSNorm,
 )
 from normkit.pattern import Region, bound
-from normkit.tools.model import statistics
+from normkit.tools.model import own, statistics
 from normkit.tools.model.activated import ChannelAffine, LayerNorm2dLast, WithActivation, activated, fusible, joined
 from normkit.tools.model.frozen import plain_class
 from normkit.tools.model.info import NormInfo
@@ -39,6 +40,11 @@ BY_RANK: Mapping[str, Mapping[int, type[nn.Module]]] = {
     "instance_norm": {1: InstanceNorm1d, 2: InstanceNorm2d, 3: InstanceNorm3d},
 }
 """The layers of a method whose class depends on the number of dimensions of positions."""
+
+OWN: Mapping[str, type[nn.Module]] = {
+    method.name: own.KINDS[method.name] for method in catalog.METHODS if method.replaces_norms
+}
+"""The layers of the methods that no region describes, and that a norm can become."""
 
 OF_CHANNELS: Mapping[str, type[nn.Module]] = {"group_norm": GroupNorm, "layer_norm2d": LayerNorm2d}
 """The layers that are made for a number of channels in dimension 1. For other methods there it is `Norm`."""
@@ -87,6 +93,10 @@ def equivalent(module: nn.Module, info: NormInfo) -> nn.Module:
         raise RefusedError("it has a bias and no weight, which no layer of normkit has")
     if isinstance(module, nn.LocalResponseNorm):
         return LocalResponseNorm(module.size, module.alpha, module.beta, module.k)
+    if info.kind in own.KINDS:
+        layer = _made(module, info, *own.choice(module, info))
+        own.adopt(layer, module)
+        return layer
     cls, arguments = _choice(info, info.kind, info.groups, info.rank, info.weight, info.bias)
     cls = LayerNorm2dLast if info.channels_last else cls
     if info.offset or info.rounds_twice:
@@ -121,9 +131,15 @@ def other(
         raise RefusedError(f"it stores weight - {info.offset:g}, which only a layer of the same method keeps")
     if not info.shape:
         raise RefusedError("it has no weight and does not know its channels")
+    if info.kind in own.KINDS and not catalog.find(info.kind).replaces_norms and info.pattern is None:
+        raise RefusedError(f"{info.kind} does more than normalize, which another method would not do")
     weight, bias = (True, True) if add_affine and not info.affine else (info.weight, info.bias)
     if bias and not weight:
         raise RefusedError("it has a bias and no weight, which no layer of normkit has")
+    if info.kind in OWN:
+        row = None if is_pattern(method) or method == AFFINE else catalog.find(method)
+        # It has none, or one of another kind.
+        info = replace(info, eps=1e-5 if row is None else row.eps)
     if method == AFFINE:
         return _folded(module, info)
     if info.axis == "first":
@@ -156,16 +172,14 @@ def fresh(
         RefusedError: the method does not exist on such outputs, or would erase them.
     """
     row = catalog.find(method)
-    last = rank == 0 and not row.over_samples
-    info = NormInfo(
-        shape=(channels,), axis="last" if last else "first", rank=rank, eps=row.eps, weight=True, bias=row.center
-    )
+    last, bias = rank == 0 and not row.over_samples, row.center or row.acts_on == "values"
+    info = NormInfo(shape=(channels,), axis="last" if last else "first", rank=rank, eps=row.eps, weight=True, bias=bias)
     if not last:
         positions = torch.Size((2, channels, *(2,) * rank))
         _refuse_erasing(info, method, groups, [positions if shape is None else shape])
-    elif channels == 1 or (row.grouped and groups_for(channels, groups) == channels):
+    elif (channels == 1 and row.acts_on != "values") or (row.grouped and groups_for(channels, groups) == channels):
         raise RefusedError("its region would be one single element, so that it would erase its input")
-    cls, arguments = _choice(info, method, groups, rank, weight=True, bias=row.center)
+    cls, arguments = _choice(info, method, groups, rank, weight=True, bias=bias)
     return cls(**arguments, device=device, dtype=dtype)
 
 
@@ -174,6 +188,8 @@ def _choice(
 ) -> tuple[type[nn.Module], dict[str, Any]]:
     """The class of a method on these features, and its arguments."""
     affine: dict[str, Any] = {"eps": _eps(info), "affine": weight, "bias": bias}
+    if method in OWN:
+        return _choice_of_own(info, method, weight, bias)
     if is_pattern(method):
         _check_place_of_channels(method, info)
     elif info.axis == "last":
@@ -188,6 +204,23 @@ def _choice(
         return OF_CHANNELS[method], {**grouping, "num_channels": info.channels, **affine}
     center = is_pattern(method) or catalog.find(method).center
     return Norm, {"pattern": pattern, "num_features": info.channels, **grouping, **affine, "center": center}
+
+
+def _choice_of_own(info: NormInfo, method: str, weight: bool, bias: bool) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The same of a method that no region describes."""
+    last = info.axis == "last"
+    if catalog.find(method).acts_on == "values":
+        shape: Any = info.shape if last else info.channels
+        return OWN[method], {
+            "normalized_shape": shape,
+            "channels_last": last,
+            "elementwise_affine": weight,
+            "bias": bias,
+        }
+    if not last or len(info.shape) > 1:
+        raise RefusedError(f"normkit has {method} for the last dimension alone")
+    # Its eps bounds a length, and that of other norms is added to a variance.
+    return OWN[method], {"num_features": info.channels, "elementwise_affine": weight}
 
 
 def _eps(info: NormInfo) -> float:
@@ -285,7 +318,7 @@ def _known_with_activation(module: nn.Module, info: NormInfo, cls: type[nn.Modul
 
 def _refuse_erasing(info: NormInfo, method: str, groups: int | None, shapes: list[torch.Size]) -> None:
     """A region of a single element leaves nothing of its input but the bias."""
-    if not is_pattern(method) and catalog.find(method).over_samples:
+    if method in OWN or (not is_pattern(method) and catalog.find(method).over_samples):
         return
     pattern = REGIONS.get(method, method)
     open_groups = {"g": groups_for(info.channels, groups)} if leaves_groups_open(pattern) else {}

@@ -205,7 +205,8 @@ class _Plan:
             for old, new in self.new.items()
             if not self.changes[old].folded
             and self.changes[old].method != self.info[old].kind
-            and new._parameters.get("weight") is not None
+            and (weight := new._parameters.get("weight")) is not None
+            and weight.numel() == self.info[old].channels
             and type(new).__module__.startswith("normkit.")
         }
         try:

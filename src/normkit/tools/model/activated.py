@@ -13,6 +13,7 @@ from normkit.layers import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
+    FilterResponseNorm2d,
     GroupNorm,
     InstanceNorm1d,
     InstanceNorm2d,
@@ -164,6 +165,10 @@ class RMSNormAct(WithActivation, RMSNorm):
     """`normkit.RMSNorm`, then ``drop`` and ``act``."""
 
 
+class FilterResponseNorm2dAct(WithActivation, FilterResponseNorm2d):
+    """`normkit.FilterResponseNorm2d`, then ``drop`` and ``act``."""
+
+
 class NormAct(WithActivation, Norm):
     """`normkit.Norm`, then ``drop`` and ``act``."""
 
@@ -200,6 +205,7 @@ _ACTIVATED: dict[type[nn.Module], type[nn.Module]] = {
         LayerNormAct,
         LayerNorm2dAct,
         RMSNormAct,
+        FilterResponseNorm2dAct,
         NormAct,
         ChannelAffineAct,
     )

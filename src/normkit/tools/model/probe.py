@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import enum
 import inspect
+import itertools
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -69,6 +70,40 @@ def agreement(module: nn.Module, info: NormInfo) -> Agreement:
             return _rounding(module, info) if agrees else Agreement.NONE
         except Exception:  # a foreign forward may raise anything; then it is not what was guessed
             return Agreement.NONE
+
+
+def computes_as(module: nn.Module, info: NormInfo, twin_of: Callable[[nn.Module], nn.Module]) -> bool:
+    """Whether the module computes what a layer with its state does: outputs, gradients and running statistics.
+
+    As in `agreement`, in float64; the smallest inputs are those where an eps decides that is added to a length.
+    """
+    tried = False
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        for shape, scale, training in itertools.product(_shapes(info), _scales(info.eps), (True, False)):
+            subject = _copy(module, torch.float64).train(training)
+            x = ((torch.randn(shape, dtype=torch.float64) + 0.5) * scale).requires_grad_()
+            try:
+                found = _run(subject, x)
+            except Exception:  # this rank is not for it
+                continue
+            if found[0].shape != x.shape:  # nor is one on which the weight is broadcast against the wrong dimension
+                continue
+            try:
+                expected = _run(twin_of(_twin(subject)), x, tuple(subject._modules[name] for name in info.extras))
+            except Exception:  # the state is not what was guessed
+                return False
+            tried = True
+            pairs = zip([found[0], *found[1], *found[2]], [expected[0], *expected[1], *expected[2]], strict=False)
+            same = len(found[1]) == len(expected[1]) and len(found[2]) == len(expected[2])
+            if not same or not all(_close(a, b, TOLERANCE, TOLERANCE * scale) for a, b in pairs):
+                return False
+    return tried
+
+
+def _scales(eps: float | None) -> tuple[float, ...]:
+    return (1.0, math.sqrt(eps), eps) if eps else (1.0,)
 
 
 def _agrees(module: nn.Module, info: NormInfo, dtype: torch.dtype) -> bool | None:
@@ -174,12 +209,16 @@ def _twin(subject: nn.Module) -> nn.Module:
     return twin
 
 
-def _run(module: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def _run(
+    module: nn.Module, x: Tensor, then: Sequence[nn.Module | None] = ()
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Output, gradients of input and parameters, and statistics afterwards; the past of random numbers is fixed."""
-    x = x.clone().requires_grad_()
+    x = x.detach().clone().requires_grad_()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         y: Tensor = type(module).forward(module, x)
+        for child in then:
+            y = y if child is None else child(y)
     return y.detach(), _gradients(module, x, y), [b for b in module._buffers.values() if b is not None]
 
 

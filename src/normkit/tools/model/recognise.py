@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, cast
 
 from torch import nn
@@ -12,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from normkit import catalog
 from normkit.layers import LayerNorm2d, Norm
-from normkit.tools.model import probe
+from normkit.tools.model import own, probe
 from normkit.tools.model.activated import WithActivation
 from normkit.tools.model.info import NormInfo
 
@@ -45,6 +46,9 @@ OF_CHANNELS = {"layer_norm": "layer_norm2d"}
 EXTRAS = ("drop", "act")
 """The children that a norm may have, in the order in which they are applied."""
 
+CALLED = ("norm", "grn")
+"""What the class of a norm has in its name."""
+
 HARMLESS = {"__init__", "__module__", "__doc__", "__qualname__", "__constants__", "__annotations__", "extra_repr"}
 HARMLESS |= {"reset_parameters", "reset_running_stats", "__static_attributes__", "__firstlineno__", "__slots__"}
 """Attributes that a subclass may define without changing the arithmetic of the norm."""
@@ -72,7 +76,8 @@ def describe(module: nn.Module) -> NormInfo | None:
         True
     """
     base = next((base for base in BASES if isinstance(module, base)), None)
-    if base is None and not isinstance(module, LayerNorm2d | Norm) and not _is_called_a_norm(module):
+    ours = own.class_of(module)
+    if base is None and ours is None and not isinstance(module, LayerNorm2d | Norm) and not _is_called_a_norm(module):
         return None
     origin = type(module).__module__.split(".")[0]
     info = NormInfo(origin=origin)
@@ -84,6 +89,11 @@ def describe(module: nn.Module) -> NormInfo | None:
         return replace(info, reason="its forward was exchanged on this very module")
     if isinstance(module, LayerNorm2d | Norm):
         return _with_options(module, _ours(module, info))
+    if ours is not None:
+        info = own.described(module, ours, _state(module, info))
+        return _with_options(
+            module, replace(info, extras=_extras(module) if isinstance(module, WithActivation) else ())
+        )
     if base is None:
         return _of_any_class(module, info)
     return _with_options(module, _of_torch(module, base, info))
@@ -114,7 +124,8 @@ def _with_options(module: nn.Module, info: NormInfo) -> NormInfo:
 
 
 def _is_called_a_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower() and set(module._modules) <= set(EXTRAS)
+    name = type(module).__name__.lower()
+    return any(word in name for word in CALLED) and set(module._modules) <= set(EXTRAS)
 
 
 def _extras(module: nn.Module) -> tuple[str, ...]:
@@ -196,17 +207,30 @@ def _of_any_class(module: nn.Module, info: NormInfo) -> NormInfo:
     info = replace(info, shape=tuple(shape) if isinstance(shape, tuple | list) else ())
     name = type(module).__name__
     if foreign:
-        return replace(info, reason=f"{name} keeps {', '.join(sorted(foreign))}, which the tools do not know")
+        info = replace(info, reason=f"{name} keeps {', '.join(sorted(foreign))}, which the tools do not know")
+        return _own_formula(module, info) or info
     if not info.shape:
         return replace(info, reason=f"{name} does not say how many features it normalizes")
 
     def possible() -> Iterator[NormInfo]:
         for eps in _possible_eps(module):
             for method in catalog.METHODS:
-                if "... [c]" in method.patterns:
+                if method.target is not None and "... [c]" in method.patterns:
                     yield from _alternatives(replace(info, kind=method.name, eps=eps))
 
-    return _verified(module, info, possible())
+    found = _verified(module, info, possible())
+    return found if found.kind else _own_formula(module, info) or found
+
+
+def _own_formula(module: nn.Module, info: NormInfo) -> NormInfo | None:
+    """The method with a formula of its own that the module agrees with."""
+    extras = _extras(module)
+    if probe.misfit(module, replace(info, extras=extras)):
+        return None
+    for guess in own.guesses(module, replace(info, reason="", extras=extras), _possible_eps(module)):
+        if probe.computes_as(module, guess, partial(own.twin, info=guess)):
+            return guess
+    return None
 
 
 def _possible_eps(module: nn.Module) -> list[float]:
