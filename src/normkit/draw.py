@@ -265,11 +265,6 @@ def _weight() -> _Picture:
     return _Cuboid((3, 4, 3), ("out", "in", "k·k"), lambda *cell: "region", side=12.0).picture()
 
 
-def _whitened() -> _Picture:
-    """The channels that share one covariance matrix."""
-    return _cube(parse("[b] (g [c]) [...]")).picture()
-
-
 def _weight_norm() -> _Picture:
     """One filter of a convolution's weight, and the same filter as an arrow: a direction and a length."""
     weight = _filter()
@@ -295,7 +290,6 @@ _WITHOUT_REGION: dict[str, tuple[str, Callable[[], _Picture]]] = {
     "local_response_norm": ("size=3", _local_response_norm),
     "weight_norm": ("w = g * v / ‖v‖", _weight_norm),
     "weight_standardization": ("w = (v - mean) / std", _filter),
-    "iter_norm": ("[b] (g [c]) [...]", _whitened),
     "spectral_norm": ("w = v / sigma(v)", _weight),
 }
 _WITHOUT_REGION |= {

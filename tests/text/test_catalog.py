@@ -104,6 +104,7 @@ STATISTICS = {
     "b c [...]": 2 * 6,
     "b (g [c]) [...]": 2 * 3,
     "b [...] c": 2 * 5,
+    "[b] (g [c]) [...]": 3,
     "b [c] ...": 2 * 4 * 5,
 }
 """How many means an input of shape (2, 6, 4, 5) with three groups has."""

@@ -41,6 +41,7 @@ ROWS = (
         paper=Paper(
             "Differentiable Learning-to-Normalize via Switchable Normalization", "Luo et al.", 2018, "1806.10779"
         ),
+        replaces_norms=True,
         mark=Mark("square", "#5a5aa8", "#a9a9ee"),
     ),
     Method(
@@ -76,6 +77,7 @@ ROWS = (
         ),
         paper=Paper("PowerNorm: Rethinking Batch Normalization in Transformers", "Shen et al.", 2020, "2003.07845"),
         center=False,
+        replaces_norms=True,
         mark=Mark("plus", "#1f7a8c", "#7fd0e0"),
     ),
     Method(
@@ -83,7 +85,7 @@ ROWS = (
         title=Text("Iterative norm", "迭代归一化"),
         aliases=("iterative normalization", "DBN", "decorrelated batch normalization", "whitening"),
         layers=("IterNorm",),
-        patterns=(),
+        patterns=("[b] (g [c]) [...]",),
         statistics=Text(
             "channel (mean) and group of channels (covariance)", "每个通道（均值）与每组通道（协方差矩阵）"
         ),
@@ -113,6 +115,7 @@ ROWS = (
             2019,
             "1904.03441",
         ),
+        replaces_norms=True,
         mark=Mark("diamond", "#6d4c41", "#c9a797"),
     ),
     Method(
