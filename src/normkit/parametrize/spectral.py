@@ -38,7 +38,9 @@ class SpectralNorm(NormOfWeight):
         """The weight divided by its largest singular value; in training the vectors are brought up to date first."""
         matrix = self._matrix(weight).to(arithmetic_dtype(weight.dtype))
         # Copies, so that no later call changes what this one has saved for backward.
-        u, v = (self._unit(vector.to(matrix.dtype, copy=True)) for vector in (self._u, self._v))
+        u, v = (vector.to(matrix.dtype, copy=True) for vector in (self._u, self._v))
+        if self._u.dtype is not matrix.dtype:  # rounded to half precision, they are a little off length 1
+            u, v = self._unit(u), self._unit(v)
         if self.training and not is_recomputing():
             with torch.no_grad():
                 for _ in range(self.n_power_iterations):
