@@ -80,9 +80,7 @@ bias=True, track_running_stats=True, virtual_batch_size=4))
             return normkit.PowerNorm(channels, warmup_iters=WARMUP)
         case "iter_norm":
             return normkit.IterNorm(channels, num_groups=groups_of(channels))
-        case "none":
-            return None
-        case _ if catalog.find(method).of_weights:
+        case "none" | "weight_norm" | "spectral_norm":
             return None
     raise ArgumentError(f"no variant of these networks is called {variant!r}: use a method that fits their inputs")
 
