@@ -30,9 +30,9 @@ ORDER: dict[str, list[str]] = {
     "normkit.functional.call": [
         *("checks", "fusions", "epilogue", "nested", "precision", "recompute", "running", "spec", "moments"),
     ],
-    "normkit.functional.batch": ["norm", "update", "renorm", "ghost", "sync"],
-    "normkit.layers.base": ["checks", "layer", "versions"],
-    "normkit.parametrize": ["checks", "weight", "standardize", "weight_init"],
+    "normkit.functional.batch": ["norm", "update", "renorm", "ghost", "sync", "power_norm"],
+    "normkit.layers.base": ["checks", "layer", "tracked", "versions"],
+    "normkit.parametrize": ["checks", "weight", "standardize", "weight_init", "spectral"],
     "normkit.tools": [
         *("model", "load", "freeze", "recalibrate", "param_groups", "fold", "convert", "insert", "watch", "audit"),
     ],

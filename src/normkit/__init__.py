@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from normkit.layers import InstanceNorm1d as InstanceNorm1d
     from normkit.layers import InstanceNorm2d as InstanceNorm2d
     from normkit.layers import InstanceNorm3d as InstanceNorm3d
+    from normkit.layers import IterNorm as IterNorm
     from normkit.layers import LayerNorm as LayerNorm
     from normkit.layers import LayerNorm2d as LayerNorm2d
     from normkit.layers import LazyBatchNorm1d as LazyBatchNorm1d
@@ -43,12 +44,17 @@ if TYPE_CHECKING:
     from normkit.layers import LazyInstanceNorm3d as LazyInstanceNorm3d
     from normkit.layers import LocalResponseNorm as LocalResponseNorm
     from normkit.layers import Norm as Norm
+    from normkit.layers import PowerNorm as PowerNorm
+    from normkit.layers import RevIN as RevIN
     from normkit.layers import RMSNorm as RMSNorm
     from normkit.layers import ScaleNorm as ScaleNorm
+    from normkit.layers import SwitchableNorm as SwitchableNorm
     from normkit.layers import SyncBatchNorm as SyncBatchNorm
     from normkit.parametrize import init_weight_norm as init_weight_norm
+    from normkit.parametrize import remove_spectral_norm as remove_spectral_norm
     from normkit.parametrize import remove_weight_norm as remove_weight_norm
     from normkit.parametrize import remove_weight_standardization as remove_weight_standardization
+    from normkit.parametrize import spectral_norm as spectral_norm
     from normkit.parametrize import weight_norm as weight_norm
     from normkit.parametrize import weight_standardization as weight_standardization
     from normkit.study import compare as compare
@@ -73,9 +79,10 @@ _NAMES = {
     "FilterResponseNorm2d FrozenBatchNorm1d FrozenBatchNorm2d FrozenBatchNorm3d "
     "GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d "
     "LayerNorm LayerNorm2d LazyBatchNorm1d LazyBatchNorm2d LazyBatchNorm3d LazyInstanceNorm1d LazyInstanceNorm2d "
-    "LazyInstanceNorm3d LocalResponseNorm Norm RMSNorm SyncBatchNorm",
+    "LazyInstanceNorm3d LocalResponseNorm Norm RMSNorm SyncBatchNorm "
+    "IterNorm PowerNorm RevIN SwitchableNorm",
     "normkit.parametrize": "init_weight_norm remove_weight_norm remove_weight_standardization weight_norm "
-    "weight_standardization",
+    "weight_standardization remove_spectral_norm spectral_norm",
     "normkit.study": "compare",
     "normkit.study.task": "Task",
     "normkit.tools.audit": "audit",

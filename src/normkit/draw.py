@@ -260,6 +260,11 @@ def _filter() -> _Picture:
     return _Cuboid((3, 4, 3), ("out", "in", "k·k"), lambda n, c, p: "" if n else "region", side=12.0).picture()
 
 
+def _weight() -> _Picture:
+    """The whole weight of a convolution."""
+    return _Cuboid((3, 4, 3), ("out", "in", "k·k"), lambda *cell: "region", side=12.0).picture()
+
+
 def _weight_norm() -> _Picture:
     """One filter of a convolution's weight, and the same filter as an arrow: a direction and a length."""
     weight = _filter()
@@ -285,6 +290,7 @@ _WITHOUT_REGION: dict[str, tuple[str, Callable[[], _Picture]]] = {
     "local_response_norm": ("size=3", _local_response_norm),
     "weight_norm": ("w = g * v / ‖v‖", _weight_norm),
     "weight_standardization": ("w = (v - mean) / std", _filter),
+    "spectral_norm": ("w = v / sigma(v)", _weight),
 }
 _WITHOUT_REGION |= {
     method.name: (method.formula.removesuffix(" * weight + bias"), _value)

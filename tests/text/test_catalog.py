@@ -103,6 +103,8 @@ STATISTICS = {
     "... [c]": 2 * 6 * 4,
     "b c [...]": 2 * 6,
     "b (g [c]) [...]": 2 * 3,
+    "b [...] c": 2 * 5,
+    "[b] (g [c]) [...]": 3,
     "b [c] ...": 2 * 4 * 5,
 }
 """How many means an input of shape (2, 6, 4, 5) with three groups has."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from normkit.catalog.rows import evolved, pointwise, response, standard, weights
+from normkit.catalog.rows import evolved, pointwise, response, running, standard, weights
 
 METHODS = (
     *standard.ROWS,
     *response.ROWS,
     *evolved.ROWS,
     *pointwise.ROWS,
+    *running.ROWS,
     *weights.ROWS,
 )
 """In the order of the tables; the norms of weights come last."""

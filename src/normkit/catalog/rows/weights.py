@@ -69,4 +69,38 @@ ROWS = (
         acts_on="weights",
         mark=Mark("bar", "#8a3b3b", "#e08585"),
     ),
+    Method(
+        name="spectral_norm",
+        title=Text("Spectral norm", "谱归一化"),
+        aliases=("SN", "spectral normalization"),
+        layers=(),
+        patterns=(),
+        statistics=Text("none: it acts on the weight, not on the data", "无：作用于权重，而不是数据"),
+        state=Text(
+            "the weight before it is divided, and its leading singular vectors",
+            "归一化之前的权重，及其首个左、右奇异向量",
+        ),
+        formula="w = v / sigma(v)",
+        principle=Text(
+            "Each weight is divided by its largest singular value, which the power iteration follows.",
+            "权重除以其最大奇异值，后者由幂迭代跟踪。",
+        ),
+        where=Text(
+            "GANs, mostly discriminators; networks with a bounded Lipschitz constant",
+            "GAN（主要是判别器）、有 Lipschitz 约束的网络",
+        ),
+        strengths=(
+            Statement("bounds the Lipschitz constant of each layer", "限制每一层的 Lipschitz 常数"),
+            Statement("stabilizes the training of GANs", "使 GAN 训练更稳定"),
+        ),
+        weaknesses=(
+            Statement("limits what a layer can represent", "限制网络层的表达能力"),
+            Statement("a norm after the layer cancels it", "其后若接归一化层，作用即被抵消"),
+        ),
+        paper=Paper("Spectral Normalization for Generative Adversarial Networks", "Miyato et al.", 2018, "1802.05957"),
+        acts_on="weights",
+        center=False,
+        eps=1e-12,
+        mark=Mark("ring", "#a0306a", "#f08abc"),
+    ),
 )

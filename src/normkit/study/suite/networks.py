@@ -16,6 +16,9 @@ import normkit
 from normkit import catalog
 from normkit.errors import ArgumentError
 
+WARMUP = 50
+"""Batches of power norm's warm-up; the default of its layer is longer than these trainings."""
+
 
 def keeps_bias(method: str) -> bool:
     """Whether a layer keeps its bias: no norm follows it, or one that does not subtract the mean.
@@ -23,7 +26,7 @@ def keeps_bias(method: str) -> bool:
     >>> keeps_bias("none"), keeps_bias("batch_norm"), keeps_bias("dynamic_tanh")
     (True, False, True)
     """
-    return method == "none" or not catalog.find(method).center
+    return method == "none" or catalog.find(method).of_weights or not catalog.find(method).center
 
 
 def activates(method: str) -> bool:
@@ -71,7 +74,13 @@ bias=True, track_running_stats=True, virtual_batch_size=4))
             return normkit.EvoNorm2dB0(channels)
         case "evo_norm_s0" if dims:
             return normkit.EvoNorm2dS0(channels, int(option) if option.isdecimal() else groups_of(channels))
-        case "none" | "weight_norm":
+        case "switchable_norm" if dims:
+            return normkit.SwitchableNorm(channels)
+        case "power_norm":
+            return normkit.PowerNorm(channels, warmup_iters=WARMUP)
+        case "iter_norm":
+            return normkit.IterNorm(channels, num_groups=groups_of(channels))
+        case "none" | "weight_norm" | "spectral_norm":
             return None
     raise ArgumentError(f"no variant of these networks is called {variant!r}: use a method that fits their inputs")
 
@@ -87,6 +96,14 @@ def fits_images(method: str) -> bool:
     except ArgumentError:
         return False
     return True
+
+
+def _with_norm_of_weights(layer: nn.Module, method: str) -> nn.Module:
+    """The layer, with this method on its weight if it is one of weights."""
+    if method == "none" or not catalog.find(method).of_weights:
+        return layer
+    normed: nn.Module = getattr(normkit, method)(layer)
+    return normed
 
 
 def initialize(layer: nn.Module, generator: torch.Generator) -> None:
@@ -110,7 +127,7 @@ def convnet(
     """3x3 convolutions with ReLU, the mean over the remaining positions, a linear layer.
 
     Args:
-        variant: ``none``, ``weight_norm``, or a norm between each convolution and its ReLU, of which a method that
+        variant: ``none``, a norm of weights, or a norm between each convolution and its ReLU, of which a method that
             is an activation as well takes the place, too; with the option
             ``dropout-0.1`` that fraction of the maps is dropped after the ReLU.
         seed: seed of the weights.
@@ -135,7 +152,7 @@ def convnet(
             bias = keeps_bias(method) or after
             conv = nn.Conv2d(before, width, 3, stride, padding=1, bias=bias, padding_mode=padding)
             initialize(conv, generator)
-            layers.append(normkit.weight_norm(conv) if method == "weight_norm" else conv)
+            layers.append(_with_norm_of_weights(conv, method))
             norm = norm_of(variant.partition(":dropout")[0], width, 2)
             relu = None if activates(method) else nn.ReLU()
             layers += [part for part in ((relu, norm) if after else (norm, relu)) if part is not None]
@@ -159,7 +176,7 @@ def mlp(variant: str, seed: int, *, inputs: int, width: int, depth: int, classes
         for _ in range(depth):
             linear = nn.Linear(before, width, bias=keeps_bias(method))
             initialize(linear, generator)
-            layers.append(normkit.weight_norm(linear) if method == "weight_norm" else linear)
+            layers.append(_with_norm_of_weights(linear, method))
             norm = norm_of(variant, width, 0)
             layers += [norm, nn.ReLU()] if norm is not None else [nn.ReLU()]
             before = width

@@ -21,12 +21,14 @@ from normkit.layers import (
     InstanceNorm1d,
     InstanceNorm2d,
     InstanceNorm3d,
+    IterNorm,
     LayerNorm,
     LayerNorm2d,
     LocalResponseNorm,
     Norm,
     RMSNorm,
 )
+from normkit.layers.base.tracked import Tracked
 from normkit.pattern import Region, bound
 from normkit.tools.model import own, statistics
 from normkit.tools.model.activated import ChannelAffine, LayerNorm2dLast, WithActivation, activated, fusible, joined
@@ -189,7 +191,8 @@ def _choice(
     """The class of a method on these features, and its arguments."""
     affine: dict[str, Any] = {"eps": _eps(info), "affine": weight, "bias": bias}
     if method in OWN:
-        return _choice_of_own(info, method, weight, bias)
+        cls, arguments = _choice_of_own(info, method, weight, bias)
+        return cls, arguments | ({"num_groups": _whitened_groups(info.channels, groups)} if cls is IterNorm else {})
     if is_pattern(method):
         _check_place_of_channels(method, info)
     elif info.axis == "last":
@@ -217,10 +220,23 @@ def _choice_of_own(info: NormInfo, method: str, weight: bool, bias: bool) -> tup
             "elementwise_affine": weight,
             "bias": bias,
         }
+    if issubclass(OWN[method], Tracked):
+        if last:
+            raise RefusedError(f"normkit has {method} for channels in dimension 1 alone")
+        return OWN[method], {"num_features": info.channels, "eps": _eps(info), "affine": weight, "bias": bias}
     if not last or len(info.shape) > 1:
         raise RefusedError(f"normkit has {method} for the last dimension alone")
     # Its eps bounds a length, and that of other norms is added to a variance.
     return OWN[method], {"num_features": info.channels, "elementwise_affine": weight}
+
+
+def _whitened_groups(channels: int, asked: int | None) -> int:
+    """As asked if that divides; by default groups of about 16 channels, whose covariance a usual batch can show.
+
+    >>> _whitened_groups(64, None), _whitened_groups(10, None), _whitened_groups(64, 2)
+    (4, 1, 2)
+    """
+    return nearest_divisor(channels, max(1, channels // 16) if asked is None else asked)
 
 
 def _eps(info: NormInfo) -> float:
@@ -318,9 +334,11 @@ def _known_with_activation(module: nn.Module, info: NormInfo, cls: type[nn.Modul
 
 def _refuse_erasing(info: NormInfo, method: str, groups: int | None, shapes: list[torch.Size]) -> None:
     """A region of a single element leaves nothing of its input but the bias."""
-    if method in OWN or (not is_pattern(method) and catalog.find(method).over_samples):
+    row = None if is_pattern(method) else catalog.find(method)
+    own_region = row is not None and row.patterns[:1] == ("b c [...]",)  # also of a method that mixes others with it
+    if row is not None and (method in OWN or row.over_samples) and not own_region:
         return
-    pattern = REGIONS.get(method, method)
+    pattern = REGIONS.get(method, row.patterns[0] if row is not None and method in OWN else method)
     open_groups = {"g": groups_for(info.channels, groups)} if leaves_groups_open(pattern) else {}
     region = bound(pattern, open_groups)
     # Without an example: a norm for images has many positions, and a norm for (N, C) and (N, C, L) has none.

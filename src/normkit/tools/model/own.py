@@ -20,7 +20,10 @@ from normkit.layers import (
     EvoNorm2dS0,
     FilterResponseNorm2d,
     GlobalResponseNorm,
+    IterNorm,
+    PowerNorm,
     ScaleNorm,
+    SwitchableNorm,
 )
 from normkit.layers.base.layer import Layer
 from normkit.tools.model.info import NormInfo
@@ -33,6 +36,9 @@ CLASSES: tuple[type[Layer], ...] = (
     EvoNorm2dS0,
     DynamicTanh,
     DynamicErf,
+    SwitchableNorm,
+    PowerNorm,
+    IterNorm,
 )
 KINDS: dict[str, type[Layer]] = {catalog.find(cls.__name__).name: cls for cls in CLASSES}
 """The methods, and the layer of each."""

@@ -153,7 +153,9 @@ def _ours(module: nn.Module, info: NormInfo) -> NormInfo:
     info = replace(info, shape=shape, groups=module.num_groups, pattern=module.pattern, extras=_extras(module))
     words = " ".join(module.pattern.split())
     axis: Literal["last", "first"] = "last" if words.startswith("...") else "first"
-    rows = (method for method in catalog.METHODS if method.center == module.center)
+    # Those that do nothing else than normalize their region; filter response norm may have no threshold.
+    plain = (method for method in catalog.METHODS if method.target or method.name == "filter_response_norm")
+    rows = (method for method in plain if method.center == module.center)
     kind = next((method.name for method in rows if words in (*method.patterns, method.target)), None)
     return replace(info, kind=kind, axis=axis, reason="" if kind else "its region is a pattern of its own")
 
