@@ -16,6 +16,7 @@ from normkit.layers import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
+    GatedRMSNorm,
     GroupNorm,
     InstanceNorm1d,
     InstanceNorm2d,
@@ -79,7 +80,8 @@ def equivalent(module: nn.Module, info: NormInfo) -> nn.Module:
     Raises:
         RefusedError: normkit has no layer with the same outputs and the same state.
     """
-    if info.kind is None:
+    kind = info.kind or info.base
+    if kind is None:
         raise RefusedError(info.reason)
     if info.synced:
         raise RefusedError("it shares statistics between processes; normkit's BatchNorm does not")
@@ -87,10 +89,10 @@ def equivalent(module: nn.Module, info: NormInfo) -> nn.Module:
         raise RefusedError("it has a bias and no weight, which no layer of normkit has")
     if isinstance(module, nn.LocalResponseNorm):
         return LocalResponseNorm(module.size, module.alpha, module.beta, module.k)
-    cls, arguments = _choice(info, info.kind, info.groups, info.rank, info.weight, info.bias)
+    cls, arguments = _choice(info, kind, info.groups, info.rank, info.weight, info.bias)
     cls = LayerNorm2dLast if info.channels_last else cls
     if info.offset or info.rounds_twice:
-        if cls not in (LayerNorm, RMSNorm) or info.offset not in (0, 1):
+        if cls not in (LayerNorm, RMSNorm, GatedRMSNorm) or info.offset not in (0, 1):
             raise RefusedError(
                 "its weight is stored or rounded in a way that normkit's layer of that kind does not know"
             )
@@ -223,6 +225,16 @@ def _choice_of_last(
         return Norm, {"pattern": "... (g [c])", "num_features": shape[0], "num_groups": count, **affine}
     if "... [c]" not in row.patterns:
         raise RefusedError(f"it normalizes the last dimensions, for which normkit has no {method}")
+    if info.gate is not None:
+        how = {
+            "gate_activation": None if info.gate.activation == "none" else info.gate.activation,
+            "gate_first": info.gate.first,
+        }
+        how |= {"group_size": info.gate.group_size, "elementwise_affine": weight}
+        return GatedRMSNorm, {"hidden_size": info.channels, "eps": info.eps, **how}
+    if info.per_head or not shape:
+        pattern, sizes = ("... c1 [c2]", shape) if info.per_head else ("... [c]", None)
+        return Norm, {"pattern": pattern, "num_features": sizes, **affine, "center": row.center}
     if row.center:
         return LayerNorm, {"normalized_shape": shape, "eps": _eps(info), "elementwise_affine": weight, "bias": bias}
     if not bias:
@@ -255,8 +267,19 @@ def _made(
         if old is not None and new is not None and old.shape == new.shape:
             layer._parameters[name] = old
     if adopt_statistics:
-        layer._buffers.update(module._buffers)
+        _adopt_buffers(module, layer)
     return layer
+
+
+def _adopt_buffers(module: nn.Module, layer: nn.Module) -> None:
+    """Statistics, and the ones that a norm without weight keeps outside its state because other kernels read them."""
+    layer._buffers.update(module._buffers)
+    for name in module._non_persistent_buffers_set & module._buffers.keys():
+        ones = module._buffers[name]
+        if ones is None or not bool((ones == 1).all()):
+            raise RefusedError(f"its buffer {name!r} is not used and not 1, and normkit's layer would multiply by it")
+        layer._parameters.pop(name, None)
+        layer._non_persistent_buffers_set.add(name)
 
 
 def _with_activation(module: nn.Module, info: NormInfo, cls: type[nn.Module]) -> tuple[type[nn.Module], str | None]:
