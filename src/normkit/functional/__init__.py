@@ -5,6 +5,7 @@ from normkit.functional.batch.norm import batch_norm
 from normkit.functional.batch.renorm import batch_renorm
 from normkit.functional.batch.sync import sync_batch_norm
 from normkit.functional.batch.update import batch_norm_update
+from normkit.functional.gated import gated_rms_norm
 from normkit.functional.general import normalize
 from normkit.functional.group import group_norm
 from normkit.functional.instance import instance_norm
@@ -20,6 +21,7 @@ __all__ = [
     "batch_norm_update",
     "batch_renorm",
     "filter_response_norm",
+    "gated_rms_norm",
     "ghost_batch_norm",
     "group_norm",
     "instance_norm",

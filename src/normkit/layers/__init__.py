@@ -23,21 +23,31 @@ from normkit.layers.instance import (
     LazyInstanceNorm3d,
 )
 from normkit.layers.layer import LayerNorm, LayerNorm2d
+from normkit.layers.modulated.adain import AdaIN
+from normkit.layers.modulated.adaptive import AdaptiveLayerNorm
+from normkit.layers.modulated.conditional import ConditionalBatchNorm2d
+from normkit.layers.modulated.gated import GatedRMSNorm
+from normkit.layers.modulated.spade import SPADE
 from normkit.layers.response.filter_response import FilterResponseNorm2d
 from normkit.layers.response.local_response import LocalResponseNorm
 from normkit.layers.rms import RMSNorm
 
 __all__ = [
+    "SPADE",
+    "AdaIN",
+    "AdaptiveLayerNorm",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
     "BatchRenorm1d",
     "BatchRenorm2d",
     "BatchRenorm3d",
+    "ConditionalBatchNorm2d",
     "FilterResponseNorm2d",
     "FrozenBatchNorm1d",
     "FrozenBatchNorm2d",
     "FrozenBatchNorm3d",
+    "GatedRMSNorm",
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",
