@@ -226,10 +226,8 @@ def _choice_of_last(
     if "... [c]" not in row.patterns:
         raise RefusedError(f"it normalizes the last dimensions, for which normkit has no {method}")
     if info.gate is not None:
-        how = {
-            "gate_activation": None if info.gate.activation == "none" else info.gate.activation,
-            "gate_first": info.gate.first,
-        }
+        activation = None if info.gate.activation == "none" else info.gate.activation
+        how: dict[str, Any] = {"gate_activation": activation, "gate_first": info.gate.first}
         how |= {"group_size": info.gate.group_size, "elementwise_affine": weight}
         return GatedRMSNorm, {"hidden_size": info.channels, "eps": info.eps, **how}
     if info.per_head or not shape:
