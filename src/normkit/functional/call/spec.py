@@ -22,7 +22,7 @@ from normkit.functional.call.running import Running
 from normkit.functional.extras import Output
 from normkit.kernels import fastpath, operator
 from normkit.kernels.dtypes import arithmetic_dtype
-from normkit.kernels.formula import ACTIVATIONS, Arguments, counts_of
+from normkit.kernels.formula import ACTIVATIONS, GATES, Arguments, counts_of
 from normkit.pattern import parse
 
 Fused = tuple[Any, ...]
@@ -187,9 +187,19 @@ def checked_counts(name: str, a: Arguments) -> Tensor | None:
 
 
 def _cast_first(call: Call) -> Output:
-    """Normalize, cast to the input's dtype, and only then apply weight and bias, in that dtype."""
+    """Normalize, cast to the input's dtype, and only then apply weight and bias, in that dtype; gate and skip are last.
+
+    Gate and skip are applied to the rounded values in the arithmetic dtype, as in Qwen3-Next.
+    """
     a = call.arguments
-    out = operator.run(a._replace(weight=None, bias=None, activation="none"))
+    gate = None if a.gate_first else a.gate
+    bare = a._replace(weight=None, bias=None, activation="none", skip=None)
+    out = operator.run(bare if gate is None else bare._replace(gate=None, gate_activation="none"))
     y = out.y if a.weight is None else out.y * a.weight.to(a.x.dtype)
-    y = ACTIVATIONS[a.activation](y if a.bias is None else y + a.bias.to(a.x.dtype))
+    y = y if a.bias is None else y + a.bias.to(a.x.dtype)
+    if gate is not None or a.skip is not None:
+        y = y.to(arithmetic_dtype(a.x.dtype))
+        y = y if gate is None else y * GATES[a.gate_activation](gate.to(y.dtype))
+        y = y if a.skip is None else y + a.skip
+    y = ACTIVATIONS[a.activation](y).to(a.x.dtype)
     return call.output(y if a.mask is None else torch.where(a.mask, y, 0), out.sum)
