@@ -43,7 +43,7 @@ CONFIGS = {
     "qwen3_next": LINEAR | {"mlp_only_layers": [0, 1]},
     "qwen3_5_text": LINEAR,
     "olmo_hybrid": LINEAR,
-    "kimi_linear": SIZES | {"mlp_layer_types": ["dense", "dense"]},
+    "kimi_linear": SIZES | {"mlp_layer_types": ["dense", "dense"], "use_cache": False},
     "mamba2": {
         "vocab_size": 64,
         "hidden_size": 32,
@@ -57,7 +57,9 @@ CONFIGS = {
     "falcon_mamba": {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
     "zamba2": SIZES
     | {
-        "layer_types": ["mamba", "hybrid"],
+        "num_hidden_layers": 4,
+        "layer_types": ["mamba", "hybrid", "mamba", "hybrid"],
+        "hybrid_layer_ids": [1, 3],
         "mamba_d_state": 8,
         "n_mamba_heads": 4,
         "mamba_ngroups": 2,
@@ -65,7 +67,7 @@ CONFIGS = {
         "attention_head_dim": 16,
         "adapter_rank": 4,
         "chunk_size": 4,
-        "num_mem_blocks": 1,
+        "num_mem_blocks": 2,
     },
     "nemotron_h": SIZES
     | {

@@ -99,7 +99,7 @@ class BareNorm(nn.Module):
 
 
 class BufferedNorm(BareNorm):
-    """Keeps ones outside its state that it does not use."""
+    """Keeps a weight outside its state that it does not use, and that need not be as wide as the input."""
 
     def __init__(self, persistent=False):
         super().__init__()
@@ -111,5 +111,5 @@ def test_a_norm_without_weight_is_known():
     assert (info.kind, info.shape, info.weight, info.last_dims) == ("rms_norm", (), False, (-1,))
     assert "no method of normkit agrees" in describe(BareNorm(dim=1)).reason
     info = describe(BufferedNorm())
-    assert (info.kind, info.shape, info.weight) == ("rms_norm", (6,), False)
+    assert (info.kind, info.shape, info.weight) == ("rms_norm", (), False)
     assert describe(BufferedNorm(persistent=True)).reason == "BufferedNorm keeps weight, which the tools do not know"

@@ -29,7 +29,15 @@ from normkit.layers import (
 )
 from normkit.pattern import Region, bound
 from normkit.tools.model import statistics
-from normkit.tools.model.activated import ChannelAffine, LayerNorm2dLast, WithActivation, activated, fusible, joined
+from normkit.tools.model.activated import (
+    ChannelAffine,
+    LayerNorm2dLast,
+    NormBesideWeight,
+    WithActivation,
+    activated,
+    fusible,
+    joined,
+)
 from normkit.tools.model.frozen import plain_class
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import RefusedError
@@ -91,6 +99,7 @@ def equivalent(module: nn.Module, info: NormInfo) -> nn.Module:
         return LocalResponseNorm(module.size, module.alpha, module.beta, module.k)
     cls, arguments = _choice(info, kind, info.groups, info.rank, info.weight, info.bias)
     cls = LayerNorm2dLast if info.channels_last else cls
+    cls = NormBesideWeight if cls is Norm and "weight" in module._non_persistent_buffers_set else cls
     if info.offset or info.rounds_twice:
         if cls not in (LayerNorm, RMSNorm, GatedRMSNorm) or info.offset not in (0, 1):
             raise RefusedError(
@@ -265,19 +274,8 @@ def _made(
         if old is not None and new is not None and old.shape == new.shape:
             layer._parameters[name] = old
     if adopt_statistics:
-        _adopt_buffers(module, layer)
+        layer._buffers.update(module._buffers)
     return layer
-
-
-def _adopt_buffers(module: nn.Module, layer: nn.Module) -> None:
-    """Statistics, and the ones that a norm without weight keeps outside its state because other kernels read them."""
-    layer._buffers.update(module._buffers)
-    for name in module._non_persistent_buffers_set & module._buffers.keys():
-        ones = module._buffers[name]
-        if ones is None or not bool((ones == 1).all()):
-            raise RefusedError(f"its buffer {name!r} is not used and not 1, and normkit's layer would multiply by it")
-        layer._parameters.pop(name, None)
-        layer._non_persistent_buffers_set.add(name)
 
 
 def _with_activation(module: nn.Module, info: NormInfo, cls: type[nn.Module]) -> tuple[type[nn.Module], str | None]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any, Literal, cast
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules import batchnorm, instancenorm, lazy
 from torch.nn.utils import parametrize
 
@@ -205,8 +205,8 @@ def _alternatives(info: NormInfo) -> Iterator[NormInfo]:
 def _of_any_class(module: nn.Module, info: NormInfo) -> NormInfo:
     info = _state(module, info)
     foreign = set(module._parameters) - {"weight", "bias"} | set(module._buffers) - _idle_buffers(module)
-    weight = getattr(module, "weight", None)
-    shape: Any = weight.shape if isinstance(weight, Tensor) else getattr(module, "normalized_shape", None)
+    weight = module._parameters.get("weight")
+    shape: Any = getattr(module, "normalized_shape", None) if weight is None else weight.shape
     info = replace(info, shape=tuple(shape) if isinstance(shape, tuple | list) else ())
     name = type(module).__name__
     if foreign:
@@ -226,7 +226,7 @@ def _of_any_class(module: nn.Module, info: NormInfo) -> NormInfo:
 
 
 def _idle_buffers(module: nn.Module) -> set[str]:
-    """Buffers outside the state, such as the weight of ones that a norm without weight keeps for other kernels."""
+    """A weight outside the state, which a norm without weight keeps because the kernels of its library need one."""
     return {"weight"} & module._non_persistent_buffers_set
 
 
