@@ -3,17 +3,31 @@
 #include "walk/columns_backward.h"
 #include "walk/rows.h"
 #include "walk/rows_backward.h"
+#include "walk/slabs.h"
 
 namespace normkit {
 namespace {
 
+template <class S, class T> void forward_as(const View& whole, const Forward& call, const Pool& threads) {
+  each_slab<S>(whole, call, threads, [](const View& v, const Forward& f, const Pool& pool) {
+    if (v.columns) ColumnsForward<S, T>(v, f, pool).run();
+    else RowsForward<S, T>(v, f, pool).run();
+  });
+}
+template <class S, class T> void backward_as(const View& whole, const Backward& call, const Pool& threads) {
+  each_slab<S>(whole, call, threads, [](const View& v, const Backward& f, const Pool& pool) {
+    if (v.columns) ColumnsBackward<S, T>(v, f, pool).run();
+    else RowsBackward<S, T>(v, f, pool).run();
+  });
+}
+
+// With a gate or a skip every step is in the arithmetic type.
+bool is_wide(const Fusion* f) { return f && (f->gate || f->skip || f->dskip); }
 template <class S> void forward_in(const View& v, const Forward& f, const Pool& pool) {
-  if (v.columns) ColumnsForward<S>(v, f, pool).run();
-  else RowsForward<S>(v, f, pool).run();
+  is_wide(f.fused) ? forward_as<S, arithmetic<S>>(v, f, pool) : forward_as<S, Seen<S>>(v, f, pool);
 }
 template <class S> void backward_in(const View& v, const Backward& f, const Pool& pool) {
-  if (v.columns) ColumnsBackward<S>(v, f, pool).run();
-  else RowsBackward<S>(v, f, pool).run();
+  is_wide(f.fused) ? backward_as<S, arithmetic<S>>(v, f, pool) : backward_as<S, Seen<S>>(v, f, pool);
 }
 
 void forward(Storage s, const View& v, const Forward& f, const Pool& pool) {

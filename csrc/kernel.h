@@ -7,45 +7,61 @@ namespace normkit {
 enum class Storage : int { f64 = 0, f32 = 1, bf16 = 2, f16 = 3 };
 
 // The memory as four levels, outermost first: kept, reduced, kept, reduced. The weight of the element at
-// `offset` is `offset / inner % period`.
+// `offset` is `offset / inner % period`. Of `slabs` > 1, equal parts of K0, each has a period of weights; `inner` then
+// counts within its slab. With a `group` the rows of x lie apart (Gaps in block/gaps.h), one row to a cell.
 struct View {
   int64_t k0, r0, k1, r1, period, inner;
   bool columns;
+  int64_t slabs = 1, group = 0, pitch = 0, outer = 0;
 
   int64_t width() const { return k1 * r1; }
   int64_t numel() const { return k0 * r0 * k1 * r1; }
   int64_t cells() const { return k0 * k1; }
   int64_t count() const { return r0 * r1; }
   int64_t rows() const { return k0 * r0 * k1; }
+  int64_t weights() const { return slabs * period; }
   int64_t cell_of_row(int64_t row) const { return k0 == 1 ? row % k1 : row / (r0 * k1) * k1 + row % k1; }
 };
 
-enum class Activation : int { none = 0, relu, leaky_relu, silu, gelu, gelu_tanh, sigmoid, tanh };
+// A weight or bias as it is stored, whatever the type of x; null where absent.
+struct Parameter {
+  const void* data = nullptr;
+  Storage storage = Storage::f32;
+};
+
+// The last one, 1 + g, is only for gates; a gate without an activation is the factor itself.
+enum class Activation : int { none = 0, relu, leaky_relu, silu, gelu, gelu_tanh, sigmoid, tanh, plus_one };
 
 // What is done in the same pass as a normalization. Forward: `residual`, of x's type, is added first; the sum is
-// written to `sum`, and it is the x of backward. The activation is applied last. Backward: `residual` is the gradient
-// of the sum and is added to dx. `bias` is needed for z = x_hat * weight + bias, which the activation was applied to;
-// dx must be there, because dy * f'(z) is kept in it. `mask`: one byte for `channels` elements that lie `inner` apart,
+// written to `sum`, and it is the x of backward. With `gate_first`, x is multiplied by f(gate) first. Else that factor
+// is applied to z = x_hat * weight + bias; then `skip` is added, and the activation is applied last. Backward:
+// `residual` is the gradient of the sum and is added to dx. `bias` is needed for z, and `skip` for the activation.
+// `dgate` and `dskip`: null where not wanted; `dgate` with `gate_first` needs dx. gate, skip and their gradients are of
+// x's type and size. `mask`: one byte for `channels` elements that lie `inner` apart,
 // 0 where they are padding. `counts`: the number of valid elements in each cell.
 struct Fusion {
   bool backward = false;
   Activation activation = Activation::none;
   const void* residual = nullptr;
   void* sum = nullptr;
-  const void* bias = nullptr;
+  Parameter bias;
   const uint8_t* mask = nullptr;
   int64_t channels = 1, inner = 1;
   const double* counts = nullptr;
+  const void *gate = nullptr, *skip = nullptr;
+  Activation gate_activation = Activation::none;
+  bool gate_first = false;
+  void *dgate = nullptr, *dskip = nullptr;
 };
 
-// x, y: the storage type. weight, bias, mean, std: its arithmetic type (double for double, else float).
-// Null where absent. With `fixed` the moments are given; else they are written, unless null. They hold the standard
-// deviation and not the variance, because its range in fp32 is that of the data.
+// x, y: the storage type. mean, std: its arithmetic type (double for double, else float). Null where absent. With
+// `fixed` the moments are given; else they are written, unless null. They hold the standard deviation and not the
+// variance, because its range in fp32 is that of the data. With `zero_centered` 1 is added to the weight. With
+// `cast_first` x_hat, its product with the weight, and the sum with the bias are each rounded to x's type.
 struct Forward {
   const void* x;
   void* y;
-  const void* weight;
-  const void* bias;
+  Parameter weight, bias;
   void* mean;
   void* std;
   double eps;
@@ -53,13 +69,14 @@ struct Forward {
   bool fixed;
   bool length = false;  // divide by the Euclidean length of the cell; `std` is then that length, 1 where it is 0
   const Fusion* fused = nullptr;
+  bool zero_centered = false, cast_first = false;
 };
 
-// dx, dweight, dbias: null where not wanted.
+// dx, dweight, dbias: null where not wanted; the latter two in the arithmetic type.
 struct Backward {
   const void* dy;
   const void* x;
-  const void* weight;
+  Parameter weight;
   const void* mean;
   const void* std;
   void* dx;
@@ -70,6 +87,7 @@ struct Backward {
   bool fixed;
   bool length = false;
   const Fusion* fused = nullptr;
+  bool zero_centered = false;
 };
 
 // Runs body(context, task) for every task below n, on torch's threads.

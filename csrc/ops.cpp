@@ -1,17 +1,13 @@
 // The kernels as torch operators, over the stable ABI: one binary for every torch from 2.10 on.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdlib>
-#include <optional>
 #include <string>
 #include <tuple>
 
 #include "fastpath/kernels.h"
+#include "ops/pool.h"
+#include "ops/tensors.h"
 #include "plans.h"
 #include "running.h"
-#include "storage.h"
 
 namespace {
 
@@ -20,10 +16,6 @@ using normkit::Backward;
 using normkit::Forward;
 using normkit::Fusion;
 using normkit::Kernels;
-using normkit::Pool;
-using normkit::Storage;
-using normkit::View;
-using torch::stable::Tensor;
 
 // The best instruction set this processor has; NORMKIT_ISA=baseline|avx2|avx512|avx512_bf16 asks for a lesser one.
 const Kernels& kernels() {
@@ -46,66 +38,13 @@ const Kernels& kernels() {
   return *chosen;
 }
 
-Storage storage_of(const Tensor& x) {
-  const std::optional<Storage> storage = storage_of(x.scalar_type());
-  STD_TORCH_CHECK(storage, "normkit kernels take float64, float32, bfloat16 and float16");
-  return *storage;
-}
-ScalarType arithmetic_of(const Tensor& x) { return arithmetic_of(x.scalar_type()); }
-int32_t type_code(const Tensor& x) {
-  int32_t code;
-  STD_TORCH_CHECK(aoti_torch_get_dtype(x.get(), &code) == 0, "normkit: a tensor without a type");
-  return code;
-}
-int32_t arithmetic_code(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
-}
-
-// Memory straight from the allocator: the same through the dispatcher costs as much as all the rest of a small call.
-Tensor allocate(int64_t dims, const int64_t* sizes, const int64_t* strides, bool wide, const Tensor& x) {
-  AtenTensorHandle handle;
-  const int32_t dtype = wide ? arithmetic_code(x) : type_code(x);
-  STD_TORCH_CHECK(
-      aoti_torch_empty_strided(dims, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle) == 0,
-      "normkit: out of memory");
-  return Tensor(handle);
-}
-Tensor fresh(const Tensor& x, int64_t n) {
-  const int64_t one = 1;
-  return allocate(1, &n, &one, true, x);
-}
-Tensor like(const Tensor& x) { return allocate(x.dim(), x.sizes().data(), x.strides().data(), false, x); }
-
-const void* pointer(const std::optional<Tensor>& t) { return t ? t->const_data_ptr() : nullptr; }
-
-struct Task {
-  void (*body)(void*, int64_t);
-  void* context;
-};
-Pool pool_for(int64_t numel) {
-  // Below this, waking the other threads costs more than the work.
-  constexpr int64_t serial = 32768;
-  const auto inline_run = [](int64_t n, void (*body)(void*, int64_t), void* context) {
-    for (int64_t i = 0; i < n; ++i) body(context, i);
-  };
-  const auto shared_run = [](int64_t n, void (*body)(void*, int64_t), void* context) {
-    Task task{body, context};
-    torch_parallel_for(0, n, 1, [](int64_t begin, int64_t end, void* raw) {
-      const Task* t = static_cast<const Task*>(raw);
-      for (int64_t i = begin; i < end; ++i) t->body(t->context, i);
-    }, &task);
-  };
-  const int threads = numel < serial ? 1 : int(torch::stable::get_num_threads());
-  if (threads == 1) return Pool{inline_run, 1};
-  return Pool{shared_run, threads};
-}
-
 Plans& plans() {
   static Plans all;
   return all;
 }
-int64_t add_plan(int64_t k0, int64_t r0, int64_t k1, int64_t r1, int64_t period, int64_t inner, bool columns) {
-  return plans().add({k0, r0, k1, r1, period, inner, columns});
+int64_t add_plan(int64_t k0, int64_t r0, int64_t k1, int64_t r1, int64_t period, int64_t inner, bool columns,
+                 int64_t slabs, int64_t group, int64_t pitch, int64_t outer) {
+  return plans().add({k0, r0, k1, r1, period, inner, columns, slabs, group, pitch, outer});
 }
 void forget_plan(int64_t plan) { plans().forget(plan); }
 View view_of(const Tensor& x, int64_t plan) {
@@ -115,20 +54,19 @@ View view_of(const Tensor& x, int64_t plan) {
   return v;
 }
 
-void check_length(const std::optional<Tensor>& t, int64_t n, const Tensor& x, const char* what) {
-  STD_TORCH_CHECK(!t || (t->numel() == n && t->scalar_type() == arithmetic_of(x) && t->is_contiguous()),
-                  "normkit: ", what, " must be contiguous, in the arithmetic type, with ", n, " elements");
-}
+// The bits of `flags`.
+struct Flags {
+  bool center, zero_centered, cast_first;
 
-using Given = std::optional<Tensor>;
+  explicit Flags(int64_t bits) : center(bits & 1), zero_centered(bits & 2), cast_first(bits & 4) {}
+};
 
 // Forward: everything but the moments.
 Forward forward_of(
-    const Tensor& x, Tensor& y, const View& v, const Given& weight, const Given& bias, double eps, bool center) {
-  check_length(weight, v.period, x, "weight");
-  check_length(bias, v.period, x, "bias");
-  const void *w = pointer(weight), *b = pointer(bias);
-  return {x.const_data_ptr(), y.mutable_data_ptr(), w, b, nullptr, nullptr, eps, center, false};
+    const Tensor& x, Tensor& y, const View& v, const Given& weight, const Given& bias, double eps, Flags flags) {
+  return {.x = x.const_data_ptr(), .y = y.mutable_data_ptr(), .weight = parameter(weight, v, "weight"),
+          .bias = parameter(bias, v, "bias"), .mean = nullptr, .std = nullptr, .eps = eps, .center = flags.center,
+          .fixed = false, .zero_centered = flags.zero_centered, .cast_first = flags.cast_first};
 }
 void give_moments(Forward& f, const Tensor& x, const View& v, const Given& mean, const Given& std) {
   check_length(mean, v.cells(), x, "mean");
@@ -157,30 +95,30 @@ struct Moments {
 };
 
 std::tuple<Tensor, Tensor, Tensor> cpu_normalize(
-    const Tensor& x, const Given& weight, const Given& bias, int64_t plan, double eps, bool center) {
+    const Tensor& x, const Given& weight, const Given& bias, int64_t plan, double eps, int64_t flags) {
   const View v = view_of(x, plan);
-  Tensor y = like(x);
-  Forward f = forward_of(x, y, v, weight, bias, eps, center);
-  Moments moments(x, v, center);
+  Tensor y = like(x, v);
+  Forward f = forward_of(x, y, v, weight, bias, eps, Flags(flags));
+  Moments moments(x, v, f.center);
   moments.write_in(f);
   run(x, v, f);
   return {std::move(y), std::move(moments.mean), std::move(moments.std)};
 }
 
 // Only y: half of the time of a small call is the memory for moments, and here nobody asks for them.
-Tensor cpu_infer(const Tensor& x, const Given& weight, const Given& bias, int64_t plan, double eps, bool center) {
+Tensor cpu_infer(const Tensor& x, const Given& weight, const Given& bias, int64_t plan, double eps, int64_t flags) {
   const View v = view_of(x, plan);
-  Tensor y = like(x);
-  run(x, v, forward_of(x, y, v, weight, bias, eps, center));
+  Tensor y = like(x, v);
+  run(x, v, forward_of(x, y, v, weight, bias, eps, Flags(flags)));
   return y;
 }
 
 Tensor cpu_standardize(
     const Tensor& x, const Tensor& mean, const Tensor& std, const Given& weight, const Given& bias, int64_t plan,
-    double eps) {
+    double eps, int64_t flags) {
   const View v = view_of(x, plan);
-  Tensor y = like(x);
-  Forward f = forward_of(x, y, v, weight, bias, eps, true);
+  Tensor y = like(x, v);
+  Forward f = forward_of(x, y, v, weight, bias, eps, Flags(flags));
   give_moments(f, x, v, mean, std);
   run(x, v, f);
   return y;
@@ -191,35 +129,39 @@ struct Gradients {
   Tensor x, weight, bias;
 
   Gradients(const Tensor& like_x, const View& v, bool want_x, bool want_weight, bool want_bias)
-      : x(want_x ? like(like_x) : fresh(like_x, 0)), weight(fresh(like_x, want_weight ? v.period : 0)),
-        bias(fresh(like_x, want_bias ? v.period : 0)) {}
+      : x(want_x ? like(like_x, v) : fresh(like_x, 0)), weight(fresh(like_x, want_weight ? v.weights() : 0)),
+        bias(fresh(like_x, want_bias ? v.weights() : 0)) {}
   std::tuple<Tensor, Tensor, Tensor> all() { return {std::move(x), std::move(weight), std::move(bias)}; }
 };
 void* place(Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }
 
 Backward backward_of(const Tensor& dy, const Tensor& x, const View& v, const Tensor& mean, const Tensor& std,
-                     const Given& weight, double eps, bool center, bool fixed, Gradients& out) {
-  check_length(weight, v.period, x, "weight");
-  if (center) check_length(mean, v.cells(), x, "mean");
+                     const Given& weight, double eps, Flags flags, bool fixed, Gradients& out) {
+  if (flags.center) check_length(mean, v.cells(), x, "mean");
   check_length(std, v.cells(), x, "std");
   STD_TORCH_CHECK(dy.numel() == x.numel() && dy.scalar_type() == x.scalar_type(), "normkit: dy must be like x");
-  return {dy.const_data_ptr(), x.const_data_ptr(), pointer(weight), mean.const_data_ptr(), std.const_data_ptr(),
-          place(out.x), place(out.weight), place(out.bias), eps, center, fixed};
+  return {.dy = dy.const_data_ptr(), .x = x.const_data_ptr(), .weight = parameter(weight, v, "weight"),
+          .mean = mean.const_data_ptr(), .std = std.const_data_ptr(), .dx = place(out.x),
+          .dweight = place(out.weight), .dbias = place(out.bias), .eps = eps, .center = flags.center, .fixed = fixed,
+          .zero_centered = flags.zero_centered};
 }
 
 std::tuple<Tensor, Tensor, Tensor> cpu_backward(
     const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& std, const Given& weight, int64_t plan,
-    double eps, bool center, bool fixed, bool want_x, bool want_weight, bool want_bias) {
+    double eps, int64_t flags, bool fixed, bool want_x, bool want_weight, bool want_bias) {
   const View v = view_of(x, plan);
   Gradients out(x, v, want_x, want_weight, want_bias);
-  run(x, v, backward_of(dy, x, v, mean, std, weight, eps, center, fixed, out));
+  run(x, v, backward_of(dy, x, v, mean, std, weight, eps, Flags(flags), fixed, out));
   return out.all();
 }
 
+void check_like(const Given& t, const Tensor& x, const char* what) {
+  STD_TORCH_CHECK(!t || (t->numel() == x.numel() && t->scalar_type() == x.scalar_type()),
+                  "normkit: the ", what, " must be like x");
+}
 Fusion fusion_of(const Tensor& x, const View& v, const Given& residual, const Given& mask, const Given& counts,
                  int64_t channels, int64_t inner, int64_t activation) {
-  STD_TORCH_CHECK(!residual || (residual->numel() == x.numel() && residual->scalar_type() == x.scalar_type()),
-                  "normkit: the residual must be like x");
+  check_like(residual, x, "residual");
   STD_TORCH_CHECK(!mask == !counts, "normkit: a mask comes with the number of valid elements of each cell");
   if (mask) {
     const ScalarType type = mask->scalar_type();
@@ -240,56 +182,75 @@ Fusion fusion_of(const Tensor& x, const View& v, const Given& residual, const Gi
   out.inner = inner;
   return out;
 }
+void add_gate_and_skip(Fusion& f, const Tensor& x, const Given& gate, const Given& skip, int64_t gate_activation,
+                       bool gate_first) {
+  check_like(gate, x, "gate");
+  check_like(skip, x, "skip");
+  STD_TORCH_CHECK(0 <= gate_activation && gate_activation <= int64_t(Activation::plus_one),
+                  "normkit: no gate activation ", gate_activation);
+  f.gate = pointer(gate);
+  f.skip = pointer(skip);
+  f.gate_activation = Activation(gate_activation);
+  f.gate_first = gate && gate_first;
+}
 
 // mean and std are given, or else those of x are returned.
 std::tuple<Tensor, Tensor, Tensor, Tensor> cpu_fused(
     const Tensor& x, const Given& residual, const Given& mask, const Given& counts, int64_t channels, int64_t inner,
-    const Given& mean, const Given& std, const Given& weight, const Given& bias, int64_t plan, double eps, bool center,
-    int64_t activation) {
+    const Given& mean, const Given& std, const Given& weight, const Given& bias, int64_t plan, double eps,
+    int64_t flags, int64_t activation, const Given& gate, const Given& skip, int64_t gate_activation, bool gate_first) {
   const View v = view_of(x, plan);
   Fusion fusion = fusion_of(x, v, residual, mask, counts, channels, inner, activation);
-  Tensor y = like(x), sum = residual ? like(x) : fresh(x, 0);
+  add_gate_and_skip(fusion, x, gate, skip, gate_activation, gate_first);
+  STD_TORCH_CHECK(!fusion.gate_first || !residual, "normkit: a gate comes before or a residual, not both");
+  Tensor y = like(x, v), sum = residual ? like(x, v) : fresh(x, 0);
   if (residual) fusion.sum = sum.mutable_data_ptr();
-  Forward f = forward_of(x, y, v, weight, bias, eps, center);
+  Forward f = forward_of(x, y, v, weight, bias, eps, Flags(flags));
   f.fused = &fusion;
   if (std) {
     give_moments(f, x, v, mean, std);
     run(x, v, f);
     return {y, sum, fresh(x, 0), fresh(x, 0)};
   }
-  Moments moments(x, v, center);
+  Moments moments(x, v, f.center);
   moments.write_in(f);
   run(x, v, f);
   return {std::move(y), std::move(sum), std::move(moments.mean), std::move(moments.std)};
 }
 
-std::tuple<Tensor, Tensor, Tensor> cpu_fused_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cpu_fused_backward(
     const Tensor& dy, const Given& dsum, const Tensor& x, const Given& mask, const Given& counts, int64_t channels,
     int64_t inner, const Tensor& mean, const Tensor& std, const Given& weight, const Given& bias, int64_t plan,
-    double eps, bool center, bool fixed, int64_t activation, bool want_weight, bool want_bias) {
+    double eps, int64_t flags, bool fixed, int64_t activation, bool want_weight, bool want_bias, const Given& gate,
+    const Given& skip, int64_t gate_activation, bool gate_first, bool want_x, bool want_gate, bool want_skip) {
   const View v = view_of(x, plan);
-  check_length(bias, v.period, x, "bias");
   Fusion fusion = fusion_of(x, v, dsum, mask, counts, channels, inner, activation);
   fusion.backward = true;
-  fusion.bias = pointer(bias);
-  Gradients out(x, v, true, want_weight, want_bias);
-  Backward f = backward_of(dy, x, v, mean, std, weight, eps, center, fixed, out);
+  fusion.bias = parameter(bias, v, "bias");
+  add_gate_and_skip(fusion, x, gate, skip, gate_activation, gate_first);
+  STD_TORCH_CHECK(!want_gate || gate, "normkit: a gradient of no gate");
+  // Where the gate comes first, its gradient is made from that of the product, which takes the place of dx.
+  Gradients out(x, v, want_x || (fusion.gate_first && want_gate), want_weight, want_bias);
+  Tensor dgate = want_gate ? like(x, v) : fresh(x, 0), dskip = want_skip ? like(x, v) : fresh(x, 0);
+  fusion.dgate = place(dgate);
+  fusion.dskip = place(dskip);
+  Backward f = backward_of(dy, x, v, mean, std, weight, eps, Flags(flags), fixed, out);
   f.fused = &fusion;
   run(x, v, f);
-  return out.all();
+  return {std::move(out.x), std::move(out.weight), std::move(out.bias), std::move(dgate), std::move(dskip)};
 }
 
 View lengths_of(const Tensor& v, const Tensor& g, int64_t plan) {
   const View view = view_of(v, plan);
-  check_length(g, view.cells(), v, "g");
-  STD_TORCH_CHECK(view.period == view.cells(), "normkit: a length for each cell");
+  STD_TORCH_CHECK(view.weights() == view.cells(), "normkit: a length for each cell");
   return view;
 }
 std::tuple<Tensor, Tensor> cpu_weight_norm(const Tensor& v, const Tensor& g, int64_t plan) {
   const View view = lengths_of(v, g, plan);
-  Tensor w = like(v), length = fresh(v, view.cells());
-  run(v, view, Forward{v.const_data_ptr(), w.mutable_data_ptr(), g.const_data_ptr(), nullptr, nullptr,
-                       length.mutable_data_ptr(), 0, false, false, true});
+  Tensor w = like(v, view), length = fresh(v, view.cells());
+  run(v, view, Forward{.x = v.const_data_ptr(), .y = w.mutable_data_ptr(), .weight = parameter(g, view, "g"),
+                       .bias = {}, .mean = nullptr, .std = length.mutable_data_ptr(), .eps = 0, .center = false,
+                       .fixed = false, .length = true});
   return {w, length};
 }
 std::tuple<Tensor, Tensor> cpu_weight_norm_backward(
@@ -297,9 +258,11 @@ std::tuple<Tensor, Tensor> cpu_weight_norm_backward(
   const View view = lengths_of(v, g, plan);
   check_length(length, view.cells(), v, "length");
   STD_TORCH_CHECK(dw.numel() == v.numel() && dw.scalar_type() == v.scalar_type(), "normkit: dw must be like v");
-  Tensor dv = like(v), dg = fresh(v, view.cells());
-  run(v, view, Backward{dw.const_data_ptr(), v.const_data_ptr(), g.const_data_ptr(), nullptr, length.const_data_ptr(),
-                        dv.mutable_data_ptr(), dg.mutable_data_ptr(), nullptr, 0, false, false, true});
+  Tensor dv = like(v, view), dg = fresh(v, view.cells());
+  run(v, view, Backward{.dy = dw.const_data_ptr(), .x = v.const_data_ptr(), .weight = parameter(g, view, "g"),
+                        .mean = nullptr, .std = length.const_data_ptr(), .dx = dv.mutable_data_ptr(),
+                        .dweight = dg.mutable_data_ptr(), .dbias = nullptr, .eps = 0, .center = false, .fixed = false,
+                        .length = true});
   return {dv, dg};
 }
 
@@ -333,7 +296,7 @@ int64_t cpu_move_running(
 Tensor cpu_root(const Tensor& var, double eps) {
   STD_TORCH_CHECK(var.is_contiguous() && var.scalar_type() == arithmetic_of(var),
                   "normkit: var must be contiguous, in the arithmetic type");
-  const Tensor std = like(var);
+  const Tensor std = like(var, View{});
   with_type(var, [&]<class A>(A*) {
     roots(static_cast<const A*>(var.const_data_ptr()), static_cast<A*>(std.mutable_data_ptr()), var.numel(), eps);
   });
@@ -346,9 +309,9 @@ std::string isa() { return kernels().isa; }
 
 STABLE_TORCH_LIBRARY(normkit_native, m) {
   m.def(
-      "normalize(Tensor x, Tensor? weight, Tensor? bias, int plan, float eps, bool center) -> (Tensor, Tensor, "
+      "normalize(Tensor x, Tensor? weight, Tensor? bias, int plan, float eps, int flags) -> (Tensor, Tensor, "
       "Tensor)");
-  m.def("infer(Tensor x, Tensor? weight, Tensor? bias, int plan, float eps, bool center) -> Tensor");
+  m.def("infer(Tensor x, Tensor? weight, Tensor? bias, int plan, float eps, int flags) -> Tensor");
   m.def(
       "move_running(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor std, int count, float "
       "momentum) -> int");
@@ -356,17 +319,22 @@ STABLE_TORCH_LIBRARY(normkit_native, m) {
   m.def("weight_norm_backward(Tensor dw, Tensor v, Tensor g, Tensor length, int plan) -> (Tensor, Tensor)");
   m.def(
       "fused(Tensor x, Tensor? residual, Tensor? mask, Tensor? counts, int channels, int inner, Tensor? mean, "
-      "Tensor? std, Tensor? weight, Tensor? bias, int plan, float eps, bool center, int activation) -> (Tensor, "
-      "Tensor, Tensor, Tensor)");
+      "Tensor? std, Tensor? weight, Tensor? bias, int plan, float eps, int flags, int activation, "
+      "Tensor? gate, Tensor? skip, int gate_activation, bool gate_first) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "fused_backward(Tensor dy, Tensor? dsum, Tensor x, Tensor? mask, Tensor? counts, int channels, int inner, "
-      "Tensor mean, Tensor std, Tensor? weight, Tensor? bias, int plan, float eps, bool center, bool fixed, int "
-      "activation, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
-  m.def("standardize(Tensor x, Tensor mean, Tensor std, Tensor? weight, Tensor? bias, int plan, float eps) -> Tensor");
+      "Tensor mean, Tensor std, Tensor? weight, Tensor? bias, int plan, float eps, int flags, bool fixed, int "
+      "activation, bool want_weight, bool want_bias, Tensor? gate, Tensor? skip, int gate_activation, bool "
+      "gate_first, bool want_x, bool want_gate, bool want_skip) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "backward(Tensor dy, Tensor x, Tensor mean, Tensor std, Tensor? weight, int plan, float eps, bool center, "
+      "standardize(Tensor x, Tensor mean, Tensor std, Tensor? weight, Tensor? bias, int plan, float eps, int flags) "
+      "-> Tensor");
+  m.def(
+      "backward(Tensor dy, Tensor x, Tensor mean, Tensor std, Tensor? weight, int plan, float eps, int flags, "
       "bool fixed, bool want_x, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
-  m.def("plan(int k0, int r0, int k1, int r1, int period, int inner, bool columns) -> int");
+  m.def(
+      "plan(int k0, int r0, int k1, int r1, int period, int inner, bool columns, int slabs, int group, int pitch, "
+      "int outer) -> int");
   m.def("forget(int plan) -> ()");
   m.def("root(Tensor var, float eps) -> Tensor");
   m.def("isa() -> str");

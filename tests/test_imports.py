@@ -24,8 +24,9 @@ ORDER: dict[str, list[str]] = {
     "normkit.catalog": ["row", "claims", "methods", "show"],
     "normkit.kernels": [
         *("dtypes", "context", "formula", "backend", "native", "fastpath", "triton", "devices", "layout", "batched"),
-        *("traced", "operator", "quantized", "weight"),
+        *("sharded", "traced", "operator", "quantized", "weight"),
     ],
+    "normkit.kernels.sharded": ["sharding", "rules", "others", "register"],
     "normkit.functional.call": [
         *("checks", "fusions", "epilogue", "nested", "precision", "recompute", "running", "spec"),
     ],

@@ -12,9 +12,18 @@ ALWAYS_INLINE double exp_of(double x) { return std::exp(x); }
 ALWAYS_INLINE double erf_of(double x) { return std::erf(x); }
 ALWAYS_INLINE double tanh_of(double x) { return std::tanh(x); }
 
+// x between low and high; NaN stays NaN. By bits: a compiler that sees branches evaluates what follows for both bounds,
+// too, and divides by numbers so large that the quotients are subnormal and slow.
+ALWAYS_INLINE float clamp(float x, float low, float high) {
+  const uint32_t below = -uint32_t(x < low);
+  x = from_bits((to_bits(low) & below) | (to_bits(x) & ~below));
+  const uint32_t above = -uint32_t(x > high);
+  return from_bits((to_bits(high) & above) | (to_bits(x) & ~above));
+}
+
 // exp(x) = 2^n exp(r), |r| <= ln 2 / 2, the second factor by a polynomial (coefficients: Cephes, expf).
 ALWAYS_INLINE float exp_of(float x) {
-  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+  x = clamp(x, -87.0f, 88.0f);
   const float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
@@ -28,7 +37,7 @@ ALWAYS_INLINE float exp_of(float x) {
 }
 // A quotient of polynomials in x^2, exact to fp32 where erf is not yet 1 (coefficients: Eigen, generic_fast_erf).
 ALWAYS_INLINE float erf_of(float x) {
-  x = x < -4.0f ? -4.0f : x > 4.0f ? 4.0f : x;
+  x = clamp(x, -4.0f, 4.0f);
   const float t = x * x;
   float p = -2.72614225801306e-10f;
   p = p * t + 2.77068142495902e-08f;
@@ -100,6 +109,16 @@ template <> struct Function<Activation::gelu_tanh> {
   }
 };
 
+// Only for gates: the gate itself, and 1 + gate.
+template <> struct Function<Activation::none> {
+  template <class A> ALWAYS_INLINE static A value(A z) { return z; }
+  template <class A> ALWAYS_INLINE static A slope(A) { return A(1); }
+};
+template <> struct Function<Activation::plus_one> {
+  template <class A> ALWAYS_INLINE static A value(A z) { return A(1) + z; }
+  template <class A> ALWAYS_INLINE static A slope(A) { return A(1); }
+};
+
 template <class Body> void with(Activation kind, const Body& body) {
   switch (kind) {
     case Activation::none: return;
@@ -110,6 +129,7 @@ template <class Body> void with(Activation kind, const Body& body) {
     case Activation::gelu_tanh: return body(Function<Activation::gelu_tanh>());
     case Activation::sigmoid: return body(Function<Activation::sigmoid>());
     case Activation::tanh: return body(Function<Activation::tanh>());
+    case Activation::plus_one: return body(Function<Activation::plus_one>());
   }
 }
 // z = f(z)
@@ -118,11 +138,55 @@ template <class A> void activate(Activation kind, A* z, int64_t n) {
     for (int64_t i = 0; i < n; ++i) z[i] = f.value(z[i]);
   });
 }
-// g = g * f'(z)
-template <class A> void multiply_by_slope(Activation kind, const A* z, A* g, int64_t n) {
+// out = g * f'(z); out may be g.
+template <class A> void multiply_by_slope(Activation kind, const A* z, const A* g, A* out, int64_t n) {
   with(kind, [=](auto f) {
-    for (int64_t i = 0; i < n; ++i) g[i] *= f.slope(z[i]);
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) out[i] = g[i] * f.slope(z[i]);
   });
+}
+
+template <class Body> void with_gate(Activation kind, const Body& body) {
+  if (kind == Activation::none) return body(Function<Activation::none>());
+  with(kind, body);
+}
+// f(gate) of one.
+template <class A> A value_of(Activation kind, A gate) {
+  A value = 0;
+  with_gate(kind, [&](auto f) { value = f.value(gate); });
+  return value;
+}
+// out = x * f(gate); out may be x.
+template <class A> void multiply_by_gate(Activation kind, const A* gate, const A* x, A* out, int64_t n) {
+  with_gate(kind, [=](auto f) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) out[i] = x[i] * f.value(gate[i]);
+  });
+}
+// out = x * f(gate) + skip; out may be x.
+template <class A>
+void multiply_by_gate_and_add(Activation kind, const A* gate, const A* skip, const A* x, A* out, int64_t n) {
+  with_gate(kind, [=](auto f) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) out[i] = x[i] * f.value(gate[i]) + skip[i];
+  });
+}
+// From g, the gradient of x * f(gate): dgate = g * x * f'(gate), and dx = g * f(gate); dx may be g.
+template <class A>
+void gate_gradients(Activation kind, const A* gate, const A* x, const A* g, A* dx, A* dgate, int64_t n) {
+  with_gate(kind, [=](auto f) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      const A upstream = g[i], at = gate[i];
+      dgate[i] = upstream * x[i] * f.slope(at);
+      dx[i] = upstream * f.value(at);
+    }
+  });
+}
+// out = a + b; out may be one of them.
+template <class A> void add(const A* a, const A* b, A* out, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) out[i] = a[i] + b[i];
 }
 
 }  // namespace

@@ -5,21 +5,62 @@
 
 namespace {
 
+using normkit::Forward;
+using normkit::Parameter;
+using normkit::Storage;
 using normkit::View;
 
 // Runs shorter than this are written out, so that the loops below see vectors.
 constexpr int64_t SHORT_RUN = 64;
 constexpr int64_t VECTOR = 256;
 
+// One value after the other, from what is stored to the arithmetic type: out[i] = finish(data[i]).
+template <class A, class Finish> void read_parameter(const Parameter& p, int64_t n, A* out, const Finish& finish) {
+  const auto as = [=]<class S>(S) {
+    const S* in = static_cast<const S*>(p.data);
+    if constexpr (sizeof(S) == 2) {
+      float wide[VECTOR];
+      for (int64_t i = 0; i < n; i += VECTOR) {
+        const int64_t some = min(VECTOR, n - i);
+        widen(in + i, wide, some);
+        for (int64_t j = 0; j < some; ++j) out[i + j] = finish(A(wide[j]));
+      }
+    } else {
+      for (int64_t i = 0; i < n; ++i) out[i] = finish(A(in[i]));
+    }
+  };
+  switch (p.storage) {
+    case Storage::f64: return as(double());
+    case Storage::f32: return as(float());
+    case Storage::bf16: return as(bf16());
+    case Storage::f16: return as(f16());
+  }
+}
+
+// How the stored weight and bias become those that are applied: 1 added to the weight, both rounded to half precision.
+struct Convention {
+  bool zero_centered = false;
+  Storage rounded = Storage::f64;
+};
+
+template <class S> constexpr Storage STORAGE = Storage::f32;
+template <> constexpr Storage STORAGE<double> = Storage::f64;
+template <> constexpr Storage STORAGE<bf16> = Storage::bf16;
+template <> constexpr Storage STORAGE<f16> = Storage::f16;
+template <class S> Convention convention(const Forward& f) {
+  return {f.zero_centered, f.cast_first ? STORAGE<S> : Storage::f64};
+}
+
 template <class A> struct Affine {
+  Array<A> read_weight, read_bias, written_out;  // first, because the pointers are made from them
   const A* weight;
   const A* bias;
   int64_t period, inner;
   bool vector, whole_row;
-  Array<A> written_out;
 
-  Affine(const View& v, const void* w, const void* b)
-      : weight(static_cast<const A*>(w)), bias(static_cast<const A*>(b)), period(v.period), inner(v.inner) {
+  Affine(const View& v, const Parameter& w, const Parameter& b, const Convention& how)
+      : weight(in_arithmetic(w, v.period, A(how.zero_centered ? 1 : 0), how.rounded, read_weight)),
+        bias(in_arithmetic(b, v.period, A(0), how.rounded, read_bias)), period(v.period), inner(v.inner) {
     vector = !v.columns && inner < v.r1 && inner < SHORT_RUN;
     whole_row = vector && inner == 1 && period == v.r1;
     if (!vector || (inner == 1 && (period >= VECTOR || period == v.r1))) return;
@@ -39,6 +80,19 @@ template <class A> struct Affine {
 
   A w(int64_t index) const { return weight ? weight[index] : A(1); }
   A b(int64_t index) const { return bias ? bias[index] : A(0); }
+
+  // Where the values are: in memory, or in `room`, where they are not stored as they are applied.
+  static const A* in_arithmetic(const Parameter& p, int64_t n, A more, Storage rounded, Array<A>& room) {
+    const bool rounds = rounded == Storage::bf16 || rounded == Storage::f16;
+    if (!p.data || (p.storage == STORAGE<A> && !more && !rounds)) return static_cast<const A*>(p.data);
+    room.resize(n);
+    A* out = room.data();
+    if (rounded == Storage::bf16) read_parameter(p, n, out, [=](A a) { return stored<bf16>(float(a + more)); });
+    else if (rounded == Storage::f16) read_parameter(p, n, out, [=](A a) { return stored<f16>(float(a + more)); });
+    else if (more) read_parameter(p, n, out, [=](A a) { return a + more; });
+    else read_parameter(p, n, out, [](A a) { return a; });
+    return room.data();
+  }
 
   // Cuts n elements, the first of them `at` in memory and `j` in its row, where the weight jumps:
   // body(start within the piece, length, index of its first weight).

@@ -1,69 +1,177 @@
-// How the backward pass reads a block: x with its padding replaced, and dy with its padding at 0, times the slope of
-// the activation. Of two passes, the first leaves that product in dx and the second reads it there.
+// How the backward pass reads a block: x, times f(gate) where the gate comes first, with its padding replaced; and the
+// gradient of z = x_hat * weight + bias, with its padding at 0. That is dy times the slope of the activation and, where
+// the gate comes after, f(gate); the gradients of gate and skip are written with it. Of two passes, the first keeps it
+// in dx and the second reads it there.
 #pragma once
 #include "block/activation.h"
+#include "block/gaps.h"
 #include "block/mask.h"
+#include "block/output.h"
 
 namespace {
 
 using normkit::Backward;
 
-// Whether backward needs the sums of a whole cell before it can write any of its dx.
-inline bool needs_sums(const Backward& f) { return f.dweight || f.dbias || !f.fixed; }
+// Whether backward needs the sums of a whole cell before it can write any of its dx, or has a first pass without dx.
+inline bool needs_sums(const Backward& f) {
+  return f.dweight || f.dbias || !f.fixed || (!f.dx && f.fused && (f.fused->dgate || f.fused->dskip));
+}
 
-template <class S> struct Upstream {
+template <class S, class T> class Upstream {
   using A = arithmetic<S>;
-  using T = Seen<S>;
-  const S *x, *dy;
-  S* dx;
-  Mask mask;
-  Activation activation;
+  static constexpr bool WIDE = std::is_same<T, A>::value, SAME = std::is_same<S, A>::value;
+  const S *x_, *dy_;
+  S* kept_;      // where the gradient is kept for a second pass; null where there is none
+  Mask mask_;    // applied to what is read
+  Mask padding_; // applied to what is written
+  Gaps gaps_;
+  Activation activation_ = Activation::none, gate_activation_ = Activation::none;
+  const S *gate_ = nullptr, *skip_ = nullptr;
+  bool gate_first_ = false;
+  Output<S> dgate_, dskip_;
 
-  explicit Upstream(const Backward& f)
-      : x(static_cast<const S*>(f.x)), dy(static_cast<const S*>(f.dy)), dx(static_cast<S*>(f.dx)), mask(f.fused),
-        activation(f.fused ? f.fused->activation : Activation::none) {}
+  bool multiplies() const { return gate_ && !gate_first_; }
+  bool is_dy() const { return activation_ == Activation::none && !multiplies(); }
+  bool is_read() const { return is_dy() && !dskip_; }
 
+ public:
+  Upstream(const View& v, const Backward& f)
+      : x_(static_cast<const S*>(f.x)), dy_(static_cast<const S*>(f.dy)), kept_(nullptr), mask_(f.fused),
+        padding_(f.fused), gaps_(v), dgate_(f.fused ? f.fused->dgate : nullptr, v.numel()),
+        dskip_(f.fused ? f.fused->dskip : nullptr, v.numel()) {
+    if (!f.fused) return;
+    activation_ = f.fused->activation, gate_activation_ = f.fused->gate_activation;
+    gate_ = static_cast<const S*>(f.fused->gate), skip_ = static_cast<const S*>(f.fused->skip);
+    gate_first_ = f.fused->gate_first;
+    if (needs_sums(f) && !is_dy()) kept_ = dskip_ && !multiplies() ? dskip_.base : static_cast<S*>(f.dx);
+  }
   // For a second pass.
   Upstream again() const {
     Upstream u = *this;
-    if (activation != Activation::none) u.dy = dx, u.activation = Activation::none;
+    if (kept_) u.dy_ = kept_;
+    if (!gate_first_) u.gate_ = nullptr, u.dgate_.base = nullptr;
+    u.activation_ = Activation::none, u.dskip_.base = nullptr;
+    return u;
+  }
+  // For a pass that keeps its blocks until it writes dx.
+  Upstream once() const {
+    Upstream u = *this;
+    u.kept_ = nullptr;
     return u;
   }
   // For a pass whose results at padding are set to 0 afterwards: padding is read as it is.
   Upstream unmasked() const {
     Upstream u = *this;
-    u.mask = Mask(nullptr);
+    u.mask_ = Mask(nullptr);
     return u;
   }
+  const Mask& mask() const { return mask_; }
+  // Whether x or the gradient is computed from what is read.
+  bool computes() const { return gate_first_ || !is_read(); }
+  const S* x() const { return x_; }
+  const Gaps& gaps() const { return gaps_; }
+  const S* dy() const { return dy_; }
+  // After results that were written here past the cache.
+  void end() const { if ((dgate_ && dgate_.past_cache) || (dskip_ && dskip_.past_cache)) fence(); }
 
-  template <class Fill> const T* input(int64_t at, int64_t n, T* buffer, const Fill& fill) const {
-    const T* in = load(x + at, buffer, n);
-    return mask ? filled(in, at, n, buffer, fill) : in;
+  // Where rows may lie apart, `gap` is what lies before theirs in x.
+  template <class Fill> const T* input(int64_t at, int64_t n, T* buffer, const Fill& fill, int64_t gap = 0) const {
+    const T* in = load(x_ + at + gap, buffer, n);
+    if constexpr (WIDE) {
+      if (gate_first_) in = gated(in, at, n, buffer);
+    }
+    return mask_ ? filled(in, at, n, buffer, fill) : in;
   }
-  // z(p, out) writes what the activation was applied to, for the n elements of x at p.
+  // z(p, out) writes what skip, gate and activation were applied to, for the n elements of x at p.
   template <class Z> const T* gradient(int64_t at, int64_t n, T* buffer, const T* p, const Z& z) const {
-    if (activation != Activation::none) multiply_slope(at, n, p, z);
-    const T* in = load((activation != Activation::none ? dx : dy) + at, buffer, n);
-    return mask ? filled(in, at, n, buffer, Constant<A>{0}) : in;
+    const T* in = is_read() ? load(dy_ + at, buffer, n) : computed(at, n, buffer, p, z);
+    return mask_ ? filled(in, at, n, buffer, Constant<A>{0}) : in;
+  }
+  // Where the gate comes first, n gradients of x * f(gate) become those of x, and those of the gate are written.
+  void through_gate(T* ds, int64_t at, int64_t n, int64_t gap = 0) const {
+    if constexpr (WIDE) {
+      if (gate_first_) split(ds, at, n, gap);
+    }
   }
 
  private:
   template <class Fill>
   OUT_OF_LINE const T* filled(const T* in, int64_t at, int64_t n, T* buffer, const Fill& fill) const {
-    if (mask.is_all_valid(at, n)) return in;
-    mask.copy(in, buffer, at, n, fill);
+    if (mask_.is_all_valid(at, n)) return in;
+    mask_.copy(in, buffer, at, n, fill);
     return buffer;
   }
-  // dx = dy * f'(z)
-  template <class Z> OUT_OF_LINE void multiply_slope(int64_t at, int64_t n, const T* p, const Z& z) const {
-    A inside[BLOCK], g[BLOCK];
-    z(p, inside);
-    const A* from = converted(dy + at, g, n);
-    if (from != g) std::memcpy(g, from, size_t(n) * sizeof(A));
-    multiply_by_slope(activation, inside, g, n);
-    if constexpr (PACKED<S>) each<S>(0, n, [q = dx + at, p = &g[0]](auto i) { i.put(q, i(p)); });
-    else if constexpr (std::is_same<S, A>::value) std::memcpy(dx + at, g, size_t(n) * sizeof(A));
-    else narrow(g, dx + at, n);
+  OUT_OF_LINE const A* gated(const A* in, int64_t at, int64_t n, A* buffer) const {
+    A wide[BLOCK];
+    multiply_by_gate(gate_activation_, converted(gate_ + at, wide, n), in, buffer, n);
+    return buffer;
+  }
+  OUT_OF_LINE void split(A* ds, int64_t at, int64_t n, int64_t gap) const {
+    A wide_x[BLOCK], wide_gate[BLOCK];
+    const A* px = converted(x_ + at + gap, wide_x, n);
+    multiply_back(ds, px, converted(gate_ + at, wide_gate, n), ds, at, n);
+  }
+  // From g, the gradient of factor * f(gate), to `out`, that of the factor; the gate's is written if it is wanted.
+  void multiply_back(const A* g, const A* factor, const A* gate, A* out, int64_t at, int64_t n) const {
+    if (!dgate_) return multiply_by_gate(gate_activation_, gate, g, out, n);
+    A room[BLOCK], *d = dgate_.open(at, room);
+    gate_gradients(gate_activation_, gate, factor, g, out, d, n);
+    clear_padding(d, at, n);
+    dgate_.close(at, d, n);
+  }
+  void clear_padding(A* g, int64_t at, int64_t n) const {
+    if (padding_ && !padding_.is_all_valid(at, n)) padding_.copy(g, g, at, n, Constant<A>{0});
+  }
+
+  // The gradient where it is not dy, and those of gate and skip.
+  template <class Z> OUT_OF_LINE const T* computed(int64_t at, int64_t n, T* buffer, const T* p, const Z& z) const {
+    A inside[BLOCK], wide[BLOCK];
+    if (activation_ != Activation::none || dgate_) z(p, inside);
+    if constexpr (WIDE) {
+      const A *gate = multiplies() ? converted(gate_ + at, wide, n) : nullptr, *g = converted(dy_ + at, buffer, n);
+      if (activation_ != Activation::none)
+        g = before_activation(inside, gate, g, dskip_ ? dskip_.open(at, buffer) : buffer, at, n);
+      if (dskip_) {
+        if (padding_ && !padding_.is_all_valid(at, n)) padding_.copy(g, buffer, at, n, Constant<A>{0}), g = buffer;
+        dskip_.close(at, g, n);
+      }
+      if (gate) multiply_back(g, inside, gate, buffer, at, n), g = buffer;
+      if (!gate_ && !skip_ && !dskip_) return rounded(g, at, n, buffer);
+      if (kept_ && kept_ != dskip_.base) keep(g, at, n);  // rounded only where it is stored
+      return g;
+    } else {
+      multiply_by_slope(activation_, inside, converted(dy_ + at, wide, n), wide, n);
+      return rounded(wide, at, n, buffer);
+    }
+  }
+  // out = g * activation'(q), with q = z * f(gate) + skip.
+  const A* before_activation(const A* z, const A* gate, const A* g, A* out, int64_t at, int64_t n) const {
+    A q[BLOCK], wide[BLOCK];
+    const A* skip = skip_ ? converted(skip_ + at, wide, n) : nullptr;
+    if (gate && skip) multiply_by_gate_and_add(gate_activation_, gate, skip, z, q, n);
+    else if (gate) multiply_by_gate(gate_activation_, gate, z, q, n);
+    else if (skip) add(z, skip, q, n);
+    multiply_by_slope(activation_, gate || skip ? q : z, g, out, n);
+    return out;
+  }
+  void keep(const A* g, int64_t at, int64_t n) const {
+    if constexpr (SAME) std::memcpy(kept_ + at, g, size_t(n) * sizeof(A));
+    else narrow(g, kept_ + at, n);
+  }
+  // Where there is only an activation, its gradient is rounded to the type of dx in any case.
+  const T* rounded(const A* g, int64_t at, int64_t n, T* buffer) const {
+    if constexpr (SAME) {
+      if (kept_) keep(g, at, n);
+      return g;
+    } else if constexpr (WIDE) {
+      S half[BLOCK], *to = kept_ ? kept_ + at : half;
+      narrow(g, to, n);
+      return load(to, buffer, n);
+    } else {
+      S* to = kept_ ? kept_ + at : buffer;
+      narrow(g, to, n);
+      return to;
+    }
   }
 };
 

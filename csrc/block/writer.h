@@ -1,5 +1,5 @@
-// How results go to memory: converted, the activation applied or a gradient added, padding set to 0, and written past
-// the cache where there are many.
+// How results go to memory: gate, skip and activation applied or a gradient added, padding set to 0, converted, and
+// written past the cache where there are many.
 #pragma once
 #include "block/activation.h"
 #include "block/mask.h"
@@ -8,13 +8,12 @@ namespace {
 
 // At most BLOCK results at a time: `open` gives the place to put them, `close` takes them from there to where they
 // belong. One Writer for each task, because it ends with a fence.
-template <class S> class Writer {
+template <class S, class T> class Writer {
   using A = arithmetic<S>;
-  using T = Seen<S>;
   static constexpr bool SAME = std::is_same<S, T>::value;
   const S* base_;
   const Fusion* fused_;
-  const bool past_cache_;
+  const bool past_cache_, prefetches_;
   bool after_;  // whether fusion changes the results
   S* y_ = nullptr;
   alignas(LINE) T buffer_[BLOCK];
@@ -22,7 +21,8 @@ template <class S> class Writer {
  public:
   // For the results of a call: `elements` of them from `base` on.
   Writer(S* base, int64_t elements, const Fusion* fused)
-      : base_(base), fused_(fused), past_cache_(elements * int64_t(sizeof(S)) >= PAST_CACHE), after_(fused) {}
+      : base_(base), fused_(fused), past_cache_(elements * int64_t(sizeof(S)) >= PAST_CACHE), prefetches_(needs_prefetch<S>(elements)),
+        after_(fused) {}
   ~Writer() { if (past_cache_) fence(); }
   Writer(const Writer&) = delete;
   Writer& operator=(const Writer&) = delete;
@@ -31,7 +31,8 @@ template <class S> class Writer {
   void look_ahead(const S* from, int64_t n) {
     const Mask mask{fused_};
     if (!mask) return;
-    const bool changes = fused_->backward ? fused_->residual != nullptr : fused_->activation != Activation::none;
+    const bool activated = fused_->activation != Activation::none || fused_->gate || fused_->skip;
+    const bool changes = fused_->backward ? fused_->residual != nullptr : activated;
     after_ = changes || !mask.is_all_valid(from - base_, n);
   }
   T* open(S* y) {
@@ -56,26 +57,42 @@ template <class S> class Writer {
  private:
   OUT_OF_LINE void finish(T* q, int64_t n) const {
     const int64_t at = y_ - base_;
+    if constexpr (std::is_same<T, A>::value) {
+      if (!fused_->backward && (fused_->gate || fused_->skip)) {
+        for (int64_t i = 0; i < n; i += BURST) apply_gate_and_skip(q + i, at + i, min(BURST, n - i));
+      }
+    }
     if (fused_->activation != Activation::none && !fused_->backward) apply_activation(q, n);
     if (const Mask mask{fused_}; mask && !mask.is_all_valid(at, n)) mask.copy(q, q, at, n, Constant<A>{0});
     if (fused_->backward && fused_->residual) add_gradient(q, static_cast<const S*>(fused_->residual) + at, n);
   }
+  void apply_gate_and_skip(A* z, int64_t at, int64_t n) const {
+    A wide_gate[BURST], wide_skip[BURST];
+    const auto read = [&](const void* from, A* wide) {
+      const S* p = static_cast<const S*>(from) + at;
+      if (prefetches_) prefetch(p + AHEAD, n);
+      return converted(p, wide, n);
+    };
+    const A* gate = fused_->gate && !fused_->gate_first ? read(fused_->gate, wide_gate) : nullptr;
+    const A* skip = fused_->skip ? read(fused_->skip, wide_skip) : nullptr;
+    if (gate && skip) multiply_by_gate_and_add(fused_->gate_activation, gate, skip, z, z, n);
+    else if (gate) multiply_by_gate(fused_->gate_activation, gate, z, z, n);
+    else if (skip) add(z, skip, z, n);
+  }
   void apply_activation(T* q, int64_t n) const {
     A wide[BLOCK];
     A* z = wide;
-    if constexpr (PACKED<S>) each<S>(0, n, [q, z](auto i) { i.put(z, i(q)); });
-    else z = q;
+    if constexpr (std::is_same<T, A>::value) z = q;
+    else each<T>(0, n, [q, z](auto i) { i.put(z, i(q)); });
     activate(fused_->activation, z, n);
-    if constexpr (PACKED<S>) each<S>(0, n, [q, z](auto i) { i.put(q, i(z)); });
+    if constexpr (!std::is_same<T, A>::value) each<T>(0, n, [q, z](auto i) { i.put(q, i(z)); });
   }
   static void add_gradient(T* q, const S* more, int64_t n) {
-    if constexpr (PACKED<S>) {
-      each<S>(0, n, [=](auto i) { i.put(q, i(q) + i(more)); });
-    } else {
+    if constexpr (std::is_same<T, A>::value) {
       A wide[BLOCK];
-      const A* add = converted(more, wide, n);
-#pragma omp simd
-      for (int64_t i = 0; i < n; ++i) q[i] += add[i];
+      add(q, converted(more, wide, n), q, n);
+    } else {
+      each<T>(0, n, [=](auto i) { i.put(q, i(q) + i(more)); });
     }
   }
 };

@@ -21,7 +21,9 @@ constexpr int64_t LONG = 32768;
 // The arguments of `norm` in module.cpp, in their order, and the items of those that are tuples, as they are in
 // functional/call/spec.py.
 enum Argument { SPEC, PATTERN, X, WEIGHT, BIAS, EPS, FUSED, SIZE, STATISTICS };
-enum InSpec { NAME, CHECK, CENTER, OVER_LAST, CHECKED_BEFORE };
+enum InSpec {
+  NAME, CHECK, CENTER, OVER_LAST, CHECKED_BEFORE, KEEPS_VECTOR, LENIENT, CAST_FIRST, ZERO_CENTERED
+};
 enum InStatistics { RUNNING_MEAN, RUNNING_VAR, MOMENTUM };
 enum InFused { MASK, LENGTHS, RESIDUAL, RETURN_RESIDUAL, ACTIVATION };
 
@@ -57,7 +59,7 @@ struct Call {
   int64_t number = -1;  // of the plan on a GPU
   PyObject* pattern = nullptr;
   double eps = 0;
-  bool center = true, fixed = false, length = false;
+  bool center = true, fixed = false, length = false, zero_centered = false, cast_first = false;
 
   bool is_followed() const {
     return at::GradMode::is_enabled() &&
@@ -66,14 +68,15 @@ struct Call {
 
   // y. Writes the moments into `mean` and `std` unless they are given (`fixed`), and x + residual into `sum`.
   Tensor run(const Tensor& mean, const Tensor& std, const Tensor& sum) const {
-    Tensor y = like(x);
-    const Tensor w = in_arithmetic(weight, x), b = in_arithmetic(bias, x);
+    Tensor y = like(x, view);
     const auto place = [](const Tensor& t) {
       return t.defined() && t.numel() ? const_cast<void*>(t.const_data_ptr()) : nullptr;
     };
     RECORD_FUNCTION("normkit::norm", std::vector<c10::IValue>{x});
-    Forward f{x.const_data_ptr(), y.mutable_data_ptr(), pointer(w), pointer(b), place(mean), place(std),
-              fixed ? 0 : eps, center, fixed, length};
+    Forward f{.x = x.const_data_ptr(), .y = y.mutable_data_ptr(), .weight = parameter(weight),
+              .bias = parameter(bias), .mean = place(mean), .std = place(std), .eps = fixed ? 0 : eps,
+              .center = center, .fixed = fixed, .length = length, .zero_centered = zero_centered,
+              .cast_first = cast_first};
     Fusion fusion;
     if (extras.any()) {
       fusion = extras.fusion();
@@ -112,7 +115,7 @@ bool take_eps(Call& c, PyObject* eps) {
 bool fits_features(const Call& c, PyObject* last) {
   if (last == Py_True) {
     const auto covers = [&](const Tensor& t) {
-      return !t.defined() || (t.numel() == c.view.period && fits(t, c.x, t.sizes()));
+      return !t.defined() || (t.numel() == c.view.weights() && fits(t, c.x, t.sizes()));
     };
     return covers(c.weight) && covers(c.bias);
   }
@@ -242,7 +245,7 @@ bool take_extras(Call& c, PyObject* tuple, PyObject* last, bool& pair) {
       !activation_of(item(ACTIVATION), e.activation) || !take(item(RESIDUAL), e.residual))
     return false;
   const auto same = [&](const Tensor& t) {
-    return t.device() == c.x.device() && t.sizes() == c.x.sizes() && t.strides() == c.x.strides() &&
+    return t.device() == c.x.device() && t.sizes() == c.x.sizes() && lies_like(t, c.x, c.view) &&
            t.scalar_type() == c.x.scalar_type();
   };
   if (e.residual.defined() && !same(e.residual)) return false;

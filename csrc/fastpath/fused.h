@@ -49,6 +49,7 @@ struct FusedBackward final : NormNode {
     for (const SavedVariable* saved : {&mask, &weight, &bias, &mean, &std}) args.collect(*saved, false);
     args.collect(pattern), args.collect(eps), args.collect(int64_t(extras.activation)), args.collect(last);
     args.collect(center), args.collect(fixed), args.collect(has_sum);
+    args.collect(zero_centered), args.collect(cast_first);
   }
   variable_list apply_with_saved(const variable_list& grads,
                                  torch::dynamo::autograd::SwapSavedVariables& swap) override {
@@ -68,7 +69,7 @@ struct FusedBackward final : NormNode {
       return is_like(t, x_) && t.sizes() == x_.sizes() && t.scalar_type() == x_.scalar_type();
     };
     const auto parameter = [&](const Tensor& t) {
-      return !t.defined() || (is_like(t, x_) && t.is_contiguous() && t.numel() == view.period);
+      return !t.defined() || (is_like(t, x_) && t.is_contiguous() && t.numel() == view.weights());
     };
     return !at::GradMode::is_enabled() && !is_watched() && is_plain(x_) && gradient(dy) &&
            (!dsum.defined() || gradient(dsum)) && x_.strides() == strides && x_.numel() == view.numel() &&
@@ -83,30 +84,32 @@ struct FusedBackward final : NormNode {
            variable_list& out) const {
     const auto& [x_, mask_, weight_, bias_, mean_, std_] = saved;
     const auto laid = [&](const Tensor& t) {
-      return !t.defined() || t.strides() == x_.strides() ? t : like(x_).copy_(t);
+      return !t.defined() || lies_like(t, x_, view) ? t : like(x_, view).copy_(t);
     };
     const Tensor std = fixed && number < 0 ? root_of(std_, eps) : std_;  // a GPU's kernels take the root
     const Tensor g = laid(dy), more = laid(dsum);
     if (number >= 0) {
       Tensors3 grads;
-      GpuBackward f{number, view.period, eps, center, fixed, false, int(extras.activation), g, x_, weight_, bias_,
-                    mean_, std, more, weight_like.asked(), bias_like.asked(), {want[0] || want[1], want[2], want[3]}};
+      GpuBackward f{number, view, eps, center, fixed, false, int(extras.activation), g, x_, weight_, bias_,
+                    mean_, std, more, weight_like.asked(), bias_like.asked(), {want[0] || want[1], want[2], want[3]},
+                    zero_centered};
       if (!f.run(grads)) return false;
       dx = grads[0], out[2] = grads[1], out[3] = grads[2];
       return true;
     }
-    const Tensor w = in_arithmetic(weight_, x_), b = in_arithmetic(bias_, x_);
-    dx = like(x_);  // also where nobody wants it: a place for dy times the activation's slope
+    dx = like(x_, view);  // also where nobody wants it: a place for dy times the activation's slope
     for (const size_t i : {size_t(2), size_t(3)})
-      if (want[i]) out[i] = fresh(x_, view.period);
+      if (want[i]) out[i] = fresh(x_, view.weights());
     Fusion fusion = extras.fusion();
     fusion.mask = static_cast<const uint8_t*>(pointer(mask_));
     fusion.residual = pointer(more);
-    fusion.bias = pointer(b);
+    fusion.bias = parameter(bias_);
     fusion.backward = true;
     const auto place = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
-    Backward f{g.const_data_ptr(), x_.const_data_ptr(), pointer(w), mean_.const_data_ptr(), std.const_data_ptr(),
-               place(dx), place(out[2]), place(out[3]), fixed ? 0 : eps, center, fixed};
+    Backward f{.dy = g.const_data_ptr(), .x = x_.const_data_ptr(), .weight = parameter(weight_),
+               .mean = mean_.const_data_ptr(), .std = std.const_data_ptr(), .dx = place(dx), .dweight = place(out[2]),
+               .dbias = place(out[3]), .eps = fixed ? 0 : eps, .center = center, .fixed = fixed,
+               .zero_centered = zero_centered};
     // If a residual was added and no gradient reached the sum, backward is plain, as in kernels/native.py.
     if (more.defined() || mask_.defined() || extras.activation != Activation::none) f.fused = &fusion;
     library->kernels->backward(storage_of(x_), view, f, library->pool(x_.numel()));
@@ -122,7 +125,7 @@ struct FusedBackward final : NormNode {
     const Tensor* inputs[] = {&dy, &x_, &weight_, &bias_, &mean_, &std_, &dsum, &places};
     const bool wanted[] = {want[0] || want[1], want[2], want[3]};
     const Tensors3 grads = gradients_by_python("normkit.kernels.operator", inputs, pattern, eps, center,
-                                               int(extras.activation), fixed, wanted);
+                                               int(extras.activation), fixed, wanted, zero_centered);
     dx = grads[0], out[2] = grads[1], out[3] = grads[2];
   }
 };
@@ -133,6 +136,7 @@ void record_fused(const Call& c, const Tensor& y, const Tensor& sum, int64_t las
   node->set_next_edges(torch::autograd::collect_next_edges(c.x, c.extras.residual, c.weight, c.bias));
   node->set(c);
   node->has_sum = sum.defined();
+  if (sum.defined()) node->strides = sum.strides(), node->view.group = 0;  // the sum is the x of backward, and dense
   node->last = last;
   node->extras = c.extras;
   node->extras.residual = node->extras.mask = Tensor();

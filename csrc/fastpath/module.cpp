@@ -24,7 +24,7 @@ void run_on_cpu(const Call& c, const Statistics& s, bool moments, int64_t count,
   } else if (moments) {
     mean = fresh(c.x, c.center ? c.view.cells() : 0), std = fresh(c.x, c.view.cells());
   }
-  if (c.extras.residual.defined()) sum = like(c.x);
+  if (c.extras.residual.defined()) sum = like(c.x, c.view);
   y = c.run(mean, std, sum);
   if (s.updated) update(s, mean, std, count);
 }
@@ -47,7 +47,7 @@ PyObject* norm(PyObject*, PyObject* const* args, Py_ssize_t) {
   const bool running = s.mean.defined() && !s.given;
   const int64_t count = running ? common_count(c) : 0;
   if (running && count < 2) Py_RETURN_NONE;
-  c.center = fact(CENTER);
+  c.center = fact(CENTER), c.cast_first = fact(CAST_FIRST), c.zero_centered = fact(ZERO_CENTERED);
   const bool followed = c.is_followed();
   Outputs out;
   auto& [y, sum, mean, std] = out;
@@ -68,8 +68,8 @@ PyObject* norm(PyObject*, PyObject* const* args, Py_ssize_t) {
 PyObject* weight_norm(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   Call c;
-  if (!take_tensors(c, args[0], args[1], Py_None, args[2]) || !c.weight.defined() || c.view.period != c.view.cells() ||
-      c.weight.numel() != c.view.period || !fits(c.weight, c.x, c.weight.sizes()))
+  if (!take_tensors(c, args[0], args[1], Py_None, args[2]) || !c.weight.defined() ||
+      c.view.weights() != c.view.cells() || c.weight.numel() != c.view.weights() || !fits(c.weight, c.x, c.weight.sizes()))
     Py_RETURN_NONE;
   c.length = true;
   c.center = false;
@@ -91,13 +91,13 @@ PyObject* cache_plan(PyObject*, PyObject* const* args, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
-// cache_gpu_plan(pattern, sizes, strides, plan, k0, r0, k1, r1, period, inner) -> as cache_plan
+// cache_gpu_plan(pattern, sizes, strides, plan, the numbers of the plan in the order of View) -> as cache_plan
 PyObject* cache_gpu_plan(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   if (gpu_type == NO_GPU) Py_RETURN_FALSE;
-  std::array<int64_t, 7> n;
+  std::array<int64_t, 12> n;
   for (size_t i = 0; i < n.size(); ++i) n[i] = PyLong_AsLongLong(args[i + 3]);
-  const View view{n[1], n[2], n[3], n[4], n[5], n[6], false};
+  const View view{n[1], n[2], n[3], n[4], n[5], n[6], n[7] != 0, n[8], n[9], n[10], n[11]};
   return PyBool_FromLong(keep_plan(args[0], args[1], args[2], view, n[0]));
   END_HANDLE_TH_ERRORS
 }

@@ -34,6 +34,7 @@ struct NormalizeBackward final : NormNode {
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
     for (const SavedVariable* saved : {&x, &weight, &mean, &std}) args.collect(*saved, false);
     args.collect(pattern), args.collect(eps), args.collect(center), args.collect(fixed), args.collect(length);
+    args.collect(zero_centered), args.collect(cast_first);
   }
   variable_list apply_with_saved(const variable_list& grads,
                                  torch::dynamo::autograd::SwapSavedVariables& saved) override {
@@ -51,7 +52,7 @@ struct NormalizeBackward final : NormNode {
       return is_like(t, x_) && t.numel() == n && t.is_contiguous() && t.scalar_type() == arithmetic_of(x_);
     };
     const auto parameter = [&](const Tensor& t) {
-      return !t.defined() || (is_like(t, x_) && t.is_contiguous() && t.numel() == view.period);
+      return !t.defined() || (is_like(t, x_) && t.is_contiguous() && t.numel() == view.weights());
     };
     return !at::GradMode::is_enabled() && !is_watched() && is_like(dy, x_) && is_plain(x_) &&
            dy.sizes() == x_.sizes() && dy.scalar_type() == x_.scalar_type() && x_.strides() == strides &&
@@ -63,22 +64,23 @@ struct NormalizeBackward final : NormNode {
   bool run(const Tensor& given, const Tensor& x_, const Tensor& weight_, const Tensor& mean_, const Tensor& std_,
            const bool* want, variable_list& out) const {
     const Tensor std = fixed && number < 0 ? root_of(std_, eps) : std_;  // a GPU's kernels take the root
-    const Tensor dy = given.strides() == x_.strides() ? given : like(x_).copy_(given);
+    const Tensor dy = lies_like(given, x_, view) ? given : like(x_, view).copy_(given);
     if (number >= 0) {
       Tensors3 grads;
-      GpuBackward f{number, view.period, eps, center, fixed, length, 0, dy, x_, weight_, {}, mean_, std, {},
-                    weight_like.asked(), bias_like.asked(), {want[0], want[1], want[2]}};
+      GpuBackward f{number, view, eps, center, fixed, length, 0, dy, x_, weight_, {}, mean_, std, {},
+                    weight_like.asked(), bias_like.asked(), {want[0], want[1], want[2]}, zero_centered};
       if (!f.run(grads)) return false;
       for (size_t i = 0; i < 3; ++i) out[i] = grads[i];
       return true;
     }
-    const Tensor w = in_arithmetic(weight_, x_);
-    if (want[0]) out[0] = like(x_);
+    if (want[0]) out[0] = like(x_, view);
     for (const int i : {1, 2})
-      if (want[i]) out[size_t(i)] = fresh(x_, view.period);
+      if (want[i]) out[size_t(i)] = fresh(x_, view.weights());
     const auto place = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
-    const Backward f{dy.const_data_ptr(), x_.const_data_ptr(), pointer(w), pointer(mean_), std.const_data_ptr(),
-                     place(out[0]), place(out[1]), place(out[2]), fixed ? 0 : eps, center, fixed, length};
+    const Backward f{.dy = dy.const_data_ptr(), .x = x_.const_data_ptr(), .weight = parameter(weight_),
+                     .mean = pointer(mean_), .std = std.const_data_ptr(), .dx = place(out[0]),
+                     .dweight = place(out[1]), .dbias = place(out[2]), .eps = fixed ? 0 : eps, .center = center,
+                     .fixed = fixed, .length = length, .zero_centered = zero_centered};
     library->kernels->backward(storage_of(x_), view, f, library->pool(x_.numel()));
     return true;
   }
@@ -87,7 +89,7 @@ struct NormalizeBackward final : NormNode {
                   const bool* want, variable_list& out) const {
     const Tensor none, *inputs[] = {&dy, &x_, &weight_, &none, &mean_, &std_, &none, &none};
     const Tensors3 grads = gradients_by_python(length ? "normkit.kernels.weight" : "normkit.kernels.operator", inputs,
-                                               pattern, eps, center, 0, fixed, want);
+                                               pattern, eps, center, 0, fixed, want, zero_centered);
     for (size_t i = 0; i < 3; ++i)
       if (want[i]) out[i] = grads[i];
   }

@@ -10,8 +10,6 @@
 
 namespace {
 
-using normkit::View;
-
 // The kernels' library, once Python has connected it.
 const normkit::FastPathKernels* library = nullptr;
 

@@ -3,6 +3,7 @@
 #include <Python.h>
 
 #include <ATen/EmptyTensor.h>
+#include <ATen/ExpandUtils.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/sqrt.h>
@@ -17,6 +18,7 @@ namespace {
 
 using at::Tensor;
 using normkit::Storage;
+using normkit::View;
 
 Storage storage_of(const Tensor& x) { return *storage_of(x.scalar_type()); }
 at::ScalarType arithmetic_of(const Tensor& x) { return arithmetic_of(x.scalar_type()); }
@@ -35,10 +37,23 @@ Tensor room(const Tensor& x, at::IntArrayRef sizes, at::IntArrayRef strides, at:
                                              at::kStrided, x.device(), false);
 }
 Tensor like(const Tensor& x) { return room(x, x.sizes(), x.strides(), x.scalar_type()); }
+// In x's layout, without the gaps between rows that lie apart.
+Tensor like(const Tensor& x, const View& v) {
+  return v.group ? room(x, x.sizes(), at::infer_dense_strides(x.sizes(), x.strides()), x.scalar_type()) : like(x);
+}
+// Whether t, with x's sizes, lies in memory as the results for x do.
+bool lies_like(const Tensor& t, const Tensor& x, const View& v) {
+  if (!v.group) return t.strides() == x.strides();
+  return t.strides() == at::IntArrayRef(at::infer_dense_strides(x.sizes(), x.strides()));
+}
 Tensor fresh(const Tensor& x, int64_t n) {
   return x.is_cpu() ? at::detail::empty_cpu({n}, arithmetic_of(x)) : room(x, {n}, {1}, arithmetic_of(x));
 }
 const void* pointer(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+normkit::Parameter parameter(const Tensor& t) {
+  if (!t.defined()) return {};
+  return {t.const_data_ptr(), storage_of(t)};
+}
 
 // A dense tensor in memory of the CPU or GPU and nothing else: no wrapper, no negation to be resolved, no tangent.
 bool is_plain(const Tensor& t) {
@@ -83,11 +98,6 @@ bool is_statistic(const Tensor& t, const Tensor& x, at::IntArrayRef shape) {
   return t.device() == x.device() && t.sizes() == shape && t.is_contiguous() &&
          t.scalar_type() == arithmetic_of(x) && !t.requires_grad() &&
          (!t.is_inference() || c10::InferenceMode::is_enabled());
-}
-Tensor in_arithmetic(const Tensor& t, const Tensor& x) {
-  if (!t.defined() || t.scalar_type() == arithmetic_of(x)) return t;
-  const at::NoGradGuard guard;
-  return t.to(arithmetic_of(x));
 }
 
 Tensor root_of(const Tensor& var, double eps) {

@@ -43,7 +43,8 @@ template <class T, class Body> inline void each(int64_t i, int64_t end, const Bo
   }
 }
 
-// The type that loops see in memory: that of the storage, or the arithmetic's, of a converted copy.
+// The type T that loops see in memory: that of the storage, or the arithmetic's, of a converted copy. A walk with a
+// gate or a skip always has a copy, so that its steps round nothing.
 template <class S> using Seen = typename std::conditional<PACKED<S>, S, arithmetic<S>>::type;
 
 // At most BLOCK elements in the arithmetic type: the memory itself where it has that, else a copy in `buffer`.
@@ -54,8 +55,8 @@ template <class S> const float* converted(const S* x, float* buffer, int64_t n) 
   return buffer;
 }
 // The same as loops see them.
-template <class S> const Seen<S>* load(const S* x, Seen<S>* buffer, int64_t n) {
-  if constexpr (PACKED<S>) return x;
+template <class S, class T> const T* load(const S* x, T* buffer, int64_t n) {
+  if constexpr (std::is_same<S, T>::value) return x;
   else return converted(x, buffer, n);
 }
 

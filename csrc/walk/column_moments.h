@@ -66,10 +66,9 @@ void sum_columns(int64_t rows, int64_t n, A* sa, A* sb, const Row& row, const Fe
 // Deviations are taken from a guess, the mean of the rows before the panel. Where there is none yet, or it is more than
 // a standard deviation off, a pass over the panel finds a better one first. Where squares leave the range of fp32, a
 // column is summed again in double.
-template <class S> class Panel {
+template <class S, class T> class Panel {
   using A = arithmetic<S>;
-  using T = Seen<S>;
-  const Source<S>& source;
+  const Source<S, T>& source;
   const A* padding;  // the value that replaces it in each column
   int64_t at, stride, rows, n, ahead;
   bool center;
@@ -79,7 +78,7 @@ template <class S> class Panel {
   bool outside = false;  // whether squares left the range of fp32 in some column
 
  public:
-  Panel(const Source<S>& from, const A* replacement, int64_t offset, int64_t row_stride, int64_t height,
+  Panel(const Source<S, T>& from, const A* replacement, int64_t offset, int64_t row_stride, int64_t height,
         int64_t columns, int64_t rows_ahead, const Forward& f)
       : source(from), padding(replacement), at(offset), stride(row_stride), rows(height), n(columns), ahead(rows_ahead),
         center(f.center), eps(f.eps) {}

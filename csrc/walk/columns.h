@@ -4,6 +4,7 @@
 // columns into cells, stores their moments and prepares the factors of each column; apply_rows reads the tile again,
 // from its end, and writes it normalized. Tiles are tasks, or chunks of them where there are few tiles (split_tiles).
 #pragma once
+#include "block/cast_first.h"
 #include "block/writer.h"
 #include "walk/column_moments.h"
 
@@ -12,14 +13,13 @@ namespace {
 // Rows whose mask is looked at together.
 constexpr int64_t MASK_LOOKAHEAD = 16;
 
-template <class S> class ColumnsForward {
+template <class S, class T> class ColumnsForward {
   using A = arithmetic<S>;
-  using T = Seen<S>;
   const View& v;
   const Forward& f;
   const Pool& pool;
-  const Source<S> source;   // blocks as they are read first
-  const Source<S> applied;  // as they are read to be normalized: the writer sets what is padding to 0
+  const Source<S, T> source;   // blocks as they are read first
+  const Source<S, T> applied;  // as they are read to be normalized: the writer sets what is padding to 0
   S* const y;
   A *const mean, *const std;
   const Affine<A> affine;
@@ -27,16 +27,17 @@ template <class S> class ColumnsForward {
   const Tiles tiles;
   const bool prefetches, prefetches_tile;  // whether the tensor, or a tile on its second pass, comes from memory
 
-  // y = (x - mu) * factor + shift in each column, and the value that replaces padding.
-  struct Factors { alignas(LINE) A mu[TILE], factor[TILE], shift[TILE], padding[TILE]; };
+  // y = (x - mu) * factor + shift in each column, and the value that replaces padding. With `cast_first` that is x_hat,
+  // and weight and bias are kept.
+  struct Factors { alignas(LINE) A mu[TILE], factor[TILE], shift[TILE], padding[TILE], w[TILE], b[TILE]; };
   struct CellMoments { alignas(LINE) double mean[TILE], var[TILE]; };
 
  public:
   ColumnsForward(const View& view, const Forward& forward, const Pool& threads)
-      : v(view), f(forward), pool(threads), source(f.x, f.fused),
+      : v(view), f(forward), pool(threads), source(v, f.x, f.fused),
         applied((f.fixed ? source : source.again()).unmasked()), y(static_cast<S*>(f.y)), mean(static_cast<A*>(f.mean)),
-        std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias), weights(v, affine), tiles(v, pool, weights.by_row),
-        prefetches(needs_prefetch<S>(v.numel())),
+        std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias, convention<S>(f)), weights(v, affine),
+        tiles(v, pool, weights.by_row), prefetches(needs_prefetch<S>(v.numel())),
         prefetches_tile(needs_prefetch<S>((f.fixed || tiles.split ? 1 : 4) * tiles.rows * tiles.width)) {}
 
   void run() {
@@ -102,7 +103,7 @@ template <class S> class ColumnsForward {
         const int64_t head = remainder(j, v.width()) / v.r1 * v.r1;
         if (found[head]) return;
         found[head] = true;
-        padding[head] = stored<S>(widen(source.x[at + j]) + (source.residual ? widen(source.residual[at + j]) : 0));
+        padding[head] = stored<S>(source.unread(at + j));
         open -= tiles.joined * v.r1;
       };
       const auto same = [&](int64_t start, int64_t length, bool is_valid) {
@@ -128,8 +129,8 @@ template <class S> class ColumnsForward {
     for (int64_t r = c * tiles.chunk, rows; r < end; r += rows) {
       rows = min(m.count == 0 && f.center ? FIRST_PANEL : tiles.panel, end - r);
       const int64_t at = t.at(tiles, r), stride = tiles.row_width, ahead = prefetches ? tiles.ahead : 0;
-      const bool valid = source.mask && !source.residual && source.mask.is_all_valid(at, (rows - 1) * stride + t.n);
-      Panel<S> panel(source, padding, at, stride, rows, t.n, ahead, f);
+      const bool valid = source.mask && !source.computes() && source.mask.is_all_valid(at, (rows - 1) * stride + t.n);
+      Panel<S, T> panel(source, padding, at, stride, rows, t.n, ahead, f);
       source.is_plain() || valid ? panel.merge_into(m, plain) : panel.merge_into(m, fused);
     }
   }
@@ -201,6 +202,11 @@ template <class S> class ColumnsForward {
   void standardize(const Tile& t, int64_t n, const CellMoments& cells, Factors& to) const {
     A mu[TILE], rstd[TILE], shift[TILE];
     scales_of(n, cells.mean, cells.var, f.eps, mu, rstd, shift);
+    if (sizeof(S) == 2 && f.cast_first)
+      return weights.broadcast(t, tiles, [&](int64_t i, int64_t column, A w, A b) {
+        to.mu[column] = mu[i], to.factor[column] = rstd[i], to.shift[column] = shift[i];
+        to.w[column] = w, to.b[column] = b;
+      });
     weights.broadcast(t, tiles, [&](int64_t i, int64_t column, A w, A b) {
       to.mu[column] = mu[i];
       to.factor[column] = rstd[i] * w;
@@ -215,9 +221,20 @@ template <class S> class ColumnsForward {
     });
   }
 
+  OUT_OF_LINE void cast_first(const Tile& t, int64_t r, int64_t left, int64_t n, const T* p, T* q,
+                              const Factors& with) const {
+    const A *mu = with.mu + left, *rstd = with.factor + left, *shift = with.shift + left;
+    const auto hat = [=, p = p + left](auto at) { return (at(p) - at(mu)) * at(rstd) + at(shift); };
+    const bool finally = rounds_before<T>(f.fused), biased = affine.bias;
+    if (weights.by_row)
+      apply_rounded_constant<S, T>(q + left, n, finally, hat, weights.row_weight(t, r), weights.row_bias(t, r), biased);
+    else
+      apply_rounded_along<S, T>(q + left, n, finally, hat, with.w + left, biased ? with.b + left : nullptr);
+  }
+
   void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with) const {
     T bx[TILE];
-    Writer<S> writer(y, v.numel(), f.fused);
+    Writer<S, T> writer(y, v.numel(), f.fused);
     const int64_t n = t.n;
     const A *mu = with.mu, *factor = with.factor, *shift = with.shift;
     for (int64_t r = from; r < end; ++r) {
@@ -228,6 +245,9 @@ template <class S> class ColumnsForward {
       T* q = writer.open(y + offset);
       const A w = weights.row_weight(t, r), b = weights.row_bias(t, r);
       const auto apply = [&](int64_t left, int64_t right) {
+        if constexpr (sizeof(S) == 2) {
+          if (f.cast_first) return cast_first(t, r, left, right - left, p, q, with);
+        }
         if (weights.by_row) {
           each<T>(left, right, [=](auto at) { at.put(q, ((at(p) - at(mu)) * at(factor) + at(shift)) * w + b); });
         } else {

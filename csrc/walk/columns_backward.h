@@ -18,14 +18,13 @@ struct ColumnSums {
   }
 };
 
-template <class S> class ColumnsBackward {
+template <class S, class T> class ColumnsBackward {
   using A = arithmetic<S>;
-  using T = Seen<S>;
   const View& v;
   const Backward& f;
   const Pool& pool;
-  const Upstream<S> source;   // blocks as they are read first
-  const Upstream<S> applied;  // as they are read for dx: the writer sets what is padding to 0
+  const Upstream<S, T> source;   // blocks as they are read first
+  const Upstream<S, T> applied;  // as they are read for dx: the writer sets what is padding to 0
   const A *const mean, *const std;
   S* const dx;
   const Affine<A> affine;
@@ -40,10 +39,11 @@ template <class S> class ColumnsBackward {
 
  public:
   ColumnsBackward(const View& view, const Backward& backward, const Pool& threads)
-      : v(view), f(backward), pool(threads), source(f), applied((needs_sums(f) ? source.again() : source).unmasked()),
+      : v(view), f(backward), pool(threads), source(v, f),
+        applied((needs_sums(f) ? source.again() : source).unmasked()),
         mean(static_cast<const A*>(f.mean)), std(static_cast<const A*>(f.std)), dx(static_cast<S*>(f.dx)),
-        affine(v, f.weight, f.fused ? f.fused->bias : nullptr), weights(v, affine), tiles(v, pool, weights.by_row),
-        by_row(weights.by_row), plain(!f.fused), sums_needed(needs_sums(f)),
+        affine(v, f.weight, f.fused ? f.fused->bias : Parameter{}, {f.zero_centered}), weights(v, affine),
+        tiles(v, pool, weights.by_row), by_row(weights.by_row), plain(!f.fused), sums_needed(needs_sums(f)),
         grads(f.dweight, f.dbias, by_row ? tiles.count() * v.r0 : v.k0 * tiles.row_width) {}
 
   void run() {
@@ -130,7 +130,7 @@ template <class S> class ColumnsBackward {
     for (int64_t r0 = c * tiles.chunk; r0 < end; r0 += tiles.panel) {
       const int64_t rows = min(tiles.panel, end - r0), at = t.at(tiles, r0);
       const bool simple = is_simple(t, r0, rows);
-      const S *x = source.x + at, *dy = source.dy + at;
+      const S *x = source.x() + at, *dy = source.dy() + at;
       const auto row = [&, x, dy, n, stride, simple, by_row = by_row](int64_t r, int k) {
         T *bx = buffer + k * TILE, *bg = buffer + (4 + k) * TILE;
         Row ready{nullptr, nullptr, A(1)};
@@ -148,12 +148,12 @@ template <class S> class ColumnsBackward {
 #pragma omp simd
       for (int64_t j = 0; j < t.n; ++j) sums.g[j] += double(g[j]), sums.gx[j] += double(gx[j]);
     }
+    source.end();
   }
   // Whether x and dy are read as they are in these rows.
   bool is_simple(const Tile& t, int64_t r, int64_t rows) const {
     if (plain) return true;
-    return source.activation == Activation::none &&
-           (!source.mask || source.mask.is_all_valid(t.at(tiles, r), (rows - 1) * tiles.row_width + t.n));
+    return !source.computes() && (!source.mask() || source.mask().is_all_valid(t.at(tiles, r), (rows - 1) * tiles.row_width + t.n));
   }
   OUT_OF_LINE void read_fused(const Tile& t, int64_t r, const Factors& with, T* bx, T* bg, Row& row) const {
     const int64_t at = t.at(tiles, r);
@@ -177,7 +177,7 @@ template <class S> class ColumnsBackward {
     }
     const int64_t copies = tiles.joined, step = v.width();
     for (int64_t j = 0; j < t.n / copies; j += v.r1) {
-      double g = 0, gx = 0, count = source.mask ? f.fused->counts[t.cell(v, j)] : f.length ? 1 : double(v.count());
+      double g = 0, gx = 0, count = source.mask() ? f.fused->counts[t.cell(v, j)] : f.length ? 1 : double(v.count());
       if (count == 0) count = 1;
       for (int64_t c = 0; c < copies && !f.fixed; ++c)
         for (int64_t i = c * step + j; i < c * step + j + v.r1; ++i) {
@@ -195,19 +195,20 @@ template <class S> class ColumnsBackward {
 
   void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with) const {
     T bx[TILE], bg[TILE];
-    Writer<S> writer(dx, v.numel(), f.fused);
+    Writer<S, T> writer(dx, v.numel(), f.fused);  // its fence also serves the gradients of gate and skip
     const int64_t n = t.n;
     for (int64_t r = from; r < end; ++r) {
       const int64_t offset = t.at(tiles, r);
-      if (source.mask && (r - from) % MASK_LOOKAHEAD == 0)
+      if (source.mask() && (r - from) % MASK_LOOKAHEAD == 0)
         writer.look_ahead(dx + offset, (min(MASK_LOOKAHEAD, end - r) - 1) * tiles.row_width + n);
-      const T* p = plain ? load(source.x + offset, bx, n) : applied.input(offset, n, bx, Constant<A>{0});
-      const T* g = plain ? load(source.dy + offset, bg, n) : applied.gradient(offset, n, bg, p, z_of(t, r, with, true));
+      const T* p = plain ? load(source.x() + offset, bx, n) : applied.input(offset, n, bx, Constant<A>{0});
+      const T* g = plain ? load(source.dy() + offset, bg, n) : applied.gradient(offset, n, bg, p, z_of(t, r, with, true));
       T* q = writer.open(dx + offset);
       const A row_weight = weights.row_weight(t, r);
       each<T>(0, n, [=, mu = with.mu, rstd = with.rstd, w = with.w, c1 = with.c1, c2 = with.c2](auto at) {
         at.put(q, at(g) * (at(w) * row_weight) + ((at(p) - at(mu)) * at(rstd)) * at(c2) + at(c1));
       });
+      applied.through_gate(q, offset, n);
       writer.close(n);
     }
   }

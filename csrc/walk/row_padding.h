@@ -7,15 +7,15 @@
 
 namespace {
 
-template <class S> class RowPadding {
+template <class S, class T> class RowPadding {
   using A = arithmetic<S>;
-  const Source<S>& source;
+  const Source<S, T>& source;
   const Spans& spans;
   const Forward& f;
   Array<A> values;  // one for each cell, or none without a mask
 
  public:
-  RowPadding(const View& v, const Forward& forward, const Source<S>& from, const Spans& cut)
+  RowPadding(const View& v, const Forward& forward, const Source<S, T>& from, const Spans& cut)
       : source(from), spans(cut), f(forward), values(from.mask ? v.cells() : 0) {}
 
   Constant<A> of(int64_t cell) const { return Constant<A>{source.mask ? values[cell] : A(0)}; }
@@ -24,9 +24,9 @@ template <class S> class RowPadding {
   void find(int64_t cell) {
     double sum = 0, count = 0;
     for (int64_t s = 0; s < spans.per_cell && count == 0 && f.center; ++s)
-      spans.blocks(cell, s, [&](int64_t at, int64_t, int64_t n, int64_t) {
+      spans.blocks(cell, s, [&, gap = source.gaps.before(cell)](int64_t at, int64_t, int64_t n, int64_t) {
         const auto take = [&](int64_t i) {
-          sum += widen(source.x[i]) + (source.residual ? widen(source.residual[i]) : 0);
+          sum += source.unread(i, gap);
           ++count;
         };
         const auto same = [&](int64_t start, int64_t length, bool is_valid) {

@@ -7,6 +7,7 @@
 //   by_spans       all other cells, block by block
 // split_cells shares huge cells among threads, and apply_given needs no moments, because it is given them.
 #pragma once
+#include "block/cast_first.h"
 #include "walk/row_padding.h"
 #include "walk/transposed.h"
 
@@ -15,30 +16,29 @@ namespace {
 // The longest rows whose sums are taken side by side.
 constexpr int64_t SHORT = 512;
 
-template <class S> class RowsForward {
+template <class S, class T> class RowsForward {
   using A = arithmetic<S>;
-  using T = Seen<S>;
   const View& v;
   const Forward& f;
   const Pool& pool;
-  const Source<S> source;   // blocks as they are read first
-  const Source<S> again;    // as they are read again for moments
-  const Source<S> applied;  // as they are read to be normalized: the writer sets what is padding to 0
+  const Source<S, T> source;   // blocks as they are read first
+  const Source<S, T> again;    // as they are read again for moments
+  const Source<S, T> applied;  // as they are read to be normalized: the writer sets what is padding to 0
   S* const y;
   A *const mean, *const std;
   const Affine<A> affine;
   const Spans spans;
   const bool prefetches, prefetches_cell;  // whether the tensor, or a cell on its second pass, comes from memory
-  const int64_t burst;
-  RowPadding<S> padding;
+  const int64_t burst, rows_ahead;
+  RowPadding<S, T> padding;
 
  public:
   RowsForward(const View& view, const Forward& forward, const Pool& threads)
-      : v(view), f(forward), pool(threads), source(f.x, f.fused), again(source.again()),
+      : v(view), f(forward), pool(threads), source(v, f.x, f.fused), again(source.again()),
         applied((f.fixed ? source : again).unmasked()), y(static_cast<S*>(f.y)), mean(static_cast<A*>(f.mean)),
-        std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias), spans(v), prefetches(needs_prefetch<S>(v.numel())),
-        prefetches_cell(needs_prefetch<S>(4 * v.count())), burst(prefetches ? BURST : BLOCK),
-        padding(v, f, source, spans) {}
+        std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias, convention<S>(f)), spans(v),
+        prefetches(needs_prefetch<S>(v.numel())), prefetches_cell(needs_prefetch<S>(4 * v.count())), burst(prefetches ? BURST : BLOCK),
+        rows_ahead(AHEAD / max(v.r1, 1)), padding(v, f, source, spans) {}
 
   void run() {
     if (f.fixed) return apply_given();
@@ -59,14 +59,14 @@ template <class S> class RowsForward {
       scales[cell] = Scale<A>(double(mean[cell]), square(std[cell]), f.eps);
     parallel(pool, ceil_div(v.rows(), step), [&, r1, step, size, prefetches = prefetches](int64_t task) {
       T buffer[BLOCK];
-      Writer<S> writer(y, v.numel(), f.fused);
+      Writer<S, T> writer(y, v.numel(), f.fused);
       const int64_t end = min((task + 1) * step, v.rows());
       for (int64_t row = task * step; row < end; ++row) {
         const Scale<A>& scale = scales[v.cell_of_row(row)];
         for (int64_t j = 0; j < r1; j += size) {
           const int64_t n = min(size, r1 - j), at = row * r1 + j;
-          if (prefetches) prefetch(source.x + at + AHEAD, n);
-          apply_block(applied(at, n, buffer, Constant<A>{0}), at, j, n, scale, writer);
+          if (prefetches) prefetch(source.x + at + AHEAD + source.gaps.before(row + (j + AHEAD) / r1), n);
+          apply_block(applied(at, n, buffer, Constant<A>{0}, applied.gaps.before(row)), at, j, n, scale, writer);
         }
       }
     });
@@ -90,14 +90,14 @@ template <class S> class RowsForward {
       if (!far_off || twice) break;
     }
     parallel(pool, tasks, [&](int64_t t) {
-      Writer<S> writer(y, v.numel(), f.fused);
+      Writer<S, T> writer(y, v.numel(), f.fused);
       apply_span(t / spans.per_cell, t % spans.per_cell, scales[t / spans.per_cell], writer);
     });
   }
 
   // The cells of one task.
   void whole_cells(int64_t cell, int64_t end) {
-    Writer<S> writer(y, v.numel(), f.fused);
+    Writer<S, T> writer(y, v.numel(), f.fused);
     if (is_transposed(v, affine) && source.is_plain()) {
       for (; cell < end; cell += SIDE) transposed(cell, min(SIDE, end - cell), writer);
     } else if (v.r0 == 1 && v.r1 <= BLOCK && (!source.mask || source.mask.has_whole_rows(v.r1))) {
@@ -109,7 +109,7 @@ template <class S> class RowsForward {
     }
   }
 
-  void by_spans(int64_t cell, Writer<S>& writer) {
+  void by_spans(int64_t cell, Writer<S, T>& writer) {
     const auto moments_of_cell = [&] {
       Moments m;
       for (int64_t s = 0; s < spans.per_cell; ++s) m.merge(moments_of_span(cell, s));
@@ -134,8 +134,9 @@ template <class S> class RowsForward {
     A guess = 0;
     int64_t rest = 0;
     const auto fill = padding.of(cell);
+    const int64_t gap = source.gaps.before(cell), gap_again = again.gaps.before(cell);
     spans.blocks(cell, s, [&, prefetches = prefetches, burst = burst](int64_t at, int64_t, int64_t n, int64_t ahead) {
-      const T* in = source(at, n, buffer, fill);
+      const T* in = source(at, n, buffer, fill, gap);
       if (first.count == 0) {
         first = moments_of(in, n, f.center, f.eps);
         guess = A(first.mean);
@@ -160,7 +161,7 @@ template <class S> class RowsForward {
     }
     Moments each;
     spans.blocks(cell, s, [&](int64_t at, int64_t, int64_t n, int64_t) {
-      each.merge(moments_of(again(at, n, buffer, fill), n, f.center, f.eps));
+      each.merge(moments_of(again(at, n, buffer, fill, gap_again), n, f.center, f.eps));
     });
     return each;
   }
@@ -183,11 +184,11 @@ template <class S> class RowsForward {
     return Scale<A>(m.mean, var, f.eps);
   }
 
-  void apply_span(int64_t cell, int64_t s, const Scale<A>& scale, Writer<S>& writer) const {
+  void apply_span(int64_t cell, int64_t s, const Scale<A>& scale, Writer<S, T>& writer) const {
     T buffer[BLOCK];
-    const int64_t step = prefetches_cell ? BURST : BLOCK;
+    const int64_t step = prefetches_cell ? BURST : BLOCK, gap = applied.gaps.before(cell);
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t ahead) {
-      const T* in = applied(at, n, buffer, Constant<A>{0});
+      const T* in = applied(at, n, buffer, Constant<A>{0}, gap);
       for (int64_t i = 0; i < n; i += step) {
         if (prefetches_cell) prefetch(source.x + ahead + i, min(step, n - i));
         apply_block(in + i, at + i, j + i, min(step, n - i), scale, writer);
@@ -195,7 +196,7 @@ template <class S> class RowsForward {
     });
   }
   ALWAYS_INLINE void apply_block(const T* in, int64_t at, int64_t j, int64_t n, const Scale<A>& scale,
-                                 Writer<S>& writer) const {
+                                 Writer<S, T>& writer) const {
     apply_to(writer.open(y + at), in, at, j, n, scale);
     writer.close(n);
   }
@@ -205,6 +206,9 @@ template <class S> class RowsForward {
       const T* p = in + start;
       T* q = out + start;
       const A m = scale.mean;
+      if constexpr (sizeof(S) == 2) {
+        if (f.cast_first) return cast_first(q, p, length, index, scale);
+      }
       if (affine.vector && (affine.weight || affine.bias)) {
         const A rstd = scale.rstd, shift = scale.shift;
         const A *w = affine.weight + index, *b = affine.bias + index;
@@ -224,15 +228,26 @@ template <class S> class RowsForward {
     });
   }
 
+  void cast_first(T* q, const T* p, int64_t n, int64_t index, const Scale<A>& scale) const {
+    const auto hat = [p, m = scale.mean, rstd = scale.rstd, shift = scale.shift](auto at) {
+      return (at(p) - m) * rstd + shift;
+    };
+    const A *w = affine.weight, *b = affine.bias;
+    const bool finally = rounds_before<T>(f.fused);
+    if (affine.vector) apply_rounded_along<S, T>(q, n, finally, hat, w ? w + index : w, b ? b + index : b);
+    else apply_rounded_constant<S, T>(q, n, finally, hat, affine.w(index), affine.b(index), b != nullptr);
+  }
+
   // Prefetches one of four parts of the row that comes AHEAD of `row`: the parts are asked for among the steps.
   void fetch(int64_t row, int64_t part) const {
     const int64_t size = v.r1 <= BURST ? v.r1 : ceil_div(v.r1, 4), from = part * size;
-    if (prefetches && from < v.r1) prefetch(source.x + row * v.r1 + AHEAD + from, min(size, v.r1 - from));
+    if (!prefetches || from >= v.r1) return;
+    prefetch(source.x + row * v.r1 + AHEAD + from + source.gaps.before(row + rows_ahead), min(size, v.r1 - from));
   }
 
   // Each row is converted once and normalized from the same buffer. Each step takes three rows on by a stage: reading
   // goes on while results are written, and the sums and roots of one row overlap with the work on the others.
-  void in_stages(int64_t first, int64_t rows, Writer<S>& writer) const {
+  void in_stages(int64_t first, int64_t rows, Writer<S, T>& writer) const {
     constexpr int64_t STAGES = 3;
     T buffer[STAGES * BLOCK];
     const T* in[STAGES];
@@ -248,7 +263,7 @@ template <class S> class RowsForward {
         body(first + k, k % STAGES);
       };
       at_stage(0, [&](int64_t row, int64_t k) {
-        in[k] = source(row * n, n, buffer + k * BLOCK, Constant<A>{0});
+        in[k] = source(row * n, n, buffer + k * BLOCK, Constant<A>{0}, source.gaps.before(row));
         guess[k] = guess_mean(in[k], n, f.center);
         sums[k] = deviations(in[k], n, guess[k]);
       });
@@ -262,14 +277,14 @@ template <class S> class RowsForward {
     }
   }
 
-  void side_by_side(int64_t first, int64_t rows, Writer<S>& writer) const {
+  void side_by_side(int64_t first, int64_t rows, Writer<S, T>& writer) const {
     T buffer[SIDE * SHORT];
     const T* in[SIDE];
     double mu[SIDE], var[SIDE];
     const int64_t n = v.r1;
     for (int64_t k = 0; k < rows; ++k) {
       fetch(first + k, 0);
-      in[k] = source((first + k) * n, n, buffer + k * n, Constant<A>{0});
+      in[k] = source((first + k) * n, n, buffer + k * n, Constant<A>{0}, source.gaps.before(first + k));
     }
     moments_side_by_side(in, rows, mu, var);
     if (f.length) {
@@ -320,19 +335,28 @@ template <class S> class RowsForward {
     }
   }
 
-  void transposed(int64_t first, int64_t rows, Writer<S>& writer) const {
+  void transposed(int64_t first, int64_t rows, Writer<S, T>& writer) const {
     A in[TINY][SIDE], roots[SIDE];
     double mu[SIDE], var[SIDE];
     const int64_t n = v.r1;
-    read_transposed(source.x + first * n, n, rows, in);
+    S dense[TINY * SIDE];
+    read_transposed(adjacent_rows(source.x, source.gaps, first, n, rows, dense), n, rows, in);
     transposed_moments(in, n, f.center, f.eps, mu, var);
     const Scales<A, SIDE> s(mu, var, f.eps);
 #pragma omp simd
     for (int k = 0; k < SIDE; ++k) roots[k] = A(std::sqrt(var[k]));
     for (int64_t k = 0; k < rows && mean; ++k) mean[first + k] = A(mu[k]);
     for (int64_t k = 0; k < rows && std; ++k) std[first + k] = roots[k];
+    const bool rounds = sizeof(S) == 2 && f.cast_first;
     for (int64_t j = 0; j < n; ++j) {
       const A w = affine.w(j), b = affine.b(j);
+      if (rounds) {
+        for (int k = 0; k < SIDE; ++k) {
+          const A z = stored<S>(stored<S>((in[j][k] - s.mean[k]) * s.rstd[k] + s.shift[k]) * w);
+          in[j][k] = affine.bias ? stored<S>(z + b) : z;
+        }
+        continue;
+      }
 #pragma omp simd
       for (int k = 0; k < SIDE; ++k) in[j][k] = ((in[j][k] - s.mean[k]) * s.rstd[k] + s.shift[k]) * w + b;
     }

@@ -24,14 +24,13 @@ struct CellSums {
   }
 };
 
-template <class S> class RowsBackward {
+template <class S, class T> class RowsBackward {
   using A = arithmetic<S>;
-  using T = Seen<S>;
   const View& v;
   const Backward& f;
   const Pool& pool;
-  const Upstream<S> source;   // blocks as they are read first
-  const Upstream<S> applied;  // as they are read for dx: the writer sets what is padding to 0
+  const Upstream<S, T> source;   // blocks as they are read first
+  const Upstream<S, T> applied;  // as they are read for dx: the writer sets what is padding to 0
   const A *const mean, *const std;
   S* const dx;
   const Affine<A> affine;
@@ -42,10 +41,11 @@ template <class S> class RowsBackward {
 
  public:
   RowsBackward(const View& view, const Backward& backward, const Pool& threads)
-      : v(view), f(backward), pool(threads), source(f), applied((needs_sums(f) ? source.again() : source).unmasked()),
+      : v(view), f(backward), pool(threads), source(v, f),
+        applied((needs_sums(f) ? source.again() : source).unmasked()),
         mean(static_cast<const A*>(f.mean)), std(static_cast<const A*>(f.std)), dx(static_cast<S*>(f.dx)),
-        affine(v, f.weight, f.fused ? f.fused->bias : nullptr), sums_needed(needs_sums(f)), spans(v), slots(v, affine),
-        grads(f.dweight, f.dbias, slots.number) {}
+        affine(v, f.weight, f.fused ? f.fused->bias : Parameter{}, {f.zero_centered}), sums_needed(needs_sums(f)),
+        spans(v), slots(v, affine), grads(f.dweight, f.dbias, slots.number) {}
 
   void run() {
     const RowShare share(v, spans, pool);
@@ -68,7 +68,7 @@ template <class S> class RowsBackward {
     return Scale<A>(f.center || f.fixed ? double(mean[cell]) : 0.0, square(std[cell]), f.eps);
   }
   double count_of(int64_t cell) const {
-    const double count = source.mask ? f.fused->counts[cell] : double(v.count());
+    const double count = source.mask() ? f.fused->counts[cell] : double(v.count());
     return f.length ? 1 : count > 0 ? count : 1;
   }
   // Writes what the activation was applied to, for n elements whose offset is `at`, and j in the row.
@@ -78,8 +78,12 @@ template <class S> class RowsBackward {
         const T* p = in + start;
         A* z = out + start;
         if (affine.vector) {
-          for (int64_t i = 0; i < length; ++i)
-            z[i] = ((A(widen(p[i])) - m) * rstd) * affine.w(index + i) + affine.b(index + i);
+          const A *w = affine.weight + index, *b = affine.bias + index;
+          const auto hat = [=](auto at) { return (at(p) - m) * rstd; };
+          if (affine.weight && affine.bias) each<T>(0, length, [=](auto at) { at.put(z, hat(at) * at(w) + at(b)); });
+          else if (affine.weight) each<T>(0, length, [=](auto at) { at.put(z, hat(at) * at(w)); });
+          else if (affine.bias) each<T>(0, length, [=](auto at) { at.put(z, hat(at) + at(b)); });
+          else each<T>(0, length, [=](auto at) { at.put(z, hat(at)); });
         } else {
           const A w = affine.w(index) * rstd, b = affine.b(index);
           each<T>(0, length, [=](auto at) { at.put(z, (at(p) - m) * w + b); });
@@ -103,7 +107,7 @@ template <class S> class RowsBackward {
     for (int64_t cell = 0; cell < scales.size(); ++cell) scales[cell] = scale_of(cell);
     parallel(pool, ceil_div(v.rows(), step), [&](int64_t t) {
       T bx[BLOCK], bg[BLOCK];
-      Writer<S> writer(dx, v.numel(), f.fused);
+      Writer<S, T> writer(dx, v.numel(), f.fused);
       const int64_t end = min(t * step + step, v.rows());
       for (int64_t row = t * step; row < end; ++row) {
         const Scale<A>& scale = scales[v.cell_of_row(row)];
@@ -112,10 +116,10 @@ template <class S> class RowsBackward {
       }
     });
   }
-  void constant_block(int64_t row, int64_t left, int64_t n, const Scale<A>& scale, T* bx, T* bg, Writer<S>& writer) {
+  void constant_block(int64_t row, int64_t left, int64_t n, const Scale<A>& scale, T* bx, T* bg, Writer<S, T>& writer) {
     const A m = scale.mean, rstd = scale.rstd;
-    const int64_t at = row * v.r1 + left;
-    const T* px = source.input(at, n, bx, Constant<A>{m});
+    const int64_t at = row * v.r1 + left, gap = source.gaps().before(row);
+    const T* px = source.input(at, n, bx, Constant<A>{m}, gap);
     const T* pg = source.gradient(at, n, bg, px, z_of(at, left, n, scale));
     T* out = dx ? writer.open(dx + at) : nullptr;
     affine.pieces(at, left, n, [&](int64_t start, int64_t length, int64_t index) {
@@ -129,7 +133,7 @@ template <class S> class RowsBackward {
       const A a = rstd * affine.w(index);
       each<T>(0, dx ? length : 0, [=, q = out + start](auto at) { at.put(q, at(g) * a); });
     });
-    if (dx) writer.close(n);
+    if (dx) source.through_gate(out, at, n, gap), writer.close(n);
   }
 
   // Every span is a task; the sums of cells are added up between two phases.
@@ -145,14 +149,14 @@ template <class S> class RowsBackward {
     if (dx)
       parallel(pool, tasks, [&](int64_t t) {
         const int64_t cell = t / spans.per_cell;
-        Writer<S> writer(dx, v.numel(), f.fused);
+        Writer<S, T> writer(dx, v.numel(), f.fused);
         apply_span(cell, t % spans.per_cell, scale_of(cell), total[cell], writer);
       });
   }
 
   // The cells of one task.
   void whole_cells(int64_t first, int64_t end) {
-    Writer<S> writer(dx, v.numel(), f.fused);
+    Writer<S, T> writer(dx, v.numel(), f.fused);
     if (is_transposed(v, affine) && !f.fused && (affine.whole_row || !grads.wanted())) {
       const int64_t vector = grads.wanted() ? first / slots.per_vector * v.r1 : 0;
       for (int64_t cell = first; cell < end; cell += SIDE) transposed(cell, min(SIDE, end - cell), vector, writer);
@@ -168,7 +172,7 @@ template <class S> class RowsBackward {
     }
   }
 
-  void by_spans(int64_t cell, Writer<S>& writer) {
+  void by_spans(int64_t cell, Writer<S, T>& writer) {
     const Scale<A> scale = scale_of(cell);
     CellSums sums;
     for (int64_t s = 0; s < spans.per_cell && sums_needed; ++s) sums.add(sums_of_span(cell, s, scale));
@@ -179,8 +183,9 @@ template <class S> class RowsBackward {
     CellSums sums;
     T bx[BLOCK], bg[BLOCK];
     const A m = scale.mean, rstd = scale.rstd;
+    const int64_t gap = source.gaps().before(cell);
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t) {
-      const T* px = source.input(at, n, bx, Constant<A>{m});
+      const T* px = source.input(at, n, bx, Constant<A>{m}, gap);
       const T* pg = source.gradient(at, n, bg, px, z_of(at, j, n, scale));
       affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
         const T *p = px + start, *g = pg + start;
@@ -212,17 +217,19 @@ template <class S> class RowsBackward {
         }
       });
     });
+    source.end();
     return sums;
   }
 
-  void apply_span(int64_t cell, int64_t s, const Scale<A>& scale, const CellSums& sums, Writer<S>& writer) const {
+  void apply_span(int64_t cell, int64_t s, const Scale<A>& scale, const CellSums& sums, Writer<S, T>& writer) const {
     T bx[BLOCK], bg[BLOCK];
     const double count = count_of(cell);
     const A m = scale.mean, rstd = scale.rstd;
     const A c1 = f.fixed || !f.center ? A(0) : -rstd * A(sums.g / count);
     const A c2 = f.fixed ? A(0) : -rstd * A(sums.gx / count);
+    const int64_t gap = applied.gaps().before(cell);
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t) {
-      const T* px = applied.input(at, n, bx, Constant<A>{m});
+      const T* px = applied.input(at, n, bx, Constant<A>{m}, gap);
       const T* pg = applied.gradient(at, n, bg, px, z_of(at, j, n, scale));
       T* out = writer.open(dx + at);
       affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) {
@@ -236,6 +243,7 @@ template <class S> class RowsBackward {
           each<T>(0, length, [=](auto at) { at.put(q, at(g) * a + ((at(p) - m) * rstd) * c2 + c1); });
         }
       });
+      applied.through_gate(out, at, n, gap);
       writer.close(n);
     });
   }
@@ -251,36 +259,38 @@ template <class S> class RowsBackward {
     return Scales<A, G>(mu, var, f.eps);
   }
 
-  template <int G> void short_rows(int64_t first, int64_t rows, Writer<S>& writer) {
+  template <int G> void short_rows(int64_t first, int64_t rows, Writer<S, T>& writer) {
     const int64_t n = v.r1;
-    ShortRows<S, G> r(n, rows, affine.weight, scales_from<G>(first, rows, 0));
+    const Upstream<S, T> blocks = source.once();
+    ShortRows<S, T, G> r(n, rows, affine.weight, scales_from<G>(first, rows, 0));
     for (int64_t k = 0; k < rows; ++k) {
-      const int64_t at = (first + k) * n, room = k * ShortRows<S, G>::ROOM;
-      r.x[k] = source.input(at, n, r.bx + room, Constant<A>{r.scales.mean[k]});
-      r.g[k] = source.gradient(at, n, r.bg + room, r.x[k], z_of(at, 0, n, r.scales.of(k)));
+      const int64_t at = (first + k) * n, room = k * ShortRows<S, T, G>::ROOM, gap = source.gaps().before(first + k);
+      r.x[k] = blocks.input(at, n, r.bx + room, Constant<A>{r.scales.mean[k]}, gap);
+      r.g[k] = blocks.gradient(at, n, r.bg + room, r.x[k], z_of(at, 0, n, r.scales.of(k)));
     }
     const bool needs_factors = dx && !f.fixed;
     if (PACKED<T> || needs_factors) r.sum();
     if (needs_factors) {
       A per[G];
-      for (int k = 0; k < G; ++k) per[k] = A(1.0 / (source.mask && k < rows ? count_of(first + k) : double(n)));
+      for (int k = 0; k < G; ++k) per[k] = A(1.0 / (source.mask() && k < rows ? count_of(first + k) : double(n)));
       r.finish(per, f.center);
     } else {
       r.finish_constant();
     }
-    if (grads.wanted()) {  // before dx: with an activation its memory still holds the gradient
+    if (grads.wanted()) {
       const int64_t vector = first / slots.per_vector * n;
       r.add_weight_gradients(grads.w.data() + vector, grads.b.data() + vector);
     }
-    if (dx) r.write(dx + first * n, writer);
+    if (dx) r.write(dx, first, writer, source);
   }
 
   // `vector`: where the sums of weight gradients are.
-  void transposed(int64_t first, int64_t rows, int64_t vector, Writer<S>& writer) {
+  void transposed(int64_t first, int64_t rows, int64_t vector, Writer<S, T>& writer) {
     A hat[TINY][SIDE], g[TINY][SIDE], s1[SIDE] = {}, s2[SIDE] = {};
     const int64_t n = v.r1;
-    read_transposed(source.x + first * n, n, rows, hat);
-    read_transposed(source.dy + first * n, n, rows, g);
+    S dense[TINY * SIDE];
+    read_transposed(adjacent_rows(source.x(), source.gaps(), first, n, rows, dense), n, rows, hat);
+    read_transposed(source.dy() + first * n, n, rows, g);
     const Scales<A, SIDE> s = scales_from<SIDE>(first, rows, rows - 1);
     A* tw = grads.wanted() ? grads.w.data() + vector : nullptr;
     A* tb = grads.b.data() + vector;

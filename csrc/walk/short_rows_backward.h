@@ -4,6 +4,7 @@
 #pragma once
 #include "block/affine.h"
 #include "block/moments.h"
+#include "block/upstream.h"
 #include "block/writer.h"
 #include "vector/side.h"
 
@@ -12,9 +13,8 @@ namespace {
 // The longest rows that go SIDE at a time: there are two tensors to keep in the cache.
 constexpr int64_t SIDE_BACKWARD = 96;
 
-template <class S, int G> struct ShortRows {
+template <class S, class T, int G> struct ShortRows {
   using A = arithmetic<S>;
-  using T = Seen<S>;
   static constexpr int64_t ROOM = G == SIDE ? SIDE_BACKWARD : BLOCK;
   static constexpr int64_t KEPT = PACKED<T> ? G * ROOM : 1;
   const int64_t n, rows;
@@ -91,13 +91,16 @@ template <class S, int G> struct ShortRows {
       });
     }
   }
-  void write(S* dx, Writer<S>& writer) const {
+  // dx of the rows from `first` on.
+  void write(S* dx, int64_t first, Writer<S, T>& writer, const Upstream<S, T>& source) const {
+    const int64_t at = first * n;
     for (int64_t k = 0; k < rows; ++k) {
       const A rstd = scales.rstd[k], b1 = c1[k], b2 = c2[k];
-      T* q = writer.open(dx + k * n);
-      each<T>(0, n, [q, rstd, b1, b2, h = hat_of(k), u = weighted_of(k)](auto at) {
-        at.put(q, u(at) * rstd + h(at) * b2 + b1);
+      T* q = writer.open(dx + at + k * n);
+      each<T>(0, n, [q, rstd, b1, b2, h = hat_of(k), u = weighted_of(k)](auto i) {
+        i.put(q, u(i) * rstd + h(i) * b2 + b1);
       });
+      source.through_gate(q, at + k * n, n, source.gaps().before(first + k));
       writer.close(n);
     }
   }

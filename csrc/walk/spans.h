@@ -1,5 +1,6 @@
 // How cells of rows are cut for the walk and for the threads.
 #pragma once
+#include "block/gaps.h"
 #include "vector/memory.h"
 #include "walk/parallel.h"
 
@@ -12,14 +13,15 @@ constexpr int64_t SPAN = 32768;
 struct Spans {
   int64_t rows, parts, per_cell;
   const View& v;
+  const Gaps gaps;
 
-  explicit Spans(const View& view) : v(view) {
+  explicit Spans(const View& view) : v(view), gaps(view) {
     rows = v.r1 >= SPAN ? 1 : min(v.r0, SPAN / v.r1);
     parts = v.r1 > SPAN ? ceil_div(v.r1, SPAN) : 1;
     per_cell = ceil_div(v.r0, rows) * parts;
   }
-  // body(offset, offset in its row, n, offset AHEAD on the walk) for every contiguous piece of span `s` of `cell`, at
-  // most BLOCK elements each.
+  // body(offset, offset in its row, n, where x lies AHEAD on the walk) for every contiguous piece of span `s` of
+  // `cell`, at most BLOCK elements each.
   template <class Body> void blocks(int64_t cell, int64_t s, Body&& body) const {
     const int64_t from = s / parts * rows, to = min(from + rows, v.r0);
     const int64_t left = s % parts * SPAN, right = parts == 1 ? v.r1 : min(left + SPAN, v.r1);
@@ -28,7 +30,8 @@ struct Spans {
       const int64_t base = start + r * v.k1 * v.r1;
       for (int64_t j = left; j < right; j += BLOCK) {
         const int64_t later = divide(j + AHEAD, v.r1);
-        body(base + j, j, min(BLOCK, right - j), base + later * (v.k1 - 1) * v.r1 + j + AHEAD);
+        const int64_t ahead = base + later * (v.k1 - 1) * v.r1 + j + AHEAD + gaps.before(cell + later);
+        body(base + j, j, min(BLOCK, right - j), ahead);
       }
     }
   }

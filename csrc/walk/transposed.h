@@ -3,6 +3,7 @@
 // the same.
 #pragma once
 #include "block/affine.h"
+#include "block/gaps.h"
 #include "block/moments.h"
 #include "block/writer.h"
 #include "vector/side.h"
@@ -16,6 +17,15 @@ template <class A> bool is_transposed(const View& v, const Affine<A>& affine) {
   return v.r0 == 1 && v.k1 == 1 && v.r1 <= TINY && (affine.whole_row || (!affine.weight && !affine.bias));
 }
 
+// Rows of n elements from row `first` of x on: in memory, or without their gaps in `dense`.
+template <class S>
+const S* adjacent_rows(const S* x, const Gaps& gaps, int64_t first, int64_t n, int64_t rows, S* dense) {
+  const S* from = x + first * n;
+  if (!gaps) return from;
+  for (int64_t k = 0; k < rows; ++k)
+    std::memcpy(dense + k * n, from + k * n + gaps.before(first + k), size_t(n) * sizeof(S));
+  return dense;
+}
 // SIDE rows of n elements as n vectors; lanes beyond the last row repeat it.
 template <class S, class A> void read_transposed(const S* x, int64_t n, int64_t rows, A (*out)[SIDE]) {
   A buffer[TINY * SIDE];
@@ -27,11 +37,11 @@ template <class S, class A> void read_transposed(const S* x, int64_t n, int64_t 
       for (int64_t k = 0; k < SIDE; ++k) out[j][k] = in[(k < rows ? k : rows - 1) * n + j];
   }
 }
-template <class S, class A>
-void write_transposed(const A (*in)[SIDE], int64_t n, int64_t rows, S* y, Writer<S>& writer) {
-  constexpr bool DIRECT = std::is_same<Seen<S>, A>::value;
+template <class S, class T, class A>
+void write_transposed(const A (*in)[SIDE], int64_t n, int64_t rows, S* y, Writer<S, T>& writer) {
+  constexpr bool DIRECT = std::is_same<T, A>::value;
   A buffer[DIRECT ? 1 : TINY * SIDE], *out = buffer;
-  Seen<S>* q = writer.open(y);
+  T* q = writer.open(y);
   if constexpr (DIRECT) out = q;
   if constexpr (USES_PACKS<A>) {
     transpose_out(in, n, rows, out);
@@ -39,7 +49,7 @@ void write_transposed(const A (*in)[SIDE], int64_t n, int64_t rows, S* y, Writer
     for (int64_t k = 0; k < rows; ++k)
       for (int64_t j = 0; j < n; ++j) out[k * n + j] = in[j][k];
   }
-  if constexpr (!DIRECT) each<S>(0, n * rows, [p = out, q](auto at) { at.put(q, at(p)); });
+  if constexpr (!DIRECT) each<T>(0, n * rows, [p = out, q](auto at) { at.put(q, at(p)); });
   writer.close(n * rows);
 }
 

@@ -41,3 +41,24 @@ def merged_variance(variance: Any, other: Any, step: Any, share: float) -> Any:
         1.25
     """
     return variance * (1 - share) + other * share + step**2 * (share * (1 - share))
+
+
+def pooled_moments(counts: Any, means: Any, variances: Any) -> tuple[Any, Any, Any]:
+    """The number, mean and biased variance of several sets together; tensors, with the sets along the first dimension.
+
+    Args:
+        counts: numbers of values; a set may be empty.
+        means, variances: of each set; any where it is empty.
+
+    Returns:
+        The count, the mean and the variance; 0 for the last two if all sets are empty.
+
+    Example:
+        >>> import torch
+        >>> pooled_moments(*torch.tensor([[1.0, 3.0], [0.0, 4.0], [0.0, 2.0]]))
+        (tensor(4.), tensor(3.), tensor(4.5000))
+    """
+    count = counts.sum(0)
+    shares = counts / count.clamp(min=1)
+    mean = (shares * means).sum(0)
+    return count, mean, (shares * (variances + (means - mean) ** 2)).sum(0)

@@ -179,6 +179,17 @@ def bound(pattern: str | Region, sizes: Mapping[str, int]) -> Region:
     return region.bind(**sizes) if sizes else region
 
 
+def all_but(dim: int | None) -> str:
+    """The region of all dimensions but one, which holds the channels; of all dimensions for None.
+
+    >>> all_but(1)
+    '[i0] c [...]'
+    """
+    if not dim:
+        return "[...]" if dim is None else "c [...]"
+    return f"[{' '.join([f'i{axis}' for axis in range(dim)])}] c [...]"
+
+
 class _Reader:
     """Reads one pattern from left to right, and remembers the position of each open bracket."""
 

@@ -1,6 +1,7 @@
 """Compiles the kernels that calls would launch, for any GPU: ``python compile_triton.py cuda:90 hip:gfx942``.
 
-With ``--cells`` first, those of the large tensors that `benchmarks.gpu.run` measures, in bfloat16.
+With ``--cells`` first, those of the large tensors that `benchmarks.gpu.run` measures, in bfloat16; with ``--extended``,
+those of calls that fuse a gate, or have other weights for each sample or group.
 
 Prints one line for each form: kernel, target, warps, how many of its loads and stores take four words at a time, how
 many there are, how often a loop rearranges a tile among its threads, registers and bytes of stack of a thread (-1 where
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,52 @@ def cells(targets: list[GPUTarget]) -> None:
             calls(compiler, "... [c]", shape, torch.contiguous_format, torch.bfloat16, center=center)
 
 
+def extended(targets: list[GPUTarget]) -> None:
+    prepared(targets)
+    for name, a in fused_calls():
+        print(f"# {name}")
+        both_passes(a)
+
+
+def fused_calls() -> Iterator[tuple[str, Arguments]]:
+    """Calls that fuse a gate, that have weights for each sample or for each group of a row, or rows with gaps."""
+    x = torch.empty(16384, 2048, dtype=torch.bfloat16)
+    rows = Arguments(x, x[0].clone(), None, "... [c]", 1e-6, False)
+    yield "gated rows", rows._replace(gate=x.clone(), gate_activation="silu")
+    yield (
+        "gated rows with skip",
+        rows._replace(gate=x.clone(), gate_activation="silu", skip=x.clone(), activation="gelu"),
+    )
+    yield "rows gated first", rows._replace(gate=x.clone(), gate_activation="silu", gate_first=True)
+    yield "rows cast first", rows._replace(cast_first=True, zero_centered=True)
+    tokens = torch.empty(32, 256, 1152, dtype=torch.bfloat16)
+    scale = tokens[:, :1].clone()
+    dit = Arguments(tokens, scale, scale, "... [c]", 1e-6, True)
+    yield "modulated tokens", dit._replace(zero_centered=True)
+    yield "modulated tokens with residual", dit._replace(zero_centered=True, residual=tokens.clone())
+    images = torch.empty(32, 256, 32, 32, dtype=torch.bfloat16)
+    scale = images[:, :, :1, :1].clone(memory_format=torch.contiguous_format)
+    yield "modulated images", Arguments(images, scale, scale, "b (g=32 [c]) [...]", 1e-6, True, activation="silu")
+    wide = torch.empty(8192, 4096, dtype=torch.bfloat16)
+    grouped = Arguments(wide, wide[0].clone(), None, "... (g=8 [c])", 1e-6, False)
+    yield "grouped rows", grouped
+    yield "grouped rows gated first", grouped._replace(gate=wide.clone(), gate_activation="silu", gate_first=True)
+    long = torch.empty(2048, 16384, dtype=torch.bfloat16)
+    yield (
+        "long gated rows",
+        Arguments(long, long[0].clone(), None, "... [c]", 1e-6, False, gate=long.clone(), gate_activation="silu"),
+    )
+    heads = torch.empty(4, 2048, 3, 16, 128, dtype=torch.bfloat16)[:, :, 1]
+    yield "heads of a fused projection", Arguments(heads, heads[0, 0, 0].clone(), None, "... [c]", 1e-6, False)
+
+
+def both_passes(a: Arguments) -> None:
+    out = operator.norm(a)
+    back = a._replace(x=a.x if out.sum is None else out.sum, mean=out.mean, var=out.std)
+    want = Want(True, a.weight is not None, a.bias is not None, a.gate is not None, a.skip is not None)
+    operator.norm_backward(out.y, back, False, want)
+
+
 def main(targets: list[GPUTarget]) -> None:
     compiler = prepared(targets)
     for pattern in ("[b] c [...]", "b (g=8 [c]) [...]", "b [c] ..."):
@@ -194,7 +242,7 @@ def calls(
 
 
 if __name__ == "__main__":
-    named = [name.split(":") for name in sys.argv[1:] if name != "--cells"]
-    (cells if "--cells" in sys.argv else main)(
+    named = [name.split(":") for name in sys.argv[1:] if not name.startswith("--")]
+    (cells if "--cells" in sys.argv else extended if "--extended" in sys.argv else main)(
         [GPUTarget(b, int(arch) if arch.isdigit() else arch, 32 if b == "cuda" else 64) for b, arch in named]
     )

@@ -96,11 +96,11 @@ def check(
     y, _, mean, std = operator.norm(call)
     assert torch.equal(operator.norm(call, moments=False).y, y)
     grads = operator.norm_backward(dy, call._replace(mean=mean, var=std), False, Want(True, affine, affine))
-    got = (y, mean, std, *grads)
+    got = (y, mean, std, *grads[:3])
     xe, we, be, dye = exact(x, w, b, dy)
     call = Arguments(xe, we, be, pattern, 1e-5, center)
     y64, _, *moments64 = formula.norm(call)
-    want = (y64, *moments64, *formula.norm_backward(dye, call, False))
+    want = (y64, *moments64, *formula.norm_backward(dye, call, False)[:3])
     assert y.stride() == got[3].stride() == x.stride()
     assert y.dtype == got[3].dtype == dtype
     # What rounding the mean does to y and to all gradients; those are sums, too, of up to 90 000 terms. It shifts
@@ -113,3 +113,39 @@ def check(
     for one, other, bound, unit in zip(got, want, units, least, strict=True):
         if one is not None and one.numel():
             assert error(one, other, unit) <= bound, (error(one, other, unit) / bound, str(last_schedule()))
+
+
+def check_call(a: Arguments, fixed: bool = False) -> None:
+    """One call with all that it fuses, forward and backward, against the definition in float64, with its gradients by
+    autograd."""
+    dy = torch.empty_like(a.x).copy_(draw(*a.x.shape))
+    dsum = None if a.residual is None else torch.empty_like(a.x).copy_(draw(*a.x.shape))
+    out = operator.norm(a)
+    moments = (a.mean, a.var) if fixed else (out.mean, out.std)
+    source = a.x if out.sum is None else out.sum
+    want = Want(True, a.weight is not None, a.bias is not None, a.gate is not None, a.skip is not None)
+    back = a._replace(x=source, mean=moments[0], var=moments[1], residual=dsum)
+    got = operator.norm_backward(dy, back, fixed, want)
+
+    tensors = {name: t for name, t in a._asdict().items() if isinstance(t, Tensor) and name not in ("mask", "residual")}
+    wide = {name: t.detach().double().cpu().nan_to_num() for name, t in tensors.items()}
+    wide["x"] = source.detach().double().cpu().nan_to_num()
+    leaves = [wide[name].requires_grad_() for name in ("x", "weight", "bias", "gate", "skip") if name in wide]
+    exactly = formula.norm(a._replace(**wide, residual=None, mask=None if a.mask is None else a.mask.cpu()))
+    grads = list(torch.autograd.grad(exactly.y, leaves, dy.double().cpu()))
+    grads[0] = grads[0] if dsum is None else grads[0] + dsum.double().cpu()
+
+    eps, fine = torch.finfo(a.x.dtype).eps, torch.finfo(arithmetic_dtype(a.x.dtype)).eps
+    far = 8.0
+    if not fixed:
+        mean = exactly.mean.abs().max().item() if a.center else 0.0
+        far = (1 + mean) / (exactly.std.square() + 1e-5).sqrt().min().item()
+        assert error(out.std, exactly.std) <= 16 * fine
+    near = fine * far + eps  # what rounding the mean and the result does
+    assert error(out.y, exactly.y) <= (16 if a.cast_first else 4) * near
+    if a.mask is not None:
+        assert not out.y.masked_select(~a.mask.expand(a.x.shape)).any()
+    for one, other in zip((t for t in got if t is not None), grads, strict=True):
+        assert one.numel() == other.numel()
+        assert one.shape == other.shape or one.dim() == 1
+        assert error(one.reshape(-1), other.reshape(-1)) <= 32 * near, (error(one, other.view_as(one)) / near, a)

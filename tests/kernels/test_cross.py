@@ -46,6 +46,10 @@ LAYOUTS = {
 SHAPES = [(7, 6, 11, 13), (2, 64, 17, 9), (40, 6, 3, 1), (90, 8, 1, 1), (3, 4, 300, 7), (1, 2, 35000, 1)]
 
 
+def layout_of(x: Tensor, pattern: str) -> Layout:
+    return Layout(Arguments(x, None, None, pattern, 0.0, True))
+
+
 @dataclass(frozen=True)
 class Data:
     """Random numbers to normalize: randn * scale + offset."""
@@ -97,7 +101,7 @@ class Job:
     center: bool
 
     def packed(self, threads: int) -> bytes:
-        k0, r0, k1, r1, period, inner, columns = self.call.plan.numbers
+        k0, r0, k1, r1, period, inner, columns = self.call.plan.numbers[:7]
         flags = (self.center, self.moments is not None, self.weight is not None, self.bias is not None)
         head = (STORAGE[self.call.x.dtype], k0, r0, k1, r1, period, inner, columns, *flags, threads)
         parts = [self.call.x, self.call.into(self.dy), self.call.parameter(self.weight), self.call.parameter(self.bias)]
@@ -160,7 +164,7 @@ def job_of(shape, layout, pattern, dtype, data, *, center=True, fixed=False, par
     if fixed:  # near the true ones, not equal to them
         _, _, mean, std = formula.norm(Arguments(x.double(), None, None, pattern, data.eps, center))
         moments = ((mean + 0.1 * std).to(stat), (1.1 * std).to(stat))
-    return Job(Layout(x, pattern), dy, w, b, moments, data.eps, center), x
+    return Job(layout_of(x, pattern), dy, w, b, moments, data.eps, center), x
 
 
 def check(job: Job, x: Tensor, pattern: str, got: list[Tensor]) -> None:
@@ -276,10 +280,10 @@ def test_half_precision_converts_as_torch_does(machine, dtype):
     w = torch.cat([numbers, ties, torch.nextafter(ties, one), torch.nextafter(ties, -one), edge])
     ones = torch.ones(1, len(w), 1, 1, dtype=dtype)
     given = (torch.zeros(len(w)), torch.ones(len(w)))
-    same = Job(Layout(every, "b c [...]"), torch.zeros_like(every), None, None, (zero, one), 0.0, True)
+    same = Job(layout_of(every, "b c [...]"), torch.zeros_like(every), None, None, (zero, one), 0.0, True)
     # x_hat = 1 and no bias, so that y is the weight rounded to the type.
-    rounded = Job(Layout(ones, "[b] c [...]"), torch.zeros_like(ones), w, None, given, 0.0, True)
-    rounded_row = Job(Layout(ones, "b [c] ..."), torch.zeros_like(ones), w, None, (zero, one), 0.0, True)
+    rounded = Job(layout_of(ones, "[b] c [...]"), torch.zeros_like(ones), w, None, given, 0.0, True)
+    rounded_row = Job(layout_of(ones, "b [c] ..."), torch.zeros_like(ones), w, None, (zero, one), 0.0, True)
     (y, *_), (z, *_), (row, *_) = machine.run([same, rounded, rounded_row])
     # Where a processor has an instruction for bfloat16, that takes subnormals for zero.
     least = torch.finfo(dtype).smallest_normal if dtype is torch.bfloat16 else 0.0

@@ -15,8 +15,11 @@ from stub.calls import CALLS, EXTRAS, both_passes, built, by_python, gpu, learnt
 from torch.utils.checkpoint import checkpoint
 
 import normkit
-from normkit.functional import batch_norm, group_norm, layer_norm, rms_norm
-from normkit.kernels import fastpath, layout
+from normkit.functional import batch_norm, group_norm, layer, layer_norm, rms_norm
+from normkit.functional.call.spec import NOTHING, OWN
+from normkit.kernels import fastpath, layout, operator
+from normkit.kernels.backend import Want
+from normkit.kernels.formula import Arguments
 from normkit.kernels.triton import recipes
 from normkit.kernels.weight import normalized_weight
 
@@ -143,6 +146,48 @@ def test_weights_in_half_precision_are_read_as_they_are(gpu, learnt, monkeypatch
     for one, other in zip((*got[1], *got[2]), (*want[1], *want[2]), strict=True):
         assert one.dtype is torch.bfloat16
         torch.testing.assert_close(one, other, rtol=2**-7, atol=0)
+
+
+def test_conventions_of_a_weight_have_recipes_of_their_own(gpu, learnt):
+    x, w, b = leaves((6, 96), dtype=torch.float16)
+    dy = torch.randn_like(x)
+    three(lambda: layer_norm(x, (96,), w, b))
+    results = []
+    for cast_first, zero_centered in itertools.product((False, True), repeat=2):
+        a = Arguments(x, w, b, "... [c]", 1e-5, True, zero_centered=zero_centered, cast_first=cast_first)
+        with torch.no_grad():
+            want, _, mean, std = operator.norm(a)
+            grads = operator.norm_backward(dy, a._replace(mean=mean, var=std), False, Want(True, True, True))
+        spec = (*layer.LAYER[:7], cast_first, zero_centered)
+        for _ in range(2):
+            y = fastpath.norm(spec, "... [c]", x, w, b, 1e-5, NOTHING[:5], (96,), OWN)
+            got = torch.autograd.grad(y, (x, w, b), dy)
+            assert torch.equal(y, want)
+            assert all(torch.equal(one, other.view_as(one)) for one, other in zip(got, grads[:3], strict=True))
+        results.append(y)
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(results, 2))
+    assert not recipes.refused
+    # Forward each of the four ways, backward the two that rounding does not change.
+    assert (learnt.count("norm"), learnt.count("norm_backward")) == (4, 2)
+
+
+def test_rows_with_gaps_are_read_where_they_are(gpu, learnt):
+    """The query and the key of a fused projection share a recipe."""
+    fused, w = draw(2, 3, 3, 4, 16), draw(16).requires_grad_()
+    dy = draw(2, 3, 4, 16)
+    for place in (0, 1, 1):
+        x = fused[:, :, place].detach().requires_grad_()
+        y = rms_norm(x, (16,), w)
+        got = torch.autograd.grad(y, (x, w), dy)
+        dense = x.detach().contiguous().requires_grad_()
+        want = rms_norm(dense, (16,), w)
+        assert torch.equal(y, want)
+        assert y.is_contiguous()
+        wants = torch.autograd.grad(want, (dense, w), dy)
+        assert all(torch.equal(one, other) for one, other in zip(got, wants, strict=True))
+    assert y.grad_fn.name() == "NormkitNormalizeBackward"
+    assert learnt == ["norm", "norm_backward"] * 2
+    assert not recipes.refused
 
 
 # State, and what stays with Python ----------------------------------------------------------------------------

@@ -100,6 +100,22 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path, target):
         assert {name: narrow for name, *_, narrow in numbers if narrow} == {"update_running": 2}
 
 
+@pytest.mark.slow
+def test_calls_with_gates_and_weights_of_samples_spill_no_registers(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", Path(__file__).parent / "compile_triton.py", "--extended", "cuda:90"],
+        env={**environment, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line.split() for line in done.stdout.splitlines() if not line.startswith("#")]
+    assert len(lines) > 20
+    assert all(int(stack) == 0 for *_, stack, _ in lines)
+
+
 def test_tuned_schedules_are_measured_once_and_right(monkeypatch, tmp_path):
     monkeypatch.setenv("NORMKIT_AUTOTUNE", "1")
     monkeypatch.setenv("NORMKIT_CACHE", str(tmp_path / "new"))

@@ -10,13 +10,15 @@ using Tensors3 = std::array<Tensor, 3>;
 
 // The gradient of one call; tensors as autograd has saved them, dy and dsum in x's strides.
 struct GpuBackward {
-  int64_t plan, period;
+  int64_t plan;
+  View view;
   double eps;
   bool center, fixed, length;
   int activation;
   Tensor dy, x, weight, bias, mean, std, dsum;
   std::optional<at::ScalarType> weight_dtype, bias_dtype;  // those of the gradients
   std::array<bool, 3> want;
+  bool zero_centered;
 
   // Hooks of autograd may return a saved tensor in another dtype.
   static bool is_still(const Tensor& saved, std::optional<at::ScalarType> dtype) {
@@ -31,13 +33,13 @@ struct GpuBackward {
       return false;
     const Key key = key_of(plan, eps, x, weight_dtype, bias_dtype, activation,
                            {true, center, dsum.defined(), fixed, want[0], want[1], want[2], length, weight.defined(),
-                            bias.defined()});
+                            bias.defined(), zero_centered});
     const auto known = recipes.find(key);
     if (known && !*known) return false;
     if (!known) return learn(key, out);
-    if (want[0]) out[0] = like(x);
-    if (want[1]) out[1] = room(x, {period}, {1}, (*known)->dweight);
-    if (want[2]) out[2] = room(x, {period}, {1}, (*known)->dbias);
+    if (want[0]) out[0] = like(x, view);
+    if (want[1]) out[1] = room(x, {view.weights()}, {1}, (*known)->dweight);
+    if (want[2]) out[2] = room(x, {view.weights()}, {1}, (*known)->dbias);
     Pointers p;
     p.set(Slot::dy, dy), p.set(Slot::x, x), p.set(Slot::weight, weight), p.set(Slot::bias, bias);
     p.set(Slot::mean, mean), p.set(Slot::std, std), p.set(Slot::residual, dsum);
@@ -59,7 +61,7 @@ struct GpuBackward {
         LEARNT_IN, "norm_backward",
         pybind11::make_tuple(plan, wrapped(dy), wrapped(x), wrapped(weight), wrapped(bias), wrapped(mean), wrapped(std),
                              wrapped(dsum), eps, center, activation, fixed, want[0], want[1], want[2],
-                             dtype(weight_dtype), dtype(bias_dtype), length));
+                             dtype(weight_dtype), dtype(bias_dtype), length, zero_centered));
     if (answer.is_none()) return false;
     const auto got = answer.cast<pybind11::tuple>();
     for (size_t i = 0; i < 3; ++i)

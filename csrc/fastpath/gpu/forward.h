@@ -28,7 +28,8 @@ bool learn(const Call& c, const Statistics& s, bool moments, const Key& key, Out
                            wrapped(s.given ? s.mean : none), wrapped(s.given ? s.var : none),
                            wrapped(c.extras.residual),
                            wrapped(s.updated ? s.mean : none), wrapped(s.updated ? s.var : none), s.momentum,
-                           c.view.count(), key.eps, c.center, int(c.extras.activation), moments, c.length));
+                           c.view.count(), key.eps, c.center, int(c.extras.activation), moments, c.length,
+                           c.zero_centered, c.cast_first));
   if (answer.is_none()) return false;
   const auto got = answer.cast<pybind11::tuple>();
   out = {unwrapped(got[0]), unwrapped(got[1]), unwrapped(got[2]), unwrapped(got[3])};
@@ -40,6 +41,8 @@ bool learn(const Call& c, const Statistics& s, bool moments, const Key& key, Out
 // moments in `out` stay empty.
 bool run_on_gpu(const Call& c, const Statistics& s, bool moments, Outputs& out) {
   const Tensor& residual = c.extras.residual;
+  // Rows with gaps and a dense sum would need two plans.
+  if (c.view.group && residual.defined()) return false;
   if (!is_current(c.x) || !are_aligned({&c.x, &c.weight, &c.bias, &residual, &s.mean, &s.var}) ||
       !is_readable(c.weight, c.x, c.length) || !is_readable(c.bias, c.x, false) ||
       (s.updated && s.mean.numel() != c.view.period))
@@ -47,14 +50,15 @@ bool run_on_gpu(const Call& c, const Statistics& s, bool moments, Outputs& out) 
   const bool computed = moments && !s.given;
   const Key key = key_of(c.number, c.eps, c.x, dtype_of(c.weight), dtype_of(c.bias),
                          int(c.extras.activation),
-                         {false, c.center, residual.defined(), s.given, computed, s.updated, c.length});
+                         {false, c.center, residual.defined(), s.given, computed, s.updated, c.length,
+                          c.zero_centered, c.cast_first});
   const auto known = recipes.find(key);
   if (known && !*known) return false;
   if (!known) {
     if (!learn(c, s, computed, key, out)) return false;
   } else {
     const pybind11::gil_scoped_release others;
-    out.y = like(c.x);
+    out.y = like(c.x, c.view);
     if (residual.defined()) out.sum = like(c.x);
     if (computed) {
       out.std = fresh(c.x, c.view.cells());

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, whole_number
 from normkit.functional.call.checks import check_call
-from normkit.functional.call.precision import Cast, centred_at_one, is_cast_first, rounded
-from normkit.functional.call.spec import OWN, Spec, carry_out
+from normkit.functional.call.precision import Cast, check_cast
+from normkit.functional.call.spec import Spec, carry_out, with_conventions
 from normkit.functional.extras import Fusions, Output
 from normkit.functional.layer import LAST_DIM, check_last
 
-GATED = Spec("gated_rms_norm", check_last, center=False, over_last=True, lenient=True)
+GATED = with_conventions(Spec("gated_rms_norm", check_last, center=False, over_last=True, lenient=True))
 
 
 class Options(Fusions, total=False):
@@ -118,11 +118,10 @@ def gated_rms_norm(
     if gate is not None and gate.dtype is not input.dtype:
         gate = gate.to(input.dtype)
     around = (gate, skip, None, False) if gate is None else (gate, skip, gate_activation, gate_first)
-    cast_first = cast != "after" and is_cast_first("gated_rms_norm", input, cast)
-    if zero_centered:
-        weight = centred_at_one("gated_rms_norm", rounded(weight, input), input, width)
+    if cast != "after":
+        check_cast("gated_rms_norm", cast)
     fused = (mask, lengths, residual, return_residual, activation, *around)
-    return carry_out(GATED, pattern, input, weight, None, eps, fused, width, OWN, cast_first)
+    return carry_out(GATED[cast, zero_centered], pattern, input, weight, None, eps, fused, width)
 
 
 def groups_of(name: str, width: int, group_size: int) -> int:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional.call.checks import check_dimensions
-from normkit.functional.call.precision import Cast, centred_at_one, is_cast_first
-from normkit.functional.call.spec import OWN, Spec, carry_out
+from normkit.functional.call.precision import Cast, check_cast
+from normkit.functional.call.spec import Spec, carry_out, with_conventions
 from normkit.functional.extras import Epilogues, Output
 
 LAST_DIM = "... [c]"
@@ -40,7 +40,7 @@ def _check_channels(name: str, input: Tensor, _: Any) -> tuple[int, ...]:
     return (input.shape[1],)
 
 
-LAYER = Spec("layer_norm", check_last, over_last=True)
+LAYER = with_conventions(Spec("layer_norm", check_last, over_last=True))
 LAYER_2D = Spec("layer_norm2d", _check_channels)
 
 
@@ -132,11 +132,10 @@ def layer_norm(
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
     """
     fused = (mask, lengths, residual, return_residual, activation, gate, skip, gate_activation, gate_first)
-    cast_first = cast != "after" and is_cast_first("layer_norm", input, cast)
-    if zero_centered:
-        weight = centred_at_one("layer_norm", weight, input, normalized_shape)
+    if cast != "after":
+        check_cast("layer_norm", cast)
     pattern = LAST_DIM if len(normalized_shape) == 1 else last_dims_pattern(len(normalized_shape))
-    return carry_out(LAYER, pattern, input, weight, bias, eps, fused, normalized_shape, OWN, cast_first)
+    return carry_out(LAYER[cast, zero_centered], pattern, input, weight, bias, eps, fused, normalized_shape)
 
 
 @overload

@@ -95,7 +95,5 @@ def _quantized(
             f"scale of {name} must be one number in float32, got shape {tuple(scale.shape)} in {scale.dtype}: "
             "leave it out for a scale of each row"
         )
-    out: tuple[Tensor, Tensor] = operator(
-        x.detach(), *(None if t is None else t.detach() for t in (weight, bias)), scale, eps, center, dtype
-    )
-    return out
+    weight, bias = (None if t is None else t.detach() for t in (weight, bias))
+    return operator(x.detach(), weight, bias, scale, eps, center, dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional.call.checks import check_call, check_parameter
 from normkit.functional.call.spec import Spec, carry_out
-from normkit.kernels.weight import pattern_of
+from normkit.pattern import all_but
 
 STANDARDIZED = Spec("weight_standardization", lambda _, weight, shape: shape, checked_before=True)
 
@@ -56,4 +56,4 @@ def weight_standardization(weight: Tensor, gain: Tensor | None = None, eps: floa
             f"shape {tuple(weight.shape)} with dim={dim}: leave this weight as it is"
         )
     check_parameter("weight_standardization", "gain", gain, (weight.shape[dim],), weight)
-    return cast(Tensor, carry_out(STANDARDIZED, pattern_of(dim), weight, gain, None, eps, size=(weight.shape[dim],)))
+    return cast(Tensor, carry_out(STANDARDIZED, all_but(dim), weight, gain, None, eps, size=(weight.shape[dim],)))

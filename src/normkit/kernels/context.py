@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+_PLAIN_OR_NONE = (*_PLAIN_TYPES, type(None))
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transform = torch._C._functorch.peek_interpreter_stack
 _transforms = torch._C._functorch.get_interpreter_stack
@@ -22,6 +26,22 @@ def is_watched(x: Tensor) -> bool:
         or _transform() is not None
         or forward_ad._current_level >= 0
     )
+
+
+def is_plain(t: Tensor | None) -> bool:
+    """Whether it is no subclass of a tensor, such as a distributed one."""
+    return type(t) in _PLAIN_OR_NONE
+
+
+@contextmanager
+def transforms_in_use() -> Iterator[None]:
+    """Let `torch.func` work where torch has turned it off: in what a dispatch mode or a tensor subclass calls."""
+    if not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode):
+        yield
+        return
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded - excluded):
+        yield
 
 
 def is_transformed() -> bool:

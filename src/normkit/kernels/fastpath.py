@@ -64,7 +64,7 @@ connect_gpu: Callable[[str, str, str], bool] = _function("connect_gpu", lambda *
 `driver` and `runtime` are the paths of loaded libraries: the GPU's driver, and torch's library that knows the streams.
 """
 cache_gpu_plan: Callable[..., bool] = _function("cache_gpu_plan", lambda *_: False)
-"""cache_gpu_plan(pattern, shape, strides, plan, k0, r0, k1, r1, period, inner): as `cache_plan`, on a GPU"""
+"""cache_gpu_plan(pattern, shape, strides, plan, the numbers of the plan): as `cache_plan`, on a GPU"""
 forget_gpu_plans: Callable[[], None] = _function("forget_gpu_plans", lambda: None)
 """Give up what `cache_gpu_plan` has made known."""
 known_recipes: Callable[[], int] = _function("known_recipes", lambda: 0)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from normkit.kernels.context import transforms_in_use
 from normkit.kernels.dtypes import arithmetic_dtype, working_dtype
 from normkit.pattern import Level, parse
 
@@ -103,7 +104,9 @@ class Result(NamedTuple):
         """Mean and standard deviation, of a call that has been asked for them; without a gradient."""
         assert self.mean is not None
         assert self.std is not None
-        return self.mean.detach(), self.std.detach()
+        # Those of a distributed tensor have its kept dimensions.
+        mean, std = (t.detach() if t.dim() == 1 else t.detach().reshape(-1) for t in (self.mean, self.std))
+        return mean, std
 
 
 class Gradients(NamedTuple):
@@ -126,7 +129,8 @@ def norm(a: Arguments) -> Result:
     s = a.x if a.residual is None else a.x + a.residual
     view = _View(a, s)
     mean, var = view.given() if a.var is not None else view.moments()
-    y = ACTIVATIONS[a.activation](view.gated(view.affine(view.rounded(view.standardized(mean, var)))))
+    z = view.rounded(view.affine(view.rounded(view.standardized(mean, var))))
+    y = ACTIVATIONS[a.activation](view.gated(z))
     own_mean = own_std = None
     if a.var is None:
         own_mean = view.flat(mean) if a.center else a.x.new_empty(0, dtype=view.stat)
@@ -149,7 +153,7 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> Gradients:
     if a.activation != "none" or a.gate is not None:
         z = view.affine(x_hat)
     if a.activation != "none":
-        upstream = torch.func.vjp(ACTIVATIONS[a.activation], view.gated(z))[1](upstream)[0]
+        (upstream,) = vjp(lambda q: [ACTIVATIONS[a.activation](q)], [view.gated(z)], [upstream])
     dskip = upstream
     if a.gate is not None and not a.gate_first:
         dgate = view.times_slope(upstream * z)
@@ -170,7 +174,7 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> Gradients:
         view.over_features(upstream * x_hat),
         view.over_features(upstream),
         None if dgate is None else view.like_x(dgate),
-        None if a.skip is None else view.like_x(dskip),
+        view.like_x(dskip),
     )
 
 
@@ -260,8 +264,8 @@ class _View:
         if self.a.gate_activation in ("none", "plus_one"):
             return t
         assert self.a.gate is not None
-        pull = torch.func.vjp(GATES[self.a.gate_activation], self.split(self.a.gate))[1]
-        slope: Tensor = pull(t)[0]
+        slope: Tensor
+        (slope,) = vjp(lambda g: [GATES[self.a.gate_activation](g)], [self.split(self.a.gate)], [t])
         return slope
 
     def over_features(self, t: Tensor) -> Tensor:
@@ -305,5 +309,6 @@ def vjp(
     def followed(*leaves: Tensor) -> tuple[Tensor, ...]:
         return tuple([y for y, g in zip(function(*of_all(leaves)), upstream, strict=True) if g is not None])
 
-    pull: Callable[..., tuple[Tensor, ...]] = torch.func.vjp(followed, *[t for t in inputs if t is not None])[1]
-    return tuple(of_all(pull(tuple([g for g in upstream if g is not None]))))
+    with transforms_in_use():
+        pull: Callable[..., tuple[Tensor, ...]] = torch.func.vjp(followed, *[t for t in inputs if t is not None])[1]
+        return tuple(of_all(pull(tuple([g for g in upstream if g is not None]))))

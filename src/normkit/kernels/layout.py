@@ -46,7 +46,7 @@ def plan_of(pattern: str, shape: torch.Size, strides: tuple[int, ...], varying: 
     return made
 
 
-READS_STRIDED = False
+READS_STRIDED = True
 
 
 _Key = tuple[str, torch.Size, tuple[int, ...], Varying, str]

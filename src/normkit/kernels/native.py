@@ -20,11 +20,11 @@ _FOLDER = Path(__file__).resolve().parent.parent
 class CompiledKernels:
     """The operators of csrc/ops.cpp as `Kernels`. A call that only normalizes has operators of few arguments."""
 
-    reads_half = False
-    extended = False
+    reads_half = True
+    extended = True
 
     def __init__(self, operators: Any) -> None:
-        self._plan = operators.plan.default
+        self.plan = operators.plan.default
         self.forget = operators.forget.default
         self.root = operators.root.default
         self.move_running = operators.move_running.default
@@ -37,27 +37,21 @@ class CompiledKernels:
         self.fused = operators.fused.default
         self.fused_backward = operators.fused_backward.default
 
-    def plan(
-        self, k0: int, r0: int, k1: int, r1: int, period: int, inner: int, columns: int, slabs: int, group: int,
-        pitch: int, outer: int, /,
-    ) -> int:  # fmt: skip
-        number: int = self._plan(k0, r0, k1, r1, period, inner, columns)
-        return number
-
     def norm(
         self, a: Arguments, plan: int, std: Tensor | None, eps: float, mask: Mask | None, moments: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        x, weight, bias, _, _, center, mean, _, residual, _, activation, *_ = a
-        if residual is not None or mask is not None or activation != "none":
-            rest = (mean, std, weight, bias, plan, eps, center, NUMBERS[activation])
-            y, total, own_mean, own_std = self.fused(x, residual, *_flat(mask), *rest)
-            total = None if residual is None else total
+        x, weight, bias, flags = a.x, a.weight, a.bias, _flags(a)
+        if mask is not None or a.is_fused():
+            gates = (a.gate, a.skip, NUMBERS[a.gate_activation], a.gate_first)
+            rest = (a.mean, std, weight, bias, plan, eps, flags, NUMBERS[a.activation], *gates)
+            y, total, own_mean, own_std = self.fused(x, a.residual, *_flat(mask), *rest)
+            total = None if a.residual is None else total
             return (y, total, own_mean, own_std) if std is None else (y, total, None, None)
         if std is not None:
-            return self.standardize(x, mean, std, weight, bias, plan, eps), None, None, None
+            return self.standardize(x, a.mean, std, weight, bias, plan, eps, flags), None, None, None
         if not moments:
-            return self.infer(x, weight, bias, plan, eps, center), None, None, None
-        y, own_mean, own_std = self.normalize(x, weight, bias, plan, eps, center)
+            return self.infer(x, weight, bias, plan, eps, flags), None, None, None
+        y, own_mean, own_std = self.normalize(x, weight, bias, plan, eps, flags)
         return y, None, own_mean, own_std
 
     def given(self, var: Tensor, eps: float, /) -> tuple[Tensor, float]:
@@ -66,16 +60,20 @@ class CompiledKernels:
     def norm_backward(
         self, dy: Tensor, a: Arguments, plan: int, std: Tensor, eps: float, mask: Mask | None, fixed: bool, want: Want
     ) -> Gradients:
-        x, weight, bias, _, _, center, mean, _, dsum, _, activation, *_ = a
-        if dsum is None and mask is None and activation == "none":
-            grads = self.backward(dy, x, mean, std, weight, plan, eps, center, fixed, *want[:3])
-        else:
-            options = (plan, eps, center, fixed, NUMBERS[activation], want.weight, want.bias)
-            grads = self.fused_backward(dy, dsum, x, *_flat(mask), mean, std, weight, bias, *options)
-        return Gradients(*grads)
+        x, weight, flags = a.x, a.weight, _flags(a)
+        if mask is None and not a.is_fused():
+            return Gradients(*self.backward(dy, x, a.mean, std, weight, plan, eps, flags, fixed, *want[:3]))
+        options = (plan, eps, flags, fixed, NUMBERS[a.activation], want.weight, want.bias)
+        gates = (a.gate, a.skip, NUMBERS[a.gate_activation], a.gate_first, want.x, want.gate, want.skip)
+        rest = (a.mean, std, weight, a.bias, *options, *gates)
+        return Gradients(*self.fused_backward(dy, a.residual, x, *_flat(mask), *rest))
 
     def quantize(self, *_: object) -> tuple[Tensor, Tensor] | None:
         return None
+
+
+def _flags(a: Arguments) -> int:
+    return a.center | a.zero_centered << 1 | a.cast_first << 2
 
 
 def _flat(mask: Mask | None) -> tuple[Tensor | None, Tensor | None, int, int]:

@@ -19,6 +19,7 @@ from normkit.kernels.devices import kernels_for
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import ACTIVATIONS, Arguments, Gradients, Result, vjp
 from normkit.kernels.layout import Layout, dense_like, ready_plan
+from normkit.kernels.sharded import is_distributed, know_distributed
 from normkit.kernels.traced import decomposed, export
 from normkit.pattern import parse
 
@@ -67,7 +68,7 @@ def norm(a: Arguments, moments: bool = True) -> Result:
 
 def norm_backward(dy: Tensor, a: Arguments, fixed: bool, want: Want) -> Gradients:
     """Body of ``normkit::norm_backward``; with `fixed` the moments were given."""
-    kernels = _kernels_for(a)
+    kernels = _kernels_for(a, want.skip)
     if kernels is None:
         grads = formula.norm_backward(dy, a, fixed)
         dx, dgate, dskip = (None if t is None else dense_like(a.x, t) for t in (grads.x, grads.gate, grads.skip))
@@ -85,12 +86,12 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool, want: Want) -> Gradient
     return Gradients(dx, dweight, dbias, dgate, dskip)
 
 
-def _kernels_for(a: Arguments) -> Kernels | None:
+def _kernels_for(a: Arguments, wants_skip: bool = False) -> Kernels | None:
     kernels = kernels_for(a.x)
     if kernels is None or kernels.extended:
         return kernels
     extended = a.gate is not None or a.skip is not None or a.zero_centered or a.is_rounded() or a.varying() is not None
-    return None if extended else kernels
+    return None if extended or wants_skip else kernels
 
 
 def _wanted(grads: Gradients, want: Want) -> Gradients:
@@ -179,7 +180,9 @@ def _context(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor | None])
     source = a.x if a.residual is None else output[1]
     moments = (a.mean, a.var) if fixed else output[2:]
     needed = (a.gate, a.skip if a.activation != "none" else None) if a.gate is not None or a.skip is not None else ()
-    ctx.save_for_backward(source, places, a.weight, a.bias if a.is_fused() else None, *moments, *needed)
+    # A bias alone says over which dimensions its gradient is summed.
+    keeps_bias = a.is_fused() or (a.weight is None and a.varying() is not None)
+    ctx.save_for_backward(source, places, a.weight, a.bias if keeps_bias else None, *moments, *needed)
     ctx.set_materialize_grads(False)
 
 
@@ -277,7 +280,8 @@ def implement(
     op = getattr(torch.ops.normkit, name).default
 
     def below(args: tuple[Any, ...]) -> Any:
-        if context.is_watched(args[0]):
+        if context.is_watched(args[0]) or not context.is_plain(args[1]):
+            know_distributed()
             with torch._C._AutoDispatchBelowAutograd():
                 return op(*args)
         return body(*args)
@@ -316,7 +320,7 @@ def decompose(name: str, plain: Callable[..., Any]) -> None:
     """
 
     def rule(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not devices.is_on_gpu(args[0]) or torch.compiler.is_exporting():
+        if not devices.is_on_gpu(args[0]) or torch.compiler.is_exporting() or is_distributed(args[0]):
             return mode.__torch_dispatch__(op, types, args, kwargs)
         with mode:
             return plain(*args, **kwargs)
@@ -345,7 +349,8 @@ _norm, _norm_backward = torch.ops.normkit.norm.default, torch.ops.normkit.norm_b
 
 def run(a: Arguments, moments: bool = False) -> Result:
     """``normkit::norm``, by the way that suits what watches the call. Moments only where they are asked for."""
-    if context.is_watched(a.x) or context.is_traced():
+    if context.is_watched(a.x) or context.is_traced() or not context.is_plain(a.weight):
+        know_distributed()
         if context.is_exported():
             return export.norm(a, moments)
         if context.is_differentiated() and not (context.is_only_mapped() and a.is_batched_by_rule()):
@@ -367,5 +372,6 @@ def gradients(dy: Tensor, a: Arguments, fixed: bool, want: Want) -> Gradients:
 
 def gradients_of_fast_path(dy: Tensor, *flat: Any) -> tuple[Tensor | None, ...]:
     """A backward pass that csrc/fastpath/ cannot carry out itself; it passes the activation by its number."""
-    a, fixed, want = Arguments(*flat[:11]), flat[11], Want(*flat[12:])
-    return gradients(dy, a._replace(activation=list(ACTIVATIONS)[flat[10]]), fixed, want)[:3]
+    a, fixed, want, zero_centered = Arguments(*flat[:11]), flat[11], Want(*flat[12:15]), flat[15]
+    a = a._replace(activation=list(ACTIVATIONS)[flat[10]], zero_centered=zero_centered)
+    return gradients(dy, a, fixed, want)[:3]

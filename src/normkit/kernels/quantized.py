@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from normkit.kernels import formula
+from normkit.kernels.context import is_watched
 from normkit.kernels.devices import kernels_for
 from normkit.kernels.formula import Arguments
 from normkit.kernels.operator import library
+from normkit.kernels.sharded import know_distributed
 
 library.define(
     "quantize(Tensor x, Tensor? weight, Tensor? bias, Tensor? scale, float eps, bool center, ScalarType dtype)"
@@ -49,4 +51,12 @@ def _(x: Tensor, _w: Any, _b: Any, scale: Tensor | None, _e: Any, _c: Any, dtype
     return x.new_empty(x.shape, dtype=dtype), own
 
 
-operator = torch.ops.normkit.quantize.default
+_quantize = torch.ops.normkit.quantize.default
+
+
+def operator(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """``normkit::quantize``."""
+    if is_watched(x):
+        know_distributed()
+    out: tuple[Tensor, Tensor] = _quantize(x, *rest)
+    return out

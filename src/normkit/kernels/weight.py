@@ -19,20 +19,15 @@ from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import vjp
 from normkit.kernels.layout import dense_like, direct_plan, is_ready
 from normkit.kernels.operator import decompose, implement, library
+from normkit.kernels.sharded import know_distributed
 from normkit.kernels.traced import decomposed
+from normkit.pattern import all_but
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 library.define("weight_norm(Tensor v, Tensor g, int? dim) -> (Tensor w, Tensor length)", tags=_TAGS)
 library.define(
     "weight_norm_backward(Tensor dw, Tensor v, Tensor g, Tensor length, int? dim) -> (Tensor dv, Tensor dg)", tags=_TAGS
 )
-
-
-def pattern_of(dim: int | None) -> str:
-    """The region of all dimensions but `dim`; of all, if that is None."""
-    if not dim:
-        return "[...]" if dim is None else "c [...]"
-    return f"[{' '.join([f'i{axis}' for axis in range(dim)])}] c [...]"
 
 
 def length_of(v: Tensor, dim: int | None) -> Tensor:
@@ -74,7 +69,7 @@ def _plan(v: Tensor, dim: int | None) -> int:
     """The kernels' plan, or -1 where they do not serve."""
     if kernels_for(v) is None:
         return -1
-    plan, strides = direct_plan(pattern_of(dim), v.shape, v.stride(), None, v.device.type)
+    plan, strides = direct_plan(all_but(dim), v.shape, v.stride(), None, v.device.type)
     return plan if strides == v.stride() else -1
 
 
@@ -133,7 +128,7 @@ def _backward(ctx: Any, dw: Tensor | None, _: Tensor | None) -> tuple[Tensor | N
 def gradients_of_fast_path(dw: Tensor, v: Tensor, g: Tensor, *flat: Any) -> tuple[Tensor, ...]:
     """``normkit::weight_norm_backward`` for csrc/fastpath/, with the arguments that it has for every method."""
     _, pattern, _, _, _, length, *_ = flat
-    dim = None if pattern == pattern_of(None) else pattern.count("i")
+    dim = None if pattern == all_but(None) else pattern.count("i")
     return torch.ops.normkit.weight_norm_backward.default(dw, v, g, length, dim)  # type: ignore[no-any-return]
 
 
@@ -192,13 +187,14 @@ def _is_plain() -> bool:
 def normalized_weight(v: Tensor, g: Tensor, dim: int | None) -> Tensor:
     """w of ``normkit::weight_norm``."""
     if not torch.compiler.is_compiling():
-        through = fastpath.weight_norm(v, g, pattern_of(dim))
+        through = fastpath.weight_norm(v, g, all_but(dim))
         if through is not None:
             return through
     if _is_plain():
         return _reference(v, g, dim)
     way: Any = _differentiable if context.wants_gradient(v, g) else weight_norm
     if context.is_watched(v) or context.is_watched(g):
+        know_distributed()
         way = torch.ops.normkit.weight_norm.default
     w: Tensor = way(v, g, dim)[0]
     return w

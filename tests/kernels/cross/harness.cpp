@@ -67,8 +67,9 @@ void carry_out(const Call& c) {
   Guarded y(v.numel() * narrow), dx(v.numel() * narrow), dweight(c.period * wide), dbias(c.period * wide);
 
   const Kernels& kernels = *kernels_baseline();
-  const Forward f{x.data(), y.data(), c.weight ? weight.data() : nullptr, c.bias ? bias.data() : nullptr,
-                  center ? mean.data() : nullptr, std.data(), c.eps, center, fixed};
+  const Storage arithmetic = storage == Storage::f64 ? Storage::f64 : Storage::f32;
+  const Parameter w{c.weight ? weight.data() : nullptr, arithmetic}, b{c.bias ? bias.data() : nullptr, arithmetic};
+  const Forward f{x.data(), y.data(), w, b, center ? mean.data() : nullptr, std.data(), c.eps, center, fixed};
   kernels.forward(storage, v, f, pool);
   if (!fixed) {  // inference asks for no moments, and gets the same y
     Guarded again(v.numel() * narrow);
@@ -78,9 +79,9 @@ void carry_out(const Call& c) {
     kernels.forward(storage, v, bare, pool);
     if (std::memcmp(again.data(), y.data(), size_t(v.numel() * narrow))) std::abort();
   }
-  const Backward b{dy.data(), x.data(), f.weight, f.mean, f.std, dx.data(), dweight.data(), dbias.data(),
+  const Backward g{dy.data(), x.data(), w, f.mean, f.std, dx.data(), dweight.data(), dbias.data(),
                    c.eps, center, fixed};
-  kernels.backward(storage, v, b, pool);
+  kernels.backward(storage, v, g, pool);
   y.write(), mean.write(), std.write(), dx.write(), dweight.write(), dbias.write();
 }
 

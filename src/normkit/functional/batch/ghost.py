@@ -12,6 +12,7 @@ from normkit.errors import ArgumentError, ShapeError, whole_number
 from normkit.functional.batch.update import Statistics, checked_update, normalized, updated_towards
 from normkit.functional.call.spec import run
 from normkit.functional.extras import Fusions, Output
+from normkit.kernels.sharded import is_distributed
 
 
 @overload
@@ -141,7 +142,7 @@ def ghost_batch_norm(
 
 def _each(values: int | Tensor, mean: Tensor) -> Tensor:
     """The number of values of each mean."""
-    if isinstance(values, int) and torch.compiler.is_compiling():
+    if isinstance(values, int) and (torch.compiler.is_compiling() or is_distributed(mean)):
         return torch.full_like(mean, values, dtype=torch.int64)  # another graph would copy the number to the device
     return torch.as_tensor(values, device=mean.device).expand_as(mean)
 

@@ -16,6 +16,7 @@ from normkit.functional.extras import Fusions, Output
 from normkit.kernels.context import is_watched
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.operator import library
+from normkit.kernels.sharded import replicated
 
 
 @overload
@@ -123,7 +124,8 @@ def batch_renorm(
     correct = _correction if is_watched(own.mean) else _kept_correction
     if torch.compiler.is_compiling():
         correct = torch.ops.normkit.renorm_correction.default
-    scale, shift = correct(own.mean, own.std, running_mean.detach(), running_var.detach(), eps, r_max, d_max)
+    run_mean, run_var = (replicated(statistic.detach(), own.mean) for statistic in old)
+    scale, shift = correct(own.mean, own.std, run_mean, run_var, eps, r_max, d_max)
     if weight is not None:
         scale, shift = scale * weight.to(dtype), shift * weight.to(dtype)
     if bias is not None:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from normkit.errors import ShapeError, StateError
+from normkit.errors import ArgumentError, ShapeError, StateError
 from normkit.functional.batch.norm import BATCH, PATTERN, check_channels
 from normkit.functional.call.recompute import is_recomputing
 from normkit.functional.call.running import Running, update
@@ -20,6 +20,8 @@ from normkit.kernels.backend import Want
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import Arguments
 from normkit.kernels.layout import dense_like
+from normkit.kernels.sharded import is_distributed
+from normkit.merging import pooled_moments
 
 SYNC = Spec("sync_batch_norm", check_channels)
 
@@ -114,7 +116,7 @@ def sync_batch_norm(
     """
     fused = (mask, lengths, residual, return_residual, activation)
     statistics = (running_mean, running_var, momentum)
-    if world_size(process_group) == 1:
+    if world_size(process_group) == 1 or _has_whole_batch(input, process_group):
         return carry_out(BATCH, PATTERN, input, weight, bias, eps, fused, statistics=statistics)
     call = checked(SYNC, PATTERN, input, weight, bias, eps, fused, statistics=statistics)
     total, padding = call.plain().x, None if call.arguments.mask is None else ~call.arguments.mask
@@ -139,6 +141,24 @@ def world_size(process_group: dist.ProcessGroup | None) -> int:
     if not dist.is_available() or not dist.is_initialized():
         return 1
     return max(dist.get_world_size(process_group), 1)
+
+
+def _has_whole_batch(input: Any, process_group: dist.ProcessGroup | None) -> bool:
+    """Whether the input is a distributed tensor, whose moments are those of the whole batch in any case.
+
+    Raises:
+        ArgumentError: one that is on other processes than those of the group.
+    """
+    if not is_distributed(input):
+        return False
+    ranks = dist.get_process_group_ranks(dist.group.WORLD if process_group is None else process_group)
+    mesh = input.device_mesh
+    if sorted(mesh.mesh.flatten().tolist()) != sorted(ranks):
+        raise ArgumentError(
+            f"sync_batch_norm of a distributed tensor needs the processes {ranks} of the group, got the mesh {mesh}: "
+            "distribute the batch over all of them, or normalize the parts with to_local()"
+        )
+    return True
 
 
 def _update(
@@ -179,11 +199,8 @@ def _pooled(x: Tensor, mask: Tensor | None, eps: float, process_group: dist.Proc
     dist.all_gather(parts, mine, group=process_group)
     every = torch.stack(parts)
     counts, means, stds = every[:, :1], every[:, 1 : 1 + channels], every[:, 1 + channels :]
-    count = counts.sum()
-    shares = counts / count.clamp(min=1)
-    mean = (shares * means).sum(0)
-    var = (shares * (stds.square() + (means - mean).square())).sum(0)
-    return _Pooled(count, mean.to(arithmetic_dtype(x.dtype)), var)
+    count, mean, var = pooled_moments(counts, means, stds.square())
+    return _Pooled(count.sum(), mean.to(arithmetic_dtype(x.dtype)), var)
 
 
 class _Synchronized(torch.autograd.Function):

@@ -18,6 +18,7 @@ from normkit.kernels import formula, operator
 from normkit.kernels.context import is_transformed
 from normkit.kernels.dtypes import working_dtype
 from normkit.kernels.formula import Arguments
+from normkit.kernels.sharded import replicated
 
 
 class Statistics(NamedTuple):
@@ -168,7 +169,7 @@ def updated_towards(old: Statistics, mean: Tensor, var: Tensor, momentum: float,
     A channel keeps its old ones if it has no values, or if the new ones would not be finite.
     """
     wide = working_dtype(mean)
-    old = Statistics(old.mean.detach(), old.var.detach())
+    old = Statistics(*(replicated(statistic.detach(), mean) for statistic in old))
     *new, _ = updated(*old, mean.to(wide), var.to(wide), momentum)
     if not isinstance(values, Tensor):
         return Statistics(*new) if values else old

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, DtypeError, ShapeError, nearest
 from normkit.kernels.formula import ACTIVATIONS
+from normkit.kernels.sharded import is_distributed, replicated
 from normkit.pattern import parse
 
 
@@ -35,9 +36,14 @@ def check_activation(name: str, activation: str | None) -> str:
 
 
 def check_residual(name: str, input: Tensor, residual: Tensor | None) -> None:
-    """A residual has the input's shape, dtype and device."""
+    """A residual has the input's shape, dtype and device, and is distributed if the input is."""
     if residual is None:
         return
+    if is_distributed(input) and not is_distributed(residual):
+        raise ArgumentError(
+            f"the residual of {name} must be a distributed tensor as the input is, got a torch.Tensor of shape "
+            f"{tuple(residual.shape)}: give use_local_output=False to the plan of the layer that it comes from"
+        )
     if residual.shape != input.shape:
         raise ShapeError(
             f"the residual of {name} must have the input's shape {tuple(input.shape)}, "
@@ -68,7 +74,7 @@ def checked_mask(
     places = [d for d in range(input.dim()) if d not in features]
     if lengths is not None:
         mask = _mask_of(name, input, lengths, places)
-    return None if mask is None else _without_channels(name, input, mask, places)
+    return None if mask is None else replicated(_without_channels(name, input, mask, places), input)
 
 
 def _mask_of(name: str, input: Tensor, lengths: Tensor | Sequence[int], places: Sequence[int]) -> Tensor:

@@ -13,6 +13,7 @@ from normkit.kernels import fastpath
 from normkit.kernels.context import is_exported, is_transformed, is_watched
 from normkit.kernels.devices import kernels_for
 from normkit.kernels.dtypes import working_dtype
+from normkit.kernels.sharded import is_distributed, replicated, whole
 
 
 class Running(NamedTuple):
@@ -56,7 +57,10 @@ def update(running: Running, mean: Tensor, std: Tensor) -> None:
         torch.autograd.graph.increment_version([running.mean, running.var])
         return
     with torch.no_grad():
-        *new, finite = updated(running.mean, running.var, *_unbiased(running, mean, std), running.momentum)
+        # Statistics that are not distributed are whole on every process.
+        distributed = running._replace(mean=replicated(running.mean, mean), var=replicated(running.var, mean))
+        moments = _unbiased(distributed, mean, std)
+        *new, finite = updated(distributed.mean, distributed.var, *moments, running.momentum)
         if mean.is_cpu and not is_exported() and not is_watched(mean):
             _skipped += finite.numel() - int(finite.sum())
         for old, value in zip((running.mean, running.var), new, strict=True):
@@ -83,6 +87,8 @@ def store(statistic: Tensor, value: Tensor) -> None:
     if torch.compiler.is_compiling() and must_ask(statistic):
         # Asked each time that the graph runs: a checkpoint round a compiled module runs it again in backward.
         value = torch.where(torch.ops.normkit.is_first_pass.default(statistic.device), value, statistic)
+    if not is_distributed(statistic):
+        value = whole(value)
     try:
         statistic.copy_(value)
     except RuntimeError as cause:

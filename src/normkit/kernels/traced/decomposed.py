@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from normkit.kernels.dtypes import arithmetic_dtype
-from normkit.kernels.formula import ACTIVATIONS, Arguments, Gradients, Result, counts_of
-from normkit.pattern import parse
+from normkit.kernels.formula import ACTIVATIONS, GATES, Arguments, Gradients, Result, counts_of
+from normkit.pattern import Level, parse
 
 _aten = torch.ops.aten
 _SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -26,8 +26,9 @@ _SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gelu_tanh": lambda dy, z: _aten.gelu_backward(dy, z, approximate="tanh"),
     "sigmoid": lambda dy, z: _aten.sigmoid_backward(dy, torch.sigmoid(z)),
     "tanh": lambda dy, z: _aten.tanh_backward(dy, torch.tanh(z)),
+    "plus_one": lambda dy, z: dy,
 }
-"""For each activation, the gradient of its argument z."""
+"""For each activation or function of a gate, the gradient of its argument z."""
 
 
 class _Cells:
@@ -42,9 +43,13 @@ class _Cells:
         self.sizes = [level.size for level in self.levels]
         self.kept = [1 if level.reduced else level.size for level in self.levels]
         self.reduced = [i for i, level in enumerate(self.levels) if level.reduced]
+        self.varying = a.varying()
         # Of a region, the axes along which weight and bias do not vary.
-        self.positions = [i for i in self.reduced if not self.levels[i].feature]
+        self.positions = [i for i in self.reduced if not self.varies(self.levels[i])]
         self.values = self.wide(x)
+        self.gate = None if a.gate is None else self.wide(a.gate)
+        if a.gate_first:
+            self.values = self.multiplied(self.values)
         self.counts = None if a.mask is None else counts_of(a.mask, x.shape, self.levels).reshape(self.kept)
         whole = math.prod([self.sizes[i] for i in self.reduced])
         self.divisor = whole if self.counts is None else self.counts.clamp(min=1).to(self.dtype)
@@ -55,6 +60,9 @@ class _Cells:
         t = t.to(self.dtype)
         # By choice and not by a product, so that padding reaches nothing, not even as 0 * inf.
         return t if self.a.mask is None else torch.where(self.a.mask, t, 0)
+
+    def varies(self, level: Level) -> bool:
+        return level.feature if self.varying is None else self.varying[level.dim]
 
     def sum(self, t: Tensor, axes: list[int]) -> Tensor:
         t = t.reshape(self.sizes) if t.shape == self.shape else t
@@ -71,17 +79,40 @@ class _Cells:
         return t.expand(whole).reshape([1 if single else size for single, size in zip(one, self.shape, strict=True)])
 
     def parameter(self, t: Tensor) -> Tensor:
-        return t.to(self.dtype).reshape([level.size if level.feature else 1 for level in self.levels])
+        return t.to(self.dtype).reshape([level.size if self.varies(level) else 1 for level in self.levels])
+
+    def rounded(self, t: Tensor) -> Tensor:
+        """In the dtype of x, if that is the convention."""
+        return t.to(self.a.x.dtype).to(self.dtype) if self.a.is_rounded() else t
 
     def weighted(self, t: Tensor) -> Tensor:
         if self.a.weight is None:
             return t
         weight = self.parameter(self.a.weight)
+        weight = weight + 1 if self.a.zero_centered else weight
         return t * (self.spread(weight) if t.shape == self.shape else weight)
 
     def affine(self, t: Tensor) -> Tensor:
         t = self.weighted(t)
         return t if self.a.bias is None else t + self.spread(self.parameter(self.a.bias))
+
+    def rounded_affine(self, t: Tensor) -> Tensor:
+        """The same in the forward pass, where each step may be rounded."""
+        if not self.a.is_rounded():
+            return self.affine(t)
+        t = self.rounded(t)
+        if self.a.weight is not None:
+            weight = self.parameter(self.a.weight)
+            t = self.rounded(t * self.spread(self.rounded(weight + 1 if self.a.zero_centered else weight)))
+        return t if self.a.bias is None else self.rounded(t + self.spread(self.rounded(self.parameter(self.a.bias))))
+
+    def multiplied(self, t: Tensor) -> Tensor:
+        return t if self.gate is None else t * GATES[self.a.gate_activation](self.gate)
+
+    def gated(self, t: Tensor) -> Tensor:
+        """What the activation is applied to."""
+        t = t if self.a.gate_first else self.multiplied(t)
+        return t if self.a.skip is None else t + self.wide(self.a.skip)
 
     def own(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each cell."""
@@ -113,7 +144,7 @@ class _Cells:
         return self.wide(t).to(self.a.x.dtype)
 
     def over_features(self, sums: Tensor) -> Tensor:
-        return self.sum(sums, [i for i, level in enumerate(self.levels) if not level.feature]).reshape(-1)
+        return self.sum(sums, [i for i, level in enumerate(self.levels) if not self.varies(level)]).reshape(-1)
 
 
 def norm(a: Arguments) -> Result:
@@ -127,7 +158,8 @@ def norm(a: Arguments) -> Result:
         own_mean, own_std = mean.reshape(-1) if a.center else mean.new_empty(0), std.reshape(-1)
     else:
         mean, rstd = cells.given(fixed=True)
-    y = ACTIVATIONS[a.activation](cells.affine((cells.values - cells.spread(mean)) * cells.spread(rstd)))
+    x_hat = (cells.values - cells.spread(mean)) * cells.spread(rstd)
+    y = ACTIVATIONS[a.activation](cells.gated(cells.rounded_affine(x_hat)))
     return Result(cells.like_x(y), None if a.residual is None else s, own_mean, own_std)
 
 
@@ -136,11 +168,18 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> Gradients:
     cells = _Cells(a, a.x)
     mean, rstd = cells.given(fixed)
     centred = cells.values - cells.spread(mean)
-    upstream = _SLOPES[a.activation](cells.wide(dy), cells.affine(centred * cells.spread(rstd)))
+    z = cells.affine(centred * cells.spread(rstd))
+    upstream = _SLOPES[a.activation](cells.wide(dy), cells.gated(z))
+    dskip, dgate = None if a.skip is None else cells.like_x(upstream), None
+    slope = _SLOPES[a.gate_activation]
+    if cells.gate is not None and not a.gate_first:
+        dgate, upstream = cells.like_x(slope(upstream * z, cells.gate)), cells.multiplied(upstream)
     along, total, dx = (_by_positions if cells.positions else _by_rows)(cells, upstream, centred, rstd, fixed)
+    if cells.gate is not None and a.gate_first:
+        dgate, dx = cells.like_x(slope(dx * cells.wide(a.x), cells.gate)), cells.multiplied(dx)
     dx = cells.like_x(dx)
     dx = dx if a.residual is None else dx + a.residual
-    return Gradients(dx, cells.over_features(along), cells.over_features(total))
+    return Gradients(dx, cells.over_features(along), cells.over_features(total), dgate, dskip)
 
 
 def _by_positions(

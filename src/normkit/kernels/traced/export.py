@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from normkit.kernels import formula
-from normkit.kernels.formula import ACTIVATIONS, Arguments, Result
+from normkit.kernels.formula import ACTIVATIONS, GATES, Arguments, Result
+from normkit.pattern import parse
 
 _GROUPS = re.compile(r"b \(g=(\d+) \[c\]\) \[\.\.\.\]")
 _LAST = re.compile(r"\.\.\. \[(c\d*(?: c\d*)*)\]")
@@ -19,9 +20,36 @@ def norm(a: Arguments, moments: bool) -> Result:
     """The same as the formula, by functions of torch if they return the same y."""
     if moments or a.mask is not None:
         return formula.norm(a)
+    gate = None if a.gate is None else GATES[a.gate_activation](a.gate)
     s = a.x if a.residual is None else a.x + a.residual
-    y = _torch_norm(a._replace(x=s, residual=None, activation="none"))
+    s = s if gate is None or not a.gate_first else s * gate
+    y = _affine(a._replace(x=s, residual=None, activation="none", gate=None, skip=None, gate_first=False))
+    y = y if gate is None or a.gate_first else y * gate
+    y = y if a.skip is None else y + a.skip
     return Result(ACTIVATIONS[a.activation](y), None if a.residual is None else s)
+
+
+def _affine(a: Arguments) -> Tensor:
+    """y without what comes after it; functions of torch take weights of the features alone."""
+    weight, bias = a.weight, a.bias
+    if weight is not None and a.zero_centered:
+        weight = weight + 1
+    if a.varying() is None and not a.cast_first:
+        return _torch_norm(a._replace(weight=weight, zero_centered=False))
+    y = _torch_norm(a._replace(weight=None, bias=None, cast_first=False))
+    if a.cast_first:
+        weight, bias = (None if t is None else t.to(y.dtype) for t in (weight, bias))
+    y = y if weight is None else y * _over_levels(weight, a)
+    y = y if bias is None else y + _over_levels(bias, a)
+    return y.to(a.x.dtype)
+
+
+def _over_levels(t: Tensor, a: Arguments) -> Tensor:
+    """A weight in a shape that broadcasts against x."""
+    if a.varying() is not None:
+        return t
+    features = {level.dim for level in parse(a.pattern).levels(a.x.shape) if level.feature}
+    return t.reshape([size if dim in features else 1 for dim, size in enumerate(a.x.shape)])
 
 
 def _torch_norm(a: Arguments) -> Tensor:

@@ -74,13 +74,22 @@ class Axes(NamedTuple):
     """Number of parts along r1."""
     parts: int
     """Number of parts of each region."""
+    step: int = 0
+    """How far the numbers of cells along k1 are apart, where the tile is transposed."""
+    group: int = 0
+    """Rows of x that are `pitch` apart, in groups that are `outer` apart, where the tile is strided."""
+    pitch: int = 0
+    """(a)"""
+    outer: int = 0
+    """(a)"""
 
 
 class WeightIndex(NamedTuple):
     """Which weight belongs to an element.
 
     The cell's first weight is ``cell // cell_div % cell_mod * cell_step``. If weights vary along an axis (`Along`),
-    ``r0 * row_step``, ``r1`` or the column is added. ``offset // inner % period`` holds for every region, but is slow.
+    ``r0 * row_step``, ``r1`` or the column is added. To add ``offset // inner % period`` holds for every region, but is
+    slow.
     """
 
     cell_div: int
@@ -131,6 +140,10 @@ class Tile(NamedTuple):
     """A power of two that divides strides and sizes."""
     wide: bool
     """Whether offsets have 64 bits."""
+    transposed: bool = False
+    """Whether the numbers of cells go along k0 first."""
+    strided: bool = False
+    """Whether the rows of x have gaps between them; all other tensors are dense."""
 
 
 class ForwardFlags(NamedTuple):
@@ -146,6 +159,14 @@ class ForwardFlags(NamedTuple):
     variance: bool
     """Whether the given moments hold the variance, else the deviation."""
     eps: float
+    gate: int = 0
+    """The number of the gate's activation."""
+    gate_first: bool = False
+    """Whether the gate multiplies x, else the output."""
+    zero_centered: bool = False
+    """Whether 1 is added to the weight."""
+    cast_first: bool = False
+    """Whether x_hat, weight and their product are rounded to the dtype of x."""
 
 
 class BackwardFlags(NamedTuple):
@@ -155,6 +176,8 @@ class BackwardFlags(NamedTuple):
     """The axis along which gradients of weights are added up."""
     per_cell: bool
     """Whether each cell has its own sums, because cells have different weights."""
+    sets: bool
+    """Whether each index of k0 has its own weights: a program stays within one, and adds up what its cells share."""
     weight: bool
     """Whether the gradient of the weight is asked for, and"""
     bias: bool
@@ -168,6 +191,12 @@ class BackwardFlags(NamedTuple):
     variance: bool
     """Whether the given moments hold the variance, else the deviation."""
     eps: float
+    gate: int = 0
+    """The number of the gate's activation."""
+    gate_first: bool = False
+    """Whether the gate multiplies x, else the output."""
+    zero_centered: bool = False
+    """Whether 1 is added to the weight."""
 
 
 class FeatureView(NamedTuple):
@@ -179,3 +208,11 @@ class FeatureView(NamedTuple):
     """Elements under one index of K0."""
     k1: int
     r1: int
+    slab: int
+    """Elements that have one set of weights."""
+    parts: int
+    """Programs that share the sums for a weight."""
+    group: int
+    """Rows of x, as in `Axes`, where it is strided; else 0."""
+    pitch: int
+    outer: int

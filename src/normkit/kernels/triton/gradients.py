@@ -28,13 +28,15 @@ Pair = tuple[Tensor | None, Tensor | None]
 
 
 class Call(NamedTuple):
-    """One backward pass; `dx`, `dweight` and `dbias` are to be written, those that are asked for."""
+    """One backward pass; `dx`, `dgate`, `dskip`, `dweight` and `dbias` are to be written, those that are asked for."""
 
     s: Schedule
     dy: Tensor
     dsum: Tensor | None
     x: Tensor
     m: MaskArguments
+    gate: Tensor | None
+    skip: Tensor | None
     counts: Tensor | None
     mean: Tensor | None
     std: Tensor
@@ -43,6 +45,8 @@ class Call(NamedTuple):
     flags: BackwardFlags
     fixed: bool
     dx: Tensor | None
+    dgate: Tensor | None
+    dskip: Tensor | None
     dweight: Tensor | None
     dbias: Tensor | None
 
@@ -54,22 +58,37 @@ class Call(NamedTuple):
         """What x is standardized with, and the weights."""
         return self.mean, self.std, self.weight, self.bias
 
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        """The tensors that elements of the gradient are computed from, but for dy."""
+        return self.x, self.m.pointer, self.gate, self.skip
+
+    def beside(self) -> tuple[Tensor | None, ...]:
+        """The gradients that lie in memory as dy does."""
+        return self.dx, self.dgate, self.dskip
+
     def outputs(self) -> Pair:
         return self.dweight, self.dbias
+
+    def needs_means(self) -> bool:
+        """Whether the gradient of what was normalized is needed, and its moments depend on x."""
+        return not self.fixed and (self.dx is not None or (self.flags.gate_first and self.dgate is not None))
 
     def along(self) -> Along:
         return Along(self.flags.features)
 
-    def numbers(self, rows: int) -> tuple[int, int, int, int]:
+    def numbers(self, rows: int, together: int = 1) -> tuple[int, int, int, int]:
         """How sums for the weights lie, ``[rows, feature // own, shared, feature % own]``.
 
-        `rows` are those of each cell, or if cells have the sums in common, all.
+        `rows` are those of each cell. If cells have the sums in common there are `together` times as many, those of a
+        set of weights side by side.
         """
         s, along = self.s, self.along()
         index, used = s.index, (s.backward or s.sums).tile.used_columns
         own = {Along.CELL: 1, Along.COLUMN: used, Along.R0: s.r0, Along.R1: s.r1}[along]
+        if self.flags.sets:
+            return rows, s.sets * own, together // s.sets, own
         if not (self.flags.per_cell or along in (Along.CELL, Along.COLUMN)):
-            return rows, own, 1, own
+            return rows * together, own, 1, own
         shared = index.cell_div * (used if along is Along.CELL else 1)
         return rows * s.cells // (index.cell_mod * index.cell_div), index.cell_mod * own, shared, own
 
@@ -102,10 +121,11 @@ def _add_up(sums: Pair, outputs: Pair, rows: int, size: int, shared: int, own: i
 
 def launch(call: Call, by_offset: bool) -> None:
     """Compute the gradients; those of weight and bias `by_offset` have kernels of their own."""
-    if call.fixed and call.along() is Along.NONE:
+    whole = call.s.backward if call.gate is None and call.skip is None else call.s.gated
+    if call.along() is Along.NONE and not call.needs_means():
         _apply_gradient(call, None)
-    elif call.s.backward is not None:
-        _by_regions(call, call.s.backward)
+    elif whole is not None:
+        _by_regions(call, whole)
     else:
         _by_parts(call)
     if by_offset:
@@ -115,20 +135,25 @@ def launch(call: Call, by_offset: bool) -> None:
 def _by_regions(call: Call, p: Pass) -> None:
     """dx and the sums for weights, by programs that have whole regions."""
     s, along = call.s, call.along()
-    if call.dx is None and along is Along.NONE:
-        return
     programs = p.blocks
     in_common = along in (Along.R0, Along.R1) and not call.flags.per_cell
     if p.walk is Walk.WHOLE and in_common:
-        programs = min(programs, device.multiprocessors(call.x.device) * (1 if s.count >= WHOLE_WEIGHTS else 2))
-    room = None if along is Along.NONE else _Features(call, *call.numbers(programs if in_common else 1))
+        most = device.multiprocessors(call.x.device) * (1 if s.count >= WHOLE_WEIGHTS else 2)
+        programs = _for_sets(call, programs, most)
+    room = None if along is Along.NONE else _Features(call, *call.numbers(1, programs if in_common else 1))
     device.launch(
         backward.region_gradient, (programs, 1, 1), p.warps,
-        (call.dy, call.dsum, call.x, call.m.pointer, call.counts, *call.standardizer(), *_sums_of(room), call.dx),
-        s.k1, p.blocks, p.axes, s.index, call.m.places, p.tile, call.of(p), int(p.walk), call.fixed,
+        (call.dy, call.dsum, *call.inputs(), call.counts, *call.standardizer(), *_sums_of(room), *call.beside()),
+        p.k1, p.blocks, p.axes, s.index, call.m.places, p.tile, call.of(p), int(p.walk), call.fixed,
     )  # fmt: skip
     if room is not None:
         room.add_up()
+
+
+def _for_sets(call: Call, programs: int, most: int) -> int:
+    """At most so many programs, but as many for each set of weights."""
+    sets = call.s.sets if call.flags.sets else 1
+    return max(1, min(programs // sets, most // sets)) * sets
 
 
 def _sums_of(room: _Features | None) -> Pair:
@@ -139,7 +164,7 @@ def _by_parts(call: Call) -> None:
     """Sums of parts, their means over each cell, and dx."""
     s, along, x, p = call.s, call.along(), call.x, call.s.sums
     of_column = along in (Along.CELL, Along.COLUMN)
-    needed = not call.fixed and call.dx is not None
+    needed = call.needs_means()
     grid, columns, together, sets = merging(p, s.cells)
     along_sums = plain_sums = room = None
     if of_column or needed:
@@ -147,17 +172,17 @@ def _by_parts(call: Call) -> None:
         plain_sums = device.empty(x, p.parts, s.cells * columns) if call.flags.center or call.flags.bias else None
     programs = p.blocks
     if along is Along.R1 and not call.flags.per_cell:
-        programs = min(programs, max(1, 2 * device.multiprocessors(x.device) // p.axes.parts_r1))
+        programs = _for_sets(call, programs, 2 * device.multiprocessors(x.device) // p.axes.parts_r1)
     if along in (Along.R0, Along.R1):
         rows = p.parts_r0 if along is Along.R1 else p.axes.parts_r1
-        room = _Features(call, *call.numbers(rows * (1 if call.flags.per_cell else programs)))
+        room = _Features(call, *call.numbers(rows, 1 if call.flags.per_cell else programs))
     device.launch(
         backward.part_sums, (programs * p.parts, 1, 1), p.warps,
-        (call.dy, x, call.m.pointer, *call.standardizer(), along_sums, plain_sums, *_sums_of(room)),
-        s.k1, s.cells * columns, p.blocks, p.axes, s.index, call.m.places, p.tile, call.of(p),
+        (call.dy, *call.inputs(), *call.standardizer(), along_sums, plain_sums, *_sums_of(room)),
+        p.k1, s.cells * columns, p.blocks, p.axes, s.index, call.m.places, p.tile, call.of(p),
     )  # fmt: skip
     # One cell and one column for each weight: merging gives its gradient, too.
-    merged = along is Along.CELL and s.cells == s.index.period
+    merged = along is Along.CELL and s.cells == s.weights
     means = device.empty(x, 2, s.cells) if needed else None
     if needed or merged:
         device.launch(
@@ -165,8 +190,7 @@ def _by_parts(call: Call) -> None:
             (along_sums, plain_sums, call.weight, call.counts, means, *(call.outputs() if merged else (None, None))),
             s.cells, p.parts, s.count, s.index, call.of(p), columns, together, sets,
         )  # fmt: skip
-    if call.dx is not None:
-        _apply_gradient(call, means)
+    _apply_gradient(call, means)
     if of_column and not merged:
         wanted = along_sums if call.dweight is not None else None, plain_sums if call.dbias is not None else None
         _add_up(wanted, call.outputs(), *call.numbers(p.parts))
@@ -175,28 +199,30 @@ def _by_parts(call: Call) -> None:
 
 
 def _apply_gradient(call: Call, means: Tensor | None) -> None:
+    """dx, and what is stored with it."""
     s, p = call.s, call.s.apply
-    if call.dx is None:
+    if call.beside() == (None, None, None):
         return
     device.launch(
         backward.part_gradient, p.grid, p.warps,
-        (call.dy, call.dsum, call.x, call.m.pointer, means, *call.standardizer(), call.dx),
-        s.k1, s.cells, p.axes, s.index, call.m.places, p.tile, call.of(p),
+        (call.dy, call.dsum, *call.inputs(), means, *call.standardizer(), *call.beside()),
+        p.k1, s.cells, p.axes, s.index, call.m.places, p.tile, call.of(p),
     )  # fmt: skip
 
 
 def _by_offset(call: Call) -> None:
     """The gradients of weight and bias by kernels of their own."""
-    s, x = call.s, call.x
+    s = call.s
     _, r0, k1, r1 = s.view
     period, inner = s.index.period, s.index.inner
-    others = s.numel // period
-    parts = max(1, min(FEATURE_PARTS, -(-others // FEATURE_SHARE)))
-    room = _Features(call, parts, period, 1, period)
+    others = s.numel // s.weights
+    parts = max(1, min(FEATURE_PARTS // s.slabs, -(-others // FEATURE_SHARE)))
+    room = _Features(call, parts, s.weights, 1, s.weights)
+    view = FeatureView(period, inner, r0 * k1 * r1, k1, r1, s.numel // s.slabs, parts, *s.gaps)
     device.launch(
-        features.feature_sums, (-(-period // FEATURE_TILE), parts, 1), 4,
-        (call.dy, x, call.m.pointer, *call.standardizer(), *room.sums),
-        others, -(-others // parts), FeatureView(period, inner, r0 * k1 * r1, k1, r1),
-        call.m.places, call.flags, FEATURE_TILE, OTHER_TILE, s.numel >= FAR,
+        features.feature_sums, (-(-period // FEATURE_TILE) * parts * s.slabs, 1, 1), 4,
+        (call.dy, *call.inputs(), *call.standardizer(), *room.sums),
+        others, -(-others // parts), view,
+        call.m.places, call.flags, FEATURE_TILE, OTHER_TILE, s.numel >= FAR, s.gaps.group > 0,
     )  # fmt: skip
     room.add_up()

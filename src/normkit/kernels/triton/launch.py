@@ -23,29 +23,29 @@ from normkit.kernels.triton.code import forward
 from normkit.kernels.triton.code import weight as weights
 from normkit.kernels.triton.device import aligned, check_length, empty
 from normkit.kernels.triton.inputs import MaskArguments, mask_arguments, merging, or_none
-from normkit.kernels.triton.passes import FAR, MOST_WARPS, SMALLEST, WHOLE
+from normkit.kernels.triton.passes import FAR, MOST_WARPS, SMALLEST, WHOLE, Gaps
 from normkit.kernels.triton.schedule import Schedule, schedule
 
 RUNNING = 256
 """Channels whose running statistics one program updates, two for each thread. A guess that no GPU has measured."""
 
 reads_half = True
-extended = False
+extended = True
 
 _numbers = itertools.count()
-_plans: dict[int, tuple[tuple[int, int, int, int], int, int]] = {}
+_plans: dict[int, tuple[tuple[int, int, int, int], int, int, int, Gaps]] = {}
 """By number. `normkit.kernels.layout` keeps a few thousand plans at most, then calls `forget`."""
 _schedules: dict[tuple[int, int], Schedule] = {}
 """By the numbers of plans and the sizes of elements."""
 
 
 def plan(
-    k0: int, r0: int, k1: int, r1: int, period: int, inner: int, columns: int, slabs: int, group: int, pitch: int,
-    outer: int, /,
+    k0: int, r0: int, k1: int, r1: int, period: int, inner: int, columns: int,
+    slabs: int, group: int, pitch: int, outer: int, /,
 ) -> int:  # fmt: skip
     """Keep a plan, and return the number it is called by."""
     number = next(_numbers)
-    _plans[number] = (k0, r0, k1, r1), period, inner
+    _plans[number] = (k0, r0, k1, r1), period, inner, slabs, Gaps(group, pitch, outer)
     return number
 
 
@@ -60,7 +60,8 @@ def schedule_of(plan: int, x: Tensor) -> Schedule:
     key = plan, x.element_size()
     s = _schedules.get(key)
     if s is None:
-        numbers = (*_plans[plan], x.element_size())
+        view, period, inner, slabs, gaps = _plans[plan]
+        numbers = view, period, inner, x.element_size(), slabs, gaps
         s = tune.tuned(numbers, device.name(), _milliseconds) if tune.is_on() else schedule(*numbers)
         _schedules[key] = s
     return s
@@ -70,15 +71,16 @@ def _milliseconds(s: Schedule, itemsize: int) -> float:
     """Of a forward and a backward call."""
     dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[itemsize]
     where = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    x, ones = torch.randn(s.numel, device=where).to(dtype), torch.ones(s.index.period, device=where)
-    number = plan(*s.view, s.index.period, s.index.inner, 0, 1, 0, 0, 0)
+    x, ones = torch.randn(s.numel, device=where).to(dtype), torch.ones(s.weights, device=where)
+    s = s.dense
+    number = plan(*s.view, s.index.period, s.index.inner, 0, s.slabs, *s.gaps)
     _schedules[number, itemsize] = s
     a = Arguments(x, ones, ones, "", 1e-5, True)
 
     def both() -> None:
         _, _, mean, std = norm(a, number, None, a.eps, None, True)
         assert std is not None
-        norm_backward(x, a._replace(mean=mean), number, std, a.eps, None, False, Want(True, True, True))
+        norm_backward(x, a._replace(mean=mean), number, std, a.eps, None, False, Want(True, True, True, False, False))
 
     time = float(_bench(both))
     forget(number)
@@ -95,14 +97,13 @@ def _bench(call: Callable[[], None]) -> Any:
 def norm(
     a: Arguments, plan: int, std: Tensor | None, eps: float, mask: Mask | None, moments: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    x, weight, bias, _, _, center, mean, _, residual, _, activation, *_ = a
-    s = schedule_of(plan, x)
+    weight, bias, center, mean, residual = a.weight, a.bias, a.center, a.mean, a.residual
+    s, x = _source(plan, a.x)
     check_length(x, s.numel, "x")
-    check_length(weight, s.index.period, "weight")
-    check_length(bias, s.index.period, "bias")
+    check_length(weight, s.weights, "weight")
+    check_length(bias, s.weights, "bias")
     check_length(mean, s.cells, "mean")
     check_length(std, s.cells, "std")
-    x = aligned(x)
     y = torch.empty_like(x)
     total = None if residual is None else torch.empty_like(x)
     m = mask_arguments(mask, s)
@@ -113,34 +114,45 @@ def norm(
     given, source, added, kept = (or_none(mean), std), x, residual, total
     stored = (mean_out, std_out)
     if p is None:
-        _store_moments(s, center, (x, residual, total, m.pointer), m, stored)
+        first_gate = a.gate if a.gate_first else None
+        _store_moments(s, center, (x, residual, total, m.pointer, first_gate), m, NUMBERS[a.gate_activation], stored)
         p, given, stored = s.apply, stored, (None, None)
         if total is not None:
-            source, added, kept = total, None, None  # the sum has been stored
+            p, source, added, kept = s.dense.apply, total, None, None  # the sum has been stored
     flags = ForwardFlags(
-        int(p.walk), int(p.along), s.alike, m.indexing, NUMBERS[activation], center, std is not None, eps
-    )
+        int(p.walk), int(p.along), s.alike, m.indexing, NUMBERS[a.activation], center, std is not None, eps,
+        NUMBERS[a.gate_activation], a.gate_first, a.zero_centered, a.cast_first,
+    )  # fmt: skip
     device.launch(
         forward.normalize, p.grid, p.warps,
-        (source, added, kept, m.pointer, *given, weight, bias, y, *stored),
-        s.k1, p.axes, s.index, m.places, p.tile, flags,
+        (source, added, kept, m.pointer, a.gate, a.skip, *given, weight, bias, y, *stored),
+        p.k1, p.axes, s.index, m.places, p.tile, flags,
     )  # fmt: skip
     if not computed:
         return y, total, None, None
     return y, total, empty(x, 0) if mean_out is None else mean_out, std_out
 
 
+def _source(plan: int, x: Tensor) -> tuple[Schedule, Tensor]:
+    """The schedule of a call and its x, in memory that is aligned."""
+    s = schedule_of(plan, x)
+    if s.gaps.group and x.data_ptr() % 16:
+        return s.dense, torch.empty_like(x).copy_(x)
+    return s, aligned(x)
+
+
 def _store_moments(
-    s: Schedule, center: bool, inputs: tuple[Tensor | None, ...], m: MaskArguments, stored: tuple[Tensor | None, ...]
-) -> None:
-    """Mean and deviation of each cell, from those of its parts; `inputs` are x, residual, total and mask."""
+    s: Schedule, center: bool, inputs: tuple[Tensor | None, ...], m: MaskArguments, gate: int,
+    stored: tuple[Tensor | None, ...],
+) -> None:  # fmt: skip
+    """Mean and deviation of each cell, from those of its parts; `inputs` are x, residual, total, mask and gate."""
     p, x = s.parts, inputs[0]
     assert x is not None
     grid, columns, together, sets = merging(p, s.cells)
     parts = empty(x, 3, p.parts, s.cells * columns)
     device.launch(
         forward.part_moments, p.grid, p.warps, (*inputs, parts),
-        s.k1, s.cells * columns, p.axes, m.places, p.tile, center, m.indexing,
+        p.k1, s.cells * columns, p.axes, m.places, p.tile, center, m.indexing, gate,
     )  # fmt: skip
     device.launch(forward.merge_moments, grid, 4, (parts, *stored), s.cells, p.parts, center, columns, together, sets)
 
@@ -150,32 +162,36 @@ def norm_backward(
     dtypes: tuple[torch.dtype | None, torch.dtype | None] = (None, None),
 ) -> Gradients:  # fmt: skip
     """The gradients; `dtypes` are those of the gradients of weight and bias, else the arithmetic one."""
-    x, weight, bias, _, _, center, mean, _, dsum, _, activation, *_ = a
+    weight, center, mean, dsum = a.weight, a.center, a.mean, a.residual
     assert mean is not None
-    s = schedule_of(plan, x)
+    s, x = _source(plan, a.x)
     check_length(dy, x.numel(), "dy")
-    check_length(weight, s.index.period, "weight")
+    check_length(weight, s.weights, "weight")
     check_length(std, s.cells, "std")
-    x, dy = aligned(x), aligned(dy)
+    dy = aligned(dy)
     m = mask_arguments(mask, s)
     along = s.features if want.weight or want.bias else Along.NONE
     by_offset = along is Along.OFFSET
     along = Along.NONE if by_offset else along
-    per_cell = not s.alike and along in (Along.R0, Along.R1)
-    outputs = dweight, dbias = [
-        torch.empty(s.index.period, dtype=dtype or arithmetic_dtype(x.dtype), device=x.device) if wanted else None
-        for wanted, dtype in zip(want[1:3], dtypes, strict=True)
+    along_axis = along in (Along.R0, Along.R1)
+    dweight, dbias = [
+        torch.empty(s.weights, dtype=dtype or arithmetic_dtype(x.dtype), device=x.device) if wanted else None
+        for wanted, dtype in zip((want.weight, want.bias), dtypes, strict=True)
     ]
     flags = BackwardFlags(
-        int(along), per_cell, want.weight, want.bias, int(Along.NONE), s.alike, m.indexing, NUMBERS[activation],
-        center, fixed, eps,
+        int(along), not s.alike and along_axis and s.sets == 1, along_axis and s.sets > 1, want.weight, want.bias,
+        int(Along.NONE), s.alike, m.indexing, NUMBERS[a.activation], center, fixed, eps,
+        NUMBERS[a.gate_activation], a.gate_first, a.zero_centered,
     )  # fmt: skip
-    dx = torch.empty_like(x) if want.x else None
+    dx, dgate, dskip = (torch.empty_like(x) if wanted else None for wanted in (want.x, want.gate, want.skip))
     counts = None if mask is None else mask.counts
     mean = or_none(mean) if center else None
-    call = gradients.Call(s, dy, dsum, x, m, counts, mean, std, weight, bias, flags, fixed, dx, *outputs)
+    call = gradients.Call(
+        s, dy, dsum, x, m, a.gate, a.skip, counts, mean, std, weight, a.bias, flags, fixed,
+        dx, dgate, dskip, dweight, dbias,
+    )  # fmt: skip
     gradients.launch(call, by_offset)
-    return Gradients(dx, dweight, dbias)
+    return Gradients(dx, dweight, dbias, dgate, dskip)
 
 
 def given(var: Tensor, eps: float, /) -> tuple[Tensor, float]:
@@ -194,9 +210,9 @@ def weight_norm(v: Tensor, g: Tensor, plan: int, /) -> tuple[Tensor, Tensor]:
         q, p = s.parts, s.apply
         grid, columns, together, sets = merging(q, s.cells)
         parts = empty(v, 2, q.parts, s.cells * columns)
-        device.launch(weights.part_lengths, q.grid, q.warps, (v, parts), s.k1, s.cells * columns, q.axes, q.tile)
+        device.launch(weights.part_lengths, q.grid, q.warps, (v, parts), q.k1, s.cells * columns, q.axes, q.tile)
         device.launch(weights.merge_lengths, grid, 4, (parts, length), s.cells, q.parts, columns, together, sets)
-    device.launch(weights.weight_norm, p.grid, p.warps, (v, g, w, length), s.k1, p.axes, p.tile, int(p.walk))
+    device.launch(weights.weight_norm, p.grid, p.warps, (v, g, w, length), p.k1, p.axes, p.tile, int(p.walk))
     return w, length
 
 
@@ -210,11 +226,11 @@ def weight_norm_backward(dw: Tensor, v: Tensor, g: Tensor, length: Tensor, plan:
         grid, columns, together, sets = merging(q, s.cells)
         parts = empty(v, q.parts, s.cells * columns)
         device.launch(
-            weights.part_along, q.grid, q.warps, (dw, v, length, parts), s.k1, s.cells * columns, q.axes, q.tile
+            weights.part_along, q.grid, q.warps, (dw, v, length, parts), q.k1, s.cells * columns, q.axes, q.tile
         )
         device.launch(weights.merge_along, grid, 4, (parts, dg), s.cells, q.parts, columns, together, sets)
     pointers = (dw, v, g, length, dv, dg)
-    device.launch(weights.weight_norm_backward, p.grid, p.warps, pointers, s.k1, p.axes, p.tile, int(p.walk))
+    device.launch(weights.weight_norm_backward, p.grid, p.warps, pointers, p.k1, p.axes, p.tile, int(p.walk))
     return dv, dg
 
 
@@ -245,6 +261,7 @@ def quantize(a: Arguments, scale: Tensor | None, dtype: torch.dtype, /) -> tuple
     own = torch.empty((*x.shape[:-1], 1), device=x.device) if scale is None else scale
     together = max(1, SMALLEST // room)
     flags = ForwardFlags(int(Walk.WHOLE), int(Along.R1), True, int(MaskIndexing.NONE), 0, center, False, eps)
+    flags = flags._replace(zero_centered=a.zero_centered)
     warps = max(1, min(MOST_WARPS, together * room * x.element_size() // (32 * 64)))
     device.launch(
         forward.quantize, (-(-rows // together), 1, 1), warps, (x, weight, bias, scale, y, own),

@@ -65,9 +65,10 @@ at a time."""
 MOST_CELLS = 128
 """Cells of such a tile at most, and a quarter of the elements where no words of 8 bytes can be read: a thread has few
 registers for more. A guess, with the compiler's report: instance norm of 7 x 7 positions spilled registers."""
-WORDS, WORDS_BACKWARD = 4, 2
-"""Words of 16 bytes that a thread takes of a tile: of x, and of both x and dy. On the H200, with bfloat16, rows of 8192
-were fastest with 8 warps forward, and with 16 backward."""
+WORDS, WORDS_BACKWARD, WORDS_GATED = 4, 2, 1
+"""Words of 16 bytes that a thread takes of a tile: of x; of both x and dy; of each of these and of a gate or a skip. On
+the H200, with bfloat16, rows of 8192 were fastest with 8 warps forward, and with 16 backward. The last is a guess, with
+the compiler's report: two words of each spilled registers."""
 FEWEST_WARPS, MOST_WARPS = 4, 16
 """Warps of a program: with 16, a thread has up to 128 registers on NVIDIA's GPUs, with 32 only 64."""
 FAR = 2**31
@@ -77,6 +78,17 @@ FAR = 2**31
 class Axis(NamedTuple):
     size: int
     stride: int
+
+
+class Gaps(NamedTuple):
+    """Where the rows of x begin: row r at ``r // group * outer + r % group * pitch``; without gaps, if group is 0."""
+
+    group: int = 0
+    pitch: int = 0
+    outer: int = 0
+
+
+NO_GAPS = Gaps()
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,7 @@ class Pass:
         parts_r0: number of parts along r0.
         warps: of a program.
         blocks: tiles side by side.
+        k1: number of inner cells.
     """
 
     walk: Walk
@@ -99,6 +112,7 @@ class Pass:
     parts_r0: int
     warps: int
     blocks: int
+    k1: int
 
     @property
     def parts(self) -> int:
@@ -115,7 +129,10 @@ class Pass:
 
 @dataclass(frozen=True)
 class Passes:
-    """Makes the passes of a schedule; `vector` elements are a word of 16 bytes, the largest that a thread reads."""
+    """Makes the passes of a schedule; `vector` elements are a word of 16 bytes, the largest that a thread reads.
+
+    With `transposed` the numbers of cells go along k0 first.
+    """
 
     k0: Axis
     k1: Axis
@@ -124,6 +141,8 @@ class Passes:
     along: Along
     vector: int
     chunk: int
+    gaps: Gaps = NO_GAPS
+    transposed: bool = False
 
     @property
     def count(self) -> int:
@@ -147,15 +166,15 @@ class Passes:
             return None
         return self._made(walk, k1, columns, r0, r1, self._warps(walk, k1 * columns * r0 * r1, WORDS), 1)
 
-    def backward(self) -> Pass | None:
+    def backward(self, words: int = WORDS_BACKWARD) -> Pass | None:
         weights = self.along is Along.R1
         walk, (k1, columns, r0, r1) = self._region(WHOLE_WEIGHTS if weights else WHOLE)
         if walk is None or (weights and walk is Walk.TWICE):
             return None  # a walk in parts keeps the sums for the weights of a part
         if weights and not self.between:
             # Sums of several rows at once.
-            k1 = max(1, 32 * MOST_WARPS * WORDS_BACKWARD * self.vector // (r0 * r1))
-        return self._made(walk, k1, columns, r0, r1, self._warps(walk, k1 * columns * r0 * r1, WORDS_BACKWARD), 1)
+            k1 = max(1, 32 * MOST_WARPS * words * self.vector // (r0 * r1))
+        return self._made(walk, k1, columns, r0, r1, self._warps(walk, k1 * columns * r0 * r1, words), 1)
 
     def _warps(self, walk: Walk, elements: int, words: int) -> int:
         """Warps of a program whose threads take so many words of a tile each."""
@@ -266,16 +285,17 @@ class Passes:
         strides = self.k0.stride, (0 if flat else self.k1.stride), self.r0.stride
         sizes = (self.width if self.between else 0, *strides, 0 if length == 1 else length)
         # Kernels multiply by it in 32 bits, if the numbers have no more.
-        align = 1 if max(sizes) >= FAR // 2 else math.gcd(16, *sizes, 0 if r1 == 1 else r1)
+        group, pitch, outer = self.gaps
+        align = 1 if max(*sizes, outer) >= FAR // 2 else math.gcd(16, *sizes, 0 if r1 == 1 else r1, pitch, outer)
         pieces_r0, pieces_r1 = _ceil(self.r0.size, r0), _ceil(length, r1)
         parts_r0 = min(parts or pieces_r0, pieces_r0)
         parts_r1 = min(_ceil(parts, parts_r0) if parts and not one_piece else pieces_r1, pieces_r1)
         part_r0, part_r1 = _ceil(pieces_r0, parts_r0) * r0, _ceil(pieces_r1, parts_r1) * r1
         parts_r0, parts_r1 = _ceil(self.r0.size, part_r0), _ceil(length, part_r1)
         if r1 > 1:
-            group = min(r0 * r1, self.vector, max(align, 4))
+            together = min(r0 * r1, self.vector, max(align, 4))
         else:
-            group = max(1, min(r0, k1 * columns * r0 // (32 * warps * self.vector)))
+            together = max(1, min(r0, k1 * columns * r0 // (32 * warps * self.vector)))
         even = self.r0.size % r0 == 0 and length % r1 == 0
         wide = self.k0.size * self.k1.size * self.count >= FAR
         blocks = self.k0.size * _ceil(self.width if flat else self.k1.size, k1)
@@ -283,14 +303,18 @@ class Passes:
         return Pass(
             walk=walk,
             along=Along.COLUMN if used > 1 and self.along is Along.R1 else self.along,
-            tile=Tile(k1, columns, r0, r1, used, flat, r1 > 1, group, even, align, wide),
+            tile=Tile(
+                k1, columns, r0, r1, used, flat, r1 > 1, together, even, align, wide, self.transposed, group > 0
+            ),
             axes=Axes(
                 self.r0.size, length // align, width, steps[0], steps[1], steps[2],
                 part_r0, part_r1 // align, parts_r1, parts_r0 * parts_r1,
+                self.k0.size if self.transposed else 0, group, pitch // align, outer // align,
             ),
             parts_r0=parts_r0,
             warps=warps,
             blocks=blocks,
+            k1=self.k1.size,
         )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ _names = list(ACTIVATIONS)
 def norm(
     plan: int, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, std: Tensor | None,
     residual: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None, momentum: float, count: int,
-    eps: float, center: bool, activation: int, moments: bool, length: bool,
+    eps: float, center: bool, activation: int, moments: bool, length: bool, zero_centered: bool, cast_first: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Recipe | None] | None:  # fmt: skip
     """A call without gradients, and its recipe: y, the sum, and the moments if they are computed.
 
@@ -55,6 +55,7 @@ def norm(
             w, own = launch.weight_norm(x, weight, plan)
             return w, None, None, own
         a = Arguments(x, weight, bias, "", eps, center, mean, std, residual, None, _names[activation])
+        a = a._replace(zero_centered=zero_centered, cast_first=cast_first)
         out = launch.norm(a, plan, std, eps, None, moments)
         if running_mean is not None:
             numbers = running_mean, running_var, *out[2:], count
@@ -78,9 +79,10 @@ def norm_backward(
     plan: int, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, std: Tensor,
     dsum: Tensor | None, eps: float, center: bool, activation: int, fixed: bool, want_x: bool, want_weight: bool,
     want_bias: bool, weight_dtype: torch.dtype | None, bias_dtype: torch.dtype | None, length: bool,
+    zero_centered: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Recipe | None] | None:  # fmt: skip
     """The gradients of x, weight and bias that are wanted, and their recipe; None for a plan that has been given up."""
-    dy, x, weight, bias, mean, std, dsum = _distinct(dy, x, weight, bias, mean, std, dsum)  # type: ignore[assignment]
+    x, dy, weight, bias, mean, std, dsum = _distinct(x, dy, weight, bias, mean, std, dsum)  # type: ignore[assignment]
     given = {Slot.DY: dy, Slot.X: x, Slot.WEIGHT: weight, Slot.BIAS: bias, Slot.MEAN: mean, Slot.STD: std}
     given[Slot.RESIDUAL] = dsum
     want = Want(want_x, want_weight, want_bias)
@@ -90,6 +92,7 @@ def norm_backward(
             assert weight is not None
             return *launch.weight_norm_backward(dy, x, weight, std, plan), None
         a = Arguments(x, weight, bias, "", eps, center, mean, std, dsum, None, _names[activation])
+        a = a._replace(zero_centered=zero_centered)
         return launch.norm_backward(dy, a, plan, std, eps, None, fixed, want, (weight_dtype, bias_dtype))[:3]
 
     recorder = Recorder()
@@ -136,4 +139,4 @@ def state() -> tuple[bool, str]:
 
 def cache_plan(pattern: str, shape: torch.Size, strides: tuple[int, ...], plan: int, numbers: tuple[int, ...]) -> bool:
     """Let C++ take such calls, after one has passed all checks; True if it has given up all other plans."""
-    return plan >= 0 and state()[0] and fastpath.cache_gpu_plan(pattern, shape, strides, plan, *numbers[:6])
+    return plan >= 0 and state()[0] and fastpath.cache_gpu_plan(pattern, shape, strides, plan, *numbers)

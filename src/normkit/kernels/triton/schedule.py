@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from normkit.kernels.triton.arguments import Along, MaskIndex, Walk, WeightIndex
-from normkit.kernels.triton.passes import CHUNK, Axis, Pass, Passes
+from normkit.kernels.triton.passes import CHUNK, NO_GAPS, WORDS_GATED, Axis, Gaps, Pass, Passes
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,15 @@ class Schedule:
         k0, k1: numbers of cells, outer and inner.
         r0, r1: sizes of a region; r1 holds the columns, too.
         index: how an element's weight is found.
+        slabs: how many sets of weights there are that follow one another, each for as many elements.
+        sets: how many sets of weights the blocks of the backward pass keep apart; 1 if they do not.
         features: the axis along which gradients of weights are added up; OFFSET if `feature_sums` does that.
         forward, backward: passes over whole regions; None where a region is cut into parts.
+        gated: as `backward`, for calls with a gate or a skip.
         parts, sums: passes that reduce parts, forward and backward.
         apply: the pass that normalizes when moments are in memory.
-        view: of the plan.
+        view, gaps: of the plan.
+        itemsize, chunk: what the schedule was made with.
     """
 
     k0: int
@@ -43,13 +47,19 @@ class Schedule:
     r0: int
     r1: int
     index: WeightIndex
+    slabs: int
+    sets: int
     features: Along
     forward: Pass | None
     backward: Pass | None
+    gated: Pass | None
     parts: Pass
     sums: Pass
     apply: Pass
     view: tuple[int, int, int, int]
+    gaps: Gaps
+    itemsize: int
+    chunk: int
 
     @cached_property
     def count(self) -> int:
@@ -69,6 +79,18 @@ class Schedule:
     @cached_property
     def numel(self) -> int:
         return self.cells * self.count
+
+    @cached_property
+    def weights(self) -> int:
+        """Weights of all slabs."""
+        return self.slabs * self.index.period
+
+    @cached_property
+    def dense(self) -> Schedule:
+        """The same for a tensor whose rows have no gaps between them."""
+        if not self.gaps.group:
+            return self
+        return schedule(self.view, self.index.period, self.index.inner, self.itemsize, self.slabs, chunk=self.chunk)
 
     def __str__(self) -> str:
         region = f"region {self.r0} x {self.r1}"
@@ -93,7 +115,7 @@ class Schedule:
             inside = stride if stride < positions else 0
             return channels * positions // stride, positions, max(1, positions // stride), inside
 
-        k0, k1, r0, r1 = _axes(self.view, self.index.period, self.index.inner)
+        k0, k1, r0, r1 = _axes(self.view, self.index.period, self.index.inner, self.slabs)
         of_r0, of_r1 = steps(r0), steps(r1)
         if of_r0[0] != 1 or of_r1[0] != 1:
             return None
@@ -109,40 +131,62 @@ class Schedule:
 
 
 def schedule(
-    view: tuple[int, int, int, int], period: int, inner: int, itemsize: int = 2, chunk: int = CHUNK
-) -> Schedule:
+    view: tuple[int, int, int, int], period: int, inner: int, itemsize: int = 2, slabs: int = 1, gaps: Gaps = NO_GAPS,
+    chunk: int = CHUNK,
+) -> Schedule:  # fmt: skip
     """The schedule of a plan with these numbers (`normkit.plan.Plan`).
 
     Args:
-        view, period, inner: of the plan.
+        view, period, inner, slabs, gaps: of the plan.
         itemsize: bytes of an element.
         chunk: elements of a tile that is walked or only normalized.
     """
-    axes = _axes(view, period, inner)
+    axes = k0, k1, r0, r1 = _axes(view, period, inner, slabs)
     along, index = _weight_index(axes, period, inner)
-    make = Passes(*axes, along, 16 // itemsize, chunk)
-    forward = make.forward()
-    backward = make.backward()
-    features = make.features(backward)
-    k0, k1, r0, r1 = axes
+    if slabs > 1:
+        along, index = _of_slabs(along, index, k0.size * k1.size // slabs, slabs)
+    make = inverse = Passes(*axes, along, 16 // itemsize, chunk, gaps)
+    sets = 1
+    if index.cell_mod == k0.size and index.cell_div == k1.size:
+        sets = k0.size
+    elif along is Along.R1 and not make.between and slabs == index.cell_div == 1 and _takes_turns(index, r1.size):
+        # Rows that have their weights in turn: a program takes those with the same weights.
+        sets, step = index.cell_mod, r0.size * r1.size
+        axes = Axis(sets, step), Axis(k1.size // sets, sets * step), r0, r1
+        inverse = Passes(*axes, along, 16 // itemsize, chunk, gaps, transposed=True)
+    backward = inverse.backward()
     return Schedule(
         k0=k0.size,
         k1=k1.size,
         r0=r0.size,
         r1=r1.size,
         index=index,
-        features=features,
-        forward=forward,
+        slabs=slabs,
+        sets=sets,
+        features=inverse.features(backward),
+        forward=make.forward(),
         backward=backward,
+        gated=inverse.backward(WORDS_GATED),
         parts=make.parts(),
-        sums=make.sums(),
+        sums=inverse.sums(),
         apply=make.apply(),
         view=view,
+        gaps=gaps,
+        itemsize=itemsize,
+        chunk=chunk,
     )
 
 
-def _axes(view: tuple[int, int, int, int], period: int, inner: int) -> tuple[Axis, Axis, Axis, Axis]:
-    """k0, k1, r0 and r1. A region in one piece is cut in two axes where the weights change."""
+def _takes_turns(index: WeightIndex, size: int) -> bool:
+    """Whether rows of so many weights have all sets of them in turn."""
+    return index.cell_mod > 1 and index.cell_mod * size == index.period
+
+
+def _axes(view: tuple[int, int, int, int], period: int, inner: int, slabs: int) -> tuple[Axis, Axis, Axis, Axis]:
+    """k0, k1, r0 and r1. A region in one piece is cut in two axes where the weights change.
+
+    Rows have their slabs as k0, so that no tile has rows of two slabs.
+    """
     k0, r0, k1, r1 = view
     if k1 != 1:
         return Axis(k0, r0 * k1 * r1), Axis(k1, r1), Axis(r0, k1 * r1), Axis(r1, 1)
@@ -153,7 +197,22 @@ def _axes(view: tuple[int, int, int, int], period: int, inner: int) -> tuple[Axi
         r0, r1 = count // inner, inner
     else:
         r0, r1 = count // (period * inner), period * inner
-    return Axis(1, count), Axis(k0, count), Axis(r0, r1), Axis(r1, 1)
+    return (
+        Axis(slabs, count if slabs == 1 else k0 // slabs * count),
+        Axis(k0 // slabs, count),
+        Axis(r0, r1),
+        Axis(r1, 1),
+    )
+
+
+def _of_slabs(along: Along, index: WeightIndex, cells: int, slabs: int) -> tuple[Along, WeightIndex]:
+    """The same for so many slabs, each with so many cells, from the index for one slab."""
+    period = index.period
+    if index.cell_mod > 1 and index.cell_div * index.cell_mod == cells and index.cell_mod * index.cell_step == period:
+        return along, index._replace(cell_mod=index.cell_mod * slabs)
+    if index.cell_mod > 1:
+        along = Along.OFFSET
+    return along, index._replace(cell_div=cells, cell_mod=slabs, cell_step=period)
 
 
 def _weight_index(axes: tuple[Axis, Axis, Axis, Axis], period: int, inner: int) -> tuple[Along, WeightIndex]:

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from normkit import settings
-from normkit.kernels.triton.passes import CHUNK, MOST_WARPS, Pass
+from normkit.kernels.triton.passes import CHUNK, MOST_WARPS, Gaps, Pass
 from normkit.kernels.triton.schedule import Schedule, schedule
 
-Numbers = tuple[tuple[int, int, int, int], int, int, int]
-"""View, period and inner of a plan, and bytes of an element."""
+Numbers = tuple[tuple[int, int, int, int], int, int, int, int, Gaps]
+"""View, period and inner of a plan, bytes of an element, slabs and gaps of the plan."""
 
 
 def is_on() -> bool:
@@ -47,7 +47,7 @@ def tuned(numbers: Numbers, where: str, milliseconds: Callable[[Schedule, int], 
 
 def made(numbers: Numbers, chunk: int, factor: float) -> Schedule:
     s = schedule(*numbers, chunk=chunk)
-    fields = ("forward", "backward", "parts", "sums", "apply")
+    fields = ("forward", "backward", "gated", "parts", "sums", "apply")
     passes: dict[str, Pass | None] = {field: getattr(s, field) for field in fields}
     scaled = {
         field: None if p is None else replace(p, warps=max(1, min(MOST_WARPS, int(p.warps * factor))))

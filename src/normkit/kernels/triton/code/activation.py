@@ -5,7 +5,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from normkit.kernels.triton.code.constants import GELU, GELU_TANH, LEAKY_RELU, RELU, SIGMOID, SILU, TANH
+from normkit.kernels.triton.code.constants import (
+    GELU,
+    GELU_TANH,
+    LEAKY_RELU,
+    PLUS_ONE,
+    RELU,
+    SIGMOID,
+    SILU,
+    TANH,
+)
 
 
 @triton.jit
@@ -47,6 +56,8 @@ def activate(z, ACTIVATION: tl.constexpr):
         return sigmoid(z)
     elif ACTIVATION == TANH:
         return tanh(z)
+    elif ACTIVATION == PLUS_ONE:
+        return z + 1.0
     else:
         return z
 

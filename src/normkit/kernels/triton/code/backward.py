@@ -9,6 +9,7 @@ from normkit.kernels.triton.code.constants import ALONG_CELL, ALONG_COLUMN, ALON
 from normkit.kernels.triton.code.gradient import (
     FeatureSums,
     Inputs,
+    Outputs,
     dx_of,
     gradient_of,
     means_over_cell,
@@ -23,6 +24,8 @@ from normkit.kernels.triton.code.gradient import (
     walked_sums,
 )
 from normkit.kernels.triton.code.tiles import (
+    blocks_of_program,
+    centered,
     columns_of,
     elements_of,
     part_of,
@@ -36,18 +39,20 @@ from normkit.kernels.triton.code.tiles import (
 
 @triton.jit(do_not_specialize=["k1", "all_columns", "blocks"])
 def part_sums(
-    dy, x, mask, mean_in, std_in, weight, bias, along_sums, plain_sums, of_weight, of_bias,
+    dy, x, mask, gate, skip, mean_in, std_in, weight, bias, along_sums, plain_sums, of_weight, of_bias,
     k1, all_columns, blocks, axes, index, mask_index,
     tile: tl.constexpr, flags: tl.constexpr,
 ):  # fmt: skip
     """The sums of each part of a region, ``[part, column]``; and for weights along r0 or r1 those of a part.
 
-    The programs of a part take turns with its blocks. Each adds up what its blocks have in common for weights along r1.
+    The programs of a part take turns with its blocks, or with those of one index of k0. Each adds up what its blocks
+    have in common for weights along r1.
     """
     F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     COLUMNS: tl.constexpr = tile.k1 * tile.columns
-    inputs = Inputs(dy, x, mask, weight, bias)
+    inputs = Inputs(dy, x, mask, gate, skip, weight, bias)
     first, number, programs = place_of_program(axes)
+    begin, end, step = blocks_of_program(first, programs, blocks, k1, index.cell_mod, tile, flags.sets)
     part = part_of(number, axes, tile)
     along_r0 = number // axes.parts_r1
     along_r1 = number % axes.parts_r1
@@ -56,7 +61,7 @@ def part_sums(
     if flags.features == ALONG_R1:
         weight1 = tl.zeros([COLUMNS, tile.r0 * tile.r1], F)
         bias1 = tl.zeros([COLUMNS, tile.r0 * tile.r1], F)
-    for block in range(first, blocks, programs):
+    for block in range(begin, end, step):
         columns = columns_of(block, k1, axes, tile)
         standardizer = standardizer_of(mean_in, std_in, columns, index, flags)
         # Parts with the same place along r0 have sums of the same features, if weights vary along r0.
@@ -107,7 +112,7 @@ def merge_sums(
             first = (cell // index.cell_div % index.cell_mod * index.cell_step)[:, None]
             if flags.features == ALONG_COLUMN:
                 first = first + (tl.arange(0, PARTS) % COLUMNS)[None, :]
-            scaled = tl.load(weight + first, mask=present, other=0.0).to(F)
+            scaled = centered(tl.load(weight + first, mask=present, other=0.0).to(F), flags)
             along = along * scaled
             plain = plain * scaled
         if counts is not None:
@@ -121,10 +126,14 @@ def merge_sums(
 
 @triton.jit(do_not_specialize=["k1", "cells"])
 def part_gradient(
-    dy, dsum, x, mask, means, mean_in, std_in, weight, bias, dx, k1, cells, axes, index, mask_index,
+    dy, dsum, x, mask, gate, skip, means, mean_in, std_in, weight, bias, dx, dgate, dskip,
+    k1, cells, axes, index, mask_index,
     tile: tl.constexpr, flags: tl.constexpr,
 ):  # fmt: skip
-    """dx of a part, from the means over each cell; without means, the moments do not depend on x."""
+    """dx of a part, and what is stored with it, from the means over each cell.
+
+    Without means, the moments do not depend on x, or dx is not asked for.
+    """
     F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     columns, part, _ = task_of_program(k1, axes, tile)
     standardizer = standardizer_of(mean_in, std_in, columns, index, flags)
@@ -134,44 +143,50 @@ def part_gradient(
         along = tl.load(means + columns.cell, mask=columns.exists, other=0.0)
         if flags.center:
             plain = tl.load(means + cells + columns.cell, mask=columns.exists, other=0.0)
-    inputs = Inputs(dy, x, mask, weight, bias)
+    inputs = Inputs(dy, x, mask, gate, skip, weight, bias)
     walk_dx(
-        inputs, dsum, dx, columns, standardizer, part, along, plain, axes, index, mask_index,
+        inputs, Outputs(dx, dgate, dskip), dsum, columns, standardizer, part, along, plain, axes, index, mask_index,
         tile, flags, means is None, F,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["k1", "blocks"])
 def region_gradient(
-    dy, dsum, x, mask, counts, mean_in, std_in, weight, bias, of_weight, of_bias, dx,
+    dy, dsum, x, mask, gate, skip, counts, mean_in, std_in, weight, bias, of_weight, of_bias, dx, dgate, dskip,
     k1, blocks, axes, index, mask_index,
     tile: tl.constexpr, flags: tl.constexpr, WALK: tl.constexpr, FIXED: tl.constexpr,
 ):  # fmt: skip
-    """dx of whole regions, and on the way the sums for weights.
+    """dx of whole regions and what is stored with it, and on the way the sums for weights.
 
     FIXED moments do not depend on x; then the sums are for the weights alone. A program takes every
-    ``num_programs(0)``-th block, and adds up sums that its blocks have in common.
+    ``num_programs(0)``-th block, or those of one index of k0, and adds up sums that its blocks have in common.
     """
     F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     COLUMNS: tl.constexpr = tile.k1 * tile.columns
     OF_COLUMN: tl.constexpr = flags.features == ALONG_CELL or flags.features == ALONG_COLUMN
     ALONG_AXIS: tl.constexpr = flags.features == ALONG_R0 or flags.features == ALONG_R1
     IN_COMMON: tl.constexpr = WALK == WALK_WHOLE and ALONG_AXIS and not flags.per_cell
-    inputs = Inputs(dy, x, mask, weight, bias)
+    STORED: tl.constexpr = dx is not None or (flags.gate_first and dgate is not None)
+    inputs = Inputs(dy, x, mask, gate, skip, weight, bias)
+    outputs = Outputs(dx, dgate, dskip)
     part = part_of(0, axes, tile)
     number = axes.r0 if flags.features == ALONG_R0 else size_of_r1(axes, tile)
     ROOM: tl.constexpr = tile.r0 if flags.features == ALONG_R0 else tile.r1
     if IN_COMMON:
         all_weight = tl.zeros([COLUMNS, tile.r0 * tile.r1], F)
         all_bias = tl.zeros([COLUMNS, tile.r0 * tile.r1], F)
-    for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
+    begin, end, step = blocks_of_program(
+        tl.program_id(0), tl.num_programs(0), blocks, k1, index.cell_mod, tile, IN_COMMON and flags.sets
+    )
+    for block in range(begin, end, step):
         columns = columns_of(block, k1, axes, tile)
         standardizer = standardizer_of(mean_in, std_in, columns, index, flags)
         if WALK == WALK_WHOLE:
             elements = elements_of(columns, part, part.begin0, part.begin1, axes, tile)
             gradient = gradient_of(
-                inputs, columns, standardizer, part, elements, index, mask_index, tile, flags, F, "evict_first"
-            )
+                inputs, outputs, columns, standardizer, part, elements, index, mask_index,
+                tile, flags, F, "evict_first",
+            )  # fmt: skip
             summed = gradient.affine if OF_COLUMN else gradient.inner
             along = tl.sum(summed * gradient.x_hat, 1)
             plain = along
@@ -196,16 +211,17 @@ def region_gradient(
         if OF_COLUMN:
             at = place_of_columns(columns, tile)
             store_pair(FeatureSums(of_weight, of_bias, 0, 0), at, columns.exists, along, plain, flags)
-        if dx is not None:
+        if STORED or (WALK != WALK_WHOLE and (dgate is not None or dskip is not None)):
             if not FIXED:
                 along, plain = means_over_cell(
                     along, plain, weight, counts, columns, standardizer, axes, tile, flags, F
                 )
             if WALK == WALK_WHOLE:
-                store_dx(dx, dsum, dx_of(gradient, standardizer, along, plain, flags, FIXED), elements, F)
+                g = dx_of(gradient, standardizer, along, plain, flags, FIXED)
+                store_dx(outputs, dsum, gradient, g, elements, flags, F)
             else:
                 walk_dx(
-                    inputs, dsum, dx, columns, standardizer, part, along, plain, axes, index, mask_index,
+                    inputs, outputs, dsum, columns, standardizer, part, along, plain, axes, index, mask_index,
                     tile, flags, FIXED, F,
                 )  # fmt: skip
     if IN_COMMON:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 from normkit.kernels.triton.code.activation import activate
-from normkit.kernels.triton.code.constants import ALONG_CELL, ALONG_COLUMN, MASK_NONE, WALK_GIVEN, WALK_WHOLE
+from normkit.kernels.triton.code.constants import (
+    ALONG_CELL,
+    ALONG_COLUMN,
+    MASK_NONE,
+    WALK_GIVEN,
+    WALK_WHOLE,
+)
 from normkit.kernels.triton.code.moments import (
     TINY,
     Moments,
@@ -24,8 +32,10 @@ from normkit.kernels.triton.code.moments import (
     where_in_range,
 )
 from normkit.kernels.triton.code.tiles import (
+    centered,
     elements_of,
     first_weight,
+    load_beside,
     load_weight,
     place_of_columns,
     place_of_parts,
@@ -34,25 +44,41 @@ from normkit.kernels.triton.code.tiles import (
 )
 
 
+class Source(NamedTuple):
+    """The pointers that the input is computed from; None for what a call does not have."""
+
+    x: tl.tensor
+    residual: tl.tensor
+    mask: tl.tensor
+    gate: tl.tensor
+    """A gate that comes first."""
+
+
 @triton.jit
-def load_input(x, residual, total, elements, valid, MASK: tl.constexpr, F: tl.constexpr, POLICY: tl.constexpr):
-    """The elements of a tile with the residual added, 0 where not valid; `total`, if there is one, keeps the sum."""
-    value = tl.load(x + elements.offset, mask=elements.inside, other=0.0, eviction_policy=POLICY)
-    if residual is not None:
-        added = tl.load(residual + elements.offset, mask=elements.inside, other=0.0, eviction_policy=POLICY)
+def load_input(
+    source, total, elements, valid, MASK: tl.constexpr, GATE: tl.constexpr, F: tl.constexpr, POLICY: tl.constexpr
+):  # fmt: skip
+    """The elements of a tile that are normalized, 0 where not valid; `total`, if there is one, keeps the sum."""
+    value = tl.load(source.x + elements.source, mask=elements.inside, other=0.0, eviction_policy=POLICY)
+    if source.residual is not None:
+        added = tl.load(source.residual + elements.offset, mask=elements.inside, other=0.0, eviction_policy=POLICY)
         value = (value.to(F) + added.to(F)).to(value.dtype)
         if total is not None:
             tl.store(total + elements.offset, value, mask=elements.inside)
+    value = value.to(F)
+    if source.gate is not None:
+        gate = tl.load(source.gate + elements.offset, mask=elements.inside, other=0.0, eviction_policy=POLICY)
+        value = value * activate(gate.to(F), GATE)
     if MASK == MASK_NONE:
-        return value.to(F)
+        return value
     else:
-        return tl.where(valid, value.to(F), 0.0)
+        return tl.where(valid, value, 0.0)
 
 
 @triton.jit
 def walked_moments(
-    x, residual, total, mask, columns, part, axes, mask_index,
-    tile: tl.constexpr, CENTER: tl.constexpr, MASK: tl.constexpr, SHRUNK: tl.constexpr,
+    source, total, columns, part, axes, mask_index,
+    tile: tl.constexpr, CENTER: tl.constexpr, MASK: tl.constexpr, GATE: tl.constexpr, SHRUNK: tl.constexpr,
     F: tl.constexpr, POLICY: tl.constexpr,
 ):  # fmt: skip
     """Moments of a part of each cell, or of each column of a flat tile."""
@@ -66,8 +92,8 @@ def walked_moments(
     for at0 in range(part.begin0, part.end0, tile.r0):
         for at1 in range(part.begin1, part.end1, tile.r1):
             elements = elements_of(columns, part, at0, at1, axes, tile)
-            valid = valid_elements(mask, columns, elements, mask_index, MASK)
-            value = load_input(x, residual, total, elements, valid, MASK, F, POLICY)
+            valid = valid_elements(source.mask, columns, elements, mask_index, MASK)
+            value = load_input(source, total, elements, valid, MASK, GATE, F, POLICY)
             if SHRUNK:
                 value = value * tiny(F)
             if CENTER:
@@ -89,20 +115,19 @@ def walked_moments(
 
 @triton.jit(do_not_specialize=["k1", "all_columns"])
 def part_moments(
-    x, residual, total, mask, parts, k1, all_columns, axes, mask_index,
-    tile: tl.constexpr, CENTER: tl.constexpr, MASK: tl.constexpr,
+    x, residual, total, mask, gate, parts, k1, all_columns, axes, mask_index,
+    tile: tl.constexpr, CENTER: tl.constexpr, MASK: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     """Number, mean and deviation of each part: ``parts[0..2, part, column]``, a column for each cell unless flat."""
     F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     columns, part, number = task_of_program(k1, axes, tile)
-    moments = walked_moments(
-        x, residual, total, mask, columns, part, axes, mask_index, tile, CENTER, MASK, False, F, ""
-    )
+    source = Source(x, residual, mask, gate)
+    moments = walked_moments(source, total, columns, part, axes, mask_index, tile, CENTER, MASK, GATE, False, F, "")
     mean, std = mean_and_deviation(moments, False)
     if x.dtype.element_ty != tl.float16:
         if exceeds_range(std):
             moments = walked_moments(
-                x, residual, None, mask, columns, part, axes, mask_index, tile, CENTER, MASK, True, F, ""
+                source, None, columns, part, axes, mask_index, tile, CENTER, MASK, GATE, True, F, ""
             )
             shrunk_mean, shrunk_std = mean_and_deviation(moments, True)
             mean, std = where_in_range(mean, std, shrunk_mean, shrunk_std)
@@ -138,7 +163,7 @@ def merge_moments(
 
 @triton.jit
 def region_moments(
-    value, valid, x, residual, total, mask, columns, part, axes, mask_index,
+    value, valid, source, total, columns, part, axes, mask_index,
     tile: tl.constexpr, flags: tl.constexpr, SHRUNK: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
     """Mean and deviation of whole regions, from the tile in registers or from a walk."""
@@ -154,20 +179,40 @@ def region_moments(
         moments = merge_columns(moments, tile, flags.center)
     else:
         moments = walked_moments(
-            x, residual, total, mask, columns, part, axes, mask_index,
-            tile, flags.center, flags.mask, SHRUNK, F, "evict_last",
+            source, total, columns, part, axes, mask_index,
+            tile, flags.center, flags.mask, flags.gate, SHRUNK, F, "evict_last",
         )  # fmt: skip
     return mean_and_deviation(moments, SHRUNK)
 
 
+@triton.jit
+def weighted(z, weight, bias, dtype: tl.constexpr, flags: tl.constexpr, F: tl.constexpr):
+    """``z * weight + bias``, or what would be in memory if each step were an operation of its own in x's dtype."""
+    if flags.cast_first:
+        z = z.to(dtype).to(F)
+    if weight is not None:
+        if flags.cast_first:
+            z = (z * weight.to(dtype).to(F)).to(dtype).to(F)
+        else:
+            z = z * weight
+    if bias is not None:
+        if flags.cast_first:
+            z = (z + bias.to(dtype).to(F)).to(dtype).to(F)
+        else:
+            z = z + bias
+    return z
+
+
 @triton.jit(do_not_specialize=["k1"])
 def normalize(
-    x, residual, total, mask, mean_in, std_in, weight, bias, y, mean_out, std_out,
+    x, residual, total, mask, gate, skip, mean_in, std_in, weight, bias, y, mean_out, std_out,
     k1, axes, index, mask_index, tile: tl.constexpr, flags: tl.constexpr,
 ):  # fmt: skip
     """y, and the moments where they are not given. A program has whole regions, or a part if moments are given."""
     F: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     GIVEN: tl.constexpr = flags.walk == WALK_GIVEN
+    GATED: tl.constexpr = gate is not None and not flags.gate_first
+    source = Source(x, residual, mask, gate if flags.gate_first else None)
     columns, part, _ = task_of_program(k1, axes, tile)
     first = first_weight(columns, index, flags.along)
     if GIVEN:
@@ -182,14 +227,14 @@ def normalize(
         if flags.walk == WALK_WHOLE:
             elements = elements_of(columns, part, part.begin0, part.begin1, axes, tile)
             held_valid = valid_elements(mask, columns, elements, mask_index, flags.mask)
-            held = load_input(x, residual, total, elements, held_valid, flags.mask, F, "evict_first")
+            held = load_input(source, total, elements, held_valid, flags.mask, flags.gate, F, "evict_first")
         mean, std = region_moments(
-            held, held_valid, x, residual, total, mask, columns, part, axes, mask_index, tile, flags, False, F
+            held, held_valid, source, total, columns, part, axes, mask_index, tile, flags, False, F
         )
         if x.dtype.element_ty != tl.float16:
             if exceeds_range(std):
                 shrunk_mean, shrunk_std = region_moments(
-                    held, held_valid, x, residual, None, mask, columns, part, axes, mask_index, tile, flags, True, F
+                    held, held_valid, source, None, columns, part, axes, mask_index, tile, flags, True, F
                 )
                 mean, std = where_in_range(mean, std, shrunk_mean, shrunk_std)
         if std_out is not None:
@@ -201,7 +246,7 @@ def normalize(
     OF_COLUMN: tl.constexpr = flags.along == ALONG_CELL or flags.along == ALONG_COLUMN
     if OF_COLUMN:
         if weight is not None:
-            column_weight = tl.load(weight + first, mask=columns.exists, other=0.0).to(F)
+            column_weight = centered(tl.load(weight + first, mask=columns.exists, other=0.0).to(F), flags)
         if bias is not None:
             column_bias = tl.load(bias + first, mask=columns.exists, other=0.0).to(F)
     for at0 in range(part.begin0, part.end0, tile.r0):
@@ -214,20 +259,28 @@ def normalize(
                 valid = valid_elements(mask, columns, elements, mask_index, flags.mask)
                 # A first walk has stored the sum.
                 kept = total if GIVEN else None
-                z = load_input(x, residual, kept, elements, valid, flags.mask, F, "evict_first")
+                z = load_input(source, kept, elements, valid, flags.mask, flags.gate, F, "evict_first")
             if flags.center:
                 z = z - mean[:, None]
             z = z * scale[:, None]
+            factor = None
+            added = None
             if weight is not None:
                 if OF_COLUMN:
-                    z = z * column_weight[:, None]
+                    factor = column_weight[:, None]
                 else:
-                    z = z * load_weight(weight, columns, first, part, elements, index, flags, tile, F)
+                    loaded = load_weight(weight, columns, first, part, elements, index, flags, tile, F)
+                    factor = centered(loaded, flags)
             if bias is not None:
                 if OF_COLUMN:
-                    z = z + column_bias[:, None]
+                    added = column_bias[:, None]
                 else:
-                    z = z + load_weight(bias, columns, first, part, elements, index, flags, tile, F)
+                    added = load_weight(bias, columns, first, part, elements, index, flags, tile, F)
+            z = weighted(z, factor, added, y.dtype.element_ty, flags, F)
+            if GATED:
+                z = z * activate(load_beside(gate, elements, valid, flags.mask, F), flags.gate)
+            if skip is not None:
+                z = z + load_beside(skip, elements, valid, flags.mask, F)
             z = activate(z, flags.activation)
             if flags.mask != MASK_NONE:
                 z = tl.where(valid, z, 0.0)
@@ -258,7 +311,7 @@ def quantize(
         std = tl.where(std < float("inf"), std, shrunk_std)
     z = (value - mean[:, None]) * scale_of(std, flags)[:, None]
     if weight is not None:
-        z = z * tl.load(weight + place, mask=place < length, other=0.0).to(tl.float32)[None, :]
+        z = z * centered(tl.load(weight + place, mask=place < length, other=0.0).to(tl.float32), flags)[None, :]
     if bias is not None:
         z = z + tl.load(bias + place, mask=place < length, other=0.0).to(tl.float32)[None, :]
     if given is not None:

@@ -7,12 +7,14 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from normkit.kernels.triton.code.activation import derivative
+from normkit.kernels.triton.code.activation import activate, derivative
 from normkit.kernels.triton.code.constants import ALONG_CELL, ALONG_COLUMN, ALONG_R0, ALONG_R1, IDENTITY, MASK_NONE
 from normkit.kernels.triton.code.moments import lanes_of, over_lane, scale_of
 from normkit.kernels.triton.code.tiles import (
+    centered,
     elements_of,
     first_weight,
+    load_beside,
     load_weight,
     size_of_r1,
     sum_over_cell,
@@ -26,8 +28,18 @@ class Inputs(NamedTuple):
     dy: tl.tensor
     x: tl.tensor
     mask: tl.tensor
+    gate: tl.tensor
+    skip: tl.tensor
     weight: tl.tensor
     bias: tl.tensor
+
+
+class Outputs(NamedTuple):
+    """The pointers to gradients that lie in memory as dy does; None for what is not asked for."""
+
+    dx: tl.tensor
+    dgate: tl.tensor
+    dskip: tl.tensor
 
 
 class Standardizer(NamedTuple):
@@ -43,8 +55,12 @@ class Gradient(NamedTuple):
 
     valid: tl.tensor
     x_hat: tl.tensor
+    x: tl.tensor
+    """With a gate that comes first, the elements that it multiplies, as they are in memory; else no more than x_hat."""
+    gate: tl.tensor
+    """The same of such a gate."""
     affine: tl.tensor
-    """The gradient of the output before the activation."""
+    """The gradient of ``x_hat * weight + bias``."""
     inner: tl.tensor
     """The gradient of x_hat: `affine` times the weight."""
 
@@ -74,12 +90,20 @@ def standardizer_of(mean, std, columns, index, flags: tl.constexpr):
 
 @triton.jit
 def gradient_of(
-    inputs, columns, standardizer, part, elements, index, mask_index,
+    inputs, outputs, columns, standardizer, part, elements, index, mask_index,
     tile: tl.constexpr, flags: tl.constexpr, F: tl.constexpr, POLICY: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a tile, before and after the weight is applied."""
+    """The gradient of a tile, before and after the weight is applied.
+
+    On the way, the gradients of a gate that comes last and of what is added are stored.
+    """
+    GATED: tl.constexpr = inputs.gate is not None and not flags.gate_first
     valid = valid_elements(inputs.mask, columns, elements, mask_index, flags.mask)
-    value = tl.load(inputs.x + elements.offset, mask=elements.inside, other=0.0, eviction_policy=POLICY).to(F)
+    x = tl.load(inputs.x + elements.source, mask=elements.inside, other=0.0, eviction_policy=POLICY)
+    value = x.to(F)
+    if flags.gate_first:
+        first_gate = tl.load(inputs.gate + elements.offset, mask=elements.inside, other=0.0, eviction_policy=POLICY)
+        value = value * activate(first_gate.to(F), flags.gate)
     affine = tl.load(inputs.dy + elements.offset, mask=elements.inside, other=0.0, eviction_policy=POLICY).to(F)
     x_hat = (value - standardizer.mean[:, None]) * standardizer.scale[:, None]
     if flags.mask == MASK_NONE and not tile.even:
@@ -90,17 +114,35 @@ def gradient_of(
         affine = tl.where(valid, affine, 0.0)
     if inputs.weight is not None:
         weight = load_weight(inputs.weight, columns, standardizer.first, part, elements, index, flags, tile, F)
-    if flags.activation != IDENTITY:
+        weight = centered(weight, flags)
+    if GATED:
+        gate = load_beside(inputs.gate, elements, valid, flags.mask, F)
+    if flags.activation != IDENTITY or (GATED and outputs.dgate is not None):
         z = x_hat
         if inputs.weight is not None:
             z = z * weight
         if inputs.bias is not None:
             z = z + load_weight(inputs.bias, columns, standardizer.first, part, elements, index, flags, tile, F)
-        affine = affine * derivative(z, flags.activation)
+    if flags.activation != IDENTITY:
+        q = z
+        if GATED:
+            q = q * activate(gate, flags.gate)
+        if inputs.skip is not None:
+            q = q + load_beside(inputs.skip, elements, valid, flags.mask, F)
+        affine = affine * derivative(q, flags.activation)
+    if outputs.dskip is not None:
+        tl.store(outputs.dskip + elements.offset, affine, mask=elements.inside)
+    if GATED:
+        if outputs.dgate is not None:
+            tl.store(outputs.dgate + elements.offset, affine * z * derivative(gate, flags.gate), mask=elements.inside)
+        affine = affine * activate(gate, flags.gate)
+    inner = affine
     if inputs.weight is not None:
-        return Gradient(valid, x_hat, affine, affine * weight)
+        inner = affine * weight
+    if flags.gate_first:
+        return Gradient(valid, x_hat, x, first_gate, affine, inner)
     else:
-        return Gradient(valid, x_hat, affine, affine)
+        return Gradient(valid, x_hat, x_hat, x_hat, affine, inner)
 
 
 @triton.jit
@@ -156,8 +198,9 @@ def walked_sums(
         for at1 in range(part.begin1, part.end1, tile.r1):
             elements = elements_of(columns, part, at0, at1, axes, tile)
             gradient = gradient_of(
-                inputs, columns, standardizer, part, elements, index, mask_index, tile, flags, F, POLICY
-            )
+                inputs, Outputs(None, None, None), columns, standardizer, part, elements, index, mask_index,
+                tile, flags, F, POLICY,
+            )  # fmt: skip
             g = gradient.affine if OF_COLUMN else gradient.inner
             along += over_lane(lanes_of(g * gradient.x_hat, tile), tile)
             if PLAIN:
@@ -215,25 +258,38 @@ def dx_of(gradient, standardizer, along, plain, flags: tl.constexpr, FIXED: tl.c
 
 
 @triton.jit
-def store_dx(dx, dsum, g, elements, F: tl.constexpr):
+def store_dx(outputs, dsum, gradient, g, elements, flags: tl.constexpr, F: tl.constexpr):
+    """Store dx, and the gradient of a gate that comes first, from the gradient of what was normalized."""
     if dsum is not None:
         g = g + tl.load(dsum + elements.offset, mask=elements.inside, other=0.0, eviction_policy="evict_first").to(F)
-    tl.store(dx + elements.offset, g, mask=elements.inside)
+    if flags.gate_first:
+        x = gradient.x.to(F)
+        gate = gradient.gate.to(F)
+        if flags.mask != MASK_NONE:
+            x = tl.where(gradient.valid, x, 0.0)
+            gate = tl.where(gradient.valid, gate, 0.0)
+        if outputs.dgate is not None:
+            tl.store(outputs.dgate + elements.offset, g * x * derivative(gate, flags.gate), mask=elements.inside)
+        g = g * activate(gate, flags.gate)
+    if outputs.dx is not None:
+        tl.store(outputs.dx + elements.offset, g, mask=elements.inside)
 
 
 @triton.jit
 def walk_dx(
-    inputs, dsum, dx, columns, standardizer, part, along, plain, axes, index, mask_index,
+    inputs, outputs, dsum, columns, standardizer, part, along, plain, axes, index, mask_index,
     tile: tl.constexpr, flags: tl.constexpr, FIXED: tl.constexpr, F: tl.constexpr,
 ):  # fmt: skip
-    """dx of a part, from the means of g * x_hat and of g over each column's cell."""
+    """dx of a part and what is stored with it, from the means of g * x_hat and of g over each column's cell."""
     for at0 in range(part.begin0, part.end0, tile.r0):
         for at1 in range(part.begin1, part.end1, tile.r1):
             elements = elements_of(columns, part, at0, at1, axes, tile)
             gradient = gradient_of(
-                inputs, columns, standardizer, part, elements, index, mask_index, tile, flags, F, "evict_first"
-            )
-            store_dx(dx, dsum, dx_of(gradient, standardizer, along, plain, flags, FIXED), elements, F)
+                inputs, outputs, columns, standardizer, part, elements, index, mask_index,
+                tile, flags, F, "evict_first",
+            )  # fmt: skip
+            g = dx_of(gradient, standardizer, along, plain, flags, FIXED)
+            store_dx(outputs, dsum, gradient, g, elements, flags, F)
 
 
 @triton.jit
@@ -244,7 +300,7 @@ def means_over_cell(
     """The sums of a cell's columns divided by its number of valid elements, the weight applied where it is not yet."""
     OF_COLUMN: tl.constexpr = flags.features == ALONG_CELL or flags.features == ALONG_COLUMN
     if OF_COLUMN and weight is not None:
-        scaled = tl.load(weight + standardizer.first, mask=columns.exists, other=0.0).to(F)
+        scaled = centered(tl.load(weight + standardizer.first, mask=columns.exists, other=0.0).to(F), flags)
         along = along * scaled
         plain = plain * scaled
     if counts is not None:

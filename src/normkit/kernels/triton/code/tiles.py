@@ -30,6 +30,8 @@ class Columns(NamedTuple):
     exists: tl.tensor
     """False beyond the last cell, and for columns that only fill up a power of two."""
     offset: tl.tensor
+    source: tl.tensor
+    """The offset in x, whose rows may have gaps between them."""
 
 
 class Part(NamedTuple):
@@ -49,6 +51,8 @@ class Elements(NamedTuple):
     r0: tl.tensor
     r1: tl.tensor
     offset: tl.tensor
+    source: tl.tensor
+    """The offset in x."""
     inside: tl.tensor
     """False beyond the end of the part, and in columns that do not exist."""
     full: tl.tensor
@@ -91,7 +95,8 @@ def columns_of(block, k1, axes, tile: tl.constexpr):
             cell = outer * width + lane
         else:
             cell = outer * k1 + lane // tile.used_columns
-        return Columns(cell, lane % tile.used_columns, lane < width, outer * (axes.stride_k0 * tile.align) + lane)
+        offset = outer * (axes.stride_k0 * tile.align) + lane
+        return Columns(cell, lane % tile.used_columns, lane < width, offset, offset)
     else:
         across = tl.cdiv(k1, tile.k1)
         outer = block // across
@@ -105,7 +110,12 @@ def columns_of(block, k1, axes, tile: tl.constexpr):
             within = block % across * (tile.k1 * tile.columns) + column
         else:
             within = inner * (axes.stride_k1 * tile.align) + place
-        return Columns(outer * k1 + inner, place, exists, outer * (axes.stride_k0 * tile.align) + within)
+        cell = inner * axes.step + outer if tile.transposed else outer * k1 + inner
+        offset = outer * (axes.stride_k0 * tile.align) + within
+        source = offset
+        if tile.strided:
+            source = cell // axes.group * (axes.outer * tile.align) + cell % axes.group * (axes.pitch * tile.align)
+        return Columns(cell, place, exists, offset, source)
 
 
 @triton.jit
@@ -169,8 +179,22 @@ def elements_of(columns, part, at0, at1, axes, tile: tl.constexpr):
     else:
         inside = columns.exists[:, None] & ((r0 < part.end0) & (r1 < part.end1))[None, :]
         full = (at0 + tile.r0 <= part.end0) & (at1 + tile.r1 <= part.end1)
-    offset = columns.offset[:, None] + (r0 * (axes.stride_r0 * tile.align) + r1)[None, :]
-    return Elements(at0, r0, r1, offset, inside, full)
+    within = (r0 * (axes.stride_r0 * tile.align) + r1)[None, :]
+    offset = columns.offset[:, None] + within
+    source = columns.source[:, None] + within if tile.strided else offset
+    return Elements(at0, r0, r1, offset, source, inside, full)
+
+
+@triton.jit
+def blocks_of_program(first, programs, blocks, k1, sets, tile: tl.constexpr, SETS: tl.constexpr):
+    """The blocks that a program takes: from, to and step. With SETS they are those of one index of k0."""
+    if SETS:
+        across = tl.cdiv(k1, tile.k1)
+        together = programs // sets
+        begin = first // together * across
+        return begin + first % together, begin + across, together
+    else:
+        return first, blocks, programs
 
 
 @triton.jit
@@ -188,7 +212,8 @@ def load_weight(
 ):
     """The weights of a tile, or one for each of its columns or rows."""
     if flags.along == ALONG_OFFSET:
-        weight = tl.load(pointer + elements.offset // index.inner % index.period, mask=elements.inside, other=0.0)
+        at = first[:, None] + elements.offset // index.inner % index.period
+        weight = tl.load(pointer + at, mask=elements.inside, other=0.0)
     elif flags.along == ALONG_R0 and tile.r0 == 1:
         weight = tl.load(pointer + first + elements.row * index.row_step, mask=columns.exists, other=0.0)[:, None]
     elif flags.along == ALONG_R0 and flags.alike and tile.k1 > 1:
@@ -203,6 +228,25 @@ def load_weight(
     else:
         weight = tl.load(pointer + first, mask=columns.exists, other=0.0)[:, None]
     return weight.to(F)
+
+
+@triton.jit
+def centered(weight, flags: tl.constexpr):
+    """The factor that a weight means."""
+    if flags.zero_centered:
+        return weight + 1.0
+    else:
+        return weight
+
+
+@triton.jit
+def load_beside(pointer, elements, valid, MASK: tl.constexpr, F: tl.constexpr):
+    """A tile of a tensor that lies in memory as y does: a gate, or what is added. Padding may hold anything."""
+    value = tl.load(pointer + elements.offset, mask=elements.inside, other=0.0, eviction_policy="evict_first")
+    if MASK == MASK_NONE:
+        return value.to(F)
+    else:
+        return tl.where(valid, value.to(F), 0.0)
 
 
 @triton.jit
