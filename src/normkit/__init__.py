@@ -11,12 +11,16 @@ from typing import Any as _Any
 if TYPE_CHECKING:
     from normkit import functional as functional
     from normkit.backends import show_backends as show_backends
+    from normkit.layers import SPADE as SPADE
+    from normkit.layers import AdaIN as AdaIN
+    from normkit.layers import AdaptiveLayerNorm as AdaptiveLayerNorm
     from normkit.layers import BatchNorm1d as BatchNorm1d
     from normkit.layers import BatchNorm2d as BatchNorm2d
     from normkit.layers import BatchNorm3d as BatchNorm3d
     from normkit.layers import BatchRenorm1d as BatchRenorm1d
     from normkit.layers import BatchRenorm2d as BatchRenorm2d
     from normkit.layers import BatchRenorm3d as BatchRenorm3d
+    from normkit.layers import ConditionalBatchNorm2d as ConditionalBatchNorm2d
     from normkit.layers import DynamicErf as DynamicErf
     from normkit.layers import DynamicTanh as DynamicTanh
     from normkit.layers import EvoNorm2dB0 as EvoNorm2dB0
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from normkit.layers import FrozenBatchNorm1d as FrozenBatchNorm1d
     from normkit.layers import FrozenBatchNorm2d as FrozenBatchNorm2d
     from normkit.layers import FrozenBatchNorm3d as FrozenBatchNorm3d
+    from normkit.layers import GatedRMSNorm as GatedRMSNorm
     from normkit.layers import GhostBatchNorm1d as GhostBatchNorm1d
     from normkit.layers import GhostBatchNorm2d as GhostBatchNorm2d
     from normkit.layers import GhostBatchNorm3d as GhostBatchNorm3d
@@ -80,7 +85,8 @@ _NAMES = {
     "GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d "
     "LayerNorm LayerNorm2d LazyBatchNorm1d LazyBatchNorm2d LazyBatchNorm3d LazyInstanceNorm1d LazyInstanceNorm2d "
     "LazyInstanceNorm3d LocalResponseNorm Norm RMSNorm SyncBatchNorm "
-    "IterNorm PowerNorm RevIN SwitchableNorm",
+    "IterNorm PowerNorm RevIN SwitchableNorm "
+    "AdaIN AdaptiveLayerNorm ConditionalBatchNorm2d GatedRMSNorm SPADE",
     "normkit.parametrize": "init_weight_norm remove_weight_norm remove_weight_standardization weight_norm "
     "weight_standardization remove_spectral_norm spectral_norm",
     "normkit.study": "compare",

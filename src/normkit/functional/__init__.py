@@ -7,6 +7,7 @@ from normkit.functional.batch.renorm import batch_renorm
 from normkit.functional.batch.sync import sync_batch_norm
 from normkit.functional.batch.update import batch_norm_update
 from normkit.functional.evo import evo_norm_b0, evo_norm_s0
+from normkit.functional.gated import gated_rms_norm
 from normkit.functional.general import normalize
 from normkit.functional.group import group_norm
 from normkit.functional.instance import instance_norm
@@ -33,6 +34,7 @@ __all__ = [
     "evo_norm_b0",
     "evo_norm_s0",
     "filter_response_norm",
+    "gated_rms_norm",
     "ghost_batch_norm",
     "global_response_norm",
     "group_norm",

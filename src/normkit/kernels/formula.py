@@ -129,7 +129,8 @@ def norm(a: Arguments) -> Result:
     s = a.x if a.residual is None else a.x + a.residual
     view = _View(a, s)
     mean, var = view.given() if a.var is not None else view.moments()
-    y = ACTIVATIONS[a.activation](view.gated(view.affine(view.rounded(view.standardized(mean, var)))))
+    z = view.rounded(view.affine(view.rounded(view.standardized(mean, var))))
+    y = ACTIVATIONS[a.activation](view.gated(z))
     own_mean = own_std = None
     if a.var is None:
         own_mean = view.flat(mean) if a.center else a.x.new_empty(0, dtype=view.stat)

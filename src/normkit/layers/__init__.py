@@ -26,6 +26,11 @@ from normkit.layers.instance import (
 )
 from normkit.layers.iter_norm import IterNorm
 from normkit.layers.layer import LayerNorm, LayerNorm2d
+from normkit.layers.modulated.adain import AdaIN
+from normkit.layers.modulated.adaptive import AdaptiveLayerNorm
+from normkit.layers.modulated.conditional import ConditionalBatchNorm2d
+from normkit.layers.modulated.gated import GatedRMSNorm
+from normkit.layers.modulated.spade import SPADE
 from normkit.layers.pointwise.dynamic_erf import DynamicErf
 from normkit.layers.pointwise.dynamic_tanh import DynamicTanh
 from normkit.layers.response.filter_response import FilterResponseNorm2d
@@ -37,12 +42,16 @@ from normkit.layers.scale import ScaleNorm
 from normkit.layers.switchable import SwitchableNorm
 
 __all__ = [
+    "SPADE",
+    "AdaIN",
+    "AdaptiveLayerNorm",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
     "BatchRenorm1d",
     "BatchRenorm2d",
     "BatchRenorm3d",
+    "ConditionalBatchNorm2d",
     "DynamicErf",
     "DynamicTanh",
     "EvoNorm2dB0",
@@ -51,6 +60,7 @@ __all__ = [
     "FrozenBatchNorm1d",
     "FrozenBatchNorm2d",
     "FrozenBatchNorm3d",
+    "GatedRMSNorm",
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",

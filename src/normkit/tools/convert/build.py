@@ -17,6 +17,7 @@ from normkit.layers import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
+    GatedRMSNorm,
     GroupNorm,
     InstanceNorm1d,
     InstanceNorm2d,
@@ -31,7 +32,15 @@ from normkit.layers import (
 from normkit.layers.base.tracked import Tracked
 from normkit.pattern import Region, bound
 from normkit.tools.model import own, statistics
-from normkit.tools.model.activated import ChannelAffine, LayerNorm2dLast, WithActivation, activated, fusible, joined
+from normkit.tools.model.activated import (
+    ChannelAffine,
+    LayerNorm2dLast,
+    NormBesideWeight,
+    WithActivation,
+    activated,
+    fusible,
+    joined,
+)
 from normkit.tools.model.frozen import plain_class
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import RefusedError
@@ -87,7 +96,8 @@ def equivalent(module: nn.Module, info: NormInfo) -> nn.Module:
     Raises:
         RefusedError: normkit has no layer with the same outputs and the same state.
     """
-    if info.kind is None:
+    kind = info.kind or info.base
+    if kind is None:
         raise RefusedError(info.reason)
     if info.synced:
         raise RefusedError("it shares statistics between processes; normkit's BatchNorm does not")
@@ -99,10 +109,11 @@ def equivalent(module: nn.Module, info: NormInfo) -> nn.Module:
         layer = _made(module, info, *own.choice(module, info))
         own.adopt(layer, module)
         return layer
-    cls, arguments = _choice(info, info.kind, info.groups, info.rank, info.weight, info.bias)
+    cls, arguments = _choice(info, kind, info.groups, info.rank, info.weight, info.bias)
     cls = LayerNorm2dLast if info.channels_last else cls
+    cls = NormBesideWeight if cls is Norm and "weight" in module._non_persistent_buffers_set else cls
     if info.offset or info.rounds_twice:
-        if cls not in (LayerNorm, RMSNorm) or info.offset not in (0, 1):
+        if cls not in (LayerNorm, RMSNorm, GatedRMSNorm) or info.offset not in (0, 1):
             raise RefusedError(
                 "its weight is stored or rounded in a way that normkit's layer of that kind does not know"
             )
@@ -272,6 +283,14 @@ def _choice_of_last(
         return Norm, {"pattern": "... (g [c])", "num_features": shape[0], "num_groups": count, **affine}
     if "... [c]" not in row.patterns:
         raise RefusedError(f"it normalizes the last dimensions, for which normkit has no {method}")
+    if info.gate is not None:
+        activation = None if info.gate.activation == "none" else info.gate.activation
+        how: dict[str, Any] = {"gate_activation": activation, "gate_first": info.gate.first}
+        how |= {"group_size": info.gate.group_size, "elementwise_affine": weight}
+        return GatedRMSNorm, {"hidden_size": info.channels, "eps": info.eps, **how}
+    if info.per_head or not shape:
+        pattern, sizes = ("... c1 [c2]", shape) if info.per_head else ("... [c]", None)
+        return Norm, {"pattern": pattern, "num_features": sizes, **affine, "center": row.center}
     if row.center:
         return LayerNorm, {"normalized_shape": shape, "eps": _eps(info), "elementwise_affine": weight, "bias": bias}
     if not bias:

@@ -181,7 +181,7 @@ class _Plan:
             names=place.names,
             old=old,
             new=as_text(new),
-            method=info.kind if same and info.kind else method if isinstance(method, str) else type(new).__name__,
+            method=(same and (info.kind or info.base)) or (method if isinstance(method, str) else type(new).__name__),
             note=note,
             original=place.module,
             made=type(new).__name__,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from normkit.functional import normalize
 from normkit.layers import (
     BatchNorm1d,
     BatchNorm2d,
@@ -190,6 +191,20 @@ class LayerNorm2dLast(LayerNorm2dAct):
         if input.dim() == 4:
             input = input.contiguous(memory_format=torch.channels_last)
         return super().forward(input, **kwargs)
+
+
+class NormBesideWeight(Norm):
+    """`normkit.Norm` without weight; its buffer ``weight`` is for kernels of other libraries, which need one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        del self.weight
+        self.register_buffer("weight", None, persistent=False)
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Any:
+        """Normalize."""
+        activation = kwargs.pop("activation", None) or self.activation
+        return normalize(x, self._region, None, None, self.eps, self.center, activation=activation, **kwargs)
 
 
 _ACTIVATED: dict[type[nn.Module], type[nn.Module]] = {
