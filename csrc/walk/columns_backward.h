@@ -153,7 +153,8 @@ template <class S, class T> class ColumnsBackward {
   // Whether x and dy are read as they are in these rows.
   bool is_simple(const Tile& t, int64_t r, int64_t rows) const {
     if (plain) return true;
-    return !source.computes() && (!source.mask() || source.mask().is_all_valid(t.at(tiles, r), (rows - 1) * tiles.row_width + t.n));
+    return !source.computes() &&
+           (!source.mask() || source.mask().is_all_valid(t.at(tiles, r), (rows - 1) * tiles.row_width + t.n));
   }
   OUT_OF_LINE void read_fused(const Tile& t, int64_t r, const Factors& with, T* bx, T* bg, Row& row) const {
     const int64_t at = t.at(tiles, r);
