@@ -1,8 +1,8 @@
-"""Padding, a residual and an activation in the pass of the norm, compared with the same composed of torch's functions.
+"""What functions do in the pass of the norm, compared with the same composed of torch's functions.
 
-``python -m benchmarks.extras``: images and tokens of 25 and of half a megabyte, a mask also of 100 MB and more, both
-layouts, float32 and bfloat16, forward without gradients and forward with backward. Numbers go to
-benchmarks/results/extras.json.
+``python -m benchmarks.extras [seconds] [case ...]``: images and tokens of 25 and of half a megabyte, a mask also of
+100 MB and more, both layouts, float32 and bfloat16, forward without gradients and forward with backward. On a GPU, if
+there is one. Without names of cases, numbers go to benchmarks/results/extras.json, or extras-gpu.json.
 """
 
 from __future__ import annotations
@@ -11,181 +11,149 @@ import itertools
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from benchmarks.speed.contestants import groups
-from benchmarks.speed.measure import RESULTS, keep_memory, machine, quiet
-from normkit import functional as N
+from benchmarks.composed import CASES, ROWS, Case, Side, by_normkit, operands
+from benchmarks.gpu.clock import GpuClock
+from benchmarks.speed.measure import RESULTS, Call, keep_memory, machine, quiet
 
 LARGE = (32, 64, 112, 112), (32, 512, 2048)
 IMAGES, TOKENS = ((8, 32, 28, 28), (32, 64, 56, 56), LARGE[0]), ((4, 128, 512), (16, 512, 768), LARGE[1])
-EPS = 1e-5
-REDUCED = {"batch_norm": (0, 2, 3), "instance_norm": (2, 3), "layer_norm": (2,), "rms_norm": (2,)}
-
-
-def _torch_norm(method: str, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    match method:
-        case "batch_norm":
-            return F.batch_norm(x, None, None, w, b, training=True)
-        case "instance_norm":
-            return F.instance_norm(x, None, None, w, b)
-        case "group_norm":
-            return F.group_norm(x, groups(x.shape[1]), w, b)
-        case "layer_norm":
-            return F.layer_norm(x, x.shape[-1:], w, b)
-        case _:
-            return F.rms_norm(x, x.shape[-1:], w, EPS)
-
-
-def _normkit(method: str, x: Tensor, w: Tensor, b: Tensor, **extras: Any) -> Any:
-    match method:
-        case "batch_norm":
-            return N.batch_norm(x, None, None, w, b, training=True, **extras)
-        case "instance_norm":
-            return N.instance_norm(x, None, None, w, b, **extras)
-        case "group_norm":
-            return N.group_norm(x, groups(x.shape[1]), w, b, **extras)
-        case "layer_norm":
-            return N.layer_norm(x, x.shape[-1:], w, b, **extras)
-        case _:
-            return N.rms_norm(x, x.shape[-1:], w, EPS, **extras)
-
-
-def _masked_by_torch(method: str, x: Tensor, w: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    """The usual formula: sums over the valid elements, divided by their number."""
-    image = x.dim() == 4
-    shape = x.shape
-    if method == "group_norm":
-        x, mask = x.unflatten(1, (groups(shape[1]), -1)), mask.unsqueeze(1)
-    reduced = (2, 3, 4) if method == "group_norm" else REDUCED[method]
-    valid = mask.to(x.dtype)
-    count = valid.expand_as(x).sum(reduced, keepdim=True).clamp(min=1)
-    mean = 0 if method == "rms_norm" else (x * valid).sum(reduced, keepdim=True) / count
-    var = ((x - mean).square() * valid).sum(reduced, keepdim=True) / count
-    y = ((x - mean) * (var + EPS).rsqrt()).reshape(shape)
-    w, b = (t[:, None, None] if image else t for t in (w, b))
-    y = y * w if method == "rms_norm" else y * w + b
-    return y * valid.reshape(mask.shape if method != "group_norm" else mask.squeeze(1).shape)
-
-
-CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "relu": (
-        lambda m, x, w, b, **_: F.relu(_torch_norm(m, x, w, b)),
-        lambda m, x, w, b, **_: _normkit(m, x, w, b, activation="relu"),
-    ),
-    "silu": (
-        lambda m, x, w, b, **_: F.silu(_torch_norm(m, x, w, b)),
-        lambda m, x, w, b, **_: _normkit(m, x, w, b, activation="silu"),
-    ),
-    "gelu": (
-        lambda m, x, w, b, **_: F.gelu(_torch_norm(m, x, w, b)),
-        lambda m, x, w, b, **_: _normkit(m, x, w, b, activation="gelu"),
-    ),
-    "residual": (
-        lambda m, x, w, b, r, **_: (_torch_norm(m, s := x + r, w, b), s),
-        lambda m, x, w, b, r, **_: _normkit(m, x, w, b, residual=r, return_residual=True),
-    ),
-    "mask": (
-        lambda m, x, w, b, mask, **_: _masked_by_torch(m, x, w, b, mask),
-        lambda m, x, w, b, mask, **_: _normkit(m, x, w, b, mask=mask[:, 0] if x.dim() == 4 else mask[..., 0]),
-    ),
-}
-
-
-CASES["mask, 100 MB"] = CASES["mask"]
+GPU_IMAGES, GPU_TOKENS = ((32, 64, 56, 56), (64, 256, 56, 56)), ((32, 256, 1152), (8, 2048, 4096))
 
 
 def main() -> None:
     """Time all cells, print each as torch's time over normkit's, and the geometric means."""
-    keep_memory()
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        keep_memory()
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 0.15
-    rows = []
+    asked = sys.argv[2:] or list(CASES)
+    time = _gpu_times if on_gpu else lambda calls: quiet(calls, seconds)
+    images, tokens = (GPU_IMAGES, GPU_TOKENS) if on_gpu else (IMAGES, TOKENS)
     cells = [
-        *itertools.product(("batch_norm", "instance_norm", "group_norm"), IMAGES, ("contiguous", "channels_last")),
-        *itertools.product(("layer_norm", "rms_norm"), TOKENS, ("contiguous",)),
+        *itertools.product(("batch_norm", "instance_norm", "group_norm"), images, ("contiguous", "channels_last")),
+        *itertools.product(ROWS, tokens, ("contiguous",)),
     ]
-    for (method, shape, layout), dtype, backward in itertools.product(
-        cells, (torch.float32, torch.bfloat16), (False, True)
-    ):
-        for case, sides in CASES.items():
-            if (shape in LARGE) != case.endswith("MB"):
+    rows = []
+    for cell, dtype, backward in itertools.product(cells, (torch.float32, torch.bfloat16), (False, True)):
+        method, shape, layout = cell
+        for name in asked:
+            case = CASES[name]
+            if (not on_gpu and (shape in LARGE) != case.large) or method not in (case.methods or (method,)):
                 continue
-            calls = {
-                name: _call(side, method, shape, layout, dtype, backward)
-                for name, side in zip(("torch", "normkit"), sides, strict=True)
-            }
-            calls["plain"] = _call(lambda m, x, w, b, **_: _normkit(m, x, w, b), method, shape, layout, dtype, backward)
-            times, was_quiet = quiet(calls, seconds)
-            way = "forward+backward" if backward else "forward"
-            name = f"{method} {list(shape)} {layout} {str(dtype).removeprefix('torch.')} {case} {way}"
-            rows.append({"name": name, "case": case, "milliseconds": times, "quiet": was_quiet})
-            over, plain = times["torch"] / times["normkit"], times["normkit"] / times["plain"]
-            print(f"{over:5.2f} x torch composed, {plain:4.2f} of the plain norm's time  {name}", flush=True)
+            row = _timed(name, case, (method, shape, layout, dtype, backward), time)
+            rows.append(row)
+            print(_line(row), flush=True)
     table = summary(rows)
     print(table)
+    if len(sys.argv) > 2:
+        return
+    where = "gpu" if on_gpu else "cpu"
     page = RESULTS.parents[1] / "docs" / "extras.md"
-    before, *_ = page.read_text().split("<!-- extras -->\n")
     facts = f"One run of {machine()['date']} on {machine()['cpu']}, {machine()['threads']} threads:"
-    page.write_text(f"{before}<!-- extras -->\n{facts}\n\n{table}\n<!-- /extras -->\n")
-    (RESULTS / "extras.json").write_text(json.dumps({"machine": machine(), "cells": rows}, indent=1) + "\n")
+    if not on_gpu:
+        before, *_ = page.read_text().split("<!-- extras -->\n")
+        page.write_text(f"{before}<!-- extras -->\n{facts}\n\n{table}\n<!-- /extras -->\n")
+    name = "extras.json" if where == "cpu" else "extras-gpu.json"
+    (RESULTS / name).write_text(json.dumps({"machine": machine(), "cells": rows}, indent=1) + "\n")
+
+
+Cell = tuple[str, tuple[int, ...], str, torch.dtype, bool]
+Time = Callable[[Mapping[str, Call]], tuple[dict[str, float], bool]]
+"""Milliseconds of calls, and whether nothing disturbed them."""
+
+
+def _timed(
+    name: str, case: Case, cell: Cell, time: Callable[[Mapping[str, Call]], tuple[dict[str, float], bool]]
+) -> Any:
+    method, shape, layout, dtype, backward = cell
+    plain: Side = lambda m, o: by_normkit(m, o.x, o.w, o.b)  # noqa: E731
+    calls = {
+        "torch": _call(case.torch, cell, strided=case.strided),
+        "normkit": _call(case.normkit, cell, strided=case.strided),
+        "plain": _call(plain, cell, strided=False),
+        "copy": _copy(shape, dtype),
+    }
+    times, was_quiet = time(calls)
+    way = "forward+backward" if backward else "forward"
+    title = f"{method} {list(shape)} {layout} {str(dtype).removeprefix('torch.')} {name} {way}"
+    # A copy reads one tensor and writes another.
+    times["limit"] = times["plain"] + case.moved[backward] * times.pop("copy") / 2
+    return {"name": title, "case": name, "milliseconds": times, "quiet": was_quiet}
+
+
+def _line(row: dict[str, Any]) -> str:
+    t = row["milliseconds"]
+    over, limit = t["torch"] / t["normkit"], t["normkit"] / t["limit"]
+    return f"{over:5.2f} x torch composed, {limit:4.2f} of the plain norm and the bytes added  {row['name']}"
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """A line for each case, as a Markdown table."""
     lines = [
-        "| | cells | speed-up over composed torch | slower | worst | time relative to the plain norm |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| | cells | speed-up over composed torch | slower | worst | time relative to the plain norm "
+        "| and to the bytes added |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for case in [*CASES, "all"]:
         times = [row["milliseconds"] for row in rows if case in (row["case"], "all") and row["quiet"]]
         if not times:
             continue
         over = [t["torch"] / t["normkit"] for t in times]
-        plain = [t["normkit"] / t["plain"] for t in times]
         slower = sum(ratio < 0.95 for ratio in over)
-        means = [f"{statistics.geometric_mean(ratios):.2f}" for ratios in (over, plain)]
-        numbers = f"{means[0]} | {slower} | {min(over):.2f} | {means[1]}"
-        lines.append(f"| {case} | {len(times)} | {numbers} |")
+        plain, limit = ([t["normkit"] / t[key] for t in times] for key in ("plain", "limit"))
+        means = [f"{statistics.geometric_mean(ratios):.2f}" for ratios in (over, plain, limit)]
+        lines.append(f"| {case} | {len(times)} | {means[0]} | {slower} | {min(over):.2f} | {means[1]} | {means[2]} |")
     return "\n".join(lines)
 
 
-def _call(
-    side: Callable[..., Any], method: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype, backward: bool
-) -> Callable[[], object]:
-    torch.manual_seed(0)
-
-    def draw(*sizes: int) -> Tensor:
-        t = torch.randn(sizes).to(dtype)
-        return t.contiguous(memory_format=torch.channels_last) if layout == "channels_last" and t.dim() == 4 else t
-
-    channels = shape[1] if len(shape) == 4 else shape[-1]
-    x, r, dy = (draw(*shape) for _ in range(3))
-    w, b = draw(channels), draw(channels)
-    mask = torch.rand(shape[0], 1, *shape[2:]) > 0.2 if len(shape) == 4 else torch.rand(*shape[:2], 1) > 0.2
-    leaves = [t.requires_grad_(backward) for t in (x, w, b, r)]
-
-    def forward() -> Any:
-        return side(method, x, w, b, r=r, mask=mask)
-
+def _call(side: Side, cell: Cell, *, strided: bool) -> Call:
+    method, shape, layout, dtype, backward = cell
+    o = operands(shape, layout, dtype, "cuda" if torch.cuda.is_available() else "cpu", strided=strided)
+    leaves = [t.requires_grad_(backward) for t in o.leaves()]
     if not backward:
 
         def infer() -> Any:
             with torch.no_grad():
-                return forward()
+                return side(method, o)
 
         return infer
+    dy = torch.randn_like(o.residual)
 
     def train() -> object:
-        out = forward()
+        out = side(method, o)
         ends = out if isinstance(out, tuple) else (out,)
         return torch.autograd.grad(ends, leaves, [dy] * len(ends), allow_unused=True)
 
     return train
+
+
+def _copy(shape: tuple[int, ...], dtype: torch.dtype) -> Call:
+    source = torch.ones(shape, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+_gpu_clock = cache(GpuClock)
+
+
+def _gpu_times(calls: Mapping[str, Call]) -> tuple[dict[str, float], bool]:
+    """Medians by the GPU's clock, and whether all launches were queued before each call began."""
+    clock = _gpu_clock()
+    ahead = {name: clock.ahead(call) for name, call in calls.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    all_queued = True
+    for _ in range(7):
+        for name, call in calls.items():
+            milliseconds, queued = clock.device(call, ahead[name])
+            times[name].append(milliseconds)
+            all_queued &= queued
+    return {name: statistics.median(values) for name, values in times.items()}, all_queued
 
 
 if __name__ == "__main__":

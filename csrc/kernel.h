@@ -56,7 +56,8 @@ struct Fusion {
 
 // x, y: the storage type. mean, std: its arithmetic type (double for double, else float). Null where absent. With
 // `fixed` the moments are given; else they are written, unless null. They hold the standard deviation and not the
-// variance, because its range in fp32 is that of the data. With `zero_centered` 1 is added to the weight. With `cast_first` x_hat, its product with the weight, and the sum with the bias are each rounded to x's type.
+// variance, because its range in fp32 is that of the data. With `zero_centered` 1 is added to the weight. With
+// `cast_first` x_hat, its product with the weight, and the sum with the bias are each rounded to x's type.
 struct Forward {
   const void* x;
   void* y;

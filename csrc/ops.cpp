@@ -197,8 +197,8 @@ void add_gate_and_skip(Fusion& f, const Tensor& x, const Given& gate, const Give
 // mean and std are given, or else those of x are returned.
 std::tuple<Tensor, Tensor, Tensor, Tensor> cpu_fused(
     const Tensor& x, const Given& residual, const Given& mask, const Given& counts, int64_t channels, int64_t inner,
-    const Given& mean, const Given& std, const Given& weight, const Given& bias, int64_t plan, double eps, int64_t flags,
-    int64_t activation, const Given& gate, const Given& skip, int64_t gate_activation, bool gate_first) {
+    const Given& mean, const Given& std, const Given& weight, const Given& bias, int64_t plan, double eps,
+    int64_t flags, int64_t activation, const Given& gate, const Given& skip, int64_t gate_activation, bool gate_first) {
   const View v = view_of(x, plan);
   Fusion fusion = fusion_of(x, v, residual, mask, counts, channels, inner, activation);
   add_gate_and_skip(fusion, x, gate, skip, gate_activation, gate_first);
@@ -332,8 +332,9 @@ STABLE_TORCH_LIBRARY(normkit_native, m) {
   m.def(
       "backward(Tensor dy, Tensor x, Tensor mean, Tensor std, Tensor? weight, int plan, float eps, int flags, "
       "bool fixed, bool want_x, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)");
-  m.def("plan(int k0, int r0, int k1, int r1, int period, int inner, bool columns, int slabs, int group, int pitch, int "
-      "outer) -> int");
+  m.def(
+      "plan(int k0, int r0, int k1, int r1, int period, int inner, bool columns, int slabs, int group, int pitch, "
+      "int outer) -> int");
   m.def("forget(int plan) -> ()");
   m.def("root(Tensor var, float eps) -> Tensor");
   m.def("isa() -> str");

@@ -52,8 +52,8 @@ ORDER: dict[str, list[str]] = {
         *("rule", "axes", "structure", "placement", "size", "state", "constants", "training", "usage"),
     ],
     "benchmarks": [
-        *("speed", "gpu", "harm", "show", "run", "accuracy", "compiled", "converted", "extras", "recalibration"),
-        *("trials", "watch", "audit_harm", "audit_pages"),
+        *("speed", "gpu", "harm", "show", "run", "accuracy", "compiled", "converted", "composed", "extras"),
+        *("recalibration", "trials", "watch", "audit_harm", "audit_pages"),
     ],
     "benchmarks.gpu": ["cells", "clock", "layers", "models", "report", "run", "check"],
     "benchmarks.watch": ["cost", "picture"],

@@ -86,10 +86,11 @@ template <class A> struct Affine {
     const bool rounds = rounded == Storage::bf16 || rounded == Storage::f16;
     if (!p.data || (p.storage == STORAGE<A> && !more && !rounds)) return static_cast<const A*>(p.data);
     room.resize(n);
-    if (rounded == Storage::bf16) read_parameter(p, n, room.data(), [=](A a) { return stored<bf16>(float(a + more)); });
-    else if (rounded == Storage::f16) read_parameter(p, n, room.data(), [=](A a) { return stored<f16>(float(a + more)); });
-    else if (more) read_parameter(p, n, room.data(), [=](A a) { return a + more; });
-    else read_parameter(p, n, room.data(), [](A a) { return a; });
+    A* out = room.data();
+    if (rounded == Storage::bf16) read_parameter(p, n, out, [=](A a) { return stored<bf16>(float(a + more)); });
+    else if (rounded == Storage::f16) read_parameter(p, n, out, [=](A a) { return stored<f16>(float(a + more)); });
+    else if (more) read_parameter(p, n, out, [=](A a) { return a + more; });
+    else read_parameter(p, n, out, [](A a) { return a; });
     return room.data();
   }
 

@@ -1,5 +1,5 @@
-// Weight and bias applied in half precision: x_hat, the product and the sum are each rounded to the type of x, as torch's
-// operators of that type would.
+// Weight and bias applied in half precision: x_hat, the product and the sum are each rounded to the type of x, as by
+// torch's operators of that type.
 #pragma once
 #include "block/mask.h"
 #include "vector/pack.h"
@@ -15,11 +15,23 @@ template <class T> bool rounds_before(const Fusion* f) {
 // q = hat * w [+ b] for n elements. hat, w and b give an element as `Constant` and `Along` do.
 template <class S, class T, class Hat, class W, class B>
 ALWAYS_INLINE void apply_rounded(T* q, int64_t n, bool finally, const Hat& hat, const W& w, const B& b) {
-  if constexpr (std::is_same<B, std::nullptr_t>::value)
-    each<T>(0, n, [=](auto at) { at.put(q, stored<S>(hat(at)) * w(at)); });
-  else
+  constexpr bool BIASED = !std::is_same<B, std::nullptr_t>::value;
+  if constexpr (HALVES<S> > 0 && !PACKED<T>) {  // instructions round several at a time, which loops do not find
+    each<T>(0, n, [=](auto at) { at.put(q, hat(at)); });
+    round_to<S>(q, n);
+    each<T>(0, n, [=](auto at) { at.put(q, at(q) * w(at)); });
+    if constexpr (BIASED) {
+      round_to<S>(q, n);
+      each<T>(0, n, [=](auto at) { at.put(q, at(q) + b(at)); });
+    }
+  } else if constexpr (BIASED) {
     each<T>(0, n, [=](auto at) { at.put(q, stored<S>(stored<S>(hat(at)) * w(at)) + b(at)); });
-  if (finally) each<T>(0, n, [=](auto at) { at.put(q, stored<S>(at(q))); });
+  } else {
+    each<T>(0, n, [=](auto at) { at.put(q, stored<S>(hat(at)) * w(at)); });
+  }
+  if constexpr (sizeof(S) == 2 && !PACKED<T>) {
+    if (finally) round_to<S>(q, n);
+  }
 }
 
 // The same with weight and bias along memory, where they are not null; else one weight, and one bias if `biased`.

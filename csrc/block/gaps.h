@@ -27,7 +27,8 @@ class Gaps {
   // The elements of the gaps before row r, which are to be added to its offset in a dense tensor.
   ALWAYS_INLINE int64_t before(int64_t r) const {
     const bool small = ((r | group_) >> 32) == 0;  // then the product is exact, at a fraction of a division's cost
-    const int64_t groups = small ? int64_t((unsigned __int128)(reciprocal_) * uint64_t(r) >> 64) : group_ ? r / group_ : 0;
+    const auto product = (unsigned __int128)(reciprocal_) * uint64_t(r);
+    const int64_t groups = small ? int64_t(product >> 64) : group_ ? r / group_ : 0;
     return r * step_ + groups * jump_;
   }
 };

@@ -21,7 +21,9 @@ constexpr int64_t LONG = 32768;
 // The arguments of `norm` in module.cpp, in their order, and the items of those that are tuples, as they are in
 // functional/call/spec.py.
 enum Argument { SPEC, PATTERN, X, WEIGHT, BIAS, EPS, FUSED, SIZE, STATISTICS };
-enum InSpec { NAME, CHECK, CENTER, OVER_LAST, CHECKED_BEFORE, KEEPS_VECTOR, LENIENT, CAST_FIRST, ZERO_CENTERED };
+enum InSpec {
+  NAME, CHECK, CENTER, OVER_LAST, CHECKED_BEFORE, KEEPS_VECTOR, LENIENT, CAST_FIRST, ZERO_CENTERED
+};
 enum InStatistics { RUNNING_MEAN, RUNNING_VAR, MOMENTUM };
 enum InFused { MASK, LENGTHS, RESIDUAL, RETURN_RESIDUAL, ACTIVATION };
 

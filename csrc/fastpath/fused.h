@@ -124,7 +124,7 @@ struct FusedBackward final : NormNode {
     const Tensor* inputs[] = {&dy, &x_, &weight_, &bias_, &mean_, &std_, &dsum, &places};
     const bool wanted[] = {want[0] || want[1], want[2], want[3]};
     const Tensors3 grads = gradients_by_python("normkit.kernels.operator", inputs, pattern, eps, center,
-                                               int(extras.activation), fixed, wanted);
+                                               int(extras.activation), fixed, wanted, zero_centered);
     dx = grads[0], out[2] = grads[1], out[3] = grads[2];
   }
 };

@@ -30,15 +30,15 @@ struct Like {
 };
 
 // For second derivatives, batches of gradients and tracing, Python calls the operator. Tensors: dy, x, weight, bias,
-// mean, std, dsum, mask; the arguments of Python's function are those of normkit::norm_backward.
+// mean, std, dsum, mask; the arguments of Python's function are those of normkit::norm_backward, and zero_centered.
 Tensors3 gradients_by_python(const char* module, const Tensor* const (&t)[8], const std::string& pattern, double eps,
-                             bool center, int activation, bool fixed, const bool* want) {
+                             bool center, int activation, bool fixed, const bool* want, bool zero_centered) {
   const pybind11::gil_scoped_acquire lock;
   const pybind11::object grads = ask_python(
       module, "gradients_of_fast_path",
       pybind11::make_tuple(wrapped(*t[0]), wrapped(*t[1]), wrapped(*t[2]), wrapped(*t[3]), pattern, eps, center,
                            wrapped(*t[4]), wrapped(*t[5]), wrapped(*t[6]), wrapped(*t[7]), activation, fixed, want[0],
-                           want[1], want[2]));
+                           want[1], want[2], zero_centered));
   Tensors3 out;
   for (size_t i = 0; i < 3; ++i)
     if (want[i]) out[i] = unwrapped(grads[pybind11::int_(i)]);

@@ -89,7 +89,7 @@ struct NormalizeBackward final : NormNode {
                   const bool* want, variable_list& out) const {
     const Tensor none, *inputs[] = {&dy, &x_, &weight_, &none, &mean_, &std_, &none, &none};
     const Tensors3 grads = gradients_by_python(length ? "normkit.kernels.weight" : "normkit.kernels.operator", inputs,
-                                               pattern, eps, center, 0, fixed, want);
+                                               pattern, eps, center, 0, fixed, want, zero_centered);
     for (size_t i = 0; i < 3; ++i)
       if (want[i]) out[i] = grads[i];
   }

@@ -36,4 +36,13 @@ template <class S> inline void narrow(const float* x, S* out, int64_t n) {
   }
 }
 
+// x = x rounded to S.
+template <class S> inline void round_to(float* x, int64_t n) {
+  int64_t i = 0;
+  if constexpr (HALVES<S> > 0)
+    for (; i + HALVES<S> <= n; i += HALVES<S>) round_step(x + i, S{});
+#pragma omp simd
+  for (int64_t k = i; k < n; ++k) x[k] = stored<S>(x[k]);
+}
+
 }  // namespace

@@ -99,8 +99,14 @@ ALWAYS_INLINE f16 narrow(float f, f16) {
 
 // A value after it has been stored as S and read again.
 template <class S> ALWAYS_INLINE arithmetic<S> stored(arithmetic<S> a) {
-  if constexpr (std::is_same<S, arithmetic<S>>::value) return a;
-  else return widen(narrow(a, S{}));
+  if constexpr (std::is_same<S, bf16>::value) {  // as `narrow`, but in 32 bits, which loops like better
+    const uint32_t u = to_bits(a), rounded = u + 0x7fffu + ((u >> 16) & 1u);
+    return from_bits((a != a ? u | 0x400000u : rounded) & 0xffff0000u);
+  } else if constexpr (std::is_same<S, f16>::value) {
+    return widen(narrow(a, S{}));
+  } else {
+    return a;
+  }
 }
 
 }  // namespace

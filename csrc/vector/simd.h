@@ -158,11 +158,15 @@ inline void widen_step(const f16* x, float* out) {
 inline void narrow_step(const float* x, f16* out) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_cvtps_ph(_mm256_loadu_ps(x), 0));
 }
+inline void round_step(float* x, f16) {
+  _mm256_storeu_ps(x, _mm256_cvtph_ps(_mm256_cvtps_ph(_mm256_loadu_ps(x), 0)));
+}
 #elif defined(__aarch64__)
 template <> constexpr int HALVES<f16> = 4;
 inline void widen_step(const f16* x, float* out) {
   vst1q_f32(out, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&x->bits))));
 }
+inline void round_step(float* x, f16) { vst1q_f32(x, vcvt_f32_f16(vcvt_f16_f32(vld1q_f32(x)))); }
 inline void narrow_step(const float* x, f16* out) {
   vst1_u16(&out->bits, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(x))));
 }

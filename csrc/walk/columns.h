@@ -36,8 +36,8 @@ template <class S, class T> class ColumnsForward {
   ColumnsForward(const View& view, const Forward& forward, const Pool& threads)
       : v(view), f(forward), pool(threads), source(v, f.x, f.fused),
         applied((f.fixed ? source : source.again()).unmasked()), y(static_cast<S*>(f.y)), mean(static_cast<A*>(f.mean)),
-        std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias, convention<S>(f)), weights(v, affine), tiles(v, pool, weights.by_row),
-        prefetches(needs_prefetch<S>(v.numel())),
+        std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias, convention<S>(f)), weights(v, affine),
+        tiles(v, pool, weights.by_row), prefetches(needs_prefetch<S>(v.numel())),
         prefetches_tile(needs_prefetch<S>((f.fixed || tiles.split ? 1 : 4) * tiles.rows * tiles.width)) {}
 
   void run() {
@@ -223,9 +223,8 @@ template <class S, class T> class ColumnsForward {
 
   OUT_OF_LINE void cast_first(const Tile& t, int64_t r, int64_t left, int64_t n, const T* p, T* q,
                               const Factors& with) const {
-    const auto hat = [p = p + left, mu = with.mu + left, rstd = with.factor + left, shift = with.shift + left](auto at) {
-      return (at(p) - at(mu)) * at(rstd) + at(shift);
-    };
+    const A *mu = with.mu + left, *rstd = with.factor + left, *shift = with.shift + left;
+    const auto hat = [=, p = p + left](auto at) { return (at(p) - at(mu)) * at(rstd) + at(shift); };
     const bool finally = rounds_before<T>(f.fused), biased = affine.bias;
     if (weights.by_row)
       apply_rounded_constant<S, T>(q + left, n, finally, hat, weights.row_weight(t, r), weights.row_bias(t, r), biased);
@@ -246,9 +245,10 @@ template <class S, class T> class ColumnsForward {
       T* q = writer.open(y + offset);
       const A w = weights.row_weight(t, r), b = weights.row_bias(t, r);
       const auto apply = [&](int64_t left, int64_t right) {
-        if (sizeof(S) == 2 && f.cast_first) {
-          cast_first(t, r, left, right - left, p, q, with);
-        } else if (weights.by_row) {
+        if constexpr (sizeof(S) == 2) {
+          if (f.cast_first) return cast_first(t, r, left, right - left, p, q, with);
+        }
+        if (weights.by_row) {
           each<T>(left, right, [=](auto at) { at.put(q, ((at(p) - at(mu)) * at(factor) + at(shift)) * w + b); });
         } else {
           each<T>(left, right, [=](auto at) { at.put(q, (at(p) - at(mu)) * at(factor) + at(shift)); });

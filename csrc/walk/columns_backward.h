@@ -42,8 +42,8 @@ template <class S, class T> class ColumnsBackward {
       : v(view), f(backward), pool(threads), source(v, f),
         applied((needs_sums(f) ? source.again() : source).unmasked()),
         mean(static_cast<const A*>(f.mean)), std(static_cast<const A*>(f.std)), dx(static_cast<S*>(f.dx)),
-        affine(v, f.weight, f.fused ? f.fused->bias : Parameter{}, {f.zero_centered}), weights(v, affine), tiles(v, pool, weights.by_row),
-        by_row(weights.by_row), plain(!f.fused), sums_needed(needs_sums(f)),
+        affine(v, f.weight, f.fused ? f.fused->bias : Parameter{}, {f.zero_centered}), weights(v, affine),
+        tiles(v, pool, weights.by_row), by_row(weights.by_row), plain(!f.fused), sums_needed(needs_sums(f)),
         grads(f.dweight, f.dbias, by_row ? tiles.count() * v.r0 : v.k0 * tiles.row_width) {}
 
   void run() {

@@ -44,8 +44,8 @@ template <class S, class T> class RowsBackward {
       : v(view), f(backward), pool(threads), source(v, f),
         applied((needs_sums(f) ? source.again() : source).unmasked()),
         mean(static_cast<const A*>(f.mean)), std(static_cast<const A*>(f.std)), dx(static_cast<S*>(f.dx)),
-        affine(v, f.weight, f.fused ? f.fused->bias : Parameter{}, {f.zero_centered}), sums_needed(needs_sums(f)), spans(v), slots(v, affine),
-        grads(f.dweight, f.dbias, slots.number) {}
+        affine(v, f.weight, f.fused ? f.fused->bias : Parameter{}, {f.zero_centered}), sums_needed(needs_sums(f)),
+        spans(v), slots(v, affine), grads(f.dweight, f.dbias, slots.number) {}
 
   void run() {
     const RowShare share(v, spans, pool);

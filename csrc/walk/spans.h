@@ -20,8 +20,8 @@ struct Spans {
     parts = v.r1 > SPAN ? ceil_div(v.r1, SPAN) : 1;
     per_cell = ceil_div(v.r0, rows) * parts;
   }
-  // body(offset, offset in its row, n, where x lies AHEAD on the walk) for every contiguous piece of span `s` of `cell`, at
-  // most BLOCK elements each.
+  // body(offset, offset in its row, n, where x lies AHEAD on the walk) for every contiguous piece of span `s` of
+  // `cell`, at most BLOCK elements each.
   template <class Body> void blocks(int64_t cell, int64_t s, Body&& body) const {
     const int64_t from = s / parts * rows, to = min(from + rows, v.r0);
     const int64_t left = s % parts * SPAN, right = parts == 1 ? v.r1 : min(left + SPAN, v.r1);

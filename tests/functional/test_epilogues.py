@@ -156,3 +156,14 @@ X = torch.zeros(2, 3, 4)
 def test_what_does_not_broadcast_is_refused(error: type[Exception], said: str, extras: dict[str, Any]):
     with pytest.raises(error, match=said):
         functional.layer_norm(X, (4,), **extras)
+
+
+def test_a_pattern_takes_them_as_well_and_transforms_see_through_them():
+    x, w = draw(4, 4, seed=1), draw(4, 1, seed=2)  # as many weights as there are channels, and not of the channels
+    want = standardized("rms_norm", x.unsqueeze(0))[0] * w
+    torch.testing.assert_close(functional.normalize(x, "b [c]", w, center=False), want)
+    torch.testing.assert_close(functional.normalize(x, "b [c]", w, center=False), want)  # where the plan is known
+    batched = torch.func.vmap(lambda w: functional.normalize(x, "b [c]", w, center=False))(torch.stack([w, 2 * w]))
+    torch.testing.assert_close(batched, torch.stack([want, 2 * want]))
+    with pytest.raises(errors.ShapeError, match=r"weight of normalize must have shape \(4,\) or broadcast"):
+        functional.normalize(x, "b [c]", draw(3, 1), center=False)

@@ -33,8 +33,13 @@ def feature_shape(region: Region, shape: torch.Size) -> tuple[int, ...]:
 _kept_shape = lru_cache(maxsize=4096)(feature_shape)
 
 
-CENTRED = Spec("normalize", lambda _, x, shape: shape, checked_before=True)
-UNCENTRED = CENTRED._replace(center=False)
+_ANY = Spec("normalize", lambda _, x, shape: shape)
+SPECS = {
+    (center, checked): _ANY._replace(center=center, checked_before=checked)
+    for center in (True, False)
+    for checked in (True, False)
+}
+"""By whether the mean is subtracted, and whether weight and bias are known to be those of the features."""
 
 
 @overload
@@ -101,8 +106,8 @@ def normalize(
     Args:
         x: any shape the pattern fits, any strides; float64, float32, bfloat16 or float16.
         pattern: for instance ``"b (g [c]) [...]"``, or a `normkit.pattern.Region`.
-        weight: one value for each channel (the axes whose name starts with ``c``), or None.
-        bias: the same.
+        weight, bias: one value for each channel (the axes whose name starts with ``c``); or with as many dimensions as
+            x, each of size 1 or x's; or None.
         eps: added to the variance, in units of x squared.
         center: subtract the mean.
         num_groups: the size of the axis ``g``, where the pattern has one.
@@ -127,11 +132,13 @@ def normalize(
     """
     check_call("normalize", x, eps)
     region = bound(pattern, {} if num_groups is None else {"g": num_groups})
-    shape = None
+    shape, checked = None, True
     if weight is not None or bias is not None:
         # Sizes that a compiler knows only by name cannot be kept.
         shape = (feature_shape if torch.compiler.is_compiling() else _kept_shape)(region, x.shape)
-        check_parameter("normalize", "weight", weight, shape, x)
-        check_parameter("normalize", "bias", bias, shape, x)
+        checked = all(t is None or t.dim() != x.dim() or t.shape == shape for t in (weight, bias))
+        if checked:
+            check_parameter("normalize", "weight", weight, shape, x)
+            check_parameter("normalize", "bias", bias, shape, x)
     fused = (mask, lengths, residual, return_residual, activation, gate, skip, gate_activation, gate_first)
-    return carry_out(CENTRED if center else UNCENTRED, region.text, x, weight, bias, eps, fused, shape)
+    return carry_out(SPECS[bool(center), checked], region.text, x, weight, bias, eps, fused, shape)

@@ -89,7 +89,7 @@ def group_norm(
     Args:
         input: (N, C, ...), any strides.
         num_groups: must divide C.
-        weight, bias: (C,) or None.
+        weight, bias: (C,); or with as many dimensions as the input, each of size 1 or the input's; or None.
         eps: added to the variance, in units of the input squared.
         mask, lengths, residual, return_residual, activation: as in `normkit.functional.extras.Extras`.
         gate, skip, gate_activation, gate_first: as in `normkit.functional.extras.Epilogues`.

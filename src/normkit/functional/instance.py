@@ -104,7 +104,7 @@ def instance_norm(
     Args:
         input: (N, C, ...) with at least one dimension of positions, any strides.
         running_mean, running_var: (C,) or None, updated in place where `use_input_stats`.
-        weight, bias: (C,) or None.
+        weight, bias: (C,); or with as many dimensions as the input, each of size 1 or the input's; or None.
         use_input_stats: use each sample's own statistics, else the running ones.
         momentum: share of the new batch in the running statistics.
         eps: added to the variance, in units of the input squared.

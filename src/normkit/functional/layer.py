@@ -9,8 +9,8 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional.call.checks import check_dimensions
-from normkit.functional.call.precision import Cast, centred_at_one, is_cast_first
-from normkit.functional.call.spec import OWN, Spec, carry_out
+from normkit.functional.call.precision import Cast, check_cast
+from normkit.functional.call.spec import Spec, carry_out, with_conventions
 from normkit.functional.extras import Epilogues, Output
 
 LAST_DIM = "... [c]"
@@ -40,7 +40,7 @@ def _check_channels(name: str, input: Tensor, _: Any) -> tuple[int, ...]:
     return (input.shape[1],)
 
 
-LAYER = Spec("layer_norm", check_last, over_last=True)
+LAYER = with_conventions(Spec("layer_norm", check_last, over_last=True))
 LAYER_2D = Spec("layer_norm2d", _check_channels)
 
 
@@ -108,7 +108,8 @@ def layer_norm(
     Args:
         input: (..., *normalized_shape), any strides.
         normalized_shape: the sizes of the last dimensions.
-        weight, bias: of shape `normalized_shape`, or None.
+        weight, bias: of shape `normalized_shape`; or with as many dimensions as the input, each of size 1 or the
+            input's, such as (N, 1, C); or None.
         eps: added to the variance, in units of the input squared.
         cast: ``"after"``: the weight is multiplied in float32, the result cast to the input's dtype; ``"before"``:
             the cast comes first, as in Llama. No difference in float32.
@@ -131,11 +132,10 @@ def layer_norm(
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
     """
     fused = (mask, lengths, residual, return_residual, activation, gate, skip, gate_activation, gate_first)
-    cast_first = cast != "after" and is_cast_first("layer_norm", input, cast)
-    if zero_centered:
-        weight = centred_at_one("layer_norm", weight, input, normalized_shape)
+    if cast != "after":
+        check_cast("layer_norm", cast)
     pattern = LAST_DIM if len(normalized_shape) == 1 else last_dims_pattern(len(normalized_shape))
-    return carry_out(LAYER, pattern, input, weight, bias, eps, fused, normalized_shape, OWN, cast_first)
+    return carry_out(LAYER[cast, zero_centered], pattern, input, weight, bias, eps, fused, normalized_shape)
 
 
 @overload
@@ -188,7 +188,7 @@ def layer_norm2d(
 
     Args:
         input: (N, C, ...), any strides.
-        weight, bias: (C,) or None.
+        weight, bias: (C,); or with as many dimensions as the input, each of size 1 or the input's; or None.
         eps: added to the variance, in units of the input squared.
         mask, lengths, residual, return_residual, activation: as in `normkit.functional.extras.Extras`.
         gate, skip, gate_activation, gate_first: as in `normkit.functional.extras.Epilogues`.

@@ -7,12 +7,12 @@ from typing import Literal, Unpack, overload
 
 from torch import Tensor
 
-from normkit.functional.call.precision import Cast, centred_at_one, is_cast_first, rounded
-from normkit.functional.call.spec import OWN, Spec, carry_out
+from normkit.functional.call.precision import Cast, check_cast
+from normkit.functional.call.spec import Spec, carry_out, with_conventions
 from normkit.functional.extras import Epilogues, Output
 from normkit.functional.layer import LAST_DIM, check_last, last_dims_pattern
 
-RMS = Spec("rms_norm", check_last, center=False, over_last=True, lenient=True)
+RMS = with_conventions(Spec("rms_norm", check_last, center=False, over_last=True, lenient=True))
 
 
 @overload
@@ -75,7 +75,8 @@ def rms_norm(
     Args:
         input: (..., *normalized_shape), any strides.
         normalized_shape: the sizes of the last dimensions.
-        weight: of shape `normalized_shape`, or None; float64 is rounded to the arithmetic of the input.
+        weight: of shape `normalized_shape`, or with as many dimensions as the input, each of size 1 or the input's;
+            or None. Float64 is rounded to the arithmetic of the input.
         eps: added to the mean square; None means the machine epsilon of the arithmetic, which is float32's for
             half-precision input.
         cast: ``"after"``: the weight is multiplied in float32, the result cast to the input's dtype; ``"before"``:
@@ -99,8 +100,7 @@ def rms_norm(
     Source: Zhang & Sennrich 2019, arXiv:1910.07467.
     """
     fused = (mask, lengths, residual, return_residual, activation, gate, skip, gate_activation, gate_first)
-    cast_first = cast != "after" and is_cast_first("rms_norm", input, cast)
-    if zero_centered:
-        weight = centred_at_one("rms_norm", rounded(weight, input), input, normalized_shape)
+    if cast != "after":
+        check_cast("rms_norm", cast)
     pattern = LAST_DIM if len(normalized_shape) == 1 else last_dims_pattern(len(normalized_shape))
-    return carry_out(RMS, pattern, input, weight, None, eps, fused, normalized_shape, OWN, cast_first)
+    return carry_out(RMS[cast, zero_centered], pattern, input, weight, None, eps, fused, normalized_shape)

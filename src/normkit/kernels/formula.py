@@ -71,6 +71,10 @@ class Arguments(NamedTuple):
             or self.skip is not None
         )
 
+    def is_batched_by_rule(self) -> bool:
+        """Whether `normkit.kernels.batched` maps such a call."""
+        return not self.is_fused() and self.varying() is None
+
     def varying(self) -> tuple[bool, ...] | None:
         """The dimensions of x over which weight and bias vary; None if those are the features."""
         parameter = self.bias if self.weight is None else self.weight

@@ -348,7 +348,7 @@ def run(a: Arguments, moments: bool = False) -> Result:
     if context.is_watched(a.x) or context.is_traced():
         if context.is_exported():
             return export.norm(a, moments)
-        if context.is_differentiated() and (a.is_fused() or not context.is_only_mapped()):
+        if context.is_differentiated() and not (context.is_only_mapped() and a.is_batched_by_rule()):
             return formula.norm(a)
         return Result(*_norm(*a))
     if context.wants_gradient(a.x, a.weight, a.bias, a.mean, a.var, a.residual, a.gate, a.skip):
@@ -367,5 +367,6 @@ def gradients(dy: Tensor, a: Arguments, fixed: bool, want: Want) -> Gradients:
 
 def gradients_of_fast_path(dy: Tensor, *flat: Any) -> tuple[Tensor | None, ...]:
     """A backward pass that csrc/fastpath/ cannot carry out itself; it passes the activation by its number."""
-    a, fixed, want = Arguments(*flat[:11]), flat[11], Want(*flat[12:])
-    return gradients(dy, a._replace(activation=list(ACTIVATIONS)[flat[10]]), fixed, want)[:3]
+    a, fixed, want, zero_centered = Arguments(*flat[:11]), flat[11], Want(*flat[12:15]), flat[15]
+    a = a._replace(activation=list(ACTIVATIONS)[flat[10]], zero_centered=zero_centered)
+    return gradients(dy, a, fixed, want)[:3]

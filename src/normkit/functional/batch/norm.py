@@ -111,7 +111,7 @@ def batch_norm(
     Args:
         input: (N, C) or (N, C, ...), any strides.
         running_mean, running_var: (C,), updated in place in training; both may be None in training.
-        weight, bias: (C,) or None.
+        weight, bias: (C,); or with as many dimensions as the input, each of size 1 or the input's; or None.
         training: use the batch's statistics.
         momentum: share of the new batch in the running statistics.
         eps: added to the variance, in units of the input squared.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from normkit.errors import ArgumentError, nearest
-from normkit.functional.call.checks import check_parameter
 from normkit.kernels.dtypes import arithmetic_dtype
 
 Cast = Literal["after", "before"]
@@ -24,20 +22,6 @@ def check_cast(name: str, cast: str) -> None:
             f"cast of {name} must be 'after' (the weight in float32, then the cast) or 'before' (the cast, then the "
             f"weight), got {cast!r}: {nearest(str(cast), ('after', 'before'))}"
         )
-
-
-def is_cast_first(name: str, x: Tensor, cast: Cast) -> bool:
-    """Whether the order makes a difference, and the cast comes first."""
-    check_cast(name, cast)
-    return cast == "before" and x.dtype is not arithmetic_dtype(x.dtype)
-
-
-def centred_at_one(name: str, weight: Tensor | None, x: Tensor, normalized_shape: Sequence[int]) -> Tensor | None:
-    """1 + weight, in the arithmetic of x: half precision would lose the digits that storing it around 0 saves."""
-    if weight is None:
-        return None
-    check_parameter(name, "weight", weight, tuple(normalized_shape), x)
-    return weight.to(arithmetic_dtype(x.dtype)) + 1
 
 
 def rounded(weight: Tensor | None, x: Tensor) -> Tensor | None:

@@ -48,6 +48,8 @@ class Spec(NamedTuple):
         keeps_vector: whether an empty vector, in which no channels can be found, is returned as it is.
         lenient: whether an eps of None means the machine epsilon, and a float64 weight is rounded, as torch's RMSNorm
             has both.
+        cast_first: whether x_hat is cast to the input's dtype before weight and bias, which are applied in that dtype.
+        zero_centered: whether 1 is added to the weight.
     """
 
     name: str
@@ -57,6 +59,17 @@ class Spec(NamedTuple):
     checked_before: bool = False
     keeps_vector: bool = False
     lenient: bool = False
+    cast_first: bool = False
+    zero_centered: bool = False
+
+
+def with_conventions(spec: Spec) -> dict[tuple[str, bool], Spec]:
+    """A method with the conventions of language models, by `cast` and `zero_centered`."""
+    return {
+        (cast, zero_centered): spec._replace(cast_first=cast == "before", zero_centered=zero_centered)
+        for cast in ("after", "before")
+        for zero_centered in (False, True)
+    }
 
 
 class Call(NamedTuple):
@@ -92,27 +105,24 @@ def carry_out(
     fused: Fused = NOTHING,
     size: Any = None,
     statistics: RunningStatistics = OWN,
-    cast_first: bool = False,
 ) -> Output:
     """Normalize by the fast path if it takes the call, else after all checks by the operator.
 
-    `size` belongs to the method: the number of groups, or the sizes of the last dimensions. With `cast_first` the
-    result is cast to the input's dtype before weight and bias are applied.
+    `size` belongs to the method: the number of groups, or the sizes of the last dimensions.
     """
     gated = len(fused) > len(NOTHING) and (fused[5] is not None or fused[6] is not None)
-    if not is_compiling() and not cast_first and not gated:
+    if not is_compiling() and not gated:
         y: Output | None = fastpath.norm(spec, pattern, input, weight, bias, eps, fused, size, statistics)
         if y is not None:
             return y
     if spec.over_last and isinstance(input, Tensor) and input.is_nested:
         # Without a closure, which would make all arguments slower to reach.
-        rest = (weight, bias, eps, fused, size, statistics, cast_first)
+        rest = (weight, bias, eps, fused, size, statistics)
         return by_rows(spec.name, input, size, fused, partial(_of_rows, spec, pattern, rest))
     if spec.keeps_vector and isinstance(input, Tensor) and input.shape == (0,):
         check_call(spec.name, input, eps)
         return input.clone()
-    call = checked(spec, pattern, input, weight, bias, eps, fused, size, statistics)
-    return _cast_first(call) if cast_first else run(call, statistics)
+    return run(checked(spec, pattern, input, weight, bias, eps, fused, size, statistics), statistics)
 
 
 def _of_rows(spec: Spec, pattern: str, rest: tuple[Any, ...], rows: Tensor) -> Output:
@@ -144,7 +154,8 @@ def checked(
     mask, lengths, residual, return_residual, activation, *around = fused
     check_residual(name, input, residual)
     activation = check_activation(name, activation)
-    epilogue = Epilogue(weight, bias, *around).checked(name, input, shape, residual)
+    epilogue = Epilogue(weight, bias, *around, zero_centered=spec.zero_centered, cast_first=spec.cast_first)
+    epilogue = epilogue.checked(name, input, shape, residual)
     mask = checked_mask(name, input, pattern, mask, lengths)
     if not epilogue.is_plain(shape):
         dims = features_of(pattern, input, last=len(shape) if spec.over_last else 0)
@@ -184,12 +195,3 @@ def checked_counts(name: str, a: Arguments) -> Tensor | None:
             f"single one by the mask for shape {tuple(a.x.shape)}: use a larger batch, or group_norm"
         )
     return counts
-
-
-def _cast_first(call: Call) -> Output:
-    """Normalize, cast to the input's dtype, and only then apply weight and bias, in that dtype."""
-    a = call.arguments
-    out = operator.run(a._replace(weight=None, bias=None, activation="none"))
-    y = out.y if a.weight is None else out.y * a.weight.to(a.x.dtype)
-    y = ACTIVATIONS[a.activation](y if a.bias is None else y + a.bias.to(a.x.dtype))
-    return call.output(y if a.mask is None else torch.where(a.mask, y, 0), out.sum)
