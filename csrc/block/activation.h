@@ -146,6 +146,15 @@ template <class A> void multiply_by_slope(Activation kind, const A* z, const A* 
   });
 }
 
+// The same with z + skip in place of z.
+template <class A>
+void multiply_by_slope_after(Activation kind, const A* z, const A* skip, const A* g, A* out, int64_t n) {
+  with(kind, [=](auto f) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) out[i] = g[i] * f.slope(z[i] + skip[i]);
+  });
+}
+
 template <class Body> void with_gate(Activation kind, const Body& body) {
   if (kind == Activation::none) return body(Function<Activation::none>());
   with(kind, body);

@@ -18,7 +18,9 @@ template <class S, class T> struct Source {
   Gaps gaps;
   bool prefetches = false;
 
-  Source(const View& v, const void* from, const Fusion* f) : x(static_cast<const S*>(from)), mask(f), gaps(v), prefetches(needs_prefetch<S>(v.numel())) {
+  Source(const View& v, const void* from, const Fusion* f)
+      : x(static_cast<const S*>(from)), mask(f), gaps(v),
+        prefetches(needs_prefetch<S>(v.numel())) {
     if (!f) return;
     if (f->gate_first) gate = static_cast<const S*>(f->gate), gate_activation = f->gate_activation;
     if (!f->sum) return;

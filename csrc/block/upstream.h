@@ -147,11 +147,9 @@ template <class S, class T> class Upstream {
   // out = g * activation'(q), with q = z * f(gate) + skip.
   const A* before_activation(const A* z, const A* gate, const A* g, A* out, int64_t at, int64_t n) const {
     A q[BLOCK], wide[BLOCK];
-    const A* skip = skip_ ? converted(skip_ + at, wide, n) : nullptr;
-    if (gate && skip) multiply_by_gate_and_add(gate_activation_, gate, skip, z, q, n);
-    else if (gate) multiply_by_gate(gate_activation_, gate, z, q, n);
-    else if (skip) add(z, skip, q, n);
-    multiply_by_slope(activation_, gate || skip ? q : z, g, out, n);
+    if (gate) multiply_by_gate(gate_activation_, gate, z, q, n), z = q;
+    if (skip_) multiply_by_slope_after(activation_, z, converted(skip_ + at, wide, n), g, out, n);
+    else multiply_by_slope(activation_, z, g, out, n);
     return out;
   }
   void keep(const A* g, int64_t at, int64_t n) const {

@@ -21,8 +21,8 @@ template <class S, class T> class Writer {
  public:
   // For the results of a call: `elements` of them from `base` on.
   Writer(S* base, int64_t elements, const Fusion* fused)
-      : base_(base), fused_(fused), past_cache_(elements * int64_t(sizeof(S)) >= PAST_CACHE), prefetches_(needs_prefetch<S>(elements)),
-        after_(fused) {}
+      : base_(base), fused_(fused), past_cache_(elements * int64_t(sizeof(S)) >= PAST_CACHE),
+        prefetches_(needs_prefetch<S>(elements)), after_(fused) {}
   ~Writer() { if (past_cache_) fence(); }
   Writer(const Writer&) = delete;
   Writer& operator=(const Writer&) = delete;

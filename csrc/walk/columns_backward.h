@@ -153,7 +153,8 @@ template <class S, class T> class ColumnsBackward {
   // Whether x and dy are read as they are in these rows.
   bool is_simple(const Tile& t, int64_t r, int64_t rows) const {
     if (plain) return true;
-    return !source.computes() && (!source.mask() || source.mask().is_all_valid(t.at(tiles, r), (rows - 1) * tiles.row_width + t.n));
+    return !source.computes() &&
+           (!source.mask() || source.mask().is_all_valid(t.at(tiles, r), (rows - 1) * tiles.row_width + t.n));
   }
   OUT_OF_LINE void read_fused(const Tile& t, int64_t r, const Factors& with, T* bx, T* bg, Row& row) const {
     const int64_t at = t.at(tiles, r);
@@ -202,7 +203,8 @@ template <class S, class T> class ColumnsBackward {
       if (source.mask() && (r - from) % MASK_LOOKAHEAD == 0)
         writer.look_ahead(dx + offset, (min(MASK_LOOKAHEAD, end - r) - 1) * tiles.row_width + n);
       const T* p = plain ? load(source.x() + offset, bx, n) : applied.input(offset, n, bx, Constant<A>{0});
-      const T* g = plain ? load(source.dy() + offset, bg, n) : applied.gradient(offset, n, bg, p, z_of(t, r, with, true));
+      const T* g =
+          plain ? load(source.dy() + offset, bg, n) : applied.gradient(offset, n, bg, p, z_of(t, r, with, true));
       T* q = writer.open(dx + offset);
       const A row_weight = weights.row_weight(t, r);
       each<T>(0, n, [=, mu = with.mu, rstd = with.rstd, w = with.w, c1 = with.c1, c2 = with.c2](auto at) {

@@ -175,8 +175,9 @@ def test_opcheck(name):
         return
     _, total, mean, std = (t.detach() for t in ops.norm.default(*args))
     dy, dsum = (torch.randn(2, 4, 6, requires_grad=True) for _ in range(2))
-    rest = ("b (g=2 [c]) [...]", 1e-5, True, mean, std, dsum, mask, "silu", False, True, True, True)
-    torch.library.opcheck(ops.norm_backward.default, (dy, total.requires_grad_(), w, b, *rest))
+    rest = ("b (g=2 [c]) [...]", 1e-5, True, mean, std, dsum, mask, "silu", None, None, "none", False, False, False)
+    wanted = (False, True, True, True, False, False)
+    torch.library.opcheck(ops.norm_backward.default, (dy, total.requires_grad_(), w, b, *rest, *wanted))
 
 
 @pytest.mark.parametrize("fixed", [False, True])
