@@ -1,5 +1,7 @@
 """What the contract is run on: one case or more for each method, with oracles, layouts, dtypes and bad inputs.
 
+Over 400 lines: the oracles of all methods are read side by side.
+
 The oracles are written here from the definitions, in plain float64 torch, and call nothing of normkit. All
 methods with a region share one formula and differ only in `average`, the mean over a region, repeated over it.
 """
@@ -89,6 +91,62 @@ class Thresholded(Oracle):
         return torch.maximum(y, self.spread(p["threshold"], x))
 
 
+@dataclass(frozen=True)
+class Switched(Oracle):
+    """A mixture of three means and three variances, each computed from all its values."""
+
+    def mixed(self, x: Tensor, p: Parameters, batch: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        own, sample = INSTANCE.moments(x), Oracle(over(*range(1, x.dim())), self.eps, channels_first=True).moments(x)
+        of_batch = BATCH.moments(x) if batch is None else batch
+        mixed = []
+        for i, name in enumerate(("mean_weight", "var_weight")):
+            shares = p[name].double().softmax(0)
+            mixed.append(shares[0] * own[i] + shares[1] * sample[i] + shares[2] * of_batch[i])
+        return mixed[0], mixed[1]
+
+    def __call__(self, x: Tensor, p: Parameters, moments: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        return super().__call__(x, p, self.mixed(x, p, moments))
+
+    def condition(self, x: Tensor) -> Tensor:
+        """The largest of the three: each mean is rounded in units of itself, and no variance outweighs the others."""
+        averages = (per_channel, per_sample_and_channel, over(*range(1, x.dim())))
+        own = [Oracle(average, self.eps, channels_first=True).condition(x).expand(x.shape) for average in averages]
+        return torch.stack(own).amax(0)
+
+
+@dataclass(frozen=True)
+class Quadratic(Oracle):
+    """By the quadratic mean of each channel, which in evaluation is a running one."""
+
+    def given(self, x: Tensor, state: Parameters) -> Tensor:
+        return self(x, state, (torch.zeros(1), self.spread(state["running_phi"], x)))
+
+
+class Whitened:
+    """The inverse square root of each group's covariance matrix, by its eigenvectors and not by an iteration."""
+
+    def __init__(self, groups: int, eps: float) -> None:
+        self.groups, self.eps = groups, eps
+
+    def applied(self, x: Tensor, p: Parameters, mean: Tensor, whitening: Tensor) -> Tensor:
+        rows = x.double().movedim(1, -1).reshape(-1, self.groups, x.shape[1] // self.groups) - mean
+        y = torch.einsum("gij,ngj->ngi", whitening, rows).reshape(x.movedim(1, -1).shape).movedim(-1, 1)
+        shape = [-1, *[1] * (x.dim() - 2)]
+        return y * p["weight"].double().view(shape) + p["bias"].double().view(shape)
+
+    def __call__(self, x: Tensor, p: Parameters) -> Tensor:
+        rows = x.double().movedim(1, -1).reshape(-1, self.groups, x.shape[1] // self.groups)
+        if not rows.numel():
+            return x.double()
+        mean = rows.mean(0)
+        covariance = torch.einsum("ngi,ngj->gij", rows - mean, rows - mean) / len(rows)
+        values, vectors = torch.linalg.eigh(covariance + self.eps * torch.eye(rows.shape[-1], dtype=torch.float64))
+        return self.applied(x, p, mean, vectors @ torch.diag_embed(values.rsqrt()) @ vectors.mT)
+
+    def given(self, x: Tensor, p: Parameters) -> Tensor:
+        return self.applied(x, p, p["running_mean"].view(self.groups, -1), p["running_whitening"])
+
+
 def local_response(size: int, alpha: float, beta: float, k: float) -> Callable[[Tensor, Parameters], Tensor]:
     def oracle(x: Tensor, p: Parameters) -> Tensor:
         x = x.double()
@@ -102,6 +160,68 @@ def local_response(size: int, alpha: float, beta: float, k: float) -> Callable[[
     return oracle
 
 
+def over_channels(t: Tensor, x: Tensor) -> Tensor:
+    """A parameter of the channels in dimension 1, in float64."""
+    return t.double().reshape(-1, *[1] * (x.dim() - 2))
+
+
+def global_response(positions: tuple[int, ...], channels: int, eps: float) -> Callable[[Tensor, Parameters], Tensor]:
+    def oracle(x: Tensor, p: Parameters) -> Tensor:
+        x = x.double()
+        size = x.square().sum(positions, keepdim=True).sqrt()
+        relative = size / (size.mean(channels, keepdim=True) + eps)
+        weight, bias = p["weight"].double(), p["bias"].double()
+        if channels == 1:
+            weight, bias = over_channels(weight, x), over_channels(bias, x)
+        return weight * (x * relative) + bias + x
+
+    return oracle
+
+
+def bounded(function: Callable[[Tensor], Tensor], channels_last: bool = True) -> Callable[[Tensor, Parameters], Tensor]:
+    def oracle(x: Tensor, p: Parameters) -> Tensor:
+        x = x.double()
+        y = function(p["alpha"].double() * x + (p["shift"].double() if "shift" in p else 0.0))
+        weight, bias = (p[name].double() if channels_last else over_channels(p[name], x) for name in ("weight", "bias"))
+        return y * weight + bias
+
+    return oracle
+
+
+def unit_length(x: Tensor, p: Parameters) -> Tensor:
+    x = x.double()
+    return p["weight"].double() * x / x.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-5)
+
+
+@dataclass(frozen=True)
+class EvoB0:
+    """``y = x / max(sqrt(batch_var + eps), v * x + sqrt(var + eps)) * weight + bias``."""
+
+    eps: float
+
+    def __call__(self, x: Tensor, p: Parameters) -> Tensor:
+        x = x.double()
+        return self.divided(x, p, per_channel((x - per_channel(x)).square()))
+
+    def given(self, x: Tensor, p: Parameters) -> Tensor:
+        return self.divided(x.double(), p, over_channels(p["running_var"], x))
+
+    def divided(self, x: Tensor, p: Parameters, batch_var: Tensor) -> Tensor:
+        v, weight, bias = (over_channels(p[name], x) for name in ("v", "weight", "bias"))
+        var = per_sample_and_channel((x - per_sample_and_channel(x)).square())
+        return x / torch.maximum((batch_var + self.eps).sqrt(), v * x + (var + self.eps).sqrt()) * weight + bias
+
+
+def evo_s0(groups: int, eps: float) -> Callable[[Tensor, Parameters], Tensor]:
+    def oracle(x: Tensor, p: Parameters) -> Tensor:
+        x = x.double()
+        v, weight, bias = (over_channels(p[name], x) for name in ("v", "weight", "bias"))
+        average = per_group(groups)
+        return x / (1 + (-v * x).exp()) / (average((x - average(x)).square()) + eps).sqrt() * weight + bias
+
+    return oracle
+
+
 def weight_normed_linear(x: Tensor, p: Parameters) -> Tensor:
     g, v = p["parametrizations.weight.original0"].double(), p["parametrizations.weight.original1"].double()
     return x.double() @ (g * v / v.square().sum(1, keepdim=True).sqrt()).T + p["bias"].double()
@@ -111,6 +231,11 @@ def weight_standardized_linear(x: Tensor, p: Parameters) -> Tensor:
     v = p["parametrizations.weight.original"].double()
     v = v - v.mean(1, keepdim=True)
     return x.double() @ (v / (v.square().mean(1, keepdim=True) + 1e-5).sqrt()).T + p["bias"].double()
+
+
+def spectrally_normed_linear(x: Tensor, p: Parameters) -> Tensor:
+    v = p["parametrizations.weight.original"].double()
+    return x.double() @ (v / torch.linalg.svdvals(v)[0]).T + p["bias"].double()
 
 
 def condition_of_filters(p: Parameters) -> Tensor:
@@ -141,6 +266,7 @@ class Case:
         bad: inputs to refuse.
         elementwise: the output has the input's shape and layout.
         per_sample: a sample's output does not depend on the others.
+        smooth_in_training: no step of training is a constant for the gradient, and can be differentiated numerically.
         condition: ``1 + |mean| / std`` of parameters that a mean is subtracted from; 1 of all others.
     """
 
@@ -153,10 +279,16 @@ class Case:
     bad: tuple[Bad, ...] = ()
     elementwise: bool = True
     per_sample: bool = True
+    smooth_in_training: bool = True
     condition: Callable[[Parameters], Tensor] = lambda parameters: torch.ones(())
 
     def __str__(self) -> str:
         return self.name
+
+    def given(self, x: Tensor, state: Parameters) -> Tensor:
+        """The oracle with running statistics."""
+        assert isinstance(self.oracle, Oracle | EvoB0 | Whitened)
+        return self.oracle.given(x, state)
 
 
 Makers = tuple[Callable[..., nn.Module], Callable[..., nn.Module]]
@@ -253,10 +385,52 @@ CASES = (
          lambda **where: normkit.FilterResponseNorm2d(3, **where), None, (2, 3, 2, 5),
          Thresholded(per_sample_and_channel, 1e-6, channels_first=True, center=False),
          (_wrong_channels(2, 4, 2, 3), _wrong_rank(2, 3, 4), Bad((2, 3, 1, 1), "more than one position"))),
+    Case("global_response_norm", "global_response_norm", lambda **where: normkit.GlobalResponseNorm(3, **where), None,
+         (2, 3, 1, 3), global_response((2, 3), 1, 1e-6),
+         (_wrong_channels(2, 4, 2, 3), Bad((2, 3), r"at least 3 dimensions.*got shape \(2, 3\)"))),
+    Case("global_response_norm", "global_response_norm, channels last",
+         lambda **where: normkit.GlobalResponseNorm(3, channels_last=True, **where), None, (2, 2, 1, 3),
+         global_response((1, 2), -1, 1e-6), (Bad((2, 4, 2, 5), r"5 in shape \(2, 4, 2, 5\): make the layer"),)),
+    Case("scale_norm", "scale_norm", lambda **where: normkit.ScaleNorm(5, **where), None, (3, 5), unit_length,
+         (Bad((3, 4), r"layer's 5 features, got shape \(3, 4\)"), Bad((), r"got shape \(\)"))),
+    Case("dynamic_tanh", "dynamic_tanh", lambda **where: normkit.DynamicTanh(5, **where), None, (3, 5),
+         bounded(torch.tanh), (Bad((3, 4), r"end with normalized_shape \(5,\), got shape \(3, 4\)"),)),
+    Case("dynamic_tanh", "dynamic_tanh, channels first",
+         lambda **where: normkit.DynamicTanh(3, channels_last=False, **where), None, (2, 3, 1, 2),
+         bounded(torch.tanh, channels_last=False), (_wrong_channels(2, 4, 3), Bad((3,), "at least 2 dimensions"))),
+    Case("dynamic_erf", "dynamic_erf", lambda **where: normkit.DynamicErf((2, 3), **where), None, (3, 2, 3),
+         bounded(torch.erf), (Bad((3, 3), r"end with normalized_shape \(2, 3\), got shape \(3, 3\)"),)),
+    Case("dynamic_erf", "dynamic_erf, channels first",
+         lambda **where: normkit.DynamicErf(3, channels_last=False, **where), None, (2, 3, 4),
+         bounded(torch.erf, channels_last=False), (_wrong_channels(2, 4, 3),)),
+    Case("evo_norm_b0", "evo_norm_b0", lambda **where: normkit.EvoNorm2dB0(3, **where), None, (2, 3, 1, 2),
+         EvoB0(1e-5), (_wrong_channels(2, 4, 2, 3), _wrong_rank(2, 3, 4),
+                       Bad((1, 3, 1, 1), "more than one value per channel.*evo_norm_s0")), per_sample=False),
+    Case("evo_norm_s0", "evo_norm_s0", lambda **where: normkit.EvoNorm2dS0(4, 2, **where), None, (2, 4, 1, 3),
+         evo_s0(2, 1e-5), (_wrong_channels(2, 3, 2, 3), _wrong_rank(2, 4, 4))),
+    Case("power_norm", "power_norm in the warm-up", lambda **where: normkit.PowerNorm(2, **where), None, (3, 2, 2, 2),
+         Quadratic(per_channel, 1e-5, channels_first=True, center=False),
+         (_wrong_channels(3, 4, 2, 3), Bad((1, 2, 1, 1), "only the sign is left.*larger batch"),
+          Bad((2,), r"at least 2 dimensions.*got shape \(2,\)")), per_sample=False),
+    Case("switchable_norm", "switchable_norm", lambda **where: normkit.SwitchableNorm(2, **where), None, (3, 2, 2, 2),
+         Switched(per_channel, 1e-5, channels_first=True),
+         (_wrong_channels(2, 4, 2, 3), Bad((2, 2, 1, 1), "more than one position.*batch_norm"),
+          Bad((3, 2), r"at least 3 dimensions.*got shape \(3, 2\)")), per_sample=False),
+    Case("iter_norm", "iter_norm", lambda **where: normkit.IterNorm(4, num_groups=2, iterations=15, **where), None,
+         (2, 4, 2, 3), Whitened(2, 1e-5),
+         (_wrong_channels(3, 2, 4, 3), Bad((1, 4, 1, 1), "more than one value per channel.*larger batch")),
+         per_sample=False, condition=lambda parameters: torch.tensor(4.0)),
+    Case("revin", "revin", lambda **where: normkit.RevIN(3, **where), None, (2, 5, 3),
+         Oracle(over(1), 1e-5, channels_first=False),
+         (Bad((2, 5, 4), "4 in shape.*make the layer for that many"),
+          Bad((5, 3), r"at least 3 dimensions.*got shape \(5, 3\)"))),
     Case("weight_norm", "weight_norm", _linear(normkit.weight_norm),
          _linear(nn.utils.parametrizations.weight_norm), (3, 5), weight_normed_linear, elementwise=False),
     Case("weight_standardization", "weight_standardization", _linear(normkit.weight_standardization), None,
          (3, 5), weight_standardized_linear, elementwise=False, condition=condition_of_filters),
+    Case("spectral_norm", "spectral_norm, converged",
+         _linear(lambda layer: normkit.spectral_norm(layer, n_power_iterations=200)), None,
+         (3, 5), spectrally_normed_linear, elementwise=False, smooth_in_training=False),
 )  # fmt: skip
 """At least one for each row of the catalog."""
 
@@ -341,7 +515,7 @@ def make_layer(case: Case, dtype: torch.dtype = torch.float32, seed: int = 0) ->
         for name, buffer in layer.named_buffers():
             if name == "running_mean":
                 buffer.add_(torch.randn(buffer.shape))
-            elif name == "running_var":
+            elif name in ("running_var", "running_phi", "running_whitening"):
                 buffer.mul_(torch.rand(buffer.shape) + 0.5)
     return layer
 

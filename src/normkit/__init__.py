@@ -11,23 +11,34 @@ from typing import Any as _Any
 if TYPE_CHECKING:
     from normkit import functional as functional
     from normkit.backends import show_backends as show_backends
+    from normkit.layers import SPADE as SPADE
+    from normkit.layers import AdaIN as AdaIN
+    from normkit.layers import AdaptiveLayerNorm as AdaptiveLayerNorm
     from normkit.layers import BatchNorm1d as BatchNorm1d
     from normkit.layers import BatchNorm2d as BatchNorm2d
     from normkit.layers import BatchNorm3d as BatchNorm3d
     from normkit.layers import BatchRenorm1d as BatchRenorm1d
     from normkit.layers import BatchRenorm2d as BatchRenorm2d
     from normkit.layers import BatchRenorm3d as BatchRenorm3d
+    from normkit.layers import ConditionalBatchNorm2d as ConditionalBatchNorm2d
+    from normkit.layers import DynamicErf as DynamicErf
+    from normkit.layers import DynamicTanh as DynamicTanh
+    from normkit.layers import EvoNorm2dB0 as EvoNorm2dB0
+    from normkit.layers import EvoNorm2dS0 as EvoNorm2dS0
     from normkit.layers import FilterResponseNorm2d as FilterResponseNorm2d
     from normkit.layers import FrozenBatchNorm1d as FrozenBatchNorm1d
     from normkit.layers import FrozenBatchNorm2d as FrozenBatchNorm2d
     from normkit.layers import FrozenBatchNorm3d as FrozenBatchNorm3d
+    from normkit.layers import GatedRMSNorm as GatedRMSNorm
     from normkit.layers import GhostBatchNorm1d as GhostBatchNorm1d
     from normkit.layers import GhostBatchNorm2d as GhostBatchNorm2d
     from normkit.layers import GhostBatchNorm3d as GhostBatchNorm3d
+    from normkit.layers import GlobalResponseNorm as GlobalResponseNorm
     from normkit.layers import GroupNorm as GroupNorm
     from normkit.layers import InstanceNorm1d as InstanceNorm1d
     from normkit.layers import InstanceNorm2d as InstanceNorm2d
     from normkit.layers import InstanceNorm3d as InstanceNorm3d
+    from normkit.layers import IterNorm as IterNorm
     from normkit.layers import LayerNorm as LayerNorm
     from normkit.layers import LayerNorm2d as LayerNorm2d
     from normkit.layers import LazyBatchNorm1d as LazyBatchNorm1d
@@ -38,11 +49,17 @@ if TYPE_CHECKING:
     from normkit.layers import LazyInstanceNorm3d as LazyInstanceNorm3d
     from normkit.layers import LocalResponseNorm as LocalResponseNorm
     from normkit.layers import Norm as Norm
+    from normkit.layers import PowerNorm as PowerNorm
+    from normkit.layers import RevIN as RevIN
     from normkit.layers import RMSNorm as RMSNorm
+    from normkit.layers import ScaleNorm as ScaleNorm
+    from normkit.layers import SwitchableNorm as SwitchableNorm
     from normkit.layers import SyncBatchNorm as SyncBatchNorm
     from normkit.parametrize import init_weight_norm as init_weight_norm
+    from normkit.parametrize import remove_spectral_norm as remove_spectral_norm
     from normkit.parametrize import remove_weight_norm as remove_weight_norm
     from normkit.parametrize import remove_weight_standardization as remove_weight_standardization
+    from normkit.parametrize import spectral_norm as spectral_norm
     from normkit.parametrize import weight_norm as weight_norm
     from normkit.parametrize import weight_standardization as weight_standardization
     from normkit.study import compare as compare
@@ -63,12 +80,15 @@ _NAMES = {
     "normkit.backends": "show_backends",
     "normkit.layers": "BatchNorm1d BatchNorm2d BatchNorm3d "
     "BatchRenorm1d BatchRenorm2d BatchRenorm3d GhostBatchNorm1d GhostBatchNorm2d GhostBatchNorm3d "
+    "DynamicErf DynamicTanh EvoNorm2dB0 EvoNorm2dS0 GlobalResponseNorm ScaleNorm "
     "FilterResponseNorm2d FrozenBatchNorm1d FrozenBatchNorm2d FrozenBatchNorm3d "
     "GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d "
     "LayerNorm LayerNorm2d LazyBatchNorm1d LazyBatchNorm2d LazyBatchNorm3d LazyInstanceNorm1d LazyInstanceNorm2d "
-    "LazyInstanceNorm3d LocalResponseNorm Norm RMSNorm SyncBatchNorm",
+    "LazyInstanceNorm3d LocalResponseNorm Norm RMSNorm SyncBatchNorm "
+    "IterNorm PowerNorm RevIN SwitchableNorm "
+    "AdaIN AdaptiveLayerNorm ConditionalBatchNorm2d GatedRMSNorm SPADE",
     "normkit.parametrize": "init_weight_norm remove_weight_norm remove_weight_standardization weight_norm "
-    "weight_standardization",
+    "weight_standardization remove_spectral_norm spectral_norm",
     "normkit.study": "compare",
     "normkit.study.task": "Task",
     "normkit.tools.audit": "audit",

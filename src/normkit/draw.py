@@ -250,9 +250,19 @@ def _local_response_norm() -> _Picture:
     return _Cuboid((4, 6, 4), ("N", "C", "H·W"), colour).picture()
 
 
+def _value() -> _Picture:
+    """One value by itself."""
+    return _Cuboid((4, 6, 4), ("N", "C", "H·W"), lambda n, c, p: "" if n or c or p else "region").picture()
+
+
 def _filter() -> _Picture:
     """One filter of a convolution's weight."""
     return _Cuboid((3, 4, 3), ("out", "in", "k·k"), lambda n, c, p: "" if n else "region", side=12.0).picture()
+
+
+def _weight() -> _Picture:
+    """The whole weight of a convolution."""
+    return _Cuboid((3, 4, 3), ("out", "in", "k·k"), lambda *cell: "region", side=12.0).picture()
 
 
 def _weight_norm() -> _Picture:
@@ -280,6 +290,12 @@ _WITHOUT_REGION: dict[str, tuple[str, Callable[[], _Picture]]] = {
     "local_response_norm": ("size=3", _local_response_norm),
     "weight_norm": ("w = g * v / ‖v‖", _weight_norm),
     "weight_standardization": ("w = (v - mean) / std", _filter),
+    "spectral_norm": ("w = v / sigma(v)", _weight),
+}
+_WITHOUT_REGION |= {
+    method.name: (method.formula.removesuffix(" * weight + bias"), _value)
+    for method in catalog.METHODS
+    if method.acts_on == "values"
 }
 """For methods without a pattern: the note below the picture, and the picture."""
 

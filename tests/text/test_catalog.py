@@ -26,6 +26,8 @@ NAMES = [method.name for method in METHODS]
 CENTERED = {method.name for method in METHODS if method.center}
 SOURCE = Path(normkit.__file__).parent
 WITH_PATTERN = [method for method in METHODS if method.pattern]
+STANDARDIZING = [method for method in WITH_PATTERN if method.target or method.name == "filter_response_norm"]
+"""Those that are a region with weight and bias, perhaps with a threshold."""
 
 
 def texts_in(value: object) -> list[Text]:
@@ -101,6 +103,8 @@ STATISTICS = {
     "... [c]": 2 * 6 * 4,
     "b c [...]": 2 * 6,
     "b (g [c]) [...]": 2 * 3,
+    "b [...] c": 2 * 5,
+    "[b] (g [c]) [...]": 3,
     "b [c] ...": 2 * 4 * 5,
 }
 """How many means an input of shape (2, 6, 4, 5) with three groups has."""
@@ -116,7 +120,7 @@ def test_patterns_have_the_statistics_they_promise(method: Method):
         assert math.prod(level.size for level in levels if not level.reduced) == STATISTICS[pattern]
 
 
-@pytest.mark.parametrize("method", WITH_PATTERN, ids=lambda method: method.name)
+@pytest.mark.parametrize("method", STANDARDIZING, ids=lambda method: method.name)
 def test_the_formula_is_what_the_engine_computes(method: Method):
     x = torch.randn(3, 4, 5, dtype=torch.float64)
     weight, bias, threshold = torch.randn(3, 4, 1, dtype=torch.float64)
@@ -187,7 +191,9 @@ def test_a_norm_can_become_and_be_inserted_as_what_the_catalog_says(method: Meth
     torch.testing.assert_close(y, normkit.functional.normalize(x, region, eps=1e-5, center=method.center))
 
 
-@pytest.mark.parametrize("method", [each for each in METHODS if not each.target], ids=lambda method: method.name)
+@pytest.mark.parametrize(
+    "method", [each for each in METHODS if not each.target and not each.replaces_norms], ids=lambda method: method.name
+)
 def test_a_norm_becomes_nothing_else(method: Method):
     with pytest.raises(ArgumentError, match=f"a norm can become batch_norm, .* or a pattern, got '{method.name}'"):
         normkit.convert(torch.nn.Sequential(torch.nn.BatchNorm2d(8)), to=method.name)
@@ -196,8 +202,11 @@ def test_a_norm_becomes_nothing_else(method: Method):
 @pytest.mark.parametrize("method", METHODS, ids=NAMES)
 def test_insert_knows_what_the_catalog_says(method: Method):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 3))
+    example = torch.randn(2, 3, 8, 8)
+    if method.replaces_norms and method.patterns == ("... [c]",):  # no layer of its own for dimension 1
+        model, example = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Linear(8, 3)), torch.randn(2, 3)
     if method.insertable:
-        model, report = normkit.insert(model, method.title, example=torch.randn(2, 3, 8, 8))
+        model, report = normkit.insert(model, method.title, example=example)
         assert [row.name for row in report.inserted] == ["0"]
         assert method.of_weights == torch.nn.utils.parametrize.is_parametrized(model[0])
     else:
@@ -233,6 +242,32 @@ def test_the_formula_of_local_response_norm_is_what_it_computes():
     formula = find("LRN").formula.removeprefix("y = ").replace("mean(x² over the window)", "energy")
     y = eval(formula, {}, {"x": x, "k": 1.5, "alpha": 0.5, "beta": 0.6, "energy": x**2})
     torch.testing.assert_close(y, normkit.functional.local_response_norm(x, 1, 0.5, 0.6, 1.5))
+
+
+def test_the_formulas_of_their_own_are_what_is_computed():
+    f = normkit.functional
+    # Channels in dimension 1 of a single sample, of which all other dimensions are positions.
+    x = torch.randn(1, 4, 6, dtype=torch.float64)
+    weight, bias, v = torch.rand(3, 4, 1, dtype=torch.float64)
+    var = x.var(2, keepdim=True, correction=0)
+    alpha, shift, eps = torch.tensor([0.7], dtype=torch.float64), torch.tensor([0.2], dtype=torch.float64), 0.1
+    names = {
+        **{"x": x, "weight": weight, "bias": bias, "v": v, "var": var, "alpha": alpha, "shift": shift, "eps": eps},
+        **{"sqrt": torch.sqrt, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "erf": torch.erf},
+        **{"mean": lambda t: t.mean(1, keepdim=True), "max": lambda a, b: torch.maximum(a, torch.as_tensor(b))},
+    }
+    w, b, slope = weight[:, 0], bias[:, 0], v[:, 0]
+    cases: list[tuple[str, torch.Tensor, dict[str, object]]] = [
+        ("GRN", f.global_response_norm(x, w, b, eps), {"length": x.norm(dim=2, keepdim=True)}),
+        ("EvoNorm-S0", f.evo_norm_s0(x, 4, slope, w, b, eps), {}),
+        ("EvoNorm-B0", f.evo_norm_b0(x, None, slope, w, b, True, eps=eps), {"batch_var": var}),
+        ("DyT", f.dynamic_tanh(x, alpha, w, b, channels_last=False), {}),
+        ("Derf", f.dynamic_erf(x, alpha, shift, w, b, channels_last=False), {}),
+        ("ScaleNorm", f.scale_norm(x.mT, alpha, eps).mT, {"length": x.norm(dim=1, keepdim=True), "weight": alpha}),
+    ]
+    for name, y, more in cases:
+        formula = find(name).formula.removeprefix("y = ").replace("||x||", "length")
+        torch.testing.assert_close(y, eval(formula, {}, names | more))
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])

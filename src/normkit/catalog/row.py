@@ -106,13 +106,16 @@ class Method:
         principle: how it works, in one sentence.
         where, strengths, weaknesses: where it is used, and its claimed strengths and weaknesses.
         paper: its source.
-        acts_on: what is normalized.
+        acts_on: what is normalized; ``"values"`` for a function of each value by itself.
         center: whether the mean is subtracted.
+        activates: whether its formula is an activation as well.
         eps: the default of its layers; None for the machine epsilon, 0 if nothing is added to the variance.
         keeps_statistics: whether its layers can keep running statistics.
         target: the region of the norm that `convert` and `insert` make, on inputs with the channels in dimension 1;
             None if they make none.
+        replaces_norms: whether `convert` and `insert` make a layer of its own, which no region describes.
         mark: how figures of a study show it; None if no study trains it.
+        compared: whether `compare` trains it if no methods are named.
     """
 
     name: str
@@ -128,12 +131,15 @@ class Method:
     strengths: tuple[Statement, ...]
     weaknesses: tuple[Statement, ...]
     paper: Paper
-    acts_on: Literal["activations", "weights"] = "activations"
+    acts_on: Literal["activations", "weights", "values"] = "activations"
     center: bool = True
+    activates: bool = False
     eps: float | None = 1e-5
     keeps_statistics: bool = False
     target: str | None = None
+    replaces_norms: bool = False
     mark: Mark | None = None
+    compared: bool = False
 
     @property
     def pattern(self) -> str | None:
@@ -173,7 +179,7 @@ class Method:
     @property
     def insertable(self) -> bool:
         """Whether `insert` can add it to a layer."""
-        return self.of_weights or self.target is not None
+        return self.of_weights or self.replaces_norms or self.target is not None
 
     def to_dict(self, lang: str = "en") -> dict[str, Any]:
         """All attributes as plain data, in one language."""

@@ -274,17 +274,16 @@ def _quantized(name: str, call: _Call, wanted: _Format, return_residual: bool) -
     gate = None if call.gate is None else call.gate.to(x.dtype).expand(x.shape)
     dtype, size = _checked_format(name, wanted, x.shape[-1])
     given = wanted.global_scale if wanted.scaling == "nvfp4" else wanted.scale
-    tensors = (x, call.weight, call.bias, given, call.residual, gate)
+    tensors = (call.weight, call.bias, given, call.residual, gate)
     *parameters, residual, gate = [None if t is None else t.detach() for t in tensors]
-    y, scale, of_all, total = operator(
-        *parameters, call.eps, call.center, dtype, wanted.scaling, size, residual, gate, activation, call.zero_centered
-    )
+    rest = (dtype, wanted.scaling, size, residual, gate, activation, call.zero_centered)
+    y, scale, of_all, total = operator(x.detach(), *parameters, call.eps, call.center, *rest)
     out = [y, given if scale is None else scale]
     if wanted.scaling == "nvfp4":
         out.append(given if of_all is None else of_all)
     if return_residual:
         out.append(x if total is None else total)
-    return tuple(out)
+    return tuple([t for t in out if t is not None])
 
 
 def _checked_format(name: str, wanted: _Format, channels: int) -> tuple[torch.dtype, int]:

@@ -129,11 +129,12 @@ def norm(a: Arguments) -> Result:
     s = a.x if a.residual is None else a.x + a.residual
     view = _View(a, s)
     mean, var = view.given() if a.var is not None else view.moments()
-    y = ACTIVATIONS[a.activation](view.gated(view.affine(view.rounded(view.standardized(mean, var)))))
+    z = view.rounded(view.affine(view.rounded(view.standardized(mean, var))))
+    y = ACTIVATIONS[a.activation](view.gated(z))
     own_mean = own_std = None
     if a.var is None:
         own_mean = view.flat(mean) if a.center else a.x.new_empty(0, dtype=view.stat)
-        own_std = view.flat(var.sqrt())
+        own_std = view.flat(root(var))
     return Result(view.like_x(y), None if a.residual is None else s, own_mean, own_std)
 
 
@@ -175,6 +176,40 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool) -> Gradients:
         None if dgate is None else view.like_x(dgate),
         view.like_x(dskip),
     )
+
+
+def moments_backward(a: Arguments, dmean: Tensor | None, dstd: Tensor | None) -> Tensor:
+    """The gradient of x from those of its own moments, which `a` has: the mean, and in `var` the standard deviation.
+
+    ``dx = (dmean + dstd * (x - mean) / std) / count``, without the second term where the deviation is 0; 0 at padding.
+    """
+    assert a.var is not None
+    levels = parse(a.pattern).levels(a.x.shape)
+    sizes, kept = ([level.size for level in levels], [1 if level.reduced else level.size for level in levels])
+    std = a.var.view(kept)
+    x = a.x if a.x.dtype is std.dtype else a.x.to(std.dtype)
+    x = x.reshape(sizes)
+    if a.mask is None:
+        share: Tensor | float = std.numel() / max(a.x.numel(), 1)
+    else:
+        share = (1 / counts_of(a.mask, a.x.shape, levels).clamp(min=1)).to(std.dtype).reshape(kept)
+    dx = (torch.zeros_like(std) if dmean is None else dmean.view(kept)) * share
+    if dstd is not None:
+        constant = std == 0
+        slope = torch.where(constant, 0, dstd.view(kept) * share / torch.where(constant, 1, std))
+        if a.center and a.mean is not None:
+            dx = torch.addcmul(dx, x - a.mean.view(kept), slope)
+        else:
+            dx = x * slope if dmean is None else torch.addcmul(dx, x, slope)
+    dx = dx.expand(sizes).reshape(a.x.shape)
+    dx = dx if a.mask is None else torch.where(a.mask, dx, 0)
+    return dx if dx.dtype is a.x.dtype else dx.to(a.x.dtype)
+
+
+def root(var: Tensor) -> Tensor:
+    """The square root, with a gradient of 0 at 0."""
+    zero = var == 0
+    return torch.where(zero, 0, torch.where(zero, 1, var).sqrt())
 
 
 class _View:

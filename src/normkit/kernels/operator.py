@@ -219,15 +219,13 @@ def _backward(
         dmean_given, dvar = vjp(lambda m, v: formula.norm(plain._replace(mean=m, var=v))[:1], [mean, var], [dy])
     dx = grads.x
     if not fixed and (dstd is not None or (dmean is not None and a.center)):
-        own = a._replace(mean=None, var=None, residual=None, skip=None)
+        dmean = dmean if a.center else None
         if a.gate_first:
-            extra, more = vjp(
-                lambda x, g: formula.norm(own._replace(x=x, gate=g))[2:], [x, gate], [dmean if a.center else None, dstd]
-            )
+            own = a._replace(mean=None, var=None, residual=None, skip=None)
+            extra, more = vjp(lambda x, g: formula.norm(own._replace(x=x, gate=g))[2:], [x, gate], [dmean, dstd])
             grads = grads._replace(gate=more if grads.gate is None else grads.gate + more)
         else:
-            own = own._replace(gate=None)
-            (extra,) = vjp(lambda x: formula.norm(own._replace(x=x))[2:], [x], [dmean if a.center else None, dstd])
+            extra = formula.moments_backward(a, dmean, dstd)
         dx = extra if dx is None else dx + extra
     by_name = {
         "x": dx if wants.x else None,

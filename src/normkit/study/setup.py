@@ -64,10 +64,10 @@ def prepared(
         )
     if task is not None:
         return [Workload("task", work, _buildable(work, plan, strict=methods is not None), timed=True)], ()
-    unknown = [name for name in plan.methods if name not in embedded.METHODS]
+    unknown = [name for name in plan.methods if name not in embedded.BUILDABLE]
     if unknown:
         raise ArgumentError(
-            f"the built-in network can be built under {', '.join(embedded.METHODS)}, got {', '.join(unknown)}: "
+            f"the built-in network can be built under {', '.join(embedded.BUILDABLE)}, got {', '.join(unknown)}: "
             "leave it out, or give your own task"
         )
     main = Workload(MAIN, work, plan, timed=True)

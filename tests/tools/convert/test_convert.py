@@ -21,7 +21,7 @@ QUICK = ("resnet10t", "mobilenetv3_small_050", "edgenext_xx_small", "llama", "t5
 NO_NORMS = ("nfnet_l0", "dm_nfnet_f0")
 
 
-REFUSED = {"convnextv2_atto": {"GlobalResponseNorm"}}
+REFUSED: dict[str, set[str]] = {}
 """What normkit has no layer for."""
 
 

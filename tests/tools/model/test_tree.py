@@ -188,10 +188,10 @@ class DetachedNorm(MyNorm):
         return x / (x.square().mean(-1, keepdim=True) + self.tiny).sqrt().detach() * self.weight
 
 
-class GatedRMSNorm(MyNorm):
+class ScaledRMSNorm(MyNorm):
     """Takes a second input."""
 
-    def forward(self, x, gate=None):
+    def forward(self, x, scale=None):
         return super().forward(x)
 
 
@@ -207,7 +207,7 @@ def test_a_foreign_class_is_what_it_computes():
     assert (facts.kind, facts.eps, facts.weight, facts.bias) == ("rms_norm", 1e-4, True, False)
     for module in (MyNorm(outside=True), DetachedNorm(False)):
         assert "no method of normkit agrees" in describe(module).reason
-    assert "other arguments than one input" in describe(GatedRMSNorm(False)).reason
+    assert "other arguments than one input" in describe(ScaledRMSNorm(False)).reason
 
 
 def test_recognition_changes_nothing():

@@ -156,7 +156,7 @@ def _correction(
 
 def _kept_correction(mean: Tensor, std: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """The same; a batch that activation checkpointing computes again gets the r and d of the first time."""
-    r, d = as_at_first(mean, std, *_correction(mean, std, *rest))
+    r, d = as_at_first("batch_renorm", mean, std, *_correction(mean, std, *rest))
     return r, d
 
 

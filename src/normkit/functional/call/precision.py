@@ -27,3 +27,8 @@ def check_cast(name: str, cast: str) -> None:
 def rounded(weight: Tensor | None, x: Tensor) -> Tensor | None:
     """A float64 weight in the arithmetic of x; others as they are."""
     return weight if weight is None or weight.dtype is not torch.float64 else weight.to(arithmetic_dtype(x.dtype))
+
+
+def as_dtype(parameter: Tensor, x: Tensor) -> Tensor:
+    """A parameter in the dtype of x; `to` takes as long as a small sum even where there is nothing to do."""
+    return parameter if parameter.dtype is x.dtype else parameter.to(x.dtype)

@@ -70,16 +70,18 @@ class _Call(NamedTuple):
     values: tuple[Tensor, ...]
 
 
-_calls: dict[tuple[int, torch.device], deque[_Call]] = defaultdict(lambda: deque(maxlen=CALLS))
+_calls: dict[tuple[str, int, torch.device], deque[_Call]] = defaultdict(lambda: deque(maxlen=CALLS))
 
 
-def as_at_first(mean: Tensor, std: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+def as_at_first(name: str, mean: Tensor, std: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
     """`values`, which depend on running statistics; where a batch is computed again, what they were the first time.
+
+    `name` is the function's; no other function finds them.
 
     Raises:
         StateError: the first time has been forgotten, which would make gradients wrong.
     """
-    calls = _calls[mean.numel(), mean.device]
+    calls = _calls[name, mean.numel(), mean.device]
     if not is_recomputing():
         if _may_be_recomputed():
             calls.append(_Call(mean.detach(), std.detach(), tuple(t.detach() for t in values)))
@@ -98,6 +100,6 @@ def as_at_first(mean: Tensor, std: Tensor, *values: Tensor) -> tuple[Tensor, ...
     if len(calls) < CALLS:  # nothing has been forgotten, so this batch has not been here before
         return values
     raise StateError(
-        f"batch_renorm remembers the last {CALLS} batches of {mean.numel()} channels for activation checkpointing, and "
-        "got an older one to compute again: run backward earlier, or keep batch renormalization out of checkpoints"
+        f"{name} remembers the last {CALLS} batches of {mean.numel()} channels for activation checkpointing, and "
+        f"got an older one to compute again: run backward earlier, or keep {name} out of checkpoints"
     )

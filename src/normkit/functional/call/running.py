@@ -76,10 +76,15 @@ def updated(
     finite keeps its old ones.
     """
     pairs = ((running_mean, mean), (running_var, var))
-    new = [(old.to(now.dtype) + momentum * (now - old.to(now.dtype))).to(old.dtype) for old, now in pairs]
+    new = [towards(old, now, momentum) for old, now in pairs]
     finite = new[0].isfinite() & new[1].isfinite()
     mean, var = (torch.where(finite, now, old) for now, (old, _) in zip(new, pairs, strict=True))
     return mean, var, finite
+
+
+def towards(old: Tensor, now: Tensor, momentum: float) -> Tensor:
+    """A running statistic after a batch, rounded once to the dtype of its buffer."""
+    return (old.to(now.dtype) + momentum * (now - old.to(now.dtype))).to(old.dtype)
 
 
 def store(statistic: Tensor, value: Tensor) -> None:

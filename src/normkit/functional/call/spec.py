@@ -23,6 +23,7 @@ from normkit.functional.extras import Output
 from normkit.kernels import fastpath, operator
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import ACTIVATIONS, Arguments, counts_of
+from normkit.kernels.layout import dense_like
 from normkit.pattern import parse
 
 Fused = tuple[Any, ...]
@@ -81,8 +82,23 @@ class Call(NamedTuple):
 
     def plain(self) -> Arguments:
         """The arguments without residual and activation, for methods that take more than one pass; x is the sum."""
+        return self.arguments._replace(x=self.total(), residual=None, activation="none")
+
+    def total(self) -> Tensor:
+        """The sum of input and residual."""
         a = self.arguments
-        return a._replace(x=a.x if a.residual is None else a.x + a.residual, residual=None, activation="none")
+        return a.x if a.residual is None else a.x + a.residual
+
+    def valid(self, total: Tensor) -> Tensor:
+        """A sum in the arithmetic dtype, 0 at padding, whatever its values are there."""
+        dtype, mask = arithmetic_dtype(total.dtype), self.arguments.mask
+        x = total if total.dtype is dtype else total.to(dtype)
+        return x if mask is None else torch.where(mask, x, 0)
+
+    def rounded(self, y: Tensor, total: Tensor) -> Output:
+        """`finished` of a result in the arithmetic dtype and in any memory layout."""
+        x = self.arguments.x
+        return self.finished(dense_like(x, y if y.dtype is x.dtype else y.to(x.dtype)), total)
 
     def finished(self, y: Tensor, total: Tensor) -> Output:
         """The output of the function, from the sum and a result without activation and padding."""

@@ -23,7 +23,7 @@ def _gathered(pattern: str, x: Tensor) -> Sharding:
 def quantize(
     cls: type, op: Operator, types: Any, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> tuple[Tensor | None, ...]:
-    """The rule of ``normkit::quantize``: each process has whole rows, and all of them if one scale is sought for all."""
+    """The rule of ``normkit::quantize``: each process has whole rows, or all of them for one scale of all."""
     x, weight, bias, scale, eps, center, dtype, scaling, size, residual, gate, *rest = args
     with torch.no_grad():
         sharding = _gathered("... [c]", x)

@@ -18,21 +18,10 @@ from normkit.functional.call.running import skipped_channels as skipped_so_far
 from normkit.functional.call.running import store
 from normkit.functional.call.spec import Fused
 from normkit.functional.extras import Epilogues, Extras, Output
-from normkit.kernels.devices import is_on_gpu
 from normkit.layers.base.checks import check_channels, check_rank, named
 from normkit.layers.base.layer import Layer, check_count, check_eps, registered
+from normkit.layers.base.tracked import share_of
 from normkit.layers.base.versions import TakesBias, initialize_parameters, make
-
-
-def share_of(layer: batchnorm._BatchNorm) -> tuple[Tensor | None, float]:
-    """The counter that a step of this layer updates, if any, and the share of the batch in the running statistics."""
-    counter = registered(layer, "num_batches_tracked") if layer.training and layer.track_running_stats else None
-    momentum: Any = layer.momentum
-    if momentum is None and counter is not None and is_compiling() and is_on_gpu(counter):
-        momentum = 1.0 / (counter.double() + 1.0)  # stays on the GPU, so that the graph does not wait for it
-    elif momentum is None:
-        momentum = 0.0 if counter is None else 1.0 / (float(counter) + 1.0)
-    return counter, momentum
 
 
 def check_input(layer: Any, input: Tensor) -> None:

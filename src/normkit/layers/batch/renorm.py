@@ -13,6 +13,7 @@ from normkit.functional.batch.renorm import batch_renorm, check_limits
 from normkit.functional.extras import Extras, Fusions, Output
 from normkit.layers.base.checks import named
 from normkit.layers.base.layer import Layer, check_count, check_eps
+from normkit.layers.base.tracked import share_of
 from normkit.layers.base.versions import TakesBias, make
 from normkit.layers.batch.norm import (
     BatchNorm1d,
@@ -21,7 +22,6 @@ from normkit.layers.batch.norm import (
     check_input,
     evaluated,
     keep_statistics,
-    share_of,
 )
 
 

@@ -17,8 +17,9 @@ from normkit.functional.call.recompute import count
 from normkit.functional.extras import Extras, Fusions, Output
 from normkit.layers.base.checks import check_channels, check_rank, named
 from normkit.layers.base.layer import Layer, check_count, check_eps
+from normkit.layers.base.tracked import share_of
 from normkit.layers.base.versions import TakesBias, make
-from normkit.layers.batch.norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, share_of
+from normkit.layers.batch.norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack, overload
+from typing import ClassVar, Unpack, overload
 
 import torch
 from torch import Tensor, nn
@@ -46,9 +46,9 @@ class FilterResponseNorm2d(Layer):
     Source: Singh & Krishnan 2020, arXiv:1911.09737.
     """
 
+    threshold_name: ClassVar[str] = "threshold"
     weight: nn.Parameter | None
     bias: nn.Parameter | None
-    threshold: nn.Parameter | None
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class FilterResponseNorm2d(Layer):
         super().__init__()
         self.num_features = num_features
         self.eps = eps
-        for name, there in {"weight": affine, "bias": affine, "threshold": threshold}.items():
+        for name, there in {"weight": affine, "bias": affine, self.threshold_name: threshold}.items():
             new = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype)) if there else None
             self.register_parameter(name, new)
         self.reset_parameters()
@@ -98,7 +98,7 @@ class FilterResponseNorm2d(Layer):
             input,
             registered(self, "weight"),
             registered(self, "bias"),
-            registered(self, "threshold"),
+            registered(self, self.threshold_name),
             self.eps,
             mask=mask,
             lengths=lengths,
@@ -108,5 +108,5 @@ class FilterResponseNorm2d(Layer):
         )
 
     def extra_repr(self) -> str:
-        affine, threshold = self.weight is not None, self.threshold is not None
+        affine, threshold = self.weight is not None, registered(self, self.threshold_name) is not None
         return self._with_options(f"{self.num_features}, eps={self.eps}, affine={affine}, threshold={threshold}")

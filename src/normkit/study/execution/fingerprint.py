@@ -33,7 +33,7 @@ EXECUTED = (
     "study/training/",
 )
 """Folders and files of the package that a run executes. The tools that these files import are added to them."""
-_PROSE = ("aliases", "formula", "layers", "mark")
+_PROSE = ("aliases", "formula", "layers", "mark", "compared")
 """Fields of a row of the catalog that do not affect a run; neither do those of type `Text` and `Paper`."""
 
 

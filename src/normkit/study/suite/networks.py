@@ -13,10 +13,25 @@ import torch
 from torch import Tensor, nn
 
 import normkit
+from normkit import catalog
 from normkit.errors import ArgumentError
 
-PLAIN = ("none", "weight_norm")
-"""No norm follows the convolution, so it keeps its bias. Other variants subtract the mean and add a bias."""
+WARMUP = 50
+"""Batches of power norm's warm-up; the default of its layer is longer than these trainings."""
+
+
+def keeps_bias(method: str) -> bool:
+    """Whether a layer keeps its bias: no norm follows it, or one that does not subtract the mean.
+
+    >>> keeps_bias("none"), keeps_bias("batch_norm"), keeps_bias("dynamic_tanh")
+    (True, False, True)
+    """
+    return method == "none" or catalog.find(method).of_weights or not catalog.find(method).center
+
+
+def activates(method: str) -> bool:
+    """Whether a method is an activation as well, so that no ReLU follows it."""
+    return method != "none" and catalog.find(method).activates
 
 
 def groups_of(channels: int) -> int:
@@ -44,9 +59,51 @@ bias=True, track_running_stats=True, virtual_batch_size=4))
             return normkit.InstanceNorm2d(channels, affine=True)
         case "group_norm":
             return normkit.GroupNorm(int(option) if option.isdecimal() else groups_of(channels), channels)
-        case "none" | "weight_norm":
+        case "rms_norm":
+            return normkit.Norm("b [c] ...", num_features=channels, center=False) if dims else normkit.RMSNorm(channels)
+        case "layer_norm2d" if dims:
+            return normkit.LayerNorm2d(channels)
+        case "filter_response_norm" if dims:
+            return normkit.FilterResponseNorm2d(channels)
+        case "scale_norm" if not dims:
+            return normkit.ScaleNorm(channels)
+        case "dynamic_tanh" | "dynamic_erf":
+            bounded = normkit.DynamicTanh if method == "dynamic_tanh" else normkit.DynamicErf
+            return bounded(channels, channels_last=not dims)
+        case "evo_norm_b0" if dims:
+            return normkit.EvoNorm2dB0(channels)
+        case "evo_norm_s0" if dims:
+            return normkit.EvoNorm2dS0(channels, int(option) if option.isdecimal() else groups_of(channels))
+        case "switchable_norm" if dims:
+            return normkit.SwitchableNorm(channels)
+        case "power_norm":
+            return normkit.PowerNorm(channels, warmup_iters=WARMUP)
+        case "iter_norm":
+            return normkit.IterNorm(channels, num_groups=groups_of(channels))
+        case "none" | "weight_norm" | "spectral_norm":
             return None
     raise ArgumentError(f"no variant of these networks is called {variant!r}: use a method that fits their inputs")
+
+
+def fits_images(method: str) -> bool:
+    """Whether `convnet` has a variant for a method.
+
+    >>> fits_images("evo_norm_s0"), fits_images("scale_norm")
+    (True, False)
+    """
+    try:
+        norm_of(method, 4, 2)
+    except ArgumentError:
+        return False
+    return True
+
+
+def _with_norm_of_weights(layer: nn.Module, method: str) -> nn.Module:
+    """The layer, with this method on its weight if it is one of weights."""
+    if method == "none" or not catalog.find(method).of_weights:
+        return layer
+    normed: nn.Module = getattr(normkit, method)(layer)
+    return normed
 
 
 def initialize(layer: nn.Module, generator: torch.Generator) -> None:
@@ -70,7 +127,8 @@ def convnet(
     """3x3 convolutions with ReLU, the mean over the remaining positions, a linear layer.
 
     Args:
-        variant: ``none``, ``weight_norm``, or a norm between each convolution and its ReLU; with the option
+        variant: ``none``, a norm of weights, or a norm between each convolution and its ReLU, of which a method that
+            is an activation as well takes the place, too; with the option
             ``dropout-0.1`` that fraction of the maps is dropped after the ReLU.
         seed: seed of the weights.
         channels: output channels and stride of each convolution.
@@ -91,12 +149,13 @@ def convnet(
     with torch.random.fork_rng(devices=[]):
         for width, stride in channels:
             # A norm after the ReLU does not cancel the bias of the convolution.
-            bias = method in PLAIN or after
+            bias = keeps_bias(method) or after
             conv = nn.Conv2d(before, width, 3, stride, padding=1, bias=bias, padding_mode=padding)
             initialize(conv, generator)
-            layers.append(normkit.weight_norm(conv) if method == "weight_norm" else conv)
+            layers.append(_with_norm_of_weights(conv, method))
             norm = norm_of(variant.partition(":dropout")[0], width, 2)
-            layers += [part for part in ((nn.ReLU(), norm) if after else (norm, nn.ReLU())) if part is not None]
+            relu = None if activates(method) else nn.ReLU()
+            layers += [part for part in ((relu, norm) if after else (norm, relu)) if part is not None]
             if option.startswith("dropout-"):
                 layers.append(nn.Dropout2d(float(option.removeprefix("dropout-"))))
             before = width
@@ -115,9 +174,9 @@ def mlp(variant: str, seed: int, *, inputs: int, width: int, depth: int, classes
     before = inputs
     with torch.random.fork_rng(devices=[]):
         for _ in range(depth):
-            linear = nn.Linear(before, width, bias=method in PLAIN)
+            linear = nn.Linear(before, width, bias=keeps_bias(method))
             initialize(linear, generator)
-            layers.append(normkit.weight_norm(linear) if method == "weight_norm" else linear)
+            layers.append(_with_norm_of_weights(linear, method))
             norm = norm_of(variant, width, 0)
             layers += [norm, nn.ReLU()] if norm is not None else [nn.ReLU()]
             before = width

@@ -17,8 +17,11 @@ NAME = Text("noisy 8x8 digits", "带噪声的 8×8 手写数字")
 GROUPS = 4
 NOISE = 0.2
 PARTS = (600, 400, 797)
-METHODS = ("none", *(method.name for method in catalog.METHODS if method.claims))
-"""The methods that this network can be built with: those with claims to measure."""
+METHODS = ("none", *(method.name for method in catalog.METHODS if method.compared))
+"""The methods that are compared unless others are named."""
+_OTHERS = [method.name for method in catalog.METHODS if method.mark and not method.compared]
+BUILDABLE = (*METHODS, *filter(networks.fits_images, _OTHERS))
+"""The methods that this network can be built with."""
 
 
 def digits(seed: int = 0) -> Task:

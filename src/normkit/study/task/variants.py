@@ -13,9 +13,9 @@ from normkit.tools.convert import convert
 from normkit.tools.insert import insert
 from normkit.tools.model.tree import LAYERS, module_places, norms, replace
 
-OF_LAYERS = tuple(method.name for method in catalog.METHODS if method.target is not None)
+OF_LAYERS = tuple(method.name for method in catalog.METHODS if method.insertable and not method.of_weights)
 OF_WEIGHTS = tuple(method.name for method in catalog.METHODS if method.of_weights)
-KNOWN = ("none", "unchanged", *OF_LAYERS, *OF_WEIGHTS)
+KNOWN = ("none", "unchanged", *(method.name for method in catalog.METHODS if method.mark))
 
 
 def method_name(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -16,19 +17,30 @@ from normkit.layers import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
+    GatedRMSNorm,
     GroupNorm,
     InstanceNorm1d,
     InstanceNorm2d,
     InstanceNorm3d,
+    IterNorm,
     LayerNorm,
     LayerNorm2d,
     LocalResponseNorm,
     Norm,
     RMSNorm,
 )
+from normkit.layers.base.tracked import Tracked
 from normkit.pattern import Region, bound
-from normkit.tools.model import statistics
-from normkit.tools.model.activated import ChannelAffine, LayerNorm2dLast, WithActivation, activated, fusible, joined
+from normkit.tools.model import own, statistics
+from normkit.tools.model.activated import (
+    ChannelAffine,
+    LayerNorm2dLast,
+    NormBesideWeight,
+    WithActivation,
+    activated,
+    fusible,
+    joined,
+)
 from normkit.tools.model.frozen import plain_class
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import RefusedError
@@ -39,6 +51,11 @@ BY_RANK: Mapping[str, Mapping[int, type[nn.Module]]] = {
     "instance_norm": {1: InstanceNorm1d, 2: InstanceNorm2d, 3: InstanceNorm3d},
 }
 """The layers of a method whose class depends on the number of dimensions of positions."""
+
+OWN: Mapping[str, type[nn.Module]] = {
+    method.name: own.KINDS[method.name] for method in catalog.METHODS if method.replaces_norms
+}
+"""The layers of the methods that no region describes, and that a norm can become."""
 
 OF_CHANNELS: Mapping[str, type[nn.Module]] = {"group_norm": GroupNorm, "layer_norm2d": LayerNorm2d}
 """The layers that are made for a number of channels in dimension 1. For other methods there it is `Norm`."""
@@ -79,7 +96,8 @@ def equivalent(module: nn.Module, info: NormInfo) -> nn.Module:
     Raises:
         RefusedError: normkit has no layer with the same outputs and the same state.
     """
-    if info.kind is None:
+    kind = info.kind or info.base
+    if kind is None:
         raise RefusedError(info.reason)
     if info.synced:
         raise RefusedError("it shares statistics between processes; normkit's BatchNorm does not")
@@ -87,10 +105,15 @@ def equivalent(module: nn.Module, info: NormInfo) -> nn.Module:
         raise RefusedError("it has a bias and no weight, which no layer of normkit has")
     if isinstance(module, nn.LocalResponseNorm):
         return LocalResponseNorm(module.size, module.alpha, module.beta, module.k)
-    cls, arguments = _choice(info, info.kind, info.groups, info.rank, info.weight, info.bias)
+    if info.kind in own.KINDS:
+        layer = _made(module, info, *own.choice(module, info))
+        own.adopt(layer, module)
+        return layer
+    cls, arguments = _choice(info, kind, info.groups, info.rank, info.weight, info.bias)
     cls = LayerNorm2dLast if info.channels_last else cls
+    cls = NormBesideWeight if cls is Norm and "weight" in module._non_persistent_buffers_set else cls
     if info.offset or info.rounds_twice:
-        if cls not in (LayerNorm, RMSNorm) or info.offset not in (0, 1):
+        if cls not in (LayerNorm, RMSNorm, GatedRMSNorm) or info.offset not in (0, 1):
             raise RefusedError(
                 "its weight is stored or rounded in a way that normkit's layer of that kind does not know"
             )
@@ -121,9 +144,15 @@ def other(
         raise RefusedError(f"it stores weight - {info.offset:g}, which only a layer of the same method keeps")
     if not info.shape:
         raise RefusedError("it has no weight and does not know its channels")
+    if info.kind in own.KINDS and not catalog.find(info.kind).replaces_norms and info.pattern is None:
+        raise RefusedError(f"{info.kind} does more than normalize, which another method would not do")
     weight, bias = (True, True) if add_affine and not info.affine else (info.weight, info.bias)
     if bias and not weight:
         raise RefusedError("it has a bias and no weight, which no layer of normkit has")
+    if info.kind in OWN:
+        row = None if is_pattern(method) or method == AFFINE else catalog.find(method)
+        # It has none, or one of another kind.
+        info = replace(info, eps=1e-5 if row is None else row.eps)
     if method == AFFINE:
         return _folded(module, info)
     if info.axis == "first":
@@ -156,16 +185,14 @@ def fresh(
         RefusedError: the method does not exist on such outputs, or would erase them.
     """
     row = catalog.find(method)
-    last = rank == 0 and not row.over_samples
-    info = NormInfo(
-        shape=(channels,), axis="last" if last else "first", rank=rank, eps=row.eps, weight=True, bias=row.center
-    )
+    last, bias = rank == 0 and not row.over_samples, row.center or row.acts_on == "values"
+    info = NormInfo(shape=(channels,), axis="last" if last else "first", rank=rank, eps=row.eps, weight=True, bias=bias)
     if not last:
         positions = torch.Size((2, channels, *(2,) * rank))
         _refuse_erasing(info, method, groups, [positions if shape is None else shape])
-    elif channels == 1 or (row.grouped and groups_for(channels, groups) == channels):
+    elif (channels == 1 and row.acts_on != "values") or (row.grouped and groups_for(channels, groups) == channels):
         raise RefusedError("its region would be one single element, so that it would erase its input")
-    cls, arguments = _choice(info, method, groups, rank, weight=True, bias=row.center)
+    cls, arguments = _choice(info, method, groups, rank, weight=True, bias=bias)
     return cls(**arguments, device=device, dtype=dtype)
 
 
@@ -174,6 +201,9 @@ def _choice(
 ) -> tuple[type[nn.Module], dict[str, Any]]:
     """The class of a method on these features, and its arguments."""
     affine: dict[str, Any] = {"eps": _eps(info), "affine": weight, "bias": bias}
+    if method in OWN:
+        cls, arguments = _choice_of_own(info, method, weight, bias)
+        return cls, arguments | ({"num_groups": _whitened_groups(info.channels, groups)} if cls is IterNorm else {})
     if is_pattern(method):
         _check_place_of_channels(method, info)
     elif info.axis == "last":
@@ -188,6 +218,36 @@ def _choice(
         return OF_CHANNELS[method], {**grouping, "num_channels": info.channels, **affine}
     center = is_pattern(method) or catalog.find(method).center
     return Norm, {"pattern": pattern, "num_features": info.channels, **grouping, **affine, "center": center}
+
+
+def _choice_of_own(info: NormInfo, method: str, weight: bool, bias: bool) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The same of a method that no region describes."""
+    last = info.axis == "last"
+    if catalog.find(method).acts_on == "values":
+        shape: Any = info.shape if last else info.channels
+        return OWN[method], {
+            "normalized_shape": shape,
+            "channels_last": last,
+            "elementwise_affine": weight,
+            "bias": bias,
+        }
+    if issubclass(OWN[method], Tracked):
+        if last:
+            raise RefusedError(f"normkit has {method} for channels in dimension 1 alone")
+        return OWN[method], {"num_features": info.channels, "eps": _eps(info), "affine": weight, "bias": bias}
+    if not last or len(info.shape) > 1:
+        raise RefusedError(f"normkit has {method} for the last dimension alone")
+    # Its eps bounds a length, and that of other norms is added to a variance.
+    return OWN[method], {"num_features": info.channels, "elementwise_affine": weight}
+
+
+def _whitened_groups(channels: int, asked: int | None) -> int:
+    """As asked if that divides; by default groups of about 16 channels, whose covariance a usual batch can show.
+
+    >>> _whitened_groups(64, None), _whitened_groups(10, None), _whitened_groups(64, 2)
+    (4, 1, 2)
+    """
+    return nearest_divisor(channels, max(1, channels // 16) if asked is None else asked)
 
 
 def _eps(info: NormInfo) -> float:
@@ -223,6 +283,14 @@ def _choice_of_last(
         return Norm, {"pattern": "... (g [c])", "num_features": shape[0], "num_groups": count, **affine}
     if "... [c]" not in row.patterns:
         raise RefusedError(f"it normalizes the last dimensions, for which normkit has no {method}")
+    if info.gate is not None:
+        activation = None if info.gate.activation == "none" else info.gate.activation
+        how: dict[str, Any] = {"gate_activation": activation, "gate_first": info.gate.first}
+        how |= {"group_size": info.gate.group_size, "elementwise_affine": weight}
+        return GatedRMSNorm, {"hidden_size": info.channels, "eps": info.eps, **how}
+    if info.per_head or not shape:
+        pattern, sizes = ("... c1 [c2]", shape) if info.per_head else ("... [c]", None)
+        return Norm, {"pattern": pattern, "num_features": sizes, **affine, "center": row.center}
     if row.center:
         return LayerNorm, {"normalized_shape": shape, "eps": _eps(info), "elementwise_affine": weight, "bias": bias}
     if not bias:
@@ -285,9 +353,11 @@ def _known_with_activation(module: nn.Module, info: NormInfo, cls: type[nn.Modul
 
 def _refuse_erasing(info: NormInfo, method: str, groups: int | None, shapes: list[torch.Size]) -> None:
     """A region of a single element leaves nothing of its input but the bias."""
-    if not is_pattern(method) and catalog.find(method).over_samples:
+    row = None if is_pattern(method) else catalog.find(method)
+    own_region = row is not None and row.patterns[:1] == ("b c [...]",)  # also of a method that mixes others with it
+    if row is not None and (method in OWN or row.over_samples) and not own_region:
         return
-    pattern = REGIONS.get(method, method)
+    pattern = REGIONS.get(method, row.patterns[0] if row is not None and method in OWN else method)
     open_groups = {"g": groups_for(info.channels, groups)} if leaves_groups_open(pattern) else {}
     region = bound(pattern, open_groups)
     # Without an example: a norm for images has many positions, and a norm for (N, C) and (N, C, L) has none.

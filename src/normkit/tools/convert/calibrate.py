@@ -80,7 +80,7 @@ def _observer(module: nn.Module, info: NormInfo, new: nn.Module, sums: _Sums) ->
 def _without_affine(layer: nn.Module) -> nn.Module:
     """The same layer without weight, bias, activation and hooks; the given one keeps them."""
     bare = copy.copy(layer)
-    vars(bare).update(_parameters={"weight": None, "bias": None}, _modules={}, activation=None)
+    vars(bare).update(_parameters=layer._parameters | {"weight": None, "bias": None}, _modules={}, activation=None)
     return bare.eval()
 
 

@@ -181,7 +181,7 @@ class _Plan:
             names=place.names,
             old=old,
             new=as_text(new),
-            method=info.kind if same and info.kind else method if isinstance(method, str) else type(new).__name__,
+            method=(same and (info.kind or info.base)) or (method if isinstance(method, str) else type(new).__name__),
             note=note,
             original=place.module,
             made=type(new).__name__,
@@ -205,7 +205,8 @@ class _Plan:
             for old, new in self.new.items()
             if not self.changes[old].folded
             and self.changes[old].method != self.info[old].kind
-            and new._parameters.get("weight") is not None
+            and (weight := new._parameters.get("weight")) is not None
+            and weight.numel() == self.info[old].channels
             and type(new).__module__.startswith("normkit.")
         }
         try:

@@ -12,6 +12,7 @@ from normkit import catalog
 from normkit.errors import ArgumentError, DtypeError, nearest
 from normkit.pattern import bound
 from normkit.tools.convert.build import AFFINE, REGIONS, is_pattern
+from normkit.tools.convert.build import OWN as OWN_LAYERS
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.names import fits
 from normkit.tools.model.tree import Place
@@ -19,7 +20,7 @@ from normkit.tools.model.tree import Place
 OWN = "normkit's own"
 """The default target."""
 
-METHODS = (*REGIONS, AFFINE)
+METHODS = (*REGIONS, *OWN_LAYERS, AFFINE)
 """The methods that a norm can be converted to."""
 
 Method: TypeAlias = str | type[nn.Module] | None
@@ -70,7 +71,8 @@ def method_name(name: str | type) -> str:
     >>> method_name("weight_norm")
     Traceback (most recent call last):
     normkit.errors.ArgumentError: a norm can become batch_norm, layer_norm, instance_norm, group_norm, rms_norm, \
-layer_norm2d, affine or a pattern, got 'weight_norm': insert applies weight norms to the layers themselves
+layer_norm2d, scale_norm, dynamic_tanh, dynamic_erf, affine or a pattern, got 'weight_norm': \
+insert applies weight norms to the layers themselves
     """
     if isinstance(name, type):
         name = name.__name__

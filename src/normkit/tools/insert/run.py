@@ -14,6 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit import catalog, parametrize
 from normkit.errors import ArgumentError, NormkitError, nearest
+from normkit.layers import ScaleNorm
 from normkit.parametrize.weight_init import CONVOLUTIONS
 from normkit.tools.convert.build import fresh
 from normkit.tools.model.activated import NormedLayer
@@ -258,5 +259,5 @@ def _text(module: Any) -> str:
         return f"{name}({module.in_channels}, {module.out_channels})"
     if isinstance(module, nn.GroupNorm):
         return f"{name}({module.num_groups}, {module.num_channels})"
-    sizes = module._parameters["weight"].shape
+    sizes = (module.num_features,) if isinstance(module, ScaleNorm) else module._parameters["weight"].shape
     return f"{name}({', '.join(map(str, sizes))})" if not hasattr(module, "pattern") else f"{name}({module.pattern!r})"

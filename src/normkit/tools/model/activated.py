@@ -9,10 +9,12 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from normkit.functional import normalize
 from normkit.layers import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
+    FilterResponseNorm2d,
     GroupNorm,
     InstanceNorm1d,
     InstanceNorm2d,
@@ -164,6 +166,10 @@ class RMSNormAct(WithActivation, RMSNorm):
     """`normkit.RMSNorm`, then ``drop`` and ``act``."""
 
 
+class FilterResponseNorm2dAct(WithActivation, FilterResponseNorm2d):
+    """`normkit.FilterResponseNorm2d`, then ``drop`` and ``act``."""
+
+
 class NormAct(WithActivation, Norm):
     """`normkit.Norm`, then ``drop`` and ``act``."""
 
@@ -187,6 +193,20 @@ class LayerNorm2dLast(LayerNorm2dAct):
         return super().forward(input, **kwargs)
 
 
+class NormBesideWeight(Norm):
+    """`normkit.Norm` without weight; its buffer ``weight`` is for kernels of other libraries, which need one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        del self.weight
+        self.register_buffer("weight", None, persistent=False)
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Any:
+        """Normalize."""
+        activation = kwargs.pop("activation", None) or self.activation
+        return normalize(x, self._region, None, None, self.eps, self.center, activation=activation, **kwargs)
+
+
 _ACTIVATED: dict[type[nn.Module], type[nn.Module]] = {
     cast("type[nn.Module]", cls.__bases__[1]): cls
     for cls in (
@@ -200,6 +220,7 @@ _ACTIVATED: dict[type[nn.Module], type[nn.Module]] = {
         LayerNormAct,
         LayerNorm2dAct,
         RMSNormAct,
+        FilterResponseNorm2dAct,
         NormAct,
         ChannelAffineAct,
     )

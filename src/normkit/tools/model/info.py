@@ -11,12 +11,31 @@ from normkit.pattern import Region, bound
 
 
 @dataclass(frozen=True)
+class Gate:
+    """How a norm uses a second input, the gate, of the shape of the first.
+
+    Attributes:
+        activation: applied to the gate, by its name.
+        first: whether it multiplies the input of the norm, as in Mamba 2, and not its output.
+        group_size: the number of features that share a root mean square; None for all.
+    """
+
+    activation: str = "silu"
+    first: bool = False
+    group_size: int | None = None
+
+
+@dataclass(frozen=True)
 class NormInfo:
     """A norm in the words of the catalog.
 
     Attributes:
         kind: name of the method in the catalog; None if the norm is not understood.
-        reason: why it is not understood; empty if it is.
+        reason: why it is not understood, or what it does beyond its `base`; empty if it is a method of the catalog.
+        base: the method that a norm with a gate, or with a weight for each head, extends; `kind` is None then.
+        gate: how it uses a gate; None if it takes one input.
+        per_head: whether only the last of the dimensions in `shape` is normalized, and the first has a weight for
+            each head, as in Cohere.
         shape: of weight and bias, whether there are any: ``(C,)``, or the sizes of the last dimensions.
         axis: where the features are: ``"first"`` is dimension 1, ``"last"`` the last dimensions.
         rank: number of dimensions after the channels that the layer is made for; None for any.
@@ -36,6 +55,9 @@ class NormInfo:
 
     kind: str | None = None
     reason: str = ""
+    base: str | None = None
+    gate: Gate | None = None
+    per_head: bool = False
     shape: tuple[int, ...] = ()
     axis: Literal["first", "last"] = "last"
     rank: int | None = None
@@ -71,7 +93,13 @@ class NormInfo:
     @property
     def centers(self) -> bool:
         """Whether its method, if it is known, subtracts the mean."""
-        return self.row is None or self.row.center
+        name = self.kind or self.base
+        return name is None or catalog.find(name).center
+
+    @property
+    def last_dims(self) -> tuple[int, ...]:
+        """The dimensions that share a mean and a variance, counted from the last, where the features are there."""
+        return (-1,) if self.per_head else tuple(range(-max(len(self.shape), 1), 0))
 
     @property
     def may_keep_statistics(self) -> bool:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import enum
 import inspect
+import itertools
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from normkit.kernels.formula import ACTIVATIONS
 from normkit.tools.model.info import NormInfo
 
 TOLERANCE = 1e-4
@@ -27,6 +29,9 @@ HALF_TOLERANCE = 0.05
 REROUNDED = 0.03
 """Share of outputs in another bit than the value rounded once. Float32 sums in another order flip some 1e-4 of
 them, a second rounding a quarter."""
+
+GATES = ("gate", "z", "g")
+"""The names of a gate in transformers, mamba_ssm and flash-linear-attention."""
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -43,15 +48,26 @@ class Agreement(enum.Enum):
 
 
 def misfit(module: nn.Module, info: NormInfo) -> str:
-    """Why the module cannot be run as a norm of one input; empty if it can."""
+    """Why the module cannot be run as a norm of one input, or of an input and a gate; empty if it can."""
     name = type(module).__name__
-    arguments = [*inspect.signature(type(module).forward).parameters.values()][1:]
-    if len(arguments) != 1 or arguments[0].kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
-        return f"the forward of {name} takes other arguments than one input"
+    arguments = _arguments(module)
+    wanted = 1 if info.gate is None else 2
+    if len(arguments) != wanted or any(a.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD for a in arguments):
+        return f"the forward of {name} takes other arguments than one input{'' if wanted == 1 else ' and a gate'}"
     unknown = set(module._modules) - set(info.extras)
     if unknown:
         return f"{name} has a child {min(unknown)!r}, which no norm of normkit has"
     return ""
+
+
+def takes_gate(module: nn.Module) -> bool:
+    """Whether the second argument of its forward has a name that libraries give to a gate."""
+    arguments = _arguments(module)
+    return len(arguments) > 1 and arguments[1].name in GATES
+
+
+def _arguments(module: nn.Module) -> list[inspect.Parameter]:
+    return [*inspect.signature(type(module).forward).parameters.values()][1:]
 
 
 def agreement(module: nn.Module, info: NormInfo) -> Agreement:
@@ -71,6 +87,41 @@ def agreement(module: nn.Module, info: NormInfo) -> Agreement:
             return Agreement.NONE
 
 
+def computes_as(module: nn.Module, info: NormInfo, twin_of: Callable[[nn.Module], nn.Module]) -> bool:
+    """Whether the module computes what a layer with its state does: outputs, gradients and running statistics.
+
+    As in `agreement`, in float64; the smallest inputs are those where an eps decides that is added to a length.
+    """
+    tried = False
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        for shape, scale, training in itertools.product(_shapes(info), _scales(info.eps), (True, False)):
+            subject = _copy(module, torch.float64).train(training)
+            x = ((torch.randn(shape, dtype=torch.float64) + 0.5) * scale).requires_grad_()
+            try:
+                found = _run(subject, (x,))
+            except Exception:  # this rank is not for it
+                continue
+            if found[0].shape != x.shape:  # nor is one on which the weight is broadcast against the wrong dimension
+                continue
+            try:
+                extras = tuple(subject._modules[name] for name in info.extras)
+                expected = _run(twin_of(_twin(subject)), (x,), extras)
+            except Exception:  # the state is not what was guessed
+                return False
+            tried = True
+            pairs = zip([found[0], *found[1], *found[2]], [expected[0], *expected[1], *expected[2]], strict=False)
+            same = len(found[1]) == len(expected[1]) and len(found[2]) == len(expected[2])
+            if not same or not all(_close(a, b, TOLERANCE, TOLERANCE * scale) for a, b in pairs):
+                return False
+    return tried
+
+
+def _scales(eps: float | None) -> tuple[float, ...]:
+    return (1.0, math.sqrt(eps), eps) if eps else (1.0,)
+
+
 def _agrees(module: nn.Module, info: NormInfo, dtype: torch.dtype) -> bool | None:
     """Whether a copy of that dtype agrees on every input that it takes; None if it takes none."""
     tried = False
@@ -78,22 +129,31 @@ def _agrees(module: nn.Module, info: NormInfo, dtype: torch.dtype) -> bool | Non
         for scale in (1.0, math.sqrt(info.eps)) if info.eps else (1.0,):
             for training in (True, False):
                 subject = _copy(module, dtype).train(training)
-                x = ((torch.randn(shape) + 0.5) * scale).to(dtype)
-                try:
-                    y, gradients, state = _run(subject, x)
-                except Exception:  # this rank is not for it
-                    break
-                if y.shape != x.shape:  # nor is one on which the weight is broadcast against the wrong dimension
+                inputs = _inputs(info, shape, scale, dtype)
+                found = _agrees_on(subject, info, inputs, scale)
+                if found is None:  # this rank is not for it
                     break
                 tried = True
-                expected, expected_gradients, expected_state = _definition(_twin(subject), info, x)
-                # Outputs and gradients of parameters are about 1 in size, and that of x is 1 over the size of x. Where
-                # a region holds one or two elements they are next to nothing: there rounding is all there is.
-                sizes = [1.0, 1 / scale, *(1.0,) * (len(gradients) - 1 + len(state))]
-                pairs = zip([y, *gradients, *state], [expected, *expected_gradients, *expected_state], strict=True)
-                if not all(_close(a, b, TOLERANCE, size) for (a, b), size in zip(pairs, sizes, strict=True)):
+                # A gate that may be left out is no gate then.
+                if not found or (len(inputs) == 2 and _agrees_on(subject, info, inputs[:1], scale) is False):
                     return False
     return tried or None
+
+
+def _agrees_on(subject: nn.Module, info: NormInfo, inputs: tuple[Tensor, ...], scale: float) -> bool | None:
+    """Whether a copy agrees on these inputs; None if it does not take them."""
+    try:
+        y, gradients, state = _run(subject, inputs)
+    except Exception:
+        return None
+    if y.shape != inputs[0].shape:  # nor is one on which the weight is broadcast against the wrong dimension
+        return None
+    expected, expected_gradients, expected_state = _definition(_twin(subject), info, inputs)
+    # Outputs and gradients of parameters are about 1 in size, and that of x is 1 over the size of x. Where
+    # a region holds one or two elements they are next to nothing: there rounding is all there is.
+    sizes = [1.0, 1 / scale, *(1.0,) * (len(gradients) - 1 + len(state))]
+    pairs = zip([y, *gradients, *state], [expected, *expected_gradients, *expected_state], strict=True)
+    return all(_close(a, b, TOLERANCE, size) for (a, b), size in zip(pairs, sizes, strict=True))
 
 
 def _rounding(module: nn.Module, info: NormInfo) -> Agreement:
@@ -102,16 +162,16 @@ def _rounding(module: nn.Module, info: NormInfo) -> Agreement:
     tried, flipped = False, 0.0
     for shape in _shapes(info):
         subject = _copy(module, dtype).eval()
-        x = (torch.randn(shape) + 0.5).to(dtype)
+        inputs = _inputs(info, shape, 1.0, dtype)
         try:
-            y, _, _ = _run(subject, x)
+            y, _, _ = _run(subject, inputs)
         except Exception:  # this rank is not for it
             continue
-        if y.shape != x.shape:
+        if y.shape != shape:
             continue
         tried = True
-        expected, _, _ = _definition(_twin(subject), info, x)
-        if y.dtype != x.dtype or not _close(y, expected, HALF_TOLERANCE if dtype in HALF else TOLERANCE, 1.0):
+        expected, _, _ = _definition(_twin(subject), info, inputs)
+        if y.dtype != dtype or not _close(y, expected, HALF_TOLERANCE if dtype in HALF else TOLERANCE, 1.0):
             return Agreement.NONE
         if dtype in HALF:
             flipped = max(flipped, (y != expected.to(dtype)).double().mean().item())
@@ -140,11 +200,18 @@ def gives_channels_last(module: nn.Module, info: NormInfo) -> bool:
 def _shapes(info: NormInfo) -> Iterator[tuple[int, ...]]:
     """Inputs of every number of dimensions that the norm may be made for."""
     if info.axis == "last":
-        yield from ((7, *info.shape), (2, 3, *info.shape), (2, 3, 5, *info.shape))
+        for sizes in (info.shape,) if info.shape else ((5,), (8,)):
+            yield from ((7, *sizes), (2, 3, *sizes), (2, 3, 5, *sizes))
         return
     positions = ((), (6,), (5, 3), (2, 3, 2))
     for sizes in positions if info.rank is None else {(), (6,)} if info.rank == 1 else {positions[info.rank]}:
         yield (4, *info.shape, *sizes)
+
+
+def _inputs(info: NormInfo, shape: tuple[int, ...], scale: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The input, and the gate if there is one."""
+    x = ((torch.randn(shape) + 0.5) * scale).to(dtype)
+    return (x,) if info.gate is None else (x, torch.randn(shape).to(dtype))
 
 
 def _copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -174,51 +241,64 @@ def _twin(subject: nn.Module) -> nn.Module:
     return twin
 
 
-def _run(module: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Output, gradients of input and parameters, and statistics afterwards; the past of random numbers is fixed."""
-    x = x.clone().requires_grad_()
+def _run(
+    module: nn.Module, inputs: tuple[Tensor, ...], then: Sequence[nn.Module | None] = ()
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Output, gradients of inputs and parameters, and statistics afterwards; the past of random numbers is fixed."""
+    inputs = tuple(t.detach().clone().requires_grad_() for t in inputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        y: Tensor = type(module).forward(module, x)
-    return y.detach(), _gradients(module, x, y), [b for b in module._buffers.values() if b is not None]
+        y: Tensor = type(module).forward(module, *inputs)
+        for child in then:
+            y = y if child is None else child(y)
+    return y.detach(), _gradients(module, inputs, y), [b for b in module._buffers.values() if b is not None]
 
 
-def _gradients(module: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
-    wanted = [x, *(p for p in module._parameters.values() if p is not None)]
+def _gradients(module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> list[Tensor]:
+    wanted = [*inputs, *(p for p in module._parameters.values() if p is not None)]
     weights = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).sin().reshape(y.shape)
     found = torch.autograd.grad((y.double() * weights).sum(), wanted, allow_unused=True)
     return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)]
 
 
-def _definition(module: nn.Module, info: NormInfo, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def _definition(
+    module: nn.Module, info: NormInfo, inputs: tuple[Tensor, ...]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The same of the method that `info` names, in float64 and plain torch; extras get half precision rounded once."""
+    dtype = inputs[0].dtype
     if info.eps is None:
-        info = replace(info, eps=torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps)
-    x = x.clone().requires_grad_()
+        info = replace(info, eps=torch.finfo(torch.promote_types(dtype, torch.float32)).eps)
+    inputs = tuple(t.clone().requires_grad_() for t in inputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        y = _normalized(module, info, x.double())
-        dtype = x.dtype if x.dtype in HALF else torch.float64
+        y = _normalized(module, info, *(t.double() for t in inputs))
+        dtype = dtype if dtype in HALF else torch.float64
         for name in info.extras:
             y = module._modules[name].to(dtype)(y.to(dtype))  # type: ignore[union-attr]
-    return y.detach(), _gradients(module, x, y), [b for b in module._buffers.values() if b is not None]
+    return y.detach(), _gradients(module, inputs, y), [b for b in module._buffers.values() if b is not None]
 
 
-def _normalized(module: nn.Module, info: NormInfo, x: Tensor) -> Tensor:
+def _normalized(module: nn.Module, info: NormInfo, x: Tensor, gate: Tensor | None = None) -> Tensor:
     weight, bias = (None if p is None else p.double() for p in map(module._parameters.get, ("weight", "bias")))
     features = (1, -1, *(1,) * (x.dim() - 2)) if info.axis == "first" else info.shape
+    factor = None if gate is None or info.gate is None else ACTIVATIONS[info.gate.activation](gate)
+    if info.gate is not None and info.gate.first and factor is not None:
+        x, factor = x * factor, None
     if info.may_keep_statistics:
         z = _with_statistics(module, info, x)
     else:
-        view, dims = x, (1,) if info.axis == "first" else tuple(range(-len(info.shape), 0))
+        view, dims = x, (1,) if info.axis == "first" else info.last_dims
         if info.groups is not None:
             view, dims = x.reshape(x.shape[0], info.groups, -1), (-1,)
+        elif info.gate is not None and info.gate.group_size is not None:
+            view = x.unflatten(-1, (-1, info.gate.group_size))
         mean = view.mean(dims, keepdim=True) * info.centers
         variance = (view - mean).square().mean(dims, keepdim=True)
         z = ((view - mean) / (variance + (info.eps or 0.0)).sqrt()).reshape(x.shape)
     if weight is not None:
         z = z * (weight + info.offset).reshape(features)
-    return z if bias is None else z + bias.reshape(features)
+    z = z if bias is None else z + bias.reshape(features)
+    return z if factor is None else z * factor
 
 
 def _with_statistics(module: nn.Module, info: NormInfo, x: Tensor) -> Tensor:

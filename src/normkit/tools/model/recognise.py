@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from typing import Any, Literal, cast
 
 from torch import nn
@@ -11,10 +13,11 @@ from torch.nn.modules import batchnorm, instancenorm, lazy
 from torch.nn.utils import parametrize
 
 from normkit import catalog
-from normkit.layers import LayerNorm2d, Norm
-from normkit.tools.model import probe
+from normkit.kernels.formula import ACTIVATIONS
+from normkit.layers import GatedRMSNorm, LayerNorm2d, Norm
+from normkit.tools.model import own, probe
 from normkit.tools.model.activated import WithActivation
-from normkit.tools.model.info import NormInfo
+from normkit.tools.model.info import Gate, NormInfo
 
 __all__ = ["NormInfo", "describe", "identity"]
 
@@ -39,11 +42,20 @@ BASES: tuple[type[nn.Module], ...] = (
 )
 """torch's own, the more special first."""
 
+OURS = (LayerNorm2d, Norm, GatedRMSNorm)
+"""Those of normkit's layers that are none of torch's, and that the tools know."""
+
 OF_CHANNELS = {"layer_norm": "layer_norm2d"}
 """The name that a method has where its features are dimension 1, if that is another one."""
 
 EXTRAS = ("drop", "act")
 """The children that a norm may have, in the order in which they are applied."""
+
+CALLED = ("norm", "grn")
+"""What the class of a norm has in its name."""
+
+OF_GATE = "its output depends on a gate, which only a layer of the same method keeps"
+"""Why a norm with a gate is none of the catalog."""
 
 HARMLESS = {"__init__", "__module__", "__doc__", "__qualname__", "__constants__", "__annotations__", "extra_repr"}
 HARMLESS |= {"reset_parameters", "reset_running_stats", "__static_attributes__", "__firstlineno__", "__slots__"}
@@ -72,7 +84,8 @@ def describe(module: nn.Module) -> NormInfo | None:
         True
     """
     base = next((base for base in BASES if isinstance(module, base)), None)
-    if base is None and not isinstance(module, LayerNorm2d | Norm) and not _is_called_a_norm(module):
+    ours = own.class_of(module)
+    if base is None and ours is None and not isinstance(module, OURS) and not _is_called_a_norm(module):
         return None
     origin = type(module).__module__.split(".")[0]
     info = NormInfo(origin=origin)
@@ -82,8 +95,13 @@ def describe(module: nn.Module) -> NormInfo | None:
         return replace(info, reason="it is lazy and does not know its channels yet: run one batch first")
     if "forward" in vars(module):
         return replace(info, reason="its forward was exchanged on this very module")
-    if isinstance(module, LayerNorm2d | Norm):
+    if isinstance(module, OURS):
         return _with_options(module, _ours(module, info))
+    if ours is not None:
+        info = own.described(module, ours, _state(module, info))
+        return _with_options(
+            module, replace(info, extras=_extras(module) if isinstance(module, WithActivation) else ())
+        )
     if base is None:
         return _of_any_class(module, info)
     return _with_options(module, _of_torch(module, base, info))
@@ -114,7 +132,8 @@ def _with_options(module: nn.Module, info: NormInfo) -> NormInfo:
 
 
 def _is_called_a_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower() and set(module._modules) <= set(EXTRAS)
+    name = type(module).__name__.lower()
+    return any(word in name for word in CALLED) and set(module._modules) <= set(EXTRAS)
 
 
 def _extras(module: nn.Module) -> tuple[str, ...]:
@@ -133,16 +152,21 @@ def _state(module: nn.Module, info: NormInfo) -> NormInfo:
 
 
 def _ours(module: nn.Module, info: NormInfo) -> NormInfo:
-    info = _state(module, replace(info, eps=cast(float, module.eps)))
+    info = _state(module, replace(info, eps=cast("float | None", module.eps)))
     if isinstance(module, LayerNorm2d):
         return replace(info, kind="layer_norm2d", shape=(module.num_channels,), axis="first", extras=_extras(module))
+    if isinstance(module, GatedRMSNorm):
+        gate = Gate(module.gate_activation or "none", module.gate_first, module.group_size)
+        return replace(info, base="rms_norm", reason=OF_GATE, gate=gate, shape=(module.hidden_size,))
     assert isinstance(module, Norm)
     sizes = module.num_features
     shape = () if sizes is None else (sizes,) if isinstance(sizes, int) else tuple(sizes)
     info = replace(info, shape=shape, groups=module.num_groups, pattern=module.pattern, extras=_extras(module))
     words = " ".join(module.pattern.split())
     axis: Literal["last", "first"] = "last" if words.startswith("...") else "first"
-    rows = (method for method in catalog.METHODS if method.center == module.center)
+    # Those that do nothing else than normalize their region; filter response norm may have no threshold.
+    plain = (method for method in catalog.METHODS if method.target or method.name == "filter_response_norm")
+    rows = (method for method in plain if method.center == module.center)
     kind = next((method.name for method in rows if words in (*method.patterns, method.target)), None)
     return replace(info, kind=kind, axis=axis, reason="" if kind else "its region is a pattern of its own")
 
@@ -178,7 +202,7 @@ def _computes_as(cls: type[nn.Module], base: type[nn.Module]) -> bool:
 
 
 def _alternatives(info: NormInfo) -> Iterator[NormInfo]:
-    """What a subclass of torch's norm may compute instead: over dimension 1, or with weight - 1 stored."""
+    """What a subclass of torch's norm may compute instead: over dimension 1, with weight - 1 stored, or per head."""
     offsets = (0.0, 1.0) if info.weight else (0.0,)
     both: tuple[Literal["last", "first"], ...] = ("last", "first")
     axes = both if info.axis == "last" and len(info.shape) == 1 else (info.axis,)
@@ -186,27 +210,63 @@ def _alternatives(info: NormInfo) -> Iterator[NormInfo]:
         for axis in axes:
             kind = OF_CHANNELS.get(info.kind or "", info.kind) if axis == "first" else info.kind
             yield replace(info, kind=kind, axis=axis, offset=offset)
+    if info.axis == "last" and len(info.shape) == 2:
+        why = f"it has a weight for each of {info.shape[0]} heads, which no method of the catalog has"
+        yield replace(info, kind=None, base=info.kind, reason=why, per_head=True)
 
 
 def _of_any_class(module: nn.Module, info: NormInfo) -> NormInfo:
     info = _state(module, info)
-    foreign = set(module._parameters) - {"weight", "bias"} | set(module._buffers)
+    foreign = set(module._parameters) - {"weight", "bias"} | set(module._buffers) - _idle_buffers(module)
     weight = module._parameters.get("weight")
     shape: Any = getattr(module, "normalized_shape", None) if weight is None else weight.shape
     info = replace(info, shape=tuple(shape) if isinstance(shape, tuple | list) else ())
     name = type(module).__name__
     if foreign:
-        return replace(info, reason=f"{name} keeps {', '.join(sorted(foreign))}, which the tools do not know")
-    if not info.shape:
+        info = replace(info, reason=f"{name} keeps {', '.join(sorted(foreign))}, which the tools do not know")
+        return _own_formula(module, info) or info
+    if not info.shape and info.bias:
         return replace(info, reason=f"{name} does not say how many features it normalizes")
+    if probe.takes_gate(module):
+        return _verified(module, replace(info, gate=Gate()), _with_a_gate(module, info))
 
     def possible() -> Iterator[NormInfo]:
         for eps in _possible_eps(module):
             for method in catalog.METHODS:
-                if "... [c]" in method.patterns:
+                if method.target is not None and "... [c]" in method.patterns:
                     yield from _alternatives(replace(info, kind=method.name, eps=eps))
 
-    return _verified(module, info, possible())
+    found = _verified(module, info, possible())
+    return found if found.kind else _own_formula(module, info) or found
+
+
+def _own_formula(module: nn.Module, info: NormInfo) -> NormInfo | None:
+    """The method with a formula of its own that the module agrees with."""
+    extras = _extras(module)
+    if probe.misfit(module, replace(info, extras=extras)):
+        return None
+    for guess in own.guesses(module, replace(info, reason="", extras=extras), _possible_eps(module)):
+        if probe.computes_as(module, guess, partial(own.twin, info=guess)):
+            return guess
+    return None
+
+
+def _idle_buffers(module: nn.Module) -> set[str]:
+    """A weight outside the state, which a norm without weight keeps because the kernels of its library need one."""
+    return {"weight"} & module._non_persistent_buffers_set
+
+
+def _with_a_gate(module: nn.Module, info: NormInfo) -> Iterator[NormInfo]:
+    """What a norm with a gate may compute: a root mean square norm of all features or of groups, and its gate."""
+    width = info.channels
+    whole = {value for value in vars(module).values() if type(value) is int}
+    sizes = {v for v in whole | {width // v for v in whole if v > 0} if 0 < v < width and width % v == 0}
+    hint = str(getattr(module, "activation", ""))
+    names = dict.fromkeys(name for name in (hint, "silu", "sigmoid", *ACTIVATIONS) if name in ACTIVATIONS)
+    choices = product(_possible_eps(module), names, (False, True), (None, *sorted(sizes)), (0.0, 1.0))
+    for eps, activation, first, size, offset in choices:
+        gate = Gate(activation, first, size)
+        yield replace(info, base="rms_norm", reason=OF_GATE, eps=eps, offset=offset, gate=gate)
 
 
 def _possible_eps(module: nn.Module) -> list[float]:
@@ -220,7 +280,7 @@ def _verified(module: nn.Module, info: NormInfo, possible: Iterator[NormInfo]) -
     info = replace(info, extras=_extras(module))
     unfit = probe.misfit(module, info)
     if unfit:
-        return replace(info, kind=None, reason=unfit)
+        return replace(info, kind=None, gate=None, reason=unfit)
     for guess in possible:
         found = probe.agreement(module, replace(guess, extras=info.extras))
         if found is not probe.Agreement.NONE:
@@ -228,6 +288,5 @@ def _verified(module: nn.Module, info: NormInfo, possible: Iterator[NormInfo]) -
             twice = found is probe.Agreement.ROUNDED_TWICE and guess.axis == "last"
             last = guess.kind in OF_CHANNELS.values() and probe.gives_channels_last(module, guess)
             return replace(guess, extras=info.extras, rounds_twice=twice, channels_last=last)
-    return replace(
-        info, kind=None, reason=f"{type(module).__name__} computes something that no method of normkit agrees with"
-    )
+    reason = f"{type(module).__name__} computes something that no method of normkit agrees with"
+    return replace(info, kind=None, gate=None, reason=reason)

@@ -232,5 +232,6 @@ def _carry(old: nn.Module, new: nn.Module) -> None:
             if isinstance(hook, _WrappedHook) and hook.with_module:
                 successor[name][key] = _WrappedHook(hook.hook, new)
     for name, value in state.items():
-        successor.setdefault(name, value)
+        if not hasattr(type(new), name):  # an option such as `activation` has its default in the class
+            successor.setdefault(name, value)
     freeze_successor(old, new)

@@ -56,7 +56,7 @@ def row(found: Results, method: str, lang: str) -> dict[str, Any]:
         "strengths": [_claimed(each, found, lang) for each in known.strengths],
         "weaknesses": [_claimed(each, found, lang) for each in known.weaknesses],
         "region": _region(found, known.pattern),
-        "weights": known.pattern is None,
+        "weights": known.of_weights,
     }
 
 

@@ -1,0 +1,68 @@
+"""What the bounded functions share: checks, padding, weight and bias over the features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normkit.errors import DtypeError, ShapeError
+from normkit.functional.call.checks import check_dimensions, check_parameter
+from normkit.functional.call.precision import as_dtype
+from normkit.functional.call.spec import Fused, Spec, checked
+from normkit.functional.extras import Output
+from normkit.functional.layer import PATTERN_2D, check_last, last_dims_pattern
+
+
+def _check(name: str, input: Tensor, shape: Any) -> tuple[int, ...]:
+    """The shape of weight and bias: of the last dimensions, or of dimension 1 where no shape is given."""
+    if shape is not None:
+        return check_last(name, input, shape)
+    check_dimensions(name, input, 2, "(N, C, ...)")
+    return (input.shape[1],)
+
+
+def bounded(
+    name: str,
+    function: Callable[[Tensor], Tensor],
+    input: Tensor,
+    scalars: dict[str, Tensor | None],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    channels_last: bool,
+    fused: Fused,
+) -> Output:
+    """``function(x) * weight + bias``; the scalars are the parameters of the function, to be checked."""
+    shape: tuple[int, ...] | None = None
+    if channels_last and isinstance(input, Tensor) and not input.is_nested:
+        given = next((p for p in (weight, bias) if p is not None), None)
+        shape = tuple(input.shape[-1:] if given is None else given.shape)
+        if not shape:
+            raise ShapeError(
+                f"{name} needs at least 1 dimension of features, got shape {tuple(input.shape)} with parameters of "
+                f"shape {shape}: add the missing one"
+            )
+    pattern = PATTERN_2D if shape is None else last_dims_pattern(len(shape))
+    call = checked(Spec(name, _check), pattern, input, weight, bias, 0.0, fused, shape)
+    for what, scalar in scalars.items():
+        _check_scalar(name, what, scalar, input)
+    total = call.total()
+    y = function(call.valid(total))
+    if shape is None:
+        features = [-1, *[1] * (input.dim() - 2)]
+        weight, bias = (None if p is None else p.view(features) for p in (weight, bias))
+    if weight is not None and bias is not None:
+        return call.rounded(torch.addcmul(as_dtype(bias, y), y, as_dtype(weight, y)), total)
+    if weight is not None:
+        y = y * as_dtype(weight, y)
+    return call.rounded(y if bias is None else y + as_dtype(bias, y), total)
+
+
+def _check_scalar(name: str, what: str, scalar: Tensor | None, input: Tensor) -> None:
+    if scalar is None:
+        return
+    if not isinstance(scalar, Tensor):
+        raise DtypeError(f"{what} of {name} must be a tensor, got {type(scalar).__name__}: use torch.tensor([0.5])")
+    check_parameter(name, what, scalar, () if scalar.dim() == 0 else (1,), input)
