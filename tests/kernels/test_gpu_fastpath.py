@@ -158,7 +158,7 @@ def test_conventions_of_a_weight_have_recipes_of_their_own(gpu, learnt):
         with torch.no_grad():
             want, _, mean, std = operator.norm(a)
             grads = operator.norm_backward(dy, a._replace(mean=mean, var=std), False, Want(True, True, True))
-        spec = (*layer.LAYER[:7], cast_first, zero_centered)
+        spec = layer.LAYER["before" if cast_first else "after", zero_centered]
         for _ in range(2):
             y = fastpath.norm(spec, "... [c]", x, w, b, 1e-5, NOTHING[:5], (96,), OWN)
             got = torch.autograd.grad(y, (x, w, b), dy)
