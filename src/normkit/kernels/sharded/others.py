@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.distributed.tensor import Placement, Replicate, Shard
 from normkit.kernels.sharded.sharding import Sharding, sharding_of
 from normkit.pattern import all_but
 
-Operator = Callable[..., Any]
+Operator = Any
 
 
 def _gathered(pattern: str, x: Tensor) -> Sharding:
@@ -24,6 +24,8 @@ def quantize(
     cls: type, op: Operator, types: Any, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> tuple[Tensor | None, ...]:
     """The rule of ``normkit::quantize``: each process has whole rows, or all of them for one scale of all."""
+    # The dispatcher leaves trailing arguments out where they are the defaults.
+    args = (*args, *[argument.default_value for argument in op._schema.arguments[len(args) :]])
     x, weight, bias, scale, eps, center, dtype, scaling, size, residual, gate, *rest = args
     with torch.no_grad():
         sharding = _gathered("... [c]", x)
