@@ -1,7 +1,6 @@
 """What the contract is run on: one case or more for each method, with oracles, layouts, dtypes and bad inputs.
 
-Over 400 lines: a method's oracle is read beside its case, and the cases are one list.
-
+Over 400 lines: the oracles of all methods are read side by side.
 The oracles are written here from the definitions, in plain float64 torch, and call nothing of normkit. All
 methods with a region share one formula and differ only in `average`, the mean over a region, repeated over it.
 """

@@ -77,9 +77,10 @@ class Seen:
 
     @property
     def keeps(self) -> bool:
-        """Whether there are running statistics, of a known size."""
-        known, var = self.is_batch or self.info.may_keep_statistics, self.module._buffers.get("running_var")
-        return known and isinstance(var, Tensor) and not nn.parameter.is_lazy(var)
+        """Whether there are a running mean and a running variance, of a known size."""
+        known, buffers = self.is_batch or self.info.may_keep_statistics, self.module._buffers
+        mean, var = buffers.get("running_mean"), buffers.get("running_var")
+        return known and isinstance(mean, Tensor) and isinstance(var, Tensor) and not nn.parameter.is_lazy(var)
 
     def buffer(self, name: str) -> Tensor:
         """A buffer in float64, on the CPU."""

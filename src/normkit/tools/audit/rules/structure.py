@@ -37,7 +37,13 @@ def _is_activation(node: Node) -> bool:
 def _is_known(norm: Seen) -> bool:
     """A norm whose output is its own, not that of an activation it brings along."""
     children = (norm.module._modules.get(name) for name in norm.info.extras)
-    return norm.info.kind is not None and all(c is None or isinstance(c, nn.Identity) for c in children)
+    return _only_normalizes(norm) and all(c is None or isinstance(c, nn.Identity) for c in children)
+
+
+def _only_normalizes(norm: Seen) -> bool:
+    """Not a method that is an activation as well, or that adds its result to the input."""
+    row = norm.info.row
+    return row is not None and (row.target is not None or isinstance(norm.module, nn.LocalResponseNorm))
 
 
 def redundant_bias(subject: Subject) -> Iterator[Hit]:
@@ -55,7 +61,7 @@ def redundant_bias(subject: Subject) -> Iterator[Hit]:
 
 def _subtracts_channel_means(norm: Seen, node: Node) -> bool:
     """Whether all elements that share a mean come from one output channel of a layer, and so have the same bias."""
-    regions = norm.regions(node.channels) if node.channels is not None else None
+    regions = norm.regions(node.channels) if node.channels is not None and norm.info.centers else None
     return regions is not None and bool((regions == regions[..., :1]).all())
 
 
@@ -72,7 +78,7 @@ def two_in_a_row(subject: Subject) -> Iterator[Hit]:
     for norm, node in subject.called():
         before = subject.graph.alone_before(node)
         first = known.get(before.module) if before is not None and before.module is not None else None
-        if first is not None and first is not norm and _is_known(first) and norm.info.kind is not None:
+        if first is not None and first is not norm and _is_known(first) and _only_normalizes(norm):
             yield Hit(norm.name, f"normalizes only what {first.name} has normalized", {"first": first.name})
 
 
