@@ -86,7 +86,8 @@ ROWS = (
             "权重除以其最大奇异值，后者由幂迭代跟踪。",
         ),
         where=Text(
-            "GANs, mostly discriminators; networks with a bounded Lipschitz constant", "GAN（主要是判别器）、有 Lipschitz 约束的网络"
+            "GANs, mostly discriminators; networks with a bounded Lipschitz constant",
+            "GAN（主要是判别器）、有 Lipschitz 约束的网络",
         ),
         strengths=(
             Statement("bounds the Lipschitz constant of each layer", "限制每一层的 Lipschitz 常数"),
