@@ -71,8 +71,8 @@ def method_name(name: str | type) -> str:
     >>> method_name("weight_norm")
     Traceback (most recent call last):
     normkit.errors.ArgumentError: a norm can become batch_norm, layer_norm, instance_norm, group_norm, rms_norm, \
-layer_norm2d, scale_norm, dynamic_tanh, dynamic_erf, affine or a pattern, got 'weight_norm': \
-insert applies weight norms to the layers themselves
+layer_norm2d, scale_norm, dynamic_tanh, dynamic_erf, switchable_norm, power_norm, iter_norm, affine or a pattern, \
+got 'weight_norm': insert applies weight norms to the layers themselves
     """
     if isinstance(name, type):
         name = name.__name__
