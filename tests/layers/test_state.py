@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import normkit
 from normkit import layers
 from normkit.errors import ArgumentError, DtypeError, ShapeError
-from normkit.functional.extras import Extras
+from normkit.functional.extras import Epilogues, Extras
 from versions import TORCH, takes_bias
 
 # SyncBatchNorm is none of torch's, because DistributedDataParallel refuses that one on a CPU.
@@ -34,7 +34,7 @@ def test_a_layer_of_torch_has_its_signature_and_is_one(name):
     for option, default in ours.options.items():  # what torch's layers do not take
         assert made.pop(option).default == default
     if ours.options:
-        for keyword in Extras.__annotations__:
+        for keyword in Extras.__annotations__ | Epilogues.__annotations__:
             assert called.pop(keyword).default in (None, False)
     if TORCH < (2, 12) and "bias" in made and not takes_bias(theirs):
         assert made.pop("bias").default is True

@@ -7,12 +7,12 @@ from normkit.functional.batch.renorm import batch_renorm
 from normkit.functional.batch.sync import sync_batch_norm
 from normkit.functional.batch.update import batch_norm_update
 from normkit.functional.evo import evo_norm_b0, evo_norm_s0
-from normkit.functional.gated import gated_rms_norm
 from normkit.functional.general import normalize
 from normkit.functional.group import group_norm
 from normkit.functional.instance import instance_norm
 from normkit.functional.iter_norm import iter_norm
 from normkit.functional.layer import layer_norm, layer_norm2d
+from normkit.functional.modulated.gated import gated_rms_norm
 from normkit.functional.pointwise.dynamic_erf import dynamic_erf
 from normkit.functional.pointwise.dynamic_tanh import dynamic_tanh
 from normkit.functional.quantized import quantized_layer_norm, quantized_rms_norm

@@ -13,8 +13,8 @@ from normkit.functional.call.checks import check_call
 from normkit.functional.call.fusions import check_activation
 from normkit.functional.call.precision import Cast
 from normkit.functional.extras import Fusions, Output
-from normkit.functional.gated import groups_of
 from normkit.functional.layer import check_last
+from normkit.functional.modulated.gated import groups_of
 from normkit.layers.base.checks import named
 from normkit.layers.base.layer import LastDims, check_count, check_eps, registered
 

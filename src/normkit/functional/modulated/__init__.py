@@ -1,0 +1,1 @@
+"""Norms whose output is modulated: by a gate."""
