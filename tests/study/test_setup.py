@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from normkit.errors import ArgumentError
 from normkit.study import outline, setup
-from normkit.study.task import Task
+from normkit.study.suite import networks
+from normkit.study.task import Task, embedded
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -95,3 +96,23 @@ def test_the_plan_is_timed_on_one_thread_as_the_workers_train() -> None:
     finally:
         torch.set_num_threads(before)
     assert seen == {1}
+
+
+def test_methods_beyond_the_usual_ones_are_trained_where_they_are_named(tmp_path: Path) -> None:
+    usual = ("none", "batch_norm", "layer_norm", "instance_norm", "group_norm", "weight_norm")
+    assert prepared()[0][0].design.methods == usual
+    more = [name for name in embedded.BUILDABLE if name not in usual]
+    assert {"rms_norm", "filter_response_norm", "evo_norm_b0", "evo_norm_s0", "dynamic_tanh", "dynamic_erf"} <= {*more}
+    main = prepared(methods=["none", "DyT", "Derf", "EvoNorm-S0", "FRN"], claims=False)[0][0]
+    assert main.design.methods == ("none", "dynamic_tanh", "dynamic_erf", "evo_norm_s0", "filter_response_norm")
+    with pytest.raises(ArgumentError, match=r"can be built under none, .*evo_norm_b0.*, got scale_norm"):
+        prepared(methods=["none", "scale_norm"])
+
+
+@pytest.mark.parametrize("method", [name for name in embedded.BUILDABLE if name not in embedded.METHODS])
+def test_a_variant_has_its_norms_and_no_second_activation(method: str) -> None:
+    plain, net = (networks.convnet(name, 3, channels=((4, 1), (8, 2))) for name in ("none", method))
+    assert torch.equal(plain[0].weight, net[0].weight)
+    kinds = [type(layer).__name__ for layer in net]
+    assert kinds.count("ReLU") == (0 if method in ("filter_response_norm", "evo_norm_b0", "evo_norm_s0") else 2)
+    assert net(torch.randn(3, 1, 8, 8)).shape == (3, 10)

@@ -130,6 +130,17 @@ def test_norms_of_a_model_are_exchanged_and_nothing_else() -> None:
     assert len(list(plain.parameters())) == len(list(task.build("batch_norm", 1).parameters()))
 
 
+@pytest.mark.parametrize(
+    ("method", "kind"), [("DyT", "DynamicTanh"), ("Derf", "DynamicErf"), ("ScaleNorm", "ScaleNorm")]
+)
+def test_layer_norms_are_exchanged_for_layers_of_their_own(method: str, kind: str) -> None:
+    name = variants.method_name(method)
+    for model in (nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3)), net()):
+        made = variants.applied(model, name, X[:4])
+        assert kind in {type(module).__name__ for module in made.modules()}
+        assert made(X[:4]).shape == (4, 3)
+
+
 def test_a_model_without_a_place_for_a_norm_is_refused() -> None:
     task = Task(lambda: nn.Sequential(nn.Flatten()), (torch.randn(20, 3), torch.randint(0, 3, (20,))), (X[:, :3], Y))
     with pytest.raises(ArgumentError, match="must fit somewhere in the model, but it does not"):
