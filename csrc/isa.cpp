@@ -30,6 +30,15 @@ template <class S> void backward_in(const View& v, const Backward& f, const Pool
   is_wide(f.fused) ? backward_as<S, arithmetic<S>>(v, f, pool) : backward_as<S, Seen<S>>(v, f, pool);
 }
 
+// With instructions for bfloat16, the kernels of all other types are those without them.
+#ifdef __AVX512BF16__
+void forward(Storage s, const View& v, const Forward& f, const Pool& pool) {
+  s == Storage::bf16 ? forward_in<bf16>(v, f, pool) : kernels_avx512()->forward(s, v, f, pool);
+}
+void backward(Storage s, const View& v, const Backward& f, const Pool& pool) {
+  s == Storage::bf16 ? backward_in<bf16>(v, f, pool) : kernels_avx512()->backward(s, v, f, pool);
+}
+#else
 void forward(Storage s, const View& v, const Forward& f, const Pool& pool) {
   switch (s) {
     case Storage::f64: return forward_in<double>(v, f, pool);
@@ -46,6 +55,7 @@ void backward(Storage s, const View& v, const Backward& f, const Pool& pool) {
     case Storage::f16: return backward_in<f16>(v, f, pool);
   }
 }
+#endif
 
 }  // namespace
 
