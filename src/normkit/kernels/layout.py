@@ -126,7 +126,9 @@ def ready_plan(a: Arguments, std: Tensor | None, dy: Tensor | None = None) -> in
     if (
         number >= 0
         and a.mask is None
-        and is_ready(x, weight, bias, mean, std)
+        and is_ready(x, weight, bias)
+        and (mean is None or _is_statistic(mean, x))
+        and (std is None or _is_statistic(std, x))
         and (residual is None or residual.stride() == strides)
         and (dy is None or dy.stride() == strides)
         and (gate is None or gate.stride() == strides)
@@ -235,6 +237,10 @@ def is_ready(x: Tensor, *parameters: Tensor | None) -> bool:
         if t is not None and not (t.is_contiguous() and (t.dtype is dtype or _is_read(t, x))):
             return False
     return True
+
+
+def _is_statistic(t: Tensor, x: Tensor) -> bool:
+    return t.dtype is arithmetic_dtype(x.dtype) and t.is_contiguous()
 
 
 def _is_read(t: Tensor, x: Tensor) -> bool:
