@@ -160,7 +160,7 @@ template <class S, class T> class RowsBackward {
     if (is_transposed(v, affine) && !f.fused && (affine.whole_row || !grads.wanted())) {
       const int64_t vector = grads.wanted() ? first / slots.per_vector * v.r1 : 0;
       for (int64_t cell = first; cell < end; cell += SIDE) transposed(cell, min(SIDE, end - cell), vector, writer);
-    } else if (affine.whole_row && v.r1 <= BLOCK) {
+    } else if (v.r0 == 1 && affine.whole_row && v.r1 <= BLOCK) {
       const bool side = USES_PACKS<A> && v.r1 <= SIDE_BACKWARD;
       const int64_t step = side ? SIDE : 4;
       for (int64_t cell = first; cell < end; cell += step) {

@@ -167,3 +167,44 @@ def test_a_pattern_takes_them_as_well_and_transforms_see_through_them():
     torch.testing.assert_close(batched, torch.stack([want, 2 * want]))
     with pytest.raises(errors.ShapeError, match=r"weight of normalize must have shape \(4,\) or broadcast"):
         functional.normalize(x, "b [c]", draw(3, 1), center=False)
+
+
+def test_parameters_broadcast_where_all_dimensions_are_features_and_where_some_are_empty():
+    x = draw(2, 3, seed=1)
+    flat = (x - x.mean()) / ((x - x.mean()).square().mean() + 1e-5).sqrt()
+    w = draw(1, 3, seed=2)
+    torch.testing.assert_close(functional.layer_norm(x, (2, 3), w), flat * w)
+    one, v = draw(1, seed=3), draw(3, seed=4)
+    want = (v - v.mean()) / (v.var(unbiased=False) + 1e-5).sqrt()
+    torch.testing.assert_close(functional.layer_norm(v, (3,), one, gate=one, skip=one), want * one * one + one)
+    assert functional.group_norm(draw(5, 0, 7, 2), 1, None, draw(1, 1, 1, 1)).shape == (5, 0, 7, 2)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_padding_of_what_is_multiplied_reaches_no_gradient(whole: bool):
+    x, w = draw(2, 3, 4, seed=1).requires_grad_(), draw(*((2, 3, 4) if whole else (4,)), seed=2).requires_grad_()
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    gate = draw(2, 3, 4 if whole else 1, seed=3)
+    gate[0, 2] = float("nan")
+    gate.requires_grad_()
+    y = functional.layer_norm(x, (4,), w, gate=gate, gate_activation="silu", mask=mask)
+    for grad in torch.autograd.grad(y.sum(), (x, w, gate)):
+        assert grad.isfinite().all()
+
+
+def test_regions_of_several_rows_with_a_weight_for_each_place_of_a_row():
+    """Cells that consist of several rows of 64 and more elements, whose weights repeat in each row."""
+    x, dy = draw(5, 4, 4, 64, seed=1), draw(5, 4, 4, 64, seed=2)
+    for w in (None, draw(64, seed=3)):
+        got, want = x.clone().requires_grad_(), x.clone().requires_grad_()
+        functional.normalize(got, "[w] h b [c]", w).backward(dy)
+        centred = want - want.mean((0, 3), keepdim=True)
+        exact = centred / (centred.square().mean((0, 3), keepdim=True) + 1e-5).sqrt()
+        (exact if w is None else exact * w).backward(dy)
+        torch.testing.assert_close(got.grad, want.grad)
+
+
+def test_a_graph_with_symbolic_sizes_takes_a_weight_of_each_sample():
+    compiled = torch.compile(lambda x, w: functional.layer_norm(x, (4,), w), backend="aot_eager", dynamic=True)
+    x, w = draw(3, 2, 4), draw(3, 1, 4)
+    torch.testing.assert_close(compiled(x, w), functional.layer_norm(x, (4,), w))

@@ -31,6 +31,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
         yield device
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by Dynamo itself
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_layer_becomes_plain_operations(case: Case, device: str):
     eager = make_layer(case).to(device)
@@ -40,7 +41,8 @@ def test_a_layer_becomes_plain_operations(case: Case, device: str):
     if any(name.startswith("running") for name, _ in layer.named_buffers()):
         layer.eval()
         assert_steps_agree(layer, eager.eval(), run, make_input(case, seed=1).to(device))
-    assert of_normkit(graphs) == set()
+    # Power norm in training asks an operator for the statistics of before the batch.
+    assert of_normkit(graphs) <= ({"normkit.power_state.default"} if str(case).startswith("power_norm") else set())
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if "extras" in name or name in ("ghost", "frozen")])

@@ -133,6 +133,7 @@ def iter_norm(
     # Autocast would take the products in half precision.
     with torch.autocast(input.device.type, enabled=False):
         rows, valid = _rows(plain.x, num_groups), _rows_of_mask(plain.x, plain.mask)
+        rows = rows if valid is None else torch.where(valid, rows, 0)  # padding may be NaN, which times 0 is NaN
         if training and input.numel():
             counts = checked_counts("iter_norm", plain)
             mean, whitening = _statistics(rows, valid, eps, iterations)
@@ -167,7 +168,7 @@ def _width(name: str, channels: int, num_groups: int, iterations: int) -> int:
         raise ArgumentError(
             f"num_groups of {name} must divide the channels, got {num_groups} groups for {channels} channels: {remedy}"
         )
-    if not iterations >= 0:
+    if whole_number(f"iterations of {name}", iterations) < 0:
         raise ArgumentError(f"iterations of {name} must not be negative, got {iterations}: the paper uses 5")
     return channels // num_groups
 
@@ -199,8 +200,6 @@ def _statistics(rows: Tensor, valid: Tensor | None, eps: float, iterations: int)
     """The mean (groups, 1, width) and the whitening matrix (groups, width, width) of the valid rows."""
     wide = working_dtype(rows)
     values: Any = rows.shape[1] if valid is None else valid.sum().clamp(min=1)
-    if valid is not None:
-        rows = torch.where(valid, rows, 0)
     mean = rows.sum(1, keepdim=True, dtype=wide) / values
     centred = rows - mean.to(rows.dtype)
     if valid is not None:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
-from normkit.errors import ArgumentError, ShapeError, nearest, nearest_divisor, whole_number
+from normkit.errors import ArgumentError, DtypeError, ShapeError, nearest, nearest_divisor, whole_number
 from normkit.functional.call.checks import check_call, check_parameter
 from normkit.functional.call.epilogue import Epilogue
 from normkit.functional.call.fusions import check_residual
@@ -322,6 +322,8 @@ def _check_scale(name: str, what: str, t: Tensor | None, owner: str, scaling: st
         return
     if scaling != owner:
         raise ArgumentError(f"{what} of {name} belongs to scaling={owner!r}, got {scaling!r}: leave it out")
+    if not isinstance(t, Tensor):
+        raise DtypeError(f"{what} of {name} must be a tensor, got {type(t).__name__}: give torch.tensor({t})")
     if t.numel() != 1 or t.dtype is not torch.float32:
         raise ShapeError(
             f"{what} of {name} must be one number in float32, got shape {tuple(t.shape)} in {t.dtype}: "

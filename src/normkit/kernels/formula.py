@@ -83,8 +83,8 @@ class Arguments(NamedTuple):
         if parameter is None or parameter.dim() != dims or dims == 1:
             return None
         levels = parse(self.pattern).levels(self.x.shape)
-        features = {level.dim for level in levels if level.feature and self.x.shape[level.dim] > 1}
-        own = {dim for dim, size in enumerate(parameter.shape) if size > 1}
+        features = {level.dim for level in levels if level.feature and self.x.shape[level.dim] != 1}
+        own = {dim for dim, size in enumerate(parameter.shape) if size != 1}
         return None if own == features else tuple([dim in own for dim in range(dims)])
 
     def is_rounded(self) -> bool:

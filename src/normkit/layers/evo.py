@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normkit import functional
+from normkit.errors import ArgumentError
 from normkit.functional.extras import Fusions, Output
 from normkit.layers.base.checks import check_channels, check_rank, named
 from normkit.layers.base.layer import Layer, check_count, check_eps, check_groups, registered
@@ -91,6 +92,8 @@ class EvoNorm2dB0(_EvoNorm):
         check_eps(self, eps)
         self._accept(activation=activation)
         self._make(num_features, eps, device, dtype)
+        if not isinstance(momentum, int | float):
+            raise ArgumentError(f"momentum of {type(self).__name__} must be a number, got {momentum!r}: use 0.1")
         self.momentum = momentum
         self.register_buffer("running_var", torch.empty(num_features, device=device, dtype=dtype))
         self.reset_parameters()

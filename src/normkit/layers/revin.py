@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from normkit import functional
 from normkit.errors import ArgumentError, StateError, nearest
+from normkit.functional.call.recompute import is_recomputing
 from normkit.functional.revin import WindowStatistics
 from normkit.layers.base.checks import check_channels, named
 from normkit.layers.base.layer import check_count, check_eps, registered
@@ -51,6 +52,7 @@ class RevIN(nn.Module):
     weight: nn.Parameter | None
     bias: nn.Parameter | None
     _last: WindowStatistics | None = None
+    _again: WindowStatistics | None = None
 
     def __init__(
         self,
@@ -96,17 +98,20 @@ class RevIN(nn.Module):
             check_channels(input, -1, self.num_features)
         weight, bias = registered(self, "weight"), registered(self, "bias")
         if mode == "norm":
-            y, self._last = functional.revin(input, weight, bias, self.eps, mask=mask, lengths=lengths)
+            y, statistics = functional.revin(input, weight, bias, self.eps, mask=mask, lengths=lengths)
+            # A checkpoint computes an earlier window again, for an inverse inside of the checkpoint if there is one.
+            self._last, self._again = (self._last, statistics) if is_recomputing() else (statistics, None)
             return y
         if mask is not None or lengths is not None:
             raise ArgumentError(
                 "RevIN takes mask or lengths with mode='norm' alone, got them with 'denorm': the statistics are known"
             )
-        if self._last is None:
+        last = self._again if is_recomputing() and self._again is not None else self._last
+        if last is None:
             raise StateError(
                 "RevIN takes back what it has normalized, got no window yet: call the layer on the input first"
             )
-        return functional.revin_inverse(input, self._last, weight, bias, self.eps)
+        return functional.revin_inverse(input, last, weight, bias, self.eps)
 
     def inverse(self, input: Tensor) -> Tensor:
         """Take (N, T', C) back to the scale of the last window that ``forward`` normalized."""
@@ -114,7 +119,7 @@ class RevIN(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # Statistics of a call may have a graph, which can be neither copied nor pickled.
-        return {name: value for name, value in vars(self).items() if name != "_last"}
+        return {name: value for name, value in vars(self).items() if name not in ("_last", "_again")}
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, affine={self.affine}"

@@ -50,7 +50,7 @@ class SpectralNorm(NormOfWeight):
                 store(self._v, v.to(self._v.dtype))
         # The only singular value of a row or column is exact without the vectors.
         sigma = torch.linalg.vector_norm(matrix) if min(matrix.shape) == 1 else torch.dot(u, matrix @ v)
-        sigma = torch.where(sigma > self.eps, sigma, 1)
+        sigma = torch.where(sigma.abs() > self.eps, sigma.abs(), 1)
         return (weight.to(sigma.dtype) / sigma).to(weight.dtype)
 
     def right_inverse(self, weight: Tensor) -> Tensor:

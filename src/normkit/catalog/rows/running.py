@@ -83,7 +83,7 @@ ROWS = (
     Method(
         name="iter_norm",
         title=Text("Iterative norm", "迭代归一化"),
-        aliases=("iterative normalization", "DBN", "decorrelated batch normalization", "whitening"),
+        aliases=("iterative normalization", "iterative whitening"),
         layers=("IterNorm",),
         patterns=("[b] (g [c]) [...]",),
         statistics=Text(

@@ -64,14 +64,22 @@ class Epilogue(NamedTuple):
             return False
         return all(t is None or t.shape == shape for t in (self.weight, self.bias))
 
-    def merged(self, x: Tensor, features: Sequence[int]) -> Epilogue:
-        """A small gate in weight and bias, a small skip in the bias; weights of x's size as gate and skip."""
+    def merged(self, x: Tensor, features: Sequence[int], mask: Tensor | None) -> Epilogue:
+        """A small gate in weight and bias, a small skip in the bias; weights of x's size as gate and skip.
+
+        Padding is set to 0 before, because products with it have a gradient: 0 times NaN would be NaN.
+        """
         e = self
+        if mask is not None:
+            weight, bias, gate, skip = (
+                t if t is None or t.dim() != x.dim() else _valid(t, mask) for t in (e.weight, e.bias, e.gate, e.skip)
+            )
+            e = e._replace(weight=weight, bias=bias, gate=gate, skip=skip)
         if e.gate_first and e.gate is not None:
             e = e._replace(gate=_whole(e.gate, x))
         elif e.gate is not None and e.gate.numel() < x.numel():
             factor = GATES[e.gate_activation or "none"](_wide(e.gate, x))
-            weight: Tensor | None = factor if e.weight is None else e._weight(x, features) * factor
+            weight = factor if e.weight is None else e._weight(x, features) * factor
             bias = None if e.bias is None else e._bias(x, features) * factor
             e = e._replace(weight=weight, bias=bias, gate=None, gate_activation="none", zero_centered=False)
         if e.gate is None and e.skip is not None and e.skip.numel() < x.numel():
@@ -117,7 +125,9 @@ class Epilogue(NamedTuple):
         if all(t.dim() < x.dim() for t in both) or not both:
             return self
         weight, bias = (None if t is None else _spread(t, x, features) for t in (self.weight, self.bias))
-        if weight is not None and bias is not None and weight.shape != bias.shape:
+        if x.dim() == 1:
+            weight, bias = (None if t is None else t.expand(x.shape) for t in (weight, bias))
+        elif weight is not None and bias is not None and weight.shape != bias.shape:
             weight, bias = torch.broadcast_tensors(weight, bias)
         return self._replace(weight=weight, bias=bias)
 
@@ -133,9 +143,16 @@ def features_of(pattern: str, x: Tensor, last: int) -> list[int]:
 
 def _spread(t: Tensor, x: Tensor, features: Sequence[int]) -> Tensor:
     """A parameter with the dimensions of x."""
-    if t.dim() == x.dim() and len(features) < x.dim():
+    if t.dim() == x.dim():
         return t
     return t.reshape([x.shape[dim] if dim in features else 1 for dim in range(x.dim())])
+
+
+def _valid(t: Tensor, mask: Tensor) -> Tensor:
+    """0 at what is padding alone: where t is shared with valid places it is kept."""
+    shared = [dim for dim, size in enumerate(t.shape) if size == 1 and mask.shape[dim] > 1]
+    valid = mask.any(shared, keepdim=True) if shared else mask
+    return torch.where(valid, t, 0)
 
 
 def _wide(t: Tensor, x: Tensor) -> Tensor:
@@ -153,7 +170,10 @@ def _whole(t: Tensor, x: Tensor) -> Tensor:
 
 
 def _check_broadcast(name: str, what: str, t: Tensor, x: Tensor, shape: tuple[int, ...] | None) -> None:
-    if t.dim() != x.dim() or any(size not in (1, own) for size, own in zip(t.shape, x.shape, strict=True)):
+    if t.dim() != x.dim() or any(
+        size != 1 and size != own  # a tuple is not compared with sizes that a compiler knows by name
+        for size, own in zip(t.shape, x.shape, strict=True)
+    ):
         allowed = "" if shape is None else f"have shape {shape} or "
         raise ShapeError(
             f"{what} of {name} must {allowed}broadcast to the input's shape {tuple(x.shape)} with as many dimensions, "

@@ -176,7 +176,7 @@ def checked(
     mask = checked_mask(name, input, pattern, mask, lengths)
     if not epilogue.is_plain(shape):
         dims = features_of(pattern, input, last=len(shape) if spec.over_last else 0)
-        epilogue = epilogue.merged(input, dims)
+        epilogue = epilogue.merged(input, dims, mask)
     weight, bias, *around = epilogue
     given = (mean, var) if momentum is None else (None, None)
     arguments = Arguments(input, weight, bias, pattern, eps, spec.center, *given, residual, mask, activation, *around)

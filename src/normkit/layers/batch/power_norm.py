@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from normkit import functional
-from normkit.errors import ArgumentError
+from normkit.errors import ArgumentError, whole_number
 from normkit.functional.extras import Fusions, Output
 from normkit.kernels.context import is_watched
 from normkit.layers.base.checks import named
@@ -70,7 +70,7 @@ class PowerNorm(Tracked):
         bias: bool = True,
         activation: str | None = None,
     ) -> None:
-        if not warmup_iters >= 0:
+        if whole_number("warmup_iters of PowerNorm", warmup_iters) < 0:
             raise ArgumentError(f"warmup_iters of PowerNorm must not be negative, got {warmup_iters}: 0 is no warm-up")
         shapes = {"running_phi": (num_features,), "running_gradient": (num_features,)}
         self._make(num_features, eps, momentum, affine, bias, device, dtype, activation, shapes)

@@ -85,6 +85,7 @@ class AdaptiveLayerNorm(Layer):
         check_call("the layer", x, 0.0)
         check_condition(x, condition, self.cond_features)
         between = x.dim() - condition.dim()
+        condition = condition.to(self.linear.weight.dtype)  # as in other layers, parameters may be wider than the input
         made = self.linear(F.silu(condition)).unflatten(-1, (*[1] * between, -1))
         shift, scale, *gate = made.chunk(2 + self.gate, dim=-1)
         y = modulated(self.norm, x, one_plus(scale, x), shift)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from normkit.errors import ArgumentError, DtypeError, ShapeError
 from normkit.layers.base.checks import check_channels, check_rank, named
@@ -100,6 +101,18 @@ class ConditionalBatchNorm2d(Layer):
                 raise DtypeError(f"classes must be whole numbers, got {condition.dtype}: convert them with .long()")
         if tuple(condition.shape) != wanted:
             raise ShapeError(f"the condition must have shape {wanted}, got {tuple(condition.shape)}: {remedy}")
+        if self.num_classes is not None:
+            self._check_classes(condition, self.num_classes)
+
+    def _check_classes(self, condition: Tensor, classes: int) -> None:
+        # On a GPU, and in a graph, nobody waits for values.
+        if not condition.is_cpu or is_compiling() or not condition.numel():
+            return
+        low, high = (int(t) for t in condition.aminmax())
+        if low < 0 or high >= classes:
+            raise ArgumentError(
+                f"classes must lie below num_classes={classes}, got {low} to {high}: make the layer for more classes"
+            )
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, num_classes={self.num_classes}, cond_features={self.cond_features}"

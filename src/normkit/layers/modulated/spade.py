@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normkit.errors import ArgumentError, ShapeError, nearest
+from normkit.errors import ArgumentError, DtypeError, ShapeError, nearest
 from normkit.layers.base.checks import check_channels, check_rank, named
 from normkit.layers.base.layer import Layer, check_count, check_eps
 from normkit.layers.batch.norm import BatchNorm2d
@@ -93,6 +93,11 @@ class SPADE(Layer):
         for t, channels in ((x, self.num_features), (segmap, self.label_channels)):
             check_rank(t, LAYOUTS)
             check_channels(t, 1, channels)
+        if not segmap.is_floating_point():
+            raise DtypeError(
+                f"the map of SPADE must be floating point, one-hot for labels, got {segmap.dtype}: convert it, as with "
+                "torch.nn.functional.one_hot(labels, classes).movedim(-1, 1).float()"
+            )
         if segmap.shape[0] != x.shape[0]:
             raise ShapeError(
                 f"there must be a map for each of the {x.shape[0]} samples, got {segmap.shape[0]}: "

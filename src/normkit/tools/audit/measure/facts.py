@@ -82,6 +82,12 @@ class Seen:
         mean, var = buffers.get("running_mean"), buffers.get("running_var")
         return known and isinstance(mean, Tensor) and isinstance(var, Tensor) and not nn.parameter.is_lazy(var)
 
+    @property
+    def evaluates_alone(self) -> bool:
+        """Whether evaluation uses running statistics, whatever they are called, and not those of the batch."""
+        buffers = self.module._buffers.items()
+        return any(name.startswith("running_") and value is not None for name, value in buffers)
+
     def buffer(self, name: str) -> Tensor:
         """A buffer in float64, on the CPU."""
         value = self.module._buffers[name]

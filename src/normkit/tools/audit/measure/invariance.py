@@ -156,6 +156,8 @@ class Invariance:
     def __str__(self) -> str:
         if self.reason:
             return f"batch invariance: not run, {self.reason}"
+        if not self.layers:
+            return "batch invariance: not run, the model has no norms"
         lines = [
             f"batch invariance on {self.device}, {self.threads} threads of the CPU, "
             f"inputs of at most {self.memory / 2**20:g} MiB"
@@ -198,7 +200,7 @@ def _definition(norm: Seen) -> str:
         return ""
     if norm.module.training:
         return "in training it uses the statistics of the batch"
-    return "" if norm.keeps else "it keeps no running statistics, so it uses those of the batch"
+    return "" if norm.evaluates_alone else "it keeps no running statistics, so it uses those of the batch"
 
 
 def _recorded(subject: Subject) -> dict[nn.Module, SampleCall]:
@@ -339,8 +341,10 @@ def positions(norm: Seen, x: Tensor) -> tuple[list[int], list[int]] | None:
     """The dimensions of positions, first those that share no statistics, then those that do; None if unknown."""
     if norm.info.kind is None:
         return None
-    if norm.is_batch:  # with running statistics
-        return list(range(2, x.dim())), []
+    if norm.is_batch:  # with running statistics; a mixture has moments over positions as well
+        row = norm.info.row
+        mixes = row is not None and any("[b" not in pattern for pattern in row.patterns)
+        return [] if mixes else list(range(2, x.dim())), []
     if norm.info.axis == "last":
         return list(range(1, x.dim() - len(norm.info.shape))), []
     levels = norm.levels(tuple(x.shape))

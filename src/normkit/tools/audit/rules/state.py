@@ -148,7 +148,8 @@ def not_finite(subject: Subject) -> Iterator[Hit]:
 
 
 def _negative(norm: Seen) -> Iterator[Hit]:
-    var = norm.buffer("running_var") if norm.keeps else torch.zeros(())
+    has_variance = _is_plain(norm.module._buffers.get("running_var"))
+    var = norm.buffer("running_var") if has_variance else torch.zeros(())
     least, bad = float(var.nan_to_num(0.0).min()), int((var < 0).sum())
     if bad:
         # As some converted checkpoints have it; what is added to it may make it positive.

@@ -61,7 +61,9 @@ def redundant_bias(subject: Subject) -> Iterator[Hit]:
 
 def _subtracts_channel_means(norm: Seen, node: Node) -> bool:
     """Whether all elements that share a mean come from one output channel of a layer, and so have the same bias."""
-    regions = norm.regions(node.channels) if node.channels is not None and norm.info.centers else None
+    mixes = norm.info.row is not None and len(norm.info.row.patterns) > 1 and norm.is_batch
+    known = node.channels is not None and norm.info.centers and not mixes
+    regions = norm.regions(node.channels) if known and node.channels is not None else None
     return regions is not None and bool((regions == regions[..., :1]).all())
 
 

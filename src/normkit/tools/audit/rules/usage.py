@@ -51,7 +51,7 @@ def decayed_length(subject: Subject) -> Iterator[Hit]:
 
 def batch_in_evaluation(subject: Subject) -> Iterator[Hit]:
     for norm in subject.norms:
-        if norm.is_batch and norm.module._buffers.get("running_var") is None:
+        if norm.is_batch and not norm.evaluates_alone:
             message = f"{type(norm.module).__name__} has no running statistics: evaluation takes those of its batch"
             yield Hit(norm.name, message)
 
