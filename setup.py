@@ -18,6 +18,7 @@ MACHINE = named[0] if len(named) == 1 else platform.machine()
 
 ISAS = {"baseline": []}  # on aarch64 that is NEON
 if MACHINE.lower() in ("x86_64", "amd64"):
+    ISAS["baseline"] = ["-O2"]  # for processors of before 2013; it takes two thirds of the time to compile
     ISAS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     ISAS["avx512"] = [*ISAS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
     if sys.platform == "linux":
