@@ -46,6 +46,11 @@ class BuildKernels(build_ext):
         import torch
         from torch.utils.cpp_extension import include_paths, library_paths
 
+        # What `setup.py build_ext --inplace` has built for this torch, installing in place need not build again.
+        target, version = self.get_ext_fullpath(ext.name), f"{torch.__version__} {torch.version.git_version}"
+        stamp = os.path.join("build", f"{ext.name} {version}.stamp")
+        if self.is_built(target, stamp):
+            return
         compiler, temp = self.compiler, self.build_temp
         if compiler.compiler_type != "unix":
             raise CompileError(f"the kernels are written for g++ and clang++, got {compiler.compiler_type}")
@@ -56,7 +61,6 @@ class BuildKernels(build_ext):
             return compiler.compile([source], os.path.join(temp, folder), include_dirs=includes, extra_postargs=extra)
 
         if ext is fastpath:
-            version = f"{torch.__version__} {torch.version.git_version}"
             jobs = [("csrc/fastpath/module.cpp", "fastpath", [*FASTPATH_FLAGS, f'-DNORMKIT_TORCH="{version}"'])]
             libraries = ["torch_python", "torch", "torch_cpu", "c10"]
         else:
@@ -65,12 +69,24 @@ class BuildKernels(build_ext):
             objects = [path for paths in workers.map(compile_one, jobs) for path in paths]
         compiler.link_shared_object(
             objects,
-            self.get_ext_fullpath(ext.name),
+            target,
             libraries=libraries,
             library_dirs=library_paths(),
             extra_postargs=LINK,
             target_lang="c++",
         )
+
+        if self.inplace:
+            os.makedirs("build", exist_ok=True)
+            with open(stamp, "w"):
+                pass
+
+    @staticmethod
+    def is_built(target, stamp):
+        sources = ["setup.py", *glob.glob("csrc/**/*.*", recursive=True)]
+        if not (os.path.exists(target) and os.path.exists(stamp)):
+            return False
+        return min(map(os.path.getmtime, (target, stamp))) > max(map(os.path.getmtime, sources))
 
     @staticmethod
     def kernel_jobs():
