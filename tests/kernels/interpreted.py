@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,11 @@ PATTERNS = {
 SHAPES = [(3, 8, 5, 7), (2, 6, 40, 33), (2, 130, 3, 5), (1, 4, 150, 150)]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def slow_if(costly: bool, *values: Any) -> Any:
+    """A parameter that the interpreter takes long for; on small tensors, test_triton_walks.py has every walk."""
+    return pytest.param(*values, marks=pytest.mark.slow if costly and DEVICE == "cpu" else ())
 
 
 @pytest.fixture(autouse=True)

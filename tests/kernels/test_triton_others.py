@@ -14,6 +14,7 @@ from interpreted import (
     error,
     exact,
     marks,
+    slow_if,
 )
 from triton.runtime import interpreter
 
@@ -26,22 +27,28 @@ from normkit.kernels.dtypes import arithmetic_dtype
 pytestmark = marks
 
 
+WEIGHTS = [
+    ((16, 8, 3, 3), 0),
+    ((40, 300), 0),
+    ((30, 50), 1),
+    ((150, 150), None),
+    ((400, 400), None),
+    ((2, 40000), 0),
+    # Filters of a transposed convolution: columns of one cell, read once, twice and in parts.
+    ((12, 5, 3, 3), 1),
+    ((700, 5, 3, 3), 1),
+    ((6000, 5, 3, 3), 1),
+]
+
+
 @pytest.mark.parametrize(
-    ("shape", "dim"),
+    ("dtype", "shape", "dim"),
     [
-        ((16, 8, 3, 3), 0),
-        ((40, 300), 0),
-        ((30, 50), 1),
-        ((150, 150), None),
-        ((400, 400), None),
-        ((2, 40000), 0),
-        # Filters of a transposed convolution: columns of one cell, read once, twice and in parts.
-        ((12, 5, 3, 3), 1),
-        ((700, 5, 3, 3), 1),
-        ((6000, 5, 3, 3), 1),
+        slow_if(math.prod(shape) > 50000 and dtype is not torch.float32, dtype, shape, dim)
+        for dtype in DTYPES
+        for shape, dim in WEIGHTS
     ],
 )
-@pytest.mark.parametrize("dtype", DTYPES)
 def test_weight_norm(shape, dim, dtype):
     if DEVICE == "cpu" and math.prod(shape) > 200000 and dtype not in (torch.float32, torch.bfloat16):
         pytest.skip("thousands of programs, which the interpreter takes one after another")
