@@ -15,6 +15,7 @@ from interpreted import (
     error,
     exact,
     marks,
+    slow_if,
 )
 
 from normkit.kernels import formula, layout, operator
@@ -86,7 +87,7 @@ def test_the_limits_reach_every_walk_and_way_to_add_up(monkeypatch):
 
 
 @pytest.mark.parametrize("pattern", ["batch", "group", "image", "pixel", "rows"])
-@pytest.mark.parametrize("largest", [1e18, 3e38])
+@pytest.mark.parametrize("largest", [slow_if(True, 1e18), 3e38])
 def test_values_whose_squares_exceed_the_range(limits, pattern, largest):
     """Such values are taken again, multiplied by a small power of two."""
     shape = shape_for(pattern)
@@ -156,7 +157,7 @@ def test_a_large_mean(limits, pattern, memory):
 
 
 @pytest.mark.parametrize("pattern", ["batch", "group", "rows"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, slow_if(True, torch.float16)])
 def test_weights_of_half_precision_are_read_and_written_as_they_are(limits, pattern, dtype):
     shape = shape_for(pattern)
     x, dy = draw(*shape, dtype=dtype), draw(*shape, dtype=dtype)
@@ -176,7 +177,7 @@ def test_weights_of_half_precision_are_read_and_written_as_they_are(limits, patt
         assert ((got.float() - want.float()).abs() <= torch.finfo(dtype).eps * want.float().abs()).all()
 
 
-@pytest.mark.parametrize("pattern", ["batch", "instance", "group", "pixel", "rows"])
+@pytest.mark.parametrize("pattern", ["batch", slow_if(True, "instance"), slow_if(True, "group"), "pixel", "rows"])
 def test_gradients_that_are_not_wanted_are_not_computed(limits, pattern):
     shape = shape_for(pattern)
     x, dy = draw(*shape), draw(*shape)
