@@ -227,7 +227,9 @@ def _merged_gradients(op: Operator, dy: Tensor, part: Part, want: Want) -> Gradi
         if a.gate_first
         else given._replace(gate=gate)
     )
-    grads = _own_gradients(op, dy.to(wide), given, True, want._replace(x=want.x or (want.gate and a.gate_first)), part)
+    if a.gate_first:  # its gradient follows from that of s
+        want = want._replace(x=want.x or want.gate, gate=False)
+    grads = _own_gradients(op, dy.to(wide), given, True, want, part)
     if grads.x is None:
         return grads
     kept, sizes = part.sizes(kept=True), part.sizes()
