@@ -31,7 +31,7 @@ $(VENV)/compare.stamp: $(VENV)/torch.stamp $(SOURCES)
 # The kernels are built while the checkers are installed.
 $(VENV)/test.stamp: $(VENV)/torch.stamp $(SOURCES)
 	@echo "Building normkit's kernels and installing the checkers ..."
-	@$(BIN)/python setup.py -q build_ext --inplace & \
+	@$(BIN)/python -W ignore setup.py -q build_ext --inplace & \
 	$(PIP) pytest pytest-xdist hypothesis expecttest ruff mypy pre-commit && \
 	$(PIP) torchvision timm transformers onnx onnxruntime onnxscript tensorboard && \
 	$(PIP) pandas pyarrow playwright matplotlib triton && { wait $$! || true; }
