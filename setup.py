@@ -3,6 +3,7 @@
 import glob
 import os
 import platform
+import shutil
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
@@ -46,10 +47,13 @@ class BuildKernels(build_ext):
         import torch
         from torch.utils.cpp_extension import include_paths, library_paths
 
-        # What `setup.py build_ext --inplace` has built for this torch, installing in place need not build again.
+        # What `setup.py build_ext --inplace` has built for this torch, installing need not build again.
         target, version = self.get_ext_fullpath(ext.name), f"{torch.__version__} {torch.version.git_version}"
-        stamp = os.path.join("build", f"{ext.name} {version}.stamp")
-        if self.is_built(target, stamp):
+        stamp = os.path.join("build", f"{ext.name} {MACHINE} {version}.stamp")
+        built = os.path.join("src", "normkit", os.path.basename(target))
+        if self.is_up_to_date(built, stamp):
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            shutil.copy2(built, target)
             return
         compiler, temp = self.compiler, self.build_temp
         if compiler.compiler_type != "unix":
@@ -76,17 +80,16 @@ class BuildKernels(build_ext):
             target_lang="c++",
         )
 
-        if self.inplace:
-            os.makedirs("build", exist_ok=True)
-            with open(stamp, "w"):
-                pass
+        os.makedirs("build", exist_ok=True)
+        with open(stamp, "w"):
+            pass
 
     @staticmethod
-    def is_built(target, stamp):
-        sources = ["setup.py", *glob.glob("csrc/**/*.*", recursive=True)]
-        if not (os.path.exists(target) and os.path.exists(stamp)):
+    def is_up_to_date(*files):
+        if not all(map(os.path.exists, files)):
             return False
-        return min(map(os.path.getmtime, (target, stamp))) > max(map(os.path.getmtime, sources))
+        sources = ["setup.py", *glob.glob("csrc/**/*.*", recursive=True)]
+        return min(map(os.path.getmtime, files)) > max(map(os.path.getmtime, sources))
 
     @staticmethod
     def kernel_jobs():
