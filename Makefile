@@ -28,14 +28,11 @@ $(VENV)/compare.stamp: $(VENV)/torch.stamp $(SOURCES)
 	@$(PIP) --no-build-isolation --editable '.[compare]'
 	@touch $@
 
-# The kernels are built while the checkers are installed.
-$(VENV)/test.stamp: $(VENV)/torch.stamp $(SOURCES)
-	@echo "Building normkit's kernels and installing the checkers ..."
-	@$(BIN)/python -W ignore setup.py -q build_ext --inplace & \
-	$(PIP) pytest pytest-xdist hypothesis expecttest ruff mypy pre-commit && \
-	$(PIP) torchvision timm transformers onnx onnxruntime onnxscript tensorboard && \
-	$(PIP) pandas pyarrow playwright matplotlib triton && { wait $$! || true; }
-	@$(MAKE) --no-print-directory $(VENV)/compare.stamp
+$(VENV)/test.stamp: $(VENV)/compare.stamp
+	@echo "Installing the checkers ..."
+	@$(PIP) pytest pytest-xdist hypothesis expecttest ruff mypy pre-commit
+	@$(PIP) torchvision timm transformers onnx onnxruntime onnxscript tensorboard
+	@$(PIP) pandas pyarrow playwright matplotlib triton
 	@touch $@
 
 compare: $(VENV)/compare.stamp ## compare the normalizations on built-in data and write report/index.html

@@ -3,7 +3,6 @@
 import glob
 import os
 import platform
-import shutil
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
@@ -47,14 +46,6 @@ class BuildKernels(build_ext):
         import torch
         from torch.utils.cpp_extension import include_paths, library_paths
 
-        # What `setup.py build_ext --inplace` has built for this torch, installing need not build again.
-        target, version = self.get_ext_fullpath(ext.name), f"{torch.__version__} {torch.version.git_version}"
-        stamp = os.path.join("build", f"{ext.name} {MACHINE} {version}.stamp")
-        built = os.path.join("src", "normkit", os.path.basename(target))
-        if self.is_up_to_date(built, stamp):
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            shutil.copy2(built, target)
-            return
         compiler, temp = self.compiler, self.build_temp
         if compiler.compiler_type != "unix":
             raise CompileError(f"the kernels are written for g++ and clang++, got {compiler.compiler_type}")
@@ -65,6 +56,7 @@ class BuildKernels(build_ext):
             return compiler.compile([source], os.path.join(temp, folder), include_dirs=includes, extra_postargs=extra)
 
         if ext is fastpath:
+            version = f"{torch.__version__} {torch.version.git_version}"
             jobs = [("csrc/fastpath/module.cpp", "fastpath", [*FASTPATH_FLAGS, f'-DNORMKIT_TORCH="{version}"'])]
             libraries = ["torch_python", "torch", "torch_cpu", "c10"]
         else:
@@ -73,23 +65,12 @@ class BuildKernels(build_ext):
             objects = [path for paths in workers.map(compile_one, jobs) for path in paths]
         compiler.link_shared_object(
             objects,
-            target,
+            self.get_ext_fullpath(ext.name),
             libraries=libraries,
             library_dirs=library_paths(),
             extra_postargs=LINK,
             target_lang="c++",
         )
-
-        os.makedirs("build", exist_ok=True)
-        with open(stamp, "w"):
-            pass
-
-    @staticmethod
-    def is_up_to_date(*files):
-        if not all(map(os.path.exists, files)):
-            return False
-        sources = ["setup.py", *glob.glob("csrc/**/*.*", recursive=True)]
-        return min(map(os.path.getmtime, files)) > max(map(os.path.getmtime, sources))
 
     @staticmethod
     def kernel_jobs():
