@@ -37,8 +37,8 @@ template <class S, class T> class RowsForward {
       : v(view), f(forward), pool(threads), source(v, f.x, f.fused), again(source.again()),
         applied((f.fixed ? source : again).unmasked()), y(static_cast<S*>(f.y)), mean(static_cast<A*>(f.mean)),
         std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias, convention<S>(f)), spans(v),
-        prefetches(needs_prefetch<S>(v.numel())), prefetches_cell(needs_prefetch<S>(4 * v.count())), burst(prefetches ? BURST : BLOCK),
-        rows_ahead(AHEAD / max(v.r1, 1)), padding(v, f, source, spans) {}
+        prefetches(needs_prefetch<S>(v.numel())), prefetches_cell(needs_prefetch<S>(4 * v.count())),
+        burst(prefetches ? BURST : BLOCK), rows_ahead(AHEAD / max(v.r1, 1)), padding(v, f, source, spans) {}
 
   void run() {
     if (f.fixed) return apply_given();

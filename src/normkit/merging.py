@@ -59,6 +59,25 @@ def pooled_moments(counts: Any, means: Any, variances: Any) -> tuple[Any, Any, A
         (tensor(4.), tensor(3.), tensor(4.5000))
     """
     count = counts.sum(0)
-    shares = counts / count.clamp(min=1)
-    mean = (shares * means).sum(0)
-    return count, mean, (shares * (variances + (means - mean) ** 2)).sum(0)
+    mean, variance = mixed_moments(counts / count.clamp(min=1), means, variances, 0)
+    return count, mean[0], variance[0]
+
+
+def mixed_moments(shares: Any, means: Any, variances: Any, dim: int) -> tuple[Any, Any]:
+    """The mean and biased variance of several sets together, which lie along a dimension of tensors and stay there.
+
+    Args:
+        shares: of each set in all values.
+        means, variances: of each set.
+        dim: the dimension.
+
+    Returns:
+        The mean and the variance, with size 1 in that dimension.
+
+    Example:
+        >>> import torch
+        >>> mixed_moments(*torch.tensor([[0.25, 0.75], [0.0, 4.0], [0.0, 2.0]]), 0)
+        (tensor([3.]), tensor([4.5000]))
+    """
+    mean = (shares * means).sum(dim, keepdim=True)
+    return mean, (shares * (variances + (means - mean) ** 2)).sum(dim, keepdim=True)

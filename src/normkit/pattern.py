@@ -92,12 +92,15 @@ class Region:
         dims = tuple(tuple(replace(axis, size=sizes.get(axis.name, axis.size)) for axis in dim) for dim in self.dims)
         return Region(dims)
 
-    def levels(self, shape: Sequence[int]) -> tuple[Level, ...]:
-        """The axes of a tensor of this shape, outermost first, with all sizes."""
+    def levels(self, shape: Sequence[int], varying: Sequence[bool] | None = None) -> tuple[Level, ...]:
+        """The axes of a tensor of this shape, outermost first, with all sizes.
+
+        `varying` tells for each dimension whether it counts as a feature; None leaves that to the names of its axes.
+        """
         dims = self._dims_of(shape)
         out: list[Level] = []
         for index, (dim, size) in enumerate(zip(dims, shape, strict=True)):
-            feature = _is_feature(dim)
+            feature = _is_feature(dim) if varying is None else varying[index]
             for axis, part in zip(dim, self._sizes(dim, size, shape), strict=True):
                 out.append(Level(axis.name, index, part, axis.reduced, feature))
         return tuple(out)

@@ -145,9 +145,7 @@ def plan(region: Region, shape: Sequence[int], strides: Sequence[int], varying: 
     Raises:
         ShapeError: the shape does not fit the region.
     """
-    levels = list(region.levels(shape))
-    if varying is not None:
-        levels = [replace(level, feature=varying[level.dim]) for level in levels]
+    levels = region.levels(shape, varying)
     steps = _level_strides(levels, strides)
     order = sorted((i for i, level in enumerate(levels) if level.size > 1), key=lambda i: -steps[i])
     if _is_dense(order, levels, steps):

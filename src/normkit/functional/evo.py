@@ -11,12 +11,13 @@ from torch import Tensor
 from normkit.errors import ArgumentError, ShapeError, nearest_divisor, whole_number
 from normkit.functional.call.checks import check_dimensions, check_parameter
 from normkit.functional.call.moments import moments
-from normkit.functional.call.precision import as_dtype
+from normkit.functional.call.precision import affine, as_dtype
 from normkit.functional.call.recompute import is_recomputing
 from normkit.functional.call.running import Running, update
 from normkit.functional.call.spec import Spec, checked, checked_counts
 from normkit.functional.extras import Fusions, Output
 from normkit.kernels.formula import counts_of
+from normkit.merging import mixed_moments
 from normkit.pattern import parse
 
 BATCH = "[b] c [...]"
@@ -173,8 +174,7 @@ def evo_norm_b0(
             batch_var = (var + (mean - batch_mean).square()).mean(0, keepdim=True)
         else:
             share = counts / counts.sum(0, keepdim=True).clamp(min=1)
-            batch_mean = (mean * share).sum(0, keepdim=True)
-            batch_var = ((var + (mean - batch_mean).square()) * share).sum(0, keepdim=True)
+            batch_mean, batch_var = mixed_moments(share, mean, var, 0)
         if running_var is not None and input.numel() and not is_recomputing():
             values = input.numel() // input.shape[1] if valid is None else valid
             # The rules are those of a mean and a variance; this method keeps no mean.
@@ -187,7 +187,8 @@ def evo_norm_b0(
     x = call.valid(total)
     line = (var + eps).sqrt() + x if v is None else torch.addcmul((var + eps).sqrt(), x, _over(v, x))
     # By clamp, whose gradient is faster than that of maximum.
-    return call.rounded(_affine(x / line.clamp(min=(batch_var + eps).sqrt()), weight, bias), total)
+    weight, bias = (None if parameter is None else _over(parameter, x) for parameter in (weight, bias))
+    return call.rounded(affine(x / line.clamp(min=(batch_var + eps).sqrt()), weight, bias), total)
 
 
 @overload
@@ -280,16 +281,9 @@ def evo_norm_s0(
     x = call.valid(total)
     y = x * torch.sigmoid(x if v is None else x * _over(v, x))
     scale = scale if weight is None else scale * _over(weight, x)
-    return call.rounded(y * scale if bias is None else torch.addcmul(_over(bias, x), y, scale), total)
+    return call.rounded(affine(y, scale, None if bias is None else _over(bias, x)), total)
 
 
 def _over(parameter: Tensor, x: Tensor) -> Tensor:
     """A parameter of the channels in the dtype of x and in a shape that broadcasts against it."""
     return as_dtype(parameter, x).view(-1, *[1] * (x.dim() - 2))
-
-
-def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    if weight is not None and bias is not None:
-        return torch.addcmul(_over(bias, y), y, _over(weight, y))
-    y = y if weight is None else y * _over(weight, y)
-    return y if bias is None else y + _over(bias, y)

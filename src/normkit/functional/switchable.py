@@ -17,6 +17,7 @@ from normkit.functional.call.spec import Spec, checked, checked_counts, run
 from normkit.functional.extras import Fusions, Output
 from normkit.kernels.dtypes import arithmetic_dtype, working_dtype
 from normkit.kernels.formula import Arguments
+from normkit.merging import mixed_moments
 
 PATTERN = "b c [...]"
 
@@ -197,13 +198,8 @@ class _Sets(NamedTuple):
             values = counts
             valid = a.mask.expand(samples, 1, *a.x.shape[2:]).flatten(1).sum(1, keepdim=True)
             shares = (valid / valid.sum().clamp(min=1)).to(own.mean.dtype)
-        return cls(own, _merged(own, even, 1), _merged(own, shares, 0), values)
-
-
-def _merged(own: _Moments, shares: Tensor, dim: int) -> _Moments:
-    """``mean = sum of shares * mean_i``, ``var = sum of shares * (var_i + (mean_i - mean) ** 2)``."""
-    mean = (own.mean * shares).sum(dim, keepdim=True)
-    return _Moments(mean, ((own.var + (own.mean - mean).square()) * shares).sum(dim, keepdim=True))
+        sample, batch = (_Moments(*mixed_moments(part, *own, dim)) for part, dim in ((even, 1), (shares, 0)))
+        return cls(own, sample, batch, values)
 
 
 def _mixed(logits: Tensor, parts: Sequence[Tensor]) -> Tensor:

@@ -38,9 +38,6 @@ class Kernels(Protocol):
     reads_half: bool
     """Whether weight and bias may have less precision than the arithmetic dtype."""
 
-    extended: bool
-    """Whether they take gate, skip, the conventions of a weight, modulation and strided rows."""
-
     def plan(
         self, k0: int, r0: int, k1: int, r1: int, period: int, inner: int, columns: int, slabs: int, group: int,
         pitch: int, outer: int, /,

@@ -217,7 +217,7 @@ class _View:
 
     def __init__(self, a: Arguments, x: Tensor) -> None:
         self.a = a
-        self.levels = parse(a.pattern).levels(x.shape)
+        self.levels = parse(a.pattern).levels(x.shape, a.varying())
         self.dtype = working_dtype(x)
         self.stat = arithmetic_dtype(x.dtype)
         self.sizes = [level.size for level in self.levels]
@@ -227,7 +227,6 @@ class _View:
         if a.mask is not None:
             self.valid = a.mask.expand(x.shape).reshape(self.sizes)
             self.counts = counts_of(a.mask, x.shape, self.levels).reshape(self.kept)
-        self.varying = a.varying()
         self.values = self.split(x) * self.factor() if a.gate_first else self.split(x)
 
     def split(self, t: Tensor) -> Tensor:
@@ -268,11 +267,8 @@ class _View:
         own = t.detach()
         return t + (own.to(self.a.x.dtype).to(own.dtype) - own)
 
-    def varies(self, level: Level) -> bool:
-        return level.feature if self.varying is None else self.varying[level.dim]
-
     def over_levels(self, parameter: Tensor) -> Tensor:
-        return parameter.to(self.dtype).reshape([level.size if self.varies(level) else 1 for level in self.levels])
+        return parameter.to(self.dtype).reshape([level.size if level.feature else 1 for level in self.levels])
 
     def weight(self) -> Tensor:
         assert self.a.weight is not None
@@ -303,7 +299,7 @@ class _View:
         return slope
 
     def over_features(self, t: Tensor) -> Tensor:
-        others = [i for i, level in enumerate(self.levels) if not self.varies(level)]
+        others = [i for i, level in enumerate(self.levels) if not level.feature]
         return (t.sum(others) if others else t).reshape(-1).to(self.stat)
 
     def flat(self, t: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -40,13 +39,7 @@ Varying = tuple[bool, ...] | None
 
 @lru_cache(maxsize=MOST_PLANS)
 def plan_of(pattern: str, shape: torch.Size, strides: tuple[int, ...], varying: Varying = None) -> Plan:
-    made = plan(parse(pattern), shape, strides, varying)
-    if made.prepare is Prepare.STRIDED and not READS_STRIDED:
-        return replace(made, prepare=Prepare.DENSE, rows=None)
-    return made
-
-
-READS_STRIDED = True
+    return plan(parse(pattern), shape, strides, varying)
 
 
 _Key = tuple[str, torch.Size, tuple[int, ...], Varying, str]

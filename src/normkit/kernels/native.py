@@ -21,7 +21,6 @@ class CompiledKernels:
     """The operators of csrc/ops.cpp as `Kernels`. A call that only normalizes has operators of few arguments."""
 
     reads_half = True
-    extended = True
 
     def __init__(self, operators: Any) -> None:
         self.plan = operators.plan.default

@@ -50,7 +50,7 @@ library.define("is_first_pass(Device device) -> Tensor", tags=(*_TAGS, torch.Tag
 
 def norm(a: Arguments, moments: bool = True) -> Result:
     """Body of ``normkit::norm``; with `moments` false the kernels need not return them."""
-    kernels = _kernels_for(a)
+    kernels = kernels_for(a.x)
     if kernels is None:
         out = formula.norm(a)
         return out._replace(y=dense_like(a.x, out.y), sum=None if out.sum is None else dense_like(a.x, out.sum))
@@ -68,7 +68,7 @@ def norm(a: Arguments, moments: bool = True) -> Result:
 
 def norm_backward(dy: Tensor, a: Arguments, fixed: bool, want: Want) -> Gradients:
     """Body of ``normkit::norm_backward``; with `fixed` the moments were given."""
-    kernels = _kernels_for(a, want.skip)
+    kernels = kernels_for(a.x)
     if kernels is None:
         grads = formula.norm_backward(dy, a, fixed)
         dx, dgate, dskip = (None if t is None else dense_like(a.x, t) for t in (grads.x, grads.gate, grads.skip))
@@ -84,14 +84,6 @@ def norm_backward(dy: Tensor, a: Arguments, fixed: bool, want: Want) -> Gradient
     dx, dgate, dskip = (None if t is None else layout.out(t) for t in (grads.x, grads.gate, grads.skip))
     dweight, dbias = (None if t is None else layout.parameter_back(t) for t in (grads.weight, grads.bias))
     return Gradients(dx, dweight, dbias, dgate, dskip)
-
-
-def _kernels_for(a: Arguments, wants_skip: bool = False) -> Kernels | None:
-    kernels = kernels_for(a.x)
-    if kernels is None or kernels.extended:
-        return kernels
-    extended = a.gate is not None or a.skip is not None or a.zero_centered or a.is_rounded() or a.varying() is not None
-    return None if extended or wants_skip else kernels
 
 
 def _wanted(grads: Gradients, want: Want) -> Gradients:

@@ -226,17 +226,9 @@ def test_schedules_keep_the_weights_of_samples_and_groups_apart():
 # Rows with gaps between them -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def strided(monkeypatch):
-    monkeypatch.setattr(layout, "READS_STRIDED", True)
-    layout.plan_of.cache_clear()
-    yield
-    layout.plan_of.cache_clear()
-
-
 @pytest.mark.parametrize("walk", ["in registers", "cut into parts"])
 @pytest.mark.parametrize("size", [slow(16), 7])
-def test_rows_with_gaps_are_read_where_they_are(monkeypatch, strided, walk, size):
+def test_rows_with_gaps_are_read_where_they_are(monkeypatch, walk, size):
     """The key of a fused projection: the same bits as of a dense copy."""
     set_limits(monkeypatch, walk)
     key = draw(2, 3, 3, 2, size)[:, :, 1]

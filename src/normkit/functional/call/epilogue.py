@@ -11,14 +11,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
 from normkit.errors import ArgumentError, DtypeError, ShapeError
 from normkit.functional.call.checks import check_parameter
 from normkit.functional.call.fusions import check_activation
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import GATES
-from normkit.pattern import parse
 
 
 class Epilogue(NamedTuple):
@@ -130,15 +128,6 @@ class Epilogue(NamedTuple):
         elif weight is not None and bias is not None and weight.shape != bias.shape:
             weight, bias = torch.broadcast_tensors(weight, bias)
         return self._replace(weight=weight, bias=bias)
-
-
-def features_of(pattern: str, x: Tensor, last: int) -> list[int]:
-    """The dimensions over which weight and bias vary: the `last` ones, dimension 1, or those of the pattern."""
-    if last:
-        return list(range(x.dim() - last, x.dim()))
-    if is_compiling():
-        return [1]
-    return sorted({level.dim for level in parse(pattern).levels(x.shape) if level.feature})
 
 
 def _spread(t: Tensor, x: Tensor, features: Sequence[int]) -> Tensor:

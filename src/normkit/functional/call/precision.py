@@ -29,6 +29,14 @@ def rounded(weight: Tensor | None, x: Tensor) -> Tensor | None:
     return weight if weight is None or weight.dtype is not torch.float64 else weight.to(arithmetic_dtype(x.dtype))
 
 
+def affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """``y * weight + bias`` in the dtype of y, for parameters that broadcast against it."""
+    if weight is not None and bias is not None:
+        return torch.addcmul(as_dtype(bias, y), y, as_dtype(weight, y))
+    y = y if weight is None else y * as_dtype(weight, y)
+    return y if bias is None else y + as_dtype(bias, y)
+
+
 def as_dtype(parameter: Tensor, x: Tensor) -> Tensor:
     """A parameter in the dtype of x; `to` takes as long as a small sum even where there is nothing to do."""
     return parameter if parameter.dtype is x.dtype else parameter.to(x.dtype)

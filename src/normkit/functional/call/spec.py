@@ -13,7 +13,7 @@ from torch.compiler import is_compiling
 from normkit.errors import ShapeError
 from normkit.functional.call import running as running_statistics
 from normkit.functional.call.checks import check_call, check_parameter
-from normkit.functional.call.epilogue import Epilogue, features_of
+from normkit.functional.call.epilogue import Epilogue
 from normkit.functional.call.fusions import check_activation, check_residual, checked_mask
 from normkit.functional.call.nested import by_rows
 from normkit.functional.call.precision import rounded
@@ -51,6 +51,7 @@ class Spec(NamedTuple):
             has both.
         cast_first: whether x_hat is cast to the input's dtype before weight and bias, which are applied in that dtype.
         zero_centered: whether 1 is added to the weight.
+        any_pattern: whether the channels may be in any dimensions; otherwise they are the last ones, or dimension 1.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Spec(NamedTuple):
     lenient: bool = False
     cast_first: bool = False
     zero_centered: bool = False
+    any_pattern: bool = False
 
 
 def with_conventions(spec: Spec) -> dict[tuple[str, bool], Spec]:
@@ -170,17 +172,29 @@ def checked(
     mask, lengths, residual, return_residual, activation, *around = fused
     check_residual(name, input, residual)
     activation = check_activation(name, activation)
-    epilogue = Epilogue(weight, bias, *around)
-    epilogue = epilogue._replace(zero_centered=spec.zero_centered, cast_first=spec.cast_first)
-    epilogue = epilogue.checked(name, input, shape, residual)
     mask = checked_mask(name, input, pattern, mask, lengths)
-    if not epilogue.is_plain(shape):
-        dims = features_of(pattern, input, last=len(shape) if spec.over_last else 0)
-        epilogue = epilogue.merged(input, dims, mask)
-    weight, bias, *around = epilogue
+    if around:
+        epilogue = Epilogue(weight, bias, *around)
+        epilogue = epilogue._replace(zero_centered=spec.zero_centered, cast_first=spec.cast_first)
+        epilogue = epilogue.checked(name, input, shape, residual)
+        if not epilogue.is_plain(shape):
+            epilogue = epilogue.merged(input, _features(spec, pattern, input, shape), mask)
+        weight, bias, *around = epilogue
+    else:  # a method without gates takes weights of the features alone
+        for what, parameter in (("weight", weight), ("bias", bias)):
+            check_parameter(name, what, parameter, shape, input)
     given = (mean, var) if momentum is None else (None, None)
     arguments = Arguments(input, weight, bias, pattern, eps, spec.center, *given, residual, mask, activation, *around)
     return Call(name, arguments, bool(return_residual))
+
+
+def _features(spec: Spec, pattern: str, x: Tensor, shape: tuple[int, ...]) -> list[int]:
+    """The dimensions over which weight and bias vary."""
+    if spec.over_last:
+        return list(range(x.dim() - len(shape), x.dim()))
+    if not spec.any_pattern:  # not by the pattern, whose first reading breaks a graph
+        return [1]
+    return sorted({level.dim for level in parse(pattern).levels(x.shape) if level.feature})
 
 
 def run(call: Call, statistics: RunningStatistics = OWN) -> Output:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from normkit.errors import DtypeError, ShapeError
 from normkit.functional.call.checks import check_dimensions, check_parameter
-from normkit.functional.call.precision import as_dtype
+from normkit.functional.call.precision import affine
 from normkit.functional.call.spec import Fused, Spec, checked
 from normkit.functional.extras import Output
 from normkit.functional.layer import PATTERN_2D, check_last, last_dims_pattern
@@ -53,11 +52,7 @@ def bounded(
     if shape is None:
         features = [-1, *[1] * (input.dim() - 2)]
         weight, bias = (None if p is None else p.view(features) for p in (weight, bias))
-    if weight is not None and bias is not None:
-        return call.rounded(torch.addcmul(as_dtype(bias, y), y, as_dtype(weight, y)), total)
-    if weight is not None:
-        y = y * as_dtype(weight, y)
-    return call.rounded(y if bias is None else y + as_dtype(bias, y), total)
+    return call.rounded(affine(y, weight, bias), total)
 
 
 def _check_scalar(name: str, what: str, scalar: Tensor | None, input: Tensor) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, Unpack, overload
 
-import torch
 from torch import Tensor
 
 from normkit.functional.call.checks import check_dimensions
 from normkit.functional.call.moments import moments
-from normkit.functional.call.precision import as_dtype
+from normkit.functional.call.precision import affine
 from normkit.functional.call.spec import Spec, checked
 from normkit.functional.extras import Fusions, Output
 from normkit.kernels.formula import counts_of
@@ -120,7 +119,4 @@ def global_response_norm(
     features = [1 if d in places or d == 0 else size for d, size in enumerate(input.shape)]
     if weight is not None:
         scale = scale * weight.view(features)
-    x, scale = call.valid(total), scale + 1
-    if bias is None:
-        return call.rounded(x * scale, total)
-    return call.rounded(torch.addcmul(as_dtype(bias, x).view(features), x, scale), total)
+    return call.rounded(affine(call.valid(total), scale + 1, None if bias is None else bias.view(features)), total)

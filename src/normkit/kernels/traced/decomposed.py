@@ -14,7 +14,7 @@ from torch import Tensor
 
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import ACTIVATIONS, GATES, Arguments, Gradients, Result, counts_of
-from normkit.pattern import Level, parse
+from normkit.pattern import parse
 
 _aten = torch.ops.aten
 _SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -39,13 +39,12 @@ class _Cells:
 
     def __init__(self, a: Arguments, x: Tensor) -> None:
         self.a, self.dtype, self.shape = a, arithmetic_dtype(x.dtype), x.shape
-        self.levels = parse(a.pattern).levels(x.shape)
+        self.levels = parse(a.pattern).levels(x.shape, a.varying())
         self.sizes = [level.size for level in self.levels]
         self.kept = [1 if level.reduced else level.size for level in self.levels]
         self.reduced = [i for i, level in enumerate(self.levels) if level.reduced]
-        self.varying = a.varying()
         # Of a region, the axes along which weight and bias do not vary.
-        self.positions = [i for i in self.reduced if not self.varies(self.levels[i])]
+        self.positions = [i for i in self.reduced if not self.levels[i].feature]
         self.values = self.wide(x)
         self.gate = None if a.gate is None else self.wide(a.gate)
         if a.gate_first:
@@ -60,9 +59,6 @@ class _Cells:
         t = t.to(self.dtype)
         # By choice and not by a product, so that padding reaches nothing, not even as 0 * inf.
         return t if self.a.mask is None else torch.where(self.a.mask, t, 0)
-
-    def varies(self, level: Level) -> bool:
-        return level.feature if self.varying is None else self.varying[level.dim]
 
     def sum(self, t: Tensor, axes: list[int]) -> Tensor:
         t = t.reshape(self.sizes) if t.shape == self.shape else t
@@ -79,7 +75,7 @@ class _Cells:
         return t.expand(whole).reshape([1 if single else size for single, size in zip(one, self.shape, strict=True)])
 
     def parameter(self, t: Tensor) -> Tensor:
-        return t.to(self.dtype).reshape([level.size if self.varies(level) else 1 for level in self.levels])
+        return t.to(self.dtype).reshape([level.size if level.feature else 1 for level in self.levels])
 
     def rounded(self, t: Tensor) -> Tensor:
         """In the dtype of x, if that is the convention."""
@@ -144,7 +140,7 @@ class _Cells:
         return self.wide(t).to(self.a.x.dtype)
 
     def over_features(self, sums: Tensor) -> Tensor:
-        return self.sum(sums, [i for i, level in enumerate(self.levels) if not self.varies(level)]).reshape(-1)
+        return self.sum(sums, [i for i, level in enumerate(self.levels) if not level.feature]).reshape(-1)
 
 
 def norm(a: Arguments) -> Result:

@@ -31,7 +31,6 @@ RUNNING = 256
 """Channels whose running statistics one program updates, two for each thread. A guess that no GPU has measured."""
 
 reads_half = True
-extended = True
 
 _numbers = itertools.count()
 _plans: dict[int, tuple[tuple[int, int, int, int], int, int, int, Gaps]] = {}
