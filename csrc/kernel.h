@@ -37,8 +37,8 @@ enum class Activation : int { none = 0, relu, leaky_relu, silu, gelu, gelu_tanh,
 // is applied to z = x_hat * weight + bias; then `skip` is added, and the activation is applied last. Backward:
 // `residual` is the gradient of the sum and is added to dx. `bias` is needed for z, and `skip` for the activation.
 // `dgate` and `dskip`: null where not wanted; `dgate` with `gate_first` needs dx. gate, skip and their gradients are of
-// x's type and size. `mask`: one byte for `channels` elements that lie `inner` apart, 0 where they are padding. `counts`:
-// the number of valid elements in each cell.
+// x's type and size. `mask`: one byte for `channels` elements that lie `inner` apart, 0 where they are padding.
+// `counts`: the number of valid elements in each cell.
 struct Fusion {
   bool backward = false;
   Activation activation = Activation::none;
