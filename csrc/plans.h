@@ -21,7 +21,9 @@ class Plans {
  public:
   int64_t add(const View& v) {
     STD_TORCH_CHECK(v.period > 0 && v.inner > 0, "normkit: a plan without weights per element");
-    STD_TORCH_CHECK(v.slabs < 2 || v.k0 % v.slabs == 0, "normkit: a plan whose regions cross slabs");
+    STD_TORCH_CHECK(v.slabs < 2 || v.k0 % v.slabs == 0 ||
+                        (v.has_slabs_in_regions() && v.r0 % v.slabs == 0 && v.width() % (v.period * v.inner) == 0),
+                    "normkit: a plan whose regions cross slabs");
     const int64_t slab = v.slabs < 2 ? 1 : v.rows() / v.slabs;
     STD_TORCH_CHECK(!v.group || (!v.columns && v.r0 == 1 && v.k1 == 1 && (slab % v.group == 0 || v.group % slab == 0)),
                     "normkit: a plan of strided rows that does not have one row for each region");

@@ -59,8 +59,8 @@ template <class A> struct Affine {
   bool vector, whole_row;
 
   Affine(const View& v, const Parameter& w, const Parameter& b, const Convention& how)
-      : weight(in_arithmetic(w, v.period, A(how.zero_centered ? 1 : 0), how.rounded, read_weight)),
-        bias(in_arithmetic(b, v.period, A(0), how.rounded, read_bias)), period(v.period), inner(v.inner) {
+      : weight(in_arithmetic(w, v.weights(), A(how.zero_centered ? 1 : 0), how.rounded, read_weight)),
+        bias(in_arithmetic(b, v.weights(), A(0), how.rounded, read_bias)), period(v.period), inner(v.inner) {
     vector = !v.columns && inner < v.r1 && inner < SHORT_RUN;
     whole_row = vector && inner == 1 && period == v.r1;
     if (!vector || (inner == 1 && (period >= VECTOR || period == v.r1))) return;
@@ -119,10 +119,18 @@ template <class A> struct AffineGrads {
   }
   bool wanted() const { return dweight || dbias; }
 
-  // Slots in vectors of `width`; slot j of each adds to weight `index(j)` of `period`.
-  template <class Index> void reduce(int64_t width, int64_t period, Index&& index) const {
+  // Slots in vectors of `width`; slot j of each adds to weight `index(j)` of `period`. Of several slabs, each has an equal
+  // part of the slots.
+  template <class Index> void reduce(int64_t width, int64_t period, Index&& index, int64_t slabs = 1) const {
+    for (int64_t s = 0; s < slabs; ++s)
+      reduce_part(s * w.size() / slabs, (s + 1) * w.size() / slabs, width, period, index, s * period);
+  }
+
+ private:
+  template <class Index>
+  void reduce_part(int64_t first, int64_t end, int64_t width, int64_t period, Index&& index, int64_t to) const {
     Array<double> sw(width), sb(width), tw(period), tb(period);
-    for (int64_t from = 0; from < w.size(); from += width) {
+    for (int64_t from = first; from < end; from += width) {
       const A *pw = w.data() + from, *pb = b.data() + from;
       double *qw = sw.data(), *qb = sb.data();
 #pragma omp simd
@@ -134,8 +142,8 @@ template <class A> struct AffineGrads {
       tb[i] += sb[j];
     }
     for (int64_t i = 0; i < period; ++i) {
-      if (dweight) dweight[i] = A(tw[i]);
-      if (dbias) dbias[i] = A(tb[i]);
+      if (dweight) dweight[to + i] = A(tw[i]);
+      if (dbias) dbias[to + i] = A(tb[i]);
     }
   }
 };

@@ -25,15 +25,23 @@ enum InSpec {
   NAME, CHECK, CENTER, OVER_LAST, CHECKED_BEFORE, KEEPS_VECTOR, LENIENT, CAST_FIRST, ZERO_CENTERED
 };
 enum InStatistics { RUNNING_MEAN, RUNNING_VAR, MOMENTUM };
-enum InFused { MASK, LENGTHS, RESIDUAL, RETURN_RESIDUAL, ACTIVATION };
+// Those from GATE on are there if the method takes gates; its weight and bias may then vary over any dimensions.
+enum InFused {
+  MASK, LENGTHS, RESIDUAL, RETURN_RESIDUAL, ACTIVATION, GATE, SKIP, GATE_ACTIVATION, GATE_FIRST
+};
 
-// The fused part of a call: padding, a residual, an activation.
+// The fused part of a call: padding, a residual, a gate, a skip, an activation.
 struct Extras {
-  Tensor residual, mask, counts;
-  Activation activation = Activation::none;
+  Tensor residual, mask, counts, gate, skip;
+  Activation activation = Activation::none, gate_activation = Activation::none;
+  bool gate_first = false;
   int64_t channels = 1, inner = 1;  // elements that share a byte of the mask, and the distance between them
 
-  bool any() const { return residual.defined() || mask.defined() || activation != Activation::none; }
+  // Both activations, in a byte.
+  int activations() const { return int(activation) | int(gate_activation) << 4; }
+  bool any() const {
+    return residual.defined() || mask.defined() || gate.defined() || skip.defined() || activation != Activation::none;
+  }
   Fusion fusion() const {
     Fusion f;
     f.activation = activation;
@@ -41,6 +49,10 @@ struct Extras {
     f.counts = counts.defined() ? counts.const_data_ptr<double>() : nullptr;
     f.channels = channels;
     f.inner = inner;
+    f.gate = pointer(gate);
+    f.skip = pointer(skip);
+    f.gate_activation = gate_activation;
+    f.gate_first = gate_first;
     return f;
   }
 };
@@ -57,13 +69,15 @@ struct Call {
   Extras extras;
   View view;  // a copy, because plans may be forgotten while other threads run
   int64_t number = -1;  // of the plan on a GPU
+  int64_t varying = FEATURES;  // the dimensions of weight and bias, as bits
   PyObject* pattern = nullptr;
   double eps = 0;
   bool center = true, fixed = false, length = false, zero_centered = false, cast_first = false;
 
   bool is_followed() const {
     return at::GradMode::is_enabled() &&
-           (has_gradient(x) || has_gradient(weight) || has_gradient(bias) || has_gradient(extras.residual));
+           (has_gradient(x) || has_gradient(weight) || has_gradient(bias) || has_gradient(extras.residual) ||
+            has_gradient(extras.gate) || has_gradient(extras.skip));
   }
 
   // y. Writes the moments into `mean` and `std` unless they are given (`fixed`), and x + residual into `sum`.
@@ -93,12 +107,39 @@ struct Call {
 
 // Reading arguments: each function returns false where Python has to take the call -----------------------------
 
-bool take_tensors(Call& c, PyObject* x, PyObject* weight, PyObject* bias, PyObject* pattern) {
-  if (is_watched() || x == Py_None || !take(x, c.x) || !take(weight, c.weight) || !take(bias, c.bias))
-    return false;
+bool take_tensors(Call& c, PyObject* x, PyObject* weight, PyObject* bias) {
+  return !is_watched() && x != Py_None && take(x, c.x) && take(weight, c.weight) && take(bias, c.bias);
+}
+bool take_plan(Call& c, PyObject* pattern) {
   c.pattern = pattern;
-  const Known* known = known_of(c.x, c.pattern);
+  const Known* known = known_of(c.x, c.pattern, c.varying);
   return known && (c.view = known->view, c.number = known->number, true);
+}
+// Weight and bias with the dimensions of x vary over others than the features; with its size they are gate and skip.
+bool take_modulation(Call& c, PyObject* fused, PyObject* last) {
+  const int64_t dims = c.x.dim();
+  const auto is_wide = [&](const Tensor& t) { return t.defined() && t.dim() == dims; };
+  if (dims < 2 || (!is_wide(c.weight) && !is_wide(c.bias)) || (last != Py_None && last != Py_True &&
+      PySequence_Check(last) && PySequence_Size(last) == dims))
+    return true;
+  if (!PyTuple_CheckExact(fused) || PyTuple_GET_SIZE(fused) <= GATE || last == Py_True) return false;
+  const Tensor& t = c.weight.defined() ? c.weight : c.bias;
+  if (c.bias.defined() && c.bias.sizes() != t.sizes()) return false;
+  if (t.numel() == c.x.numel()) {
+    if (c.weight.defined()) {
+      c.extras.gate = std::move(c.weight);
+      c.extras.gate_activation = c.zero_centered ? Activation::plus_one : Activation::none;
+      c.zero_centered = false;
+    }
+    c.extras.skip = std::move(c.bias);
+    c.weight = c.bias = Tensor();
+    return true;
+  }
+  if (!c.weight.defined()) return false;
+  c.varying = 0;
+  for (int64_t d = 0; d < dims; ++d)
+    if (t.size(d) != 1) c.varying |= int64_t(1) << d;
+  return true;
 }
 bool take_eps(Call& c, PyObject* eps) {
   if (eps == Py_None) {
@@ -108,6 +149,13 @@ bool take_eps(Call& c, PyObject* eps) {
     if (PyErr_Occurred()) PyErr_Clear(), c.eps = -1;
   }
   return c.eps >= 0;
+}
+
+// Whether weight and bias that vary over any dimensions broadcast to x; they have the same sizes.
+bool fits_elsewhere(const Call& c) {
+  for (int64_t d = 0; d < c.x.dim(); ++d)
+    if (c.weight.size(d) != 1 && c.weight.size(d) != c.x.size(d)) return false;
+  return fits(c.weight, c.x, c.weight.sizes()) && fits(c.bias, c.x, c.weight.sizes());
 }
 
 // Whether weight and bias have the shape of the channels (`last` is None), or of the last dimensions (their sizes); or
@@ -235,20 +283,33 @@ bool take_extras(Call& c, PyObject* tuple, PyObject* last, bool& pair) {
   if (!PyTuple_CheckExact(tuple)) return false;
   const auto item = [&](InFused i) { return PyTuple_GET_ITEM(tuple, Py_ssize_t(i)); };
   pair = item(RETURN_RESIDUAL) != Py_False;
-  if (!pair && item(MASK) == Py_None && item(LENGTHS) == Py_None && item(RESIDUAL) == Py_None &&
-      item(ACTIVATION) == Py_None)
-    return true;
   Extras& e = c.extras;
-  // A mask on a GPU is Python's: what counts its elements here reads memory of the CPU.
-  if (c.number >= 0 && item(MASK) != Py_None) return false;
+  const bool gates = PyTuple_GET_SIZE(tuple) > GATE;
+  const bool gated = gates && (item(GATE) != Py_None || item(SKIP) != Py_None || item(GATE_ACTIVATION) != Py_None ||
+                               item(GATE_FIRST) != Py_False);
+  const bool modulated = e.gate.defined() || e.skip.defined();
+  if (!pair && !gated && !modulated && item(MASK) == Py_None && item(LENGTHS) == Py_None &&
+      item(RESIDUAL) == Py_None && item(ACTIVATION) == Py_None)
+    return true;
+  // A mask on a GPU is Python's: what counts its elements here reads memory of the CPU. So is one with a gate, whose
+  // padding has no gradient.
+  if (item(MASK) != Py_None && (c.number >= 0 || gated || modulated || c.varying != FEATURES)) return false;
   if (item(LENGTHS) != Py_None || last == Py_True || !PyBool_Check(item(RETURN_RESIDUAL)) ||
       !activation_of(item(ACTIVATION), e.activation) || !take(item(RESIDUAL), e.residual))
     return false;
+  if (gated && (modulated || !PyBool_Check(item(GATE_FIRST)) || !take(item(GATE), e.gate) ||
+                !take(item(SKIP), e.skip) || !activation_of(item(GATE_ACTIVATION), e.gate_activation)))
+    return false;
+  e.gate_first = gated && item(GATE_FIRST) == Py_True;
+  // What is wrong, Python says.
+  if (gated && !e.gate.defined() && (e.gate_first || e.gate_activation != Activation::none)) return false;
+  if (e.gate_first && e.residual.defined()) return false;
   const auto same = [&](const Tensor& t) {
     return t.device() == c.x.device() && t.sizes() == c.x.sizes() && lies_like(t, c.x, c.view) &&
            t.scalar_type() == c.x.scalar_type();
   };
-  if (e.residual.defined() && !same(e.residual)) return false;
+  for (const Tensor* t : {&e.residual, &e.gate, &e.skip})
+    if (t->defined() && !same(*t)) return false;
   return take_mask(item(MASK), c.x, last == Py_None ? 0 : PySequence_Fast_GET_SIZE(last), c.view, e);
 }
 

@@ -5,8 +5,9 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/dynamo/compiled_autograd.h>
 
-#include "fastpath/gpu/backward.h"
+#include "fastpath/call.h"
 #include "fastpath/node.h"
+#include "fastpath/python.h"
 
 namespace {
 
@@ -29,21 +30,14 @@ struct Like {
   }
 };
 
-// For second derivatives, batches of gradients and tracing, Python calls the operator. Tensors: dy, x, weight, bias,
-// mean, std, dsum, mask; the arguments of Python's function are those of normkit::norm_backward, and zero_centered.
-Tensors3 gradients_by_python(const char* module, const Tensor* const (&t)[8], const std::string& pattern, double eps,
-                             bool center, int activation, bool fixed, const bool* want, bool zero_centered) {
-  const pybind11::gil_scoped_acquire lock;
-  const pybind11::object grads = ask_python(
-      module, "gradients_of_fast_path",
-      pybind11::make_tuple(wrapped(*t[0]), wrapped(*t[1]), wrapped(*t[2]), wrapped(*t[3]), pattern, eps, center,
-                           wrapped(*t[4]), wrapped(*t[5]), wrapped(*t[6]), wrapped(*t[7]), activation, fixed, want[0],
-                           want[1], want[2], zero_centered));
-  Tensors3 out;
-  for (size_t i = 0; i < 3; ++i)
-    if (want[i]) out[i] = unwrapped(grads[pybind11::int_(i)]);
-  return out;
-}
+// The gradients of x, weight, bias, gate and skip, and which of them are wanted.
+using Gradients = std::array<Tensor, 5>;
+using Wanted = std::array<bool, 5>;
+
+// The tensors of a backward pass, as autograd has saved them.
+struct Saved {
+  Tensor dy, x, weight, bias, mean, std, dsum, mask, gate, skip;
+};
 
 // The facts of a call that every gradient keeps.
 struct NormNode : torch::autograd::Node {
@@ -53,7 +47,8 @@ struct NormNode : torch::autograd::Node {
   Like weight_like, bias_like;
   std::string pattern;
   double eps = 0;
-  bool center = true, fixed = false, zero_centered = false, cast_first = false;
+  bool center = true, fixed = false, length = false, zero_centered = false, cast_first = false;
+  Extras extras;  // without its tensors, but for the counts
 
   void set(const Call& c) {
     view = c.view;
@@ -65,7 +60,26 @@ struct NormNode : torch::autograd::Node {
     eps = c.eps;
     center = c.center;
     fixed = c.fixed;
+    length = c.length;
     zero_centered = c.zero_centered, cast_first = c.cast_first;
+    extras = c.extras;
+    extras.residual = extras.mask = extras.gate = extras.skip = Tensor();
+  }
+
+  // For second derivatives, batches of gradients and tracing: Python calls the operator.
+  Gradients by_python(const Saved& t, const Wanted& want) const {
+    const pybind11::gil_scoped_acquire lock;
+    const pybind11::object grads = ask_python(
+        length ? "normkit.kernels.weight" : "normkit.kernels.operator", "gradients_of_fast_path",
+        pybind11::make_tuple(wrapped(t.dy), wrapped(t.x), wrapped(t.weight), wrapped(t.bias), pattern, eps, center,
+                             wrapped(t.mean), wrapped(t.std), wrapped(t.dsum), wrapped(t.mask),
+                             int(extras.activation), wrapped(t.gate), wrapped(t.skip), int(extras.gate_activation),
+                             extras.gate_first, zero_centered, fixed, want[0], want[1], want[2], want[3], want[4]));
+    Gradients out;
+    const auto got = grads.cast<pybind11::tuple>();
+    for (size_t i = 0; i < got.size(); ++i)
+      if (want[i]) out[i] = unwrapped(got[i]);
+    return out;
   }
 };
 

@@ -39,15 +39,17 @@ PyObject* norm(PyObject*, PyObject* const* args, Py_ssize_t) {
   if (!PyTuple_Check(args[SPEC])) Py_RETURN_NONE;
   const auto fact = [&](InSpec i) { return PyTuple_GET_ITEM(args[SPEC], Py_ssize_t(i)) == Py_True; };
   PyObject* last = fact(OVER_LAST) ? args[SIZE] : fact(CHECKED_BEFORE) ? Py_True : Py_None;
-  if (!take_tensors(c, args[X], args[WEIGHT], args[BIAS], args[PATTERN]) || !take_eps(c, args[EPS]) ||
-      !fits_features(c, last) || !take_statistics(c, args[STATISTICS], s) || !take_extras(c, args[FUSED], last, pair))
+  c.center = fact(CENTER), c.cast_first = fact(CAST_FIRST), c.zero_centered = fact(ZERO_CENTERED);
+  if (!take_tensors(c, args[X], args[WEIGHT], args[BIAS]) || !take_modulation(c, args[FUSED], last) ||
+      !take_plan(c, args[PATTERN]) || !take_eps(c, args[EPS]) ||
+      !(c.varying == FEATURES ? fits_features(c, last) : fits_elsewhere(c)) ||
+      !take_statistics(c, args[STATISTICS], s) || !take_extras(c, args[FUSED], last, pair))
     Py_RETURN_NONE;
   // Methods differ in which regions of a single value they refuse.
   if (!s.given && c.view.count() == 1) Py_RETURN_NONE;
   const bool running = s.mean.defined() && !s.given;
   const int64_t count = running ? common_count(c) : 0;
   if (running && count < 2) Py_RETURN_NONE;
-  c.center = fact(CENTER), c.cast_first = fact(CAST_FIRST), c.zero_centered = fact(ZERO_CENTERED);
   const bool followed = c.is_followed();
   Outputs out;
   auto& [y, sum, mean, std] = out;
@@ -68,8 +70,9 @@ PyObject* norm(PyObject*, PyObject* const* args, Py_ssize_t) {
 PyObject* weight_norm(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   Call c;
-  if (!take_tensors(c, args[0], args[1], Py_None, args[2]) || !c.weight.defined() ||
-      c.view.weights() != c.view.cells() || c.weight.numel() != c.view.weights() || !fits(c.weight, c.x, c.weight.sizes()))
+  if (!take_tensors(c, args[0], args[1], Py_None) || !take_plan(c, args[2]) || !c.weight.defined() ||
+      c.view.weights() != c.view.cells() || c.weight.numel() != c.view.weights() ||
+      !fits(c.weight, c.x, c.weight.sizes()))
     Py_RETURN_NONE;
   c.length = true;
   c.center = false;
@@ -82,23 +85,25 @@ PyObject* weight_norm(PyObject*, PyObject* const* args, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
-// cache_plan(pattern, sizes, strides, plan) -> whether all plans that were known before are given up, for want of room.
+// cache_plan(pattern, sizes, strides, varying, over_features, plan) -> whether all plans that were known before are given
+// up, for want of room.
 PyObject* cache_plan(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   View view;
-  if (!library || !library->plan(PyLong_AsLongLong(args[3]), &view)) Py_RETURN_FALSE;
-  return PyBool_FromLong(keep_plan(args[0], args[1], args[2], view, -1));
+  if (!library || !library->plan(PyLong_AsLongLong(args[5]), &view)) Py_RETURN_FALSE;
+  return PyBool_FromLong(keep_plan(args, view, -1));
   END_HANDLE_TH_ERRORS
 }
 
-// cache_gpu_plan(pattern, sizes, strides, plan, the numbers of the plan in the order of View) -> as cache_plan
+// cache_gpu_plan(pattern, sizes, strides, varying, over_features, plan, the numbers of the plan in the order of View) ->
+// as cache_plan
 PyObject* cache_gpu_plan(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   if (gpu_type == NO_GPU) Py_RETURN_FALSE;
   std::array<int64_t, 12> n;
-  for (size_t i = 0; i < n.size(); ++i) n[i] = PyLong_AsLongLong(args[i + 3]);
+  for (size_t i = 0; i < n.size(); ++i) n[i] = PyLong_AsLongLong(args[i + 5]);
   const View view{n[1], n[2], n[3], n[4], n[5], n[6], n[7] != 0, n[8], n[9], n[10], n[11]};
-  return PyBool_FromLong(keep_plan(args[0], args[1], args[2], view, n[0]));
+  return PyBool_FromLong(keep_plan(args, view, n[0]));
   END_HANDLE_TH_ERRORS
 }
 

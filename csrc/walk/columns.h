@@ -37,7 +37,7 @@ template <class S, class T> class ColumnsForward {
       : v(view), f(forward), pool(threads), source(v, f.x, f.fused),
         applied((f.fixed ? source : source.again()).unmasked()), y(static_cast<S*>(f.y)), mean(static_cast<A*>(f.mean)),
         std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias, convention<S>(f)), weights(v, affine),
-        tiles(v, pool, weights.by_row), prefetches(needs_prefetch<S>(v.numel())),
+        tiles(v, pool, weights.by_row, false), prefetches(needs_prefetch<S>(v.numel())),
         prefetches_tile(needs_prefetch<S>((f.fixed || tiles.split ? 1 : 4) * tiles.rows * tiles.width)) {}
 
   void run() {
@@ -55,7 +55,7 @@ template <class S, class T> class ColumnsForward {
         }
         if (!finish(t, m, to) || twice) break;
       }
-      tiles.backwards([&](int64_t from, int64_t end) { apply_rows(t, from, end, to); });
+      tiles.backwards([&](int64_t from, int64_t end) { apply_slabs(t, from, end, to); });
     });
   }
 
@@ -88,7 +88,7 @@ template <class S, class T> class ColumnsForward {
     }
     parallel(pool, tasks, [&](int64_t i) {
       const int64_t tile = i % tiles.count(), c = i / tiles.count();
-      apply_rows(Tile(tiles, tile), c * tiles.chunk, tiles.chunk_end(c), factors[tile]);
+      apply_slabs(Tile(tiles, tile), tiles.chunk_start(c), tiles.chunk_end(c), factors[tile]);
     });
   }
 
@@ -126,7 +126,7 @@ template <class S, class T> class ColumnsForward {
       return source(at, n, buffer, Along<A>{padding});
     };
     // A short panel first: it takes two passes to find the mean that the others are guessed from.
-    for (int64_t r = c * tiles.chunk, rows; r < end; r += rows) {
+    for (int64_t r = tiles.chunk_start(c), rows; r < end; r += rows) {
       rows = min(m.count == 0 && f.center ? FIRST_PANEL : tiles.panel, end - r);
       const int64_t at = t.at(tiles, r), stride = tiles.row_width, ahead = prefetches ? tiles.ahead : 0;
       const bool valid = source.mask && !source.computes() && source.mask.is_all_valid(at, (rows - 1) * stride + t.n);
@@ -202,6 +202,10 @@ template <class S, class T> class ColumnsForward {
   void standardize(const Tile& t, int64_t n, const CellMoments& cells, Factors& to) const {
     A mu[TILE], rstd[TILE], shift[TILE];
     scales_of(n, cells.mean, cells.var, f.eps, mu, rstd, shift);
+    if (tiles.slabs > 1)
+      return weights.broadcast(t, tiles, [&](int64_t i, int64_t column, A, A) {
+        to.mu[column] = mu[i], to.factor[column] = rstd[i], to.shift[column] = shift[i];
+      });
     if (sizeof(S) == 2 && f.cast_first)
       return weights.broadcast(t, tiles, [&](int64_t i, int64_t column, A w, A b) {
         to.mu[column] = mu[i], to.factor[column] = rstd[i], to.shift[column] = shift[i];
@@ -232,6 +236,22 @@ template <class S, class T> class ColumnsForward {
       apply_rounded_along<S, T>(q + left, n, finally, hat, with.w + left, biased ? with.b + left : nullptr);
   }
 
+  // Each slab with weights of its own.
+  void apply_slabs(const Tile& t, int64_t from, int64_t end, const Factors& with) const {
+    if (tiles.slabs == 1) return apply_rows(t, from, end, with);
+    const bool rounds = sizeof(S) == 2 && f.cast_first;
+    for (int64_t next; from < end; from = next) {
+      const int64_t slab = from / tiles.slab_rows;
+      next = min((slab + 1) * tiles.slab_rows, end);
+      Factors own;
+      weights.broadcast(t, tiles, [&](int64_t, int64_t j, A w, A b) {
+        own.mu[j] = with.mu[j], own.w[j] = w, own.b[j] = b;
+        own.factor[j] = rounds ? with.factor[j] : with.factor[j] * w;
+        own.shift[j] = rounds ? with.shift[j] : with.shift[j] * w + b;
+      }, slab);
+      apply_rows(t, from, next, own);
+    }
+  }
   void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with) const {
     T bx[TILE];
     Writer<S, T> writer(y, v.numel(), f.fused);

@@ -43,8 +43,8 @@ template <class S, class T> class ColumnsBackward {
         applied((needs_sums(f) ? source.again() : source).unmasked()),
         mean(static_cast<const A*>(f.mean)), std(static_cast<const A*>(f.std)), dx(static_cast<S*>(f.dx)),
         affine(v, f.weight, f.fused ? f.fused->bias : Parameter{}, {f.zero_centered}), weights(v, affine),
-        tiles(v, pool, weights.by_row), by_row(weights.by_row), plain(!f.fused), sums_needed(needs_sums(f)),
-        grads(f.dweight, f.dbias, by_row ? tiles.count() * v.r0 : v.k0 * tiles.row_width) {}
+        tiles(v, pool, weights.by_row, true), by_row(weights.by_row), plain(!f.fused), sums_needed(needs_sums(f)),
+        grads(f.dweight, f.dbias, by_row ? tiles.count() * v.r0 : v.k0 * tiles.slabs * tiles.row_width) {}
 
   void run() {
     if (tiles.split) {
@@ -57,10 +57,10 @@ template <class S, class T> class ColumnsBackward {
         prepare(t, to);
         for (int64_t c = 0; c < tiles.chunks && sums_needed; ++c) {
           sums_of_chunk(i, t, c, to, part);
-          total.add(part, t.n);
+          add(t, c, to, part, total);
         }
         finish(t, total, to);
-        if (dx) tiles.backwards([&](int64_t from, int64_t end) { apply_rows(t, from, end, to); });
+        for (int64_t c = dx ? tiles.chunks : 0; c-- > 0;) apply_chunk(t, c, to);
       });
     }
     if (grads.wanted()) reduce_weight_gradients();
@@ -81,13 +81,14 @@ template <class S, class T> class ColumnsBackward {
     for (int64_t i = 0; i < tiles.count(); ++i) {
       const Tile t(tiles, i);
       ColumnSums total = {};
-      for (int64_t c = 0; c < tiles.chunks && sums_needed; ++c) total.add(partial[c * tiles.count() + i], t.n);
+      for (int64_t c = 0; c < tiles.chunks && sums_needed; ++c)
+        add(t, c, factors[i], partial[c * tiles.count() + i], total);
       finish(t, total, factors[i]);
     }
     if (dx)
       parallel(pool, tasks, [&](int64_t i) {
         const int64_t index = i % tiles.count(), c = i / tiles.count();
-        apply_rows(Tile(tiles, index), c * tiles.chunk, tiles.chunk_end(c), factors[index]);
+        apply_chunk(Tile(tiles, index), c, factors[index]);
       });
   }
 
@@ -103,12 +104,32 @@ template <class S, class T> class ColumnsBackward {
     }
     A mu[TILE], rstd[TILE], unused[TILE];
     scales_of(cells, cell_mean, cell_var, f.eps, mu, rstd, unused);
+    const bool alike = tiles.slabs == 1;
     weights.broadcast(t, tiles, [&](int64_t i, int64_t column, A w, A b) {
-      to.b[column] = b;
+      to.b[column] = alike ? b : A(0);
       to.mu[column] = mu[i];
       to.rstd[column] = rstd[i];
-      to.w[column] = w;
+      to.w[column] = alike ? w : A(1);
     });
+  }
+  // The same with the weights of a slab.
+  Factors of_slab(const Tile& t, int64_t slab, const Factors& with) const {
+    Factors own = with;
+    weights.broadcast(t, tiles, [&](int64_t, int64_t j, A w, A b) { own.w[j] *= w, own.b[j] = b; }, slab);
+    return own;
+  }
+  // Adds the sums of a chunk: those of a slab are the gradients of its weights, by which the total is weighted.
+  void add(const Tile& t, int64_t c, const Factors& with, const ColumnSums& part, ColumnSums& total) {
+    if (tiles.slabs == 1) return total.add(part, t.n);
+    const int64_t slab = c / tiles.per_slab;
+    const Factors own = of_slab(t, slab, with);
+    A* const slots = grads.wanted() ? grads.w.data() + slab * tiles.row_width + t.left : nullptr;
+    A* const biases = grads.wanted() ? grads.b.data() + slab * tiles.row_width + t.left : nullptr;
+    for (int64_t j = 0; j < t.n; ++j) {
+      if (slots) slots[j] += A(part.gx[j]), biases[j] += A(part.g[j]);
+      total.g[j] += part.g[j] * double(own.w[j]);
+      total.gx[j] += part.gx[j] * double(own.w[j]);
+    }
   }
 
   // Writes what the activation was applied to in one row. `scaled`: whether w is already times rstd.
@@ -121,13 +142,17 @@ template <class S, class T> class ColumnsBackward {
   }
 
   void sums_of_chunk(int64_t index, const Tile& t, int64_t c, const Factors& with, ColumnSums& sums) {
+    if (tiles.slabs > 1 && !plain) return sums_of_rows(index, t, c, of_slab(t, c / tiles.per_slab, with), sums);
+    sums_of_rows(index, t, c, with, sums);
+  }
+  void sums_of_rows(int64_t index, const Tile& t, int64_t c, const Factors& with, ColumnSums& sums) {
     A g[TILE], gx[TILE];
     T buffer[8 * TILE];
     const auto nothing = [](int64_t, int64_t, int64_t) {};  // with two tensors to read, prefetching gains nothing
     const A *mu = with.mu, *rstd = with.rstd;
     for (int64_t j = 0; j < t.n; ++j) sums.g[j] = sums.gx[j] = 0;
     const int64_t end = tiles.chunk_end(c), n = t.n, stride = tiles.row_width;
-    for (int64_t r0 = c * tiles.chunk; r0 < end; r0 += tiles.panel) {
+    for (int64_t r0 = tiles.chunk_start(c); r0 < end; r0 += tiles.panel) {
       const int64_t rows = min(tiles.panel, end - r0), at = t.at(tiles, r0);
       const bool simple = is_simple(t, r0, rows);
       const S *x = source.x() + at, *dy = source.dy() + at;
@@ -171,7 +196,7 @@ template <class S, class T> class ColumnsBackward {
   }
 
   void finish(const Tile& t, const ColumnSums& sums, Factors& to) {
-    for (int64_t j = 0; j < t.n && grads.wanted() && !by_row; ++j) {
+    for (int64_t j = 0; j < t.n && grads.wanted() && !by_row && tiles.slabs == 1; ++j) {
       const int64_t slot = t.block * tiles.row_width + t.left + j;
       grads.b[slot] = A(sums.g[j]);
       grads.w[slot] = A(sums.gx[j]);
@@ -194,6 +219,11 @@ template <class S, class T> class ColumnsBackward {
     }
   }
 
+  void apply_chunk(const Tile& t, int64_t c, const Factors& with) const {
+    const int64_t from = tiles.chunk_start(c), end = tiles.chunk_end(c);
+    if (tiles.slabs == 1) apply_rows(t, from, end, with);
+    else apply_rows(t, from, end, of_slab(t, c / tiles.per_slab, with));
+  }
   void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with) const {
     T bx[TILE], bg[TILE];
     Writer<S, T> writer(dx, v.numel(), f.fused);  // its fence also serves the gradients of gate and skip
@@ -217,7 +247,8 @@ template <class S, class T> class ColumnsBackward {
 
   void reduce_weight_gradients() const {
     if (!by_row)
-      return grads.reduce(tiles.row_width, v.period, [&](int64_t j) { return j % v.width() / v.inner % v.period; });
+      return grads.reduce(
+          tiles.row_width, v.period, [&](int64_t j) { return j % v.width() / v.inner % v.period; }, tiles.slabs);
     // The rows of a block have as many weights as a block has, or all of them in turn.
     Array<int64_t> index(tiles.count() * v.r0);
     for (int64_t i = 0; i < tiles.count(); ++i)

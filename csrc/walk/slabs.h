@@ -67,7 +67,7 @@ template <class S> struct Slab {
 // body(view, call, pool) for the whole, or for each slab of it. Results do not depend on the threads.
 template <class S, class Call, class Body>
 void each_slab(const View& whole, const Call& call, const Pool& pool, const Body& body) {
-  if (whole.slabs <= 1) return body(whole, call, pool);
+  if (whole.slabs <= 1 || whole.has_slabs_in_regions()) return body(whole, call, pool);
   const auto one = [&](int64_t index, const Pool& threads) {
     const Slab<S> slab(whole, index);
     Call part = call;

@@ -26,12 +26,16 @@ struct Tiles {
   int64_t width;       // columns of a tile
   int64_t panel;       // rows of a panel
   int64_t chunk, chunks;  // rows of a chunk, chunks of a tile
+  int64_t slabs, slab_rows;  // parts of a block with weights of their own, and rows of each
+  int64_t per_slab;          // chunks of a slab, where no chunk has rows of two
   int64_t ahead;       // rows to prefetch ahead
   bool split;          // whether chunks are tasks, not tiles
 
-  Tiles(const View& view, const Pool& pool, bool by_row) : v(view) {
-    joined = by_row ? 1 : min(JOINED_WIDTH / v.width(), v.r0);
-    while (joined > 1 && v.r0 % joined) --joined;
+  Tiles(const View& view, const Pool& pool, bool by_row, bool chunks_in_slabs)
+      : v(view), slabs(view.has_slabs_in_regions() ? view.slabs : 1) {
+    const int64_t alike = v.r0 / slabs;
+    joined = by_row ? 1 : min(JOINED_WIDTH / v.width(), alike);
+    while (joined > 1 && alike % joined) --joined;
     if (joined < 1) joined = 1;
     rows = v.r0 / joined;
     row_width = joined * v.width();
@@ -39,16 +43,21 @@ struct Tiles {
     const int64_t even = ceil_div(ceil_div(row_width, per_block), 16 * v.r1) * 16 * v.r1;
     width = even <= TILE ? min(even, row_width) : TILE / v.r1 * v.r1;
     ahead = ceil_div(AHEAD, 4 * width) * 4;
+    slab_rows = rows / slabs;
     panel = min(PANEL, rows);
     chunk = panel * max(ceil_div(CHUNK, panel * width), CHUNK_PANELS);
-    chunks = ceil_div(rows, chunk);
+    per_slab = chunks_in_slabs ? ceil_div(slab_rows, chunk) : ceil_div(rows, chunk);
+    chunks = chunks_in_slabs ? per_slab * slabs : per_slab;
     split = pool.threads > 1 && chunks > 1 && count() < 4 * pool.threads && count() % pool.threads;
   }
   int64_t count() const { return v.k0 * per_block; }
-  int64_t chunk_end(int64_t c) const { return min((c + 1) * chunk, rows); }
+  int64_t chunk_start(int64_t c) const { return c / per_slab * slab_rows + c % per_slab * chunk; }
+  int64_t chunk_end(int64_t c) const {
+    return min(chunk_start(c) + chunk, per_slab == chunks ? rows : (c / per_slab + 1) * slab_rows);
+  }
   // body(first row, end) for the chunks of a tile from its end: what was read last is still near.
   template <class Body> void backwards(Body&& body) const {
-    for (int64_t c = chunks; c-- > 0;) body(c * chunk, chunk_end(c));
+    for (int64_t c = chunks; c-- > 0;) body(chunk_start(c), chunk_end(c));
   }
 };
 
@@ -83,9 +92,10 @@ template <class A> struct TileAffine {
   A row_weight(const Tile& t, int64_t r) const { return by_row ? affine.w(of_row(t, r)) : A(1); }
   A row_bias(const Tile& t, int64_t r) const { return by_row ? affine.b(of_row(t, r)) : A(0); }
 
-  // body(cell of the tile, column, weight, bias) for every column of a tile; 1 and 0 where rows have them.
-  template <class Body> void broadcast(const Tile& t, const Tiles& tiles, const Body& body) const {
-    const A *w = affine.weight, *b = affine.bias;
+  // body(cell of the tile, column, weight, bias) for every column of a tile, of one slab; 1 and 0 where rows have them.
+  template <class Body> void broadcast(const Tile& t, const Tiles& tiles, const Body& body, int64_t slab = 0) const {
+    const int64_t first = slab * affine.period;
+    const A *w = affine.weight ? affine.weight + first : nullptr, *b = affine.bias ? affine.bias + first : nullptr;
     const int64_t columns = t.n / tiles.joined;
     if (v.r1 == 1 && tiles.joined == 1 && by_row) {
 #pragma omp simd
@@ -96,7 +106,7 @@ template <class A> struct TileAffine {
     } else {
       for (int64_t j = 0; j < columns; ++j) {
         const int64_t cell = divide(j, v.r1), index = by_row ? 0 : of_column(t, j);
-        const A weight = by_row ? A(1) : affine.w(index), bias = by_row ? A(0) : affine.b(index);
+        const A weight = by_row || !w ? A(1) : w[index], bias = by_row || !b ? A(0) : b[index];
         for (int64_t c = 0; c < tiles.joined; ++c) body(cell, c * v.width() + j, weight, bias);
       }
     }

@@ -69,7 +69,8 @@ class Plan:
         view: sizes of K0, R0, K1 and R1, outermost first.
         period: number of weights, and
         inner: elements that share one; the weight of the element at ``offset`` is ``offset // inner % period``.
-        slabs: equal parts of the memory, each with its own `period` weights.
+        slabs: equal parts of the memory, each with its own `period` weights. They are parts of K0, or of R0 where K0
+            is 1: weights then change within a region.
         columns: walk down columns of K1 * R1 elements instead of along rows of R1.
         prepare: what happens to the tensor before the kernel runs.
         sizes: the axes' sizes in logical order, dimensions split as the pattern says.
@@ -113,6 +114,11 @@ class Plan:
         return list(self.features) == sorted(self.features)
 
     @property
+    def has_slabs_in_regions(self) -> bool:
+        """Whether weights change within a region."""
+        return self.slabs > 1 and self.view[0] == 1
+
+    @property
     def count(self) -> int:
         """Elements that share one statistic."""
         return self.view[1] * self.view[3]
@@ -130,7 +136,14 @@ class Plan:
         return f"K R K R = {view}, {walk}, weight index = {index} % {self.period}{slabs}; {self.prepare}"
 
 
-def plan(region: Region, shape: Sequence[int], strides: Sequence[int], varying: Sequence[bool] | None = None) -> Plan:
+def plan(
+    region: Region,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    varying: Sequence[bool] | None = None,
+    *,
+    slabs_in_regions: bool = True,
+) -> Plan:
     """Plan one call.
 
     Args:
@@ -138,6 +151,7 @@ def plan(region: Region, shape: Sequence[int], strides: Sequence[int], varying: 
         shape: of the tensor; no dimension may be empty.
         strides: of the tensor, in elements.
         varying: whether weight and bias vary over each dimension; None if they vary over the features of the region.
+        slabs_in_regions: whether the kernels can change weights within a region that has its values in columns.
 
     Returns:
         The plan.
@@ -148,13 +162,18 @@ def plan(region: Region, shape: Sequence[int], strides: Sequence[int], varying: 
     levels = region.levels(shape, varying)
     steps = _level_strides(levels, strides)
     order = sorted((i for i, level in enumerate(levels) if level.size > 1), key=lambda i: -steps[i])
+
+    def finished(prepare: Prepare) -> Plan | None:
+        made = _finish(levels, order, prepare)
+        return made if made is None or slabs_in_regions or not made.has_slabs_in_regions else None
+
     if _is_dense(order, levels, steps):
-        return _finish(levels, order, Prepare.AS_IS) or _regrouped(levels, order, Prepare.REGROUP)
+        return finished(Prepare.AS_IS) or _regrouped(levels, order, Prepare.REGROUP)
     rows = _strided_rows(order, levels, steps)
     strided = None if rows is None else _finish(levels, order, Prepare.STRIDED)
     if strided is not None and not strided.columns and strided.view[1] == strided.view[2] == 1:
         return replace(strided, rows=rows)
-    return _finish(levels, order, Prepare.DENSE) or _regrouped(levels, order, Prepare.DENSE)
+    return finished(Prepare.DENSE) or _regrouped(levels, order, Prepare.DENSE)
 
 
 def _level_strides(levels: Sequence[Level], strides: Sequence[int]) -> list[int]:
@@ -218,6 +237,8 @@ def _finish(levels: Sequence[Level], order: Sequence[int], prepare: Prepare) -> 
     slabs, period, inner = weights
     view, columns = _walk(view, period, inner)
     width = view[2] * view[3]
+    if slabs > 1 and view[0] == 1 and not (columns and view[1] % slabs == 0 and width % (period * inner) == 0):
+        return None
     if columns and width % (period * inner) and inner % width:
         if view[3] <= SHORTEST_ROW:
             return None
@@ -259,12 +280,13 @@ def _view(levels: Sequence[Level], order: Sequence[int]) -> View | None:
 def _weights(levels: Sequence[Level], order: Sequence[int]) -> tuple[int, int, int] | None:
     """(slabs, period, inner) of the weights; None where other axes lie between those that they vary over.
 
-    Kept axes that come first in memory may be apart from the others: they are the slabs.
+    Axes that come first in memory, all of them kept or all reduced, may be apart from the others: they are the slabs.
     """
     places = [place for place, i in enumerate(order) if levels[i].feature]
     first = 0
     if places and places[-1] - places[0] != len(places) - 1:
-        while first < len(order) and levels[order[first]].feature and not levels[order[first]].reduced:
+        outer = levels[order[0]]
+        while first < len(order) and levels[order[first]].feature and levels[order[first]].reduced == outer.reduced:
             first += 1
         places = places[first:]
         if places[-1] - places[0] != len(places) - 1:

@@ -32,12 +32,12 @@ def strides_of(shape, order):
     return tuple(steps)
 
 
-def check(text, shape, strides):
+def check(text, shape, strides, varying=None, **options):
     region = parse(text)
-    p = plan(region, shape, strides)
+    p = plan(region, shape, strides, varying, **options)
     _, r0, k1, r1 = p.view
     assert math.prod(p.view) == math.prod(shape)
-    levels = region.levels(shape)
+    levels = region.levels(shape, varying)
     sizes = [level.size for level in levels]
     assert p.sizes == tuple(sizes)
     # Where each element lies once the plan's preparation is done: the axes in the plan's order, densely.
@@ -46,7 +46,8 @@ def check(text, shape, strides):
     for place in itertools.product(*map(range, sizes)):
         offset = sum(i * s for i, s in zip(place, steps, strict=True))
         cell = offset // (r0 * k1 * r1) * k1 + offset // r1 % k1
-        weight = offset // p.inner % p.period
+        slab, within = divmod(offset, math.prod(shape) // p.slabs)
+        weight = slab * p.period + within // p.inner % p.period
         kept = tuple(place[i] for i in p.kept)
         feature = tuple(place[i] for i in p.features)
         assert cell_of.setdefault(kept, cell) == cell
@@ -55,7 +56,7 @@ def check(text, shape, strides):
     assert sorted(cell_of.values()) == list(range(p.cells))
     assert [cell_of[k] for k in sorted(cell_of)] == list(range(p.cells))
     if p.features:
-        assert [weight_of[k] for k in sorted(weight_of)] == list(range(p.period))
+        assert [weight_of[k] for k in sorted(weight_of)] == list(range(p.period * p.slabs))
     if p.columns:
         width = k1 * r1
         assert width % (p.period * p.inner) == 0 or p.inner % width == 0
@@ -72,6 +73,18 @@ def test_every_element_has_the_cell_and_the_weight_of_its_region(text, data):
         shape = (shape[0], max(shape[1], 2), *shape[2:])
     order = data.draw(st.permutations(range(rank)))
     check(text, shape, strides_of(shape, order))
+    varying = data.draw(st.lists(st.booleans(), min_size=rank, max_size=rank))
+    check(text, shape, strides_of(shape, order), varying)
+    check(text, shape, strides_of(shape, order), varying, slabs_in_regions=False)
+
+
+def test_weights_of_each_sample_change_within_the_columns_of_batch_norm():
+    """Channels last: each channel is a column, and each sample a slab of rows."""
+    shape, strides = (2, 3, 4, 5), (60, 1, 15, 3)
+    p = check("[b] c [...]", shape, strides, (True, True, False, False))
+    assert (p.prepare, p.view, p.slabs, p.period) == (Prepare.AS_IS, (1, 40, 3, 1), 2, 3)
+    copied = check("[b] c [...]", shape, strides, (True, True, False, False), slabs_in_regions=False)
+    assert (copied.prepare, copied.slabs) == (Prepare.REGROUP, 1)
 
 
 @pytest.mark.parametrize(

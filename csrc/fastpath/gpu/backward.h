@@ -3,70 +3,72 @@
 #include <torch/csrc/DynamicTypes.h>
 
 #include "fastpath/gpu/forward.h"
+#include "fastpath/gradients.h"
 
 namespace {
 
-using Tensors3 = std::array<Tensor, 3>;
-
-// The gradient of one call; tensors as autograd has saved them, dy and dsum in x's strides.
+// The gradient of one call; dy and dsum in x's strides.
 struct GpuBackward {
-  int64_t plan;
-  View view;
-  double eps;
-  bool center, fixed, length;
-  int activation;
-  Tensor dy, x, weight, bias, mean, std, dsum;
-  std::optional<at::ScalarType> weight_dtype, bias_dtype;  // those of the gradients
-  std::array<bool, 3> want;
-  bool zero_centered;
-
-  // Hooks of autograd may return a saved tensor in another dtype.
-  static bool is_still(const Tensor& saved, std::optional<at::ScalarType> dtype) {
-    return !saved.defined() || saved.scalar_type() == dtype;
-  }
+  const NormNode& node;
+  const Saved& t;
+  const Wanted& want;
 
   // False where Python has to take the call.
-  bool run(Tensors3& out) {
-    if (!is_current(x) || !are_aligned({&dy, &x, &weight, &bias, &mean, &std, &dsum}) ||
-        !is_readable(weight, x, length) || !is_readable(bias, x, false) || !is_still(weight, weight_dtype) ||
-        !is_still(bias, bias_dtype))
+  bool run(Gradients& out) const {
+    if (!is_current(t.x) ||
+        !are_aligned({&t.dy, &t.x, &t.weight, &t.bias, &t.mean, &t.std, &t.dsum, &t.gate, &t.skip}) ||
+        !is_readable(t.weight, t.x, node.length) || !is_readable(t.bias, t.x, false) ||
+        !is_still(t.weight, node.weight_like) || !is_still(t.bias, node.bias_like))
       return false;
-    const Key key = key_of(plan, eps, x, weight_dtype, bias_dtype, activation,
-                           {true, center, dsum.defined(), fixed, want[0], want[1], want[2], length, weight.defined(),
-                            bias.defined(), zero_centered});
+    const Key key = key_of(node.number, node.eps, t.x, node.weight_like.asked(), node.bias_like.asked(),
+                           node.extras.activations(),
+                           {true, node.center, t.dsum.defined(), node.fixed, want[0], want[1], want[2], want[3],
+                            want[4], node.length, t.weight.defined(), t.bias.defined(), node.zero_centered,
+                            t.gate.defined(), t.skip.defined(), node.extras.gate_first});
     const auto known = recipes.find(key);
     if (known && !*known) return false;
     if (!known) return learn(key, out);
-    if (want[0]) out[0] = like(x, view);
-    if (want[1]) out[1] = room(x, {view.weights()}, {1}, (*known)->dweight);
-    if (want[2]) out[2] = room(x, {view.weights()}, {1}, (*known)->dbias);
+    for (const size_t i : {size_t(0), size_t(3), size_t(4)})
+      if (want[i]) out[i] = like(t.x, node.view);
+    if (want[1]) out[1] = room(t.x, {node.view.weights()}, {1}, (*known)->dweight);
+    if (want[2]) out[2] = room(t.x, {node.view.weights()}, {1}, (*known)->dbias);
     Pointers p;
-    p.set(Slot::dy, dy), p.set(Slot::x, x), p.set(Slot::weight, weight), p.set(Slot::bias, bias);
-    p.set(Slot::mean, mean), p.set(Slot::std, std), p.set(Slot::residual, dsum);
+    p.set(Slot::dy, t.dy), p.set(Slot::x, t.x), p.set(Slot::weight, t.weight), p.set(Slot::bias, t.bias);
+    p.set(Slot::mean, t.mean), p.set(Slot::std, t.std), p.set(Slot::residual, t.dsum);
+    p.set(Slot::gate, t.gate), p.set(Slot::skip, t.skip);
     p.set(Slot::dx, out[0]), p.set(Slot::dweight, out[1]), p.set(Slot::dbias, out[2]);
-    carry_out("normkit::norm_backward", **known, p, x);
+    p.set(Slot::dgate, out[3]), p.set(Slot::dskip, out[4]);
+    carry_out("normkit::norm_backward", **known, p, t.x);
     return true;
   }
 
  private:
+  // Hooks of autograd may return a saved tensor in another dtype.
+  static bool is_still(const Tensor& saved, const Like& parameter) {
+    return !saved.defined() || saved.scalar_type() == parameter.asked();
+  }
+
   // False where Python has given up the plan meanwhile.
-  bool learn(const Key& key, Tensors3& out) const {
+  bool learn(const Key& key, Gradients& out) const {
     const pybind11::gil_scoped_acquire lock;
-    const auto dtype = [](std::optional<at::ScalarType> type) {
-      return type ? pybind11::reinterpret_borrow<pybind11::object>(
-                        reinterpret_cast<PyObject*>(torch::getTHPDtype(*type)))
-                  : pybind11::none();
+    const auto dtype = [](const Like& parameter) {
+      return parameter.exists ? pybind11::reinterpret_borrow<pybind11::object>(
+                                    reinterpret_cast<PyObject*>(torch::getTHPDtype(parameter.dtype)))
+                              : pybind11::none();
     };
+    const Extras& e = node.extras;
     const pybind11::object answer = ask_python(
         LEARNT_IN, "norm_backward",
-        pybind11::make_tuple(plan, wrapped(dy), wrapped(x), wrapped(weight), wrapped(bias), wrapped(mean), wrapped(std),
-                             wrapped(dsum), eps, center, activation, fixed, want[0], want[1], want[2],
-                             dtype(weight_dtype), dtype(bias_dtype), length, zero_centered));
+        pybind11::make_tuple(node.number, wrapped(t.dy), wrapped(t.x), wrapped(t.weight), wrapped(t.bias),
+                             wrapped(t.mean), wrapped(t.std), wrapped(t.dsum), wrapped(t.gate), wrapped(t.skip),
+                             node.eps, node.center, int(e.activation), int(e.gate_activation), e.gate_first,
+                             node.fixed, want, dtype(node.weight_like), dtype(node.bias_like), node.length,
+                             node.zero_centered));
     if (answer.is_none()) return false;
     const auto got = answer.cast<pybind11::tuple>();
-    for (size_t i = 0; i < 3; ++i)
+    for (size_t i = 0; i < out.size(); ++i)
       if (want[i]) out[i] = unwrapped(got[i]);
-    recipes.keep(key, recipe_of(got[3]));
+    recipes.keep(key, recipe_of(got[out.size()]));
     return true;
   }
 };

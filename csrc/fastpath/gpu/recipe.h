@@ -19,7 +19,7 @@ namespace {
 
 // What a parameter of a kernel points to, in the order of `Slot` in kernels/triton/recipes.py.
 enum class Slot { x, weight, bias, mean, std, residual, y, sum, running_mean, running_var, dy, dx, dweight, dbias,
-                  workspace, count };
+                  gate, skip, dgate, dskip, workspace, count };
 // In place of a slot, besides -1 for a number of the recipe: the momentum of the call, and what remains when it is
 // rounded to fp32, in which numbers are passed.
 constexpr int MOMENTUM_OF_CALL = -2, MOMENTUM_REST = -3;
@@ -103,7 +103,7 @@ std::shared_ptr<const Recipe> recipe_of(const pybind11::object& python) {
 struct Key {
   int64_t plan;
   double eps;
-  uint64_t rest;  // bytes: the dtypes of x, weight and bias, the device, the activation, and the flags of the call
+  uint64_t rest;  // bytes: the dtypes of x, weight and bias, the device, both activations, and the flags of the call
   bool operator==(const Key&) const = default;
 };
 Key key_of(int64_t plan, double eps, const Tensor& x, std::optional<at::ScalarType> weight,

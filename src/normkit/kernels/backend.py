@@ -37,6 +37,8 @@ class Kernels(Protocol):
 
     reads_half: bool
     """Whether weight and bias may have less precision than the arithmetic dtype."""
+    slabs_in_regions: bool
+    """Whether weights may change within a region that has its values in columns."""
 
     def plan(
         self, k0: int, r0: int, k1: int, r1: int, period: int, inner: int, columns: int, slabs: int, group: int,

@@ -64,7 +64,7 @@ connect_gpu: Callable[[str, str, str], bool] = _function("connect_gpu", lambda *
 `driver` and `runtime` are the paths of loaded libraries: the GPU's driver, and torch's library that knows the streams.
 """
 cache_gpu_plan: Callable[..., bool] = _function("cache_gpu_plan", lambda *_: False)
-"""cache_gpu_plan(pattern, shape, strides, plan, the numbers of the plan): as `cache_plan`, on a GPU"""
+"""cache_gpu_plan(arguments of `cache_plan`, the numbers of the plan): the same on a GPU"""
 forget_gpu_plans: Callable[[], None] = _function("forget_gpu_plans", lambda: None)
 """Give up what `cache_gpu_plan` has made known."""
 known_recipes: Callable[[], int] = _function("known_recipes", lambda: 0)
@@ -81,11 +81,16 @@ def loaded_library(*names: str) -> str | None:
     return next((path for path in sorted(paths) if Path(path).name.startswith(names)), None)
 
 
-def cache_plan(pattern: str, shape: torch.Size, strides: tuple[int, ...], plan: int) -> bool:
-    """Let the fast path take such calls, after one has passed all checks; True if it has given up all other plans."""
+def cache_plan(
+    pattern: str, shape: torch.Size, strides: tuple[int, ...], varying: int, over_features: bool, plan: int
+) -> bool:
+    """Let the fast path take such calls, after one has passed all checks; True if it has given up all other plans.
+
+    `varying` has the dimensions over which weight and bias vary, as bits; `over_features`, whether the region says so.
+    """
     global _connected
     if _module is None or plan < 0:
         return False
     if not _connected:
         _connected = _module.connect(str(native_path()))
-    return bool(_module.cache_plan(pattern, shape, strides, plan))
+    return bool(_module.cache_plan(pattern, shape, strides, varying, over_features, plan))

@@ -38,8 +38,15 @@ Varying = tuple[bool, ...] | None
 
 
 @lru_cache(maxsize=MOST_PLANS)
-def plan_of(pattern: str, shape: torch.Size, strides: tuple[int, ...], varying: Varying = None) -> Plan:
-    return plan(parse(pattern), shape, strides, varying)
+def plan_of(
+    pattern: str, shape: torch.Size, strides: tuple[int, ...], varying: Varying = None, slabs_in_regions: bool = True
+) -> Plan:
+    return plan(parse(pattern), shape, strides, varying, slabs_in_regions=slabs_in_regions)
+
+
+def _plan_on(device: str, pattern: str, shape: torch.Size, strides: tuple[int, ...], varying: Varying) -> Plan:
+    kernels = devices.kernels_on(device)
+    return plan_of(pattern, shape, strides, varying, kernels is None or kernels.slabs_in_regions)
 
 
 _Key = tuple[str, torch.Size, tuple[int, ...], Varying, str]
@@ -58,7 +65,7 @@ def direct_plan(
 def _made_known(key: _Key) -> tuple[int, tuple[int, ...]]:
     """Make a plan known to the kernels and to the fast path. Each has a limit, at which it gives up all its plans."""
     pattern, shape, strides, varying, device = key
-    plan = plan_of(pattern, shape, strides, varying)
+    plan = _plan_on(device, pattern, shape, strides, varying)
     number = _number_of(plan, device) if plan.direct else -1
     if _known_to_fast_path(key, number, plan) or len(_direct) >= MOST_PLANS:
         _direct.clear()
@@ -74,15 +81,19 @@ def dense_strides(shape: torch.Size, strides: tuple[int, ...]) -> tuple[int, ...
 def _known_to_fast_path(key: _Key, number: int, plan: Plan) -> bool:
     """Let the fast path take calls of a plan; True if it has given up all other plans."""
     pattern, shape, strides, varying, device = key
-    if varying is not None:
-        return False
+    over_features = varying is None
+    if varying is None:
+        features = {level.dim for level in parse(pattern).levels(shape) if level.feature and shape[level.dim] != 1}
+        varying = tuple([dim in features for dim in range(len(shape))])
+    dims = sum(1 << dim for dim, varies in enumerate(varying) if varies)
+    known_by = (pattern, shape, strides, dims, over_features)
     if device == "cpu":
-        return fastpath.cache_plan(pattern, shape, strides, number)
+        return fastpath.cache_plan(*known_by, number)
     if number < 0 or device != "cuda":
         return False
     from normkit.kernels.triton import recipes
 
-    return recipes.cache_plan(pattern, shape, strides, number, plan.numbers)
+    return recipes.cache_plan(*known_by, number, plan.numbers)
 
 
 def _number_of(plan: Plan, device: str) -> int:
@@ -137,16 +148,17 @@ class Layout:
     def __init__(self, a: Arguments) -> None:
         x = a.x
         self.shape, self.pattern, varying = x.shape, a.pattern, a.varying()
-        self.plan = plan_of(a.pattern, x.shape, x.stride(), varying)
+        device = x.device.type
+        self.plan = _plan_on(device, a.pattern, x.shape, x.stride(), varying)
         if self.plan.prepare is Prepare.DENSE:
             x = x.clone()
-            self.plan = plan_of(a.pattern, x.shape, x.stride(), varying)
+            self.plan = _plan_on(device, a.pattern, x.shape, x.stride(), varying)
         strided = self.plan.prepare is Prepare.STRIDED
         self.like = torch.empty_like(x, device="meta") if strided else x
         self.device = x.device
         self.x = self.into(x) if self.plan.prepare is Prepare.REGROUP else x
         self.stat = arithmetic_dtype(x.dtype)
-        self.number = _number_of(self.plan, x.device.type)
+        self.number = _number_of(self.plan, device)
 
     def arguments(self, a: Arguments) -> Arguments:
         """A call as the kernels expect it, but for its variance and its mask."""

@@ -21,6 +21,7 @@ class CompiledKernels:
     """The operators of csrc/ops.cpp as `Kernels`. A call that only normalizes has operators of few arguments."""
 
     reads_half = True
+    slabs_in_regions = True
 
     def __init__(self, operators: Any) -> None:
         self.plan = operators.plan.default

@@ -17,7 +17,7 @@ from normkit.kernels import batched, context, devices, formula
 from normkit.kernels.backend import Kernels, Want
 from normkit.kernels.devices import kernels_for
 from normkit.kernels.dtypes import arithmetic_dtype
-from normkit.kernels.formula import ACTIVATIONS, Arguments, Gradients, Result, vjp
+from normkit.kernels.formula import GATES, Arguments, Gradients, Result, vjp
 from normkit.kernels.layout import Layout, dense_like, ready_plan
 from normkit.kernels.sharded import is_distributed, know_distributed
 from normkit.kernels.traced import decomposed, export
@@ -361,7 +361,8 @@ def gradients(dy: Tensor, a: Arguments, fixed: bool, want: Want) -> Gradients:
 
 
 def gradients_of_fast_path(dy: Tensor, *flat: Any) -> tuple[Tensor | None, ...]:
-    """A backward pass that csrc/fastpath/ cannot carry out itself; it passes the activation by its number."""
-    a, fixed, want, zero_centered = Arguments(*flat[:11]), flat[11], Want(*flat[12:15]), flat[15]
-    a = a._replace(activation=list(ACTIVATIONS)[flat[10]], zero_centered=zero_centered)
-    return gradients(dy, a, fixed, want)[:3]
+    """A backward pass that csrc/fastpath/ cannot carry out itself; it passes activations by their numbers."""
+    *arguments, fixed, want_x, want_weight, want_bias, want_gate, want_skip = flat
+    names, a = list(GATES), Arguments(*arguments)
+    a = a._replace(activation=names[a.activation], gate_activation=names[a.gate_activation])  # type: ignore[call-overload]
+    return gradients(dy, a, fixed, Want(want_x, want_weight, want_bias, want_gate, want_skip))

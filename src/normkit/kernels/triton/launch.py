@@ -31,6 +31,7 @@ RUNNING = 256
 """Channels whose running statistics one program updates, two for each thread. A guess that no GPU has measured."""
 
 reads_half = True
+slabs_in_regions = False
 
 _numbers = itertools.count()
 _plans: dict[int, tuple[tuple[int, int, int, int], int, int, int, Gaps]] = {}

@@ -7,13 +7,15 @@ tensors by their part in the call (`Slot`), so it holds for every call of the sa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 from torch import Tensor
 
 from normkit.kernels import fastpath
 from normkit.kernels.backend import Want
-from normkit.kernels.formula import ACTIVATIONS, Arguments
+from normkit.kernels.formula import GATES, Arguments
 from normkit.kernels.triton import device, launch
 from normkit.kernels.triton.recorder import Recipe, Recorder, Slot, Tensors
 
@@ -32,30 +34,33 @@ def _distinct(*tensors: Tensor | None) -> list[Tensor | None]:
 
 # Calls from C++ -----------------------------------------------------------------------------------------------
 
-_names = list(ACTIVATIONS)
+_names = list(GATES)
 
 
 def norm(
     plan: int, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, std: Tensor | None,
-    residual: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None, momentum: float, count: int,
-    eps: float, center: bool, activation: int, moments: bool, length: bool, zero_centered: bool, cast_first: bool,
+    residual: Tensor | None, gate: Tensor | None, skip: Tensor | None, running_mean: Tensor | None,
+    running_var: Tensor | None, momentum: float, count: int, eps: float, center: bool, activation: int,
+    gate_activation: int, gate_first: bool, moments: bool, length: bool, zero_centered: bool, cast_first: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Recipe | None] | None:  # fmt: skip
     """A call without gradients, and its recipe: y, the sum, and the moments if they are computed.
 
     With `length` it is weight normalization, and the last of the results is the length. None for a plan that has been
     given up.
     """
-    x, weight, bias, mean, std, residual = _distinct(x, weight, bias, mean, std, residual)  # type: ignore[assignment]
+    x, weight, bias, mean, std, residual, gate, skip = _distinct(  # type: ignore[assignment]
+        x, weight, bias, mean, std, residual, gate, skip
+    )
     given = {Slot.X: x, Slot.WEIGHT: weight, Slot.BIAS: bias, Slot.MEAN: mean, Slot.STD: std, Slot.RESIDUAL: residual}
-    given |= {Slot.RUNNING_MEAN: running_mean, Slot.RUNNING_VAR: running_var}
+    given |= {Slot.GATE: gate, Slot.SKIP: skip, Slot.RUNNING_MEAN: running_mean, Slot.RUNNING_VAR: running_var}
 
     def call() -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         if length:
             assert weight is not None
             w, own = launch.weight_norm(x, weight, plan)
             return w, None, None, own
-        a = Arguments(x, weight, bias, "", eps, center, mean, std, residual, None, _names[activation])
-        a = a._replace(zero_centered=zero_centered, cast_first=cast_first)
+        gates = gate, skip, _names[gate_activation], gate_first, zero_centered, cast_first
+        a = Arguments(x, weight, bias, "", eps, center, mean, std, residual, None, _names[activation], *gates)
         out = launch.norm(a, plan, std, eps, None, moments)
         if running_mean is not None:
             numbers = running_mean, running_var, *out[2:], count
@@ -77,32 +82,38 @@ def norm(
 
 def norm_backward(
     plan: int, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, std: Tensor,
-    dsum: Tensor | None, eps: float, center: bool, activation: int, fixed: bool, want_x: bool, want_weight: bool,
-    want_bias: bool, weight_dtype: torch.dtype | None, bias_dtype: torch.dtype | None, length: bool,
-    zero_centered: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Recipe | None] | None:  # fmt: skip
-    """The gradients of x, weight and bias that are wanted, and their recipe; None for a plan that has been given up."""
-    x, dy, weight, bias, mean, std, dsum = _distinct(x, dy, weight, bias, mean, std, dsum)  # type: ignore[assignment]
+    dsum: Tensor | None, gate: Tensor | None, skip: Tensor | None, eps: float, center: bool, activation: int,
+    gate_activation: int, gate_first: bool, fixed: bool, wanted: Sequence[bool], weight_dtype: torch.dtype | None,
+    bias_dtype: torch.dtype | None, length: bool, zero_centered: bool,
+) -> tuple[Tensor | Recipe | None, ...] | None:  # fmt: skip
+    """The gradients that are wanted, of x, weight, bias, gate and skip, and their recipe.
+
+    None for a plan that has been given up.
+    """
+    x, dy, weight, bias, mean, std, dsum, gate, skip = _distinct(  # type: ignore[assignment]
+        x, dy, weight, bias, mean, std, dsum, gate, skip
+    )
     given = {Slot.DY: dy, Slot.X: x, Slot.WEIGHT: weight, Slot.BIAS: bias, Slot.MEAN: mean, Slot.STD: std}
-    given[Slot.RESIDUAL] = dsum
-    want = Want(want_x, want_weight, want_bias)
+    given |= {Slot.RESIDUAL: dsum, Slot.GATE: gate, Slot.SKIP: skip}
+    want = Want(*wanted)
 
     def call() -> tuple[Tensor | None, ...]:
         if length:
             assert weight is not None
-            return *launch.weight_norm_backward(dy, x, weight, std, plan), None
-        a = Arguments(x, weight, bias, "", eps, center, mean, std, dsum, None, _names[activation])
-        a = a._replace(zero_centered=zero_centered)
-        return launch.norm_backward(dy, a, plan, std, eps, None, fixed, want, (weight_dtype, bias_dtype))[:3]
+            return *launch.weight_norm_backward(dy, x, weight, std, plan), None, None, None
+        gates = gate, skip, _names[gate_activation], gate_first, zero_centered
+        a = Arguments(x, weight, bias, "", eps, center, mean, std, dsum, None, _names[activation], *gates)
+        return launch.norm_backward(dy, a, plan, std, eps, None, fixed, want, (weight_dtype, bias_dtype))
 
     recorder = Recorder()
     grads = recorder.watch(call, plan, x)
     if grads is None:
         return None
-    dx, dweight, dbias = (t if wanted else None for t, wanted in zip(grads, want[:3], strict=True))
-    recipe = recorder.recipe(given, {Slot.DX: dx, Slot.DWEIGHT: dweight, Slot.DBIAS: dbias})
+    out = [t if one else None for t, one in zip(grads, want, strict=True)]
+    slots = (Slot.DX, Slot.DWEIGHT, Slot.DBIAS, Slot.DGATE, Slot.DSKIP)
+    recipe = recorder.recipe(given, dict(zip(slots, out, strict=True)))
     _note(recorder)
-    return dx, dweight, dbias, recipe
+    return *out, recipe
 
 
 # Whether C++ carries out calls on the GPU ---------------------------------------------------------------------
@@ -137,6 +148,15 @@ def state() -> tuple[bool, str]:
     return True, f"launches through {_driver}"
 
 
-def cache_plan(pattern: str, shape: torch.Size, strides: tuple[int, ...], plan: int, numbers: tuple[int, ...]) -> bool:
-    """Let C++ take such calls, after one has passed all checks; True if it has given up all other plans."""
-    return plan >= 0 and state()[0] and fastpath.cache_gpu_plan(pattern, shape, strides, plan, *numbers)
+def cache_plan(
+    pattern: str,
+    shape: torch.Size,
+    strides: tuple[int, ...],
+    varying: int,
+    over_features: bool,
+    plan: int,
+    numbers: tuple[int, ...],
+) -> bool:
+    """As `normkit.kernels.fastpath.cache_plan`, on a GPU."""
+    known_by = (pattern, shape, strides, varying, over_features)
+    return plan >= 0 and state()[0] and fastpath.cache_gpu_plan(*known_by, plan, *numbers)

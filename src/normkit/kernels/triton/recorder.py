@@ -38,7 +38,11 @@ class Slot(IntEnum):
     DX = 11
     DWEIGHT = 12
     DBIAS = 13
-    WORKSPACE = 14
+    GATE = 14
+    SKIP = 15
+    DGATE = 16
+    DSKIP = 17
+    WORKSPACE = 18
     """The memory of all temporary tensors."""
 
 
