@@ -65,59 +65,127 @@ ALWAYS_INLINE float tanh_of(float x) {
   return t < 0.390625f ? small : large;
 }
 
-// f(z) and f'(z). NaN stays NaN.
+// The same for sixteen numbers at once. What is below -87 counts as -87, so that 1 + exp(-z) has an inverse.
+#if defined(__AVX512F__)
+ALWAYS_INLINE Pack exp_of(Pack x) {
+  x = between(-87.0f, x, 87.0f);
+  const Pack n = nearest_whole(x * 1.44269504f), r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Pack p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  return scaled_by_power(p * (r * r) + r + 1.0f, n);
+}
+ALWAYS_INLINE Pack erf_of(Pack x) {
+  x = between(-4.0f, x, 4.0f);
+  const Pack t = x * x;
+  Pack p = t * -2.72614225801306e-10f + 2.77068142495902e-08f;
+  p = p * t - 2.10102402082508e-06f;
+  p = p * t - 5.69250639462346e-05f;
+  p = p * t - 7.34990630326855e-04f;
+  p = p * t - 2.95459980854025e-03f;
+  p = p * t - 1.60960333262415e-02f;
+  Pack q = t * -1.45660718464996e-05f - 2.13374055278905e-04f;
+  q = q * t - 1.68282697438203e-03f;
+  q = q * t - 7.37332916720468e-03f;
+  q = q * t - 1.42647390514189e-02f;
+  return x * p * inverse(q);
+}
+ALWAYS_INLINE Pack tanh_of(Pack x) {
+  const Pack t = x * x;
+  Pack p = t * -5.70498872745e-3f + 2.06390887954e-2f;
+  p = p * t - 5.37397155531e-2f;
+  p = p * t + 1.33314422036e-1f;
+  p = p * t - 3.33332819422e-1f;
+  const Pack large = 1.0f - 2.0f * inverse(exp_of(2.0f * x) + 1.0f);
+  return t < 0.390625f ? p * t * x + x : large;
+}
+ALWAYS_INLINE Pack quotient(Pack a, Pack b) { return a * inverse(b); }
+ALWAYS_INLINE Pack one(Pack) { return pack_of(1.0f); }
+ALWAYS_INLINE Pack positive(Pack z) { return positive_pack(z); }
+ALWAYS_INLINE Pack if_positive(Pack z, float yes, float no) { return z > 0.0f ? pack_of(yes) : pack_of(no); }
+ALWAYS_INLINE Pack if_negative(Pack z, float yes, float no) { return z < 0.0f ? pack_of(yes) : pack_of(no); }
+#endif
+template <class A> ALWAYS_INLINE A quotient(A a, A b) { return a / b; }
+template <class A> ALWAYS_INLINE A one(A) { return 1; }
+template <class A> ALWAYS_INLINE A positive(A z) { return z < 0 ? A(0) : z; }
+template <class A> ALWAYS_INLINE A if_positive(A z, A yes, A no) { return z > 0 ? yes : no; }
+template <class A> ALWAYS_INLINE A if_negative(A z, A yes, A no) { return z < 0 ? yes : no; }
+
+// The numbers in a value that loops see.
+template <class V> using Number = typename std::conditional<std::is_same<V, double>::value, double, float>::type;
+
+// f(z) and f'(z) of a number, or of sixteen. NaN stays NaN.
 template <Activation K> struct Function;
 template <> struct Function<Activation::relu> {
-  template <class A> ALWAYS_INLINE static A value(A z) { return z < 0 ? A(0) : z; }
-  template <class A> ALWAYS_INLINE static A slope(A z) { return z > 0 ? A(1) : A(0); }
+  template <class V> ALWAYS_INLINE static V value(V z) { return positive(z); }
+  template <class V> ALWAYS_INLINE static V slope(V z) { return if_positive(z, Number<V>(1), Number<V>(0)); }
 };
 template <> struct Function<Activation::leaky_relu> {
-  template <class A> ALWAYS_INLINE static A value(A z) { return z < 0 ? z * A(0.01) : z; }
-  template <class A> ALWAYS_INLINE static A slope(A z) { return z > 0 ? A(1) : A(0.01); }
+  template <class V> ALWAYS_INLINE static V value(V z) { return z * if_negative(z, Number<V>(0.01), Number<V>(1)); }
+  template <class V> ALWAYS_INLINE static V slope(V z) { return if_positive(z, Number<V>(1), Number<V>(0.01)); }
 };
 template <> struct Function<Activation::sigmoid> {
-  template <class A> ALWAYS_INLINE static A value(A z) { return A(1) / (A(1) + exp_of(-z)); }
-  template <class A> ALWAYS_INLINE static A slope(A z) { const A s = value(z); return s * (A(1) - s); }
+  template <class V> ALWAYS_INLINE static V value(V z) { return quotient(one(z), exp_of(-z) + 1); }
+  template <class V> ALWAYS_INLINE static V slope(V z) { const V s = value(z); return s * (1 - s); }
 };
 template <> struct Function<Activation::silu> {
-  template <class A> ALWAYS_INLINE static A value(A z) { return z / (A(1) + exp_of(-z)); }
-  template <class A> ALWAYS_INLINE static A slope(A z) {
-    const A s = A(1) / (A(1) + exp_of(-z));
-    return s * (A(1) + z * (A(1) - s));
+  template <class V> ALWAYS_INLINE static V value(V z) { return quotient(z, exp_of(-z) + 1); }
+  template <class V> ALWAYS_INLINE static V slope(V z) {
+    const V s = Function<Activation::sigmoid>::value(z);
+    return s * (z * (1 - s) + 1);
   }
 };
 template <> struct Function<Activation::tanh> {
-  template <class A> ALWAYS_INLINE static A value(A z) { return tanh_of(z); }
-  template <class A> ALWAYS_INLINE static A slope(A z) { const A t = tanh_of(z); return A(1) - t * t; }
+  template <class V> ALWAYS_INLINE static V value(V z) { return tanh_of(z); }
+  template <class V> ALWAYS_INLINE static V slope(V z) { const V t = tanh_of(z); return 1 - t * t; }
 };
 template <> struct Function<Activation::gelu> {
-  template <class A> ALWAYS_INLINE static A value(A z) {
-    return z * (A(0.5) + A(0.5) * erf_of(z * A(0.70710678118654752)));
+  template <class V> ALWAYS_INLINE static V half(V z) {
+    using N = Number<V>;
+    return N(0.5) + N(0.5) * erf_of(z * N(0.70710678118654752));
   }
-  template <class A> ALWAYS_INLINE static A slope(A z) {
-    return A(0.5) + A(0.5) * erf_of(z * A(0.70710678118654752)) + z * A(0.39894228040143268) * exp_of(A(-0.5) * z * z);
+  template <class V> ALWAYS_INLINE static V value(V z) { return z * half(z); }
+  template <class V> ALWAYS_INLINE static V slope(V z) {
+    using N = Number<V>;
+    return half(z) + z * N(0.39894228040143268) * exp_of(N(-0.5) * z * z);
   }
 };
 template <> struct Function<Activation::gelu_tanh> {
-  template <class A> ALWAYS_INLINE static A inside(A z) {
-    return A(0.79788456080286536) * (z + A(0.044715) * z * z * z);
+  template <class V> ALWAYS_INLINE static V tanh_inside(V z) {
+    using N = Number<V>;
+    return tanh_of(N(0.79788456080286536) * (z + N(0.044715) * z * z * z));
   }
-  template <class A> ALWAYS_INLINE static A value(A z) { return A(0.5) * z * (A(1) + tanh_of(inside(z))); }
-  template <class A> ALWAYS_INLINE static A slope(A z) {
-    const A t = tanh_of(inside(z)), rise = A(0.79788456080286536) * (A(1) + A(3 * 0.044715) * z * z);
-    return A(0.5) * (A(1) + t) + A(0.5) * z * (A(1) - t * t) * rise;
+  template <class V> ALWAYS_INLINE static V value(V z) { return Number<V>(0.5) * z * (1 + tanh_inside(z)); }
+  template <class V> ALWAYS_INLINE static V slope(V z) {
+    using N = Number<V>;
+    const V t = tanh_inside(z), rise = N(0.79788456080286536) * (1 + N(3 * 0.044715) * z * z);
+    return N(0.5) * (1 + t) + N(0.5) * z * (1 - t * t) * rise;
   }
 };
 
 // Only for gates: the gate itself, and 1 + gate.
 template <> struct Function<Activation::none> {
-  template <class A> ALWAYS_INLINE static A value(A z) { return z; }
-  template <class A> ALWAYS_INLINE static A slope(A) { return A(1); }
+  template <class V> ALWAYS_INLINE static V value(V z) { return z; }
+  template <class V> ALWAYS_INLINE static V slope(V z) { return one(z); }
 };
 template <> struct Function<Activation::plus_one> {
-  template <class A> ALWAYS_INLINE static A value(A z) { return A(1) + z; }
-  template <class A> ALWAYS_INLINE static A slope(A) { return A(1); }
+  template <class V> ALWAYS_INLINE static V value(V z) { return z + 1; }
+  template <class V> ALWAYS_INLINE static V slope(V z) { return one(z); }
 };
+
+// What a loop that normalizes does with a result before it is written.
+struct AsItIs {
+  template <class At, class V> ALWAYS_INLINE V operator()(const At&, V z) const { return z; }
+};
+struct Relu {
+  template <class At, class V> ALWAYS_INLINE V operator()(const At& at, V z) const { return at.positive(z); }
+};
+// Whether the loop itself applies the activation: relu costs nothing there.
+inline bool is_in_loop(const normkit::Fusion* f) {
+  return f && f->activation == Activation::relu && !f->gate && !f->skip;
+}
 
 template <class Body> void with(Activation kind, const Body& body) {
   switch (kind) {
@@ -132,27 +200,34 @@ template <class Body> void with(Activation kind, const Body& body) {
     case Activation::plus_one: return body(Function<Activation::plus_one>());
   }
 }
-// z = f(z)
-template <class A> void activate(Activation kind, A* z, int64_t n) {
+// body(at) for n elements of what is stored as A: one by one, or sixteen at once where there are packs.
+template <class A, class Body> void all_of(int64_t n, const Body& body) {
+  if constexpr (USES_PACKS<A>) {
+    int64_t i = 0;
+    for (; i + PACK <= n; i += PACK) body(Whole{i});
+    if (i < n) body(Part{i, first_lanes(n - i)});
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) body(Element<A>{i});
+  }
+}
+// z = f(z), of values as loops see them.
+template <class T> void activate(Activation kind, T* z, int64_t n) {
   with(kind, [=](auto f) {
-    for (int64_t i = 0; i < n; ++i) z[i] = f.value(z[i]);
+    const auto each_one = [=](auto at) { at.put(z, f.value(at(z))); };
+    if constexpr (PACKED<T>) each<T>(0, n, each_one);
+    else all_of<T>(n, each_one);
   });
 }
 // out = g * f'(z); out may be g.
 template <class A> void multiply_by_slope(Activation kind, const A* z, const A* g, A* out, int64_t n) {
-  with(kind, [=](auto f) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) out[i] = g[i] * f.slope(z[i]);
-  });
+  with(kind, [=](auto f) { all_of<A>(n, [=](auto at) { at.put(out, at(g) * f.slope(at(z))); }); });
 }
 
 // The same with z + skip in place of z.
 template <class A>
 void multiply_by_slope_after(Activation kind, const A* z, const A* skip, const A* g, A* out, int64_t n) {
-  with(kind, [=](auto f) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) out[i] = g[i] * f.slope(z[i] + skip[i]);
-  });
+  with(kind, [=](auto f) { all_of<A>(n, [=](auto at) { at.put(out, at(g) * f.slope(at(z) + at(skip))); }); });
 }
 
 template <class Body> void with_gate(Activation kind, const Body& body) {
@@ -167,29 +242,24 @@ template <class A> A value_of(Activation kind, A gate) {
 }
 // out = x * f(gate); out may be x.
 template <class A> void multiply_by_gate(Activation kind, const A* gate, const A* x, A* out, int64_t n) {
-  with_gate(kind, [=](auto f) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) out[i] = x[i] * f.value(gate[i]);
-  });
+  with_gate(kind, [=](auto f) { all_of<A>(n, [=](auto at) { at.put(out, at(x) * f.value(at(gate))); }); });
 }
 // out = x * f(gate) + skip; out may be x.
 template <class A>
 void multiply_by_gate_and_add(Activation kind, const A* gate, const A* skip, const A* x, A* out, int64_t n) {
   with_gate(kind, [=](auto f) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) out[i] = x[i] * f.value(gate[i]) + skip[i];
+    all_of<A>(n, [=](auto at) { at.put(out, at(x) * f.value(at(gate)) + at(skip)); });
   });
 }
 // From g, the gradient of x * f(gate): dgate = g * x * f'(gate), and dx = g * f(gate); dx may be g.
 template <class A>
 void gate_gradients(Activation kind, const A* gate, const A* x, const A* g, A* dx, A* dgate, int64_t n) {
   with_gate(kind, [=](auto f) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      const A upstream = g[i], at = gate[i];
-      dgate[i] = upstream * x[i] * f.slope(at);
-      dx[i] = upstream * f.value(at);
-    }
+    all_of<A>(n, [=](auto at) {
+      const auto upstream = at(g), own = at(gate);
+      at.put(dgate, upstream * at(x) * f.slope(own));
+      at.put(dx, upstream * f.value(own));
+    });
   });
 }
 // out = a + b; out may be one of them.

@@ -1,7 +1,7 @@
 // How the backward pass reads a block: x, times f(gate) where the gate comes first, with its padding replaced; and the
 // gradient of z = x_hat * weight + bias, with its padding at 0. That is dy times the slope of the activation and, where
 // the gate comes after, f(gate); the gradients of gate and skip are written with it. Of two passes, the first keeps it
-// in dx and the second reads it there.
+// in dx and the second reads it there; or, where dx is written past the cache, the second computes it again.
 #pragma once
 #include "block/activation.h"
 #include "block/gaps.h"
@@ -27,7 +27,7 @@ template <class S, class T> class Upstream {
   Gaps gaps_;
   Activation activation_ = Activation::none, gate_activation_ = Activation::none;
   const S *gate_ = nullptr, *skip_ = nullptr;
-  bool gate_first_ = false;
+  bool gate_first_ = false, recomputes_ = false, is_second_ = false;
   Output<S> dgate_, dskip_;
 
   bool multiplies() const { return gate_ && !gate_first_; }
@@ -43,11 +43,20 @@ template <class S, class T> class Upstream {
     activation_ = f.fused->activation, gate_activation_ = f.fused->gate_activation;
     gate_ = static_cast<const S*>(f.fused->gate), skip_ = static_cast<const S*>(f.fused->skip);
     gate_first_ = f.fused->gate_first;
-    if (needs_sums(f) && !is_dy()) kept_ = dskip_ && !multiplies() ? dskip_.base : static_cast<S*>(f.dx);
+    if (!needs_sums(f) || is_dy()) return;
+    if (dskip_ && !multiplies()) kept_ = dskip_.base;
+    else if (v.numel() * int64_t(sizeof(S)) >= PAST_CACHE) recomputes_ = true;
+    else kept_ = static_cast<S*>(f.dx);
   }
   // For a second pass.
   Upstream again() const {
     Upstream u = *this;
+    if (recomputes_) {
+      u.is_second_ = true;
+      u.dskip_.base = nullptr;
+      if (!gate_first_) u.dgate_.base = nullptr;
+      return u;
+    }
     if (kept_) u.dy_ = kept_;
     if (!gate_first_) u.gate_ = nullptr, u.dgate_.base = nullptr;
     u.activation_ = Activation::none, u.dskip_.base = nullptr;
@@ -136,8 +145,9 @@ template <class S, class T> class Upstream {
         dskip_.close(at, g, n);
       }
       if (gate) multiply_back(g, inside, gate, buffer, at, n), g = buffer;
-      if (!gate_ && !skip_ && !dskip_) return rounded(g, at, n, buffer);
-      if (kept_ && kept_ != dskip_.base) keep(g, at, n);  // rounded only where it is stored
+      // Of several steps, the result is rounded only for the second pass.
+      if ((!gate_ && !skip_ && !dskip_) || is_second_) return rounded(g, at, n, buffer);
+      if (kept_ && kept_ != dskip_.base) keep(g, at, n);
       return g;
     } else {
       multiply_by_slope(activation_, inside, converted(dy_ + at, wide, n), wide, n);

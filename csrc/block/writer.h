@@ -14,15 +14,18 @@ template <class S, class T> class Writer {
   const S* base_;
   const Fusion* fused_;
   const bool past_cache_, prefetches_;
+  const Activation activation_;
   bool after_;  // whether fusion changes the results
   S* y_ = nullptr;
   alignas(LINE) T buffer_[BLOCK];
 
  public:
-  // For the results of a call: `elements` of them from `base` on.
-  Writer(S* base, int64_t elements, const Fusion* fused)
+  // For the results of a call: `elements` of them from `base` on. `activated`: they come with the activation applied.
+  Writer(S* base, int64_t elements, const Fusion* fused, bool activated = false)
       : base_(base), fused_(fused), past_cache_(elements * int64_t(sizeof(S)) >= PAST_CACHE),
-        prefetches_(needs_prefetch<S>(elements)), after_(fused) {}
+        prefetches_(needs_prefetch<S>(elements)),
+        activation_(fused && !fused->backward && !activated ? fused->activation : Activation::none),
+        after_(changes() || (fused && fused->mask)) {}
   ~Writer() { if (past_cache_) fence(); }
   Writer(const Writer&) = delete;
   Writer& operator=(const Writer&) = delete;
@@ -31,9 +34,7 @@ template <class S, class T> class Writer {
   void look_ahead(const S* from, int64_t n) {
     const Mask mask{fused_};
     if (!mask) return;
-    const bool activated = fused_->activation != Activation::none || fused_->gate || fused_->skip;
-    const bool changes = fused_->backward ? fused_->residual != nullptr : activated;
-    after_ = changes || !mask.is_all_valid(from - base_, n);
+    after_ = changes() || !mask.is_all_valid(from - base_, n);
   }
   T* open(S* y) {
     y_ = y;
@@ -55,6 +56,12 @@ template <class S, class T> class Writer {
   }
 
  private:
+  // Whether any result changes, whatever the mask says.
+  bool changes() const {
+    if (!fused_) return false;
+    if (fused_->backward) return fused_->residual;
+    return activation_ != Activation::none || fused_->gate || fused_->skip;
+  }
   OUT_OF_LINE void finish(T* q, int64_t n) const {
     const int64_t at = y_ - base_;
     if constexpr (std::is_same<T, A>::value) {
@@ -62,7 +69,7 @@ template <class S, class T> class Writer {
         for (int64_t i = 0; i < n; i += BURST) apply_gate_and_skip(q + i, at + i, min(BURST, n - i));
       }
     }
-    if (fused_->activation != Activation::none && !fused_->backward) apply_activation(q, n);
+    if (activation_ != Activation::none) activate(activation_, q, n);
     if (const Mask mask{fused_}; mask && !mask.is_all_valid(at, n)) mask.copy(q, q, at, n, Constant<A>{0});
     if (fused_->backward && fused_->residual) add_gradient(q, static_cast<const S*>(fused_->residual) + at, n);
   }
@@ -78,14 +85,6 @@ template <class S, class T> class Writer {
     if (gate && skip) multiply_by_gate_and_add(fused_->gate_activation, gate, skip, z, z, n);
     else if (gate) multiply_by_gate(fused_->gate_activation, gate, z, z, n);
     else if (skip) add(z, skip, z, n);
-  }
-  void apply_activation(T* q, int64_t n) const {
-    A wide[BLOCK];
-    A* z = wide;
-    if constexpr (std::is_same<T, A>::value) z = q;
-    else each<T>(0, n, [q, z](auto i) { i.put(z, i(q)); });
-    activate(fused_->activation, z, n);
-    if constexpr (!std::is_same<T, A>::value) each<T>(0, n, [q, z](auto i) { i.put(q, i(z)); });
   }
   static void add_gradient(T* q, const S* more, int64_t n) {
     if constexpr (std::is_same<T, A>::value) {

@@ -10,6 +10,7 @@ template <class A> struct Element {
   int64_t i;
   A operator()(const A* p, A = 0) const { return p[i]; }
   A of(A value) const { return value; }
+  A positive(A value) const { return value < 0 ? A(0) : value; }
   void put(A* q, A v) const { q[i] = v; }
 };
 
@@ -18,6 +19,7 @@ struct Whole {
   int64_t i;
   template <class S> Pack operator()(const S* p, float = 0) const { return load_pack(p + i); }
   template <class A> Pack of(A value) const { return pack_of(value); }
+  template <class A> A positive(A value) const { return positive_pack(value); }
   template <class S> void put(S* q, Pack v) const { store_pack(q + i, v); }
 };
 // Those of them that are there.
@@ -26,6 +28,7 @@ struct Part {
   PackMask some;
   template <class S> Pack operator()(const S* p, float fill = 0) const { return load_pack(p + i, some, fill); }
   template <class A> Pack of(A value) const { return pack_of(value); }
+  template <class A> A positive(A value) const { return positive_pack(value); }
   template <class S> void put(S* q, Pack v) const { store_pack(q + i, some, v); }
 };
 // Whether loops over what is stored as S see packs, and whether arithmetic in A may use them.

@@ -31,6 +31,20 @@ inline PackMask first_lanes(int64_t n) { return PackMask((1u << n) - 1); }
 constexpr bool HAS_PACKS = true;
 
 inline Pack pack_of(float value) { return Pack(_mm512_set1_ps(value)); }
+// 0 in place of what is below; NaN stays NaN.
+inline Pack positive_pack(Pack v) { return Pack(_mm512_max_ps(_mm512_setzero_ps(), __m512(v))); }
+
+inline Pack between(float low, Pack v, float high) {
+  return Pack(_mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), __m512(v))));
+}
+// Only for what has an inverse that is not subnormal: an estimate of 14 bits, and one step of Newton's method.
+inline Pack inverse(Pack v) {
+  const Pack r = Pack(_mm512_rcp14_ps(__m512(v)));
+  return r * (2.0f - v * r);
+}
+inline Pack nearest_whole(Pack v) { return Pack(_mm512_roundscale_ps(__m512(v), 0)); }
+// v * 2^n
+inline Pack scaled_by_power(Pack v, Pack n) { return Pack(_mm512_scalef_ps(__m512(v), __m512(n))); }
 
 // Sixteen numbers of half precision, as they are stored, to floats and back.
 inline __m512 widen_halves(__m256i h, f16) { return _mm512_cvtph_ps(h); }

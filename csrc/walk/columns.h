@@ -26,6 +26,7 @@ template <class S, class T> class ColumnsForward {
   const TileAffine<A> weights;
   const Tiles tiles;
   const bool prefetches, prefetches_tile;  // whether the tensor, or a tile on its second pass, comes from memory
+  const bool relu;                         // in the loop that normalizes
 
   // y = (x - mu) * factor + shift in each column, and the value that replaces padding. With `cast_first` that is x_hat,
   // and weight and bias are kept.
@@ -38,7 +39,8 @@ template <class S, class T> class ColumnsForward {
         applied((f.fixed ? source : source.again()).unmasked()), y(static_cast<S*>(f.y)), mean(static_cast<A*>(f.mean)),
         std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias, convention<S>(f)), weights(v, affine),
         tiles(v, pool, weights.by_row, false), prefetches(needs_prefetch<S>(v.numel())),
-        prefetches_tile(needs_prefetch<S>((f.fixed || tiles.split ? 1 : 4) * tiles.rows * tiles.width)) {}
+        prefetches_tile(needs_prefetch<S>((f.fixed || tiles.split ? 1 : 4) * tiles.rows * tiles.width)),
+        relu(is_in_loop(f.fused) && !(sizeof(S) == 2 && f.cast_first)) {}
 
   void run() {
     if (tiles.split) return split_tiles();
@@ -253,8 +255,12 @@ template <class S, class T> class ColumnsForward {
     }
   }
   void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with) const {
+    relu ? apply_rows(t, from, end, with, Relu()) : apply_rows(t, from, end, with, AsItIs());
+  }
+  template <class Finally>
+  void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with, const Finally& finally) const {
     T bx[TILE];
-    Writer<S, T> writer(y, v.numel(), f.fused);
+    Writer<S, T> writer(y, v.numel(), f.fused, relu);
     const int64_t n = t.n;
     const A *mu = with.mu, *factor = with.factor, *shift = with.shift;
     for (int64_t r = from; r < end; ++r) {
@@ -269,9 +275,11 @@ template <class S, class T> class ColumnsForward {
           if (f.cast_first) return cast_first(t, r, left, right - left, p, q, with);
         }
         if (weights.by_row) {
-          each<T>(left, right, [=](auto at) { at.put(q, ((at(p) - at(mu)) * at(factor) + at(shift)) * w + b); });
+          each<T>(left, right, [=](auto at) {
+            at.put(q, finally(at, ((at(p) - at(mu)) * at(factor) + at(shift)) * w + b));
+          });
         } else {
-          each<T>(left, right, [=](auto at) { at.put(q, (at(p) - at(mu)) * at(factor) + at(shift)); });
+          each<T>(left, right, [=](auto at) { at.put(q, finally(at, (at(p) - at(mu)) * at(factor) + at(shift))); });
         }
       };
       if (prefetches_tile) {

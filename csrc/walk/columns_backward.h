@@ -136,8 +136,8 @@ template <class S, class T> class ColumnsBackward {
   auto z_of(const Tile& t, int64_t r, const Factors& with, bool scaled) const {
     const A weight = weights.row_weight(t, r), bias = weights.row_bias(t, r);
     return [=, n = t.n, mu = &with.mu[0], rstd = &with.rstd[0], w = &with.w[0], b = &with.b[0]](const T* p, A* z) {
-      if (scaled) each<T>(0, n, [=](auto at) { at.put(z, ((at(p) - at(mu)) * at(w)) * weight + at(b) + bias); });
-      else each<T>(0, n, [=](auto at) { at.put(z, ((at(p) - at(mu)) * at(rstd)) * (at(w) * weight) + at(b) + bias); });
+      if (scaled) each<T>(0, n, [=](auto at) { at.put(z, (at(p) - at(mu)) * at(w) * weight + at(b) + bias); });
+      else each<T>(0, n, [=](auto at) { at.put(z, (at(p) - at(mu)) * (at(w) * at(rstd)) * weight + at(b) + bias); });
     };
   }
 

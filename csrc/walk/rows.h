@@ -30,6 +30,7 @@ template <class S, class T> class RowsForward {
   const Spans spans;
   const bool prefetches, prefetches_cell;  // whether the tensor, or a cell on its second pass, comes from memory
   const int64_t burst, rows_ahead;
+  const bool relu;  // in the loop that normalizes
   RowPadding<S, T> padding;
 
  public:
@@ -38,7 +39,9 @@ template <class S, class T> class RowsForward {
         applied((f.fixed ? source : again).unmasked()), y(static_cast<S*>(f.y)), mean(static_cast<A*>(f.mean)),
         std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias, convention<S>(f)), spans(v),
         prefetches(needs_prefetch<S>(v.numel())), prefetches_cell(needs_prefetch<S>(4 * v.count())),
-        burst(prefetches ? BURST : BLOCK), rows_ahead(AHEAD / max(v.r1, 1)), padding(v, f, source, spans) {}
+        burst(prefetches ? BURST : BLOCK), rows_ahead(AHEAD / max(v.r1, 1)),
+        relu(is_in_loop(f.fused) && !(sizeof(S) == 2 && f.cast_first) && !is_transposed(v, affine)),
+        padding(v, f, source, spans) {}
 
   void run() {
     if (f.fixed) return apply_given();
@@ -59,7 +62,7 @@ template <class S, class T> class RowsForward {
       scales[cell] = Scale<A>(double(mean[cell]), square(std[cell]), f.eps);
     parallel(pool, ceil_div(v.rows(), step), [&, r1, step, size, prefetches = prefetches](int64_t task) {
       T buffer[BLOCK];
-      Writer<S, T> writer(y, v.numel(), f.fused);
+      Writer<S, T> writer(y, v.numel(), f.fused, relu);
       const int64_t end = min((task + 1) * step, v.rows());
       for (int64_t row = task * step; row < end; ++row) {
         const Scale<A>& scale = scales[v.cell_of_row(row)];
@@ -90,14 +93,14 @@ template <class S, class T> class RowsForward {
       if (!far_off || twice) break;
     }
     parallel(pool, tasks, [&](int64_t t) {
-      Writer<S, T> writer(y, v.numel(), f.fused);
+      Writer<S, T> writer(y, v.numel(), f.fused, relu);
       apply_span(t / spans.per_cell, t % spans.per_cell, scales[t / spans.per_cell], writer);
     });
   }
 
   // The cells of one task.
   void whole_cells(int64_t cell, int64_t end) {
-    Writer<S, T> writer(y, v.numel(), f.fused);
+    Writer<S, T> writer(y, v.numel(), f.fused, relu);
     if (is_transposed(v, affine) && source.is_plain()) {
       for (; cell < end; cell += SIDE) transposed(cell, min(SIDE, end - cell), writer);
     } else if (v.r0 == 1 && v.r1 <= BLOCK && (!source.mask || source.mask.has_whole_rows(v.r1))) {
@@ -202,6 +205,11 @@ template <class S, class T> class RowsForward {
   }
   // out = the n elements at `in`, normalized; `at` is their offset, j that in the row.
   ALWAYS_INLINE void apply_to(T* out, const T* in, int64_t at, int64_t j, int64_t n, const Scale<A>& scale) const {
+    relu ? apply_to(out, in, at, j, n, scale, Relu()) : apply_to(out, in, at, j, n, scale, AsItIs());
+  }
+  template <class Finally>
+  ALWAYS_INLINE void apply_to(T* out, const T* in, int64_t at, int64_t j, int64_t n, const Scale<A>& scale,
+                              const Finally& finally) const {
     affine.pieces(at, j, n, [&](int64_t start, int64_t length, int64_t index) __attribute__((always_inline)) {
       const T* p = in + start;
       T* q = out + start;
@@ -213,17 +221,17 @@ template <class S, class T> class RowsForward {
         const A rstd = scale.rstd, shift = scale.shift;
         const A *w = affine.weight + index, *b = affine.bias + index;
         if (!affine.bias) {
-          each<T>(0, length, [=](auto at) { at.put(q, ((at(p) - m) * rstd + shift) * at(w)); });
+          each<T>(0, length, [=](auto at) { at.put(q, finally(at, ((at(p) - m) * rstd + shift) * at(w))); });
         } else if (!affine.weight) {
-          each<T>(0, length, [=](auto at) { at.put(q, ((at(p) - m) * rstd + shift) + at(b)); });
+          each<T>(0, length, [=](auto at) { at.put(q, finally(at, ((at(p) - m) * rstd + shift) + at(b))); });
         } else {
-          each<T>(0, length, [=](auto at) { at.put(q, ((at(p) - m) * rstd + shift) * at(w) + at(b)); });
+          each<T>(0, length, [=](auto at) { at.put(q, finally(at, ((at(p) - m) * rstd + shift) * at(w) + at(b))); });
         }
       } else {
         const bool plain = affine.vector;
         const A w = plain ? A(1) : affine.w(index), b = plain ? A(0) : affine.b(index);
         const A a = f.length ? w / scale.rstd : scale.rstd * w, c = scale.shift * w + b;
-        each<T>(0, length, [=](auto at) { at.put(q, (at(p) - m) * a + c); });
+        each<T>(0, length, [=](auto at) { at.put(q, finally(at, (at(p) - m) * a + c)); });
       }
     });
   }

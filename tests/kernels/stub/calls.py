@@ -29,11 +29,7 @@ def gpu(built, monkeypatch):
     monkeypatch.setattr(devices, "kernels_on", lambda device: kernels)
     monkeypatch.setattr(device, "_run", built.run)
     monkeypatch.setattr(recipes, "state", lambda: (True, "the stub"))
-    monkeypatch.setattr(
-        fastpath,
-        "cache_plan",
-        lambda *key: recipes.cache_plan(*key, layout.plan_of(*key[:3]).numbers),
-    )
+    monkeypatch.setattr(fastpath, "cache_plan", lambda *key: recipes.cache_plan(*key, numbers_of(key[-1])))
     layout.forget_plans()
     recipes.refused.clear()
     assert fastpath.connect_gpu(built.path, built.path, "cpu")
@@ -46,6 +42,11 @@ def gpu(built, monkeypatch):
     failures = built.failures.copy()
     built.failures.clear()
     assert not failures
+
+
+def numbers_of(plan: int) -> tuple[int, ...]:
+    """What a plan was made known by."""
+    return next(numbers for (numbers, _), number in layout._numbered.items() if number == plan)
 
 
 @pytest.fixture

@@ -83,7 +83,9 @@ def connect() -> Any:
     device.programs = lambda _: 528
     recorder._launch = checked
     recipes.state = lambda: (True, "the stub")
-    fastpath.cache_plan = lambda *key: recipes.cache_plan(*key, layout.plan_of(*key[:3]).numbers)
+    fastpath.cache_plan = lambda *key: recipes.cache_plan(
+        *key, next(numbers for (numbers, _), number in layout._numbered.items() if number == key[-1])
+    )
     run = device._run
 
     def run_and_know(*args: Any) -> Any:

@@ -80,7 +80,7 @@ def test_an_unknown_triton_keeps_pythons_way(monkeypatch):
         False,
         "the GPU's driver, or torch's library for it, is not loaded or lacks a function",
     )
-    assert not recipes.cache_plan("... [c]", torch.Size((2, 3)), (3, 1), 1, (2, 1, 1, 3, 3, 1, 0))
+    assert not recipes.cache_plan("... [c]", torch.Size((2, 3)), (3, 1), 2, True, 1, (2, 1, 1, 3, 3, 1, 0))
 
 
 @needs_fast_path
