@@ -8,7 +8,8 @@ enum class Storage : int { f64 = 0, f32 = 1, bf16 = 2, f16 = 3 };
 
 // The memory as four levels, outermost first: kept, reduced, kept, reduced. The weight of the element at
 // `offset` is `offset / inner % period`. Of `slabs` > 1, equal parts of K0, each has a period of weights; `inner` then
-// counts within its slab. In columns with K0 = 1 the slabs are parts of R0: weights change within a region. With a `group` the rows of x lie apart (Gaps in block/gaps.h), one row to a cell.
+// counts within its slab. In columns with K0 = 1 the slabs are parts of R0, so weights change within a
+// region. With a `group` the rows of x lie apart (Gaps in block/gaps.h), one row to a cell.
 struct View {
   int64_t k0, r0, k1, r1, period, inner;
   bool columns;

@@ -119,8 +119,8 @@ template <class A> struct AffineGrads {
   }
   bool wanted() const { return dweight || dbias; }
 
-  // Slots in vectors of `width`; slot j of each adds to weight `index(j)` of `period`. Of several slabs, each has an equal
-  // part of the slots.
+  // Slots in vectors of `width`; slot j of each adds to weight `index(j)` of `period`. Of several slabs, each has an
+  // equal part of the slots.
   template <class Index> void reduce(int64_t width, int64_t period, Index&& index, int64_t slabs = 1) const {
     for (int64_t s = 0; s < slabs; ++s)
       reduce_part(s * w.size() / slabs, (s + 1) * w.size() / slabs, width, period, index, s * period);

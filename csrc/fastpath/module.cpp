@@ -85,8 +85,8 @@ PyObject* weight_norm(PyObject*, PyObject* const* args, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
-// cache_plan(pattern, sizes, strides, varying, over_features, plan) -> whether all plans that were known before are given
-// up, for want of room.
+// cache_plan(pattern, sizes, strides, varying, over_features, plan) -> whether all plans that were known before are
+// given up, for want of room.
 PyObject* cache_plan(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   View view;
@@ -95,8 +95,8 @@ PyObject* cache_plan(PyObject*, PyObject* const* args, Py_ssize_t) {
   END_HANDLE_TH_ERRORS
 }
 
-// cache_gpu_plan(pattern, sizes, strides, varying, over_features, plan, the numbers of the plan in the order of View) ->
-// as cache_plan
+// cache_gpu_plan(pattern, sizes, strides, varying, over_features, plan, the numbers of the plan in the order of View)
+// -> as cache_plan
 PyObject* cache_gpu_plan(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   if (gpu_type == NO_GPU) Py_RETURN_FALSE;

@@ -17,8 +17,8 @@ const normkit::FastPathKernels* library = nullptr;
 constexpr int64_t FEATURES = -1;
 
 // A region on sizes and strides, known once Python has checked and planned it. `varying`: the dimensions over which
-// weight and bias vary, as bits, and whether those are the features. On a GPU `number` is what Python calls its plan by;
-// on a CPU it is -1.
+// weight and bias vary, as bits, and whether those are the features. On a GPU `number` is what Python calls its plan
+// by; on a CPU it is -1.
 struct Known {
   PyObject* pattern;
   at::DimVector sizes, strides;
@@ -56,8 +56,8 @@ const Known* known_of(const Tensor& x, PyObject* pattern, int64_t varying) {
   return nullptr;
 }
 
-// Given (pattern, sizes, strides, varying, over_features). Returns whether all plans that were known before are given up,
-// for want of room.
+// Given (pattern, sizes, strides, varying, over_features). Returns whether all plans that were known before are given
+// up, for want of room.
 bool keep_plan(PyObject* const* args, const View& view, int64_t number) {
   const auto numbers = [](PyObject* tuple) {
     at::DimVector out;
