@@ -23,8 +23,8 @@ ORDER: dict[str, list[str]] = {
     ],
     "normkit.catalog": ["row", "claims", "rows", "methods", "show"],
     "normkit.kernels": [
-        *("dtypes", "context", "formula", "backend", "native", "fastpath", "triton", "devices", "layout", "batched"),
-        *("sharded", "traced", "operator", "quantized", "weight"),
+        *("dtypes", "context", "regions", "formula", "backend", "native", "fastpath", "triton", "devices", "layout"),
+        *("batched", "sharded", "traced", "operator", "quantized", "weight"),
     ],
     "normkit.kernels.sharded": ["sharding", "rules", "others", "register"],
     "normkit.functional.call": [

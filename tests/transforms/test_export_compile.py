@@ -2,7 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
+import normkit
+from normkit import pattern
+from normkit.kernels import regions
 from transforms.subjects import LAYERS, sample
 
 
@@ -34,3 +38,22 @@ def test_inductor(name):
     torch._dynamo.reset()
     layer, x = LAYERS[name](), sample()
     torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), layer(x), atol=1e-5, rtol=1e-5)  # as above
+
+
+def test_patterns_that_nobody_has_read_are_read_while_a_graph_is_made(monkeypatch):
+    """Two of them in a graph: the second is read after the graph has looked at those that are known."""
+    monkeypatch.setattr(pattern, "_PARSED", {})
+    monkeypatch.setattr(regions, "_Regions", type("_Regions", (), {}))
+    torch._dynamo.reset()
+    norms = nn.ModuleList([normkit.InstanceNorm1d(4, activation="relu"), normkit.GroupNorm(2, 4)])
+
+    def both(x, mask):
+        for norm in norms:
+            x = norm(x, mask=mask)
+        return x
+
+    x, mask = torch.randn(3, 4, 7), torch.rand(3, 7) < 0.7
+    graph = torch.compile(both, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(graph(x, mask), both(x, mask))
+    longer = torch.randn(3, 4, 9), torch.rand(3, 9) < 0.7
+    torch.testing.assert_close(graph(*longer), both(*longer))

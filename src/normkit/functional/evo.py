@@ -17,8 +17,8 @@ from normkit.functional.call.running import Running, update
 from normkit.functional.call.spec import Spec, checked, checked_counts
 from normkit.functional.extras import Fusions, Output
 from normkit.kernels.formula import counts_of
+from normkit.kernels.regions import region_of
 from normkit.merging import mixed_moments
-from normkit.pattern import parse
 
 BATCH = "[b] c [...]"
 INSTANCE = "b c [...]"
@@ -166,7 +166,7 @@ def evo_norm_b0(
     mean, var = mean.view(shape), std.square().view(shape)
     if a.mask is not None:
         # A sample of padding alone has the deviation 1 for the kernels, and no values here.
-        counts = counts_of(a.mask, input.shape, parse(INSTANCE).levels(input.shape)).to(var.dtype).view(shape)
+        counts = counts_of(a.mask, input.shape, region_of(INSTANCE).levels(input.shape)).to(var.dtype).view(shape)
     if training:
         valid = checked_counts(call.name, a._replace(pattern=BATCH))
         if valid is None:

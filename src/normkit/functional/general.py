@@ -33,7 +33,7 @@ def feature_shape(region: Region, shape: torch.Size) -> tuple[int, ...]:
 _kept_shape = lru_cache(maxsize=4096)(feature_shape)
 
 
-_ANY = Spec("normalize", lambda _, x, shape: shape, any_pattern=True)
+_ANY = Spec("normalize", lambda _, x, shape: shape)
 SPECS = {
     (center, checked): _ANY._replace(center=center, checked_before=checked)
     for center in (True, False)

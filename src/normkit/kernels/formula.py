@@ -15,7 +15,8 @@ from torch import Tensor
 
 from normkit.kernels.context import transforms_in_use
 from normkit.kernels.dtypes import arithmetic_dtype, working_dtype
-from normkit.pattern import Level, parse
+from normkit.kernels.regions import region_of
+from normkit.pattern import Level
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda z: z,
@@ -82,7 +83,7 @@ class Arguments(NamedTuple):
         dims = self.x.dim()
         if parameter is None or parameter.dim() != dims or dims == 1:
             return None
-        levels = parse(self.pattern).levels(self.x.shape)
+        levels = region_of(self.pattern).levels(self.x.shape)
         features = {level.dim for level in levels if level.feature and self.x.shape[level.dim] != 1}
         own = {dim for dim, size in enumerate(parameter.shape) if size != 1}
         return None if own == features else tuple([dim in own for dim in range(dims)])
@@ -184,7 +185,7 @@ def moments_backward(a: Arguments, dmean: Tensor | None, dstd: Tensor | None) ->
     ``dx = (dmean + dstd * (x - mean) / std) / count``, without the second term where the deviation is 0; 0 at padding.
     """
     assert a.var is not None
-    levels = parse(a.pattern).levels(a.x.shape)
+    levels = region_of(a.pattern).levels(a.x.shape)
     sizes, kept = ([level.size for level in levels], [1 if level.reduced else level.size for level in levels])
     std = a.var.view(kept)
     x = a.x if a.x.dtype is std.dtype else a.x.to(std.dtype)
@@ -217,7 +218,7 @@ class _View:
 
     def __init__(self, a: Arguments, x: Tensor) -> None:
         self.a = a
-        self.levels = parse(a.pattern).levels(x.shape, a.varying())
+        self.levels = region_of(a.pattern).levels(x.shape, a.varying())
         self.dtype = working_dtype(x)
         self.stat = arithmetic_dtype(x.dtype)
         self.sizes = [level.size for level in self.levels]

@@ -22,7 +22,7 @@ from normkit.kernels.dtypes import arithmetic_dtype, working_dtype
 from normkit.kernels.formula import Arguments, counts_of
 from normkit.kernels.layout import dense_like
 from normkit.kernels.operator import library
-from normkit.pattern import parse
+from normkit.kernels.regions import region_of
 
 POWER = Spec("power_norm", check_channels, center=False)
 
@@ -207,7 +207,7 @@ def _values(a: Arguments) -> int | Tensor:
     """The number of values of a channel; one number for each where padding leaves some out."""
     if a.mask is None:
         return a.x.numel() // a.x.shape[1]
-    return counts_of(a.mask, a.x.shape, parse(a.pattern).levels(a.x.shape))
+    return counts_of(a.mask, a.x.shape, region_of(a.pattern).levels(a.x.shape))
 
 
 def _update(running_phi: Tensor, own: Tensor, values: int | Tensor, momentum: float) -> None:

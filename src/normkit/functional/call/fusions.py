@@ -9,8 +9,8 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, DtypeError, ShapeError, nearest
 from normkit.kernels.formula import ACTIVATIONS
+from normkit.kernels.regions import region_of
 from normkit.kernels.sharded import is_distributed, replicated
-from normkit.pattern import parse
 
 
 def check_activation(name: str, activation: str | None) -> str:
@@ -70,7 +70,7 @@ def checked_mask(
         return None
     if mask is not None and lengths is not None:
         raise ArgumentError(f"{name} takes a mask or lengths, got both: the mask says all that lengths can")
-    features = {level.dim for level in parse(pattern).levels(input.shape) if level.feature}
+    features = {level.dim for level in region_of(pattern).levels(input.shape) if level.feature}
     places = [d for d in range(input.dim()) if d not in features]
     if lengths is not None:
         mask = _mask_of(name, input, lengths, places)

@@ -14,7 +14,7 @@ from normkit.kernels.backend import Want
 from normkit.kernels.context import is_traced, is_transformed, is_watched, wants_gradient
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import Arguments
-from normkit.pattern import parse
+from normkit.kernels.regions import region_of
 
 
 def moments(a: Arguments) -> tuple[Tensor | None, Tensor]:
@@ -84,7 +84,7 @@ def _gradients(a: Arguments, dy: Tensor, want: Want) -> tuple[Tensor | None, ...
 
 def _kept(x: Tensor, pattern: str) -> list[int]:
     """The shape of the cells, with size 1 in the reduced dimensions."""
-    return [1 if level.reduced else level.size for level in parse(pattern).levels(x.shape)]
+    return [1 if level.reduced else level.size for level in region_of(pattern).levels(x.shape)]
 
 
 _normalized: Callable[..., Tensor] = _Normalized.apply

@@ -24,7 +24,7 @@ from normkit.kernels import fastpath, operator
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import ACTIVATIONS, Arguments, counts_of
 from normkit.kernels.layout import dense_like
-from normkit.pattern import parse
+from normkit.kernels.regions import region_of
 
 Fused = tuple[Any, ...]
 """mask, lengths, residual, return_residual, activation, in the order of csrc/fastpath/call.h; then, from methods that
@@ -51,7 +51,6 @@ class Spec(NamedTuple):
             has both.
         cast_first: whether x_hat is cast to the input's dtype before weight and bias, which are applied in that dtype.
         zero_centered: whether 1 is added to the weight.
-        any_pattern: whether the channels may be in any dimensions; otherwise they are the last ones, or dimension 1.
     """
 
     name: str
@@ -63,7 +62,6 @@ class Spec(NamedTuple):
     lenient: bool = False
     cast_first: bool = False
     zero_centered: bool = False
-    any_pattern: bool = False
 
 
 def with_conventions(spec: Spec) -> dict[tuple[str, bool], Spec]:
@@ -191,9 +189,7 @@ def _features(spec: Spec, pattern: str, x: Tensor, shape: tuple[int, ...]) -> li
     """The dimensions over which weight and bias vary."""
     if spec.over_last:
         return list(range(x.dim() - len(shape), x.dim()))
-    if not spec.any_pattern:  # not by the pattern, whose first reading breaks a graph
-        return [1]
-    return sorted({level.dim for level in parse(pattern).levels(x.shape) if level.feature})
+    return sorted({level.dim for level in region_of(pattern).levels(x.shape) if level.feature})
 
 
 def run(call: Call, statistics: RunningStatistics = OWN) -> Output:
@@ -218,7 +214,7 @@ def checked_counts(name: str, a: Arguments) -> Tensor | None:
     """
     if a.mask is None:
         return None
-    counts = counts_of(a.mask, a.x.shape, parse(a.pattern).levels(a.x.shape))
+    counts = counts_of(a.mask, a.x.shape, region_of(a.pattern).levels(a.x.shape))
     if not is_compiling() and not counts.is_meta and bool((counts == 1).any()):
         raise ShapeError(
             f"{name} in training needs more than one valid value per channel, because a variance needs two; got a "

@@ -13,7 +13,7 @@ from normkit.functional.call.precision import affine
 from normkit.functional.call.spec import Spec, checked
 from normkit.functional.extras import Fusions, Output
 from normkit.kernels.formula import counts_of
-from normkit.pattern import parse
+from normkit.kernels.regions import region_of
 
 PATTERN = "b c [...]"
 LAST = "b [...] c"
@@ -110,7 +110,7 @@ def global_response_norm(
     size = size.view([1 if d in places else size for d, size in enumerate(input.shape)])
     least = eps
     if a.mask is not None:
-        counts = counts_of(a.mask, input.shape, parse(pattern).levels(input.shape))
+        counts = counts_of(a.mask, input.shape, region_of(pattern).levels(input.shape))
         size = size * counts.sqrt().to(size.dtype).view(size.shape)
     elif input.numel():
         # Root mean squares have the same ratios as lengths, if eps is given in their unit.
