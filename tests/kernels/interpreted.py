@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,6 +49,26 @@ def slow_if(costly: bool, *values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow if costly and DEVICE == "cpu" else ())
 
 
+@contextmanager
+def language_replaced() -> Iterator[None]:
+    """Triton's language is that of the interpreter.
+
+    The interpreter replaces some 300 functions at each launch, and at each call of a function in a kernel once more.
+    That is most of its time where tensors are small, and once is enough.
+    """
+    from triton import language
+    from triton.runtime import interpreter
+
+    if DEVICE != "cpu" or not hasattr(interpreter, "_LangPatchScope"):  # another Triton, which does it in its own way
+        yield
+        return
+    scope = interpreter._patch_lang(SimpleNamespace(__globals__={"language": language, "core": language.core}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", lambda _: interpreter._LangPatchScope())
+        yield
+    scope.restore()
+
+
 @pytest.fixture(autouse=True)
 def by_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every call through the operators is carried out by the Triton kernels."""
@@ -58,7 +80,8 @@ def by_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if DEVICE != "cpu":
         torch.set_default_device(DEVICE)
     layout.forget_plans()  # other kernels know plans by other numbers
-    yield
+    with language_replaced():
+        yield
     layout.forget_plans()
     torch.set_default_device(None)
 
