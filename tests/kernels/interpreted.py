@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,10 +52,10 @@ def slow_if(costly: bool, *values: Any) -> Any:
 
 @contextmanager
 def language_replaced() -> Iterator[None]:
-    """Triton's language is that of the interpreter.
+    """Triton's language is that of the interpreter, which does here only what has a result.
 
-    The interpreter replaces some 300 functions at each launch, and at each call of a function in a kernel once more.
-    That is most of its time where tensors are small, and once is enough.
+    It replaces some 300 functions at each launch, and again at each call of a function in a kernel: once is enough. It
+    computes whether numbers overflow, and looks at that only in debug mode: half of the time of a kernel.
     """
     from triton import language
     from triton.runtime import interpreter
@@ -65,6 +66,9 @@ def language_replaced() -> Iterator[None]:
     scope = interpreter._patch_lang(SimpleNamespace(__globals__={"language": language, "core": language.core}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_patch_lang", lambda _: interpreter._LangPatchScope())
+        builder = interpreter.interpreter_builder
+        assert not builder.options.debug
+        patch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
         yield
     scope.restore()
 
