@@ -39,8 +39,8 @@ $(VENV)/test.stamp: $(VENV)/compare.stamp
 compare: $(VENV)/compare.stamp ## compare the normalizations on built-in data and write report/index.html
 	$(BIN)/normkit compare --out report
 
-# Work is stolen, so that no process waits at the end. Derivatives of float64 and of second order are the same operations
-# with every instruction set, or no kernels.
+# A process that has nothing left takes tests from the other one. The second run keeps the gradients in every dtype, and
+# leaves out numerical derivatives, those of second order, which have no kernels, and compiled training.
 test: $(VENV)/test.stamp ## lint, types and tests
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check --no-cache .
