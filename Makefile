@@ -39,14 +39,15 @@ $(VENV)/test.stamp: $(VENV)/compare.stamp
 compare: $(VENV)/compare.stamp ## compare the normalizations on built-in data and write report/index.html
 	$(BIN)/normkit compare --out report
 
-# A process that has nothing left takes tests from the other one. The second run keeps the gradients in every dtype, and
+# By file, because the tests of a file share what is made once for all of them. The second run, in which a process that has
+# nothing left takes tests from the other one, keeps the gradients in every dtype, and
 # leaves out numerical derivatives, those of second order, which have no kernels, and compiled training.
 test: $(VENV)/test.stamp ## lint, types and tests
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check --no-cache .
 	$(BIN)/mypy
 	@echo "All tests, in two processes ..."
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 	@echo "Tests of the kernels and layers once more, with $(LESSER_ISA) ..."
 	OMP_NUM_THREADS=1 NORMKIT_ISA=$(LESSER_ISA) $(BIN)/pytest -n 2 --dist worksteal tests/kernels tests/layers tests/test_contract.py -k '$(NUMERIC)'
 
