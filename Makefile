@@ -10,7 +10,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --con
 # The kernels' and layers' tests run once more with an instruction set that is not the best of this machine.
 LESSER_ISA := $(shell grep -qw avx512f /proc/cpuinfo 2>/dev/null && echo avx2 || echo baseline)
 NUMERIC := not triton and not cross and not instruction_set and not processes and not opcheck \
-	and not gpu and not stub and not one_graph and not export and not turned_off and not without_kernels and not conversion_is_exact
+	and not gpu and not stub and not one_graph and not export and not turned_off and not without_kernels and not conversion_is_exact \
+	and not derivatives and not compiled_and_eager
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
 help: ## this list
@@ -38,13 +39,17 @@ $(VENV)/test.stamp: $(VENV)/compare.stamp
 compare: $(VENV)/compare.stamp ## compare the normalizations on built-in data and write report/index.html
 	$(BIN)/normkit compare --out report
 
-# By file, because the tests of a file share what is made once for all of them.
+# By file, because the tests of a file share what is made once for all of them. The second run, in which a process that has
+# nothing left takes tests from the other one, keeps the gradients in every dtype, and
+# leaves out numerical derivatives, those of second order, which have no kernels, and compiled training.
 test: $(VENV)/test.stamp ## lint, types and tests
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check --no-cache .
 	$(BIN)/mypy
+	@echo "All tests, in two processes ..."
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
-	OMP_NUM_THREADS=1 NORMKIT_ISA=$(LESSER_ISA) $(BIN)/pytest -n 2 tests/kernels tests/layers tests/test_contract.py -k '$(NUMERIC)'
+	@echo "Tests of the kernels and layers once more, with $(LESSER_ISA) ..."
+	OMP_NUM_THREADS=1 NORMKIT_ISA=$(LESSER_ISA) $(BIN)/pytest -n 2 --dist worksteal tests/kernels tests/layers tests/test_contract.py -k '$(NUMERIC)'
 
 format: $(VENV)/test.stamp ## format the code
 	$(BIN)/ruff check --fix .

@@ -1,7 +1,8 @@
 """Compiles the kernels that calls would launch, for any GPU: ``python compile_triton.py cuda:90 hip:gfx942``.
 
-With ``--cells`` first, those of the large tensors that `benchmarks.gpu.run` measures, in bfloat16; with ``--extended``,
-those of calls that fuse a gate, or have other weights for each sample or group.
+With ``--few`` first, fewer of them, but each kernel; with ``--cells``, those of the large tensors that
+`benchmarks.gpu.run` measures, in bfloat16; with ``--extended``, those of calls that fuse a gate, or have other weights
+for each sample or group.
 
 Prints one line for each form: kernel, target, warps, how many of its loads and stores take four words at a time, how
 many there are, how often a loop rearranges a tile among its threads, registers and bytes of stack of a thread (-1 where
@@ -18,6 +19,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,16 +192,18 @@ def both_passes(a: Arguments) -> None:
     operator.norm_backward(out.y, back, False, want)
 
 
-def main(targets: list[GPUTarget]) -> None:
+def main(targets: list[GPUTarget], few: bool = False) -> None:
     compiler = prepared(targets)
     for pattern in ("[b] c [...]", "b (g=8 [c]) [...]", "b [c] ..."):
         for layout in (torch.contiguous_format, torch.channels_last):
-            calls(compiler, pattern, (8, 16, 56, 56), layout, torch.float32, with_mask="g=" in pattern)
+            if not few or (layout == torch.channels_last) == ("g=" in pattern):
+                calls(compiler, pattern, (8, 16, 56, 56), layout, torch.float32, with_mask="g=" in pattern)
     calls(compiler, "[b] (g [c=2]) [...]", (8, 16, 56, 56), torch.contiguous_format, torch.float32)
-    calls(compiler, "[b] c [...]", (128, 512, 14, 14), torch.contiguous_format, torch.bfloat16)
-    calls(compiler, "b [c] ...", (64, 256, 56, 56), torch.contiguous_format, torch.bfloat16)
     calls(compiler, "... [c]", (4096, 768), torch.contiguous_format, torch.bfloat16)
-    calls(compiler, "... [c]", (64, 40000), torch.contiguous_format, torch.bfloat16, center=False)
+    if not few:
+        calls(compiler, "[b] c [...]", (128, 512, 14, 14), torch.contiguous_format, torch.bfloat16)
+        calls(compiler, "b [c] ...", (64, 256, 56, 56), torch.contiguous_format, torch.bfloat16)
+        calls(compiler, "... [c]", (64, 40000), torch.contiguous_format, torch.bfloat16, center=False)
     calls(compiler, "... [c]", (64, 20000), torch.contiguous_format, torch.float64)
     calls(compiler, "b c [...]", (2, 2, 400, 400), torch.contiguous_format, torch.float16)
     sizes = ((64, 64, 3, 3), 0), ((600, 600), None), ((4, 50000), 0), ((700, 5, 3, 3), 1), ((6000, 5, 3, 3), 1)
@@ -247,6 +251,8 @@ def calls(
 
 if __name__ == "__main__":
     named = [name.split(":") for name in sys.argv[1:] if not name.startswith("--")]
-    (cells if "--cells" in sys.argv else extended if "--extended" in sys.argv else main)(
+    few = partial(main, few=True)
+    named_calls = {"--cells": cells, "--extended": extended, "--few": few}
+    next((call for option, call in named_calls.items() if option in sys.argv), main)(
         [GPUTarget(b, int(arch) if arch.isdigit() else arch, 32 if b == "cuda" else 64) for b, arch in named]
     )

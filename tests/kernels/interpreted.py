@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,6 +50,29 @@ def slow_if(costly: bool, *values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow if costly and DEVICE == "cpu" else ())
 
 
+@contextmanager
+def language_replaced() -> Iterator[None]:
+    """Triton's language is that of the interpreter, which does here only what has a result.
+
+    It replaces some 300 functions at each launch, and again at each call of a function in a kernel: once is enough. It
+    computes whether numbers overflow, and looks at that only in debug mode: half of the time of a kernel.
+    """
+    from triton import language
+    from triton.runtime import interpreter
+
+    if DEVICE != "cpu" or not hasattr(interpreter, "_LangPatchScope"):  # another Triton, which does it in its own way
+        yield
+        return
+    scope = interpreter._patch_lang(SimpleNamespace(__globals__={"language": language, "core": language.core}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", lambda _: interpreter._LangPatchScope())
+        builder = interpreter.interpreter_builder
+        assert not builder.options.debug
+        patch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
+        yield
+    scope.restore()
+
+
 @pytest.fixture(autouse=True)
 def by_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every call through the operators is carried out by the Triton kernels."""
@@ -58,7 +84,8 @@ def by_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if DEVICE != "cpu":
         torch.set_default_device(DEVICE)
     layout.forget_plans()  # other kernels know plans by other numbers
-    yield
+    with language_replaced():
+        yield
     layout.forget_plans()
     torch.set_default_device(None)
 

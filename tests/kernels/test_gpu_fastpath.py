@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from interpreted import DEVICE, draw, marks
+from interpreted import DEVICE, draw, marks, slow_if
 from stub.calls import CALLS, EXTRAS, both_passes, built, by_python, gpu, learnt, leaves, shut, three, with_residual
 from torch.utils.checkpoint import checkpoint
 
@@ -31,12 +31,12 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("extras", EXTRAS, ids=["plain", "activation", "sum", "residual"])
+@pytest.mark.parametrize("extras", EXTRAS)
 @pytest.mark.parametrize("name", CALLS)
 def test_forward_launches_what_python_launches(name, extras, gpu, learnt, monkeypatch):
     method, options = CALLS[name]
     x, w, b = leaves(**options)
-    extras = with_residual(x.detach(), extras)
+    extras = with_residual(x.detach(), EXTRAS[extras])
     seen, outs = [], []
     with torch.no_grad():
         for way in range(4):
@@ -61,11 +61,17 @@ def test_forward_launches_what_python_launches(name, extras, gpu, learnt, monkey
 
 
 WANTED = {"all": (True, True, True), "x": (True, False, False), "w": (False, True, False), "b": (False, False, True)}
+NAMES = [name for name in CALLS if name != "wide"]
 
 
-@pytest.mark.parametrize("extras", EXTRAS, ids=["plain", "activation", "sum", "residual"])
-@pytest.mark.parametrize("wanted", WANTED)
-@pytest.mark.parametrize("name", [name for name in CALLS if name != "wide"])
+@pytest.mark.parametrize(
+    ("name", "wanted", "extras"),
+    # Each two of them meet in one of the quick tests.
+    [
+        slow_if((i + j + k) % 4 > 0, name, wanted, extras)
+        for (i, name), (j, wanted), (k, extras) in itertools.product(*map(enumerate, (NAMES, WANTED, EXTRAS)))
+    ],
+)
 def test_backward_launches_what_python_launches(name, wanted, extras, gpu, learnt, monkeypatch):
     method, options = CALLS[name]
     inputs = leaves(**options)
@@ -74,7 +80,7 @@ def test_backward_launches_what_python_launches(name, wanted, extras, gpu, learn
             t.requires_grad_(wants)
     if not any(t is not None and t.requires_grad for t in inputs) or (name == "rms" and wanted == "b"):
         pytest.skip("nothing wants a gradient")
-    extras = with_residual(inputs[0].detach(), extras)
+    extras = with_residual(inputs[0].detach(), EXTRAS[extras])
     upstream = [torch.randn_like(inputs[0]) for _ in range(2)]
     want = None
     for way in range(4):
@@ -346,12 +352,12 @@ def test_plans_that_python_has_given_up(gpu, learnt):
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU")
-@pytest.mark.parametrize("extras", EXTRAS, ids=["plain", "activation", "sum", "residual"])
+@pytest.mark.parametrize("extras", EXTRAS)
 @pytest.mark.parametrize("name", CALLS)
 def test_a_gpu_that_is_there_gives_the_same_bits(name, extras, monkeypatch):
     method, options = CALLS[name]
     x, w, b = leaves(**options)
-    extras = with_residual(x.detach(), extras)
+    extras = with_residual(x.detach(), EXTRAS[extras])
     upstream = [torch.randn_like(x) for _ in range(2)]
     wanted = [t for t in (x, w, b if name != "rms" else None) if t is not None]
 

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from interpreted import (
+    DEVICE,
     LAYOUTS,
     PATTERNS,
     by_triton,  # noqa: F401
@@ -61,7 +62,9 @@ def test_every_walk_gives_what_the_definition_gives(monkeypatch, limits, pattern
     monkeypatch.setattr(schedule.schedule, "__defaults__", (2, 1, passes.Gaps(), 256))
     shape = shape_for(pattern)
     check(PATTERNS[pattern], shape, memory, torch.float32, affine=True)
-    check(PATTERNS[pattern], shape, memory, torch.bfloat16, affine=pattern != "image", center=False)
+    # In the interpreter each pattern in one of the layouts.
+    if DEVICE != "cpu" or (list(PATTERNS).index(pattern) + LAYOUTS.index(memory)) % 2 == 0:
+        check(PATTERNS[pattern], shape, memory, torch.bfloat16, affine=pattern != "image", center=False)
 
 
 def test_the_limits_reach_every_walk_and_way_to_add_up(monkeypatch):

@@ -87,11 +87,12 @@ def test_a_gpu_that_fails_everywhere_still_gives_the_table(monkeypatch: pytest.M
 
 
 def test_the_tests_of_the_check():
-    found = check.gpu_tests()["without the extension"]
+    groups = check.gpu_tests()
+    found = groups["without the extension"]
     assert {"tests/functional/test_torch_samples.py", "tests/kernels/test_triton.py"} <= set(found)
     # The most telling first.
     assert found[:2] == ["tests/functional/test_torch_samples.py", "tests/kernels/test_triton.py"]
-    others = check.gpu_tests()["with the extension"]
+    others = groups["with the extension"]
     assert others[0] == "tests/layers/test_on_gpu.py"
     assert "tests/kernels/test_gpu_fastpath.py" in others
     line = check.commands(dry=False)["without the extension"]

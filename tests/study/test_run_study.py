@@ -155,10 +155,13 @@ def test_a_script_without_a_guard_gets_an_error_that_says_so(tmp_path: Path) -> 
     script = tmp_path / "script.py"
     script.write_text(
         "import normkit\n"
-        "normkit.compare(methods=['BN'], batch_sizes=[8], seeds=2, trials=3, steps=40, workers=2, "
+        "normkit.compare(methods=['BN'], batch_sizes=[8], seeds=2, trials=3, steps=40, workers=2, claims=False, "
         f"out={str(tmp_path)!r}, progress=False)\n"
     )
     # Without an answer it would wait for ever; importing torch twice takes a few seconds.
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
+    assert "the training processes must live until their work is done, but one ended early" in done.stderr
+    # The workers say so themselves, before they do any work.
+    assert "a worker process cannot start a study, and this one calls compare while it imports" in done.stderr
     assert "A script that calls compare must do so under `if __name__ == '__main__':`" in done.stderr

@@ -47,8 +47,15 @@ def assert_steps_equal(model: nn.Module, norm: nn.Module, plain: nn.Module, run)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch's own
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "reentrant"),
+    # The norm does not see which kind of checkpoint it is in: each layer in one of them.
+    [
+        pytest.param(kind, reentrant, marks=pytest.mark.slow if (i + reentrant) % 2 else ())
+        for i, kind in enumerate(KINDS)
+        for reentrant in (False, True)
+    ],
+)
 def test_a_compiled_block_counts_a_batch_once(kind, reentrant):
     torch._dynamo.reset()
     model = block(kind)

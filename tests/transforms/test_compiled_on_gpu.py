@@ -17,7 +17,7 @@ import normkit
 from cases import CASES, Case, layouts, make_input, make_layer
 from normkit import functional as N
 from normkit.kernels import formula
-from normkit.kernels.formula import Arguments
+from normkit.kernels.formula import ACTIVATIONS, Arguments
 from transforms.graphs import CLOSE, Graphs, assert_steps_agree, calls, compiled, of_normkit, taken_for_gpu
 from transforms.subjects import LAYERS, sample
 
@@ -31,8 +31,26 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
         yield device
 
 
+ALIKE = (
+    "batch_norm 1d",
+    "batch_norm 3d",
+    "layer_norm of two dimensions",
+    "rms_norm of two dimensions",
+    "instance_norm 1d",
+    "group_norm 1d",
+    "local_response_norm, even window",
+    "global_response_norm, channels last",
+    "dynamic_tanh, channels first",
+    "dynamic_erf, channels first",
+    "spectral_norm, converged",
+)
+"""Each differs in its shape from another case of the same function, or, converged, in its number of iterations."""
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by Dynamo itself
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case.name in ALIKE else (), id=str(case)) for case in CASES]
+)
 def test_a_layer_becomes_plain_operations(case: Case, device: str):
     eager = make_layer(case).to(device)
     layer, graphs = copy.deepcopy(eager), []
@@ -73,21 +91,23 @@ def test_every_layout(case: Case, device: str):
         assert not copies or layout in ("strided", "expanded"), layout  # which are not dense, and results are
 
 
-RARE = [pytest.param(name, marks=pytest.mark.slow) for name in ("leaky_relu", "gelu_tanh", "sigmoid", "tanh")]
+RARE = [("silu", "gelu", "relu"), ("gelu", "relu", "silu"), *[(name,) * 3 for name in ACTIVATIONS]]
 
 
-@pytest.mark.parametrize("activation", ["relu", "silu", "gelu", *RARE])
-def test_mask_residual_and_activation(activation: str, device: str):
+@pytest.mark.parametrize(
+    "activations", [("relu", "silu", "gelu"), *[pytest.param(names, marks=pytest.mark.slow) for names in RARE]], ids=str
+)
+def test_mask_residual_and_activation(activations: tuple[str, str, str], device: str):
     x, residual = sample(3).to(device), sample(3).to(device)
     valid = torch.rand(3, 6, device=device) < 0.7
     weight, bias = torch.rand(4, device=device), torch.randn(4, device=device)
     dy, dsum = sample(3).to(device), sample(3).to(device)
 
     def run(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
-        fused = {"mask": valid, "return_residual": True, "activation": activation}
-        y, total = N.instance_norm(x, None, None, weight, bias, residual=residual, **fused)
-        z, _ = N.rms_norm(x.mT, (4,), weight, residual=residual.mT, **fused)
-        u, _ = N.layer_norm(x.mT, (4,), weight, bias, residual=residual.mT, **fused)
+        fused = [{"mask": valid, "return_residual": True, "activation": name} for name in activations]
+        y, total = N.instance_norm(x, None, None, weight, bias, residual=residual, **fused[0])
+        z, _ = N.rms_norm(x.mT, (4,), weight, residual=residual.mT, **fused[1])
+        u, _ = N.layer_norm(x.mT, (4,), weight, bias, residual=residual.mT, **fused[2])
         return [y * dy + total * dsum, z.mT * dy, u.mT * dy]
 
     graphs: Graphs = []
@@ -97,6 +117,14 @@ def test_mask_residual_and_activation(activation: str, device: str):
         outputs = function(*leaves)
         sides.append((*outputs, *torch.autograd.grad(sum(t.sum() for t in outputs), leaves)))
     torch.testing.assert_close(*sides, **CLOSE)
+    assert of_normkit(graphs) == set()
+
+
+def test_spectral_norm(device: str):
+    torch.manual_seed(0)
+    eager, graphs = normkit.spectral_norm(nn.Linear(6, 5), n_power_iterations=2).to(device), []
+    layer = copy.deepcopy(eager)
+    assert_steps_agree(layer, eager, compiled(layer, graphs), sample().to(device))
     assert of_normkit(graphs) == set()
 
 
@@ -128,7 +156,10 @@ def test_half_precision_and_autocast(dtype: torch.dtype, device: str):
     assert of_normkit(graphs) == set()
 
 
-@pytest.mark.parametrize("name", ["batch", "batch with extras", "group", "instance", "layer", "weight_norm"])
+BESIDES = [pytest.param(name, marks=pytest.mark.slow) for name in ("batch", "instance", "weight_norm")]
+
+
+@pytest.mark.parametrize("name", ["batch with extras", "group", "layer", *BESIDES])
 def test_one_graph_for_every_batch_size(name: str, device: str):
     eager, graphs = LAYERS[name]().to(device), []
     layer = copy.deepcopy(eager)
@@ -141,7 +172,7 @@ def test_one_graph_for_every_batch_size(name: str, device: str):
     assert of_normkit(graphs) == set()
 
 
-@pytest.mark.parametrize("name", ["batch", "group", "instance", "layer", "rms"])
+@pytest.mark.parametrize("name", ["batch", "group", pytest.param("instance", marks=pytest.mark.slow), "layer", "rms"])
 def test_forward_saves_its_input_and_moments(name: str, device: str):
     layer, x, graphs = LAYERS[name]().to(device), sample(5).to(device).requires_grad_(), []
     compiled(layer, graphs)(x)

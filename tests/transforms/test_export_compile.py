@@ -19,11 +19,19 @@ def test_export(name, strict):
     torch.testing.assert_close(program.module()(other), layer(other), atol=1e-5, rtol=1e-5)
 
 
+ALIKE = ("batch", "batch, eval", "batch, no running statistics", "instance", "rms", "weight_norm")
+"""Each calls an operator that another one calls with more arguments, or no operator that sees the batch."""
+
+
 # The chunks of ghost batch norm are of one size, so another batch has another number of them.
-@pytest.mark.parametrize("name", [name for name in LAYERS if name != "ghost"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in LAYERS if name != "ghost"],
+)
 def test_one_graph_for_every_batch_size(name):
     torch._dynamo.reset()
     layer = LAYERS[name]()
+    layer(sample())  # no pattern can be read while a graph is traced
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
     compiled(sample())
     with torch._dynamo.config.patch(error_on_recompile=True):

@@ -21,9 +21,15 @@ def exported(name: str, opset: int) -> tuple[torch.nn.Module, torch.Tensor, torc
     return layer, x, torch.onnx.export(layer, (x,), dynamo=True, verbose=False, opset_version=opset)
 
 
+ALIKE = ("batch, eval", "renorm, eval", "ghost", "frozen")
+"""In evaluation they make the call that "batch" makes."""
+
+
 # Of onnxscript and the exporter, not of normkit.
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in LAYERS]
+)
 def test_outputs_in_onnxruntime(name):
     layer, x, program = exported(name, 18)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())

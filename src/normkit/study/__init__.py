@@ -17,6 +17,7 @@ runs them, and `comparison` is the result.
 from __future__ import annotations
 
 import inspect
+import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -118,6 +119,7 @@ def compare(
         ('index.html', True, ['batch_norm', 'none'])
     """
     _require_extra()
+    _require_guard()
     from normkit.study import report
     from normkit.study.execution.location import Location
     from normkit.study.execution.scheduler import Payload
@@ -219,6 +221,15 @@ def _require_extra() -> None:
         raise StateError(
             f"compare needs packages that the core of normkit does not; missing: {', '.join(missing)}. "
             'Install them with: pip install "normkit[compare]"'
+        )
+
+
+def _require_guard() -> None:
+    """Refuse a call by a worker process that is still importing the user's script, before it does any work."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise StateError(
+            "a worker process cannot start a study, and this one calls compare while it imports the script. A script "
+            "that calls compare must do so under `if __name__ == '__main__':`"
         )
 
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from interpreted import DEVICE, draw
+from interpreted import DEVICE, draw, language_replaced
 from stub.gpu import Gpu
 from torch import Tensor
 
@@ -33,7 +33,8 @@ def gpu(built, monkeypatch):
     layout.forget_plans()
     recipes.refused.clear()
     assert fastpath.connect_gpu(built.path, built.path, "cpu")
-    yield built
+    with language_replaced():
+        yield built
     built.library.stub_error(0)
     built.library.stub_stream(None)
     assert not fastpath.connect_gpu("/nowhere", "/nowhere", "cpu")
@@ -101,7 +102,12 @@ CALLS = {
         {"sizes": (3, 8, 5, 7), "features": 8},
     ),
 }
-EXTRAS = [{}, {"activation": "gelu"}, {"residual": True, "return_residual": True}, {"residual": True}]
+EXTRAS = {
+    "plain": {},
+    "activation": {"activation": "gelu"},
+    "sum": {"residual": True, "return_residual": True},
+    "residual": {"residual": True},
+}
 
 
 def with_residual(x: Tensor, extras: dict) -> dict:

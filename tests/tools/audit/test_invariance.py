@@ -141,8 +141,9 @@ def test_our_layers_keep_to_one_sample():
 class Model(nn.Module):
     """A residual, a mask, lengths, and a vector; a norm of its own mode; one that is not reached."""
 
-    def __init__(self) -> None:
+    def __init__(self, contiguous: bool = True) -> None:
         super().__init__()
+        self.contiguous = contiguous
         self.conv, self.batch = nn.Conv1d(3, 6, 3), nn.BatchNorm1d(6).eval()
         self.masked, self.sums, self.vector = normkit.GroupNorm(2, 6), normkit.LayerNorm(6), normkit.LayerNorm(6)
         self.unused, self.drop = nn.LayerNorm(6), nn.Dropout(0.5)
@@ -150,6 +151,7 @@ class Model(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.drop(self.batch(self.conv(x)))
         x = self.masked(x, lengths=[4] + [x.shape[2]] * (len(x) - 1)).transpose(1, 2)
+        x = x.contiguous() if self.contiguous else x
         y, total = self.sums(x, residual=2 * x, return_residual=True)
         return self.vector((y + total)[0, 0])
 
@@ -161,6 +163,12 @@ def test_calls_are_repeated_with_all_their_arguments():
     assert (masked.shape, sums.shape, vector.shape) == ((6, 6), (6, 6), (6,))
     assert not any("mask" in trial.way for trial in masked.trials)  # it has one
     assert str(found.layers[4]) == "not run: the example does not reach it"
+
+
+def test_a_transposed_input_keeps_its_bits_in_batches():
+    """In pieces along positions it may have others: these have strides of their own."""
+    sums = measured(Model(contiguous=False), 3, 3, 8).layers[2]
+    assert (sums.module, sums.in_any_batch) == ("sums", True)
 
 
 @pytest.mark.parametrize("raises", [False, True])
