@@ -69,7 +69,8 @@ PyObject* weight_norm(PyObject*, PyObject* const* args, Py_ssize_t) {
   HANDLE_TH_ERRORS
   Call c;
   if (!take_tensors(c, args[0], args[1], Py_None, args[2]) || !c.weight.defined() ||
-      c.view.weights() != c.view.cells() || c.weight.numel() != c.view.weights() || !fits(c.weight, c.x, c.weight.sizes()))
+      c.view.weights() != c.view.cells() || c.weight.numel() != c.view.weights() ||
+      !fits(c.weight, c.x, c.weight.sizes()))
     Py_RETURN_NONE;
   c.length = true;
   c.center = false;
