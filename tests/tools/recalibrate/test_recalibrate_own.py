@@ -162,7 +162,7 @@ def test_a_single_value_meets_the_statistics_so_far():
         data = torch.cat(batches)
         name, value = next(iter(expected(norm, data).items()))
         torch.testing.assert_close(getattr(norm, name).double(), value, **ROUNDING)
-        with pytest.raises(StateError, match="statistics need two values per channel, '' got one from 1 batches"):
+        with pytest.raises(StateError, match="a statistic needs two values per channel, '' got one from 1 batches"):
             normkit.recalibrate(norm, batches[1:])
 
 

@@ -231,7 +231,9 @@ def _install(norms: Mapping[str, nn.Module], moments: Mapping[nn.Module, Running
         if not seen.calls:
             continue
         if seen.pooled and seen.elements < 2:
-            raise StateError(f"statistics need two values per channel, {name!r} got one from {read} batches: give more")
+            raise StateError(
+                f"a statistic needs two values per channel, {name!r} got one from {read} batches: give more"
+            )
         found = seen.result()
         if not all(bool(statistic.isfinite().all()) for statistic in found.values()):
             raise StateError(
