@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -75,8 +75,10 @@ class _Blocks(torch.autograd.Function):
         x, *parameters = ctx.saved_tensors
         if torch.is_grad_enabled():
 
-            def again(x: Tensor, *leaves: Tensor) -> list[Tensor]:
-                return [in_one(x.to(arithmetic_dtype(x.dtype)), *leaves, ctx.curve).to(x.dtype)]
+            def again(x: Tensor, alpha: Tensor, *rest: Any) -> list[Tensor]:
+                shift, weight, bias = rest
+                wide = x.to(arithmetic_dtype(x.dtype))
+                return [in_one(wide, alpha, shift, weight, bias, ctx.curve).to(x.dtype)]
 
             return *vjp(again, [x, *parameters], [dy]), None
         wanted = ctx.needs_input_grad[1:5]
@@ -100,7 +102,8 @@ class _Blocks(torch.autograd.Function):
         return dx, *(None if s is None else s.to(p.dtype) for s, p in zip(sums, parameters, strict=True)), None
 
 
-def _wide(parameters: list[Tensor | None], x: Tensor) -> list[Tensor | None]:
+def _wide(parameters: Sequence[Tensor | None], x: Tensor) -> list[Any]:
+    """The parameters in the arithmetic of x."""
     return [None if p is None else p.to(arithmetic_dtype(x.dtype)) for p in parameters]
 
 

@@ -90,8 +90,8 @@ class DynamicErf(Bounded):
         self._check(input)
         return functional.dynamic_erf(
             input,
-            registered(self, "alpha"),
-            registered(self, "shift"),
+            self.alpha,
+            self.shift,
             registered(self, "weight"),
             registered(self, "bias"),
             self.channels_last,

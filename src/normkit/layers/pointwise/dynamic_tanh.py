@@ -79,7 +79,7 @@ class DynamicTanh(Bounded):
         self._check(input)
         return functional.dynamic_tanh(
             input,
-            registered(self, "alpha"),
+            self.alpha,
             registered(self, "weight"),
             registered(self, "bias"),
             self.channels_last,
