@@ -16,7 +16,8 @@ SHAPE = (7, 4, 2, 4)
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "BLOCK", 70)  # two rows of the first dimension; the last block has one
+    # Forward takes a row of the first dimension at a time with two threads, backward two; its last block has one.
+    monkeypatch.setattr(blocks, "PART", 9)
 
 
 def tensors(erf: bool, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -73,7 +74,7 @@ def test_a_half_precision_result_is_rounded_once(erf: bool, dtype: torch.dtype):
     torch.testing.assert_close(y.double(), exact, rtol=0.51 * unit, atol=4 * single)
     grads = (torch.autograd.grad(out.sum(), all_) for out, all_ in ((y, leaves), (exact, wide)))
     for mine, theirs in zip(*grads, strict=True):
-        # Sums are in float64 between the blocks; within one, in float32 of at most 70 values near 1.
+        # Sums are in float64 between the blocks; within one, in float32 of at most 64 values near 1.
         torch.testing.assert_close(mine.double(), theirs, rtol=2 * unit, atol=4 * unit)
 
 
@@ -96,5 +97,5 @@ def test_where_it_is_not_taken_the_result_is_the_same(monkeypatch: pytest.Monkey
     torch.testing.assert_close(layer(rows, mask=torch.ones(5, dtype=torch.bool)), layer(rows))
     torch.testing.assert_close(torch.func.vmap(layer)(rows), layer(rows))
     y = layer(rows)
-    monkeypatch.setattr(blocks, "BLOCK", 1 << 20)
+    monkeypatch.setattr(blocks, "PART", 1 << 20)
     torch.testing.assert_close(layer(rows), y)

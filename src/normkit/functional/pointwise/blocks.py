@@ -14,8 +14,8 @@ from normkit.kernels.context import is_watched
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import vjp
 
-BLOCK = 1 << 18
-"""Elements of a block: three float32 tensors of this size fit in a cache, and many threads can share one."""
+PART = 1 << 15
+"""The fewest elements that torch gives a thread."""
 
 
 class Curve(NamedTuple):
@@ -39,7 +39,7 @@ def in_one(
 
 def takes_blocks(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     """Whether `in_blocks` can and should be used: a large tensor on a CPU, whose rows share weight and bias."""
-    if is_watched(x) or not x.is_cpu or x.numel() <= BLOCK:
+    if is_watched(x) or not x.is_cpu or x.numel() <= 8 * PART:
         return False
     return all(p is None or p.dim() < x.dim() for p in (weight, bias))
 
@@ -64,7 +64,8 @@ class _Blocks(torch.autograd.Function):
         ctx.curve = curve
         alpha, shift, weight, bias = _wide(parameters, x)
         y = torch.empty_like(x)
-        for own, out in _blocks(x, y):
+        # A part for each thread; no value depends on their number.
+        for own, out in _blocks(PART * max(2, torch.get_num_threads()), x, y):
             z = curve.value_(_argument(own.to(arithmetic_dtype(x.dtype)), alpha, shift))
             z = z if weight is None else z.mul_(weight)
             out.copy_(z if bias is None else z.add_(bias))
@@ -86,7 +87,8 @@ class _Blocks(torch.autograd.Function):
         pairs = zip(parameters, wanted, strict=True)
         sums = [torch.zeros_like(p, dtype=torch.float64) if want else None for p, want in pairs]
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        for own, upstream, out in _blocks(x, dy, x if dx is None else dx):
+        # Blocks of one size: sums have the same bits with any number of threads.
+        for own, upstream, out in _blocks(8 * PART, x, dy, x if dx is None else dx):
             own, upstream = (t.to(arithmetic_dtype(x.dtype)) for t in (own, upstream))
             u = _argument(own, alpha, shift)
             y = ctx.curve.value(u)
@@ -107,9 +109,9 @@ def _wide(parameters: Sequence[Tensor | None], x: Tensor) -> list[Any]:
     return [None if p is None else p.to(arithmetic_dtype(x.dtype)) for p in parameters]
 
 
-def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same parts of tensors of one shape, cut along the first dimension by the shape alone."""
-    rows = max(1, BLOCK * len(tensors[0]) // tensors[0].numel())
+def _blocks(elements: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same blocks of tensors of one shape, cut along the first dimension, with about as many elements each."""
+    rows = max(1, elements * len(tensors[0]) // tensors[0].numel())
     return zip(*(t.split(rows) for t in tensors), strict=True)
 
 
