@@ -20,8 +20,8 @@ inline void stream(const void* from_here, void* to_there, int64_t bytes) {
 }
 
 // Walks over at least PREFETCHED bytes prefetch AHEAD elements: the hardware prefetches too few to hide the latency of
-// memory, and none beyond a page. They prefetch at most BURST elements at a time, with work between the bursts; a longer
-// burst is worse than none.
+// memory, and none beyond a page. They prefetch at most BURST elements at a time, with work between the bursts; a
+// longer burst is worse than none.
 constexpr int64_t AHEAD = 2 * BLOCK;
 constexpr int64_t BURST = 512;
 constexpr int64_t PREFETCHED = 4 << 20;

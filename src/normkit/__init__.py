@@ -113,10 +113,23 @@ def __getattr__(name: str) -> _Any:
         globals()[name] = value
         return value
     if not name.startswith("_"):
-        from normkit.errors import nearest
-
-        raise AttributeError(f"normkit has no {name!r}: {nearest(name, __all__)}")
+        raise AttributeError(f"normkit has no {name!r}: {_remedy(name)}")
     raise AttributeError(name)
+
+
+def _remedy(name: str) -> str:
+    """The nearest public name, also by what the catalog calls its methods; or where all names are."""
+    from difflib import get_close_matches
+
+    from normkit.catalog import METHODS
+
+    known = {each.casefold(): each for each in __all__}
+    for method in METHODS:
+        own = [each for each in (*method.layers, method.name) if each in _HOME]
+        for alias in (method.name, method.title, *method.aliases) if own else ():
+            known.setdefault(alias.casefold(), own[0])
+    close = get_close_matches(name.casefold(), known, n=1)
+    return f"did you mean {known[close[0]]!r}?" if close else "dir(normkit) lists its names"
 
 
 def __dir__() -> list[str]:

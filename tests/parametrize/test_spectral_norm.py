@@ -149,6 +149,26 @@ def test_a_weight_of_zeros_stays_and_can_be_trained():
     torch.testing.assert_close(sigma(weight), torch.ones(()).double(), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_weight_that_has_changed_its_sign_keeps_its_own(training: bool):
+    """The vectors of the old weight estimate a negative singular value; a length has no sign."""
+    layer = normkit.spectral_norm(nn.Linear(6, 4)).train(training)
+    weights, gradients = [], []
+    norms = layer.parametrizations.weight
+    for _ in range(2):
+        weights.append(layer.weight.detach().clone())
+        layer.weight.square().sum().backward()
+        gradients.append(norms.original.grad.clone())
+        norms.original.grad = None
+        with torch.no_grad():
+            norms.original.neg_()
+        estimate = torch.dot(norms[0]._u, norms.original.detach() @ norms[0]._v)
+        assert estimate < 0 or len(weights) == 2
+    # An odd function, and its square an even one. In training a step from exact vectors changes the sign of one alone.
+    torch.testing.assert_close(weights[1], -weights[0])
+    torch.testing.assert_close(gradients[1], -gradients[0])
+
+
 def test_a_weight_that_is_not_finite_leaves_the_vectors_as_they_were():
     layer = normkit.spectral_norm(nn.Linear(4, 3))
     before, original = vectors(layer), layer.parametrizations.weight.original.detach().clone()

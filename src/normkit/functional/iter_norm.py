@@ -135,16 +135,19 @@ def iter_norm(
         rows, valid = _rows(plain.x, num_groups), _rows_of_mask(plain.x, plain.mask)
         rows = rows if valid is None else torch.where(valid, rows, 0)  # padding may be NaN, which times 0 is NaN
         if training and input.numel():
-            counts = checked_counts("iter_norm", plain)
-            mean, whitening = _statistics(rows, valid, eps, iterations)
+            counts = checked_counts("iter_norm", plain)  # before anything is updated
+            centred, mean, values = _centred(rows, valid)
+            covariance = (centred.transpose(1, 2) @ centred).to(mean.dtype) / values
+            whitening = whitening_of(covariance, eps, iterations)
             if running_mean is not None and running_whitening is not None and not is_recomputing():
-                values = None if counts is None else counts[0]
-                _update(running_mean, running_whitening, mean.detach(), whitening.detach(), momentum, values)
+                some = None if counts is None else counts[0] > 0
+                _update(running_mean, running_whitening, mean.detach(), whitening.detach(), momentum, some)
         elif running_mean is not None and running_whitening is not None:
-            mean, whitening = running_mean.view(num_groups, 1, width), running_whitening
+            centred = rows - running_mean.to(rows.dtype).view(num_groups, 1, width)
+            whitening = running_whitening
         else:  # an empty batch
-            mean, whitening = rows.new_zeros(num_groups, 1, width), rows.new_zeros(num_groups, width, width)
-        y = (rows - mean.to(rows.dtype)) @ whitening.to(rows.dtype)  # symmetric
+            centred, whitening = rows, rows.new_zeros(num_groups, width, width)
+        y = centred @ whitening.to(rows.dtype)  # symmetric
         for parameter, apply in ((weight, torch.mul), (bias, torch.add)):
             y = y if parameter is None else apply(y, parameter.to(y.dtype).view(num_groups, 1, width))
         places = plain.x.movedim(1, -1).shape
@@ -196,16 +199,22 @@ def _rows_of_mask(x: Tensor, mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.expand(x.shape[0], 1, *x.shape[2:]).reshape(1, -1, 1)
 
 
-def _statistics(rows: Tensor, valid: Tensor | None, eps: float, iterations: int) -> tuple[Tensor, Tensor]:
-    """The mean (groups, 1, width) and the whitening matrix (groups, width, width) of the valid rows."""
-    wide = working_dtype(rows)
+def _centred(rows: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Any]:
+    """The rows without their mean, 0 at padding, the mean (groups, 1, width), and the number of valid rows."""
     values: Any = rows.shape[1] if valid is None else valid.sum().clamp(min=1)
-    mean = rows.sum(1, keepdim=True, dtype=wide) / values
-    centred = rows - mean.to(rows.dtype)
-    if valid is not None:
-        centred = torch.where(valid, centred, 0)
-    covariance = (centred.transpose(1, 2) @ centred).to(wide) / values
-    one = torch.eye(covariance.shape[-1], dtype=wide, device=rows.device).expand_as(covariance)
+    mean = rows.sum(1, keepdim=True) / values
+    centred = rows - mean
+    centred = centred if valid is None else torch.where(valid, centred, 0)
+    # What the rounding of the mean has left: a constant for the gradient, since without rounding it is 0.
+    rest = centred.detach().sum(1, keepdim=True) / values
+    wide = working_dtype(rows)
+    mean, centred = mean.to(wide) + rest.to(wide), centred - rest
+    return centred if valid is None else torch.where(valid, centred, 0), mean, values
+
+
+def whitening_of(covariance: Tensor, eps: float, iterations: int) -> Tensor:
+    """The whitening matrices of covariance matrices (groups, width, width), by Newton's iterations: see `iter_norm`."""
+    one = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device).expand_as(covariance)
     covariance = covariance + eps * one
     trace = covariance.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]
     root, other = one, covariance / trace
@@ -213,7 +222,7 @@ def _statistics(rows: Tensor, valid: Tensor | None, eps: float, iterations: int)
     for _ in range(iterations):
         step = 1.5 * one - 0.5 * (root @ other)
         root, other = step @ root, other @ step
-    return mean, root / trace.sqrt()
+    return root / trace.sqrt()
 
 
 def _update(
@@ -222,15 +231,14 @@ def _update(
     mean: Tensor,
     whitening: Tensor,
     momentum: float,
-    values: Tensor | None,
+    some: Tensor | None,
 ) -> None:
-    """A group keeps its statistics where the new ones would not be finite, and all do without a valid value."""
+    """A group keeps its statistics where the new ones would not be finite, and all do if there is not `some` value."""
     with torch.no_grad():
         new_mean = towards(running_mean, mean.flatten(), momentum)
         new_whitening = towards(running_whitening, whitening, momentum)
         finite = new_mean.view(len(whitening), -1).isfinite().all(1) & new_whitening.isfinite().all(2).all(1)
-        if values is not None:
-            finite = finite & (values > 0)
+        finite = finite if some is None else finite & some
         by_channel = finite[:, None].expand(len(whitening), whitening.shape[-1]).reshape(-1)
         store(running_mean, torch.where(by_channel, new_mean, running_mean))
         store(running_whitening, torch.where(finite[:, None, None], new_whitening, running_whitening))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from normkit.errors import ShapeError
 from normkit.functional.call.checks import check_call, check_dimensions, check_parameter
-from normkit.functional.call.moments import moments, normalized_by
+from normkit.functional.call.moments import with_moments
 from normkit.functional.call.spec import Spec, checked
 from normkit.kernels.dtypes import arithmetic_dtype, working_dtype
 
@@ -77,11 +77,10 @@ def revin(
         zeros = input.new_zeros(shape, dtype=arithmetic_dtype(input.dtype))
         empty = [t.sum().to(input.dtype) * 0 for t in (weight, bias) if t is not None]
         return sum(empty, input * 1), WindowStatistics(zeros, zeros + 1)  # weight and bias get a gradient of 0
-    mean, std = moments(a)
-    assert mean is not None
-    var = std.to(working_dtype(std)).square()
-    y = normalized_by(a._replace(mean=mean, var=var))
-    return y, WindowStatistics(mean.view(shape), var.view(shape))
+    out = with_moments(a)
+    assert out.mean is not None
+    assert out.std is not None
+    return out.y, WindowStatistics(out.mean.view(shape), out.std.to(working_dtype(out.std)).square().view(shape))
 
 
 def revin_inverse(

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError
 from normkit.functional.call.checks import check_parameter
+from normkit.functional.call.moments import with_moments
 from normkit.functional.call.precision import as_dtype
 from normkit.functional.call.spec import Spec, checked
 from normkit.functional.extras import Fusions, Output
 from normkit.functional.layer import LAST_DIM, check_last
-from normkit.kernels import formula, operator
-from normkit.kernels.context import is_transformed, is_watched
+from normkit.kernels.context import is_watched
 
 TINY = 1e-38
 """Added to the mean square of a row of zeros, which else would be 0 / 0; far below the squares of any other row."""
@@ -103,14 +103,13 @@ def scale_norm(
     x = total if a.mask is None else torch.where(a.mask, total, 0)
     size, one = input.shape[-1], x.new_ones(()) if weight is None else weight
     # The length is the root of the size times the root mean square, so this is RMS norm with equal weights.
-    gain = (one.to(torch.promote_types(one.dtype, torch.float32)) / math.sqrt(size)).expand(size).contiguous()
+    gain = (one if one.element_size() > 2 else one.float()).expand(size) / math.sqrt(size)
     plain = a._replace(x=x, weight=gain, eps=TINY, residual=None, activation="none")
-    traced = torch.compiler.is_compiling()
-    out = formula.norm(plain) if not traced and is_transformed() else operator.run(plain, moments=True)
+    out = with_moments(plain)
     assert out.std is not None
-    y, short = out.y, out.std.detach() * math.sqrt(size) < eps
-    # Asked only on a CPU, where the answer is there at once.
-    if traced or is_watched(x) or not x.is_cpu or bool(short.any()):
-        short = short.view(*input.shape[:-1], 1)
+    y, std, least = out.y, out.std.detach(), eps / math.sqrt(size)
+    # Asked only on a CPU, where the answer is there at once; a NaN is not above, either.
+    if is_watched(x) or not x.is_cpu or not float(std.amin()) >= least:
+        short = (std < least).view(*input.shape[:-1], 1)
         y = torch.where(short, (x * (one / eps)).to(y.dtype), y)
     return call.finished(y, total)

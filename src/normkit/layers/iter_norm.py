@@ -76,6 +76,7 @@ class IterNorm(Tracked):
         self._make(num_features, eps, momentum, affine, bias, device, dtype, activation, shapes)
         self.num_groups = num_groups
         self.iterations = iterations
+        self.reset_parameters()
 
     def reset_running_stats(self) -> None:
         """Mean 0, the identity as whitening matrix, no batch counted."""

@@ -67,8 +67,15 @@ class SwitchableNorm(Tracked):
     ) -> None:
         shapes = {"running_mean": (num_features,), "running_var": (num_features,)}
         self._make(num_features, eps, momentum, affine, bias, device, dtype, activation, shapes)
-        self.mean_weight = nn.Parameter(torch.ones(3, device=device, dtype=dtype))
-        self.var_weight = nn.Parameter(torch.ones(3, device=device, dtype=dtype))
+        self.mean_weight = nn.Parameter(torch.empty(3, device=device, dtype=dtype))
+        self.var_weight = nn.Parameter(torch.empty(3, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weight 1, bias 0, equal shares of the three parts, statistics as before the first batch."""
+        super().reset_parameters()
+        nn.init.ones_(self.mean_weight)
+        nn.init.ones_(self.var_weight)
 
     def reset_running_stats(self) -> None:
         """Mean 0, variance 1, no batch counted."""

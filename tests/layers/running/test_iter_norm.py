@@ -106,6 +106,25 @@ def test_padding_reaches_neither_output_nor_statistics():
     torch.testing.assert_close(layer.running_whitening, twin.running_whitening)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_padding_that_is_nan_reaches_no_gradient(training: bool):
+    """NaN times 0 is NaN, so padding has to be taken out before the products, also where statistics are given."""
+    x, lengths = torch.randn(3, 4, 5, dtype=torch.float64), [5, 3, 4]
+    padding = torch.arange(5) >= torch.tensor(lengths)[:, None, None]
+    layer = normkit.IterNorm(4, dtype=torch.float64).train(training)
+    found = []
+    for filling in (0.0, torch.nan):
+        leaf = x.masked_fill(padding, filling).requires_grad_()
+        y = layer(leaf, lengths=lengths)
+        y.square().sum().backward()
+        found.append((y.detach(), leaf.grad, layer.weight.grad, layer.bias.grad))
+        layer.zero_grad()
+    for plain, with_nan in zip(*found, strict=True):
+        torch.testing.assert_close(with_nan, plain)
+        assert plain.abs().sum() > 0
+    assert not found[1][1].masked_select(padding).any()
+
+
 def test_autocast_does_not_round_the_covariance():
     x = torch.randn(64, 4) * 100 + 1000
     with torch.autocast("cpu", torch.bfloat16):
@@ -122,3 +141,21 @@ def test_errors_name_rule_value_and_remedy():
         functional.iter_norm(torch.ones(2, 4), None, None)
     with pytest.raises(ValueError, match=r"running_whitening of iter_norm must have shape \(1, 4, 4\)"):
         functional.iter_norm(torch.ones(2, 4), torch.zeros(4), torch.zeros(4, 4))
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1e3, 1e5])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_mean_far_from_zero_costs_no_digits(ratio: float, training: bool):
+    """In training the mean is subtracted in two steps, so that its rounding to float32 does not matter."""
+    torch.manual_seed(0)
+    x = torch.randn(16, 4, 8, 8) + torch.tensor([1.0, -0.7, 0.9, 1.1]).view(4, 1, 1) * ratio
+    layer = normkit.IterNorm(4, num_groups=2, momentum=None)
+    exact = normkit.IterNorm(4, num_groups=2, momentum=None, dtype=torch.float64)
+    y, expected = layer(x), exact(x.double())
+    if not training:
+        # The running mean is a float32 number, and the oracle uses the same one.
+        exact.load_state_dict(layer.state_dict())
+        y, expected = layer.eval()(x), exact.eval()(x.double())
+    error = (y.double() - expected).abs().max() / expected.abs().max()
+    # Some roundings of numbers near 1: the differences from the mean are exact, their squares are summed in float32.
+    assert error < 16 * torch.finfo(torch.float32).eps

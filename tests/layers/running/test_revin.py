@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import normkit
 from normkit import functional
@@ -121,3 +122,48 @@ def test_errors_name_rule_value_and_remedy():
         layer(torch.ones(2, 5, 3), "denrom")  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="mask or lengths with mode='norm' alone, got them with 'denorm'"):
         layer(torch.ones(2, 5, 3), "denorm", lengths=[5, 5])
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_leaves_the_last_window_in_place(reentrant: bool):
+    """Backward computes the first window again; what is taken back after it belongs to the second."""
+    layer = layer_of()
+    first, second = torch.randn(2, 2, 5, 3) * 4 + 10
+    y = checkpoint(layer, first.requires_grad_(), use_reentrant=reentrant)
+    layer(second)
+    expected = layer.inverse(second)
+    y.square().sum().backward()
+    assert torch.equal(layer.inverse(second), expected)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_an_inverse_inside_of_a_checkpoint_uses_its_own_window(reentrant: bool):
+    layer = layer_of()
+    windows = torch.randn(2, 2, 5, 3) * 4 + 10
+
+    def forecast(x: Tensor) -> Tensor:
+        return layer.inverse(layer(x).tanh())
+
+    found = []
+    for run in (forecast, lambda x: checkpoint(forecast, x, use_reentrant=reentrant)):
+        layer.zero_grad()
+        leaves = [x.clone().requires_grad_() for x in windows]
+        # Both before the first backward, so that the window of the first is no longer the last one then.
+        sum(run(x).square().sum() for x in leaves).backward()
+        found.append([leaf.grad for leaf in leaves] + [layer.weight.grad.clone(), layer.bias.grad.clone()])
+    for plain, recomputed in zip(*found, strict=True):
+        assert torch.equal(recomputed, plain)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1e3, 1e5])
+def test_a_mean_far_from_zero_costs_no_digits(ratio: float):
+    torch.manual_seed(0)
+    x = torch.randn(4, 96, 3) + torch.tensor([1.0, -0.7, 1.1]) * ratio
+    layer = layer_of()
+    y = layer(x)
+    exact, _ = of_the_paper(x, x, layer.weight.detach(), layer.bias.detach())
+    eps = torch.finfo(torch.float32).eps
+    # Some roundings of numbers near 1: x minus its mean is exact in the kernels, however large both are.
+    assert (y.double() - exact).abs().max() <= 4 * eps * exact.abs().max()
+    # Back at its scale an output has the roundings of a number of that size.
+    assert (layer.inverse(y).double() - x.double()).abs().max() <= 4 * eps * x.double().abs().max()

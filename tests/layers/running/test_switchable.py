@@ -105,3 +105,25 @@ def test_errors_name_rule_value_and_remedy():
         functional.switchable_norm(x, None, None, three, three)
     with pytest.raises(ValueError, match=r"var_weight of switchable_norm must have shape \(3,\).*got \(2,\)"):
         functional.switchable_norm(x, None, None, three, torch.zeros(2), training=True)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1e3, 1e5])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_mean_far_from_zero_costs_no_more_digits_than_any_norm(ratio: float, training: bool):
+    torch.manual_seed(0)
+    # Means of one size and sign in all channels, as an offset of the data has: layer norm's deviation is then near 1.
+    x = torch.randn(6, 4, 8, 8) + ratio
+    layer = normkit.SwitchableNorm(4, momentum=None)
+    y = layer(x)
+    if not training:
+        y = layer.eval()(x)
+    wide = x.double()
+    batch = (wide.mean((0, 2, 3), keepdim=True), wide.var((0, 2, 3), correction=0, keepdim=True))
+    if not training:
+        batch = tuple(t.double().view(4, 1, 1) for t in (layer.running_mean, layer.running_var))
+    parts = [(wide.mean(d, keepdim=True), wide.var(d, correction=0, keepdim=True)) for d in ((2, 3), (1, 2, 3))]
+    mean, var = (sum(part[i] for part in (*parts, batch)) / 3 for i in (0, 1))
+    expected = (wide - mean) / (var + layer.eps).sqrt()
+    error = (y.double() - expected).abs().max() / expected.abs().max()
+    # The project's bound, with the deviation of 1: a mean is a float32 number.
+    assert error <= 4 * torch.finfo(torch.float32).eps * (1 + ratio)

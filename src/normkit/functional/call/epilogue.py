@@ -17,6 +17,7 @@ from normkit.functional.call.checks import check_parameter
 from normkit.functional.call.fusions import check_activation
 from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import GATES
+from normkit.kernels.traced.export import broadcastable
 
 
 class Epilogue(NamedTuple):
@@ -90,12 +91,12 @@ class Epilogue(NamedTuple):
     def _weight(self, x: Tensor, features: Sequence[int]) -> Tensor:
         """The weight in the arithmetic dtype, with the dimensions of x, 1 added if it is stored around 0."""
         assert self.weight is not None
-        weight = _wide(_spread(self.weight, x, features), x)
+        weight = _wide(broadcastable(self.weight, x, features), x)
         return weight + 1 if self.zero_centered else weight
 
     def _bias(self, x: Tensor, features: Sequence[int]) -> Tensor:
         assert self.bias is not None
-        return _wide(_spread(self.bias, x, features), x)
+        return _wide(broadcastable(self.bias, x, features), x)
 
     def _as_gate_and_skip(self, x: Tensor, features: Sequence[int]) -> Epilogue:
         """A weight of x's size becomes the gate, and the bias with it, or one of x's size, the skip."""
@@ -103,7 +104,7 @@ class Epilogue(NamedTuple):
             return self
         gate, function, bias, zero_centered = self.gate, self.gate_activation, self.bias, self.zero_centered
         if bias is not None:
-            bias = _spread(bias, x, features)
+            bias = broadcastable(bias, x, features)
             if gate is not None:
                 bias = bias * GATES[function or "none"](_wide(gate, x))
         weight = self.weight
@@ -122,19 +123,12 @@ class Epilogue(NamedTuple):
         both = [t for t in (self.weight, self.bias) if t is not None]
         if all(t.dim() < x.dim() for t in both) or not both:
             return self
-        weight, bias = (None if t is None else _spread(t, x, features) for t in (self.weight, self.bias))
+        weight, bias = (None if t is None else broadcastable(t, x, features) for t in (self.weight, self.bias))
         if x.dim() == 1:
             weight, bias = (None if t is None else t.expand(x.shape) for t in (weight, bias))
         elif weight is not None and bias is not None and weight.shape != bias.shape:
             weight, bias = torch.broadcast_tensors(weight, bias)
         return self._replace(weight=weight, bias=bias)
-
-
-def _spread(t: Tensor, x: Tensor, features: Sequence[int]) -> Tensor:
-    """A parameter with the dimensions of x."""
-    if t.dim() == x.dim():
-        return t
-    return t.reshape([x.shape[dim] if dim in features else 1 for dim in range(x.dim())])
 
 
 def _valid(t: Tensor, mask: Tensor) -> Tensor:

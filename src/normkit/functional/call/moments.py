@@ -13,7 +13,7 @@ from normkit.kernels import formula, operator
 from normkit.kernels.backend import Want
 from normkit.kernels.context import is_traced, is_transformed, is_watched, wants_gradient
 from normkit.kernels.dtypes import arithmetic_dtype
-from normkit.kernels.formula import Arguments
+from normkit.kernels.formula import Arguments, Result
 from normkit.kernels.regions import region_of
 
 
@@ -22,11 +22,15 @@ def moments(a: Arguments) -> tuple[Tensor | None, Tensor]:
 
     A cell of padding alone has 0 and 1.
     """
-    a = a._replace(weight=None, bias=None, residual=None, activation="none")
-    # vmap takes plain torch as a whole, moments included.
-    out = formula.norm(a) if not is_compiling() and is_transformed() else operator.run(a, moments=True)
+    out = with_moments(a._replace(weight=None, bias=None, residual=None, activation="none"))
     assert out.std is not None
     return (out.mean if a.center else None), out.std
+
+
+def with_moments(a: Arguments) -> Result:
+    """``normkit::norm`` with the moments, which have a gradient, too."""
+    # vmap takes plain torch as a whole, moments included.
+    return formula.norm(a) if not is_compiling() and is_transformed() else operator.run(a, moments=True)
 
 
 def normalized_by(a: Arguments) -> Tensor:

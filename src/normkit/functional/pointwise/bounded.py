@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from normkit.errors import DtypeError, ShapeError
 from normkit.functional.call.checks import check_dimensions, check_parameter
-from normkit.functional.call.precision import affine
 from normkit.functional.call.spec import Fused, Spec, checked
 from normkit.functional.extras import Output
 from normkit.functional.layer import PATTERN_2D, check_last, last_dims_pattern
+from normkit.functional.pointwise.blocks import Curve, in_blocks, in_one, takes_blocks
 
 
 def _check(name: str, input: Tensor, shape: Any) -> tuple[int, ...]:
@@ -23,17 +22,24 @@ def _check(name: str, input: Tensor, shape: Any) -> tuple[int, ...]:
     return (input.shape[1],)
 
 
+def spec_of(name: str) -> Spec:
+    """The facts of one of the methods."""
+    return Spec(name, _check)
+
+
 def bounded(
-    name: str,
-    function: Callable[[Tensor], Tensor],
+    spec: Spec,
+    curve: Curve,
     input: Tensor,
-    scalars: dict[str, Tensor | None],
+    alpha: Tensor,
+    shift: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     channels_last: bool,
     fused: Fused,
 ) -> Output:
-    """``function(x) * weight + bias``; the scalars are the parameters of the function, to be checked."""
+    """``curve(alpha * x + shift) * weight + bias``."""
+    name = spec.name
     shape: tuple[int, ...] | None = None
     if channels_last and isinstance(input, Tensor) and not input.is_nested:
         given = next((p for p in (weight, bias) if p is not None), None)
@@ -44,20 +50,20 @@ def bounded(
                 f"shape {shape}: add the missing one"
             )
     pattern = PATTERN_2D if shape is None else last_dims_pattern(len(shape))
-    call = checked(Spec(name, _check), pattern, input, weight, bias, 0.0, fused, shape)
-    for what, scalar in scalars.items():
-        _check_scalar(name, what, scalar, input)
+    call = checked(spec, pattern, input, weight, bias, 0.0, fused, shape)
+    _check_scalar(name, "alpha", alpha, input)
+    if shift is not None:
+        _check_scalar(name, "shift", shift, input)
     total = call.total()
-    y = function(call.valid(total))
     if shape is None:
         features = [-1, *[1] * (input.dim() - 2)]
         weight, bias = (None if p is None else p.view(features) for p in (weight, bias))
-    return call.rounded(affine(y, weight, bias), total)
+    if call.arguments.mask is None and takes_blocks(total, weight, bias):
+        return call.finished(in_blocks(total, alpha, shift, weight, bias, curve), total)
+    return call.rounded(in_one(call.valid(total), alpha, shift, weight, bias, curve), total)
 
 
-def _check_scalar(name: str, what: str, scalar: Tensor | None, input: Tensor) -> None:
-    if scalar is None:
-        return
+def _check_scalar(name: str, what: str, scalar: Tensor, input: Tensor) -> None:
     if not isinstance(scalar, Tensor):
         raise DtypeError(f"{what} of {name} must be a tensor, got {type(scalar).__name__}: use torch.tensor([0.5])")
     check_parameter(name, what, scalar, () if scalar.dim() == 0 else (1,), input)

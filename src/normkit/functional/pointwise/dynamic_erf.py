@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Unpack, overload
 
-import torch
 from torch import Tensor
 
-from normkit.functional.call.precision import as_dtype
 from normkit.functional.extras import Fusions, Output
-from normkit.functional.pointwise.bounded import bounded
+from normkit.functional.pointwise.blocks import ERF
+from normkit.functional.pointwise.bounded import bounded, spec_of
+
+DYNAMIC_ERF = spec_of("dynamic_erf")
 
 
 @overload
@@ -87,10 +88,4 @@ def dynamic_erf(
     Source: Chen et al. 2025, arXiv:2512.10938.
     """
     fused = (mask, lengths, residual, return_residual, activation)
-
-    def function(x: Tensor) -> Tensor:
-        slope = as_dtype(alpha, x)
-        return torch.erf(x * slope if shift is None else torch.addcmul(as_dtype(shift, x), x, slope))
-
-    scalars = {"alpha": alpha, "shift": shift}
-    return bounded("dynamic_erf", function, input, scalars, weight, bias, channels_last, fused)
+    return bounded(DYNAMIC_ERF, ERF, input, alpha, shift, weight, bias, channels_last, fused)

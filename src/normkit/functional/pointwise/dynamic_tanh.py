@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Unpack, overload
 
-import torch
 from torch import Tensor
 
-from normkit.functional.call.precision import as_dtype
 from normkit.functional.extras import Fusions, Output
-from normkit.functional.pointwise.bounded import bounded
+from normkit.functional.pointwise.blocks import TANH
+from normkit.functional.pointwise.bounded import bounded, spec_of
+
+DYNAMIC_TANH = spec_of("dynamic_tanh")
 
 
 @overload
@@ -83,8 +84,4 @@ def dynamic_tanh(
     Source: Zhu et al. 2025, arXiv:2503.10622.
     """
     fused = (mask, lengths, residual, return_residual, activation)
-
-    def function(x: Tensor) -> Tensor:
-        return torch.tanh(x * as_dtype(alpha, x))
-
-    return bounded("dynamic_tanh", function, input, {"alpha": alpha}, weight, bias, channels_last, fused)
+    return bounded(DYNAMIC_TANH, TANH, input, alpha, None, weight, bias, channels_last, fused)

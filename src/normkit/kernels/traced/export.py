@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -39,17 +40,17 @@ def _affine(a: Arguments) -> Tensor:
     y = _torch_norm(a._replace(weight=None, bias=None, cast_first=False))
     if a.cast_first:
         weight, bias = (None if t is None else t.to(y.dtype) for t in (weight, bias))
-    y = y if weight is None else y * _over_levels(weight, a)
-    y = y if bias is None else y + _over_levels(bias, a)
+    features = {level.dim for level in parse(a.pattern).levels(a.x.shape) if level.feature}
+    y = y if weight is None else y * broadcastable(weight, a.x, features)
+    y = y if bias is None else y + broadcastable(bias, a.x, features)
     return y.to(a.x.dtype)
 
 
-def _over_levels(t: Tensor, a: Arguments) -> Tensor:
-    """A weight in a shape that broadcasts against x."""
-    if a.varying() is not None:
+def broadcastable(t: Tensor, x: Tensor, features: Collection[int]) -> Tensor:
+    """A weight or bias with the dimensions of x, in which it broadcasts against it."""
+    if t.dim() == x.dim():
         return t
-    features = {level.dim for level in parse(a.pattern).levels(a.x.shape) if level.feature}
-    return t.reshape([size if dim in features else 1 for dim, size in enumerate(a.x.shape)])
+    return t.reshape([size if dim in features else 1 for dim, size in enumerate(x.shape)])
 
 
 def _torch_norm(a: Arguments) -> Tensor:

@@ -50,7 +50,7 @@ class Tracked(Layer):
         activation: str | None,
         statistics: Mapping[str, tuple[int, ...]],
     ) -> None:
-        """Check and keep the arguments, and make parameters and buffers; `statistics` has the shape of each.
+        """Check and keep the arguments, and make parameters and buffers without values; `statistics` has the shapes.
 
         Raises:
             ArgumentError: num_features below 1, eps below 0, an unknown activation.
@@ -69,7 +69,6 @@ class Tracked(Layer):
         for name, shape in statistics.items():
             self.register_buffer(name, torch.empty(shape, device=device, dtype=dtype))
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long, device=device))
-        self.reset_parameters()
 
     def reset_running_stats(self) -> None:
         """Statistics as before the first batch."""

@@ -75,6 +75,7 @@ class PowerNorm(Tracked):
         shapes = {"running_phi": (num_features,), "running_gradient": (num_features,)}
         self._make(num_features, eps, momentum, affine, bias, device, dtype, activation, shapes)
         self.warmup_iters = warmup_iters
+        self.reset_parameters()
 
     def reset_running_stats(self) -> None:
         """Quadratic mean 1, its gradient 0, no batch counted: the warm-up begins again."""

@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from normkit.errors import ArgumentError, nearest
 from normkit.tools.model.frozen import MARK, check_class, freeze_parts, unfreeze_parts
 from normkit.tools.model.names import Where, chosen
-from normkit.tools.model.statistics import batch_and_instance_norms, keeps_statistics
+from normkit.tools.model.statistics import keeps_statistics, kind_of, norms_of_statistics
 from normkit.tools.model.wrapped import refuse_wrapped
 
 
@@ -41,9 +40,11 @@ def freeze(
     where: Where = None,
     like: Mapping[str, Any] | None = None,
 ) -> Freezing:
-    """Hold running statistics and affine parameters of batch and instance norms, whatever ``.train()`` is called later.
+    """Hold running statistics and parameters of the norms that have such statistics, whatever ``.train()`` is called.
 
-    A frozen norm computes as in evaluation: ``y = (x - running_mean) / sqrt(running_var + eps) * weight + bias``. It is
+    A frozen norm computes as in evaluation, as batch norm ``y = (x - running_mean) / sqrt(running_var + eps) * weight +
+    bias``. So do instance norm, `SwitchableNorm`, `IterNorm`, `PowerNorm` and `EvoNorm2dB0`, each by its formula;
+    switchable norm and EvoNorm-B0 still take the moments of each sample, which do not depend on the batch. The norm is
     still an instance of its class, has the same ``state_dict``, and stays frozen through `copy.deepcopy`, `pickle`,
     `torch.save` of the module, `torch.compile`, and the first batch of a lazy norm. Utilities that exchange batch norms
     or compute their statistics again, such as ``convert_sync_batchnorm`` and ``update_bn``, leave it alone. Freezing
@@ -51,7 +52,7 @@ def freeze(
 
     Args:
         model: changed in place.
-        statistics: hold running mean and variance, and use them.
+        statistics: hold the running statistics, and use them.
         affine: set ``requires_grad`` of the norm's own parameters to False and their gradients to None, so that no
             optimizer of torch moves them. A later ``requires_grad_(True)`` undoes it.
         where: names or patterns of names (``"backbone.*"``), or a function of name and module; None for all.
@@ -76,7 +77,7 @@ def freeze(
         >>> model[1].training, model[1].weight.requires_grad, model[2].training
         (False, False, True)
     """
-    norms: dict[str, nn.Module] = {**batch_and_instance_norms(model)}
+    norms = norms_of_statistics(model)
     if like is not None:
         if where is not None:
             raise ArgumentError("freeze takes where= or like=, got both: like= names its norms itself")
@@ -88,7 +89,8 @@ def freeze(
         wanted = dict.fromkeys(chosen(model, norms, where), parts)
         if not any(keeps_statistics(norms[name]) for name in wanted):
             raise ArgumentError(
-                f"freeze needs norms with running statistics, {type(model).__name__} has none there: "
+                "freeze needs norms of torch or normkit that update running statistics, "
+                f"{type(model).__name__} has none there: "
                 "for the parameters of other norms call requires_grad_(False)"
             )
     unfit = {name for name in wanted if not keeps_statistics(norms[name])}
@@ -124,7 +126,7 @@ def unfreeze(model: nn.Module, statistics: bool = True, affine: bool = True, *, 
     """
     done, left = {}, {}
     parts = _parts(statistics, affine)
-    known = {name: m for name, m in model.named_modules() if MARK in vars(m) or isinstance(m, _NormBase)}
+    known = {name: m for name, m in model.named_modules() if MARK in vars(m) or kind_of(m) is not None}
     for name, norm in chosen(model, known, where).items():
         gone = tuple(part for part in parts if part in vars(norm).get(MARK, {}))
         if gone:
@@ -158,7 +160,7 @@ def _noted(state: Mapping[str, Any], model: nn.Module) -> tuple[dict[str, tuple[
             "give what state_dict() or torch.load returned, not a copy of its items"
         )
     noted = {name: tuple(entry[MARK]) for name, entry in metadata.items() if MARK in entry}
-    norms: dict[str, nn.Module] = {**batch_and_instance_norms(model)}
+    norms = norms_of_statistics(model)
     # Another norm can be noted for its parameters, if it took the place of a frozen one.
     norms |= {name: m for name, m in model.named_modules() if noted.get(name) == ("affine",) and m._parameters}
     for name in noted:

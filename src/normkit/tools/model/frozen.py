@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import UninitializedBuffer
 
 from normkit.errors import StateError
-from normkit.tools.model.statistics import keeps_statistics
+from normkit.tools.model.statistics import keeps_statistics, kind_of, statistics_of
 
 MARK = "normkit_frozen"
 """The key of the note of frozen parts, in the metadata of a state dict and among the attributes of the norm."""
@@ -80,7 +80,8 @@ class _FrozenStatistics(Frozen, metaclass=_NoBatchNorm):
     def reset_parameters(self) -> None:
         """Reset statistics too: a lazy norm fills its new memory with this at its first batch."""
         super().reset_parameters()  # type: ignore[misc]
-        if not isinstance(cast(Any, self).running_mean, UninitializedBuffer):
+        kept = statistics_of(cast(nn.Module, self))
+        if not any(isinstance(statistic, UninitializedBuffer) for statistic in kept.values()):
             super().reset_running_stats()  # type: ignore[misc]
 
 
@@ -142,7 +143,9 @@ def freeze_successor(old: nn.Module, new: nn.Module) -> None:
         required = held.get("affine", {})
         inside = {id(p) for child in old.children() for p in child.parameters()}
         taken = [n for n, p in new.named_parameters(recurse=False) if not (p.requires_grad or id(p) in inside)]
-        possible = {"statistics": keeps_statistics(new), "affine": any(name in required for name in taken)}
+        # Statistics of another kind are new, and would never become those of the data.
+        same = keeps_statistics(new) and kind_of(new) is kind_of(old)
+        possible = {"statistics": same, "affine": any(name in required for name in taken)}
         freeze_parts({new: tuple(part for part in held if possible[part])}, required)
 
 

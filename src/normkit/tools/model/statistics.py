@@ -7,17 +7,33 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from normkit.layers import EvoNorm2dB0, IterNorm, PowerNorm, SwitchableNorm
+
+KEPT: dict[type[nn.Module], tuple[str, ...]] = {
+    _NormBase: ("running_mean", "running_var"),
+    SwitchableNorm: ("running_mean", "running_var"),
+    EvoNorm2dB0: ("running_var",),
+    PowerNorm: ("running_phi",),
+    IterNorm: ("running_mean", "running_whitening"),
+}
+"""The statistics of inputs that each kind of norm keeps. Power norm also keeps one of gradients."""
+
+
+def kind_of(module: nn.Module) -> type[nn.Module] | None:
+    """The kind of norm in `KEPT`: batch and instance norms are one kind; None for any other module."""
+    return next((kind for kind in KEPT if isinstance(module, kind)), None)
+
+
+def statistics_of(norm: nn.Module) -> dict[str, Tensor]:
+    """The running statistics of the inputs of a norm, by name; empty if it keeps none."""
+    kind = kind_of(norm)
+    found = {name: getattr(norm, name) for name in (() if kind is None else KEPT[kind])}
+    return {} if any(value is None for value in found.values()) else found
+
 
 def keeps_statistics(module: nn.Module) -> bool:
-    """Whether this is a batch or instance norm, torch's or a subclass of it, that has running statistics."""
-    return isinstance(module, _NormBase) and module.running_mean is not None and module.running_var is not None
-
-
-def statistics_of(norm: _NormBase) -> tuple[Tensor, Tensor]:
-    """Running mean and variance of a norm that keeps them."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return norm.running_mean, norm.running_var
+    """Whether it is a norm of torch or normkit, or a subclass of one, that has running statistics."""
+    return bool(statistics_of(module))
 
 
 def scale_and_shift(norm: Any, eps: float) -> tuple[Tensor, Tensor]:
@@ -30,6 +46,6 @@ def scale_and_shift(norm: Any, eps: float) -> tuple[Tensor, Tensor]:
     return scale, shift if bias is None else shift + bias.detach().double()
 
 
-def batch_and_instance_norms(model: nn.Module) -> dict[str, _NormBase]:
-    """Each batch and instance norm once, under its first name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, _NormBase)}
+def norms_of_statistics(model: nn.Module) -> dict[str, nn.Module]:
+    """Each norm of a kind that can keep running statistics once, under its first name."""
+    return {name: module for name, module in model.named_modules() if kind_of(module) is not None}

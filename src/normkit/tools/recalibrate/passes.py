@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normkit.errors import StateError
+from normkit.layers import PowerNorm
 from normkit.parametrize.checks import stored
 from normkit.tools.model.statistics import statistics_of
 from normkit.tools.model.valid import FIRST, input_of, is_unbatched, valid_mask
@@ -25,12 +25,12 @@ Forward = Callable[[nn.Module, Any], Any]
 
 def collect(
     model: nn.Module,
-    norms: Mapping[str, _NormBase],
+    norms: Mapping[str, nn.Module],
     batches: Iterable[Any],
     step: Forward,
     device: torch.device | str | None,
     group: dist.ProcessGroup | None,
-) -> tuple[int, dict[_NormBase, RunningMoments]]:
+) -> tuple[int, dict[nn.Module, RunningMoments]]:
     """Read all batches once; the moments of each norm's inputs, over all ranks."""
     moments = {norm: RunningMoments(norm) for norm in norms.values()}
     read, failure, turns = 0, None, itertools.count()
@@ -64,22 +64,23 @@ def collect(
 def _collecting(name: str, seen: RunningMoments, turns: Iterator[int]) -> Callable[..., None]:
     """A hook that adds the input to the moments, and lets the norm use statistics where the batch has none."""
 
-    def hook(norm: _NormBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hook(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = input_of(norm, args, kwargs)
         mask = valid_mask(norm, x.unsqueeze(0) if is_unbatched(norm, x.dim()) else x, kwargs, FIRST)
         if not x.numel() or (mask is not None and not mask.any()):
             return
         if not seen.calls:
             seen.first = next(turns)
-        mean, var = seen.add(x, mask)
+        own = seen.add(x, mask)
         if not norm.training or isinstance(norm, _InstanceNorm):
             return
         alone = (seen.rows(x)[:, 0].numel() if mask is None else int(mask.sum())) == 1
-        if alone or isinstance(norm, nn.SyncBatchNorm):
-            # A single value has no variance: the statistics so far are used. A SyncBatchNorm would wait for ranks.
+        if alone or isinstance(norm, nn.SyncBatchNorm | PowerNorm):
+            # A single value has no variance: the statistics so far are used. A SyncBatchNorm would wait for ranks, and
+            # a power norm after its warm-up uses the running statistic, which may be far from the data or not finite.
             norm.training = False
             if seen.elements > 1:
-                write(name, norm, *(seen.result() if alone else (mean, var)))
+                write(name, norm, seen.result() if alone else own.result(correction=0))
 
     return hook
 
@@ -91,7 +92,7 @@ def _train_again(training: bool) -> Callable[..., None]:
     return hook
 
 
-def write(name: str, norm: _NormBase, mean: Tensor, var: Tensor) -> None:
+def write(name: str, norm: nn.Module, statistics: Mapping[str, Tensor]) -> None:
     """Set the running statistics of a norm.
 
     Raises:
@@ -99,9 +100,9 @@ def write(name: str, norm: _NormBase, mean: Tensor, var: Tensor) -> None:
     """
     what, remedy = f"statistics of {name!r}", "keep this norm in float32, with norm.float(); the model is as it was"
     running = statistics_of(norm)
-    kept = [stored(new, old.dtype, what, remedy) for old, new in zip(running, (mean, var), strict=True)]
-    for old, new in zip(running, kept, strict=True):
-        old.copy_(new)
+    kept = {key: stored(value, running[key].dtype, what, remedy) for key, value in statistics.items()}
+    for key, value in kept.items():
+        running[key].copy_(value)
 
 
 def _moved(batch: Any, device: torch.device | str) -> Any:

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedBuffer
 
 from normkit.errors import ArgumentError, StateError, whole_number
 from normkit.evaluation import keeping_modes
+from normkit.layers import IterNorm, PowerNorm
 from normkit.parametrize.checks import check_batches, check_values
 from normkit.tools.model.call import call_on_first
 from normkit.tools.model.frozen import is_frozen
-from normkit.tools.model.statistics import batch_and_instance_norms, keeps_statistics, statistics_of
+from normkit.tools.model.statistics import norms_of_statistics, statistics_of
 from normkit.tools.model.wrapped import unwrapped
 from normkit.tools.recalibrate.moments import RunningMoments
 from normkit.tools.recalibrate.passes import Forward, collect, with_progress, write
@@ -31,8 +31,10 @@ class RecalibratedNorm:
         name, kind: where it is, and its class.
         outcome: ``new``; or why the statistics are the old ones: ``not reached``, ``frozen``.
         elements: values seen per channel, over all ranks.
-        mean_shift: largest distance over the channels from the old mean to the new, in new standard deviations.
-        var_ratio: largest factor over the channels between old variance and new, eps included; at least 1.
+        mean_shift: largest distance over the channels from the old mean to the new, in new standard deviations; 0 for
+            a norm that keeps no mean.
+        var_ratio: largest factor over the channels between old variance and new, eps included; at least 1. Of power
+            norm that between the quadratic means, of iterative norm the largest over all directions of a group.
         exact: whether every norm called before it already used its new statistics when these were collected, so that
             they are those of its inputs in evaluation. False for a norm called several times per batch, since its
             inputs may depend on itself.
@@ -88,6 +90,12 @@ def recalibrate(
     variances, as running statistics are, leaves out how the batches' means differ. Counts and moments are merged in
     float64 by Chan's formula. Instance norms get the average over all instances of their means and unbiased variances.
 
+    Other norms get what their formula uses: `SwitchableNorm` the mean and variance of batch norm, `EvoNorm2dB0` that
+    variance, `PowerNorm` ``phi = sum(x^2) / n``, and `IterNorm` the mean and the whitening matrix that its iterations
+    make of the covariance ``sum((x - mean) (x - mean)^T) / n`` of each group, as for one batch of all data. The
+    ``running_gradient`` of power norm needs a loss and no evaluation uses it: it stays, but becomes 0 where it is not
+    finite.
+
     Padding given to a norm by ``mask=`` or ``lengths=`` does not count; a ``residual=`` is added first.
 
     Only the norms are in training mode meanwhile: dropout is off. With one phase each norm normalizes by the batch, as
@@ -115,7 +123,8 @@ def recalibrate(
 
     Returns:
         A `Recalibration`: per norm the elements seen and the change of its statistics. ``num_batches_tracked`` becomes
-        the number of batches. A norm that no batch reached, and one frozen by `freeze`, keeps its statistics.
+        the number of batches; that of power norm stays, because it counts the warm-up. A norm that no batch reached,
+        and one frozen by `freeze`, keeps its statistics.
 
     Raises:
         ArgumentError: phases below 1, or more than 1 with an iterator that can be read only once; a tensor or a mapping
@@ -144,10 +153,10 @@ def recalibrate(
             "once: give a list or a DataLoader"
         )
     model = unwrapped(model)
-    every = {name: norm for name, norm in batch_and_instance_norms(model).items() if keeps_statistics(norm)}
+    every = {name: norm for name, norm in norms_of_statistics(model).items() if statistics_of(norm)}
     norms = {name: norm for name, norm in every.items() if not is_frozen(norm)}
     for name, norm in norms.items():
-        if isinstance(norm.running_mean, UninitializedBuffer):
+        if any(isinstance(statistic, UninitializedBuffer) for statistic in statistics_of(norm).values()):
             raise StateError(f"recalibrate needs norms that know their size, {name!r} does not: call the model once")
     check_values("recalibrate", norms.items())
     if not norms:
@@ -155,8 +164,8 @@ def recalibrate(
 
     step = forward or call_on_first
     old = {norm: _state(norm) for norm in norms.values()}
-    moments: dict[_NormBase, RunningMoments] = {}
-    groups: list[list[_NormBase]] = [list(norms.values())]
+    moments: dict[nn.Module, RunningMoments] = {}
+    groups: list[list[nn.Module]] = [list(norms.values())]
     # A compiled graph may not know hooks that came later.
     with keeping_modes(model) as modes, torch.no_grad(), torch.compiler.set_stance("force_eager"):
         try:
@@ -193,7 +202,7 @@ def recalibrate(
     return Recalibration(tuple(rows), read, max(len(groups), 1))
 
 
-def _groups(moments: Mapping[_NormBase, RunningMoments], phases: int) -> list[list[_NormBase]]:
+def _groups(moments: Mapping[nn.Module, RunningMoments], phases: int) -> list[list[nn.Module]]:
     """The norms that were reached, in the order of their first call, in as many groups as phases."""
     order = sorted((norm for norm in moments if moments[norm].calls), key=lambda norm: moments[norm].first)
     count = min(phases, len(order))
@@ -204,11 +213,11 @@ def _row(name: str, norm: nn.Module, outcome: str, *figures: Any) -> Recalibrate
     return RecalibratedNorm(name, type(norm).__name__, outcome, *figures)
 
 
-def _state(norm: _NormBase) -> dict[str, Tensor]:
+def _state(norm: nn.Module) -> dict[str, Tensor]:
     return {name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)}
 
 
-def _put_back(states: Mapping[_NormBase, Mapping[str, Tensor]]) -> None:
+def _put_back(states: Mapping[nn.Module, Mapping[str, Tensor]]) -> None:
     """In place, because others may hold the same tensors."""
     with torch.no_grad():
         for norm, state in states.items():
@@ -216,29 +225,43 @@ def _put_back(states: Mapping[_NormBase, Mapping[str, Tensor]]) -> None:
                 buffer.copy_(state[name])
 
 
-def _install(norms: Mapping[str, _NormBase], moments: Mapping[_NormBase, RunningMoments], read: int) -> None:
+def _install(norms: Mapping[str, nn.Module], moments: Mapping[nn.Module, RunningMoments], read: int) -> None:
     for name, norm in norms.items():
         seen = moments[norm]
         if not seen.calls:
             continue
         if seen.pooled and seen.elements < 2:
             raise StateError(
-                f"a variance needs two values per channel, {name!r} got one from {read} batches: give more"
+                f"a statistic needs two values per channel, {name!r} got one from {read} batches: give more"
             )
-        mean, var = seen.result()
-        if not (mean.isfinite().all() and var.isfinite().all()):
+        found = seen.result()
+        if not all(bool(statistic.isfinite().all()) for statistic in found.values()):
             raise StateError(
                 f"statistics must be finite, those of {name!r} are not after {read} batches: look for nan or inf in "
                 "its inputs, or single positions in an instance norm; the model is as it was"
             )
-        write(name, norm, mean, var)
-        if isinstance(norm.num_batches_tracked, Tensor):
-            norm.num_batches_tracked.fill_(seen.calls)
+        write(name, norm, found)
+        if isinstance(norm, PowerNorm):
+            # No input says what it is; one that is not finite would stay so in training.
+            nu = norm.running_gradient
+            nu.copy_(torch.where(nu.isfinite(), nu, 0))
+        elif isinstance(counter := getattr(norm, "num_batches_tracked", None), Tensor):
+            counter.fill_(seen.calls)
 
 
-def _distance(norm: _NormBase, old: Mapping[str, Tensor]) -> tuple[float, float]:
+def _distance(norm: Any, old: Mapping[str, Tensor]) -> tuple[float, float]:
     """Largest shift of a mean in standard deviations, and largest factor between variances."""
-    mean, var = (running.double() for running in statistics_of(norm))
-    var, before = var + norm.eps, old["running_var"].double() + norm.eps
-    shift = (mean - old["running_mean"].double()).abs() / var.sqrt()
-    return float(shift.max()), float(torch.maximum(var / before, before / var).max())
+    new = {name: statistic.double() for name, statistic in statistics_of(norm).items()}
+    before = {name: old[name].double() for name in new}
+    shift = new["running_mean"] - before["running_mean"] if "running_mean" in new else torch.zeros(1)
+    if isinstance(norm, IterNorm):
+        whitening, other = new["running_whitening"], before["running_whitening"]
+        shift = whitening @ shift.view(len(whitening), -1, 1)
+        # Of data with the new covariance the old matrix makes a covariance with these eigenvalues.
+        finite = bool(other.isfinite().all())
+        ratio = torch.linalg.svdvals(torch.linalg.solve(whitening, other)).square() if finite else other
+    else:
+        # The last statistic is the variance, or the quadratic mean of power norm.
+        var, var_before = ([*each.values()][-1] + norm.eps for each in (new, before))
+        shift, ratio = shift.to(var) / var.sqrt(), var_before / var
+    return float(shift.abs().max()), float(torch.maximum(ratio, 1 / ratio).max())

@@ -125,20 +125,24 @@ class Row:
             self.keep((name,), (~x.isfinite()).sum())
 
     def _running(self, norm: nn.Module, x: Tensor, mean: Tensor, std: Tensor) -> None:
-        before = norm._buffers.get("running_mean"), norm._buffers.get("running_var")
-        if before[0] is None or before[1] is None or before[0].numel() != mean.numel():
-            return
         eps = getattr(norm, "eps", None) or 0.0
-        running_var = before[1].detach() + eps
-        shift = ((mean - before[0]).abs() / running_var.sqrt()).max()
-        if isinstance(norm, _InstanceNorm):
+        running_mean, running_var, phi = (norm._buffers.get(f"running_{name}") for name in ("mean", "var", "phi"))
+        kept = phi if running_var is None else running_var
+        if kept is None or kept.numel() != mean.numel():
+            return
+        kept = kept.detach() + eps
+        if running_mean is not None:
+            self.keep(("running_shift",), ((mean - running_mean).abs() / kept.sqrt()).max())
+        var: Tensor | None
+        if running_var is None:
+            var = mean.square() + std.square()
+        elif isinstance(norm, _InstanceNorm):
             var = x.float().flatten(2).var(2, correction=1).mean(0) if x.dim() > 2 else None
         else:
             count = x.numel() // mean.numel()
             var = std.square() * (count / max(count - 1, 1))
-        self.keep(("running_shift",), shift)
         if var is not None:
-            ratio = (var + eps) / running_var
+            ratio = (var + eps) / kept
             self.keep(("running_var_ratio",), torch.maximum(ratio, 1 / ratio).max())
 
 

@@ -26,7 +26,8 @@ class NormRecord:
         running_shift: largest distance over the channels of the batch's mean from the running mean before this
             step, in running standard deviations.
         running_var_ratio: largest factor over the channels between the batch's variance and the running one, either
-            way, eps included; at least 1.
+            way, eps included; at least 1. Of power norm that between the quadratic means; None for iterative norm,
+            which keeps no variance, as is its `running_shift`.
         weight_min, weight_max: of the weight as it is applied: 1 is added where weight - 1 is stored.
         bias_min, bias_max: of the bias.
         grad_output: length of the gradient of the loss by the norm's output, ``sqrt(sum(g^2))``.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from normkit.errors import ArgumentError, NormkitError
@@ -80,13 +81,21 @@ class Seen:
         """Whether there are a running mean and a running variance, of a known size."""
         known, buffers = self.is_batch or self.info.may_keep_statistics, self.module._buffers
         mean, var = buffers.get("running_mean"), buffers.get("running_var")
-        return known and isinstance(mean, Tensor) and isinstance(var, Tensor) and not nn.parameter.is_lazy(var)
+        return known and isinstance(mean, Tensor) and isinstance(var, Tensor) and not is_lazy(var)
 
     @property
     def evaluates_alone(self) -> bool:
         """Whether evaluation uses running statistics, whatever they are called, and not those of the batch."""
+        return bool(self._running())
+
+    @property
+    def tracks(self) -> bool:
+        """Whether training updates running statistics of a known size, whatever they are called."""
+        return self.keeps or (self.is_batch and bool(self._running()) and not any(map(is_lazy, self._running())))
+
+    def _running(self) -> list[Tensor]:
         buffers = self.module._buffers.items()
-        return any(name.startswith("running_") and value is not None for name, value in buffers)
+        return [value for name, value in buffers if name.startswith("running_") and value is not None]
 
     def buffer(self, name: str) -> Tensor:
         """A buffer in float64, on the CPU."""
@@ -177,7 +186,7 @@ class Subject:
         in evaluation mode counts in any model: those that keep statistics at all are few.
         """
         alone = self.model.training or not norm.is_batch
-        return norm.keeps and (is_frozen(norm.module) or (alone and not norm.module.training))
+        return norm.tracks and (is_frozen(norm.module) or (alone and not norm.module.training))
 
 
 def collect(model: nn.Module, example: Any, loader: Any, noise: bool = False, **given: Any) -> Subject:
@@ -284,7 +293,7 @@ def measure(subject: Subject, batch: Any, note: Callable[[Seen, Tensor, InputMom
 
     def look(module: nn.Module, x: Tensor) -> None:
         measured, norm = moments(x), by_module[module]
-        module.training = measured is not None and measured.count > 1 and norm.keeps and not norm.synced
+        module.training = measured is not None and measured.count > 1 and norm.tracks and not norm.synced
         if measured is not None:
             note(norm, x, measured)
 

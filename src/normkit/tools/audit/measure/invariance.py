@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from normkit.evaluation import call, preserving
+from normkit.layers import PowerNorm
 from normkit.tools.audit.measure.facts import SEPARATE, Seen, Subject
 from normkit.tools.audit.measure.sample_call import SampleCall
 from normkit.tools.model.frozen import is_frozen
@@ -198,9 +199,14 @@ def measure_invariance(subject: Subject) -> Invariance:
 def _definition(norm: Seen) -> str:
     if not norm.is_batch or is_frozen(norm.module):
         return ""
-    if norm.module.training:
+    if norm.module.training and not _is_past_warm_up(norm.module):
         return "in training it uses the statistics of the batch"
     return "" if norm.evaluates_alone else "it keeps no running statistics, so it uses those of the batch"
+
+
+def _is_past_warm_up(module: nn.Module) -> bool:
+    """Whether it is a power norm that uses its running statistic in training, that of the batches before."""
+    return isinstance(module, PowerNorm) and int(module.num_batches_tracked) >= module.warmup_iters
 
 
 def _recorded(subject: Subject) -> dict[nn.Module, SampleCall]:

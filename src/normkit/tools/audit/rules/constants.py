@@ -28,7 +28,7 @@ def whole_momentum(subject: Subject) -> Iterator[Hit]:
     for norm in subject.norms:
         momentum = getattr(norm.module, "momentum", None)
         keeps = isinstance(norm.module._buffers.get("running_var"), Tensor)
-        if keeps and isinstance(momentum, int | float) and momentum >= 1 and not subject.frozen(norm):
+        if (keeps or norm.tracks) and isinstance(momentum, int | float) and momentum >= 1 and not subject.frozen(norm):
             message = f"momentum={momentum:g}: each batch replaces the running statistics"
             yield Hit(norm.name, message, {"momentum": momentum})
 

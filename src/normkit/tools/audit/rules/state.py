@@ -148,15 +148,19 @@ def not_finite(subject: Subject) -> Iterator[Hit]:
 
 
 def _negative(norm: Seen) -> Iterator[Hit]:
-    has_variance = _is_plain(norm.module._buffers.get("running_var"))
-    var = norm.buffer("running_var") if has_variance else torch.zeros(())
-    least, bad = float(var.nan_to_num(0.0).min()), int((var < 0).sum())
-    if bad:
+    # Power norm has a mean of squares in the place of a variance.
+    for name in ("running_var", "running_phi"):
+        if not _is_plain(norm.module._buffers.get(name)):
+            continue
+        var = norm.buffer(name)
+        least, bad = float(var.nan_to_num(0.0).min()), int((var < 0).sum())
+        if not bad:
+            continue
         # As some converted checkpoints have it; what is added to it may make it positive.
         breaks = least + (norm.info.eps or 0.0) <= 0
         result = "evaluation gives NaN or infinity" if breaks else "eps makes it positive"
-        message = f"running_var has {bad} negative values, the least {least:.2g}: {result}"
-        measured = {"tensor": "running_var", "values": bad, "least": least}
+        message = f"{name} has {bad} negative values, the least {least:.2g}: {result}"
+        measured = {"tensor": name, "values": bad, "least": least}
         yield Hit(norm.name, message, measured, "" if breaks else "warning")
 
 
@@ -184,7 +188,7 @@ def _fails_on_constant(norm: Seen, dtype: torch.dtype) -> bool:
     try:
         twin = copy.deepcopy(norm.module).eval()
         for key, value in twin._buffers.items():
-            if key == "running_var" and value is not None:
+            if key in ("running_var", "running_phi") and value is not None:
                 value.zero_()
         device = next((p.device for p in twin.parameters()), torch.device("cpu"))
         with torch.no_grad(), warnings.catch_warnings():
@@ -201,7 +205,7 @@ def _fails_on_constant(norm: Seen, dtype: torch.dtype) -> bool:
 def tensorflow_momentum(subject: Subject) -> Iterator[Hit]:
     for norm in subject.norms:
         momentum = getattr(norm.module, "momentum", None)
-        if norm.keeps and isinstance(momentum, float) and 0.9 <= momentum < 1:
+        if norm.tracks and isinstance(momentum, float) and 0.9 <= momentum < 1:
             steps = 1 / -math.log10(1 - momentum)
             message = f"momentum={momentum:g}: a batch counts for a tenth after {steps:.2g} further batches"
             yield Hit(norm.name, message, {"momentum": momentum})
@@ -209,7 +213,7 @@ def tensorflow_momentum(subject: Subject) -> Iterator[Hit]:
 
 def no_momentum(subject: Subject) -> Iterator[Hit]:
     for norm in subject.norms:
-        if norm.keeps and getattr(norm.module, "momentum", None) == 0 and not subject.frozen(norm):
+        if norm.tracks and getattr(norm.module, "momentum", None) == 0 and not subject.frozen(norm):
             yield Hit(norm.name, "momentum=0: training leaves the running statistics as they are", {"momentum": 0})
 
 

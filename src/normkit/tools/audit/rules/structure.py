@@ -101,7 +101,7 @@ def after_activation(subject: Subject) -> Iterator[Hit]:
 def dropout_before(subject: Subject) -> Iterator[Hit]:
     assert subject.graph is not None
     for norm, node in subject.called():
-        if not norm.keeps:
+        if not norm.tracks:
             continue
         here: Node | None = node
         while here is not None and here.inputs and here.inputs[0] >= 0:

@@ -27,7 +27,7 @@ def unfrozen(subject: Subject) -> Iterator[Hit]:
     if not any(p.requires_grad for p in subject.model.parameters()):
         return
     for norm in subject.norms:
-        if norm.keeps and norm.module.training and _is_frozen_place(subject, norm):
+        if norm.tracks and norm.module.training and _is_frozen_place(subject, norm):
             momentum = getattr(norm.module, "momentum", None)
             message = "in train mode among frozen parameters: its running statistics are still updated"
             yield Hit(norm.name, message, {"momentum": momentum})
