@@ -118,8 +118,8 @@ ALL = (
         "FRN-1",
         Text("filter response norm does not depend on the batch", "滤波器响应归一化与批次无关"),
         Text(
-            "one image among different other images; error at batch 2 and at batch 32, compared with batch norm",
-            "同一张图像与不同图像同批时的输出；批量 2 与批量 32 的误差，与批归一化对照",
+            "one image among different other images; error at batch 2 and at batch 16, compared with batch norm",
+            "同一张图像与不同图像同批时的输出；批量 2 与批量 16 的误差，与批归一化对照",
         ),
     ),
     Claim(
@@ -144,14 +144,14 @@ ALL = (
     Claim(
         "EvoNormB0-1",
         Text("EvoNorm-B0 is better than batch norm with ReLU", "EvoNorm-B0 优于批归一化加 ReLU"),
-        Text("test error of a convolutional network at batch 32", "卷积网络在批量 32 时的测试误差"),
+        Text("test error of a convolutional network at batch 16", "卷积网络在批量 16 时的测试误差"),
     ),
     Claim(
         "EvoNormS0-1",
         Text("EvoNorm-S0 does not depend on the batch", "EvoNorm-S0 与批次无关"),
         Text(
-            "one image among different other images; error at batch 2 and at batch 32, compared with batch norm",
-            "同一张图像与不同图像同批时的输出；批量 2 与批量 32 的误差，与批归一化对照",
+            "one image among different other images; error at batch 2 and at batch 16, compared with batch norm",
+            "同一张图像与不同图像同批时的输出；批量 2 与批量 16 的误差，与批归一化对照",
         ),
     ),
     Claim(
@@ -186,7 +186,7 @@ ALL = (
             "switchable norm gives batch statistics a smaller share at small batches",
             "批量小时，可切换归一化分给批次统计量的权重更小",
         ),
-        Text("learned share of batch statistics at batch 2 and at batch 32", "批量 2 与批量 32 时学到的批次统计量权重"),
+        Text("learned share of batch statistics at batch 2 and at batch 16", "批量 2 与批量 16 时学到的批次统计量权重"),
     ),
     Claim(
         "PowerNorm-1",

@@ -154,8 +154,8 @@ def probe(name: str, values: dict[str, float]) -> Of:
         ),
         (
             switchable_norm_1.EXPERIMENTS[0],
-            lambda variant, size: {"probes": {"batch_share": {2: 0.2, 32: 0.4}[size]}},
-            lambda variant, size: {"probes": {"batch_share": {2: 0.4, 32: 0.3}[size]}},
+            lambda variant, size: {"probes": {"batch_share": {2: 0.2, 16: 0.4}[size]}},
+            lambda variant, size: {"probes": {"batch_share": {2: 0.4, 16: 0.3}[size]}},
         ),
         (
             evo_norm_s0_1.EXPERIMENTS[2],

@@ -1,14 +1,19 @@
 """Methods that are added to a user's model, whose own norms stay: global response norm and reversible instance norm."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+from made_up import prepared
 from torch import Tensor, nn
 
 import normkit
 from normkit.errors import ArgumentError
 from normkit.study.task import Task, embedded, variants
+from normkit.study.training.design import Design
+from normkit.study.training.trainer import Trainer
+from normkit.study.training.trial import Trial
 
 
 def block(*layers: nn.Module) -> nn.Sequential:
@@ -83,28 +88,36 @@ def test_what_is_no_forecast_is_refused(model: nn.Module, example: Tensor, found
         variants.applied(model, "revin", example)
 
 
-def names(found: normkit.study.comparison.Comparison) -> set[str]:  # type: ignore[name-defined]
-    return {cell.method for cell in found.cells if cell.runs and all(run.state != "failed" for run in cell.runs)}
+@pytest.mark.parametrize(
+    ("task", "methods"),
+    [
+        ("characters", ["scale_norm", "dynamic_tanh", "power_norm"]),
+        ("forecast", ["revin", "scale_norm"]),
+        ("digits", ["global_response_norm", "weight_standardization"]),
+    ],
+)
+def test_the_built_in_tasks_train_what_fits(task: str, methods: list[str]) -> None:
+    work = replace(embedded.TASKS[task](), probe=None)
+    for method in methods:
+        plan = Design((method,), (4,), 2, 3, 6)
+        runs = Trainer().execute(work, plan, [Trial("tune", method, 4, 0.01, seed) for seed in (0, 1)])
+        assert all(run.validation_loss is not None and len(run.losses) == 6 for run in runs), runs[0].message
 
 
 @pytest.mark.parametrize(
-    ("task", "methods"),
-    [("characters", ["ScaleNorm", "DyT"]), ("forecast", ["RevIN", "ScaleNorm"]), ("digits", ["GRN", "WS"])],
+    ("task", "method", "why"),
+    [
+        ("characters", "RevIN", "normalizes the series of a window"),
+        ("characters", "GRN", "its statistics cover positions"),
+        ("forecast", "FRN", "its statistics cover positions"),
+        (None, "RevIN", "series of a window.*give normkit compare forecast --methods revin"),
+        (None, "ScaleNorm", "features of a token.*give normkit compare characters --methods scale_norm"),
+        (None, "unchanged", "it has no norms to leave as they are.*give your own task"),
+    ],
 )
-def test_the_built_in_tasks_train_what_fits(task: str, methods: list[str], tmp_path: object) -> None:
-    found = normkit.compare(
-        embedded.TASKS[task](),
-        methods=methods,
-        batch_sizes=[4],
-        seeds=2,
-        trials=3,
-        steps=40,
-        workers=1,
-        out=str(tmp_path),
-        progress=False,
-    )
-    assert names(found) == {"none", *(normkit.catalog.find(method).name for method in methods)}
-    assert not found.failures
+def test_a_method_that_a_task_has_no_place_for_is_refused(task: str | None, method: str, why: str) -> None:
+    with pytest.raises(ArgumentError, match=why):
+        prepared(embedded.TASKS[task]() if task else None, methods=[method], batch_sizes=[4])
 
 
 def test_a_forecast_of_a_user_is_trained_with_it(tmp_path: object) -> None:
@@ -115,4 +128,4 @@ def test_a_forecast_of_a_user_is_trained_with_it(tmp_path: object) -> None:
         task, methods=["RevIN"], batch_sizes=[8], seeds=2, trials=3, steps=40, workers=1, out=str(tmp_path),
         progress=False,
     )  # fmt: skip
-    assert names(found) == {"none", "revin"}
+    assert {cell.method for cell in found.cells if cell.error} == {"none", "revin"}

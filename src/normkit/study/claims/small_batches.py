@@ -8,17 +8,17 @@ from normkit.study.claims.experiment import CellName, Experiment, Measured, Tabl
 from normkit.study.claims.measures import Effect, difference, level, probed, test_error
 
 DESIGN = Text(
-    "Three convolutions with 16 channels on noisy digits, the last two at 2x2 positions; 1600 images are processed at "
+    "Three convolutions with 16 channels on noisy digits, the last two at 2x2 positions; 1200 images are processed at "
     "every batch size, and the learning rate is chosen at each.",
-    "带噪声数字上的三个 16 通道卷积层，后两层只剩 2×2 个位置；各批量均看 1600 张图像，并分别选择学习率。",
+    "带噪声数字上的三个 16 通道卷积层，后两层只剩 2×2 个位置；各批量均看 1200 张图像，并分别选择学习率。",
 )
 
 
 def rise(first: str, second: str) -> Effect:
-    """The rise of the test error from batch 32 to batch 2: that of `first` minus that of `second`, seed by seed."""
+    """The rise of the test error from batch 16 to batch 2: that of `first` minus that of `second`, seed by seed."""
 
     def effect(tables: Tables) -> Measured | None:
-        four = [tables[f"small-{size}"][method, size] for method in (first, second) for size in (2, 32)]
+        four = [tables[f"small-{size}"][method, size] for method in (first, second) for size in (2, 16)]
         by_seed = [{r.trial.seed: r.test_error for r in cell.runs if r.test_error is not None} for cell in four]
         a, b, c, d = by_seed
         values = [(a[seed] - b[seed]) - (c[seed] - d[seed]) for seed in a if all(seed in each for each in by_seed)]
@@ -29,7 +29,7 @@ def rise(first: str, second: str) -> Effect:
 
 def independence(claim: str, method: str) -> tuple[Experiment, ...]:
     """The outputs for one image in different batches; the error at two batch sizes, alone and against batch norm."""
-    small, large = ("small-2", method, 2), ("small-32", method, 32)
+    small, large = ("small-2", method, 2), ("small-16", method, 16)
     title = catalog.find(method).title
     return (
         Experiment(
@@ -50,7 +50,7 @@ def independence(claim: str, method: str) -> tuple[Experiment, ...]:
             ),
             unit="share",
             effect=level(large, probed("batch_dependence")),
-            cells=(large, ("small-32", "batch_norm", 32)),
+            cells=(large, ("small-16", "batch_norm", 16)),
             show=probed("batch_dependence"),
             smallest=1e-3,
             equivalence=True,
@@ -58,10 +58,10 @@ def independence(claim: str, method: str) -> tuple[Experiment, ...]:
         _of_errors(
             claim,
             "no worse than at a large batch",
-            Text("Is the error at batch 2 no larger than at batch 32?", "批量 2 的误差是否不大于批量 32 的误差？"),
+            Text("Is the error at batch 2 no larger than at batch 16?", "批量 2 的误差是否不大于批量 16 的误差？"),
             Text(
-                "Test error at batch 2 minus that at batch 32; the claim is that it is not larger.",
-                "批量 2 的测试误差减去批量 32 的测试误差；论断是前者不更大。",
+                "Test error at batch 2 minus that at batch 16; the claim is that it is not larger.",
+                "批量 2 的测试误差减去批量 16 的测试误差；论断是前者不更大。",
             ),
             difference(small, large),
             (small, large),
@@ -71,12 +71,12 @@ def independence(claim: str, method: str) -> tuple[Experiment, ...]:
             claim,
             "rises less than batch norm's",
             Text(
-                "Does the error rise less from batch 32 to batch 2 than that of batch norm?",
-                "从批量 32 降到批量 2，误差的上升是否小于批归一化？",
+                "Does the error rise less from batch 16 to batch 2 than that of batch norm?",
+                "从批量 16 降到批量 2，误差的上升是否小于批归一化？",
             ),
             Text(f"Rise of the test error: batch norm minus {title}.", f"测试误差的上升：批归一化减{title.zh}。"),
             rise("batch_norm", method),
-            (("small-2", "batch_norm", 2), ("small-32", "batch_norm", 32), small, large),
+            (("small-2", "batch_norm", 2), ("small-16", "batch_norm", 16), small, large),
         ),
     )
 

@@ -8,11 +8,11 @@ from normkit.study.claims.experiment import Experiment
 from normkit.study.claims.measures import difference, test_error
 
 DESIGN = Text(
-    "Source text of Python's standard library in pieces of 24 characters; a causal Transformer, two blocks of width "
-    "32, norms before attention, perceptron and the last layer; batches of 8, 150 steps, each method at its own best "
+    "Source text of Python's standard library in pieces of 24 characters; a causal Transformer, one block of width "
+    "32, norms before attention, perceptron and the last layer; batches of 8, 120 steps, each method at its own best "
     "learning rate.",
-    "Python 标准库源代码，每段 24 个字符；因果 Transformer，两个宽度 32 的模块，归一化在注意力、感知机与最后一层之前；"
-    "批量 8，训练 150 步，各方法使用自己的最佳学习率。",
+    "Python 标准库源代码，每段 24 个字符；因果 Transformer，一个宽度 32 的模块，归一化在注意力、感知机与最后一层之前；"
+    "批量 8，训练 120 步，各方法使用自己的最佳学习率。",
 )
 
 

@@ -31,6 +31,8 @@ FEW = ((16, 2), (16, 2), (16, 1))
 MLP_BATCHES = (2, 4, 32)
 SAMPLES = 3200
 """The number of images that a perceptron processes in training at any batch size."""
+LARGER, FEWER_SAMPLES = 16, 1200
+"""The larger batch of the small convolutional network, and the number of images that it processes at any batch size."""
 
 
 def _digits(name: str, build: Builder, *, noise: float = 0.2, train: int = 800, seed: int = 0) -> Task:
@@ -109,10 +111,12 @@ def _text(build: Builder) -> Task:
 def tokens(full: bool) -> Workload:
     """The next character, by a Transformer that is small enough for the usual suite."""
     per_token = ("layer_norm", "scale_norm", "dynamic_tanh", "dynamic_erf")
-    task = replace(embedded.characters(), probe=probes.value_dependence)
+    build = partial(transformer, width=embedded.WIDTH, depth=1, steps=embedded.LENGTH)
+    task = replace(embedded.characters(), arms=build, probe=probes.value_dependence)
     design = Design(
-        *((*per_token, "batch_norm", "power_norm"), (8,), 12 if full else 6, 4, 150),
+        *((*per_token, "batch_norm", "power_norm"), (8,), 12 if full else 6, 4, 120),
         lowest_rate=3.162e-2,
+        tuning_runs=1,
         smallest=0.05,
     )
     return Workload("tokens", task, design)
@@ -165,26 +169,20 @@ def stylizer(style: str, full: bool) -> Workload:
 def small(batch_size: int, full: bool) -> Workload:
     """Convolutions at few positions, so that statistics of the batch are poor if it is small; equal samples."""
     variants = ["batch_norm", "filter_response_norm", "evo_norm_s0", "switchable_norm"]
-    variants += ["evo_norm_b0", "iter_norm"] if batch_size == 32 else []
+    variants += ["evo_norm_b0", "iter_norm"] if batch_size == LARGER else []
     task = _digits("few positions", partial(convnet, channels=FEW))
     probe = partial(probes.of_statistics, images=task.test.data[0])
-    design = Design(tuple(variants), (batch_size,), 12 if full else 6, 4, SAMPLES // 2 // batch_size, lowest_rate=1e-2)
+    steps, seeds = FEWER_SAMPLES // batch_size, 12 if full else 6
+    design = Design(tuple(variants), (batch_size,), seeds, 4, steps, target_loss=1.0, lowest_rate=1e-2, tuning_runs=1)
     return Workload(f"small-{batch_size}", replace(task, probe=probe), design)
-
-
-def whitened(full: bool) -> Workload:
-    """Batch norm with and without decorrelation."""
-    task = _digits("decorrelated", partial(convnet, channels=FLAT))
-    seeds = 16 if full else 8
-    design = Design(("batch_norm", "iter_norm"), (16,), seeds, 5, 150, lowest_rate=1e-2, choose="training")
-    return Workload("whitened", task, design)
 
 
 def responses(full: bool) -> Workload:
     """Layer norm of each pixel, and the same with global response norm."""
     task = _digits("responses", partial(convnet, channels=FLAT))
     probe = partial(probes.channel_distance, images=task.test.data[0][:64])
-    design = Design(("layer_norm2d", "global_response_norm"), (16,), 16 if full else 8, 5, 200, lowest_rate=1e-2)
+    variants, seeds = ("layer_norm2d", "global_response_norm"), 16 if full else 8
+    design = Design(variants, (16,), seeds, 4, 120, lowest_rate=1e-2, tuning_runs=1)
     return Workload("responses", replace(task, probe=probe), design)
 
 
@@ -212,7 +210,7 @@ def spectral(full: bool) -> Workload:
     """A perceptron with plain weights and with bounded ones."""
     task = _digits("bounded weights", partial(mlp, inputs=64, width=96, depth=4))
     probe = partial(probes.steepness, images=task.test.data[0][:64])
-    design = Design(("none", "spectral_norm"), (32,), 16 if full else 8, 5, 100, lowest_rate=1e-2)
+    design = Design(("none", "spectral_norm"), (32,), 16 if full else 8, 5, 100, lowest_rate=1e-2, tuning_runs=1)
     return Workload("spectral", replace(task, probe=probe), design)
 
 
@@ -232,8 +230,7 @@ WORKLOADS: dict[str, Callable[[bool], Workload]] = {
     **{f"stylizer-{style}": partial(stylizer, style) for style in ("flower", "brick", "gravel")},
     "tokens": tokens,
     "small-2": partial(small, 2),
-    "small-32": partial(small, 32),
-    "whitened": whitened,
+    "small-16": partial(small, LARGER),
     "responses": responses,
     "shifted": partial(forecast, "cycle"),
     "reverting": partial(forecast, "reverting"),

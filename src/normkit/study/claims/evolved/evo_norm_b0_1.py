@@ -7,7 +7,7 @@ from normkit.study.claims.experiment import Experiment
 from normkit.study.claims.measures import difference, test_error
 from normkit.study.claims.small_batches import DESIGN
 
-BATCH, EVOLVED = ("small-32", "batch_norm", 32), ("small-32", "evo_norm_b0", 32)
+BATCH, EVOLVED = ("small-16", "batch_norm", 16), ("small-16", "evo_norm_b0", 16)
 
 EXPERIMENTS = (
     Experiment(
@@ -19,7 +19,7 @@ EXPERIMENTS = (
         ),
         design=DESIGN,
         measure=Text(
-            "Test error at batch 32: batch norm minus EvoNorm-B0.", "批量 32 的测试误差：批归一化减 EvoNorm-B0。"
+            "Test error at batch 16: batch norm minus EvoNorm-B0.", "批量 16 的测试误差：批归一化减 EvoNorm-B0。"
         ),
         unit="points",
         effect=difference(BATCH, EVOLVED),

@@ -9,9 +9,9 @@ from normkit.study.claims.measures import difference, probed, test_error
 WITH, WITHOUT = ("responses", "global_response_norm", 16), ("responses", "layer_norm2d", 16)
 DESIGN = Text(
     "Four convolutions with 16 channels on noisy digits, layer norm of each pixel before every ReLU; with or without "
-    "global response norm after the ReLU; batch 16, 200 steps, each at its own best learning rate.",
+    "global response norm after the ReLU; batch 16, 120 steps, each at its own best learning rate.",
     "带噪声数字上的四个 16 通道卷积层，每个 ReLU 之前是逐像素层归一化；ReLU 之后加或不加全局响应归一化；"
-    "批量 16，训练 200 步，各用自己的最佳学习率。",
+    "批量 16，训练 120 步，各用自己的最佳学习率。",
 )
 
 EXPERIMENTS = (

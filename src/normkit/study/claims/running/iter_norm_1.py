@@ -11,7 +11,7 @@ from normkit.study.claims.measures import difference, level, probed
 from normkit.study.claims.small_batches import DESIGN
 from normkit.study.training.trial import Run
 
-BATCH, WHITENED = ("small-32", "batch_norm", 32), ("small-32", "iter_norm", 32)
+BATCH, WHITENED = ("small-16", "batch_norm", 16), ("small-16", "iter_norm", 16)
 MEASURE = Text(
     "Condition number of the covariance of the first norm's outputs before weight and bias, on 64 test images, in "
     "training mode; geometric mean over four groups of four channels",
