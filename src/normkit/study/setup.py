@@ -17,7 +17,7 @@ from normkit.study.claims import chosen
 from normkit.study.claims.experiment import Experiment
 from normkit.study.claims.workloads import MAIN, WORKLOADS
 from normkit.study.execution.workload import Workload
-from normkit.study.suite.networks import reason
+from normkit.study.suite.networks import UNFIT
 from normkit.study.task import Task, embedded
 from normkit.study.task.variants import OF_LAYERS, OF_WEIGHTS
 from normkit.study.training.design import DTYPES, Design, design
@@ -84,20 +84,19 @@ def _check_buildable(methods: Sequence[str]) -> None:
     unknown = [name for name in methods if name not in embedded.BUILDABLE]
     if unknown:
         homes = {"revin": "forecast", "scale_norm": "characters"}
-        why = [reason(name) for name in unknown if name != "unchanged"] or ["it has no norms to leave as they are"]
+        why = "; ".join(UNFIT.get(name, f"{name} has no place in it") for name in unknown)
         elsewhere = [f"normkit compare {homes[name]} --methods {name}" for name in unknown if name in homes]
         raise ArgumentError(
             f"the built-in network can be built under {', '.join(embedded.BUILDABLE)}, got {', '.join(unknown)} "
-            f"({'; '.join(why)}): "
-            f"leave it out, or give {' or '.join(elsewhere) or 'your own task'}"
+            f"({why}): leave it out, or give {' or '.join(elsewhere) or 'your own task'}"
         )
 
 
 def _workloads(experiments: Sequence[Experiment], full: bool) -> Iterable[Workload]:
     """The workloads of some experiments besides the comparison, with the variants that these experiments use alone."""
     used: dict[str, set[str]] = {}
-    for workload, variant, _ in (cell for experiment in experiments for cell in experiment.cells):
-        used.setdefault(workload, set()).add(variant)
+    for where, variant, _ in (cell for experiment in experiments for cell in experiment.cells):
+        used.setdefault(where, set()).add(variant)
     for name in used:
         if name != MAIN:
             workload = WORKLOADS[name](full)

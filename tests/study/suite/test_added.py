@@ -112,7 +112,7 @@ def test_the_built_in_tasks_train_what_fits(task: str, methods: list[str]) -> No
         ("forecast", "FRN", "its statistics cover positions"),
         (None, "RevIN", "series of a window.*give normkit compare forecast --methods revin"),
         (None, "ScaleNorm", "features of a token.*give normkit compare characters --methods scale_norm"),
-        (None, "unchanged", "it has no norms to leave as they are.*give your own task"),
+        (None, "unchanged", "these networks have no norms of their own.*give your own task"),
     ],
 )
 def test_a_method_that_a_task_has_no_place_for_is_refused(task: str | None, method: str, why: str) -> None:

@@ -21,6 +21,7 @@ WARMUP = 50
 NORM_BESIDE = {"global_response_norm": "layer_norm2d"}
 """A method that follows an activation, and the norm before that activation, as its paper uses them together."""
 UNFIT = {
+    "unchanged": "these networks have no norms of their own",
     "revin": "it normalizes the series of a window and takes a forecast back to their scale",
     "scale_norm": "it divides the features of a token, which are the last dimension, and here the channels come first",
 }
@@ -90,7 +91,9 @@ bias=True, track_running_stats=True, virtual_batch_size=4))
             return normkit.IterNorm(channels, num_groups=groups_of(channels))
         case "none" | "weight_norm" | "weight_standardization" | "spectral_norm":
             return None
-    why = UNFIT.get(catalog.find(method).name, "its statistics cover positions, and these features have none")
+    why = UNFIT.get(method) or "its statistics cover positions, and these features have none"
+    if method not in UNFIT:
+        catalog.find(method)  # an unknown name is another error
     raise ArgumentError(f"{method} does not fit into this network ({why}): leave it out")
 
 
@@ -100,21 +103,11 @@ def fits_images(method: str) -> bool:
     >>> fits_images("evo_norm_s0"), fits_images("scale_norm")
     (True, False)
     """
-    return not reason(method)
-
-
-def reason(method: str) -> str:
-    """Why `convnet` has no variant for a method; "" if it has one.
-
-    >>> reason("revin")
-    'revin does not fit into this network (it normalizes the series of a window and takes a forecast back to their \
-scale): leave it out'
-    """
     try:
         norm_of(method, 4, 2)
-    except ArgumentError as error:
-        return str(error)
-    return ""
+    except ArgumentError:
+        return False
+    return True
 
 
 def with_norm_of_weights(layer: nn.Module, method: str) -> nn.Module:

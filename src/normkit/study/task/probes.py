@@ -139,7 +139,7 @@ def steepness(model: nn.Module, images: Tensor) -> dict[str, float]:
         images: some images.
     """
     assert isinstance(model, nn.Sequential)
-    body = model[:-1]
+    body = nn.Sequential(*list(model)[:-1])
     linear = [layer for layer in body if isinstance(layer, nn.Linear)]
     values = [torch.linalg.matrix_norm(layer.weight.double(), 2) for layer in linear]
     slopes = vmap(jacrev(lambda image: body(image.unsqueeze(0))[0]))(images).flatten(2)
