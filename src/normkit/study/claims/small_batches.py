@@ -27,8 +27,11 @@ def rise(first: str, second: str) -> Effect:
     return effect
 
 
-def independence(claim: str, method: str) -> tuple[Experiment, ...]:
-    """The outputs for one image in different batches; the error at two batch sizes, alone and against batch norm."""
+def independence(claim: str, method: str, errors_extended: bool = False) -> tuple[Experiment, ...]:
+    """The outputs for one image in different batches; the error at two batch sizes, alone and against batch norm.
+
+    With `errors_extended` the errors, which cost more time, belong to the full suite only.
+    """
     small, large = ("small-2", method, 2), ("small-16", method, 16)
     title = catalog.find(method).title
     return (
@@ -66,6 +69,7 @@ def independence(claim: str, method: str) -> tuple[Experiment, ...]:
             difference(small, large),
             (small, large),
             upper=True,
+            extended=errors_extended,
         ),
         _of_errors(
             claim,
@@ -77,6 +81,7 @@ def independence(claim: str, method: str) -> tuple[Experiment, ...]:
             Text(f"Rise of the test error: batch norm minus {title}.", f"测试误差的上升：批归一化减{title.zh}。"),
             rise("batch_norm", method),
             (("small-2", "batch_norm", 2), ("small-16", "batch_norm", 16), small, large),
+            extended=errors_extended,
         ),
     )
 
@@ -89,6 +94,7 @@ def _of_errors(
     effect: Effect,
     cells: tuple[CellName, ...],
     upper: bool = False,
+    extended: bool = False,
 ) -> Experiment:
     return Experiment(
         claim=claim,
@@ -102,4 +108,5 @@ def _of_errors(
         show=test_error,
         smallest=0.02 if upper else None,
         equivalence="upper" if upper else False,
+        extended=extended,
     )

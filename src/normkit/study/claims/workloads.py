@@ -182,7 +182,7 @@ def responses(full: bool) -> Workload:
     task = _digits("responses", partial(convnet, channels=FLAT))
     probe = partial(probes.channel_distance, images=task.test.data[0][:64])
     variants, seeds = ("layer_norm2d", "global_response_norm"), 16 if full else 8
-    design = Design(variants, (16,), seeds, 4, 120, lowest_rate=1e-2, tuning_runs=1)
+    design = Design(variants, (16,), seeds, 5, 120, lowest_rate=1e-2)
     return Workload("responses", replace(task, probe=probe), design)
 
 

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from normkit.study.claims.small_batches import independence
 
-EXPERIMENTS = independence("EvoNormS0-1", "evo_norm_s0")
+EXPERIMENTS = independence("EvoNormS0-1", "evo_norm_s0", errors_extended=True)
