@@ -8,9 +8,9 @@ from normkit.study.claims.experiment import CellName, Experiment, Measured, Tabl
 from normkit.study.claims.measures import Effect, difference, level, probed, test_error
 
 DESIGN = Text(
-    "Three convolutions with 16 channels on noisy digits, the last two at 2x2 positions; 1200 images are processed at "
+    "Three convolutions with 16 channels on noisy digits, the last two at 2x2 positions; 1000 images are processed at "
     "every batch size, and the learning rate is chosen at each.",
-    "带噪声数字上的三个 16 通道卷积层，后两层只剩 2×2 个位置；各批量均看 1200 张图像，并分别选择学习率。",
+    "带噪声数字上的三个 16 通道卷积层，后两层只剩 2×2 个位置；各批量均看 1000 张图像，并分别选择学习率。",
 )
 
 

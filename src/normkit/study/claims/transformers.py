@@ -9,10 +9,10 @@ from normkit.study.claims.measures import difference, test_error
 
 DESIGN = Text(
     "Source text of Python's standard library in pieces of 24 characters; a causal Transformer, one block of width "
-    "32, norms before attention, perceptron and the last layer; batches of 8, 120 steps, each method at its own best "
+    "32, norms before attention, perceptron and the last layer; batches of 8, 100 steps, each method at its own best "
     "learning rate.",
     "Python 标准库源代码，每段 24 个字符；因果 Transformer，一个宽度 32 的模块，归一化在注意力、感知机与最后一层之前；"
-    "批量 8，训练 120 步，各方法使用自己的最佳学习率。",
+    "批量 8，训练 100 步，各方法使用自己的最佳学习率。",
 )
 
 

@@ -31,7 +31,7 @@ FEW = ((16, 2), (16, 2), (16, 1))
 MLP_BATCHES = (2, 4, 32)
 SAMPLES = 3200
 """The number of images that a perceptron processes in training at any batch size."""
-LARGER, FEWER_SAMPLES = 16, 1200
+LARGER, FEWER_SAMPLES = 16, 1000
 """The larger batch of the small convolutional network, and the number of images that it processes at any batch size."""
 
 
@@ -114,7 +114,7 @@ def tokens(full: bool) -> Workload:
     build = partial(transformer, width=embedded.WIDTH, depth=1, steps=embedded.LENGTH)
     task = replace(embedded.characters(), arms=build, probe=probes.value_dependence)
     design = Design(
-        *((*per_token, "batch_norm", "power_norm"), (8,), 12 if full else 6, 4, 120),
+        *((*per_token, "batch_norm", "power_norm"), (8,), 12 if full else 6, 4, 100),
         lowest_rate=3.162e-2,
         tuning_runs=1,
         smallest=0.05,
