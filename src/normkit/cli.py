@@ -79,12 +79,17 @@ def compare(
     task: Annotated[
         str | None,
         typer.Argument(
-            help="pkg.module:task, a normkit.Task or a function that makes one.", show_default="the built-in data"
+            help="digits, characters or forecast, which are built in, or pkg.module:task, a normkit.Task or a function "
+            "that makes one.",
+            show_default="digits, and the claims",
         ),
     ] = None,
     methods: Annotated[
         str,
-        typer.Option(help="BN, LN, ..., unchanged, separated by commas; none is always trained.", show_default="all"),
+        typer.Option(
+            help="Names of methods, or unchanged, separated by commas; only these and none are trained.",
+            show_default="BN,LN,IN,GN,WN",
+        ),
     ] = "",
     batch_sizes: Annotated[str, typer.Option(help="Samples per training step, separated by commas.")] = ",".join(
         map(str, _COMPARE["batch_sizes"])
@@ -95,7 +100,11 @@ def compare(
         "steps"
     ],
     claims: Annotated[
-        str, typer.Option(help="Claims of the catalog to measure too, such as BN-4,GN-1.", show_default="all")
+        str,
+        typer.Option(
+            help="Claims of the catalog to measure too, such as BN-4,GN-1, or all; with the methods that they compare.",
+            show_default="all, none with a task or --methods",
+        ),
     ] = "",
     no_claims: Annotated[bool, typer.Option("--no-claims", help="Only the comparison.")] = False,
     full: Annotated[bool, typer.Option("--full", help="More seeds for each claim.")] = _COMPARE["full"],
@@ -121,7 +130,7 @@ def compare(
 ) -> None:
     """Find out which normalization to use: train a model under each, with an equal tuning budget.
 
-    Without a task it trains a small network on built-in data and measures every claim of the catalog.
+    Without a task and methods it trains a small network on built-in data and measures every claim of the catalog.
     It takes minutes, and writes index.html and results.json to --out.
     After an interrupt (Ctrl-C), the same command continues.
     """
@@ -133,7 +142,7 @@ def compare(
         "seeds": seeds,
         "trials": trials,
         "steps": steps,
-        "claims": False if no_claims else _listed(claims) or None,
+        "claims": False if no_claims else claims.strip() == "all" or _listed(claims) or None,
         "full": full,
         "device": device,
         "dtype": dtype,

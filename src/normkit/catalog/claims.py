@@ -115,6 +115,144 @@ ALL = (
         Text("the same runs, with intervals, compared with batch norm", "同样的实验给出区间，与批归一化对照"),
     ),
     Claim(
+        "FRN-1",
+        Text("filter response norm does not depend on the batch", "滤波器响应归一化与批次无关"),
+        Text(
+            "one image among different other images; error at batch 2 and at batch 16, compared with batch norm",
+            "同一张图像与不同图像同批时的输出；批量 2 与批量 16 的误差，与批归一化对照",
+        ),
+    ),
+    Claim(
+        "GRN-1",
+        Text(
+            "global response norm makes the channels of a network less alike",
+            "全局响应归一化使网络各通道的特征更不雷同",
+        ),
+        Text(
+            "mean cosine distance of the channels of an image, with and without it beside a layer norm",
+            "同一图像各通道之间的平均余弦距离：在层归一化之外加与不加它",
+        ),
+    ),
+    Claim(
+        "ScaleNorm-1",
+        Text(
+            "scale norm trains a Transformer as well as layer norm, with one parameter",
+            "尺度归一化只用一个参数，训练 Transformer 的效果与层归一化相当",
+        ),
+        Text("test loss of a character Transformer", "字符级 Transformer 的测试损失"),
+    ),
+    Claim(
+        "EvoNormB0-1",
+        Text("EvoNorm-B0 is better than batch norm with ReLU", "EvoNorm-B0 优于批归一化加 ReLU"),
+        Text("test error of a convolutional network at batch 16", "卷积网络在批量 16 时的测试误差"),
+    ),
+    Claim(
+        "EvoNormS0-1",
+        Text("EvoNorm-S0 does not depend on the batch", "EvoNorm-S0 与批次无关"),
+        Text(
+            "one image among different other images; error at batch 2 and at batch 16, compared with batch norm",
+            "同一张图像与不同图像同批时的输出；批量 2 与批量 16 的误差，与批归一化对照",
+        ),
+    ),
+    Claim(
+        "DyT-1",
+        Text(
+            "dynamic tanh computes no statistics: no value affects the output of another",
+            "动态 Tanh 不计算统计量：任何数值都不影响其他数值的输出",
+        ),
+        Text(
+            "how much a norm's outputs for other features change when one feature of a token changes",
+            "改变词元的一个特征后，归一化层对其余特征的输出变化多少",
+        ),
+    ),
+    Claim(
+        "DyT-2",
+        Text(
+            "dynamic tanh trains a Transformer as well as layer norm", "动态 Tanh 训练 Transformer 的效果与层归一化相当"
+        ),
+        Text("test loss of a character Transformer", "字符级 Transformer 的测试损失"),
+    ),
+    Claim(
+        "Derf-1",
+        Text(
+            "dynamic erf trains a Transformer better than layer norm and dynamic tanh",
+            "动态 erf 训练 Transformer 的效果优于层归一化与动态 Tanh",
+        ),
+        Text("test loss of a character Transformer", "字符级 Transformer 的测试损失"),
+    ),
+    Claim(
+        "SwitchableNorm-1",
+        Text(
+            "switchable norm gives batch statistics a smaller share at small batches",
+            "批量小时，可切换归一化分给批次统计量的权重更小",
+        ),
+        Text("learned share of batch statistics at batch 2 and at batch 16", "批量 2 与批量 16 时学到的批次统计量权重"),
+    ),
+    Claim(
+        "PowerNorm-1",
+        Text(
+            "power norm suits a Transformer better than batch norm, because the statistics of text vary",
+            "文本的统计量波动大，因此幂归一化比批归一化更适合 Transformer",
+        ),
+        Text("test loss of a character Transformer", "字符级 Transformer 的测试损失"),
+    ),
+    Claim(
+        "PowerNorm-2",
+        Text("power norm is the same in training and in inference", "幂归一化在训练与推理时行为一致"),
+        Text(
+            "loss in evaluation mode against loss in training mode, compared with batch norm",
+            "推理模式与训练模式的损失之差，与批归一化对照",
+        ),
+    ),
+    Claim(
+        "IterNorm-1",
+        Text("iterative norm decorrelates the channels of a group", "迭代归一化消除组内通道之间的相关性"),
+        Text(
+            "condition number of the covariance of its outputs, compared with batch norm",
+            "输出协方差矩阵的条件数，与批归一化对照",
+        ),
+    ),
+    Claim(
+        "IterNorm-2",
+        Text("iterative norm converges faster than batch norm", "迭代归一化比批归一化收敛更快"),
+        Text("steps to a target loss, each at its own best learning rate", "各取最佳学习率，达到目标损失所需的步数"),
+    ),
+    Claim(
+        "RevIN-1",
+        Text(
+            "reversible instance norm makes a forecast robust to a shift of level and scale",
+            "可逆实例归一化使预测不受水平与尺度漂移的影响",
+        ),
+        Text(
+            "error on series with another mean and scale than in training, and on series without a shift",
+            "在均值与尺度不同于训练数据的序列上、以及在没有漂移的序列上的预测误差",
+        ),
+    ),
+    Claim(
+        "RevIN-2",
+        Text(
+            "reversible instance norm hides the level of a series from the model",
+            "可逆实例归一化使模型看不到序列本身的水平",
+        ),
+        Text(
+            "error on series that return to a fixed level, which a forecast must know",
+            "在会回归固定水平的序列上的预测误差：这种预测必须知道水平",
+        ),
+    ),
+    Claim(
+        "SN-1",
+        Text("spectral norm bounds the Lipschitz constant of each layer", "谱归一化限制每一层的 Lipschitz 常数"),
+        Text(
+            "largest singular value of the trained weights, and largest slope of the network",
+            "训练后权重的最大奇异值，以及网络的最大斜率",
+        ),
+    ),
+    Claim(
+        "SN-2",
+        Text("spectral norm limits what a layer can represent", "谱归一化限制网络层的表达能力"),
+        Text("training error with and without it", "使用与不使用时的训练误差"),
+    ),
+    Claim(
         "P-1",
         Text(
             "the usual place of a norm is after the convolution or linear layer and before the activation",

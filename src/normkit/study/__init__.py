@@ -64,8 +64,9 @@ def compare(
 ) -> Comparison:
     """Train a model under every normalization with an equal tuning budget, and write the report.
 
-    Without a task it trains a small network on built-in data, and measures every claim of the catalog in separate
-    experiments. Design, statistics and rules are fixed before a run, and explained in the report.
+    Without a task it trains a small network on built-in data. Without methods as well, it also measures every claim of
+    the catalog in separate experiments. Design, statistics and rules are fixed before a run, and explained in the
+    report.
 
     Args:
         task: your model and data, a `normkit.Task`; None for the built-in suite.
@@ -76,8 +77,9 @@ def compare(
         seeds: evaluation runs of every method at every batch size.
         trials: learning rates tried for every method at every batch size, on separate seeds.
         steps: training steps of one run; by default those of the task.
-        claims: ids of the claims to measure in addition to the comparison, such as ["BN-4"]; all of them by default,
-            none for False or with a task.
+        claims: ids of the claims to measure in addition to the comparison, such as ["BN-4"], True for all of them,
+            False for none; by default all of them, but none if methods are named. A claim is measured with the methods
+            that it compares, and those alone. With a task none is measured.
         full: more seeds for each claim, for narrower intervals.
         minutes: start no further run after this time; the same call continues from there.
         device: where to train, as torch names it.
@@ -156,7 +158,7 @@ def compare(
             progress=notify,
             minutes=minutes,
             limit=time_limit,
-            command=_command(workloads[0].design, task, claims, full),
+            command=_command(workloads[0].design, task, claims, methods is not None, full),
         )
     return replace(comparison, path=report.write(comparison, folder, lang)) if ranks.rank() == 0 else comparison
 
@@ -200,12 +202,12 @@ def plan(
 
 
 def named_task(target: str) -> Task:
-    """The task that the command line names: ``pkg.module:task``, a `Task` or a function that makes one."""
+    """The task that the command line names: a built-in one, or ``pkg.module:task``, a `Task` or a function for one."""
     _require_extra()
-    from normkit.study.task import Task
+    from normkit.study.task import Task, embedded
     from normkit.tools.load import named
 
-    found = named(target)
+    found = embedded.TASKS[target] if target in embedded.TASKS else named(target)
     made = found if isinstance(found, Task) or not callable(found) else found()
     if not isinstance(made, Task):
         raise ArgumentError(
@@ -253,11 +255,11 @@ def _check_workers(asked: int | None, executor: str, limit: float | None) -> Non
         )
 
 
-def _command(design: Design, task: Task | None, claims: Sequence[str] | bool | None, full: bool) -> str:
-    """The command line that repeats the study."""
+def _command(design: Design, task: Task | None, claims: Sequence[str] | bool | None, some: bool, full: bool) -> str:
+    """The command line that repeats the study; `some` says whether methods were named."""
     sizes = ",".join(map(str, design.batch_sizes))
-    chosen = {None: "", True: "", False: " --no-claims"}.get(claims) if not isinstance(claims, Sequence) else ""
-    named = f" --claims {','.join(claims)}" if isinstance(claims, Sequence) else chosen
+    asked = (not some) if claims is None else claims
+    named = f" --claims {','.join(asked)}" if isinstance(asked, Sequence) else " --claims all" if asked else ""
     return (
         f"normkit compare {'' if task is None else f'{task.origin} '}--methods {','.join(design.methods)} "
         f"--batch-sizes {sizes} --seeds {design.seeds} --trials {design.trials} --steps {design.steps} "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from normkit.study.claims import chosen
 from normkit.study.claims.experiment import Experiment
 from normkit.study.claims.workloads import MAIN, WORKLOADS
 from normkit.study.execution.workload import Workload
+from normkit.study.suite.networks import UNFIT
 from normkit.study.task import Task, embedded
 from normkit.study.task.variants import OF_LAYERS, OF_WEIGHTS
 from normkit.study.training.design import DTYPES, Design, design
@@ -64,22 +65,44 @@ def prepared(
         )
     if task is not None:
         return [Workload("task", work, _buildable(work, plan, strict=methods is not None), timed=True)], ()
-    unknown = [name for name in plan.methods if name not in embedded.BUILDABLE]
-    if unknown:
-        raise ArgumentError(
-            f"the built-in network can be built under {', '.join(embedded.BUILDABLE)}, got {', '.join(unknown)}: "
-            "leave it out, or give your own task"
-        )
+    _check_buildable(plan.methods)
     main = Workload(MAIN, work, plan, timed=True)
-    if claims is False:
+    # Claims are about all methods; who names some wants no other trained.
+    wanted = (methods is None) if claims is None else claims
+    if wanted is False:
         return [main], ()
-    asked_for = chosen(None if claims is None or claims is True else claims, full=full)
+    asked_for = chosen(None if wanted is True else wanted, full=full)
     experiments = tuple(experiment for experiment in asked_for if _has_cells(experiment, main))
-    names = dict.fromkeys(name for experiment in experiments for name in experiment.workloads if name != MAIN)
-    workloads = [main, *(WORKLOADS[name](full) for name in names)]
-    for workload in workloads[1:]:
+    others = list(_workloads(experiments, full))
+    for workload in others:
         workload.design = replace(workload.design, seed=seed, device=device, dtype=dtype)
-    return workloads, experiments
+    return [main, *others], experiments
+
+
+def _check_buildable(methods: Sequence[str]) -> None:
+    """Refuse methods that the built-in network cannot be built with, with the reason and the task that has a place."""
+    unknown = [name for name in methods if name not in embedded.BUILDABLE]
+    if unknown:
+        homes = {"revin": "forecast", "scale_norm": "characters"}
+        why = "; ".join(UNFIT.get(name, f"{name} has no place in it") for name in unknown)
+        elsewhere = [f"normkit compare {homes[name]} --methods {name}" for name in unknown if name in homes]
+        raise ArgumentError(
+            f"the built-in network can be built under {', '.join(embedded.BUILDABLE)}, got {', '.join(unknown)} "
+            f"({why}): leave it out, or give {' or '.join(elsewhere) or 'your own task'}"
+        )
+
+
+def _workloads(experiments: Sequence[Experiment], full: bool) -> Iterable[Workload]:
+    """The workloads of some experiments besides the comparison, with the variants that these experiments use alone."""
+    used: dict[str, set[str]] = {}
+    for where, variant, _ in (cell for experiment in experiments for cell in experiment.cells):
+        used.setdefault(where, set()).add(variant)
+    for name in used:
+        if name != MAIN:
+            workload = WORKLOADS[name](full)
+            methods = tuple(variant for variant in workload.design.methods if variant in used[name])
+            workload.design = replace(workload.design, methods=methods)
+            yield workload
 
 
 def drawn(search: Mapping[str, Any], count: int, seed: int) -> tuple[Options, ...]:

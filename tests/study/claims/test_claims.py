@@ -1,5 +1,6 @@
 """The rules of the experiments on made-up runs whose truth is known; the suite covers the claims of the catalog."""
 
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from made_up import prepared
+from typer.testing import CliRunner
 
 import normkit
-from normkit import catalog
+from normkit import catalog, cli, study
 from normkit.catalog import Text
 from normkit.errors import ArgumentError
-from normkit.study import claims
+from normkit.study import claims, setup
 from normkit.study.analysis import cells
 from normkit.study.analysis.evidence import Evidence
 from normkit.study.claims import measures
@@ -216,6 +218,56 @@ def test_names_of_experiments_are_their_own() -> None:
 def test_an_unknown_claim_is_answered_with_the_nearest(tmp_path: object) -> None:
     with pytest.raises(ArgumentError, match="no claim is called 'BN-7': did you mean 'BN-"):
         normkit.compare(claims=["BN-7"], out=str(tmp_path))
+
+
+def test_claims_are_found_in_any_case() -> None:
+    assert {each.claim for each in claims.chosen(["dyt-1", " GN-2"])} == {"DyT-1", "GN-2"}
+    with pytest.raises(ArgumentError, match="no claim is called 'dyt-9': did you mean 'DyT-"):
+        claims.chosen(["dyt-9"])
+
+
+def test_named_methods_are_trained_and_no_others() -> None:
+    (main,), asked = prepared(methods=["DyT"])
+    assert main.design.methods == ("none", "dynamic_tanh")
+    assert asked == ()
+    # Asked for, a claim brings the methods that it compares, and not those of other claims on the same task.
+    workloads, asked = prepared(methods=["DyT"], claims=["DyT-2"])
+    assert {each.claim for each in asked} == {"DyT-2"}
+    methods = {workload.name: workload.design.methods for workload in workloads}
+    assert methods == {"digits": ("none", "dynamic_tanh"), "tokens": ("layer_norm", "dynamic_tanh")}
+    assert prepared(methods=["DyT"], claims=False)[1] == ()
+
+
+def test_no_workload_trains_what_no_experiment_uses() -> None:
+    for full in (False, True):
+        workloads, asked = prepared(full=full)
+        used = {(workload, variant) for each in asked for workload, variant, _ in each.cells}
+        for workload in workloads[1:]:
+            assert {(workload.name, variant) for variant in workload.design.methods} <= used
+
+
+@pytest.mark.parametrize(
+    ("given", "ending"),
+    [
+        ({}, " --claims all"),
+        ({"methods": ["BN"]}, ""),
+        ({"claims": False}, ""),
+        ({"methods": ["BN"], "claims": ["DyT-1"]}, " --claims DyT-1"),
+    ],
+)
+def test_the_command_of_a_report_repeats_the_study(given: dict[str, object], ending: str) -> None:
+    """Its line names the methods, so it must name the claims too, which would be left out otherwise."""
+    workloads, asked = prepared(**given)
+    line = study._command(workloads[0].design, None, given.get("claims"), "methods" in given, full=False)  # type: ignore[arg-type]
+    assert line.endswith(f"--seed 0{ending}")
+    seen: dict[str, object] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli.study, "plan", lambda task, **options: seen.update(options))
+        assert CliRunner().invoke(cli.app, [*line.split()[1:], "--dry-run"]).exit_code == 0
+    names = [name for name in inspect.signature(setup.prepared).parameters if name in seen]
+    again = prepared(**{name: seen[name] for name in names})
+    assert again[1] == asked
+    assert [each.design for each in again[0]] == [each.design for each in workloads]
 
 
 def test_experiments_that_the_comparison_cannot_serve_are_left_out() -> None:

@@ -25,7 +25,7 @@ ROWS = (
             "CNNs: classification, detection, in place of batch norm and ReLU", "CNN：分类、检测，替换批归一化加 ReLU"
         ),
         strengths=(
-            Statement("better than batch norm with ReLU in the paper", "论文结果优于批归一化加 ReLU"),
+            Statement("better than batch norm with ReLU in the paper", "论文结果优于批归一化加 ReLU", "EvoNormB0-1"),
             Statement("needs no activation", "不需要另外的激活函数"),
         ),
         weaknesses=(
@@ -53,7 +53,7 @@ ROWS = (
         ),
         where=Text("CNNs trained with small batches: detection, generation", "小批量训练的 CNN：检测、生成"),
         strengths=(
-            Statement("independent of the batch", "与批次无关"),
+            Statement("independent of the batch", "与批次无关", "EvoNormS0-1"),
             Statement("needs no activation", "不需要另外的激活函数"),
         ),
         weaknesses=(

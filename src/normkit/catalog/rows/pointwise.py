@@ -23,9 +23,13 @@ ROWS = (
         where=Text("Transformers, in place of layer norm or RMS norm", "Transformer，替换层归一化或均方根归一化"),
         strengths=(
             Statement(
-                "no statistics: independent of batch, token and channel", "不需要统计量：与批次、词元、通道都无关"
+                "no statistics: independent of batch, token and channel",
+                "不需要统计量：与批次、词元、通道都无关",
+                "DyT-1",
             ),
-            Statement("matches layer norm in Transformers of the paper", "论文中的 Transformer 上与层归一化相当"),
+            Statement(
+                "matches layer norm in Transformers of the paper", "论文中的 Transformer 上与层归一化相当", "DyT-2"
+            ),
         ),
         weaknesses=(
             Statement("the first slope must be tuned for large language models", "用于大语言模型时需要调斜率的初值"),
@@ -58,7 +62,9 @@ ROWS = (
             Statement(
                 "no statistics: independent of batch, token and channel", "不需要统计量：与批次、词元、通道都无关"
             ),
-            Statement("better than layer norm and dynamic tanh in the paper", "论文结果优于层归一化与动态 Tanh"),
+            Statement(
+                "better than layer norm and dynamic tanh in the paper", "论文结果优于层归一化与动态 Tanh", "Derf-1"
+            ),
         ),
         weaknesses=(
             Statement("one more scalar than dynamic tanh", "比动态 Tanh 多一个标量参数"),

@@ -57,7 +57,7 @@ ROWS = (
         ),
         where=Text("CNNs trained with small batches: classification, detection", "小批量训练的 CNN：分类、检测"),
         strengths=(
-            Statement("independent of the batch", "与批次无关"),
+            Statement("independent of the batch", "与批次无关", "FRN-1"),
             Statement("no other channel or sample is needed", "不需要其他通道或样本"),
         ),
         weaknesses=(
@@ -92,7 +92,9 @@ ROWS = (
         where=Text("ConvNeXt V2, in the perceptron of each block", "ConvNeXt V2，每个块的感知机内部"),
         strengths=(
             Statement(
-                "channels compete, so that fewer of them are alike or dead", "通道相互竞争，减少雷同或失活的通道"
+                "channels compete, so that fewer of them are alike or dead",
+                "通道相互竞争，减少雷同或失活的通道",
+                "GRN-1",
             ),
             Statement("independent of the batch, and the identity at first", "与批次无关，初始时是恒等映射"),
         ),
@@ -108,6 +110,7 @@ ROWS = (
         ),
         center=False,
         eps=1e-6,
+        mark=Mark("square", "#1f7a4d", "#6fd3a0"),
     ),
     Method(
         name="scale_norm",
@@ -124,7 +127,7 @@ ROWS = (
         ),
         where=Text("Transformers for translation with few data", "低资源翻译的 Transformer"),
         strengths=(
-            Statement("one parameter in all", "总共只有一个参数"),
+            Statement("one parameter in all", "总共只有一个参数", "ScaleNorm-1"),
             Statement("independent of the batch", "与批次无关"),
         ),
         weaknesses=(

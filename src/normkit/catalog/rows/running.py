@@ -30,7 +30,11 @@ ROWS = (
         where=Text("CNNs: classification, detection, segmentation", "CNN：分类、检测、分割"),
         strengths=(
             Statement("each layer learns which norm suits it", "每一层自行学习适合的归一化方式"),
-            Statement("leans less on the batch where batches are small", "批量小时自动减少对批次统计量的依赖"),
+            Statement(
+                "leans less on the batch where batches are small",
+                "批量小时自动减少对批次统计量的依赖",
+                "SwitchableNorm-1",
+            ),
         ),
         weaknesses=(
             Statement("three sets of statistics cost more time", "要算三套统计量，耗时更多"),
@@ -66,9 +70,12 @@ ROWS = (
             Statement(
                 "training and inference use the same statistics after the warm-up",
                 "预热之后训练与推理使用同样的统计量",
+                "PowerNorm-2",
             ),
             Statement(
-                "suits batches whose statistics vary much, as those of text", "适合批次间统计量波动大的数据，如文本"
+                "suits batches whose statistics vary much, as those of text",
+                "适合批次间统计量波动大的数据，如文本",
+                "PowerNorm-1",
             ),
         ),
         weaknesses=(
@@ -101,8 +108,8 @@ ROWS = (
         ),
         where=Text("CNNs: classification; GANs", "CNN 分类、GAN"),
         strengths=(
-            Statement("decorrelates the channels of a group", "消除组内通道之间的相关性"),
-            Statement("converges faster than batch norm in the paper", "论文中比批归一化收敛更快"),
+            Statement("decorrelates the channels of a group", "消除组内通道之间的相关性", "IterNorm-1"),
+            Statement("converges faster than batch norm in the paper", "论文中比批归一化收敛更快", "IterNorm-2"),
         ),
         weaknesses=(
             Statement("a wide group needs a large batch", "组内通道多时需要大批量"),
@@ -133,11 +140,13 @@ ROWS = (
         ),
         where=Text("time series: forecasting", "时间序列预测"),
         strengths=(
-            Statement("removes a shift of level and scale between windows", "消除不同窗口之间水平与尺度的漂移"),
+            Statement(
+                "removes a shift of level and scale between windows", "消除不同窗口之间水平与尺度的漂移", "RevIN-1"
+            ),
             Statement("fits around any forecasting model", "可套在任意预测模型的外面"),
         ),
         weaknesses=(
-            Statement("hides the level of a series from the model", "模型看不到序列本身的水平"),
+            Statement("hides the level of a series from the model", "模型看不到序列本身的水平", "RevIN-2"),
             Statement("a change of scale inside a window remains", "窗口内部的尺度变化仍然存在"),
         ),
         paper=Paper(
@@ -146,5 +155,6 @@ ROWS = (
             2022,
             None,
         ),
+        mark=Mark("bar", "#2f5f9e", "#86b4ee"),
     ),
 )

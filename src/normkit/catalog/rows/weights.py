@@ -90,11 +90,11 @@ ROWS = (
             "GAN（主要是判别器）、有 Lipschitz 约束的网络",
         ),
         strengths=(
-            Statement("bounds the Lipschitz constant of each layer", "限制每一层的 Lipschitz 常数"),
+            Statement("bounds the Lipschitz constant of each layer", "限制每一层的 Lipschitz 常数", "SN-1"),
             Statement("stabilizes the training of GANs", "使 GAN 训练更稳定"),
         ),
         weaknesses=(
-            Statement("limits what a layer can represent", "限制网络层的表达能力"),
+            Statement("limits what a layer can represent", "限制网络层的表达能力", "SN-2"),
             Statement("a norm after the layer cancels it", "其后若接归一化层，作用即被抵消"),
         ),
         paper=Paper("Spectral Normalization for Generative Adversarial Networks", "Miyato et al.", 2018, "1802.05957"),

@@ -1,7 +1,8 @@
-"""The experiments on the claims of the catalog: a folder for each method, a file for each claim.
+"""The experiments on the claims of the catalog: a folder for each method or family of methods, a file for each claim.
 
 A file states claim, design, measure and rule. `workloads` has the workloads of the experiments, `measures` the effects
-that several of them share, `experiment` the rule, and `judging` applies it to all experiments as one family.
+that several of them share, `small_batches` and `transformers` whole experiments that several methods share,
+`experiment` the rule, and `judging` applies it to all experiments as one family.
 """
 
 from __future__ import annotations
@@ -10,7 +11,19 @@ from collections.abc import Sequence
 
 from normkit import catalog
 from normkit.errors import ArgumentError, nearest
-from normkit.study.claims import batch_norm, group_norm, instance_norm, layer_norm, placement, weight_norm
+from normkit.study.claims import (
+    batch_norm,
+    evolved,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    placement,
+    pointwise,
+    response,
+    running,
+    spectral_norm,
+    weight_norm,
+)
 from normkit.study.claims.experiment import Experiment
 
 SUITE: tuple[Experiment, ...] = (
@@ -19,6 +32,11 @@ SUITE: tuple[Experiment, ...] = (
     *instance_norm.EXPERIMENTS,
     *group_norm.EXPERIMENTS,
     *weight_norm.EXPERIMENTS,
+    *response.EXPERIMENTS,
+    *evolved.EXPERIMENTS,
+    *pointwise.EXPERIMENTS,
+    *running.EXPERIMENTS,
+    *spectral_norm.EXPERIMENTS,
     *placement.EXPERIMENTS,
 )
 
@@ -37,7 +55,8 @@ def chosen(ids: Sequence[str] | None = None, *, full: bool = False) -> tuple[Exp
 
 
 def _known(claim: str) -> str:
-    name = claim.strip().upper()
-    if name not in catalog.CLAIMS:
-        raise ArgumentError(f"no claim is called {claim!r}: {nearest(name, list(catalog.CLAIMS))}")
-    return name
+    known = {name.casefold(): name for name in catalog.CLAIMS}
+    name = claim.strip().casefold()
+    if name not in known:
+        raise ArgumentError(f"no claim is called {claim!r}: {nearest(name.upper(), list(catalog.CLAIMS))}")
+    return known[name]

@@ -78,6 +78,7 @@ class Experiment:
         smallest: the smallest effect that matters; by default that of the unit.
         equivalence: whether the claim is that there is no difference, or ("upper") no positive one. Then the effect is
             that difference, and the claim is supported if its interval is below the smallest effect that matters.
+        form: the kind of the values that are shown, if not that of the unit.
         of_tuning: whether it uses the runs over learning rates instead of those of the results.
         extended: whether it belongs to the full suite only.
     """
@@ -93,6 +94,7 @@ class Experiment:
     show: Callable[[Cell, Run], float | None]
     smallest: float | None = None
     equivalence: Equivalence = False
+    form: Form | None = None
     of_tuning: bool = False
     extended: bool = False
 

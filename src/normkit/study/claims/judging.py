@@ -68,7 +68,7 @@ def judged(experiments: Sequence[Experiment], tables: Tables, alpha: float) -> t
                 wide=wide,
                 p_corrected=p,
                 finding=experiment.judge(measured, wide, p, alpha),
-                form="seconds" if measured.by_median else FORMS[experiment.unit],
+                form="seconds" if measured.by_median else experiment.form or FORMS[experiment.unit],
                 shown=tuple(_shown(experiment, name, tables, measured.by_median) for name in experiment.cells),
             )
         )

@@ -6,16 +6,19 @@ Designs are fixed here before any result, and no result changes them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Literal
 
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import mse_loss
 
 from normkit.study.execution.workload import Workload
 from normkit.study.suite import data
+from normkit.study.suite.forecasting import forecaster, series
 from normkit.study.suite.networks import Builder, convnet, mlp, with_placement
 from normkit.study.suite.sequences import characters, recurrent, transformer
 from normkit.study.suite.stylizer import StyleLoss, Stylizer
-from normkit.study.task import Task
+from normkit.study.task import Task, embedded, probes
 from normkit.study.training.design import Design
 
 MAIN = "digits"
@@ -24,9 +27,12 @@ MAIN = "digits"
 DEEP = ((16, 1), (16, 1), (16, 1), (16, 1), (16, 2), (16, 1), (16, 1), (16, 1))
 FLAT = ((16, 2), (16, 1), (16, 1), (16, 1))
 SMALL = ((16, 1), (16, 2), (16, 1))
+FEW = ((16, 2), (16, 2), (16, 1))
 MLP_BATCHES = (2, 4, 32)
 SAMPLES = 3200
 """The number of images that a perceptron processes in training at any batch size."""
+LARGER, FEWER_SAMPLES = 16, 1000
+"""The larger batch of the small convolutional network, and the number of images that it processes at any batch size."""
 
 
 def _digits(name: str, build: Builder, *, noise: float = 0.2, train: int = 800, seed: int = 0) -> Task:
@@ -99,14 +105,21 @@ def attention(full: bool) -> Workload:
 
 
 def _text(build: Builder) -> Task:
-    pieces = data.text(25, 0)
-    train, validation, test = (
-        (part[:, :-1], part[:, 1:]) for part in (pieces[:4000], pieces[4000:4500], pieces[4500:5500])
+    return replace(embedded.characters(), arms=build, name="characters")
+
+
+def tokens(full: bool) -> Workload:
+    """The next character, by a Transformer that is small enough for the usual suite."""
+    per_token = ("layer_norm", "scale_norm", "dynamic_tanh", "dynamic_erf")
+    build = partial(transformer, width=embedded.WIDTH, depth=1, steps=embedded.LENGTH)
+    task = replace(embedded.characters(), arms=build, probe=probes.value_dependence)
+    design = Design(
+        *((*per_token, "batch_norm", "power_norm"), (8,), 12 if full else 6, 4, 100),
+        lowest_rate=3.162e-2,
+        tuning_runs=1,
+        smallest=0.05,
     )
-    # Nats per character, because the fraction of wrong characters hardly changes in this number of steps.
-    return Task(
-        None, train, test, validation=validation, arms=build, metric=cross_entropy, smallest=0.05, name="characters"
-    )
+    return Workload("tokens", task, design)
 
 
 def early(full: bool) -> Workload:
@@ -153,6 +166,54 @@ def stylizer(style: str, full: bool) -> Workload:
     return Workload(f"stylizer-{style}", task, design)
 
 
+def small(batch_size: int, full: bool) -> Workload:
+    """Convolutions at few positions, so that statistics of the batch are poor if it is small; equal samples."""
+    variants = ["batch_norm", "filter_response_norm", "evo_norm_s0", "switchable_norm"]
+    variants += ["evo_norm_b0", "iter_norm"] if batch_size == LARGER else []
+    task = _digits("few positions", partial(convnet, channels=FEW))
+    probe = partial(probes.of_statistics, images=task.test.data[0])
+    steps, seeds = FEWER_SAMPLES // batch_size, 12 if full else 6
+    design = Design(tuple(variants), (batch_size,), seeds, 4, steps, target_loss=1.0, lowest_rate=1e-2, tuning_runs=1)
+    return Workload(f"small-{batch_size}", replace(task, probe=probe), design)
+
+
+def responses(full: bool) -> Workload:
+    """Layer norm of each pixel, and the same with global response norm."""
+    task = _digits("responses", partial(convnet, channels=FLAT))
+    probe = partial(probes.channel_distance, images=task.test.data[0][:64])
+    variants, seeds = ("layer_norm2d", "global_response_norm"), 16 if full else 8
+    design = Design(variants, (16,), seeds, 5, 120, lowest_rate=1e-2)
+    return Workload("responses", replace(task, probe=probe), design)
+
+
+def forecast(kind: Literal["cycle", "reverting"], full: bool) -> Workload:
+    """A forecast of series as those of the training; the probe has others."""
+    train, validation, test = (series(count, seed, kind) for seed, count in enumerate((800, 200, 500)))
+    window, target = series(500, 3, kind, level=3.0, scale=2.0)
+    task = Task(
+        None,
+        train,
+        test,
+        validation=validation,
+        loss=mse_loss,
+        metric=mse_loss,
+        arms=partial(forecaster, width=embedded.WIDTH),
+        probe=partial(probes.relative_error, window=window, target=target),
+        name=f"series, {kind}",
+    )
+    name = {"cycle": "shifted", "reverting": "reverting"}[kind]
+    design = Design(("none", "revin"), (16,), 16 if full else 8, 5, 200, lowest_rate=1e-2)
+    return Workload(name, task, design)
+
+
+def spectral(full: bool) -> Workload:
+    """A perceptron with plain weights and with bounded ones."""
+    task = _digits("bounded weights", partial(mlp, inputs=64, width=96, depth=4))
+    probe = partial(probes.steepness, images=task.test.data[0][:64])
+    design = Design(("none", "spectral_norm"), (32,), 16 if full else 8, 5, 100, lowest_rate=1e-2, tuning_runs=1)
+    return Workload("spectral", replace(task, probe=probe), design)
+
+
 WORKLOADS: dict[str, Callable[[bool], Workload]] = {
     "deep": deep,
     "rates": rates,
@@ -167,5 +228,12 @@ WORKLOADS: dict[str, Callable[[bool], Workload]] = {
     "groups-8": partial(groups, 8),
     "groups-16": partial(groups, 16),
     **{f"stylizer-{style}": partial(stylizer, style) for style in ("flower", "brick", "gravel")},
+    "tokens": tokens,
+    "small-2": partial(small, 2),
+    "small-16": partial(small, LARGER),
+    "responses": responses,
+    "shifted": partial(forecast, "cycle"),
+    "reverting": partial(forecast, "reverting"),
+    "spectral": spectral,
 }
 """The workloads by name; each is made on request: (whether with narrow intervals) -> workload."""

@@ -100,12 +100,17 @@ def text(length: int, seed: int) -> Tensor:
         length: length of one piece.
         seed: seed of the order of the pieces.
     """
+    codes = _codes()
+    pieces = codes[: len(codes) // length * length].view(-1, length)
+    return pieces[torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))]
+
+
+@lru_cache(maxsize=1)
+def _codes() -> Tensor:
     import sysconfig
     from pathlib import Path
 
     folder = Path(sysconfig.get_paths()["stdlib"])
     names = ("argparse", "ast", "copy", "csv", "dataclasses", "decimal", "difflib", "doctest", "enum", "fractions")
     found = [path.read_text(encoding="utf-8") for name in names if (path := folder / f"{name}.py").is_file()]
-    codes = torch.tensor([ord(c) - 32 if 32 <= ord(c) < 127 else 95 for c in "".join(found)])
-    pieces = codes[: len(codes) // length * length].view(-1, length)
-    return pieces[torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))]
+    return torch.tensor([ord(c) - 32 if 32 <= ord(c) < 127 else 95 for c in "".join(found)])

@@ -18,6 +18,14 @@ from normkit.errors import ArgumentError
 
 WARMUP = 50
 """Batches of power norm's warm-up; the default of its layer is longer than these trainings."""
+NORM_BESIDE = {"global_response_norm": "layer_norm2d"}
+"""A method that follows an activation, and the norm before that activation, as its paper uses them together."""
+UNFIT = {
+    "unchanged": "these networks have no norms of their own",
+    "revin": "it normalizes the series of a window and takes a forecast back to their scale",
+    "scale_norm": "it divides the features of a token, which are the last dimension, and here the channels come first",
+}
+"""Why a method has no layer in a network of this suite, where its region does not tell."""
 
 
 def keeps_bias(method: str) -> bool:
@@ -26,6 +34,7 @@ def keeps_bias(method: str) -> bool:
     >>> keeps_bias("none"), keeps_bias("batch_norm"), keeps_bias("dynamic_tanh")
     (True, False, True)
     """
+    method = NORM_BESIDE.get(method, method)
     return method == "none" or catalog.find(method).of_weights or not catalog.find(method).center
 
 
@@ -47,7 +56,7 @@ def norm_of(variant: str, channels: int, dims: int) -> nn.Module | None:
 bias=True, track_running_stats=True, virtual_batch_size=4))
     """
     method, _, option = variant.partition(":")
-    match method:
+    match NORM_BESIDE.get(method, method) if dims else method:
         case "batch_norm" if option.startswith("ghost-"):
             ghost = {0: normkit.GhostBatchNorm1d, 2: normkit.GhostBatchNorm2d}[dims]
             return ghost(channels, int(option.removeprefix("ghost-")))
@@ -61,8 +70,8 @@ bias=True, track_running_stats=True, virtual_batch_size=4))
             return normkit.GroupNorm(int(option) if option.isdecimal() else groups_of(channels), channels)
         case "rms_norm":
             return normkit.Norm("b [c] ...", num_features=channels, center=False) if dims else normkit.RMSNorm(channels)
-        case "layer_norm2d" if dims:
-            return normkit.LayerNorm2d(channels)
+        case "layer_norm2d":
+            return normkit.LayerNorm2d(channels) if dims else normkit.LayerNorm(channels)
         case "filter_response_norm" if dims:
             return normkit.FilterResponseNorm2d(channels)
         case "scale_norm" if not dims:
@@ -80,9 +89,12 @@ bias=True, track_running_stats=True, virtual_batch_size=4))
             return normkit.PowerNorm(channels, warmup_iters=WARMUP)
         case "iter_norm":
             return normkit.IterNorm(channels, num_groups=groups_of(channels))
-        case "none" | "weight_norm" | "spectral_norm":
+        case "none" | "weight_norm" | "weight_standardization" | "spectral_norm":
             return None
-    raise ArgumentError(f"no variant of these networks is called {variant!r}: use a method that fits their inputs")
+    why = UNFIT.get(method) or "its statistics cover positions, and these features have none"
+    if method not in UNFIT:
+        catalog.find(method)  # an unknown name is another error
+    raise ArgumentError(f"{method} does not fit into this network ({why}): leave it out")
 
 
 def fits_images(method: str) -> bool:
@@ -98,7 +110,7 @@ def fits_images(method: str) -> bool:
     return True
 
 
-def _with_norm_of_weights(layer: nn.Module, method: str) -> nn.Module:
+def with_norm_of_weights(layer: nn.Module, method: str) -> nn.Module:
     """The layer, with this method on its weight if it is one of weights."""
     if method == "none" or not catalog.find(method).of_weights:
         return layer
@@ -128,8 +140,8 @@ def convnet(
 
     Args:
         variant: ``none``, a norm of weights, or a norm between each convolution and its ReLU, of which a method that
-            is an activation as well takes the place, too; with the option
-            ``dropout-0.1`` that fraction of the maps is dropped after the ReLU.
+            is an activation as well takes the place, too; global response norm follows the ReLU, with a layer norm
+            before it. With the option ``dropout-0.1`` that fraction of the maps is dropped after the ReLU.
         seed: seed of the weights.
         channels: output channels and stride of each convolution.
         classes: number of outputs.
@@ -152,10 +164,12 @@ def convnet(
             bias = keeps_bias(method) or after
             conv = nn.Conv2d(before, width, 3, stride, padding=1, bias=bias, padding_mode=padding)
             initialize(conv, generator)
-            layers.append(_with_norm_of_weights(conv, method))
+            layers.append(with_norm_of_weights(conv, method))
             norm = norm_of(variant.partition(":dropout")[0], width, 2)
             relu = None if activates(method) else nn.ReLU()
             layers += [part for part in ((relu, norm) if after else (norm, relu)) if part is not None]
+            if method == "global_response_norm":
+                layers.append(normkit.GlobalResponseNorm(width))
             if option.startswith("dropout-"):
                 layers.append(nn.Dropout2d(float(option.removeprefix("dropout-"))))
             before = width
@@ -176,7 +190,7 @@ def mlp(variant: str, seed: int, *, inputs: int, width: int, depth: int, classes
         for _ in range(depth):
             linear = nn.Linear(before, width, bias=keeps_bias(method))
             initialize(linear, generator)
-            layers.append(_with_norm_of_weights(linear, method))
+            layers.append(with_norm_of_weights(linear, method))
             norm = norm_of(variant, width, 0)
             layers += [norm, nn.ReLU()] if norm is not None else [nn.ReLU()]
             before = width

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import normkit
-from normkit.study.suite.networks import norm_of
+from normkit.study.suite.networks import norm_of, with_norm_of_weights
 
 
 class Recurrent(nn.Module):
@@ -85,6 +85,8 @@ class Transformer(nn.Module):
             self.head = nn.Linear(width, classes)
         for module in self.modules():
             _draw(module, generator)
+        for module in [module for module in self.blocks.modules() if isinstance(module, nn.Linear)]:
+            with_norm_of_weights(module, variant)
 
     def forward(self, values: Tensor) -> Tensor:
         """(N, T) whole numbers -> (N, classes, T)."""

@@ -1,20 +1,26 @@
-"""Applies a method to a model: replaces its norms, or inserts norms if it has none."""
+"""Applies a method to a model: replaces its norms, or inserts norms if it has none, or adds the method to them."""
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+import normkit
 from normkit import catalog
 from normkit.errors import ArgumentError, nearest
+from normkit.study.suite.forecasting import Reversible
 from normkit.tools.convert import convert
 from normkit.tools.insert import insert
+from normkit.tools.model.call import observe
 from normkit.tools.model.tree import LAYERS, module_places, norms, replace
 
 OF_LAYERS = tuple(method.name for method in catalog.METHODS if method.insertable and not method.of_weights)
 OF_WEIGHTS = tuple(method.name for method in catalog.METHODS if method.of_weights)
+ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Hardswish, nn.Mish)
 KNOWN = ("none", "unchanged", *(method.name for method in catalog.METHODS if method.mark))
 
 
@@ -48,6 +54,10 @@ def applied(model: nn.Module, method: str, example: Any) -> nn.Module:
     """
     if method == "unchanged":
         return model
+    if method == "revin":
+        return _reversible(model, example)
+    if method == "global_response_norm":
+        return _with_responses(model, example)
     had_norms = any(True for _ in norms(model))
     if method in OF_LAYERS and had_norms:
         return _replaced(model, method, example)
@@ -62,6 +72,51 @@ def applied(model: nn.Module, method: str, example: Any) -> nn.Module:
     if not report.inserted:
         _refuse(method, [f"{skip.name}: {skip.reason}" for skip in report.skipped] or _layers(model))
     return model
+
+
+def _reversible(model: nn.Module, example: Any) -> nn.Module:
+    """The whole model, with its own norms, between `normkit.RevIN` and its inverse."""
+    with torch.no_grad():
+        # Of a copy, because a call in training mode updates running statistics.
+        forecast = copy.deepcopy(model)(example)
+    shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in (example, forecast)]
+    series = isinstance(example, Tensor) and isinstance(forecast, Tensor) and example.is_floating_point()
+    if not series or example.dim() != 3 or forecast.dim() != 3 or forecast.shape[2] != example.shape[2]:
+        raise ArgumentError(
+            "revin must surround a forecast of the series it normalizes, from (N, T, C) to (N, T', C), but inputs and "
+            f"outputs of the model are {shapes[0]} and {shapes[1]}: leave this method out"
+        )
+    return Reversible(model, example.shape[2])
+
+
+def _with_responses(model: nn.Module, example: Any) -> nn.Module:
+    """The model with its own norms, and a global response norm after each activation that has positions."""
+    layer: nn.Module | None = None
+    outputs: dict[nn.Module, list[tuple[Tensor, bool]]] = {}
+
+    def see(module: nn.Module, given: Any, output: Any) -> None:
+        nonlocal layer
+        if isinstance(module, LAYERS):
+            layer = module
+        elif layer is not None:
+            outputs.setdefault(module, []).append((output, isinstance(layer, nn.Linear)))
+
+    watched = [place.module for place in module_places(model) if isinstance(place.module, (*LAYERS, *ACTIVATIONS))]
+    observe(model, [example], dict.fromkeys(watched, see))
+    new: dict[nn.Module, nn.Module] = {}
+    for module, calls in outputs.items():
+        (output, last), *more = calls
+        if not more and output.dim() > 2:
+            norm = normkit.GlobalResponseNorm(output.shape[-1 if last else 1], channels_last=last)
+            new[module] = nn.Sequential(module, norm)
+    if not new:
+        _refuse("global_response_norm", [f"it follows activations with positions that are modules; {_found(outputs)}"])
+    return replace(model, new)
+
+
+def _found(outputs: dict[nn.Module, list[tuple[Tensor, bool]]]) -> str:
+    shapes = [f"{type(module).__name__} {tuple(call.shape)}" for module, calls in outputs.items() for call, _ in calls]
+    return f"here are {', '.join(shapes[:5]) or 'none'}"
 
 
 def _replaced(model: nn.Module, method: str, example: Any) -> nn.Module:

@@ -1,0 +1,7 @@
+"""DyT-2: dynamic tanh trains a Transformer as well as layer norm."""
+
+from __future__ import annotations
+
+from normkit.study.claims.transformers import as_well
+
+EXPERIMENTS = (as_well("DyT-2", "dynamic_tanh", "layer_norm"),)
