@@ -34,7 +34,7 @@ ORDER: dict[str, list[str]] = {
     "normkit.layers.base": ["checks", "layer", "tracked", "versions"],
     "normkit.parametrize": ["checks", "weight", "standardize", "weight_init", "spectral"],
     "normkit.tools": [
-        *("model", "load", "freeze", "recalibrate", "param_groups", "fold", "fold_training", "convert", "finish"),
+        *("model", "load", "freeze", "recalibrate", "param_groups", "fold_training", "fold", "convert", "finish"),
         *("insert", "watch", "audit"),
     ],
     "normkit.tools.model": [
@@ -57,7 +57,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "benchmarks": [
         *("speed", "gpu", "harm", "show", "run", "accuracy", "compiled", "converted", "composed", "extras"),
-        *("recalibration", "trials", "watch", "audit_harm", "audit_pages"),
+        *("recalibration", "training", "trials", "watch", "audit_harm", "audit_pages"),
     ],
     "benchmarks.gpu": ["cells", "clock", "layers", "models", "report", "run", "check"],
     "benchmarks.watch": ["cost", "picture"],

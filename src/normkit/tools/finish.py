@@ -8,14 +8,11 @@ from torch import nn
 
 from normkit.errors import StateError
 from normkit.tools.convert.fade import Fade, fades
-from normkit.tools.fold_training.layer import FoldedNorm, TrainableFold
+from normkit.tools.fold_training.layer import TrainableFold, forget_training, plain_layers
 from normkit.tools.model.tree import copy_of, replace
 from normkit.tools.model.wrapped import refuse_wrapped
 
 M = TypeVar("M", bound=nn.Module)
-
-OWN_ATTRIBUTES = ("_pair", "schedule", "weight_fake_quant")
-"""Attributes that a module of the training has and that its successor must not inherit."""
 
 
 def finish(model: M, *, inplace: bool = False) -> M:
@@ -62,16 +59,11 @@ def finish(model: M, *, inplace: bool = False) -> M:
             )
     if not inplace:
         model = copy_of(model)
-    new: dict[nn.Module, nn.Module] = {}
-    for module in model.modules():
-        if isinstance(module, Fade):
-            new[module] = module.replacement
-        elif isinstance(module, TrainableFold):
-            new[module] = module.fold()
-        elif isinstance(module, FoldedNorm):
-            new[module] = module.rest()
-    model = replace(model, new)  # type: ignore[assignment]  # the root itself may be one
-    for module in new.values():
-        for name in OWN_ATTRIBUTES:
-            vars(module).pop(name, None)
+    faded: dict[nn.Module, nn.Module] = {fade: fade.replacement for fade in fades(model).values()}
+    plain = plain_layers(model)
+    model = replace(model, faded | plain)  # type: ignore[assignment]  # the root itself may be one
+    for module in plain.values():
+        forget_training(module)
+    for module in faded.values():
+        vars(module).pop("schedule", None)
     return model

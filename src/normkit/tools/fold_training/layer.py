@@ -238,3 +238,15 @@ def make_fold(layer: Layer, norm: FoldedNorm, weight_fake_quant: Quantizer | Non
             )
         weight_fake_quant = own
     return TrainableFold(layer, norm, weight_fake_quant).train(layer.training)
+
+
+def plain_layers(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """What takes the place of each pair in a model when its training is over."""
+    folds = [module for module in model.modules() if isinstance(module, TrainableFold)]
+    return {fold: fold.fold() for fold in folds} | {fold.norm: fold.norm.rest() for fold in folds}
+
+
+def forget_training(module: nn.Module) -> None:
+    """Remove the attributes that a plain layer has taken over from a `TrainableFold`."""
+    for name in ("_pair", "weight_fake_quant"):
+        vars(module).pop(name, None)

@@ -16,7 +16,6 @@ from normkit.layers import (
     GhostBatchNorm2d,
     GhostBatchNorm3d,
 )
-from normkit.tools.fold import fold_math
 from normkit.tools.model.activated import module_of
 from normkit.tools.model.frozen import is_frozen
 from normkit.tools.model.graph.dataflow import Dataflow, record
@@ -73,8 +72,9 @@ class Pairs:
             to = others[0] if isinstance(others[0], str) else repr(self.names[others[0]])
             raise RefusedError(f"the output of {name} also goes to {to}")
         self._refuse_layer(layer, name)
-        linear = isinstance(layer, nn.Linear)
-        if fold_math.channels_out(layer) != info.channels or (linear and any(c.input.dim() != 2 for c in calls)):
+        channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+        dims = {call.input.dim() for call in calls} if isinstance(layer, nn.Linear) else {2}
+        if channels != info.channels or dims != {2}:
             raise RefusedError(f"it normalizes another dimension than {name} makes")
         if self.graph is not None and not self.graph.joins(layer, norm):
             raise RefusedError(f"the model's graph has another path from {name}, or to the norm")
@@ -84,8 +84,8 @@ class Pairs:
         if parametrize.is_parametrized(layer) or layer._parameters.get("weight") is None:
             raise RefusedError(f"the weight of {name} is computed from others: remove its parametrization first")
         for key, parameter in layer.named_parameters(recurse=False):
-            if what := fold_math.unusual(parameter):
-                raise RefusedError(f"the {key} of {name} is {what}")
+            if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
+                raise RefusedError(f"the {key} of {name} is a {type(parameter).__name__} of {parameter.dtype}")
         if reason := _hooked(layer):
             raise RefusedError(f"{name} {reason}")
         base = next(cls for cls in LAYERS if isinstance(layer, cls))
@@ -105,9 +105,7 @@ def refuse_norm(norm: nn.Module, info: NormInfo) -> None:
         RefusedError: with the reason.
     """
     if info.kind != "batch_norm":
-        raise RefusedError(
-            info.reason or f"it is no batch norm but {info.kind}, which has another scale for each sample"
-        )
+        raise RefusedError(info.reason or f"it is no batch norm but {info.kind}")
     if not info.running:
         raise RefusedError("it has no running statistics")
     if isinstance(norm, OTHERS_IN_TRAINING):

@@ -1,4 +1,4 @@
-"""What rounded weights cost, and models without their norms, after further training: ``python -m benchmarks.finetuned``."""
+"""What rounded weights cost, and lost norms, after training: ``python -m benchmarks.training.finetuned``."""
 
 from __future__ import annotations
 
