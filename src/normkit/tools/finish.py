@@ -7,7 +7,7 @@ from typing import TypeVar
 from torch import nn
 
 from normkit.errors import StateError
-from normkit.tools.convert.fade import Fade, fades
+from normkit.tools.convert.fade import fades
 from normkit.tools.fold_training.layer import TrainableFold, forget_training, plain_layers
 from normkit.tools.model.tree import copy_of, replace
 from normkit.tools.model.wrapped import refuse_wrapped

@@ -93,6 +93,34 @@ def test_parameters_are_shared_so_that_an_optimizer_stays_valid():
     assert normkit.finish(fading, inplace=True)[1].weight is weight
 
 
+def test_the_loss_stays_small_where_a_sudden_change_makes_it_jump():
+    torch.manual_seed(0)
+    x = 3 * torch.randn(256, 6)
+    labels = (x @ torch.randn(6, 12)).relu().matmul(torch.randn(12, 4)).argmax(1)
+    layers = [(nn.Linear(width, 32), nn.LayerNorm(32), nn.ReLU()) for width in (6, 32, 32)]
+    model = nn.Sequential(*(layer for group in layers for layer in group), nn.Linear(32, 4))
+
+    def losses(net: nn.Module, steps: int) -> list[float]:
+        optimizer, found = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9), []
+        for _ in range(steps):
+            loss = nn.functional.cross_entropy(net(x), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+            if any(isinstance(module, Fade) for module in net.modules()):
+                normkit.advance(net)
+        return found
+
+    before = losses(model, 150)[-1]
+    sudden = losses(normkit.convert(model, to="dyt")[0], 1)[0]
+    fading = normkit.convert(model, to="dyt", schedule=150)[0]
+    faded = losses(fading, 200)
+    assert sudden > 5 * before
+    assert max(faded) < 0.2 * sudden
+    assert losses(normkit.finish(fading), 1)[0] < 2 * before
+
+
 def test_a_shared_norm_moves_once_and_checkpointing_moves_nothing():
     norm = nn.LayerNorm(6)
     model, _ = normkit.convert(nn.Sequential(nn.Linear(6, 6), norm, nn.Linear(6, 6), norm), to="dyt", schedule=10)

@@ -204,6 +204,7 @@ def test_copies_keep_the_pair_together():
     assert not y.any()
 
 
+@pytest.mark.slow
 def test_compiled_and_exported():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
     x = torch.randn(4, 3, 6, 6)
@@ -275,6 +276,9 @@ def hooked(module: nn.Module) -> nn.Module:
 
 REFUSED = {
     "the output of 'conv' also goes to add": lambda: Net(lambda m, x: m.bn(y := m.conv(x)) + y, conv=conv(), bn=bn()),
+    "the output of 'conv' also goes to mul": lambda: Net(
+        lambda m, x: m.bn(y := m.conv(x)) + (2 * y if m.training else 0), conv=conv(), bn=bn()
+    ),
     "does not come straight from one": lambda: Net(lambda m, x: m.bn(m.conv(x).relu()), conv=conv(), bn=bn()),
     "it has no running statistics": lambda: Net(
         lambda m, x: m.bn(m.conv(x)), conv=conv(), bn=nn.BatchNorm2d(3, track_running_stats=False)
@@ -331,6 +335,10 @@ def test_wrong_arguments():
         normkit.fold_for_training(model, x, where="bn*", inplace=True)
     assert [type(module) for module in model] == [nn.Conv2d, nn.BatchNorm2d]
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    mlp = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    with pytest.raises(ArgumentError, match=r"in training mode it raises .*: give an example of several samples"):
+        normkit.fold_for_training(mlp, torch.randn(1, 3))
+    assert len(normkit.fold_for_training(mlp.eval(), torch.randn(1, 3))[1].pairs) == 1
     fold, _ = normkit.fold_for_training(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), torch.randn(2, 3))
     with pytest.raises(ShapeError, match=r"takes \(N, features\), got shape \(2, 5, 3\)"):
         fold.eval()(torch.randn(2, 5, 3))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -173,6 +173,6 @@ def advance(model: nn.Module, steps: int = 1) -> float:
             raise ArgumentError(f"a schedule must return a number from 0 to 1, got {t!r} at step {step}: limit it")
         new[name] = step, float(t)
     for name, (step, t) in new.items():
-        cast("Fade", found[name]).steps.fill_(step)
+        found[name].steps.fill_(step)
         found[name].t.fill_(t)
     return min(t for _, t in new.values())

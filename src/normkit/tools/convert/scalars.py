@@ -22,7 +22,8 @@ thousandths, and weight and bias are fitted to all values afterwards."""
 SLOPES = (0.5, 10.0)
 """Smallest and largest slope, times the root mean square of the input. The smallest is that of a new layer on inputs of
 size 1. With a smaller one and a larger weight the function comes nearer to a linear one, but a step of training
-changes the slope by a share that grows as ``slope ** -2``: at 0.1 trainings diverged. Above the largest it is a sign."""
+changes the slope by a share that grows as ``slope ** -2``: at 0.1 trainings diverged. Above the largest it is the sign
+of its input."""
 
 
 @dataclass(frozen=True)

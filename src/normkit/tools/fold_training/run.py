@@ -118,7 +118,7 @@ def _in_modules(
         rows.append(Pair(pairs.names[layer], place.name))
     refuse_strictly(strict, refusals)
     replace(model, new)
-    return FoldTrainingReport(tuple(rows), tuple(refusals), pairs.graph is not None)
+    return FoldTrainingReport(tuple(rows), tuple(refusals), pairs.graph)
 
 
 def _in_graph(
