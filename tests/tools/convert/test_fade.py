@@ -44,7 +44,8 @@ def test_schedules():
     x = torch.randn(5, 6)
     cosine, _ = normkit.convert(made(), to="dyt", schedule=("cosine", 3))
     assert [normkit.advance(cosine) for _ in range(4)] == pytest.approx([0.25, 0.75, 1.0, 1.0])
-    own, _ = normkit.convert(made(), to="dyt", schedule=lambda step: 1 - math.exp(-step))
+    own, report = normkit.convert(made(), to="dyt", schedule=lambda step: 1 - math.exp(-step))
+    assert "fades in, by a function of the step" in str(report)
     assert normkit.advance(own, 2) == pytest.approx(1 - math.exp(-2))
     wrong, _ = normkit.convert(made(), to="dyt", schedule=lambda step: step / 2)
     normkit.advance(wrong, 2)
@@ -198,6 +199,14 @@ def test_what_is_refused():
     encoder = nn.TransformerEncoderLayer(8, 2, 8)
     assert len(normkit.convert(encoder, to="identity", schedule=3)[1].refusals) == 2
     assert not any(isinstance(module, Fade) for module in encoder.modules())
+
+
+def test_a_norm_of_the_same_method_does_not_fade():
+    """It shares the running statistics, which both would update."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.LayerNorm(4))
+    to = {nn.BatchNorm1d: "batch_norm", nn.LayerNorm: "dyt"}
+    fading, _ = normkit.convert(model, to=to, schedule=3)
+    assert [type(module) for module in fading] == [nn.Linear, normkit.BatchNorm1d, Fade]
 
 
 def test_the_root_itself():

@@ -15,7 +15,7 @@ from normkit.layers import DynamicErf, DynamicTanh
 from normkit.parametrize.checks import check_batches
 from normkit.tools.convert.build import AFFINE, REGIONS, equivalent, groups_for, leaves_groups_open, other
 from normkit.tools.convert.calibrate import fit
-from normkit.tools.convert.fade import Fade, Schedule, schedule_of
+from normkit.tools.convert.fade import Fade, FadeSchedule, Schedule, schedule_of
 from normkit.tools.convert.identity import IDENTITY, Gain, without_norm
 from normkit.tools.convert.report import Change, ConvertReport, as_text
 from normkit.tools.convert.scalars import fit_scalars
@@ -157,6 +157,7 @@ class _Plan:
         self.add_affine = add_affine
         self.fading = fading
         self.new: dict[nn.Module, nn.Module] = {}
+        self.same: set[nn.Module] = set()
         self.info: dict[nn.Module, NormInfo] = {}
         self.changes: dict[nn.Module, Change] = {}
         self.refusals: list[Refusal] = []
@@ -184,13 +185,14 @@ class _Plan:
                 _refuse_fast_path(place)
                 new = self._other(place.module, info, method)
                 note = self._note(info, method, new)
-            if self.fading is not None:
+            if self.fading is not None and not same:
                 _refuse_hooks(place.module)
         except RefusedError as reason:
             self.refusals.append(Refusal(place.name, old, str(reason)))
             return
         self.new[place.module] = new
         self.info[place.module] = info
+        self.same |= {place.module} if same else set()
         self.changes[place.module] = Change(
             name=place.name,
             names=place.names,
@@ -250,10 +252,14 @@ class _Plan:
                 self.changes[old] = self.changes[old].with_note("no batch reached it, so that nothing was fitted")
 
     def fade(self) -> None:
-        """With a schedule: both the old layer and the new one, in one module."""
-        for old, new in self.new.items() if self.fading is not None else ():
-            self.new[old] = Fade(old, new, self.fading)
-            self.changes[old] = self.changes[old].with_note(f"fades in, {self.fading}")
+        """With a schedule: both the old layer and the new one, in one module; of the same method the new one alone."""
+        if self.fading is None:
+            return
+        how = self.fading if isinstance(self.fading, FadeSchedule) else "by a function of the step"
+        for old, new in self.new.items():
+            if old not in self.same:
+                self.new[old] = Fade(old, new, self.fading)
+                self.changes[old] = self.changes[old].with_note(f"fades in, {how}")
 
 
 def _values(module: nn.Module) -> dict[str, Tensor]:
