@@ -243,6 +243,22 @@ def test_activations_that_a_norm_brings_stay():
     torch.testing.assert_close(finished(x), model.eval()(x))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "count"), [("resnet18", 20), ("mobilenetv3_small_050", 34)])
+def test_models_of_timm(name: str, count: int):
+    model = zoo._timm().create_model(name, pretrained=False, num_classes=10)
+    x = torch.randn(4, 3, 64, 64)
+    folded, report = normkit.fold_for_training(model, x, weight_fake_quant=rounded, strict=True)
+    assert len(report.pairs) == count
+    assert report.graph
+    folded(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in folded.parameters())
+    assert folded.state_dict().keys() == model.state_dict().keys()
+    finished = normkit.finish(folded.eval())
+    assert torch.equal(finished(x), folded(x))
+    assert not any("running" in key for key in finished.state_dict())
+
+
 class Net(nn.Module):
     """Layers that a function connects."""
 

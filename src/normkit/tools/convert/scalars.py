@@ -137,11 +137,11 @@ def _nearest(error: Callable[[Tensor, Tensor], Tensor], x: Tensor, *, shifts: bo
     def closure() -> Tensor:
         search.zero_grad()
         loss = error(log_slope.clamp(low, high).exp(), shift)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     with torch.enable_grad():
-        search.step(closure)  # type: ignore[no-untyped-call]
+        search.step(closure)
     log_slope = log_slope.detach().clamp(low, high)
     if error(log_slope.exp(), shift) < error(best.exp(), zero):
         return float(log_slope.exp()), float(shift)

@@ -198,8 +198,9 @@ class TrainableFold(nn.Module):
         if not isinstance(layer, _ConvTransposeNd):
             return cast("Tensor", layer._conv_forward(input, weight, bias))
         dims = len(layer.kernel_size)
-        options = layer.stride, layer.padding
-        padding = layer._output_padding(input, output_size, *options, layer.kernel_size, dims, layer.dilation)
+        options: Any = layer.stride, layer.padding
+        more: Any = layer.kernel_size, dims, layer.dilation
+        padding = layer._output_padding(input, output_size, *options, *more)
         return cast("Tensor", TRANSPOSED[dims](input, weight, bias, *options, padding, layer.groups, layer.dilation))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:

@@ -92,8 +92,10 @@ def fold_for_training(
     check_values("fold_for_training", model.named_modules())
     if not inplace:
         model = copy_of(model)
-    way = _in_graph if isinstance(model, fx.GraphModule) and is_exported(model) else _in_modules
-    return model, way(model, example, weight_fake_quant, statistics == "frozen", where, strict)
+    options = (weight_fake_quant, statistics == "frozen", where, strict)
+    if isinstance(model, fx.GraphModule) and is_exported(model):
+        return model, _in_graph(model, *options)
+    return model, _in_modules(model, example, *options)
 
 
 def _in_modules(
@@ -122,7 +124,7 @@ def _in_modules(
 
 
 def _in_graph(
-    model: fx.GraphModule, _: Any, quantizer: Quantizer | None, frozen: bool, where: Where, strict: bool
+    model: fx.GraphModule, quantizer: Quantizer | None, frozen: bool, where: Where, strict: bool
 ) -> FoldTrainingReport:
     found = pairs_in(model)
     modules = dict(model.named_modules())
