@@ -243,6 +243,23 @@ def test_activations_that_a_norm_brings_stay():
     torch.testing.assert_close(finished(x), model.eval()(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype):
+    """The scale is rounded once, with the weight."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(dtype)
+    model[1].running_var.uniform_(0.5, 2)
+    x = torch.randn(4, 3, 6, 6, dtype=dtype)
+    folded, _ = normkit.fold_for_training(model, x, weight_fake_quant=rounded)
+    y = folded(x)
+    y.float().square().sum().backward()
+    assert y.dtype == folded[0].weight.grad.dtype == dtype
+    scale = (folded[1].running_var.double() + 1e-5).rsqrt()
+    expected = (model[0].weight.double() * scale[:, None, None, None]).to(dtype)
+    finished = normkit.finish(folded.eval())
+    assert torch.equal(finished(x), folded(x))
+    assert torch.equal(finished[0].weight, rounded(expected))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("resnet18", 20), ("mobilenetv3_small_050", 34)])
 def test_models_of_timm(name: str, count: int):

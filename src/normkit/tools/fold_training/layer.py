@@ -80,9 +80,9 @@ class TrainableFold(nn.Module):
     ``sqrt((var + eps) / (batch var + eps))``. This is the batch norm of ``W x + b``, with ``W s`` rounded, of which the
     scale by running statistics is corrected to that of the batch. The statistics are those of the weight before it is
     rounded, so two convolutions are computed. One would be enough if the statistics were taken of the rounded
-    output and divided by s, but then a channel with gamma = 0 has no gradient, and one whose weights are all rounded
-    to 0 has a variance of 0, which no later step corrects. Without a quantizer there is one convolution, and every
-    value and gradient is that of layer and norm.
+    output divided by s, but a channel with gamma = 0 would then be divided by 0, and one whose weights are all rounded
+    to 0 would have a variance of 0, which no later step corrects. Without a quantizer there is one convolution, and
+    every value and gradient is that of layer and norm.
 
     The statistics are live while this module and its norm are in training mode and are not frozen. They are updated
     as batch norm updates them: once in each step, also where activation checkpointing computes it again.
@@ -147,8 +147,8 @@ class TrainableFold(nn.Module):
             return y
         scaled = self._scaled(self._scale())
         error = self._layer(input, self.weight_fake_quant(scaled) - scaled, None, output_size)
-        var = plain.to(torch.promote_types(plain.dtype, torch.float32)).var([0, *range(2, plain.dim())], correction=0)
-        factor = ((norm.running_var.detach() + norm.eps) / (var + norm.eps)).sqrt()
+        var = _wide(plain).var([0, *range(2, plain.dim())], correction=0)
+        factor = ((_wide(norm.running_var).detach() + norm.eps) / (var + norm.eps)).sqrt()
         return y + error * factor.to(error.dtype).view(-1, *[1] * (plain.dim() - 2))
 
     def folded(self) -> tuple[Tensor, Tensor]:
@@ -173,7 +173,7 @@ class TrainableFold(nn.Module):
 
     def _scale(self) -> Tensor:
         """``gamma / sqrt(running variance + eps)``."""
-        scale = (self.norm.running_var.detach() + self.norm.eps).rsqrt()
+        scale = (_wide(self.norm.running_var).detach() + self.norm.eps).rsqrt()
         return scale if self.norm.weight is None else scale * self.norm.weight
 
     def _scaled(self, scale: Tensor) -> Tensor:
@@ -213,6 +213,11 @@ class TrainableFold(nn.Module):
     def extra_repr(self) -> str:
         layer, norm = vars(self)["_pair"]
         return f"{layer!r}, norm=({norm.extra_repr()})"
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32 at least."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @torch.no_grad()
