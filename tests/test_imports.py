@@ -34,7 +34,8 @@ ORDER: dict[str, list[str]] = {
     "normkit.layers.base": ["checks", "layer", "tracked", "versions"],
     "normkit.parametrize": ["checks", "weight", "standardize", "weight_init", "spectral"],
     "normkit.tools": [
-        *("model", "load", "freeze", "recalibrate", "param_groups", "fold", "convert", "insert", "watch", "audit"),
+        *("model", "load", "freeze", "recalibrate", "param_groups", "fold_training", "fold", "convert", "finish"),
+        *("insert", "watch", "audit"),
     ],
     "normkit.tools.model": [
         *("info", "refusal", "names", "statistics", "wrapped", "valid", "activated", "frozen", "probe", "own"),
@@ -42,7 +43,8 @@ ORDER: dict[str, list[str]] = {
         *("tree", "call", "graph"),
     ],
     "normkit.tools.model.graph": ["recorder", "call_graph", "symbolic", "dataflow", "call_order"],
-    "normkit.tools.convert": ["build", "target", "calibrate", "report", "run"],
+    "normkit.tools.convert": ["build", "identity", "target", "calibrate", "scalars", "fade", "report", "run"],
+    "normkit.tools.fold_training": ["layer", "pairs", "exported", "report", "run"],
     "normkit.tools.fold": ["fold_math", "check", "norms", "report", "folding", "run"],
     "normkit.tools.watch": ["record", "heat_map", "sinks", "figures", "watcher"],
     "normkit.tools.audit": [
@@ -55,7 +57,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "benchmarks": [
         *("speed", "gpu", "harm", "show", "run", "accuracy", "compiled", "converted", "composed", "extras"),
-        *("recalibration", "trials", "watch", "audit_harm", "audit_pages"),
+        *("recalibration", "training", "trials", "watch", "audit_harm", "audit_pages"),
     ],
     "benchmarks.gpu": ["cells", "clock", "layers", "models", "report", "run", "check"],
     "benchmarks.watch": ["cost", "picture"],

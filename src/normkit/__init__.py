@@ -65,8 +65,12 @@ if TYPE_CHECKING:
     from normkit.study import compare as compare
     from normkit.study.task import Task as Task
     from normkit.tools.audit import audit as audit
+    from normkit.tools.convert import advance as advance
     from normkit.tools.convert import convert as convert
+    from normkit.tools.finish import finish as finish
     from normkit.tools.fold import fold as fold
+    from normkit.tools.fold_training import TrainableFold as TrainableFold
+    from normkit.tools.fold_training import fold_for_training as fold_for_training
     from normkit.tools.freeze import freeze as freeze
     from normkit.tools.freeze import unfreeze as unfreeze
     from normkit.tools.insert import insert as insert
@@ -96,7 +100,9 @@ _NAMES = {
     "normkit.tools.freeze": "freeze unfreeze",
     "normkit.tools.recalibrate": "recalibrate",
     "normkit.tools.param_groups": "param_groups",
-    "normkit.tools.convert": "convert",
+    "normkit.tools.convert": "advance convert",
+    "normkit.tools.fold_training": "TrainableFold fold_for_training",
+    "normkit.tools.finish": "finish",
     "normkit.tools.insert": "insert",
     "normkit.tools.watch": "watch",
 }

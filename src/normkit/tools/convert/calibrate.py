@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -64,17 +64,23 @@ def fit(
 
 
 def _observer(module: nn.Module, info: NormInfo, new: nn.Module, sums: _Sums) -> Observer:
-    activated = info.extras or info.activation
-    plain = equivalent(module, replace(info, extras=(), activation=None)).eval() if activated else None
+    target = target_of(module, info)
     bare = None if isinstance(new, BatchNorm1d | BatchNorm2d | BatchNorm3d) else _without_affine(new)
 
     def add(_: nn.Module, x: Tensor, y: Tensor) -> None:
-        target = y if plain is None else plain(x)
         # Batch norm's statistics are known after the last batch: until then its input is used unnormalized.
         normalized = x if bare is None else bare(x)
-        sums.add(_columns(normalized, info), _columns(target, info))
+        sums.add(columns(normalized, info), columns(target(x, y), info))
 
     return add
+
+
+def target_of(module: nn.Module, info: NormInfo) -> Callable[[Tensor, Tensor], Tensor]:
+    """What a norm makes of its input before its activation, as a function of its input and its output."""
+    if not info.extras and not info.activation:
+        return lambda x, y: y
+    plain = equivalent(module, replace(info, extras=(), activation=None)).eval()
+    return lambda x, y: plain(x)
 
 
 def _without_affine(layer: nn.Module) -> nn.Module:
@@ -84,7 +90,7 @@ def _without_affine(layer: nn.Module) -> nn.Module:
     return bare.eval()
 
 
-def _columns(x: Tensor, info: NormInfo) -> Tensor:
+def columns(x: Tensor, info: NormInfo) -> Tensor:
     """One column for each channel."""
     return (x.movedim(1, -1) if info.axis == "first" else x).reshape(-1, info.channels).double()
 

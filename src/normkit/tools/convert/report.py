@@ -14,6 +14,7 @@ from normkit.errors import StateError
 from normkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normkit.tools.convert.build import scale_and_shift
 from normkit.tools.convert.calibrate import Fitted
+from normkit.tools.convert.fade import Fade
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import Refusal
 from normkit.tools.model.tree import module_places, replace
@@ -60,9 +61,10 @@ class Change:
         left = "" if self.residual is None else f"residual {self.residual:.3g}"
         return ", ".join(part for part in (f"{self.name}{also}: {self.old} -> {self.new}", self.note, left) if part)
 
-    def with_note(self, note: str) -> Change:
-        """The same with a further note."""
-        return dataclasses.replace(self, note=f"{self.note}; {note}" if self.note else note)
+    def with_note(self, note: str, residual: float | None = None) -> Change:
+        """The same with a further note, and with a residual if there is one."""
+        note = f"{self.note}; {note}" if self.note else note
+        return dataclasses.replace(self, note=note, residual=self.residual if residual is None else residual)
 
     def fitted(self, new: nn.Module, fit: Fitted) -> Change:
         """Give the new layer what was fitted. Its parameters are new ones: the old layer keeps its own."""
@@ -125,6 +127,9 @@ class ConvertReport:
         for change in self.changes:
             place = places.get(change.name)
             there = "nothing" if place is None else type(place.module).__name__
+            if place is not None and isinstance(place.module, Fade):
+                new[place.module] = place.module.norm
+                continue
             if place is None or there != change.made:
                 raise StateError(
                     f"revert needs the model as convert left it; it made {change.name!r} a {change.made}, "

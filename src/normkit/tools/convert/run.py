@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from normkit.errors import ArgumentError, StateError, whole_number
+from normkit.layers import DynamicErf, DynamicTanh
 from normkit.parametrize.checks import check_batches
 from normkit.tools.convert.build import AFFINE, REGIONS, equivalent, groups_for, leaves_groups_open, other
 from normkit.tools.convert.calibrate import fit
+from normkit.tools.convert.fade import Fade, FadeSchedule, Schedule, schedule_of
+from normkit.tools.convert.identity import IDENTITY, Gain, without_norm
 from normkit.tools.convert.report import Change, ConvertReport, as_text
+from normkit.tools.convert.scalars import fit_scalars
 from normkit.tools.convert.target import OWN, ConversionTarget, To
 from normkit.tools.model.call import shapes as shapes_in
 from normkit.tools.model.info import NormInfo
@@ -25,12 +29,16 @@ from normkit.tools.model.wrapped import refuse_wrapped
 
 M = TypeVar("M", bound=nn.Module)
 
+CALLED_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Those that are called with a module's input or output."""
+
 
 def convert(
     model: M,
     to: To = None,
     *,
     calibrate: Iterable[Any] | None = None,
+    schedule: Schedule | None = None,
     example: Any = None,
     num_groups: int | None = None,
     inplace: bool = False,
@@ -50,11 +58,17 @@ def convert(
             mapping {key: method}, the first key that fits counts, where a key is a class, a method, or a name in the
             model with the wildcards of the shell, and the method None leaves a norm as it is; or a function
             ``(name, module) -> method, None or a module``. The method ``"affine"`` makes of running statistics,
-            weight and bias one scale and shift for each channel: what the norm does in evaluation.
+            weight and bias one scale and shift for each channel: what the norm does in evaluation. ``"identity"``
+            removes the norm.
         calibrate: batches of the model's input, each a tensor, a tuple of positional or a mapping of keyword
             arguments; of a loader's ``(x, y)`` the first. The new weights and biases are then those with which each
             new layer comes nearest, in least squares, to the outputs of the old one in evaluation; running statistics
-            are those of the batches.
+            are those of the batches. Of dynamic tanh and erf the slope and the shift are fitted too, and
+            ``"identity"`` becomes one constant gain, which keeps the root mean square; both need the batches twice,
+            and keep them in memory.
+        schedule: None to exchange at once. Otherwise each norm becomes a `normkit.tools.convert.Fade`, which mixes it
+            with its replacement, and `normkit.advance` moves it: linearly over a number of steps, as ``("linear", n)``
+            or ``("cosine", n)``, or by a function of the step that returns the share of the replacement.
         example: one such batch, which shows the shapes inside the model.
         num_groups: for group norm; where it does not divide the channels, the nearest that does is taken. By
             default the nearest to 32 that leaves two channels or more in a group.
@@ -85,6 +99,9 @@ def convert(
         raise ArgumentError(f"num_groups must be at least 1, got {num_groups}: use 32, or leave it out")
     if calibrate is not None and to is None:
         raise ArgumentError("calibrate fits the weights of another method, and to= names none: give to=")
+    if schedule is not None and to is None:
+        raise ArgumentError("schedule fades norms into another method, and to= names none: give to=")
+    fading = None if schedule is None else schedule_of(schedule)
     if calibrate is not None:
         check_batches("calibrate", calibrate)
     found = list(norms(model))
@@ -102,7 +119,7 @@ def convert(
         example = first if example is None else example
     modules = [place.module for place, _ in found]
     shapes = {} if example is None else shapes_in(model, modules, example)
-    plan = _Plan(target, num_groups, shapes, add_affine=calibrate is not None)
+    plan = _Plan(target, num_groups, shapes, add_affine=calibrate is not None, fading=fading)
     for place, info in found:
         plan.decide(place, info)
     if strict and plan.refusals:
@@ -110,6 +127,7 @@ def convert(
         raise StateError(f"strict=True allows no refusal, and there are {len(plan.refusals)}:\n{rows}\nleave these out")
     if batches is not None:
         plan.calibrate(model, batches)
+    plan.fade()
     model = replace(model, plan.new)  # type: ignore[assignment]  # the root itself may be a norm
     return model, ConvertReport(tuple(plan.changes.values()), tuple(plan.refusals), tuple(plan.kept))
 
@@ -131,12 +149,15 @@ class _Plan:
         shapes: Mapping[nn.Module, list[torch.Size]],
         *,
         add_affine: bool,
+        fading: Callable[[int], float] | None,
     ) -> None:
         self.target = target
         self.groups = groups
         self.shapes = shapes
         self.add_affine = add_affine
+        self.fading = fading
         self.new: dict[nn.Module, nn.Module] = {}
+        self.same: set[nn.Module] = set()
         self.info: dict[nn.Module, NormInfo] = {}
         self.changes: dict[nn.Module, Change] = {}
         self.refusals: list[Refusal] = []
@@ -162,20 +183,16 @@ class _Plan:
                 _check_keys(place.module, new)
             else:
                 _refuse_fast_path(place)
-                new = other(
-                    place.module,
-                    info,
-                    method,
-                    groups=self.groups,
-                    shapes=self.shapes.get(place.module, []),
-                    add_affine=self.add_affine,
-                )
+                new = self._other(place.module, info, method)
                 note = self._note(info, method, new)
+            if self.fading is not None and not same:
+                _refuse_hooks(place.module)
         except RefusedError as reason:
             self.refusals.append(Refusal(place.name, old, str(reason)))
             return
         self.new[place.module] = new
         self.info[place.module] = info
+        self.same |= {place.module} if same else set()
         self.changes[place.module] = Change(
             name=place.name,
             names=place.names,
@@ -189,6 +206,13 @@ class _Plan:
             given=_values(new) if method == AFFINE else {},
         )
 
+    def _other(self, module: nn.Module, info: NormInfo, method: str) -> nn.Module:
+        """The layer of another method, or what is left without one."""
+        if method == IDENTITY:
+            return without_norm(module, info, with_gain=self.add_affine)
+        shapes = self.shapes.get(module, [])
+        return other(module, info, method, groups=self.groups, shapes=shapes, add_affine=self.add_affine)
+
     def _note(self, info: NormInfo, method: str, new: nn.Module) -> str:
         groups_are_open = method in REGIONS and leaves_groups_open(REGIONS[method])
         if groups_are_open and self.groups is not None and info.channels % self.groups:
@@ -199,17 +223,25 @@ class _Plan:
         return ""
 
     def calibrate(self, model: nn.Module, batches: Iterable[Any]) -> None:
-        """Fit the new layers that have a weight; a method that is exact already is left alone."""
-        pairs = {
+        """Fit the new layers that have numbers to fit; a method that is exact already is left alone."""
+        changed = {
             old: (self.info[old], new)
             for old, new in self.new.items()
             if not self.changes[old].folded
             and self.changes[old].method != self.info[old].kind
-            and (weight := new._parameters.get("weight")) is not None
-            and weight.numel() == self.info[old].channels
             and type(new).__module__.startswith("normkit.")
         }
+        pairs = {
+            old: (info, new)
+            for old, (info, new) in changed.items()
+            if (weight := new._parameters.get("weight")) is not None and weight.numel() == info.channels
+        }
+        scalars = {old: pair for old, pair in changed.items() if isinstance(pair[1], DynamicTanh | DynamicErf | Gain)}
         try:
+            if scalars:
+                batches = list(batches)
+                for old, found in fit_scalars(model, scalars, batches).items():
+                    self.changes[old] = self.changes[old].with_note(found.text, found.residual)
             fitted = fit(model, pairs, batches)
         except RefusedError as reason:
             raise StateError(f"calibrate cannot take a norm apart from its activation: {reason}") from None
@@ -218,6 +250,16 @@ class _Plan:
                 self.changes[old] = self.changes[old].fitted(new, fitted[old])
             else:
                 self.changes[old] = self.changes[old].with_note("no batch reached it, so that nothing was fitted")
+
+    def fade(self) -> None:
+        """With a schedule: both the old layer and the new one, in one module; of the same method the new one alone."""
+        if self.fading is None:
+            return
+        how = self.fading if isinstance(self.fading, FadeSchedule) else "by a function of the step"
+        for old, new in self.new.items():
+            if old not in self.same:
+                self.new[old] = Fade(old, new, self.fading)
+                self.changes[old] = self.changes[old].with_note(f"fades in, {how}")
 
 
 def _values(module: nn.Module) -> dict[str, Tensor]:
@@ -232,6 +274,11 @@ def _check_keys(old: nn.Module, new: nn.Module) -> None:
         raise RefusedError(
             f"its state has other keys than normkit's layer: {sorted(states[0].items() ^ states[1].items())}"
         )
+
+
+def _refuse_hooks(module: nn.Module) -> None:
+    if any(vars(module)[name] for name in CALLED_HOOKS):
+        raise RefusedError("it has hooks, which would not see the mixed output: remove them before the fade")
 
 
 def _refuse_fast_path(place: Place) -> None:

@@ -13,6 +13,7 @@ from normkit.errors import ArgumentError, DtypeError, nearest
 from normkit.pattern import bound
 from normkit.tools.convert.build import AFFINE, REGIONS, is_pattern
 from normkit.tools.convert.build import OWN as OWN_LAYERS
+from normkit.tools.convert.identity import IDENTITY
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.names import fits
 from normkit.tools.model.tree import Place
@@ -20,7 +21,7 @@ from normkit.tools.model.tree import Place
 OWN = "normkit's own"
 """The default target."""
 
-METHODS = (*REGIONS, *OWN_LAYERS, AFFINE)
+METHODS = (*REGIONS, *OWN_LAYERS, AFFINE, IDENTITY)
 """The methods that a norm can be converted to."""
 
 Method: TypeAlias = str | type[nn.Module] | None
@@ -71,8 +72,8 @@ def method_name(name: str | type) -> str:
     >>> method_name("weight_norm")
     Traceback (most recent call last):
     normkit.errors.ArgumentError: a norm can become batch_norm, layer_norm, instance_norm, group_norm, rms_norm, \
-layer_norm2d, scale_norm, dynamic_tanh, dynamic_erf, switchable_norm, power_norm, iter_norm, affine or a pattern, \
-got 'weight_norm': insert applies weight norms to the layers themselves
+layer_norm2d, scale_norm, dynamic_tanh, dynamic_erf, switchable_norm, power_norm, iter_norm, affine, identity or a \
+pattern, got 'weight_norm': insert applies weight norms to the layers themselves
     """
     if isinstance(name, type):
         name = name.__name__
@@ -81,12 +82,12 @@ got 'weight_norm': insert applies weight norms to the layers themselves
     if is_pattern(name):
         bound(name, {})
         return name
-    if name == AFFINE:
+    if name in (AFFINE, IDENTITY):
         return name
     try:
         found = catalog.find(name)
     except ArgumentError:
-        known = [method.name for method in catalog.METHODS] + [AFFINE]
+        known = [method.name for method in catalog.METHODS] + [AFFINE, IDENTITY]
         raise ArgumentError(f"no normalization is called {name!r}: {nearest(name, known)}") from None
     if found.name not in METHODS:
         of_weights = "insert applies weight norms to the layers themselves"
