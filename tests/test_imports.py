@@ -34,7 +34,7 @@ ORDER: dict[str, list[str]] = {
     "normkit.layers.base": ["checks", "layer", "tracked", "versions"],
     "normkit.parametrize": ["checks", "weight", "standardize", "weight_init", "spectral"],
     "normkit.tools": [
-        *("model", "load", "freeze", "recalibrate", "param_groups", "fold", "convert", "insert", "watch", "audit"),
+        *("model", "load", "freeze", "recalibrate", "param_groups", "convert", "fold", "insert", "watch", "audit"),
     ],
     "normkit.tools.model": [
         *("info", "refusal", "names", "statistics", "wrapped", "valid", "activated", "frozen", "probe", "own"),
@@ -43,7 +43,9 @@ ORDER: dict[str, list[str]] = {
     ],
     "normkit.tools.model.graph": ["recorder", "call_graph", "symbolic", "dataflow", "call_order"],
     "normkit.tools.convert": ["build", "target", "calibrate", "report", "run"],
-    "normkit.tools.fold": ["fold_math", "check", "norms", "report", "folding", "run"],
+    "normkit.tools.fold": [
+        *("fold_math", "check", "norms", "ties", "evidence", "report", "writer", "readers", "folding", "run"),
+    ],
     "normkit.tools.watch": ["record", "heat_map", "sinks", "figures", "watcher"],
     "normkit.tools.audit": [
         *("measure", "rules", "sarif", "report", "ignore", "source", "run", "options", "command"),
@@ -54,7 +56,7 @@ ORDER: dict[str, list[str]] = {
         *("rule", "axes", "structure", "placement", "size", "state", "constants", "training", "usage"),
     ],
     "benchmarks": [
-        *("speed", "gpu", "harm", "show", "run", "accuracy", "compiled", "converted", "composed", "extras"),
+        *("speed", "gpu", "harm", "show", "run", "accuracy", "compiled", "converted", "folded", "composed", "extras"),
         *("recalibration", "trials", "watch", "audit_harm", "audit_pages"),
     ],
     "benchmarks.gpu": ["cells", "clock", "layers", "models", "report", "run", "check"],

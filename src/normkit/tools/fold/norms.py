@@ -1,8 +1,9 @@
-"""The norms that `fold` considers, of any library."""
+"""The norms that `fold` considers, of any library, and the affine map that each applies."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +13,18 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.tree import Place, module_places, norms
+from normkit.tools.model.valid import is_unbatched
 
 SHAPES = ((2, 2), (2,), ())
 """Positions of the inputs on which a norm is tried: that of an image, of a sequence, of a vector."""
 
 
+OWN_STATISTICS = ("layer_norm", "layer_norm2d", "rms_norm", "group_norm", "instance_norm")
+"""The methods that normalize by their input, and then apply a weight and a bias."""
+
+
 def foldable(model: nn.Module) -> dict[nn.Module, tuple[Place, NormInfo]]:
-    """Batch and instance norms, and all else that has running statistics; without a `kind` if it is not understood."""
+    """Norms with running statistics, weight or bias, and batch norms; without a `kind` if it is not understood."""
     known = {place.module: info for place, info in norms(model)}
     found: dict[nn.Module, tuple[Place, NormInfo]] = {}
     for place in module_places(model):
@@ -26,10 +32,38 @@ def foldable(model: nn.Module) -> dict[nn.Module, tuple[Place, NormInfo]]:
         info = known.get(module, NormInfo())
         if not info.kind and not isinstance(module, _NormBase) and has_statistics(module):
             info = _as_batch_norm(module, info)
-            found[module] = (place, info)
-        elif isinstance(module, _NormBase) or info.may_keep_statistics:
-            found[module] = (place, info)
+        elif not isinstance(module, _NormBase) and not info.may_keep_statistics:
+            parameters = (module._parameters.get(name) for name in ("weight", "bias"))
+            if module not in known or all(parameter is None for parameter in parameters):
+                continue
+        found[module] = (place, info)
     return found
+
+
+def keeps_its_statistics(info: NormInfo) -> bool:
+    """Whether a norm of its input's own statistics remains when weight and bias are gone."""
+    return (info.kind or info.base) in OWN_STATISTICS and not info.running and info.affine
+
+
+def weight_and_bias(norm: nn.Module, info: NormInfo) -> tuple[Tensor, Tensor]:
+    """The scale and the shift that come after the statistics, in float64, with one value for each feature."""
+    weight, bias = (norm._parameters.get(name) for name in ("weight", "bias"))
+    like = next(p for p in (weight, bias) if p is not None).detach().double().flatten()
+    scale = torch.ones_like(like) if weight is None else weight.detach().double().flatten() + info.offset
+    return scale, torch.zeros_like(like) if bias is None else bias.detach().double().flatten()
+
+
+def features(norm: nn.Module, info: NormInfo) -> Callable[[Tensor], Tensor]:
+    """For each element of an output, the number of its feature, from 1."""
+
+    def numbered(y: Tensor) -> Tensor:
+        numbers = torch.arange(1, info.channels + 1, dtype=torch.int32, device=y.device)
+        if info.axis == "last":
+            return numbers.view(info.shape).expand(y.shape)
+        positions = y.dim() - (1 if is_unbatched(norm, y.dim()) else 2)
+        return numbers.view(-1, *(1,) * positions).expand(y.shape)
+
+    return numbered
 
 
 def has_statistics(module: nn.Module) -> bool:
@@ -46,7 +80,7 @@ def _as_batch_norm(module: Any, info: NormInfo) -> NormInfo:
     if eps is None:
         name = type(module).__name__
         return replace(info, reason=f"{name} has running statistics, and computes something else than batch norm")
-    return replace(info, kind="batch_norm", running=True, eps=eps)
+    return replace(info, kind="batch_norm", running=True, eps=eps, shape=tuple(module.running_mean.shape), axis="first")
 
 
 def _eps(module: nn.Module) -> float | None:

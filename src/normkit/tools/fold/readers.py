@@ -1,0 +1,168 @@
+"""A norm, or its weight and bias, folded into the layers that read its output."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normkit.tools.fold import fold_math
+from normkit.tools.fold.check import agree, doubled
+from normkit.tools.fold.evidence import Change, Evidence, Proposal, check_finite
+from normkit.tools.model.graph.dataflow import MOVING, ModuleCall
+from normkit.tools.model.refusal import RefusedError
+
+MOVING_NAMES = frozenset(name.strip("_") for name in MOVING)
+
+
+def into_readers(
+    evidence: Evidence,
+    norm: nn.Module,
+    scale: Tensor,
+    shift: Tensor,
+    left: nn.Module,
+    features: Callable[[Tensor], Tensor],
+    *,
+    taken: tuple[str, ...],
+) -> Proposal:
+    """Fold ``left(x) * scale + shift`` into the layers that read it.
+
+    Args:
+        evidence: of the model.
+        norm: computes that.
+        scale, shift: of each feature, in float64.
+        left: replaces the norm.
+        features: the number of the feature of each element of an output.
+        taken: the parameters that the norm stays without. Then there may be several layers, and functions between that
+            only move values; a norm that goes must be followed by one layer.
+
+    Raises:
+        RefusedError: something else reads the output, or a layer reads something else too.
+    """
+    calls = evidence.flow.calls[norm]
+    if any(not isinstance(call.output, Tensor) for call in calls):
+        raise RefusedError("it returns more than one tensor")
+    if taken:
+        layers = _all_readers(evidence, norm)
+    else:
+        layers = _one_reader(evidence, norm)
+    rows = {layer: _row(evidence, layer, norm, shift) for layer in layers}
+    for layer in layers:
+        evidence.check_usable(layer)
+        if (why := fold_math.shift_is_lost(layer)) and bool(shift.any()):
+            name = repr(evidence.names[layer])
+            raise RefusedError(f"it cannot be folded into {name}, which follows it: {why}")
+    if evidence.graph is None:
+        if taken:
+            _check_unseen(evidence, norm, layers)
+    elif not evidence.graph.joins(norm, *layers, moves=MOVING_NAMES if taken else ()):
+        names = ", ".join(repr(evidence.names[layer]) for layer in layers)
+        raise RefusedError(f"the model's graph has another path to {names}, or from the norm")
+    _check_norm(evidence, norm, scale, shift, left, features)
+    changes = tuple(_change(evidence, layer, scale, shift, row) for layer, row in rows.items())
+    return Proposal("after", changes, left, taken)
+
+
+def _one_reader(evidence: Evidence, norm: nn.Module) -> list[Any]:
+    takers = {taker for call in evidence.flow.calls[norm] for taker in call.consumers}
+    layer = next(iter(takers), None)
+    if len(takers) != 1 or isinstance(layer, str) or layer is None or not fold_math.is_layer(layer):
+        raise RefusedError("its output does not go straight to one such layer")
+    return [layer]
+
+
+def _all_readers(evidence: Evidence, norm: nn.Module) -> list[Any]:
+    takers = list(dict.fromkeys(taker for call in evidence.flow.calls[norm] for taker in call.consumers))
+    if not takers:
+        raise RefusedError("nothing reads its output")
+    layers = [taker for taker in takers if isinstance(taker, nn.Module) and fold_math.is_layer(taker)]
+    for taker in takers:
+        if taker not in layers:
+            what = "" if isinstance(taker, str) else f", a {type(taker).__name__}"
+            if layers:
+                name = repr(evidence.names[norm])
+                raise RefusedError(f"the output of {name} also goes to {evidence.called(taker)}{what}")
+            raise RefusedError(f"its output goes to {evidence.called(taker)}{what}, and to no linear layer")
+    return layers
+
+
+def _row(evidence: Evidence, layer: nn.Module, norm: nn.Module, shift: Tensor) -> Tensor:
+    """For each input channel of a layer, the number of the feature of the norm that it gets, from 1; 0 for none."""
+    name = repr(evidence.names[layer])
+    calls: list[ModuleCall] = evidence.flow.calls[layer]
+    if any(call.source is None or call.source.module is not norm for call in calls):
+        raise RefusedError(f"{name} also has other inputs")
+    rows = []
+    for call in calls:
+        assert call.features is not None
+        dim = -1 if fold_math.is_linear(layer) else -1 - len(layer.kernel_size)  # type: ignore[arg-type]
+        if call.features.dim() < -dim or call.features.shape[dim] != fold_math.channels_in(layer):
+            raise RefusedError(f"it normalizes another dimension than {name} sums over")
+        numbers = call.features.movedim(dim, -1).flatten(0, -2)
+        row = numbers.amax(0)
+        if not bool(((numbers == row) | (numbers == 0)).all()):
+            raise RefusedError(f"it normalizes another dimension than {name} sums over")
+        if bool((numbers == 0).any()) and bool(shift.any()):
+            raise RefusedError(f"zeros are put between it and {name}, which its bias does not shift")
+        rows.append(row)
+    if any(not torch.equal(row, rows[0]) for row in rows):
+        raise RefusedError(f"the calls of {name} get its features in different orders")
+    return rows[0]
+
+
+def _check_unseen(evidence: Evidence, norm: nn.Module, layers: list[Any]) -> None:
+    """No layer nearby that the example does not reach might read the output for another input, as an expert does."""
+    names = [evidence.names[module].split(".") for module in (norm, *layers)]
+    scope = os.path.commonprefix([name[:-1] for name in names])
+    widths = {fold_math.channels_in(layer) for layer in layers}
+    for module, calls in evidence.flow.calls.items():
+        unused = not calls and not evidence.flow.reads[module] and fold_math.is_layer(module)
+        near = evidence.names[module].split(".")[: len(scope)] == scope
+        if unused and near and fold_math.channels_in(module) in widths:
+            name = repr(evidence.names[module])
+            raise RefusedError(f"the example does not reach {name}, which may read its output too")
+
+
+def _check_norm(
+    evidence: Evidence,
+    norm: nn.Module,
+    scale: Tensor,
+    shift: Tensor,
+    left: nn.Module,
+    features: Callable[[Tensor], Tensor],
+) -> None:
+    """What is left of the norm, scaled and shifted, is the norm."""
+    old, new = copy.deepcopy(norm).double(), copy.deepcopy(left).double()
+    # The mode of a norm of a frozen class must make no difference.
+    old.training, new.training = norm in evidence.training, False
+    calls = evidence.flow.calls[norm]
+    if any(call.output.dtype != call.input.dtype for call in calls):
+        raise RefusedError(f"its output is {calls[0].output.dtype} where its input is {calls[0].input.dtype}")
+
+    def affine(*args: Any, **kwargs: Any) -> Tensor:
+        y = new(*args, **kwargs)
+        numbers = features(y).long() - 1
+        return y * scale[numbers] + shift[numbers]
+
+    agree(old, affine, [doubled(call.args) for call in calls], evidence.limit, "it")
+
+
+def _change(evidence: Evidence, layer: Any, scale: Tensor, shift: Tensor, row: Tensor) -> Change:
+    """The layer with the scale and shift of its input, compared with the layer without."""
+    numbers = row.long()
+    scale = torch.cat([scale.new_ones(1), scale])[numbers]
+    shift = torch.cat([shift.new_zeros(1), shift])[numbers]
+    weight, bias = fold_math.before(layer, scale, shift)
+    name = evidence.names[layer]
+    check_finite(layer, name, weight, bias)
+    old, new = copy.deepcopy(layer).double(), copy.deepcopy(layer).double()
+    fold_math.set_parameters(new, weight, bias)
+    sizes = () if fold_math.is_linear(layer) else (1,) * len(layer.kernel_size)
+    scale, shift = (each.view(-1, *sizes) for each in (scale, shift))
+    given = [((doubled(call.input),), {}) for call in evidence.flow.calls[layer]]
+    agree(lambda x: old(x * scale + shift), new, given, evidence.limit, f"{name!r} or the norm")
+    return Change(layer, weight, bias)
