@@ -100,7 +100,14 @@ BASE: dict[str, dict[str, Any]] = {
     "t5": {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
     "whisper": ENCODER_DECODER | {"num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 16},
     "vit": VISION,
-    "swin": {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
+    "swin": {
+        "image_size": 32,
+        "patch_size": 2,
+        "embed_dim": 16,
+        "depths": [2, 2],
+        "num_heads": [2, 4],
+        "window_size": 4,
+    },
     "segformer": {
         "num_encoder_blocks": 2,
         "depths": [1, 1],
@@ -141,23 +148,35 @@ BASE: dict[str, dict[str, Any]] = {
         },
     },
 }
-TIMM = ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto", "mixer_s32_224", "poolformer_s12")
-TIMM += ("convnextv2_atto", "edgenext_xx_small", "pit_ti_224", "volo_d1_224", "cait_xxs24_224", "deit_tiny_patch16_224")
+TIMM: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": {},
+    "deit_tiny_patch16_224": {},
+    "swin_tiny_patch4_window7_224": {},
+    "convnext_atto": {},
+    "convnextv2_atto": {},
+    "mixer_s32_224": {},
+    "poolformer_s12": {},
+    "edgenext_xx_small": {},
+    "pit_ti_224": {},
+    "volo_d1_224": {"layers": (1, 1, 1, 1)},
+    "cait_xxs24_224": {"depth": 2},
+}
 
 
-def architecture(kind: str) -> tuple[nn.Module, Any]:
+def architecture(kind: str, **changes: Any) -> tuple[nn.Module, Any]:
     """A model in evaluation mode, without chance and with random norms, and an example of its input."""
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if kind in TIMM:
-            model, example = zoo.image_model(kind)
+            model, example = zoo.image_model(kind, **TIMM[kind])
         else:
             zoo._torchvision()
             transformers = importlib.import_module("transformers")
             transformers.logging.set_verbosity_error()
-            options = CAUSAL.get(kind) or BASE[kind]
+            options = (CAUSAL.get(kind) or BASE[kind]) | changes
             config = transformers.AutoConfig.for_model(kind, **options)
+            config._experts_implementation = "eager"  # torch's grouped product does not know float64
             made = transformers.AutoModelForCausalLM if kind in CAUSAL else transformers.AutoModel
             model, example = made.from_config(config), _example(kind)
     return still(randomised(model)).eval(), example

@@ -163,7 +163,7 @@ REFUSED = {
         "its output goes to layer_norm() in 'ln2', and to no linear layer",
     ),
     "another norm with a weight": (
-        net(lambda s, x: s.fc(s.ln2(s.ln(x))), ln2=nn.LayerNorm(4)),
+        net(lambda s, x: s.fc(s.ln2(s.ln(x)).relu()), ln2=nn.LayerNorm(4)),
         "its output goes to 'ln2', a LayerNorm, and to no linear layer",
     ),
     "experts of one tensor": (
@@ -214,9 +214,9 @@ REFUSED = {
         net(lambda s, x: s.fc(s.ln(x.to(s.ln.weight.dtype)))),
         "forward also reads its weight, so that it may compute the norm itself",
     ),
-    "not the last operation": (
+    "another method": (
         net(lambda s, x: s.fc(s.ln(x)), ln=normkit.DynamicTanh(4)),
-        "the weight of dynamic_tanh is not applied last",
+        "fold does not know what is left of dynamic_tanh without its weight",
     ),
     "padding": (
         net(lambda s, x: s.fc(s.ln(x)), ln=nn.GroupNorm(1, 5), fc=nn.Conv1d(5, 4, 3, padding=1)),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from normkit.tools.fold import fold_math
-from normkit.tools.fold.ties import Ties
+from normkit.tools.fold.ties import Ties, joined
 from normkit.tools.model.graph.dataflow import Dataflow
 from normkit.tools.model.graph.symbolic import SymbolicGraph
 from normkit.tools.model.refusal import RefusedError
@@ -89,15 +89,15 @@ class Evidence:
             hint = f", as {next(iter(shared.values()))[0]!r}" if shared else ""
             hint += f": untie=True gives {name} its own" if shared and reads <= self.flow.shared[layer] else ""
             raise RefusedError(f"the weight of {name} is also read by {min(reads)}{hint}")
-        for key, others in shared.items():
-            if not self.untie:
-                raise RefusedError(f"the {key} of {name} is also {others[0]!r}: untie=True gives {name} its own")
-            self.ties.listed({f"{self.names[layer]}.{key}"})
+        if shared and not self.untie:
+            key, others = next(iter(shared.items()))
+            raise RefusedError(f"the {key} of {name} is also {others[0]!r}: untie=True gives {name} its own")
+        self.ties.listed({joined(self.names[layer], key) for key in shared})
 
     def shared(self, layer: nn.Module) -> dict[str, list[str]]:
         """The parameters of a layer that are also those of others, with the names that they have there."""
         found = {
-            key: self.ties.others(parameter, f"{self.names[layer]}.{key}" if self.names[layer] else key)
+            key: self.ties.others(parameter, joined(self.names[layer], key))
             for key, parameter in layer.named_parameters(recurse=False)
         }
         return {key: others for key, others in found.items() if others}

@@ -20,7 +20,7 @@ from normkit.tools.fold.evidence import Evidence, Proposal, hooked
 from normkit.tools.fold.norms import features, foldable, keeps_its_statistics, weight_and_bias
 from normkit.tools.fold.readers import into_readers
 from normkit.tools.fold.report import Fold, FoldReport
-from normkit.tools.fold.ties import Ties, tie_again, untie
+from normkit.tools.fold.ties import Ties, joined, tie_again, untie
 from normkit.tools.fold.writer import into_writer
 from normkit.tools.model.activated import module_of
 from normkit.tools.model.call import call_on_example
@@ -176,7 +176,7 @@ class Folding:
             raise RefusedError(
                 "it has no running statistics and normalizes by its input"
                 if info.may_keep_statistics
-                else f"the weight of {info.kind} is not applied last"
+                else f"fold does not know what is left of {info.kind} without its weight and bias"
             )
         if norm in self.training and (bare or isinstance(norm, _NormBase)):
             by_batch = "" if bare else " and normalizes by the batch"
@@ -202,11 +202,11 @@ class Folding:
             for key in evidence.shared(layer):
                 parameter = layer._parameters[key]
                 assert parameter is not None
-                untied[f"{self.names[layer]}.{key}"] = parameter.numel() * parameter.element_size()
+                untied[joined(self.names[layer], key)] = parameter.numel() * parameter.element_size()
             self.weights.append((layer, before))
             fold_math.set_parameters(layer, change.weight, change.bias)
             if before["bias"] is None and layer.bias is not None:
-                new_keys.append(f"{self.names[layer]}.bias")
+                new_keys.append(joined(self.names[layer], "bias"))
         self.untied += untie(self.ties.listed({*untied}))
         self.attributes[norm] = dict(vars(norm))
         replace(self.model, {norm: proposal.left})
@@ -241,7 +241,7 @@ class Folding:
 
 
 def bare_norm(norm: nn.Module, info: NormInfo) -> nn.Module:
-    """The norm without weight and bias, as one of normkit's layers; which side of a cast a weight is on is no matter then."""
+    """The norm without weight and bias, as one of normkit's layers; whether a cast comes before these is no matter."""
     plain = dataclasses.replace(info, weight=False, bias=False, offset=0.0, rounds_twice=False)
     return equivalent(norm, plain).train(norm.training)
 

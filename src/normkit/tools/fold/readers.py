@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,10 +46,7 @@ def into_readers(
     calls = evidence.flow.calls[norm]
     if any(not isinstance(call.output, Tensor) for call in calls):
         raise RefusedError("it returns more than one tensor")
-    if taken:
-        layers = _all_readers(evidence, norm)
-    else:
-        layers = _one_reader(evidence, norm)
+    layers = _all_readers(evidence, norm) if taken else _one_reader(evidence, norm)
     rows = {layer: _row(evidence, layer, norm, shift) for layer in layers}
     for layer in layers:
         evidence.check_usable(layer)
@@ -80,13 +77,16 @@ def _all_readers(evidence: Evidence, norm: nn.Module) -> list[Any]:
     if not takers:
         raise RefusedError("nothing reads its output")
     layers = [taker for taker in takers if isinstance(taker, nn.Module) and fold_math.is_layer(taker)]
-    for taker in takers:
-        if taker not in layers:
-            what = "" if isinstance(taker, str) else f", a {type(taker).__name__}"
-            if layers:
-                name = repr(evidence.names[norm])
-                raise RefusedError(f"the output of {name} also goes to {evidence.called(taker)}{what}")
-            raise RefusedError(f"its output goes to {evidence.called(taker)}{what}, and to no linear layer")
+    others = [
+        evidence.called(taker) + ("" if isinstance(taker, str) else f", a {type(taker).__name__}")
+        for taker in takers
+        if taker not in layers
+    ]
+    if others:
+        text = " and ".join(others[:3])
+        if layers:
+            raise RefusedError(f"the output of {evidence.names[norm]!r} also goes to {text}")
+        raise RefusedError(f"its output goes to {text}, and to no linear layer")
     return layers
 
 
@@ -116,8 +116,8 @@ def _row(evidence: Evidence, layer: nn.Module, norm: nn.Module, shift: Tensor) -
 
 def _check_unseen(evidence: Evidence, norm: nn.Module, layers: list[Any]) -> None:
     """No layer nearby that the example does not reach might read the output for another input, as an expert does."""
-    names = [evidence.names[module].split(".") for module in (norm, *layers)]
-    scope = os.path.commonprefix([name[:-1] for name in names])
+    holders = [evidence.names[module].split(".")[:-1] for module in (norm, *layers)]
+    scope = [parts[0] for parts in itertools.takewhile(lambda parts: len({*parts}) == 1, zip(*holders, strict=False))]
     widths = {fold_math.channels_in(layer) for layer in layers}
     for module, calls in evidence.flow.calls.items():
         unused = not calls and not evidence.flow.reads[module] and fold_math.is_layer(module)

@@ -23,17 +23,17 @@ class Ties:
         for place in module_places(model):
             for key, parameter in place.module._parameters.items():
                 if parameter is not None:
-                    self.places.setdefault(id(parameter), []).append(_joined(place.name, key))
-                    parameters |= {_joined(name, key): parameter for name in place.names}
+                    self.places.setdefault(id(parameter), []).append(joined(place.name, key))
+                    parameters |= {joined(name, key): parameter for name in place.names}
             if isinstance(vars(place.module).get(MAPPING), dict):
                 self.lists.append((place.module, place.name))
         for module, prefix in self.lists:
             for pair in vars(module)[MAPPING].items():
-                first, second = (parameters.get(_joined(prefix, name)) for name in pair)
+                first, second = (parameters.get(joined(prefix, name)) for name in pair)
                 if first is not None and second is not None and first is not second:
                     # Not the same now: the next call of tie_weights() would make them so.
-                    self.places[id(first)].append(_joined(prefix, pair[1]))
-                    self.places[id(second)].append(_joined(prefix, pair[0]))
+                    self.places[id(first)].append(joined(prefix, pair[1]))
+                    self.places[id(second)].append(joined(prefix, pair[0]))
 
     def others(self, parameter: nn.Parameter, own: str) -> list[str]:
         """The other names of a parameter of a layer."""
@@ -47,7 +47,7 @@ class Ties:
         """
         found = []
         for module, prefix in self.lists:
-            pairs = [{_joined(prefix, name) for name in pair} for pair in vars(module)[MAPPING].items()]
+            pairs = [{joined(prefix, name) for name in pair} for pair in vars(module)[MAPPING].items()]
             if not any(pair & names for pair in pairs):
                 continue
             rest = [pair for pair in pairs if not pair & names]
@@ -77,5 +77,6 @@ def tie_again(before: list[tuple[Any, dict[str, str], bool]]) -> None:
             setattr(module.config, SWITCH, True)
 
 
-def _joined(prefix: str, name: str) -> str:
+def joined(prefix: str, name: str) -> str:
+    """The name of a parameter in a model; the prefix is empty for the model itself."""
     return f"{prefix}.{name}" if prefix else name

@@ -1,8 +1,8 @@
 """Who reads the output of each layer and norm, recorded while a model runs on an example.
 
-The output of a norm can be followed through functions that only move values. Each of its elements gets a number, that
-of the feature it belongs to, and the same functions are applied to these numbers. So at any layer that reads the output,
-in whatever shape, it is known which feature each element is.
+The output of a norm can be followed through functions that only move values. Each of its elements gets the number of
+the feature that it belongs to, and the same functions are applied to these numbers. So at any layer that reads the
+output, in whatever shape, it is known which feature each element is.
 """
 
 from __future__ import annotations
@@ -29,8 +29,24 @@ DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "
 CASTS = {"to", "float", "half", "bfloat16", "double", "type", "type_as", "contiguous", "clone", "detach"}
 """Functions that keep every element at its place."""
 
-MOVING = (MOVES - {"__get__"}) | CASTS | DROPOUTS | {"roll", "flip", "pad", "expand", "expand_as", "repeat", "t", "T", "mT", "data"}
-MOVING |= {"__getitem__", "index_select", "narrow", "select", "split", "chunk", "unbind", "moveaxis", "swapdims", "ravel"}
+MOVING = (
+    (MOVES - {"__get__"})
+    | CASTS
+    | DROPOUTS
+    | {"roll", "flip", "pad", "expand", "expand_as", "repeat", "t", "T", "mT", "data"}
+)
+MOVING |= {
+    "__getitem__",
+    "index_select",
+    "narrow",
+    "select",
+    "split",
+    "chunk",
+    "unbind",
+    "moveaxis",
+    "swapdims",
+    "ravel",
+}
 """Functions that only move values, put zeros between them, leave some out or repeat them."""
 
 SHAPES_ALONE = {"view_as", "type_as", "expand_as"}
@@ -111,9 +127,11 @@ class _Readers(Recorder):
         inside = self.running[-1] if self.running else None
         for tensor in tensors_in(given):
             call = self.made.get(id(tensor))
-            if call is not None and (inside is None or inside.input is not tensor):
-                if not (inside is None and name in MOVING and call.module in self.through):
-                    call.consumers.append(self.described(name, call))
+            if call is None or (inside is not None and inside.input is tensor):
+                continue
+            if not (inside is None and name in MOVING and call.module in self.through):
+                call.consumers.append(self.described(name, call))
+        for tensor in tensors_in(given):
             for owner in self.owners.get(id(tensor), ()):
                 if inside is None or inside.module is not owner:
                     self.reads[owner].add(f"{name}()")
@@ -186,11 +204,14 @@ def _moved(
         made = [numbers.to(outs[0].device)]
     else:
         try:
+            # A view of the output may be none of the numbers, which were expanded and never copied.
+            numbers = numbers.contiguous() if "view" in name else numbers
             made = [*tensors_in(func(numbers, *args[1:], **kwargs))]
         except Exception:  # not for integers
             return None
     same = [out.shape for out in outs] == [each.shape for each in made]
-    return [*zip(outs, made, strict=True)] if same and all(out.is_floating_point() for out in outs) else None
+    kept = all(out.is_floating_point() and each.dtype == numbers.dtype for out, each in zip(outs, made, strict=False))
+    return [*zip(outs, made, strict=True)] if same and kept else None
 
 
 def _pads_with_zeros(mode: str = "constant", value: float | None = None, **_: Any) -> bool:

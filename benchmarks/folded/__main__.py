@@ -1,8 +1,9 @@
-"""Times a block of GPT-2 and a model of four before and after `normkit.fold`, on a CPU: ``python -m benchmarks.folded``.
+"""Times a block of GPT-2 and a model of four before and after `normkit.fold`, on a CPU.
 
-The sizes are those of the smallest GPT-2, weights are random; forward in float32 without gradients. transformers must be
-installed. Numbers go to benchmarks/results/folded.json and into docs/fold.md. The folded norms are normkit's, so the
-model of `normkit.convert`, whose norms are too, is timed as well: the difference between the two is that of folding.
+``python -m benchmarks.folded [seconds]``: the sizes are those of the smallest GPT-2, weights are random; forward in
+float32 without gradients. transformers must be installed. Numbers go to benchmarks/results/folded.json and into
+docs/fold.md. The folded norms are normkit's, so the model of `normkit.convert`, whose norms are too, is timed as well:
+the difference between the two is that of folding.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def main() -> None:
     rows = []
     for name, model, example in subjects():
         made = {key: make(model, example) for key, make in CONTESTANTS.items()}
-        times, calm = quiet({key: _call(each, example) for key, each in made.items()}, seconds)
+        times, calm = quiet({key: call_of(each, example) for key, each in made.items()}, seconds)
         rows.append({"name": name, "milliseconds": times, "quiet": calm})
         print(rows[-1], flush=True)
     facts = machine()
@@ -61,7 +62,7 @@ def subjects() -> Iterator[tuple[str, nn.Module, Any]]:
         yield f"4 layers, {size}", model, {"input_ids": torch.randint(50257, (batch, length))}
 
 
-def _call(model: nn.Module, example: Any) -> Call:
+def call_of(model: nn.Module, example: Any) -> Call:
     def run() -> object:
         with torch.no_grad():
             return model(**example) if isinstance(example, dict) else model(*example)
