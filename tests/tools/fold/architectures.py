@@ -158,7 +158,7 @@ TIMM: dict[str, dict[str, Any]] = {
     "poolformer_s12": {},
     "edgenext_xx_small": {},
     "pit_ti_224": {},
-    "volo_d1_224": {"layers": (1, 1, 1, 1)},
+    "volo_d1_224": {},
     "cait_xxs24_224": {"depth": 2},
 }
 

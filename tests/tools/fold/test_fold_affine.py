@@ -242,6 +242,14 @@ def test_what_would_be_wrong_stays_with_the_reason(case):
         normkit.fold(model, x, strict=True)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_norm_with_a_gate_gives_up_its_weight(first):
+    gated = normkit.GatedRMSNorm(4, gate_first=first)
+    model = lively(net(lambda s, x: s.fc(s.ln(x, x.sin())), ln=gated))
+    folded, _ = normkit.fold(model, TOKENS, strict=True)
+    torch.testing.assert_close(folded(TOKENS), model(TOKENS), **DOUBLE)
+
+
 def test_zeros_between_take_a_weight_alone():
     model = net(lambda s, x: s.fc(F.pad(s.ln(x), (0, 0, 1, 0))), ln=nn.RMSNorm(4))
     model, x = lively(model), torch.randn(3, 5, 4).double()

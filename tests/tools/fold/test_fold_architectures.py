@@ -57,6 +57,9 @@ FOLDED = {
     "pit_ti_224": (25, 0),
     "vit_tiny_patch16_224": (25, 0),
     "deit_tiny_patch16_224": (25, 0),
+    "swin_tiny_patch4_window7_224": (27, 2),
+    "cait_xxs24_224": (9, 0),
+    "volo_d1_224": (40, 4),
 }
 """How many norms are folded and how many stay: those of queries and keys (qwen3), before a sum (bert, gemma3) or a
 router (mixtral), over other dimensions than the layer after them (mixer), or read by the model itself (mamba)."""

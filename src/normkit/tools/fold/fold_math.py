@@ -90,7 +90,7 @@ def unusual(parameter: nn.Parameter) -> str:
     return "" if parameter.layout is torch.strided else str(parameter.layout)
 
 
-def set_parameters(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
+def set_parameters(layer: Any, weight: Tensor, bias: Tensor) -> None:
     """Give the layer new parameters; other holders of the old ones keep their values."""
     old = layer.weight
     if layer.bias is not None or bool(bias.any()):

@@ -146,7 +146,8 @@ class Folding:
         _, info = self.found[norm]
         self.check(norm, info, evidence)
         if keeps_its_statistics(info):
-            if not isinstance(_left(norm), nn.Identity):
+            # Not by `_left`: some norms of other libraries keep the name of their gate's activation.
+            if info.activation or not all(isinstance(norm._modules[name], nn.Identity) for name in info.extras):
                 raise RefusedError("its activation is applied before any layer reads it")
             left = bare_norm(norm, info)
             scale, shift = weight_and_bias(norm, info)

@@ -14,6 +14,7 @@ from normkit.tools.fold import fold_math
 from normkit.tools.fold.check import agree, doubled
 from normkit.tools.fold.evidence import Change, Evidence, Proposal, check_finite
 from normkit.tools.model.graph.dataflow import MOVING, ModuleCall
+from normkit.tools.model.graph.recorder import Arguments
 from normkit.tools.model.refusal import RefusedError
 
 MOVING_NAMES = frozenset(name.strip("_") for name in MOVING)
@@ -119,8 +120,8 @@ def _check_unseen(evidence: Evidence, norm: nn.Module, layers: list[Any]) -> Non
     holders = [evidence.names[module].split(".")[:-1] for module in (norm, *layers)]
     scope = [parts[0] for parts in itertools.takewhile(lambda parts: len({*parts}) == 1, zip(*holders, strict=False))]
     widths = {fold_math.channels_in(layer) for layer in layers}
-    for module, calls in evidence.flow.calls.items():
-        unused = not calls and not evidence.flow.reads[module] and fold_math.is_layer(module)
+    for module in sorted(evidence.flow.calls, key=evidence.names.__getitem__):
+        unused = not evidence.flow.calls[module] and not evidence.flow.reads[module] and fold_math.is_layer(module)
         near = evidence.names[module].split(".")[: len(scope)] == scope
         if unused and near and fold_math.channels_in(module) in widths:
             name = repr(evidence.names[module])
@@ -144,9 +145,9 @@ def _check_norm(
         raise RefusedError(f"its output is {calls[0].output.dtype} where its input is {calls[0].input.dtype}")
 
     def affine(*args: Any, **kwargs: Any) -> Tensor:
-        y = new(*args, **kwargs)
+        y: Tensor = new(*args, **kwargs)
         numbers = features(y).long() - 1
-        return y * scale[numbers] + shift[numbers]
+        return torch.addcmul(shift[numbers], y, scale[numbers])
 
     agree(old, affine, [doubled(call.args) for call in calls], evidence.limit, "it")
 
@@ -163,6 +164,6 @@ def _change(evidence: Evidence, layer: Any, scale: Tensor, shift: Tensor, row: T
     fold_math.set_parameters(new, weight, bias)
     sizes = () if fold_math.is_linear(layer) else (1,) * len(layer.kernel_size)
     scale, shift = (each.view(-1, *sizes) for each in (scale, shift))
-    given = [((doubled(call.input),), {}) for call in evidence.flow.calls[layer]]
+    given: list[Arguments] = [((doubled(call.input),), {}) for call in evidence.flow.calls[layer]]
     agree(lambda x: old(x * scale + shift), new, given, evidence.limit, f"{name!r} or the norm")
     return Change(layer, weight, bias)

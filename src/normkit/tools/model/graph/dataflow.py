@@ -265,7 +265,7 @@ def _noting_modules(model: nn.Module, within: list[tuple[str, nn.Module]]) -> It
     with ExitStack() as stack:
         for module in names:
             stack.callback(module.register_forward_pre_hook(enter).remove)
-            stack.callback(module.register_forward_hook(leave).remove)
+            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         yield
 
 
