@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import zoo
+from tools.convert.newer_models import CONFIGS
 from tools.subjects import randomised, still
 
 TEXT = {
@@ -50,31 +51,14 @@ VISION = {
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
 CAUSAL: dict[str, dict[str, Any]] = {
-    "gpt2": {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
-    "llama": GROUPED,
-    "mistral": GROUPED,
-    "qwen2": GROUPED,
+    **{kind: zoo._small(kind) for kind in ("gpt2", "llama", "mistral", "qwen2", "gemma", "mamba", "gpt_neox")},
+    **{kind: CONFIGS[kind] for kind in ("gemma3_text", "olmo2", "mamba2", "llama4_text")},
     "qwen3": GROUPED,
-    "gemma": GROUPED,
-    "gemma3_text": GROUPED,
-    "olmo2": GROUPED,
-    "mamba": {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
-    "mamba2": {
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_heads": 8,
-        "head_dim": 8,
-        "state_size": 8,
-        "n_groups": 2,
-        "chunk_size": 4,
-    },
     "opt": TEXT | {"ffn_dim": 64, "word_embed_proj_dim": 32},
     "bloom": {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4},
     "falcon": TEXT | {"new_decoder_architecture": False, "bias": False, "parallel_attn": True, "alibi": False},
     "mpt": {"vocab_size": 64, "d_model": 32, "n_layers": 2, "n_heads": 4, "expansion_ratio": 2, "max_seq_len": 64},
     "phi": TEXT,
-    "gpt_neox": TEXT,
     "deepseek_v3": TEXT
     | EXPERTS
     | {
@@ -89,15 +73,10 @@ CAUSAL: dict[str, dict[str, Any]] = {
         "qk_nope_head_dim": 4,
         "v_head_dim": 8,
     },
-    "llama4_text": GROUPED | {"num_local_experts": 2, "intermediate_size_mlp": 64, "attn_temperature_tuning": False},
     "mixtral": GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2},
 }
 BASE: dict[str, dict[str, Any]] = {
-    "bert": TEXT,
-    "roberta": TEXT,
-    "albert": TEXT | {"embedding_size": 16},
-    "distilbert": {"vocab_size": 64, "dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4},
-    "t5": {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
+    **{kind: zoo._small(kind) for kind in ("bert", "roberta", "albert", "distilbert", "t5", "wav2vec2")},
     "whisper": ENCODER_DECODER | {"num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 16},
     "vit": VISION,
     "swin": {
@@ -122,15 +101,6 @@ BASE: dict[str, dict[str, Any]] = {
         "text_config": TEXT,
         "vision_config": VISION,
         "projection_dim": 16,
-    },
-    "wav2vec2": TEXT
-    | {
-        "conv_dim": (16, 16),
-        "conv_kernel": (10, 3),
-        "conv_stride": (5, 2),
-        "num_feat_extract_layers": 2,
-        "num_conv_pos_embeddings": 16,
-        "num_conv_pos_embedding_groups": 4,
     },
     "convnext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2},
     "detr": ENCODER_DECODER

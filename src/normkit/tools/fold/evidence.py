@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from normkit.tools.fold import fold_math
+from normkit.tools.fold.norms import hooked
 from normkit.tools.fold.ties import Ties, joined
 from normkit.tools.model.graph.dataflow import Dataflow
 from normkit.tools.model.graph.symbolic import SymbolicGraph
@@ -22,23 +23,6 @@ class Change:
     layer: nn.Module
     weight: Tensor
     bias: Tensor
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """How one norm can be folded.
-
-    Attributes:
-        side: where the layers are: ``"before"`` or ``"after"`` the norm.
-        changes: the layers that take up its affine map.
-        left: what replaces the norm.
-        taken: the parameters that the norm stays without; none if it goes.
-    """
-
-    side: str
-    changes: tuple[Change, ...]
-    left: nn.Module
-    taken: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,11 +92,3 @@ def check_finite(layer: Any, name: str, *values: Tensor) -> None:
     dtype = layer.weight.dtype
     if not all(bool(tensor.to(dtype).isfinite().all()) for tensor in values):
         raise RefusedError(f"the folded weight of {name!r} would not be finite in {dtype}")
-
-
-def hooked(module: nn.Module) -> str:
-    """Why a module may do more than its class says; empty if it does not."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(vars(module)[name] for name in hooks):
-        return "has hooks, which would see other values"
-    return "has a forward of its own" if "forward" in vars(module) else ""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,23 +11,20 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from normkit.errors import ArgumentError
-from normkit.tools.convert.build import equivalent
 from normkit.tools.fold import fold_math
 from normkit.tools.fold.check import coarsest, compared, distance, same_draws
-from normkit.tools.fold.evidence import Evidence, Proposal, hooked
-from normkit.tools.fold.norms import features, foldable, keeps_its_statistics, weight_and_bias
+from normkit.tools.fold.evidence import Change, Evidence
+from normkit.tools.fold.norms import AffineMap, features, foldable, hooked, keeps_its_statistics
 from normkit.tools.fold.readers import into_readers
 from normkit.tools.fold.report import Fold, FoldReport
 from normkit.tools.fold.ties import Ties, joined, tie_again, untie
 from normkit.tools.fold.writer import into_writer
-from normkit.tools.model.activated import module_of
 from normkit.tools.model.call import call_on_example
 from normkit.tools.model.graph.dataflow import Dataflow, record
 from normkit.tools.model.graph.symbolic import SymbolicGraph
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.names import Where, chosen
 from normkit.tools.model.refusal import Refusal, RefusedError
-from normkit.tools.model.statistics import scale_and_shift
 from normkit.tools.model.tree import module_places, replace
 
 EXACT = 1e-9
@@ -145,28 +140,17 @@ class Folding:
         """Fold into the layer before the norm, or else into those after it."""
         _, info = self.found[norm]
         self.check(norm, info, evidence)
-        if keeps_its_statistics(info):
-            # Not by `_left`: some norms of other libraries keep the name of their gate's activation.
-            if info.activation or not all(isinstance(norm._modules[name], nn.Identity) for name in info.extras):
-                raise RefusedError("its activation is applied before any layer reads it")
-            left = bare_norm(norm, info)
-            scale, shift = weight_and_bias(norm, info)
-            taken = tuple(name for name in ("weight", "bias") if norm._parameters.get(name) is not None)
-            proposal = into_readers(evidence, norm, scale, shift, left, features(norm, info), taken=taken)
-            self.commit(norm, proposal, evidence)
+        affine = AffineMap.of(norm, info)
+        if affine.taken:
+            self.commit(affine, "after", into_readers(evidence, affine), evidence)
             return
-        scale, shift = scale_and_shift(norm, info.eps or 0.0)
-        left = _left(norm)
         try:
-            proposal = into_writer(evidence, norm, scale, shift, left)
+            self.commit(affine, "before", (into_writer(evidence, affine),), evidence)
         except RefusedError as first:
             try:
-                if not isinstance(left, nn.Identity):
-                    raise RefusedError("its activation is applied before any layer reads it")
-                proposal = into_readers(evidence, norm, scale, shift, left, features(norm, info), taken=())
+                self.commit(affine, "after", into_readers(evidence, affine), evidence)
             except RefusedError as second:
                 raise RefusedError(f"{first}; {second}") from None
-        self.commit(norm, proposal, evidence)
 
     def check(self, norm: nn.Module, info: NormInfo, evidence: Evidence) -> None:
         """It is a norm that can be folded, and runs as nothing else."""
@@ -192,13 +176,14 @@ class Folding:
             then = "so that it may compute the norm itself" if bare else "which would be missing"
             raise RefusedError(f"forward also reads its {min(asked)}, {then}")
 
-    def commit(self, norm: nn.Module, proposal: Proposal, evidence: Evidence) -> None:
-        """Do what is proposed, and note what undoes it."""
+    def commit(self, affine: AffineMap, side: str, changes: tuple[Change, ...], evidence: Evidence) -> None:
+        """Change the layers, replace the norm, and note what undoes it."""
+        norm, left = affine.norm, affine.left
         place, _ = self.found[norm]
-        layers = tuple(self.names[change.layer] for change in proposal.changes)
+        layers = tuple(self.names[change.layer] for change in changes)
         new_keys: list[str] = []
         untied: dict[str, int] = {}
-        for change in proposal.changes:
+        for change in changes:
             layer, before = change.layer, dict(change.layer._parameters)
             for key in evidence.shared(layer):
                 parameter = layer._parameters[key]
@@ -210,22 +195,22 @@ class Folding:
                 new_keys.append(joined(self.names[layer], "bias"))
         self.untied += untie(self.ties.listed({*untied}))
         self.attributes[norm] = dict(vars(norm))
-        replace(self.model, {norm: proposal.left})
-        self.successors[norm] = proposal.left
-        if proposal.taken:
-            self.names[proposal.left] = place.name
+        replace(self.model, {norm: left})
+        self.successors[norm] = left
+        if affine.taken:
+            self.names[left] = place.name
         self.folds[norm] = Fold(
             place.name,
             place.names,
             type(norm).__name__,
             ", ".join(layers),
-            proposal.side,
-            type(proposal.left).__name__,
+            side,
+            type(left).__name__,
             layers,
             tuple(new_keys),
             tuple(untied),
             sum(untied.values()),
-            proposal.taken,
+            affine.taken,
         )
 
     def undo(self) -> None:
@@ -239,20 +224,3 @@ class Folding:
             layer._parameters.update(parameters)
         tie_again(self.untied)
         self.folds, self.successors, self.attributes, self.weights, self.untied = {}, {}, {}, [], []
-
-
-def bare_norm(norm: nn.Module, info: NormInfo) -> nn.Module:
-    """The norm without weight and bias, as one of normkit's layers; whether a cast comes before these is no matter."""
-    plain = dataclasses.replace(info, weight=False, bias=False, offset=0.0, rounds_twice=False)
-    return equivalent(norm, plain).train(norm.training)
-
-
-def _left(norm: nn.Module) -> nn.Module:
-    """The module that is left of a norm: its dropout and activation, or `Identity`."""
-    own = getattr(norm, "activation", None)
-    steps = [module_of(own) if isinstance(own, str) else None, *(norm._modules.get(key) for key in ("drop", "act"))]
-    kept = [step for step in steps if step is not None and not isinstance(step, nn.Identity)]
-    if not kept:
-        return nn.Identity()
-    # A shallow copy, because it takes over the hooks of the norm; a step that has hooks is wrapped instead.
-    return copy.copy(kept[0]) if len(kept) == 1 and not hooked(kept[0]) else nn.Sequential(*kept)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 
 from normkit.tools.fold import fold_math
 from normkit.tools.fold.check import agree, doubled
-from normkit.tools.fold.evidence import Change, Evidence, Proposal, check_finite
+from normkit.tools.fold.evidence import Change, Evidence, check_finite
+from normkit.tools.fold.norms import ACTIVATED, AffineMap
 from normkit.tools.model.graph.dataflow import MOVING, ModuleCall
 from normkit.tools.model.graph.recorder import Arguments
 from normkit.tools.model.refusal import RefusedError
@@ -20,30 +20,18 @@ from normkit.tools.model.refusal import RefusedError
 MOVING_NAMES = frozenset(name.strip("_") for name in MOVING)
 
 
-def into_readers(
-    evidence: Evidence,
-    norm: nn.Module,
-    scale: Tensor,
-    shift: Tensor,
-    left: nn.Module,
-    features: Callable[[Tensor], Tensor],
-    *,
-    taken: tuple[str, ...],
-) -> Proposal:
-    """Fold ``left(x) * scale + shift`` into the layers that read it.
+def into_readers(evidence: Evidence, affine: AffineMap) -> tuple[Change, ...]:
+    """The layers that read the output of a norm, with its affine map.
 
-    Args:
-        evidence: of the model.
-        norm: computes that.
-        scale, shift: of each feature, in float64.
-        left: replaces the norm.
-        features: the number of the feature of each element of an output.
-        taken: the parameters that the norm stays without. Then there may be several layers, and functions between that
-            only move values; a norm that goes must be followed by one layer.
+    If the norm stays without weight and bias, there may be several layers, and functions between that only move values;
+    one that goes must be followed by one layer.
 
     Raises:
         RefusedError: something else reads the output, or a layer reads something else too.
     """
+    norm, shift, taken = affine.norm, affine.shift, affine.taken
+    if not taken and not isinstance(affine.left, nn.Identity):
+        raise RefusedError(ACTIVATED)
     calls = evidence.flow.calls[norm]
     if any(not isinstance(call.output, Tensor) for call in calls):
         raise RefusedError("it returns more than one tensor")
@@ -60,9 +48,8 @@ def into_readers(
     elif not evidence.graph.joins(norm, *layers, moves=MOVING_NAMES if taken else ()):
         names = ", ".join(repr(evidence.names[layer]) for layer in layers)
         raise RefusedError(f"the model's graph has another path to {names}, or from the norm")
-    _check_norm(evidence, norm, scale, shift, left, features)
-    changes = tuple(_change(evidence, layer, scale, shift, row) for layer, row in rows.items())
-    return Proposal("after", changes, left, taken)
+    _check_norm(evidence, affine)
+    return tuple(_change(evidence, layer, affine, row) for layer, row in rows.items())
 
 
 def _one_reader(evidence: Evidence, norm: nn.Module) -> list[Any]:
@@ -128,35 +115,29 @@ def _check_unseen(evidence: Evidence, norm: nn.Module, layers: list[Any]) -> Non
             raise RefusedError(f"the example does not reach {name}, which may read its output too")
 
 
-def _check_norm(
-    evidence: Evidence,
-    norm: nn.Module,
-    scale: Tensor,
-    shift: Tensor,
-    left: nn.Module,
-    features: Callable[[Tensor], Tensor],
-) -> None:
+def _check_norm(evidence: Evidence, affine: AffineMap) -> None:
     """What is left of the norm, scaled and shifted, is the norm."""
-    old, new = copy.deepcopy(norm).double(), copy.deepcopy(left).double()
+    norm = affine.norm
+    old, new = copy.deepcopy(norm).double(), copy.deepcopy(affine.left).double()
     # The mode of a norm of a frozen class must make no difference.
     old.training, new.training = norm in evidence.training, False
     calls = evidence.flow.calls[norm]
     if any(call.output.dtype != call.input.dtype for call in calls):
         raise RefusedError(f"its output is {calls[0].output.dtype} where its input is {calls[0].input.dtype}")
 
-    def affine(*args: Any, **kwargs: Any) -> Tensor:
+    def mapped(*args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = new(*args, **kwargs)
-        numbers = features(y).long() - 1
-        return torch.addcmul(shift[numbers], y, scale[numbers])
+        numbers = affine.features(y).long() - 1
+        return torch.addcmul(affine.shift[numbers], y, affine.scale[numbers])
 
-    agree(old, affine, [doubled(call.args) for call in calls], evidence.limit, "it")
+    agree(old, mapped, [doubled(call.args) for call in calls], evidence.limit, "it")
 
 
-def _change(evidence: Evidence, layer: Any, scale: Tensor, shift: Tensor, row: Tensor) -> Change:
+def _change(evidence: Evidence, layer: Any, affine: AffineMap, row: Tensor) -> Change:
     """The layer with the scale and shift of its input, compared with the layer without."""
     numbers = row.long()
-    scale = torch.cat([scale.new_ones(1), scale])[numbers]
-    shift = torch.cat([shift.new_zeros(1), shift])[numbers]
+    scale = torch.cat([affine.scale.new_ones(1), affine.scale])[numbers]
+    shift = torch.cat([affine.shift.new_zeros(1), affine.shift])[numbers]
     weight, bias = fold_math.before(layer, scale, shift)
     name = evidence.names[layer]
     check_finite(layer, name, weight, bias)

@@ -8,31 +8,27 @@ from torch import Tensor, nn
 
 from normkit.tools.fold import fold_math
 from normkit.tools.fold.check import agree, doubled
-from normkit.tools.fold.evidence import Change, Evidence, Proposal, check_finite
+from normkit.tools.fold.evidence import Change, Evidence, check_finite
+from normkit.tools.fold.norms import AffineMap
 from normkit.tools.model.refusal import RefusedError
 from normkit.tools.model.tree import LAYERS, Layer
 
 
-def into_writer(evidence: Evidence, norm: nn.Module, scale: Tensor, shift: Tensor, left: nn.Module) -> Proposal:
-    """Fold ``y * scale + shift`` into the layer that makes y.
-
-    Args:
-        evidence: of the model.
-        norm: computes the affine map, and then what `left` does.
-        scale, shift: of each channel, in float64.
-        left: replaces the norm.
+def into_writer(evidence: Evidence, affine: AffineMap) -> Change:
+    """The layer that makes the input of a norm, with the affine map that the norm is.
 
     Raises:
         RefusedError: there is no such layer, or it also makes something else.
     """
-    layer = _layer_before(evidence, norm, scale)
+    norm = affine.norm
+    layer = _layer_before(evidence, norm, affine.scale)
     name = repr(evidence.names[layer])
-    weight, bias = fold_math.after(layer, scale, shift)
+    weight, bias = fold_math.after(layer, affine.scale, affine.shift)
     check_finite(layer, evidence.names[layer], weight, bias)
     exact = [copy.deepcopy(module).double() for module in (layer, norm)]
     # The mode of a norm of a frozen class must make no difference.
     exact[0].training, exact[1].training = False, norm in evidence.training
-    new, then = copy.deepcopy(layer).double(), copy.deepcopy(left).double()
+    new, then = copy.deepcopy(layer).double(), copy.deepcopy(affine.left).double()
     fold_math.set_parameters(new, weight, bias)
     given = [doubled(call.args) for call in evidence.flow.calls[layer]]
     agree(
@@ -42,7 +38,7 @@ def into_writer(evidence: Evidence, norm: nn.Module, scale: Tensor, shift: Tenso
         evidence.limit,
         f"{name} or the norm",
     )
-    return Proposal("before", (Change(layer, weight, bias),), left)
+    return Change(layer, weight, bias)
 
 
 def _layer_before(evidence: Evidence, norm: nn.Module, scale: Tensor) -> Layer:
