@@ -1,9 +1,9 @@
 """Times a block of GPT-2 and a model of four before and after `normkit.fold`, on a CPU.
 
-``python -m benchmarks.folded [seconds]``: the sizes are those of the smallest GPT-2, weights are random; forward in
-float32 without gradients. transformers must be installed. Numbers go to benchmarks/results/folded.json and into
-docs/fold.md. The folded norms are normkit's, so the model of `normkit.convert`, whose norms are too, is timed as well:
-the difference between the two is that of folding.
+``PYTHONPATH=tests python -m benchmarks.folded [seconds]``: the sizes are those of the smallest GPT-2, weights are
+random; forward in float32 without gradients. transformers must be installed. Numbers go to
+benchmarks/results/folded.json and into docs/fold.md. The folded norms are normkit's, so the model of `normkit.convert`,
+whose norms are too, is timed as well: the difference between the two is that of folding.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 import normkit
+import zoo
 from benchmarks.speed.measure import RESULTS, Call, keep_memory, machine, quiet
 
 TOKENS = ((1, 1), (1, 32), (1, 128), (8, 128))
@@ -53,6 +54,7 @@ def main() -> None:
 
 def subjects() -> Iterator[tuple[str, nn.Module, Any]]:
     """Names, models and examples."""
+    zoo._torchvision()  # transformers imports it
     transformers = importlib.import_module("transformers")
     torch.manual_seed(0)
     model = transformers.GPT2Model(transformers.GPT2Config(n_layer=4, use_cache=False)).eval()

@@ -29,24 +29,9 @@ DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "
 CASTS = {"to", "float", "half", "bfloat16", "double", "type", "type_as", "contiguous", "clone", "detach"}
 """Functions that keep every element at its place."""
 
-MOVING = (
-    (MOVES - {"__get__"})
-    | CASTS
-    | DROPOUTS
-    | {"roll", "flip", "pad", "expand", "expand_as", "repeat", "t", "T", "mT", "data"}
-)
-MOVING |= {
-    "__getitem__",
-    "index_select",
-    "narrow",
-    "select",
-    "split",
-    "chunk",
-    "unbind",
-    "moveaxis",
-    "swapdims",
-    "ravel",
-}
+MOVING = (MOVES - {"__get__"}) | CASTS | DROPOUTS | {"__getitem__", "index_select", "narrow", "select", "unbind", "pad"}
+MOVING |= {"split", "chunk", "roll", "flip", "expand", "expand_as", "repeat", "moveaxis", "swapdims", "ravel", "t", "T"}
+MOVING |= {"mT", "data"}
 """Functions that only move values, put zeros between them, leave some out or repeat them."""
 
 SHAPES_ALONE = {"view_as", "type_as", "expand_as"}
