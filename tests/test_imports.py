@@ -34,7 +34,7 @@ ORDER: dict[str, list[str]] = {
     "normkit.layers.base": ["checks", "layer", "tracked", "versions"],
     "normkit.parametrize": ["checks", "weight", "standardize", "weight_init", "spectral"],
     "normkit.tools": [
-        *("model", "load", "freeze", "recalibrate", "param_groups", "fold_training", "fold", "convert", "finish"),
+        *("model", "load", "freeze", "recalibrate", "param_groups", "fold_training", "convert", "fold", "finish"),
         *("insert", "watch", "audit"),
     ],
     "normkit.tools.model": [
@@ -45,7 +45,9 @@ ORDER: dict[str, list[str]] = {
     "normkit.tools.model.graph": ["recorder", "call_graph", "symbolic", "dataflow", "call_order"],
     "normkit.tools.convert": ["build", "identity", "target", "calibrate", "scalars", "fade", "report", "run"],
     "normkit.tools.fold_training": ["layer", "pairs", "exported", "report", "run"],
-    "normkit.tools.fold": ["fold_math", "check", "norms", "report", "folding", "run"],
+    "normkit.tools.fold": [
+        *("fold_math", "check", "norms", "ties", "evidence", "report", "writer", "readers", "folding", "run"),
+    ],
     "normkit.tools.watch": ["record", "heat_map", "sinks", "figures", "watcher"],
     "normkit.tools.audit": [
         *("measure", "rules", "sarif", "report", "ignore", "source", "run", "options", "command"),
@@ -56,7 +58,7 @@ ORDER: dict[str, list[str]] = {
         *("rule", "axes", "structure", "placement", "size", "state", "constants", "training", "usage"),
     ],
     "benchmarks": [
-        *("speed", "gpu", "harm", "show", "run", "accuracy", "compiled", "converted", "composed", "extras"),
+        *("speed", "gpu", "harm", "show", "run", "accuracy", "compiled", "converted", "folded", "composed", "extras"),
         *("recalibration", "training", "trials", "watch", "audit_harm", "audit_pages"),
     ],
     "benchmarks.gpu": ["cells", "clock", "layers", "models", "report", "run", "check"],

@@ -1,4 +1,4 @@
-"""`fold`: takes batch norms into the layers next to them, for inference."""
+"""`fold`: takes norms, or their weight and bias, into the layers next to them, for inference."""
 
 from normkit.tools.fold.report import Fold, FoldReport
 from normkit.tools.fold.run import fold

@@ -1,15 +1,17 @@
-"""How `fold` compares the outputs of a model before and after."""
+"""How `fold` compares a layer, and the outputs of a model, before and after."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from normkit.tools.model.graph.recorder import tensors_in
+from normkit.tools.model.graph.recorder import Arguments, tensors_in
+from normkit.tools.model.refusal import RefusedError
 
 
 def doubled(value: Any) -> Any:
@@ -33,6 +35,43 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, tuple):
         return tuple(_mapped(item, change) for item in value)
     return {key: _mapped(item, change) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+class InDouble(TorchFunctionMode):
+    """Functions compute in float64 where they ask for float32, as some norms do whatever they are given."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        func = Tensor.double if func is Tensor.float else func
+        given = {key: _double_for_single(value) for key, value in (kwargs or {}).items()}
+        return func(*map(_double_for_single, args), **given)
+
+
+def _double_for_single(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
+
+
+@torch.no_grad()
+def agree(
+    expected: Callable[..., Tensor], new: Callable[..., Tensor], given: Sequence[Arguments], limit: float, what: str
+) -> None:
+    """Compare two computations in float64 on inputs, and on random numbers of the first one's shape.
+
+    Raises:
+        RefusedError: they differ by more than the limit, or cannot be compared; the text begins with `what`.
+    """
+    try:
+        for args, kwargs in (*given, drawn(given[0])):
+            with InDouble():
+                before, after = expected(*args, **kwargs), new(*args, **kwargs)
+            if not before.numel() or not bool(before.isfinite().all()):
+                raise RefusedError("on the example it gives nan, inf or no values, which cannot be compared")
+            error = distance(after, before)
+            if not error <= limit:
+                raise RefusedError(
+                    f"{what} computes more than its parameters say: folded, off by {error:.1g} of its output's size"
+                )
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise RefusedError(f"{what} cannot be checked in float64: {error}") from error
 
 
 def distance(new: Tensor, old: Tensor) -> float:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from normkit.tools.model.tree import Layer
+from normkit.tools.model.tree import LAYERS, Layer
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether it is transformers' `Conv1D`, a linear layer whose weight has the shape (in, out)."""
+    return any((c.__module__, c.__name__) == ("transformers.pytorch_utils", "Conv1D") for c in type(module).__mro__)
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether it can take up the scale and the shift of its input."""
+    return isinstance(module, LAYERS) or is_transposed(module)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether its features are the last dimension."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
 
 
 def channels_out(layer: Layer) -> int:
@@ -14,8 +31,10 @@ def channels_out(layer: Layer) -> int:
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
-def channels_in(layer: Layer) -> int:
+def channels_in(layer: Any) -> int:
     """How many channels a layer takes."""
+    if is_transposed(layer):
+        return len(layer.weight)
     return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
 
 
@@ -32,9 +51,11 @@ def after(layer: Layer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     return weight, bias * scale + shift
 
 
-def before(layer: Layer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def before(layer: Any, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """Weight and bias, in float64, of ``layer(x * scale + shift)``; see `shift_is_lost` for where that cannot be."""
     weight = layer.weight.detach().double()
+    if is_transposed(layer):
+        return weight * scale[:, None], layer.bias.detach().double() + shift @ weight
     bias = weight.new_zeros(channels_out(layer)) if layer.bias is None else layer.bias.detach().double()
     if isinstance(layer, nn.Linear):
         return weight * scale, bias + weight @ shift
@@ -45,11 +66,11 @@ def before(layer: Layer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     return (grouped * scale).reshape(weight.shape), bias + (grouped * shift).flatten(2).sum(2).flatten()
 
 
-def shift_is_lost(layer: Layer) -> str:
+def shift_is_lost(layer: Any) -> str:
     """Why a shift of the input is no bias of the output; empty where it is one."""
     if isinstance(layer, _ConvTransposeNd):
         return "a transposed convolution spreads a shift of its input unevenly"
-    if isinstance(layer, nn.Linear) or layer.padding_mode != "zeros" or layer.padding == "valid":
+    if is_linear(layer) or layer.padding_mode != "zeros" or layer.padding == "valid":
         return ""
     padded = any(k > 1 for k in layer.kernel_size) if layer.padding == "same" else any(layer.padding)
     return "the zeros of its padding are not shifted" if padded else ""
@@ -69,7 +90,7 @@ def unusual(parameter: nn.Parameter) -> str:
     return "" if parameter.layout is torch.strided else str(parameter.layout)
 
 
-def set_parameters(layer: Layer, weight: Tensor, bias: Tensor) -> None:
+def set_parameters(layer: Any, weight: Tensor, bias: Tensor) -> None:
     """Give the layer new parameters; other holders of the old ones keep their values."""
     old = layer.weight
     if layer.bias is not None or bool(bias.any()):

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.utils import parametrize
 
 from normkit.errors import ArgumentError
 from normkit.tools.fold import fold_math
-from normkit.tools.fold.check import coarsest, compared, distance, doubled, drawn, same_draws
-from normkit.tools.fold.norms import foldable
+from normkit.tools.fold.check import coarsest, compared, distance, same_draws
+from normkit.tools.fold.evidence import Change, Evidence
+from normkit.tools.fold.norms import AffineMap, features, foldable, hooked, keeps_its_statistics
+from normkit.tools.fold.readers import into_readers
 from normkit.tools.fold.report import Fold, FoldReport
-from normkit.tools.model.activated import module_of
+from normkit.tools.fold.ties import Ties, joined, tie_again, untie
+from normkit.tools.fold.writer import into_writer
 from normkit.tools.model.call import call_on_example
 from normkit.tools.model.graph.dataflow import Dataflow, record
 from normkit.tools.model.graph.symbolic import SymbolicGraph
+from normkit.tools.model.info import NormInfo
+from normkit.tools.model.names import Where, chosen
 from normkit.tools.model.refusal import Refusal, RefusedError
-from normkit.tools.model.statistics import scale_and_shift
-from normkit.tools.model.tree import LAYERS, Layer, module_places, replace
+from normkit.tools.model.tree import module_places, replace
 
 EXACT = 1e-9
 """How far a folded pair may be from the original in float64, of the output's size: a wrong fold is off by far more,
@@ -33,29 +35,34 @@ rounding by 1e-16 times the ratio of mean to standard deviation."""
 class Folding:
     """A model that is being folded, with all that is needed to undo it."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.training = {module for module in model.modules() if module.training}
+    def __init__(self, model: nn.Module, where: Where = None, *, untie: bool = False) -> None:
+        self.model, self.untie = model, untie
+        self.training = frozenset(module for module in model.modules() if module.training)
         self.names = {place.module: place.name for place in module_places(model)}
-        self.found = foldable(model)
+        every = foldable(model)
+        wanted = chosen(model, {place.name: norm for norm, (place, _) in every.items()}, where).values()
+        self.found = {norm: found for norm, found in every.items() if norm in wanted}
+        self.ties = Ties(model)
         self.folds: dict[nn.Module, Fold] = {}
         self.successors: dict[nn.Module, nn.Module] = {}
         self.attributes: dict[nn.Module, dict[str, Any]] = {}
         self.weights: list[tuple[nn.Module, dict[str, nn.Parameter | None]]] = []
+        self.untied: list[tuple[Any, dict[str, str], bool]] = []
 
     def fold(self, example: Any, tolerance: float | None) -> FoldReport:
         """Fold all norms that can be folded, and undo it if the outputs of the model change."""
         reasons: dict[nn.Module, str] = {}
         flow, graph = self.traced(example)
         before = self.outputs(flow)
-        allowed = tolerance if tolerance is not None else coarsest(self.model, before) ** 0.5
+        error, text = float("inf"), ""
         try:
             graph = self.rounds(flow, graph, example, reasons)
             error = self.largest_change(example, before) if self.folds else 0.0
-            text = f"outputs changed by {error:.2g} of their size, and {allowed:.2g} is allowed"
         except RefusedError as refusal:
-            error, text = float("inf"), str(refusal)
+            text = str(refusal)
+        allowed = self.resolution(before) ** 0.5 if tolerance is None else tolerance
         if not error <= allowed:
+            text = text or f"outputs changed by {error:.2g} of their size, and {allowed:.2g} is allowed"
             reasons |= dict.fromkeys(self.folds, f"folding was undone: {text}")
             self.undo()
         folds = tuple(self.folds[norm] for norm in self.found if norm in self.folds)
@@ -67,11 +74,21 @@ class Folding:
         return FoldReport(folds, refusals, graph is not None, error, allowed)
 
     def traced(self, example: Any) -> tuple[Dataflow, SymbolicGraph | None]:
-        layers = {module for module in self.model.modules() if isinstance(module, LAYERS)}
-        watched = layers | (self.found.keys() - self.folds.keys())
+        layers = {module for module in self.model.modules() if fold_math.is_layer(module)}
+        here = {norm: info for norm, (_, info) in self.found.items() if norm not in self.folds}
+        # The bare norms too, because a norm that is read by one is.
+        watched = layers | here.keys() | {left for left in self.successors.values() if left in self.names}
+        known = {norm: features(norm, info) for norm, info in here.items() if info.kind or info.base}
+        through = {norm for norm in known if keeps_its_statistics(here[norm])}
         with same_draws(self.model):
-            flow = record(self.model, watched, example)
+            flow = record(self.model, watched, example, known, through)
         return flow, SymbolicGraph.of(self.model, watched, example)
+
+    def resolution(self, outputs: list[Tensor]) -> float:
+        """That of the coarsest dtype that takes part; many norms of other libraries compute in float32 at best."""
+        infos = [self.found[norm][1] for norm, fold in self.folds.items() if fold.taken]
+        foreign = any(info.origin not in ("torch", "normkit") for info in infos)
+        return max(coarsest(self.model, outputs), torch.finfo(torch.float32).eps if foreign else 0.0)
 
     def rounds(
         self, flow: Dataflow, graph: SymbolicGraph | None, example: Any, reasons: dict[nn.Module, str]
@@ -79,9 +96,10 @@ class Folding:
         """Repeat until nothing folds, because after a fold the next norm follows another layer."""
         while True:
             done = len(self.folds)
+            evidence = Evidence(self.names, flow, graph, self.ties, self.untie, self.training, EXACT)
             for norm in [norm for norm in self.found if norm not in self.folds]:
                 try:
-                    self.fold_one(norm, flow, graph)
+                    self.fold_one(norm, evidence)
                 except RefusedError as refusal:
                     reasons[norm] = str(refusal)
             if len(self.folds) == done:
@@ -118,139 +136,82 @@ class Folding:
             after = compared(call_on_example(self.model, example))
         return max(distance(new, old) for new, old in zip(after, before, strict=True))
 
-    def fold_one(self, norm: nn.Module, flow: Dataflow, graph: SymbolicGraph | None) -> None:
-        """Fold into the layer before the norm, or else into the one after it."""
+    def fold_one(self, norm: nn.Module, evidence: Evidence) -> None:
+        """Fold into the layer before the norm, or else into those after it."""
         _, info = self.found[norm]
-        if not info.kind:
-            raise RefusedError(info.reason)
-        if not info.running:
-            raise RefusedError("it has no running statistics and normalizes by its input")
-        if norm in self.training and isinstance(norm, _NormBase):
-            raise RefusedError("it is in training mode and normalizes by the batch: call model.eval() first")
-        if not flow.calls[norm]:
-            raise RefusedError("the example does not reach it")
-        if reason := _hooked(norm):
-            raise RefusedError(f"it {reason}")
-        asked = flow.asked[norm] or ({"parameters"} if graph is not None and norm in graph.reads else set())
-        if asked:
-            raise RefusedError(f"forward also reads its {min(asked)}, which would be missing")
-        scale, shift = scale_and_shift(norm, info.eps or 0.0)
+        self.check(norm, info, evidence)
+        affine = AffineMap.of(norm, info)
+        if affine.taken:
+            self.commit(affine, "after", into_readers(evidence, affine), evidence)
+            return
         try:
-            layer = self.layer_before(norm, scale, flow, graph)
-            weight, bias = fold_math.after(layer, scale, shift)
-            self.check([layer, norm], layer, weight, bias, _left(norm), flow)
-            side = "before"
+            self.commit(affine, "before", (into_writer(evidence, affine),), evidence)
         except RefusedError as first:
             try:
-                layer = self.layer_after(norm, shift, flow, graph)
-                weight, bias = fold_math.before(layer, scale, shift)
-                self.check([norm, layer], layer, weight, bias, nn.Identity(), flow)
-                side = "after"
+                self.commit(affine, "after", into_readers(evidence, affine), evidence)
             except RefusedError as second:
                 raise RefusedError(f"{first}; {second}") from None
-        self.commit(norm, layer, weight, bias, side)
 
-    def layer_before(self, norm: nn.Module, scale: Tensor, flow: Dataflow, graph: SymbolicGraph | None) -> Layer:
-        """The layer whose whole output goes to the norm alone."""
-        sources = {call.source.module if call.source else None for call in flow.calls[norm]}
-        layer = next(iter(sources))
-        if layer is None or len(sources) > 1:
-            raise RefusedError("its input does not come straight from one convolution or linear layer")
-        name = repr(self.names[layer])
-        if not isinstance(layer, LAYERS):
-            raise RefusedError(f"its input comes from {name}, a {type(layer).__name__}")
-        others = [taker for call in flow.calls[layer] for taker in call.consumers if taker is not norm]
-        if others:
-            raise RefusedError(f"the output of {name} also goes to {self.called(others[0])}")
-        self.check_usable(layer, flow, graph)
-        if fold_math.channels_out(layer) != scale.numel() or (
-            isinstance(layer, nn.Linear) and any(call.input.dim() != 2 for call in flow.calls[norm])
-        ):
-            raise RefusedError(f"it normalizes another dimension than {name} makes")
-        if graph is not None and not graph.joins(layer, norm):
-            raise RefusedError(f"the model's graph has another path from {name}, or to the norm")
-        return layer
+    def check(self, norm: nn.Module, info: NormInfo, evidence: Evidence) -> None:
+        """It is a norm that can be folded, and runs as nothing else."""
+        bare = keeps_its_statistics(info)
+        if not (info.kind or bare):
+            raise RefusedError(info.reason)
+        if not (info.running or bare):
+            raise RefusedError(
+                "it has no running statistics and normalizes by its input"
+                if info.may_keep_statistics
+                else f"fold does not know what is left of {info.kind} without its weight and bias"
+            )
+        if norm in self.training and (bare or isinstance(norm, _NormBase)):
+            by_batch = "" if bare else " and normalizes by the batch"
+            raise RefusedError(f"it is in training mode{by_batch}: call model.eval() first")
+        if not evidence.flow.calls[norm]:
+            raise RefusedError("the example does not reach it")
+        if reason := hooked(norm):
+            raise RefusedError(f"it {reason}")
+        graph = evidence.graph
+        asked = evidence.flow.asked[norm] or ({"parameters"} if graph is not None and norm in graph.reads else set())
+        if asked:
+            then = "so that it may compute the norm itself" if bare else "which would be missing"
+            raise RefusedError(f"forward also reads its {min(asked)}, {then}")
 
-    def layer_after(self, norm: nn.Module, shift: Tensor, flow: Dataflow, graph: SymbolicGraph | None) -> Layer:
-        """The layer that alone takes the norm's output, and takes nothing else."""
-        takers = {taker for call in flow.calls[norm] for taker in call.consumers}
-        layer = next(iter(takers), None)
-        if len(takers) != 1 or not isinstance(layer, LAYERS):
-            raise RefusedError("its output does not go straight to one such layer")
-        name = repr(self.names[layer])
-        if not isinstance(_left(norm), nn.Identity):
-            raise RefusedError(f"its activation is applied before {name}")
-        if any(call.source is None or call.source.module is not norm for call in flow.calls[layer]):
-            raise RefusedError(f"{name} also has other inputs")
-        self.check_usable(layer, flow, graph)
-        if fold_math.channels_in(layer) != shift.numel() or (
-            isinstance(layer, nn.Linear) and any(call.input.dim() != 2 for call in flow.calls[layer])
-        ):
-            raise RefusedError(f"it normalizes another dimension than {name} sums over")
-        if (why := fold_math.shift_is_lost(layer)) and bool(shift.any()):
-            raise RefusedError(f"it cannot be folded into {name}, which follows it: {why}")
-        if graph is not None and not graph.joins(norm, layer):
-            raise RefusedError(f"the model's graph has another path to {name}, or from the norm")
-        return layer
-
-    def called(self, taker: nn.Module | str) -> str:
-        return taker if isinstance(taker, str) else repr(self.names[taker])
-
-    def check_usable(self, layer: Layer, flow: Dataflow, graph: SymbolicGraph | None) -> None:
-        """The layer's weight is its own, plain, and used by nothing but its forward."""
-        name = repr(self.names[layer])
-        if parametrize.is_parametrized(layer) or layer._parameters.get("weight") is None:
-            raise RefusedError(f"the weight of {name} is computed from others: remove its parametrization first")
-        for key, parameter in layer.named_parameters(recurse=False):
-            if what := fold_math.unusual(parameter):
-                raise RefusedError(f"the {key} of {name} is {what}")
-        if reason := _hooked(layer):
-            raise RefusedError(f"{name} {reason}")
-        if flow.reads[layer]:
-            raise RefusedError(f"the weight of {name} is also read by {min(flow.reads[layer])}")
-        if graph is not None and graph.reads_values(layer):
-            raise RefusedError(f"the model's graph also reads the weight of {name}")
-
-    @torch.no_grad()
-    def check(
-        self, pair: list[nn.Module], layer: Layer, weight: Tensor, bias: Tensor, left: nn.Module, flow: Dataflow
-    ) -> None:
-        """In float64, where rounding errors are tiny, the output of the folded layer must be that of the pair."""
-        name, dtype = repr(self.names[layer]), layer.weight.dtype
-        if not all(bool(tensor.to(dtype).isfinite().all()) for tensor in (weight, bias)):
-            raise RefusedError(f"the folded weight of {name} would not be finite in {dtype}")
-        try:
-            exact = [copy.deepcopy(module).double() for module in pair]
-            for module, original in zip(exact, pair, strict=True):
-                # The mode of a norm of a frozen class must make no difference.
-                module.training = original in self.training and original in self.found
-            new = copy.deepcopy(layer).double()
-            fold_math.set_parameters(new, weight, bias)
-            then = copy.deepcopy(left).double()
-            given = [doubled(call.args) for call in flow.calls[pair[0]]]
-            for args, kwargs in (*given, drawn(given[0])):
-                expected = exact[1](exact[0](*args, **kwargs))
-                if not expected.numel() or not bool(expected.isfinite().all()):
-                    raise RefusedError("on the example it gives nan, inf or no values, which cannot be compared")
-                error = distance(then(new(*args, **kwargs)), expected)
-                if not error <= EXACT:
-                    raise RefusedError(
-                        f"{name} or the norm computes more than its parameters say: folded, off by "
-                        f"{error:.1g} of its output's size"
-                    )
-        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-            raise RefusedError(f"the pair with {name} cannot be checked in float64: {error}") from error
-
-    def commit(self, norm: nn.Module, layer: Layer, weight: Tensor, bias: Tensor, side: str) -> None:
+    def commit(self, affine: AffineMap, side: str, changes: tuple[Change, ...], evidence: Evidence) -> None:
+        """Change the layers, replace the norm, and note what undoes it."""
+        norm, left = affine.norm, affine.left
         place, _ = self.found[norm]
-        left = _left(norm)
-        self.weights.append((layer, dict(layer._parameters)))
-        fold_math.set_parameters(layer, weight, bias)
+        layers = tuple(self.names[change.layer] for change in changes)
+        new_keys: list[str] = []
+        untied: dict[str, int] = {}
+        for change in changes:
+            layer, before = change.layer, dict(change.layer._parameters)
+            for key in evidence.shared(layer):
+                parameter = layer._parameters[key]
+                assert parameter is not None
+                untied[joined(self.names[layer], key)] = parameter.numel() * parameter.element_size()
+            self.weights.append((layer, before))
+            fold_math.set_parameters(layer, change.weight, change.bias)
+            if before["bias"] is None and layer.bias is not None:
+                new_keys.append(joined(self.names[layer], "bias"))
+        self.untied += untie(self.ties.listed({*untied}))
         self.attributes[norm] = dict(vars(norm))
         replace(self.model, {norm: left})
         self.successors[norm] = left
-        text = type(norm).__name__
-        self.folds[norm] = Fold(place.name, place.names, text, self.names[layer], side, type(left).__name__)
+        if affine.taken:
+            self.names[left] = place.name
+        self.folds[norm] = Fold(
+            place.name,
+            place.names,
+            type(norm).__name__,
+            ", ".join(layers),
+            side,
+            type(left).__name__,
+            layers,
+            tuple(new_keys),
+            tuple(untied),
+            sum(untied.values()),
+            affine.taken,
+        )
 
     def undo(self) -> None:
         """Everything as it was: parameters are the same objects again."""
@@ -261,22 +222,5 @@ class Folding:
         for layer, parameters in reversed(self.weights):
             layer._parameters.clear()
             layer._parameters.update(parameters)
-        self.folds, self.successors, self.attributes, self.weights = {}, {}, {}, []
-
-
-def _left(norm: nn.Module) -> nn.Module:
-    """The module that is left of a norm: its dropout and activation, or `Identity`."""
-    own = getattr(norm, "activation", None)
-    steps = [module_of(own) if isinstance(own, str) else None, *(norm._modules.get(key) for key in ("drop", "act"))]
-    kept = [step for step in steps if step is not None and not isinstance(step, nn.Identity)]
-    if not kept:
-        return nn.Identity()
-    # A shallow copy, because it takes over the hooks of the norm; a step that has hooks is wrapped instead.
-    return copy.copy(kept[0]) if len(kept) == 1 and not _hooked(kept[0]) else nn.Sequential(*kept)
-
-
-def _hooked(module: nn.Module) -> str:
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(vars(module)[name] for name in hooks):
-        return "has hooks, which would see other values"
-    return "has a forward of its own" if "forward" in vars(module) else ""
+        tie_again(self.untied)
+        self.folds, self.successors, self.attributes, self.weights, self.untied = {}, {}, {}, [], []

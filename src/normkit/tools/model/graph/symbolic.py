@@ -15,8 +15,12 @@ from normkit.tools.model.tree import copy_of
 METADATA = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "__len__"}
 METADATA |= {"element_size", "get_device", "shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad"}
 METADATA |= {"is_complex", "is_sparse", "is_quantized", "is_nested", "is_mkldnn", "is_meta", "is_cpu", "is_mps"}
-METADATA |= {"grad_fn"}
-"""Attributes of a tensor that do not depend on its values; folding changes none of them."""
+METADATA |= {"grad_fn", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"}
+METADATA |= {"new_zeros", "new_ones", "new_empty", "new_full"}
+"""Attributes of a tensor and functions that do not depend on its values; folding changes none of them."""
+
+PASSING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
+"""Modules whose output in evaluation is their input, in another shape perhaps."""
 
 
 class _Tracer(fx.Tracer):
@@ -71,6 +75,7 @@ class SymbolicGraph:
     """The symbolic graph by module: the nodes that call it, and those that read its parameters."""
 
     def __init__(self, graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+        self.modules = modules
         self.nodes: dict[nn.Module, list[fx.Node]] = {}
         self.reads: dict[nn.Module, list[fx.Node]] = {}
         for node in graph.nodes:
@@ -90,20 +95,43 @@ class SymbolicGraph:
         graph = symbolic_graph(model, is_leaf, args, kwargs)
         return None if graph is None else SymbolicGraph(graph, dict(model.named_modules(remove_duplicate=False)))
 
-    def joins(self, first: nn.Module, second: nn.Module) -> bool:
-        """Whether only the second module reads the output of the first, and reads nothing else."""
-        givers, takers = self.nodes.get(first, []), self.nodes.get(second, [])
-        if not givers or not takers:
+    def joins(self, first: nn.Module, *others: nn.Module, moves: Collection[str] = ()) -> bool:
+        """Whether only the other modules read the output of the first, and read nothing else.
+
+        Args:
+            first, others: modules that are nodes of the graph.
+            moves: functions that may be between, by their names without underscores; dropout and the like are, then.
+        """
+        takers = {node for module in others for node in self.nodes.get(module, ())}
+        waiting, reached = [*self.nodes.get(first, ())], set()
+        while waiting:
+            node = waiting.pop()
+            for user in node.users:
+                if user in takers and user.all_input_nodes[0] is node:
+                    reached.add(user)
+                elif moves and self._moves(user, node, moves):
+                    waiting.append(user)
+                elif not _is_metadata(user):
+                    return False
+        return bool(takers) and reached == takers
+
+    def _moves(self, user: fx.Node, node: fx.Node, moves: Collection[str]) -> bool:
+        if not user.args or user.args[0] is not node:
             return False
-        users = [user for node in givers for user in node.users if not _is_metadata(user)]
-        return all(user in takers for user in users) and all(node.all_input_nodes[0] in givers for node in takers)
+        if user.op == "call_module":
+            return isinstance(self.modules[str(user.target)], PASSING)
+        return user.op != "output" and _name(user).strip("_") in moves
 
     def reads_values(self, module: nn.Module) -> bool:
         """Whether anything but the module's own forward computes with its parameters."""
         return any(not _is_metadata(user) for node in self.reads.get(module, []) for user in node.users)
 
 
-def _is_metadata(node: fx.Node) -> bool:
+def _name(node: fx.Node) -> str:
+    """The name of the function that a node calls, or of the attribute that it reads."""
     target = node.args[1] if node.target is getattr else node.target
-    name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    return node.op in ("call_method", "call_function") and name in METADATA
+    return target if isinstance(target, str) else str(getattr(target, "__name__", ""))
+
+
+def _is_metadata(node: fx.Node) -> bool:
+    return node.op in ("call_method", "call_function") and _name(node) in METADATA

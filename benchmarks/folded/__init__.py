@@ -1,0 +1,1 @@
+"""Models before and after `normkit.fold`, timed."""

@@ -1,0 +1,88 @@
+"""Times a block of GPT-2 and a model of four before and after `normkit.fold`, on a CPU.
+
+``PYTHONPATH=tests python -m benchmarks.folded [seconds]``: the sizes are those of the smallest GPT-2, weights are
+random; forward in float32 without gradients. transformers must be installed. Numbers go to
+benchmarks/results/folded.json and into docs/fold.md. The folded norms are normkit's, so the model of `normkit.convert`,
+whose norms are too, is timed as well: the difference between the two is that of folding.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+import normkit
+import zoo
+from benchmarks.speed.measure import RESULTS, Call, keep_memory, machine, quiet
+
+TOKENS = ((1, 1), (1, 32), (1, 128), (8, 128))
+"""Sequences and tokens in each."""
+
+CONTESTANTS: dict[str, Callable[[nn.Module, Any], nn.Module]] = {
+    "original": lambda model, example: model,
+    "converted": lambda model, example: normkit.convert(model)[0],
+    "folded": lambda model, example: normkit.fold(model, example)[0],
+}
+"""What is timed, made of the model; the first is what the others are compared with."""
+
+
+def main() -> None:
+    """Time all subjects and print their times over that of the original."""
+    keep_memory()
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 8.0
+    rows = []
+    for name, model, example in subjects():
+        made = {key: make(model, example) for key, make in CONTESTANTS.items()}
+        times, calm = quiet({key: call_of(each, example) for key, each in made.items()}, seconds)
+        rows.append({"name": name, "milliseconds": times, "quiet": calm})
+        print(rows[-1], flush=True)
+    facts = machine()
+    (RESULTS / "folded.json").write_text(json.dumps({"machine": facts, "cells": rows}, indent=1) + "\n")
+    page = RESULTS.parents[1] / "docs" / "fold.md"
+    mark = "<!-- folded -->\n"
+    before, _, rest = page.read_text().partition(mark)
+    after = rest.partition("<!-- /folded -->\n")[2]
+    what = f"One run of {facts['date']} on {facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}:"
+    page.write_text(f"{before}{mark}{what}\n\n{table(rows)}\n<!-- /folded -->\n{after}")
+
+
+def subjects() -> Iterator[tuple[str, nn.Module, Any]]:
+    """Names, models and examples."""
+    zoo._torchvision()  # transformers imports it
+    transformers = importlib.import_module("transformers")
+    torch.manual_seed(0)
+    model = transformers.GPT2Model(transformers.GPT2Config(n_layer=4, use_cache=False)).eval()
+    for batch, length in TOKENS:
+        size = f"{batch} x {length} tokens"
+        yield f"block, {size}", model.h[0], (torch.randn(batch, length, model.config.n_embd),)
+        yield f"4 layers, {size}", model, {"input_ids": torch.randint(50257, (batch, length))}
+
+
+def call_of(model: nn.Module, example: Any) -> Call:
+    def run() -> object:
+        with torch.no_grad():
+            return model(**example) if isinstance(example, dict) else model(*example)
+
+    return run
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Milliseconds, and those of the original over them, as a Markdown table."""
+    first, *others = CONTESTANTS
+    lines = [f"| GPT-2 | {first}, ms | {' | '.join(f'{name}, ms | ratio' for name in others)} |"]
+    lines.append("|---|" + "--:|" * (1 + 2 * len(others)))
+    for row in rows:
+        times = row["milliseconds"]
+        cells = [f"{times[first]:.3f}", *(f"{times[name]:.3f} | {times[first] / times[name]:.2f}" for name in others)]
+        lines.append(f"| {row['name']}{'' if row['quiet'] else ' (not quiet)'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
