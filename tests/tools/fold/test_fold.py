@@ -221,3 +221,11 @@ def test_what_would_be_wrong_is_refused_with_the_reason(case, inplace):
     torch.testing.assert_close(folded(x), expected, rtol=0, atol=0)
     with pytest.raises(StateError, match="strict=True allows no norm to stay"):
         normkit.fold(model, x, strict=True)
+
+
+def test_a_model_that_is_folded_for_training_is_finished_first():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    x = torch.randn(2, 3, 5, 5)
+    trained, _ = normkit.fold_for_training(model, x)
+    with pytest.raises(StateError, match=r"'0' is folded for training: call normkit.finish\(model\) first"):
+        normkit.fold(trained.eval(), x)

@@ -15,6 +15,7 @@ from normkit.evaluation import keeping_modes
 from normkit.parametrize.checks import check_values
 from normkit.tools.fold.folding import Folding
 from normkit.tools.fold.report import FoldReport
+from normkit.tools.fold_training.layer import TrainableFold
 from normkit.tools.model.names import Where
 from normkit.tools.model.tree import copy_of, module_places
 from normkit.tools.model.wrapped import refuse_wrapped
@@ -67,7 +68,7 @@ def fold(
         ArgumentError: an example of another type, a model that returns no floating-point tensor, or only nan, inf or
             empty ones, or a pattern in `where` that fits no norm.
         StateError: with `strict`, a norm that stays; layers that do not know their size yet or are on the meta device;
-            a model that is compiled, in a wrapper for several processes, or cannot be copied. In every case the model
+            a model that is compiled, folded for training, in a wrapper for several processes, or cannot be copied. In every case the model
             is as it was.
 
     Example:
@@ -93,6 +94,11 @@ def fold(
             raise StateError(
                 f"a compiled graph would not see what fold changes, and {place.name or 'the model'!r} is compiled: "
                 "fold first and compile the result"
+            )
+        if isinstance(place.module, TrainableFold):
+            raise StateError(
+                f"fold takes models as they are used, and {place.name!r} is folded for training: call "
+                "normkit.finish(model) first, which is exact"
             )
     refuse_wrapped(model, "fold")
     check_values("fold", model.named_modules())
