@@ -1,0 +1,203 @@
+"""Finds the streams of a model: the tensors that layer norms read, and all that must be centred together with them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from normkit.tools.fold.fold_math import unusual
+from normkit.tools.model.graph.values import Operation, Value, ValueGraph
+from normkit.tools.model.info import NormInfo
+from normkit.tools.model.refusal import RefusedError
+from normkit.tools.to_rms_norm.channels import Channels
+from normkit.tools.to_rms_norm.trial import Trial
+
+Owners = Mapping[Tensor, list[tuple[nn.Module, str]]]
+"""The modules that hold each parameter and buffer, and under which key."""
+
+
+class TiedError(RefusedError):
+    """A parameter is written into a stream, and a call that sees the mean of its channels reads it too."""
+
+    def __init__(self, text: str, parameter: Value, reader: Operation) -> None:
+        super().__init__(text)
+        self.parameter, self.reader = parameter, reader
+
+
+@dataclass(eq=False)
+class Stream:
+    """Tensors that can only be centred together.
+
+    Attributes:
+        members: each of them with the place of its channels.
+        refusal: why they cannot be centred; None if they can.
+    """
+
+    members: dict[Value, Channels] = field(default_factory=dict)
+    refusal: RefusedError | None = None
+
+    @property
+    def parameters(self) -> dict[Value, Channels]:
+        """Those that are parameters or buffers: centring these centres all."""
+        return {value: channels for value, channels in self.members.items() if value.leaf}
+
+
+class Streams:
+    """The streams of one recorded run.
+
+    Args:
+        graph: the run.
+        names: of the modules of the model.
+        norms: the layer norms that can lose their mean, and their descriptions.
+        owners: of the parameters.
+    """
+
+    def __init__(
+        self, graph: ValueGraph, names: Mapping[nn.Module, str], norms: Mapping[nn.Module, NormInfo], owners: Owners
+    ) -> None:
+        self.graph, self.names, self.norms, self.owners = graph, names, norms, owners
+        self.known: dict[Value, Stream] = {}
+        self.trials: dict[Operation, Trial] = {}
+
+    def read_by(self, call: Operation) -> Stream:
+        """The stream that one call of a layer norm reads.
+
+        Raises:
+            RefusedError: it cannot be centred.
+        """
+        if len(call.inputs) != 1:
+            raise RefusedError("it is called with more than its input")
+        (value,) = call.inputs
+        channels = self.channels_of(call.module, value)
+        stream = self.known.get(value)
+        if stream is None:
+            stream = Stream()
+            try:
+                self.grow(stream, value, channels)
+            except RefusedError as refusal:
+                stream.refusal = refusal
+        if stream.refusal is not None:
+            raise stream.refusal
+        if stream.members[value] != channels:
+            raise RefusedError("the tensor that it reads has its channels elsewhere")
+        return stream
+
+    def channels_of(self, norm: nn.Module, value: Value) -> Channels:
+        """The channels that a layer norm takes the mean of."""
+        info = self.norms[norm]
+        return Channels(info.channels, len(value.shape) - 1 if info.axis == "last" else 1)
+
+    def grow(self, stream: Stream, start: Value, channels: Channels) -> None:
+        """Add a tensor, and all that must be centred if it is."""
+        waiting: deque[tuple[Value, Channels]] = deque([(start, channels)])
+        done: dict[Operation, dict[Value, Channels]] = {}
+        while waiting:
+            value, channels = waiting.popleft()
+            if value in stream.members:
+                if stream.members[value] != channels:
+                    raise RefusedError(f"{self.called(value)} would have to be centred in two ways")
+                continue
+            if (other := self.known.get(value)) is not None:
+                # A refusal ends the growth of a stream, so that this is the rest of that one.
+                raise other.refusal or RefusedError(f"{self.called(value)} would have to be centred in two ways")
+            stream.members[value] = channels
+            self.known[value] = stream
+            if value.returned:
+                raise RefusedError(f"{self.called(value)} also goes to the caller of the model")
+            made = self.made(value, channels, done)
+            waiting.extend(made.items())
+            for reader in value.readers:
+                if value not in done.get(reader, ()):
+                    waiting.extend(self.read(value, channels, reader, done).items())
+
+    def made(
+        self, value: Value, channels: Channels, done: dict[Operation, dict[Value, Channels]]
+    ) -> dict[Value, Channels]:
+        """What must be centred, so that this tensor is."""
+        operation = value.maker
+        if operation is None:
+            self.check_leaf(value)
+            return {}
+        if value in done.get(operation, ()):
+            return {}
+        found = None
+        if (trial := self.trial(operation)) is not None:
+            found = self.tried(lambda: trial.passed(value, channels))
+        if found is None:
+            raise RefusedError(f"its stream contains {self.called(value)}, and no weight there can be centred")
+        done[operation] = found
+        return found
+
+    def read(
+        self, value: Value, channels: Channels, reader: Operation, done: dict[Operation, dict[Value, Channels]]
+    ) -> dict[Value, Channels]:
+        """What must be centred, if a call gets this tensor centred; nothing, if the call does not see the mean."""
+        if reader.module in self.norms and reader.atomic and channels == self.channels_of(reader.module, value):
+            return {}
+        trial = self.trial(reader)
+        if trial is not None:
+            if self.tried(lambda: trial.is_blind(value, channels) or None):
+                return {}
+            found = self.tried(lambda: trial.assignment(value, channels))
+            if found is not None:
+                done[reader] = done.get(reader, {}) | found
+                return found
+        text = f"{self.called(value)} also goes to {self.reader(reader)}"
+        if value.leaf == "parameter":
+            raise TiedError(text, value, reader)
+        raise RefusedError(text)
+
+    def trial(self, operation: Operation) -> Trial | None:
+        if operation not in self.trials and operation.run is not None:
+            made = self.tried(lambda: Trial(operation))
+            if made is None:
+                return None
+            self.trials[operation] = made
+        return self.trials.get(operation)
+
+    @staticmethod
+    def tried(call):  # type: ignore[no-untyped-def]
+        """The result, or None where the call cannot be repeated with other numbers."""
+        try:
+            return call()
+        except Exception:  # a function that is given random numbers may raise anything
+            return None
+
+    def check_leaf(self, value: Value) -> None:
+        """A tensor that no call made can be centred if it is a plain parameter, or a buffer in the state dict."""
+        if value.leaf not in ("parameter", "buffer") or value.tensor is None:
+            what = "the input of the model" if value.leaf == "input" else self.called(value)
+            raise RefusedError(f"its stream contains {what}, which cannot be centred")
+        name = self.called(value)
+        for module, key in self.owners[value.tensor]:
+            if isinstance(module, ParametrizationList):
+                raise RefusedError(f"{name} is one of those that a weight is computed from: remove its parametrization")
+            if key in module._non_persistent_buffers_set:
+                raise RefusedError(f"{name} is a buffer that is not in the state dict")
+            if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+                what = "a forward of its own" if "forward" in vars(module) else "hooks, which would see other values"
+                raise RefusedError(f"{self.names[module]!r}, which has {name}, has {what}")
+        if value.leaf == "parameter" and (what := unusual(value.tensor)):  # type: ignore[arg-type]
+            raise RefusedError(f"{name} is {what}")
+
+    def called(self, value: Value) -> str:
+        """A tensor in words: the name of a parameter, or what made it."""
+        if value.leaf in ("parameter", "buffer") and value.tensor is not None:
+            module, key = self.owners[value.tensor][0]
+            return repr(f"{self.names[module]}.{key}".lstrip("."))
+        if value.leaf == "input":
+            return "the input of the model"
+        if value.maker is None:
+            return "a tensor that code made which calls no function of torch"
+        return f"the output of {self.reader(value.maker)}"
+
+    def reader(self, operation: Operation) -> str:
+        """A call in words."""
+        place = self.names[operation.module]
+        if operation.atomic:
+            return f"{place!r} ({type(operation.module).__name__})"
+        return f"{operation.name}() in {place!r}" if place else f"{operation.name}()"

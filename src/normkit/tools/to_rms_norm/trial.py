@@ -1,0 +1,196 @@
+"""Tries one call of a recorded run on random numbers: whether it sees the mean of the channels, or passes it on.
+
+No list of functions says which of them commute with centring. Each call is repeated in float64, with random numbers in
+place of what the model computed, and its outputs are compared.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from normkit.tools.model.graph.values import Operation, Value
+from normkit.tools.to_rms_norm.channels import Channels, places
+
+SCALES = (1.0, 1e6)
+"""Sizes of the random numbers: a bound far from 0, as half precision needs it, shows at the second."""
+
+Assignment = dict[Value, Channels]
+"""The tensors that have the channels of a stream, and where."""
+
+
+class Trial:
+    """One call, and what it does to the mean of the channels.
+
+    Args:
+        operation: the call.
+    """
+
+    def __init__(self, operation: Operation) -> None:
+        self.operation = operation
+        self.run: Any = operation.run
+        if isinstance(self.run, nn.Module):
+            self.run = copy.deepcopy(self.run).double()
+        self.fixed = {value: materialised(value) for value in set(operation.inputs) if value.constant}
+        self.bases = [self.base(scale) for scale in SCALES]
+        self.results = [self.outputs(base) for base in self.bases]
+        self.sizes = {value: [_size(result[value]) for result in self.results] for value in self.floats}
+
+    def base(self, scale: float) -> dict[Value, Tensor]:
+        """Values for its inputs: those of parameters and integers, random ones for all that the model computed."""
+        return {
+            value: self.fixed[value].double() if _is_float(value) and value in self.fixed else _drawn(value, scale)
+            for value in dict.fromkeys(self.operation.inputs)
+        } | {value: tensor for value, tensor in self.fixed.items() if not _is_float(value)}
+
+    @property
+    def floats(self) -> list[Value]:
+        """Those of its outputs that have a mean."""
+        return [value for value in self.operation.outputs if _is_float(value)]
+
+    def outputs(self, given: Mapping[Value, Tensor]) -> dict[Any, Any]:
+        """What it returns: tensors by their value, other results by their position."""
+        args, kwargs = tree_map_only(Value, lambda value: given[value].clone(), self.operation.given)
+        result = self.run(*args, **kwargs)
+        leaves = tree_leaves(args[0] if self.operation.writes else result)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        others = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
+        return dict(zip(self.operation.outputs, tensors, strict=True)) | dict(enumerate(others))
+
+    def shifted(self, value: Value, channels: Channels) -> list[dict[Any, Any]]:
+        """Its outputs if one input has another mean."""
+        return [
+            self.outputs(base | {value: base[value] + channels.drawn(base[value], scale)})
+            for base, scale in zip(self.bases, SCALES, strict=True)
+        ]
+
+    def is_blind(self, value: Value, channels: Channels) -> bool:
+        """Whether nothing that it returns depends on the mean of this input."""
+        return all(
+            self.agree(key, new, old)
+            for new, old in zip(self.shifted(value, channels), self.results, strict=True)
+            for key in old
+        )
+
+    def agree(self, key: Any, new: Mapping[Any, Any], old: Mapping[Any, Any], channels: Channels | None = None) -> bool:
+        """Whether an output is the same, up to rounding; without its mean, if channels are given."""
+        a, b = new[key], old[key]
+        if not isinstance(a, Tensor):
+            return bool(a == b)
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        if not a.is_floating_point():
+            return torch.equal(a, b)
+        # Rounded once to a lower dtype, once more by the subtraction.
+        allowed = 1e-9 if a.dtype == torch.float64 else 8 * torch.finfo(a.dtype).eps
+        size = max(_size(a), _size(b))
+        a, b = a.double(), b.double()
+        finite = a.isfinite()
+        if not torch.equal(finite, b.isfinite()) or not torch.equal(a[~finite], b[~finite]):
+            return False
+        difference = torch.where(finite, a - b, 0.0)
+        return _size(difference if channels is None else channels.centred(difference)) <= allowed * size
+
+    def passed(self, output: Value, channels: Channels) -> Assignment | None:
+        """The inputs that must be centred, and all outputs that are centred then; None if this output cannot be."""
+        inputs: Assignment = {}
+        for value in dict.fromkeys(self.operation.inputs):
+            for place in self.possible(value, channels) if _is_float(value) else ():
+                shifted = self.shifted(value, place)
+                pairs = [*zip(shifted, self.results, strict=True)]
+                if all(self.agree(output, new, old) for new, old in pairs):
+                    continue
+                if all(self.agree(output, new, old, channels) for new, old in pairs):
+                    inputs[value] = place
+                    break
+        outputs = self.centred_outputs(inputs, output, channels)
+        return None if outputs is None else inputs | outputs
+
+    def possible(self, value: Value, channels: Channels) -> Iterator[Channels]:
+        """Where an input may have the channels, also if it is multiplied by scales."""
+        yield from places(value.shape, channels)
+        for scale in self.scales(value, channels):
+            if (scaled := channels.scaled(scale)) is not None:
+                yield from places(value.shape, scaled)
+
+    def scales(self, value: Value, channels: Channels) -> Iterator[Tensor]:
+        """Parameters that may scale the channels."""
+        for other, tensor in self.fixed.items():
+            if other is not value and _is_float(other) and tensor.numel() == channels.count:
+                yield tensor.double()
+
+    def centred_outputs(self, inputs: Assignment, output: Value, channels: Channels) -> Assignment | None:
+        """With random numbers in all inputs that are to be centred: is every output centred, or the same as before?"""
+        found: Assignment | None = None
+        for scale, base in zip(SCALES, self.bases, strict=True):
+            drawn = base | {value: torch.randn_like(base[value]) * scale for value in inputs}
+            centred = drawn | {value: place.centred(drawn[value]) for value, place in inputs.items()}
+            old, new = self.outputs(drawn), self.outputs(centred)
+            outputs: Assignment = {}
+            for key in old:
+                if key is not output and self.agree(key, new, old):
+                    continue
+                if not isinstance(key, Value) or not _is_float(key):
+                    return None
+                likely = [channels] if key is output else [*places(key.shape, channels)]
+                place = next((p for p in likely if self.agree(key, new, old | {key: p.centred(old[key])})), None)
+                if place is None:
+                    return None
+                outputs[key] = place
+            if found is not None and found != outputs:
+                return None
+            found = outputs
+        return found
+
+    def assignment(self, value: Value, channels: Channels) -> Assignment | None:
+        """What must be centred, if this input is; None if it sees the mean."""
+        for output in self.floats:
+            for place in self.following(value, output, channels):
+                found = self.passed(output, place)
+                if found is not None and found.get(value) == channels:
+                    return found
+        return None
+
+    def following(self, value: Value, output: Value, channels: Channels) -> Iterator[Channels]:
+        """Where an output may have the channels of an input."""
+        yield from places(output.shape, channels)
+        for scale in self.scales(value, channels):
+            if (scaled := channels.scaled(1 / scale)) is not None:
+                yield from places(output.shape, scaled)
+
+
+def materialised(value: Value) -> Tensor:
+    """What is computed from parameters and buffers alone, computed again."""
+    if value.tensor is not None:
+        return value.tensor.detach()
+    operation = value.maker
+    assert operation is not None
+    assert operation.run is not None
+    args, kwargs = tree_map_only(Value, lambda given: materialised(given).clone(), operation.given)
+    result = operation.run(*args, **kwargs)
+    leaves = tree_leaves(args[0] if operation.writes else result)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return tensors[operation.outputs.index(value)]
+
+
+def _is_float(value: Value) -> bool:
+    return value.dtype.is_floating_point
+
+
+def _drawn(value: Value, scale: float) -> Tensor:
+    if value.dtype == torch.bool:
+        return torch.rand(value.shape, device=value.device) > 0.5
+    if value.tensor is not None and not _is_float(value):
+        return value.tensor
+    return torch.randn(value.shape, device=value.device, dtype=torch.float64) * scale
+
+
+def _size(tensor: Tensor) -> float:
+    finite = tensor.detach().double()
+    finite = finite[finite.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
