@@ -90,16 +90,16 @@ def call(model: nn.Module, x: Any) -> list[Tensor]:
 def check_means(converted: nn.Module, report: Any, x: Any) -> None:
     """By the definition: each converted norm gets numbers with a mean of 0."""
     seen: list[tuple[Tensor, int]] = []
-    twin = copy.deepcopy(converted).double()
+    twin = copy.deepcopy(converted)
     for row in report.changes:
         module = twin.get_submodule(row.name)
         dim = 1 if getattr(module, "pattern", "...").startswith("b") else -1
         module.register_forward_pre_hook(lambda m, args, dim=dim: seen.append((args[0], dim)))
-    call(twin, in_double(x))
+    call(twin, x)
     assert len(seen) >= len(report.changes)
     for tensor, dim in seen:
-        # The weights were rounded to the dtype of the model after they were centred.
-        assert tensor.mean(dim).abs().max() <= 1e-6 * tensor.abs().max()
+        # Each term of the mean was rounded once as a weight and a few times on its way; the errors average out.
+        assert tensor.mean(dim).abs().max() <= 4 * torch.finfo(tensor.dtype).eps * tensor.abs().max()
 
 
 def check_original(model: nn.Module, converted: nn.Module, x: Any, report: Any) -> None:
@@ -113,9 +113,3 @@ def check_original(model: nn.Module, converted: nn.Module, x: Any, report: Any) 
     for new, old in zip(call(original, x), call(model, x), strict=True):
         finite = old.isfinite()
         assert (new - old)[finite].abs().max() <= 1e-5 * old[finite].abs().max()
-
-
-def in_double(x: Any) -> Any:
-    if isinstance(x, dict):
-        return {key: in_double(value) for key, value in x.items()}
-    return x.double() if x.is_floating_point() else x

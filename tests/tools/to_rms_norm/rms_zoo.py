@@ -103,8 +103,8 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 TIMM: dict[str, dict[str, Any]] = {
     "vit_tiny_patch16_224": {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 4, "init_values": 0.1},
     "deit_tiny_patch16_224": {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 4},
-    "mixer_s32_224": {"img_size": 64, "num_blocks": 2, "embed_dim": 32},
-    "convnext_atto": {"depths": (1, 1), "dims": (16, 32)},
+    "mixer_s32_224": {"img_size": 64},
+    "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 32)},
     "swin_tiny_patch4_window7_224": {"img_size": 56, "depths": (1, 2), "embed_dim": 16, "num_heads": (2, 4)},
 }
 IMAGES = ("vit", "clip_vision", "swin", "segformer", "convnext", "detr")

@@ -184,8 +184,8 @@ REFUSED = {
     "a gate": (embedded(lambda s, x: s.ln(s.first(x) * x.sigmoid())), "its stream contains the output of mul()"),
     "a bound": (embedded(lambda s, x: s.ln(s.first(x).clamp(-6e4, 6e4))), "its stream contains the output of clamp()"),
     "a norm with a weight": (
-        embedded(lambda s, x: s.ln(s.ln2(s.first(x))), ln2=norm()),
-        "its stream contains the output of 'ln2' (LayerNorm), and no weight there can be centred",
+        embedded(lambda s, x: s.ln(s.ln2(s.first(x).relu())), ln2=norm()),
+        "ln: LayerNorm stays, its stream contains the output of 'ln2' (LayerNorm), and no weight there can be centred",
     ),
     "scales with a zero": (
         embedded(lambda s, x: s.ln(s.scale * s.first(x)), scale=nn.Parameter(torch.arange(float(WIDTH)))),
@@ -205,7 +205,7 @@ REFUSED = {
     ),
     "a weight that is the head's too": (
         tied(Net(lambda s, x: s.last(s.ln(s.first(x))), first=linear(), ln=norm(), last=linear())),
-        "'first.weight' also goes to linear() in 'last'",
+        "the output of linear() in 'last' also goes to the caller of the model",
     ),
     "a number read from the stream": (
         embedded(lambda s, x: (lambda h: s.ln(h) * h.sum().item())(s.first(x))),
@@ -217,7 +217,7 @@ REFUSED = {
     ),
     "a weight that is orthogonal": (
         Net(lambda s, x: s.ln(s.first(x)), first=parametrizations.orthogonal(linear()), ln=norm()),
-        "and no weight there can be centred",
+        "is one of those that a weight is computed from: remove its parametrization",
     ),
     "a buffer that is not saved": (
         buffered(embedded(lambda s, x: s.ln(s.first(x) + s.table)), persistent=False),
@@ -231,7 +231,7 @@ REFUSED = {
     ),
     "a write through a view": (
         embedded(written),
-        "the output of linear() in 'first' also goes to a write to its memory",
+        "its stream contains a tensor that was written to through another one, such as a view",
     ),
     "not reached": (Net(lambda s, x: s.first(x), first=linear(), ln=norm()), "the example does not reach it"),
     "several dimensions": (
@@ -258,7 +258,7 @@ REFUSED = {
         embedded(
             lambda s, x: s.ln(s.first(x)) if type(x) is Tensor else s.ln(s.first(x)) + s.first(x).relu(),
         ),
-        "in the model's graph 'first.weight' also goes to linear()",
+        "in the model's graph the output of linear() in 'first' also goes to relu()",
     ),
 }
 

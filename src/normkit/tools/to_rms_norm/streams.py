@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList
 
 from normkit.tools.fold.fold_math import unusual
 from normkit.tools.model.graph.values import Operation, Value, ValueGraph
@@ -18,6 +18,9 @@ from normkit.tools.to_rms_norm.trial import Trial
 
 Owners = Mapping[Tensor, list[tuple[nn.Module, str]]]
 """The modules that hold each parameter and buffer, and under which key."""
+
+
+T = TypeVar("T")
 
 
 class TiedError(RefusedError):
@@ -126,7 +129,7 @@ class Streams:
             return {}
         found = None
         if (trial := self.trial(operation)) is not None:
-            found = self.tried(lambda: trial.passed(value, channels))
+            found = _tried(lambda: trial.passed(value, channels))
         if found is None:
             raise RefusedError(f"its stream contains {self.called(value)}, and no weight there can be centred")
         done[operation] = found
@@ -140,9 +143,9 @@ class Streams:
             return {}
         trial = self.trial(reader)
         if trial is not None:
-            if self.tried(lambda: trial.is_blind(value, channels) or None):
+            if _tried(lambda: trial.is_blind(value, channels) or None):
                 return {}
-            found = self.tried(lambda: trial.assignment(value, channels))
+            found = _tried(lambda: trial.assignment(value, channels))
             if found is not None:
                 done[reader] = done.get(reader, {}) | found
                 return found
@@ -153,19 +156,11 @@ class Streams:
 
     def trial(self, operation: Operation) -> Trial | None:
         if operation not in self.trials and operation.run is not None:
-            made = self.tried(lambda: Trial(operation))
+            made = _tried(lambda: Trial(operation))
             if made is None:
                 return None
             self.trials[operation] = made
         return self.trials.get(operation)
-
-    @staticmethod
-    def tried(call):  # type: ignore[no-untyped-def]
-        """The result, or None where the call cannot be repeated with other numbers."""
-        try:
-            return call()
-        except Exception:  # a function that is given random numbers may raise anything
-            return None
 
     def check_leaf(self, value: Value) -> None:
         """A tensor that no call made can be centred if it is a plain parameter, or a buffer in the state dict."""
@@ -174,7 +169,7 @@ class Streams:
             raise RefusedError(f"its stream contains {what}, which cannot be centred")
         name = self.called(value)
         for module, key in self.owners[value.tensor]:
-            if isinstance(module, ParametrizationList):
+            if "parametrizations" in self.names[module].split("."):
                 raise RefusedError(f"{name} is one of those that a weight is computed from: remove its parametrization")
             if key in module._non_persistent_buffers_set:
                 raise RefusedError(f"{name} is a buffer that is not in the state dict")
@@ -193,11 +188,23 @@ class Streams:
             return "the input of the model"
         if value.maker is None:
             return "a tensor that code made which calls no function of torch"
+        if value.maker.run is None:
+            return "a tensor that was written to through another one, such as a view"
         return f"the output of {self.reader(value.maker)}"
 
     def reader(self, operation: Operation) -> str:
         """A call in words."""
         place = self.names[operation.module]
+        if operation.run is None:
+            return "code that writes to it through another tensor, such as a view"
         if operation.atomic:
             return f"{place!r} ({type(operation.module).__name__})"
         return f"{operation.name}() in {place!r}" if place else f"{operation.name}()"
+
+
+def _tried(call: Callable[[], T]) -> T | None:
+    """The result, or None where the call cannot be repeated with other numbers."""
+    try:
+        return call()
+    except Exception:  # a function that is given random numbers may raise anything
+        return None

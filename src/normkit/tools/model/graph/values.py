@@ -158,7 +158,7 @@ class _Values(Recorder):
             if written == version:
                 return value
             # Another tensor shares its memory, or code wrote to it that calls no function of torch.
-            operation = Operation("a write to its memory", self.running[-1], None, None, (value,))
+            operation = Operation("write", self.running[-1], None, None, (value,))
             self.add(operation)
             return self.made(tensor, operation)
         value = _described(tensor, leaf=self.kinds.get(id(tensor), "unseen"))
