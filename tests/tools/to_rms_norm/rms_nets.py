@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import normkit
+from normkit.tools.fold.check import compared
 from normkit.tools.model.tree import norms
+from normkit.tools.to_rms_norm import RMSNormReport
 
 WIDTH = 8
 
@@ -57,7 +59,7 @@ def count(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def checked(model: nn.Module, x: Any, **options: Any) -> tuple[nn.Module, normkit.tools.to_rms_norm.RMSNormReport]:
+def checked(model: nn.Module, x: Any, **options: Any) -> tuple[nn.Module, RMSNormReport]:
     """The converted model and the report, after what must hold of every result has been checked."""
     model = model.eval()
     state = copy.deepcopy(model.state_dict())
@@ -84,7 +86,7 @@ def checked(model: nn.Module, x: Any, **options: Any) -> tuple[nn.Module, normki
 
 def call(model: nn.Module, x: Any) -> list[Tensor]:
     y = model(**x) if isinstance(x, dict) else model(x)
-    return [tensor for tensor in normkit.tools.fold.check.compared(y)]
+    return compared(y)
 
 
 def check_means(converted: nn.Module, report: Any, x: Any) -> None:

@@ -106,16 +106,12 @@ class Conversion:
 
     def split(self, tie: TiedError) -> bool:
         """Give all holders but the one that reads it otherwise a copy of a parameter."""
-        old, reader = tie.parameter.tensor, tie.reader.module
-        assert old is not None
-        names = {name: module for name, module, _ in _holders(self.model, old)}
-        others = [name for name, module in names.items() if module is not reader]
-        if len(others) in (0, len(names)):
+        old = tie.parameter
+        if not tie.others or self.model.get_parameter(tie.others[0]) is not old:
             return False
         change = Change(self.model)
-        change.exchange(old, nn.Parameter(old.detach().clone(), old.requires_grad), but=reader)
-        other = next(name for name, module in names.items() if module is reader)
-        self.splits.append((Untied(others[0], other, old.numel() * old.element_size()), change))
+        change.exchange(old, nn.Parameter(old.detach().clone(), old.requires_grad), but=tie.reader)
+        self.splits.append((Untied(tie.others[0], tie.kept[0], tie.size), change))
         return True
 
     def converted(self, plan: Plan, norm: nn.Module) -> Converted:
@@ -196,15 +192,6 @@ def _check_outputs(model: nn.Module, outputs: list[Tensor]) -> None:
             f"to_rms_norm compares the model's outputs before and after, got {what} from {type(model).__name__}: "
             + ("give an example with finite values" if outputs else "wrap the model so that it returns them")
         )
-
-
-def _holders(model: nn.Module, tensor: Tensor) -> list[tuple[str, nn.Module, str]]:
-    return [
-        (f"{name}.{key}".lstrip("."), module, key)
-        for name, module in model.named_modules()
-        for key, held in module._parameters.items()
-        if held is tensor
-    ]
 
 
 def _note_in_config(change: Change, row: Untied) -> None:

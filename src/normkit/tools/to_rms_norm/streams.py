@@ -24,11 +24,22 @@ T = TypeVar("T")
 
 
 class TiedError(RefusedError):
-    """A parameter is written into a stream, and a call that sees the mean of its channels reads it too."""
+    """A parameter is written into a stream, and a call that sees the mean of its channels reads it too.
 
-    def __init__(self, text: str, parameter: Value, reader: Operation) -> None:
-        super().__init__(text)
+    Args:
+        text: says so.
+        parameter: which one.
+        reader: the module that reads it.
+        kept: the names of the parameter in that module.
+        others: its names in the other modules that hold it.
+    """
+
+    def __init__(self, text: str, parameter: Tensor, reader: nn.Module, kept: list[str], others: list[str]) -> None:
         self.parameter, self.reader = parameter, reader
+        self.kept, self.others = kept, others if kept else []
+        self.size = parameter.numel() * parameter.element_size()
+        remedy = f"; untie=True gives {others[0]!r} a copy, of {self.size} bytes" if self.others else ""
+        super().__init__(f"{text}{remedy}")
 
 
 @dataclass(eq=False)
@@ -64,7 +75,6 @@ class Streams:
     ) -> None:
         self.graph, self.names, self.norms, self.owners = graph, names, norms, owners
         self.known: dict[Value, Stream] = {}
-        self.trials: dict[Operation, Trial] = {}
 
     def read_by(self, call: Operation) -> Stream:
         """The stream that one call of a layer norm reads.
@@ -127,9 +137,7 @@ class Streams:
             return {}
         if value in done.get(operation, ()):
             return {}
-        found = None
-        if (trial := self.trial(operation)) is not None:
-            found = _tried(lambda: trial.passed(value, channels))
+        found = _tried(lambda: Trial(operation).passed(value, channels))
         if found is None:
             raise RefusedError(f"its stream contains {self.called(value)}, and no weight there can be centred")
         done[operation] = found
@@ -139,28 +147,20 @@ class Streams:
         self, value: Value, channels: Channels, reader: Operation, done: dict[Operation, dict[Value, Channels]]
     ) -> dict[Value, Channels]:
         """What must be centred, if a call gets this tensor centred; nothing, if the call does not see the mean."""
-        if reader.module in self.norms and reader.atomic and channels == self.channels_of(reader.module, value):
+        alone = len(reader.inputs) == len(reader.outputs) == 1
+        known = reader.atomic and alone and reader.module in self.norms
+        if known and channels == self.channels_of(reader.module, value):
             return {}
-        trial = self.trial(reader)
-        if trial is not None:
-            if _tried(lambda: trial.is_blind(value, channels) or None):
-                return {}
-            found = _tried(lambda: trial.assignment(value, channels))
-            if found is not None:
-                done[reader] = done.get(reader, {}) | found
-                return found
+        found = _tried(lambda: Trial(reader).assignment(value, channels))
+        if found is not None:
+            done[reader] = done.get(reader, {}) | found
+            return found
         text = f"{self.called(value)} also goes to {self.reader(reader)}"
-        if value.leaf == "parameter":
-            raise TiedError(text, value, reader)
+        if value.leaf == "parameter" and value.tensor is not None:
+            names = [(module is reader.module, self.path(module, key)) for module, key in self.owners[value.tensor]]
+            kept, others = ([name for inside, name in names if inside is wanted] for wanted in (True, False))
+            raise TiedError(text, value.tensor, reader.module, kept, others)
         raise RefusedError(text)
-
-    def trial(self, operation: Operation) -> Trial | None:
-        if operation not in self.trials and operation.run is not None:
-            made = _tried(lambda: Trial(operation))
-            if made is None:
-                return None
-            self.trials[operation] = made
-        return self.trials.get(operation)
 
     def check_leaf(self, value: Value) -> None:
         """A tensor that no call made can be centred if it is a plain parameter, or a buffer in the state dict."""
@@ -182,8 +182,7 @@ class Streams:
     def called(self, value: Value) -> str:
         """A tensor in words: the name of a parameter, or what made it."""
         if value.leaf in ("parameter", "buffer") and value.tensor is not None:
-            module, key = self.owners[value.tensor][0]
-            return repr(f"{self.names[module]}.{key}".lstrip("."))
+            return repr(self.path(*self.owners[value.tensor][0]))
         if value.leaf == "input":
             return "the input of the model"
         if value.maker is None:
@@ -191,6 +190,9 @@ class Streams:
         if value.maker.run is None:
             return "a tensor that was written to through another one, such as a view"
         return f"the output of {self.reader(value.maker)}"
+
+    def path(self, module: nn.Module, key: str) -> str:
+        return f"{self.names[module]}.{key}".lstrip(".")
 
     def reader(self, operation: Operation) -> str:
         """A call in words."""
@@ -206,5 +208,5 @@ def _tried(call: Callable[[], T]) -> T | None:
     """The result, or None where the call cannot be repeated with other numbers."""
     try:
         return call()
-    except Exception:  # a function that is given random numbers may raise anything
+    except Exception:  # given random numbers, a function may raise anything
         return None

@@ -20,6 +20,9 @@ from normkit.tools.to_rms_norm.channels import Channels, places
 SCALES = (1.0, 1e6)
 """Sizes of the random numbers: a bound far from 0, as half precision needs it, shows at the second."""
 
+HALF = (1.0, 1e3)
+"""The same for a cast to float16, which has no larger numbers."""
+
 Assignment = dict[Value, Channels]
 """The tensors that have the channels of a stream, and where."""
 
@@ -37,9 +40,11 @@ class Trial:
         if isinstance(self.run, nn.Module):
             self.run = copy.deepcopy(self.run).double()
         self.fixed = {value: materialised(value) for value in set(operation.inputs) if value.constant}
-        self.bases = [self.base(scale) for scale in SCALES]
+        first = self.base(1.0)
+        made = self.outputs(first).values()
+        self.scales = HALF if any(isinstance(y, Tensor) and y.dtype == torch.float16 for y in made) else SCALES
+        self.bases = [first, *map(self.base, self.scales[1:])]
         self.results = [self.outputs(base) for base in self.bases]
-        self.sizes = {value: [_size(result[value]) for result in self.results] for value in self.floats}
 
     def base(self, scale: float) -> dict[Value, Tensor]:
         """Values for its inputs: those of parameters and integers, random ones for all that the model computed."""
@@ -66,7 +71,7 @@ class Trial:
         """Its outputs if one input has another mean."""
         return [
             self.outputs(base | {value: base[value] + channels.drawn(base[value], scale)})
-            for base, scale in zip(self.bases, SCALES, strict=True)
+            for base, scale in zip(self.bases, self.scales, strict=True)
         ]
 
     def is_blind(self, value: Value, channels: Channels) -> bool:
@@ -114,11 +119,11 @@ class Trial:
     def possible(self, value: Value, channels: Channels) -> Iterator[Channels]:
         """Where an input may have the channels, also if it is multiplied by scales."""
         yield from places(value.shape, channels)
-        for scale in self.scales(value, channels):
-            if (scaled := channels.scaled(scale)) is not None:
+        for factor in self.factors(value, channels):
+            if (scaled := channels.scaled(factor)) is not None:
                 yield from places(value.shape, scaled)
 
-    def scales(self, value: Value, channels: Channels) -> Iterator[Tensor]:
+    def factors(self, value: Value, channels: Channels) -> Iterator[Tensor]:
         """Parameters that may scale the channels."""
         for other, tensor in self.fixed.items():
             if other is not value and _is_float(other) and tensor.numel() == channels.count:
@@ -127,7 +132,7 @@ class Trial:
     def centred_outputs(self, inputs: Assignment, output: Value, channels: Channels) -> Assignment | None:
         """With random numbers in all inputs that are to be centred: is every output centred, or the same as before?"""
         found: Assignment | None = None
-        for scale, base in zip(SCALES, self.bases, strict=True):
+        for scale, base in zip(self.scales, self.bases, strict=True):
             drawn = base | {value: torch.randn_like(base[value]) * scale for value in inputs}
             centred = drawn | {value: place.centred(drawn[value]) for value, place in inputs.items()}
             old, new = self.outputs(drawn), self.outputs(centred)
@@ -148,7 +153,9 @@ class Trial:
         return found
 
     def assignment(self, value: Value, channels: Channels) -> Assignment | None:
-        """What must be centred, if this input is; None if it sees the mean."""
+        """What must be centred if this input is, nothing if it does not see the mean; None if it does."""
+        if self.is_blind(value, channels):
+            return {}
         for output in self.floats:
             for place in self.following(value, output, channels):
                 found = self.passed(output, place)
@@ -159,8 +166,8 @@ class Trial:
     def following(self, value: Value, output: Value, channels: Channels) -> Iterator[Channels]:
         """Where an output may have the channels of an input."""
         yield from places(output.shape, channels)
-        for scale in self.scales(value, channels):
-            if (scaled := channels.scaled(1 / scale)) is not None:
+        for factor in self.factors(value, channels):
+            if (scaled := channels.scaled(1 / factor)) is not None:
                 yield from places(output.shape, scaled)
 
 

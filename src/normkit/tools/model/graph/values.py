@@ -154,7 +154,8 @@ class _Values(Recorder):
         """What a tensor holds now."""
         version = _version(tensor)
         if tensor in self.known:
-            value, written = self.known[tensor]
+            known: tuple[Value, int] = self.known[tensor]
+            value, written = known
             if written == version:
                 return value
             # Another tensor shares its memory, or code wrote to it that calls no function of torch.
@@ -218,7 +219,7 @@ def values_in(tree: Any) -> tuple[Value, ...]:
 
 
 def record_values(
-    model: nn.Module, atomic: Collection[nn.Module], example: Any, run: Callable[..., Any] | None = None
+    model: nn.Module, atomic: Collection[nn.Module], example: Any, run: nn.Module | None = None
 ) -> ValueGraph:
     """Run a model once without gradients and record which call made each value and which calls read it.
 
