@@ -48,7 +48,7 @@ FOUND: dict[str, tuple[int, int, int, tuple[str, ...]]] = {
     ),
     "convnext": (1, 4, 0, ("(ConvNextLayerNorm)", "layers.0.dwconv', and no", "goes to conv2d()")),
     "whisper": (7, 5, 0, ("gelu() in 'model.encoder'",)),
-    "detr": (0, 15, 0, ("(LayerNorm), and no weight", "goes to linear()", "which the tools do not know")),
+    "detr": (0, 11, 8, ("(LayerNorm), and no weight", "goes to linear()")),
     "vit_tiny_patch16_224": (5, 0, 0, ()),
     "deit_tiny_patch16_224": (5, 0, 0, ()),
     "mixer_s32_224": (0, 17, 0, ("linear() in 'blocks.0.mlp_tokens.fc2'",)),

@@ -66,7 +66,7 @@ def planned(model: nn.Module, example: Any) -> Plan:
     plan = Plan(parameters=parameter_names(model))
     known = list(norms(model))
     for place, info in known:
-        if (info.kind or info.base) in (*LAYER_NORMS, None):
+        if (info.kind or info.base) in LAYER_NORMS or not (info.kind or info.base or info.running):
             plan.found[place.module] = place, info
         else:
             plan.kept.append(place.name)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from normkit.tools.model.graph.values import Operation, Value
 from normkit.tools.to_rms_norm.channels import Channels, places
@@ -36,22 +36,21 @@ class Trial:
 
     def __init__(self, operation: Operation) -> None:
         self.operation = operation
-        self.run: Any = operation.run
-        if isinstance(self.run, nn.Module):
-            self.run = copy.deepcopy(self.run).double()
+        if isinstance(operation.run, nn.Module):
+            self.operation = replace(operation, run=copy.deepcopy(operation.run).double())
         self.fixed = {value: materialised(value) for value in set(operation.inputs) if value.constant}
+        self.fixed = {value: t.double() if _is_float(value) else t for value, t in self.fixed.items()}
         first = self.base(1.0)
-        made = self.outputs(first).values()
-        self.scales = HALF if any(isinstance(y, Tensor) and y.dtype == torch.float16 for y in made) else SCALES
-        self.bases = [first, *map(self.base, self.scales[1:])]
-        self.results = [self.outputs(base) for base in self.bases]
+        result = self.outputs(first)
+        half = any(isinstance(y, Tensor) and y.dtype == torch.float16 for y in result.values())
+        self.scales = HALF if half else SCALES
+        self.bases = [first, self.base(self.scales[1])]
+        self.results = [result, self.outputs(self.bases[1])]
 
     def base(self, scale: float) -> dict[Value, Tensor]:
         """Values for its inputs: those of parameters and integers, random ones for all that the model computed."""
-        return {
-            value: self.fixed[value].double() if _is_float(value) and value in self.fixed else _drawn(value, scale)
-            for value in dict.fromkeys(self.operation.inputs)
-        } | {value: tensor for value, tensor in self.fixed.items() if not _is_float(value)}
+        inputs = dict.fromkeys(self.operation.inputs)
+        return {value: self.fixed[value] if value in self.fixed else _drawn(value, scale) for value in inputs}
 
     @property
     def floats(self) -> list[Value]:
@@ -60,27 +59,23 @@ class Trial:
 
     def outputs(self, given: Mapping[Value, Tensor]) -> dict[Any, Any]:
         """What it returns: tensors by their value, other results by their position."""
-        args, kwargs = tree_map_only(Value, lambda value: given[value].clone(), self.operation.given)
-        result = self.run(*args, **kwargs)
-        leaves = tree_leaves(args[0] if self.operation.writes else result)
+        leaves = self.operation.repeated(given.__getitem__)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         others = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
         return dict(zip(self.operation.outputs, tensors, strict=True)) | dict(enumerate(others))
 
-    def shifted(self, value: Value, channels: Channels) -> list[dict[Any, Any]]:
-        """Its outputs if one input has another mean."""
-        return [
-            self.outputs(base | {value: base[value] + channels.drawn(base[value], scale)})
-            for base, scale in zip(self.bases, self.scales, strict=True)
-        ]
+    def shifted(self, value: Value, channels: Channels, at: int = 0) -> dict[Any, Any]:
+        """Its outputs if one input has another mean; at which of the scales."""
+        base = self.bases[at]
+        return self.outputs(base | {value: base[value] + channels.drawn(base[value], self.scales[at])})
 
     def is_blind(self, value: Value, channels: Channels) -> bool:
         """Whether nothing that it returns depends on the mean of this input."""
-        return all(
-            self.agree(key, new, old)
-            for new, old in zip(self.shifted(value, channels), self.results, strict=True)
-            for key in old
-        )
+        for at, old in enumerate(self.results):
+            new = self.shifted(value, channels, at)
+            if not all(self.agree(key, new, old) for key in old):
+                return False
+        return True
 
     def agree(self, key: Any, new: Mapping[Any, Any], old: Mapping[Any, Any], channels: Channels | None = None) -> bool:
         """Whether an output is the same, up to rounding; without its mean, if channels are given."""
@@ -106,11 +101,10 @@ class Trial:
         inputs: Assignment = {}
         for value in dict.fromkeys(self.operation.inputs):
             for place in self.possible(value, channels) if _is_float(value) else ():
-                shifted = self.shifted(value, place)
-                pairs = [*zip(shifted, self.results, strict=True)]
-                if all(self.agree(output, new, old) for new, old in pairs):
+                new, old = self.shifted(value, place), self.results[0]
+                if self.agree(output, new, old):
                     continue
-                if all(self.agree(output, new, old, channels) for new, old in pairs):
+                if self.agree(output, new, old, channels):
                     inputs[value] = place
                     break
         outputs = self.centred_outputs(inputs, output, channels)
@@ -177,11 +171,7 @@ def materialised(value: Value) -> Tensor:
         return value.tensor.detach()
     operation = value.maker
     assert operation is not None
-    assert operation.run is not None
-    args, kwargs = tree_map_only(Value, lambda given: materialised(given).clone(), operation.given)
-    result = operation.run(*args, **kwargs)
-    leaves = tree_leaves(args[0] if operation.writes else result)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in operation.repeated(materialised) if isinstance(leaf, Tensor)]
     return tensors[operation.outputs.index(value)]
 
 

@@ -56,7 +56,7 @@ class Operation:
         given: its arguments, with a `Value` in place of each tensor.
         inputs: the values among these.
         outputs: what it made.
-        writes: whether it returned nothing and wrote to its first input.
+        writes: whether it wrote to an input: to the first one, if it returned no tensor.
     """
 
     name: str
@@ -76,6 +76,17 @@ class Operation:
     def constant(self) -> bool:
         """Whether it reads nothing but parameters, buffers and what is computed from these."""
         return not self.atomic and self.run is not None and all(value.constant for value in self.inputs)
+
+    def repeated(self, given: Callable[[Value], Tensor]) -> list[Any]:
+        """What it returns for other inputs: tensors and all else, in the order of its outputs."""
+        assert self.run is not None
+
+        def tensor(value: Value) -> Tensor:
+            return given(value).clone() if self.writes else given(value)
+
+        args, kwargs = tree_map_only(Value, tensor, self.given)
+        leaves = tree_leaves(self.run(*args, **kwargs))
+        return leaves if _tensors(leaves) or not self.writes else tree_leaves(args[0])
 
 
 @dataclass
@@ -182,8 +193,9 @@ class _Values(Recorder):
 
     def note(self, operation: Operation, given: Arguments, output: Any, written: bool = False) -> None:
         ins, outs = _tensors(given), _tensors(output)
+        operation.writes = written
         if written and not outs:
-            operation.writes, outs = True, ins[:1]
+            outs = ins[:1]
         elif outs and not written and all(any(out is tensor for tensor in ins) for out in outs):
             return  # It returned what it was given.
         self.add(operation)
