@@ -98,30 +98,32 @@ class Trial:
 
     def passed(self, output: Value, channels: Channels) -> Assignment | None:
         """The inputs that must be centred, and all outputs that are centred then; None if this output cannot be."""
-        inputs: Assignment = {}
-        for value in dict.fromkeys(self.operation.inputs):
-            for place in self.possible(value, channels) if _is_float(value) else ():
-                new, old = self.shifted(value, place), self.results[0]
-                if self.agree(output, new, old):
-                    continue
-                if self.agree(output, new, old, channels):
-                    inputs[value] = place
-                    break
-        outputs = self.centred_outputs(inputs, output, channels)
-        return None if outputs is None else inputs | outputs
+        # A multiplication by scales is rare, and takes more trials.
+        for scaled in (False, True):
+            inputs: Assignment = {}
+            for value in filter(_is_float, dict.fromkeys(self.operation.inputs)):
+                for place in self.possible(value, channels, scaled):
+                    new, old = self.shifted(value, place), self.results[0]
+                    if not self.agree(output, new, old) and self.agree(output, new, old, channels):
+                        inputs[value] = place
+                        break
+            outputs = self.centred_outputs(inputs, output, channels)
+            if outputs is not None:
+                return inputs | outputs
+        return None
 
-    def possible(self, value: Value, channels: Channels) -> Iterator[Channels]:
-        """Where an input may have the channels, also if it is multiplied by scales."""
+    def possible(self, value: Value, channels: Channels, scaled: bool) -> Iterator[Channels]:
+        """Where an input may have the channels; with `scaled`, also before they are multiplied by scales."""
         yield from places(value.shape, channels)
-        for factor in self.factors(value, channels):
-            if (scaled := channels.scaled(factor)) is not None:
-                yield from places(value.shape, scaled)
+        for factor in self.factors(value, channels) if scaled else ():
+            if (before := channels.scaled(factor)) is not None:
+                yield from places(value.shape, before)
 
     def factors(self, value: Value, channels: Channels) -> Iterator[Tensor]:
         """Parameters that may scale the channels."""
         for other, tensor in self.fixed.items():
             if other is not value and _is_float(other) and tensor.numel() == channels.count:
-                yield tensor.double()
+                yield tensor
 
     def centred_outputs(self, inputs: Assignment, output: Value, channels: Channels) -> Assignment | None:
         """With random numbers in all inputs that are to be centred: is every output centred, or the same as before?"""
@@ -161,8 +163,8 @@ class Trial:
         """Where an output may have the channels of an input."""
         yield from places(output.shape, channels)
         for factor in self.factors(value, channels):
-            if (scaled := channels.scaled(1 / factor)) is not None:
-                yield from places(output.shape, scaled)
+            if (after := channels.scaled(1 / factor)) is not None:
+                yield from places(output.shape, after)
 
 
 def materialised(value: Value) -> Tensor:
