@@ -75,12 +75,11 @@ class Change:
 
     def convert(self, norms: Mapping[str, NormInfo]) -> None:
         """Replace layer norms by RMS norms."""
-        for name, info in norms.items():
-            norm = self.model.get_submodule(name)
-            new = rms_norm_of(norm, info)
-            self.attributes[norm] = dict(vars(norm))
-            replace(self.model, {norm: new})
-            self.successors[norm] = new
+        found = {self.model.get_submodule(name): info for name, info in norms.items()}
+        new = {norm: rms_norm_of(norm, info) for norm, info in found.items()}
+        self.attributes = {norm: dict(vars(norm)) for norm in new}
+        self.successors = new
+        replace(self.model, new)
 
     def undo(self) -> None:
         """Everything as it was: parameters are the same objects again."""

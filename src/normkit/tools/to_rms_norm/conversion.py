@@ -51,10 +51,9 @@ class Conversion:
             if untie:
                 plan = self.untied(plan, example)
         allowed = coarsest(self.model, before) ** 0.5 if tolerance is None else tolerance
-        kept, reasons = plan.kept, {plan.found[norm][0].name: reason for norm, reason in plan.reasons.items()}
+        reasons = {plan.found[norm][0].name: reason for norm, reason in plan.reasons.items()}
         centred, changes, error, exact, dtype = [], [], 0.0, 0.0, torch.float64
         if plan.norms:
-            old = {name: self.model.get_submodule(name) for name in plan.norms}
             try:
                 with self.evaluating():
                     exact, dtype = exact_change(self.model, plan, example)
@@ -65,7 +64,7 @@ class Conversion:
                     raise RefusedError(f"outputs changed by {error:.2g} of their size, and {allowed:.2g} is allowed")
                 changes = [self.converted(plan, norm) for norm in plan.streams]
             except RefusedError as refusal:
-                reasons |= dict.fromkeys(old, f"the conversion was undone: {refusal}")
+                reasons |= dict.fromkeys(plan.norms, f"the conversion was undone: {refusal}")
                 centred = []
                 self.undo()
         refusals = tuple(
@@ -76,7 +75,7 @@ class Conversion:
         untied = tuple(row for row, _ in self.splits)
         name = str(dtype).removeprefix("torch.")
         return RMSNormReport(
-            tuple(changes), refusals, tuple(kept), tuple(centred), untied, plan.graph, error, allowed, exact, name
+            tuple(changes), refusals, tuple(plan.kept), tuple(centred), untied, plan.graph, error, allowed, exact, name
         )
 
     @contextlib.contextmanager

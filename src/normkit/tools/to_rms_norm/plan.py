@@ -32,6 +32,8 @@ class Plan:
         reasons: why the others cannot.
         ties: the shared parameters among these reasons.
         graph: whether the symbolic graph shows the same.
+        output: of the model, on the example.
+        parameters: the names of all parameters and buffers.
     """
 
     found: dict[nn.Module, tuple[Place, NormInfo]] = field(default_factory=dict)
@@ -63,7 +65,7 @@ def planned(model: nn.Module, example: Any) -> Plan:
         model: in evaluation mode.
         example: a tensor, a tuple of positional or a mapping of keyword arguments.
     """
-    plan = Plan(parameters=parameter_names(model))
+    plan = Plan()
     known = list(norms(model))
     for place, info in known:
         if (info.kind or info.base) in LAYER_NORMS or not (info.kind or info.base or info.running):
@@ -73,7 +75,8 @@ def planned(model: nn.Module, example: Any) -> Plan:
     atomic = {place.module for place, _ in known}
     graph = record_values(model, atomic, example)
     plan.output = graph.output
-    streams = _streams(plan, model, graph)
+    streams = _streams(plan, model)
+    plan.parameters = {tensor: streams.path(*held[0]) for tensor, held in streams.owners.items()}
     for norm in plan.found:
         try:
             _check(plan, norm, graph)
@@ -86,23 +89,14 @@ def planned(model: nn.Module, example: Any) -> Plan:
     return plan
 
 
-def parameter_names(model: nn.Module) -> dict[Tensor, str]:
-    """The first name of each parameter and buffer."""
-    names: dict[Tensor, str] = {}
-    for place in module_places(model):
-        for key, tensor in tensors_of(place.module).items():
-            names.setdefault(tensor, f"{place.name}.{key}".lstrip("."))
-    return names
-
-
-def _streams(plan: Plan, model: nn.Module, graph: ValueGraph) -> Streams:
+def _streams(plan: Plan, model: nn.Module) -> Streams:
     readable = {norm: info for norm, (_, info) in plan.found.items() if info.kind and len(info.shape) == 1}
     owners: dict[Tensor, list[tuple[nn.Module, str]]] = {}
     names = {place.module: place.name for place in module_places(model)}
     for module in names:
         for key, tensor in tensors_of(module).items():
             owners.setdefault(tensor, []).append((module, key))
-    return Streams(graph, names, readable, owners)
+    return Streams(names, readable, owners)
 
 
 def _check(plan: Plan, norm: nn.Module, graph: ValueGraph) -> None:
@@ -137,7 +131,7 @@ def _compare(plan: Plan, model: nn.Module, atomic: set[nn.Module], example: Any)
     except Exception:  # a graph that leaves out arguments of the example, or that torch cannot run
         return
     plan.graph = True
-    streams = _streams(plan, model, graph)
+    streams = _streams(plan, model)
     for norm in [*plan.streams]:
         try:
             shown = [streams.read_by(call) for call in graph.calls[norm]]

@@ -10,7 +10,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from normkit.tools.fold.fold_math import unusual
-from normkit.tools.model.graph.values import Operation, Value, ValueGraph
+from normkit.tools.model.graph.values import Operation, Value
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import RefusedError
 from normkit.tools.to_rms_norm.channels import Channels
@@ -18,7 +18,6 @@ from normkit.tools.to_rms_norm.trial import Trial
 
 Owners = Mapping[Tensor, list[tuple[nn.Module, str]]]
 """The modules that hold each parameter and buffer, and under which key."""
-
 
 T = TypeVar("T")
 
@@ -64,16 +63,13 @@ class Streams:
     """The streams of one recorded run.
 
     Args:
-        graph: the run.
         names: of the modules of the model.
         norms: the layer norms that can lose their mean, and their descriptions.
         owners: of the parameters.
     """
 
-    def __init__(
-        self, graph: ValueGraph, names: Mapping[nn.Module, str], norms: Mapping[nn.Module, NormInfo], owners: Owners
-    ) -> None:
-        self.graph, self.names, self.norms, self.owners = graph, names, norms, owners
+    def __init__(self, names: Mapping[nn.Module, str], norms: Mapping[nn.Module, NormInfo], owners: Owners) -> None:
+        self.names, self.norms, self.owners = names, norms, owners
         self.known: dict[Value, Stream] = {}
 
     def read_by(self, call: Operation) -> Stream:
@@ -165,8 +161,7 @@ class Streams:
     def check_leaf(self, value: Value) -> None:
         """A tensor that no call made can be centred if it is a plain parameter, or a buffer in the state dict."""
         if value.leaf not in ("parameter", "buffer") or value.tensor is None:
-            what = "the input of the model" if value.leaf == "input" else self.called(value)
-            raise RefusedError(f"its stream contains {what}, which cannot be centred")
+            raise RefusedError(f"its stream contains {self.called(value)}, which cannot be centred")
         name = self.called(value)
         for module, key in self.owners[value.tensor]:
             if "parametrizations" in self.names[module].split("."):

@@ -28,6 +28,7 @@ class Value:
         maker: the call that made it.
         readers: the calls that take it.
         returned: whether the model returns it.
+        constant: whether it is computed from parameters and buffers alone.
     """
 
     shape: tuple[int, ...]
@@ -38,11 +39,7 @@ class Value:
     maker: Operation | None = None
     readers: list[Operation] = field(default_factory=list, repr=False)
     returned: bool = False
-
-    @property
-    def constant(self) -> bool:
-        """Whether it is computed from parameters and buffers alone."""
-        return self.leaf in ("parameter", "buffer") or (self.maker is not None and self.maker.constant)
+    constant: bool = False
 
 
 @dataclass(eq=False)
@@ -72,11 +69,6 @@ class Operation:
         """Whether it is the call of a module."""
         return not self.name
 
-    @property
-    def constant(self) -> bool:
-        """Whether it reads nothing but parameters, buffers and what is computed from these."""
-        return not self.atomic and self.run is not None and all(value.constant for value in self.inputs)
-
     def repeated(self, given: Callable[[Value], Tensor]) -> list[Any]:
         """What it returns for other inputs: tensors and all else, in the order of its outputs."""
         assert self.run is not None
@@ -95,15 +87,11 @@ class ValueGraph:
 
     Attributes:
         calls: the calls of each atomic module.
-        leaves: the values of parameters and buffers that were read.
-        operations: all calls, in order.
         rounded: the resolution of the coarsest dtype that a value in float64 was cast to.
         output: of the model.
     """
 
     calls: dict[nn.Module, list[Operation]]
-    leaves: list[Value] = field(default_factory=list)
-    operations: list[Operation] = field(default_factory=list)
     rounded: float = 0.0
     output: Any = None
 
@@ -139,10 +127,12 @@ class _Values(Recorder):
         if self.inside:
             self.note_rounding(given, output)
             return
-        operation = Operation(name, self.running[-1], func, self.given, values_in(self.given))
-        if not operation.constant:
+        operation = Operation(name, self.running[-1], func, self.given, _values_in(self.given))
+        constant = all(value.constant for value in operation.inputs)
+        if not constant:
             self.note_rounding(given, output)
-        self.note(operation, given, output, self.versions != _versions(given))
+        operation.writes = self.versions != _versions(given)
+        self.note(operation, given, output, constant)
 
     def before_module(self, module: nn.Module, given: Arguments) -> None:
         if module in self.graph.calls and not self.inside:
@@ -152,7 +142,7 @@ class _Values(Recorder):
     def after_module(self, module: nn.Module, given: Arguments, output: Any) -> None:
         self.running.pop()
         if module in self.graph.calls and not self.inside:
-            operation = Operation("", module, module, self.given, values_in(self.given))
+            operation = Operation("", module, module, self.given, _values_in(self.given))
             self.graph.calls[module].append(operation)
             self.note(operation, given, output)
 
@@ -175,32 +165,30 @@ class _Values(Recorder):
             return self.made(tensor, operation)
         value = _described(tensor, leaf=self.kinds.get(id(tensor), "unseen"))
         if value.leaf in ("parameter", "buffer"):
-            value.tensor = tensor
-            self.graph.leaves.append(value)
+            value.tensor, value.constant = tensor, True
         self.known[tensor] = value, version
         return value
 
-    def made(self, tensor: Tensor, operation: Operation) -> Value:
+    def made(self, tensor: Tensor, operation: Operation, constant: bool = False) -> Value:
         value = _described(tensor, maker=operation)
+        value.constant = constant
         operation.outputs += (value,)
         self.known[tensor] = value, _version(tensor)
         return value
 
     def add(self, operation: Operation) -> None:
-        self.graph.operations.append(operation)
         for value in dict.fromkeys(operation.inputs):
             value.readers.append(operation)
 
-    def note(self, operation: Operation, given: Arguments, output: Any, written: bool = False) -> None:
+    def note(self, operation: Operation, given: Arguments, output: Any, constant: bool = False) -> None:
         ins, outs = _tensors(given), _tensors(output)
-        operation.writes = written
-        if written and not outs:
+        if operation.writes and not outs:
             outs = ins[:1]
-        elif outs and not written and all(any(out is tensor for tensor in ins) for out in outs):
+        elif outs and not operation.writes and all(any(out is tensor for tensor in ins) for out in outs):
             return  # It returned what it was given.
         self.add(operation)
         for out in outs:
-            self.made(out, operation)
+            self.made(out, operation, constant)
 
     def note_rounding(self, given: Arguments, output: Any) -> None:
         if any(tensor.dtype == torch.float64 for tensor in _tensors(given)):
@@ -225,8 +213,7 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def values_in(tree: Any) -> tuple[Value, ...]:
-    """All values in nested containers."""
+def _values_in(tree: Any) -> tuple[Value, ...]:
     return tuple(leaf for leaf in tree_leaves(tree) if isinstance(leaf, Value))
 
 
