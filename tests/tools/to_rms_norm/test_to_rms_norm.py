@@ -62,6 +62,21 @@ CONVERTED = {
         embedded(lambda s, x: s.last(s.ln(s.scale * s.first(x))), scale=parameter(WIDTH)),
         {"first.weight", "first.bias"},
     ),
+    "scales that divide": (
+        embedded(lambda s, x: s.last(s.ln(s.first(x) / s.scale)), scale=parameter(WIDTH)),
+        {"first.weight", "first.bias"},
+    ),
+    "positions that are resized": (
+        embedded(
+            lambda s, x: s.last(s.ln(s.first(x) + F.interpolate(s.position, 5, mode="linear").transpose(1, 2))),
+            position=parameter(1, WIDTH, 3),
+        ),
+        {"first.weight", "first.bias", "position"},
+    ),
+    "weights of low rank beside": (
+        embedded(lambda s, x: s.last(s.ln(s.first(x) + s.up(s.down(x)))), down=linear(outside=2), up=linear(2)),
+        {"first.weight", "first.bias", "up.weight", "up.bias"},
+    ),
     "scales of channels in dimension 1": (
         Net(
             lambda s, x: s.ln((s.conv(x) * s.scale[:, None]).transpose(1, 2)),

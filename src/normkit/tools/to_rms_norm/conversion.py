@@ -26,9 +26,6 @@ from normkit.tools.to_rms_norm.streams import TiedError
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
 """How far the outputs of a copy in this dtype may be from those before, of their size: rounding through many layers."""
 
-CASTS = 1e3
-"""The same, in units of the last place, where the model itself casts to a lower dtype."""
-
 
 class Conversion:
     """A model that is being converted, with all that is needed to undo it.
@@ -156,7 +153,8 @@ def exact_change(model: nn.Module, plan: Plan, example: Any) -> tuple[float, tor
             before.append(compared(call_on_example(twin, inputs[1])))
         carry_out(Change(twin), plan)
         found = max(largest_change(twin, given, old) for given, old in zip(inputs, before, strict=False))
-        if not found <= max(EXACT[dtype], CASTS * graph.rounded):
+        # Half of the digits, where the model itself casts to a lower dtype.
+        if not found <= max(EXACT[dtype], graph.rounded**0.5):
             raise RefusedError(f"in {dtype} outputs changed by {found:.2g} of their size, more than by rounding")
         return found, dtype
     raise RefusedError(f"a copy in float64 or float32 cannot be run, to compare outputs: {failure}")

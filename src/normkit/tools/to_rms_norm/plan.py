@@ -75,7 +75,7 @@ def planned(model: nn.Module, example: Any) -> Plan:
     atomic = {place.module for place, _ in known}
     graph = record_values(model, atomic, example)
     plan.output = graph.output
-    streams = _streams(plan, model)
+    streams = _streams(plan, model, graph)
     plan.parameters = {tensor: streams.path(*held[0]) for tensor, held in streams.owners.items()}
     for norm in plan.found:
         try:
@@ -89,14 +89,14 @@ def planned(model: nn.Module, example: Any) -> Plan:
     return plan
 
 
-def _streams(plan: Plan, model: nn.Module) -> Streams:
+def _streams(plan: Plan, model: nn.Module, graph: ValueGraph) -> Streams:
     readable = {norm: info for norm, (_, info) in plan.found.items() if info.kind and len(info.shape) == 1}
     owners: dict[Tensor, list[tuple[nn.Module, str]]] = {}
     names = {place.module: place.name for place in module_places(model)}
     for module in names:
         for key, tensor in tensors_of(module).items():
             owners.setdefault(tensor, []).append((module, key))
-    return Streams(names, readable, owners)
+    return Streams(names, readable, owners, graph.read)
 
 
 def _check(plan: Plan, norm: nn.Module, graph: ValueGraph) -> None:
@@ -131,7 +131,7 @@ def _compare(plan: Plan, model: nn.Module, atomic: set[nn.Module], example: Any)
     except Exception:  # a graph that leaves out arguments of the example, or that torch cannot run
         return
     plan.graph = True
-    streams = _streams(plan, model)
+    streams = _streams(plan, model, graph)
     for norm in [*plan.streams]:
         try:
             shown = [streams.read_by(call) for call in graph.calls[norm]]

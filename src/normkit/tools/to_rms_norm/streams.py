@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from normkit.tools.model.graph.values import Operation, Value
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import RefusedError
 from normkit.tools.to_rms_norm.channels import Channels
-from normkit.tools.to_rms_norm.trial import Trial
+from normkit.tools.to_rms_norm.trial import EmptyError, Trial
 
 Owners = Mapping[Tensor, list[tuple[nn.Module, str]]]
 """The modules that hold each parameter and buffer, and under which key."""
@@ -66,10 +66,17 @@ class Streams:
         names: of the modules of the model.
         norms: the layer norms that can lose their mean, and their descriptions.
         owners: of the parameters.
+        reached: the parameters that were read.
     """
 
-    def __init__(self, names: Mapping[nn.Module, str], norms: Mapping[nn.Module, NormInfo], owners: Owners) -> None:
-        self.names, self.norms, self.owners = names, norms, owners
+    def __init__(
+        self,
+        names: Mapping[nn.Module, str],
+        norms: Mapping[nn.Module, NormInfo],
+        owners: Owners,
+        reached: Collection[Tensor],
+    ) -> None:
+        self.names, self.norms, self.owners, self.reached = names, norms, owners, reached
         self.known: dict[Value, Stream] = {}
 
     def read_by(self, call: Operation) -> Stream:
@@ -87,6 +94,7 @@ class Streams:
             stream = Stream()
             try:
                 self.grow(stream, value, channels)
+                self.check_neighbours(stream)
             except RefusedError as refusal:
                 stream.refusal = refusal
         if stream.refusal is not None:
@@ -133,7 +141,7 @@ class Streams:
             return {}
         if value in done.get(operation, ()):
             return {}
-        found = _tried(lambda: Trial(operation).passed(value, channels))
+        found = self.tried(operation, lambda: Trial(operation).passed(value, channels))
         if found is None:
             raise RefusedError(f"its stream contains {self.called(value)}, and no weight there can be centred")
         done[operation] = found
@@ -147,7 +155,7 @@ class Streams:
         known = reader.atomic and alone and reader.module in self.norms
         if known and channels == self.channels_of(reader.module, value):
             return {}
-        found = _tried(lambda: Trial(reader).assignment(value, channels))
+        found = self.tried(reader, lambda: Trial(reader).assignment(value, channels))
         if found is not None:
             done[reader] = done.get(reader, {}) | found
             return found
@@ -157,6 +165,15 @@ class Streams:
             kept, others = ([name for inside, name in names if inside is wanted] for wanted in (True, False))
             raise TiedError(text, value.tensor, reader.module, kept, others)
         raise RefusedError(text)
+
+    def tried(self, operation: Operation, trial: Callable[[], T]) -> T | None:
+        """The result, or None where the call cannot be repeated with other numbers."""
+        try:
+            return trial()
+        except EmptyError:
+            raise RefusedError(f"the example gives an empty tensor to {self.reader(operation)}") from None
+        except Exception:  # given random numbers, a function may raise anything
+            return None
 
     def check_leaf(self, value: Value) -> None:
         """A tensor that no call made can be centred if it is a plain parameter, or a buffer in the state dict."""
@@ -173,6 +190,20 @@ class Streams:
                 raise RefusedError(f"{self.names[module]!r}, which has {name}, has {what}")
         if value.leaf == "parameter" and (what := unusual(value.tensor)):  # type: ignore[arg-type]
             raise RefusedError(f"{name} is {what}")
+
+    def check_neighbours(self, stream: Stream) -> None:
+        """All experts of a mixture must be seen: one that the example does not reach may write into the stream too."""
+        writers = {module for v in stream.parameters if v.tensor is not None for module, _ in self.owners[v.tensor]}
+        for parent in self.names:
+            if not isinstance(parent, nn.ModuleList | nn.ModuleDict):
+                continue
+            if not any(module in writers for module in parent.modules()):
+                continue
+            for child in parent.children():
+                parameters = [*child.parameters()]
+                if parameters and not any(parameter in self.reached for parameter in parameters):
+                    name = self.names[child]
+                    raise RefusedError(f"the example does not reach {name!r}, which may write into its stream too")
 
     def called(self, value: Value) -> str:
         """A tensor in words: the name of a parameter, or what made it."""
@@ -197,11 +228,3 @@ class Streams:
         if operation.atomic:
             return f"{place!r} ({type(operation.module).__name__})"
         return f"{operation.name}() in {place!r}" if place else f"{operation.name}()"
-
-
-def _tried(call: Callable[[], T]) -> T | None:
-    """The result, or None where the call cannot be repeated with other numbers."""
-    try:
-        return call()
-    except Exception:  # given random numbers, a function may raise anything
-        return None

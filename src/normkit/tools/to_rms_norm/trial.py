@@ -27,6 +27,10 @@ Assignment = dict[Value, Channels]
 """The tensors that have the channels of a stream, and where."""
 
 
+class EmptyError(Exception):
+    """The example gives an empty tensor to a call, so that nothing can be seen."""
+
+
 class Trial:
     """One call, and what it does to the mean of the channels.
 
@@ -35,6 +39,8 @@ class Trial:
     """
 
     def __init__(self, operation: Operation) -> None:
+        if any(0 in value.shape for value in (*operation.inputs, *operation.outputs)):
+            raise EmptyError
         self.operation = operation
         if isinstance(operation.run, nn.Module):
             self.operation = replace(operation, run=copy.deepcopy(operation.run).double())
@@ -120,10 +126,10 @@ class Trial:
                 yield from places(value.shape, before)
 
     def factors(self, value: Value, channels: Channels) -> Iterator[Tensor]:
-        """Parameters that may scale the channels."""
+        """Parameters that may scale the channels, or divide them."""
         for other, tensor in self.fixed.items():
             if other is not value and _is_float(other) and tensor.numel() == channels.count:
-                yield tensor
+                yield from (tensor, 1 / tensor)
 
     def centred_outputs(self, inputs: Assignment, output: Value, channels: Channels) -> Assignment | None:
         """With random numbers in all inputs that are to be centred: is every output centred, or the same as before?"""

@@ -87,11 +87,13 @@ class ValueGraph:
 
     Attributes:
         calls: the calls of each atomic module.
-        rounded: the resolution of the coarsest dtype that a value in float64 was cast to.
+        read: the parameters and buffers that were read.
+        rounded: the resolution of the coarsest dtype that a value was cast to from a finer one.
         output: of the model.
     """
 
     calls: dict[nn.Module, list[Operation]]
+    read: set[Tensor] = field(default_factory=set)
     rounded: float = 0.0
     output: Any = None
 
@@ -166,6 +168,7 @@ class _Values(Recorder):
         value = _described(tensor, leaf=self.kinds.get(id(tensor), "unseen"))
         if value.leaf in ("parameter", "buffer"):
             value.tensor, value.constant = tensor, True
+            self.graph.read.add(tensor)
         self.known[tensor] = value, version
         return value
 
@@ -191,9 +194,10 @@ class _Values(Recorder):
             self.made(out, operation, constant)
 
     def note_rounding(self, given: Arguments, output: Any) -> None:
-        if any(tensor.dtype == torch.float64 for tensor in _tensors(given)):
-            lower = [t.dtype for t in _tensors(output) if t.is_floating_point() and t.dtype != torch.float64]
-            self.graph.rounded = max([self.graph.rounded, *(torch.finfo(dtype).eps for dtype in lower)])
+        before, after = (
+            [torch.finfo(t.dtype).eps for t in _tensors(tree) if t.is_floating_point()] for tree in (given, output)
+        )
+        self.graph.rounded = max([self.graph.rounded, *(eps for eps in after if before and eps > min(before))])
 
 
 def _described(tensor: Tensor, leaf: str = "", maker: Operation | None = None) -> Value:
