@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normkit.tools.convert.build import other
+from normkit.tools.fold.check import distance
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import RefusedError
 from normkit.tools.model.tree import replace
@@ -62,8 +63,7 @@ class Change:
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, old.requires_grad)
         self.exchange(old, new)
-        largest = max(float(before.abs().max()), torch.finfo(torch.float64).tiny)
-        mean, rounding = (float((t - exact).abs().max()) / largest for t in (before, new.double()))
+        mean, rounding = distance(exact, before), distance(new, exact)
         return Centred(name, tuple(old.shape), channels.dim, channels.blocks, channels.ones is not None, mean, rounding)
 
     def exchange(self, old: Tensor, new: Tensor, but: nn.Module | None = None) -> None:

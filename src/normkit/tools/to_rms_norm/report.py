@@ -36,7 +36,7 @@ class Centred:
         dim: the dimension over which its mean is 0 now.
         blocks: into how many parts that dimension is divided, each with a mean of 0; 1 unless it holds heads.
         scaled: whether a LayerScale multiplies its channels later; then the mean with those scales is 0.
-        mean: the largest mean that it had, of its largest value.
+        mean: the largest mean that it had, of its largest value then.
         rounding: the largest difference from the exact result in float64, of its largest value.
     """
 
