@@ -34,20 +34,21 @@ ORDER: dict[str, list[str]] = {
     "normkit.layers.base": ["checks", "layer", "tracked", "versions"],
     "normkit.parametrize": ["checks", "weight", "standardize", "weight_init", "spectral"],
     "normkit.tools": [
-        *("model", "load", "freeze", "recalibrate", "param_groups", "fold_training", "convert", "fold", "finish"),
-        *("insert", "watch", "audit"),
+        *("model", "load", "freeze", "recalibrate", "param_groups", "fold_training", "convert", "fold", "to_rms_norm"),
+        *("finish", "insert", "watch", "audit"),
     ],
     "normkit.tools.model": [
         *("info", "refusal", "names", "statistics", "wrapped", "valid", "activated", "frozen", "probe", "own"),
         "recognise",
         *("tree", "call", "graph"),
     ],
-    "normkit.tools.model.graph": ["recorder", "call_graph", "symbolic", "dataflow", "call_order"],
+    "normkit.tools.model.graph": ["recorder", "call_graph", "symbolic", "dataflow", "values", "call_order"],
     "normkit.tools.convert": ["build", "identity", "target", "calibrate", "scalars", "fade", "report", "run"],
     "normkit.tools.fold_training": ["layer", "pairs", "exported", "report", "run"],
     "normkit.tools.fold": [
         *("fold_math", "check", "norms", "ties", "evidence", "report", "writer", "readers", "folding", "run"),
     ],
+    "normkit.tools.to_rms_norm": ["report", "channels", "change", "trial", "streams", "plan", "conversion", "run"],
     "normkit.tools.watch": ["record", "heat_map", "sinks", "figures", "watcher"],
     "normkit.tools.audit": [
         *("measure", "rules", "sarif", "report", "ignore", "source", "run", "options", "command"),
