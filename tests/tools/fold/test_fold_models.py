@@ -173,7 +173,7 @@ def test_compiled_models_are_refused():
     inside = nn.Sequential(copy.deepcopy(model))
     inside[0].compile(backend="eager")
     for compiled in (torch.compile(model, backend="eager"), inside):
-        with pytest.raises(StateError, match="is compiled: fold first and compile the result"):
+        with pytest.raises(StateError, match="is compiled: call fold first and compile the result"):
             normkit.fold(compiled, image(2).float())
     folded, _ = normkit.fold(model, image(2).float())
     torch._dynamo.reset()

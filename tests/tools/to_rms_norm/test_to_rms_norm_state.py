@@ -143,7 +143,7 @@ def test_wrong_arguments(model, example, error, text):
 def test_compiled_models_are_refused():
     model = nn.Sequential(linear(), norm())
     model[0].compile(backend="eager")
-    with pytest.raises(StateError, match="'0' is compiled: convert first and compile the result"):
+    with pytest.raises(StateError, match="'0' is compiled: call to_rms_norm first and compile the result"):
         normkit.to_rms_norm(model, subject())
 
 

@@ -6,9 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
-from torch.nn.modules import lazy
 
 from normkit.errors import StateError
 from normkit.evaluation import keeping_modes
@@ -17,8 +15,8 @@ from normkit.tools.fold.folding import Folding
 from normkit.tools.fold.report import FoldReport
 from normkit.tools.fold_training.layer import TrainableFold
 from normkit.tools.model.names import Where
-from normkit.tools.model.tree import copy_of, module_places
-from normkit.tools.model.wrapped import refuse_wrapped
+from normkit.tools.model.tree import copy_of
+from normkit.tools.model.wrapped import refuse_unready, refuse_wrapped
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -68,8 +66,8 @@ def fold(
         ArgumentError: an example of another type, a model that returns no floating-point tensor, or only nan, inf or
             empty ones, or a pattern in `where` that fits no norm.
         StateError: with `strict`, a norm that stays; layers that do not know their size yet or are on the meta device;
-            a model that is compiled, folded for training, in a wrapper for several processes, or cannot be copied. In every case the model
-            is as it was.
+            a model that is compiled, folded for training, in a wrapper for several processes, or cannot be copied. In
+            every case the model is as it was.
 
     Example:
         >>> import torch, normkit
@@ -87,17 +85,11 @@ def fold(
         >>> normkit.fold(model, torch.randn(3, 4))[0][0]
         LayerNorm((4,), eps=1e-05, elementwise_affine=False, bias=False)
     """
-    for place in module_places(model):
-        if isinstance(place.module, lazy.LazyModuleMixin) and place.module.has_uninitialized_params():
-            raise StateError(f"fold needs layers that know their size, {place.name!r} does not: call the model once")
-        if isinstance(place.module, torch._dynamo.OptimizedModule) or place.module._compiled_call_impl is not None:
+    refuse_unready(model, "fold")
+    for name, module in model.named_modules():
+        if isinstance(module, TrainableFold):
             raise StateError(
-                f"a compiled graph would not see what fold changes, and {place.name or 'the model'!r} is compiled: "
-                "fold first and compile the result"
-            )
-        if isinstance(place.module, TrainableFold):
-            raise StateError(
-                f"fold takes models as they are used, and {place.name!r} is folded for training: call "
+                f"fold takes models as they are used, and {name!r} is folded for training: call "
                 "normkit.finish(model) first, which is exact"
             )
     refuse_wrapped(model, "fold")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.modules import lazy
 from torch.nn.parallel import DistributedDataParallel
 
 from normkit.errors import StateError
@@ -25,6 +26,26 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model._orig_mod
         else:
             return model
+
+
+def refuse_unready(model: nn.Module, tool: str) -> None:
+    """Refuse a model with layers that do not know their size yet, or with a graph that would not see a change.
+
+    Args:
+        model: any module.
+        tool: the name of the calling function, for the message.
+
+    Raises:
+        StateError: naming the module and the remedy.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, lazy.LazyModuleMixin) and module.has_uninitialized_params():
+            raise StateError(f"{tool} needs layers that know their size, {name!r} does not: call the model once")
+        if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+            raise StateError(
+                f"a compiled graph would not see what {tool} changes, and {name or 'the model'!r} is compiled: "
+                f"call {tool} first and compile the result"
+            )
 
 
 def refuse_wrapped(model: nn.Module, tool: str, *, same_tensors: bool = False) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
-from torch.nn.modules import lazy
 
 from normkit.errors import StateError
 from normkit.parametrize.checks import check_values
-from normkit.tools.model.tree import copy_of, module_places
-from normkit.tools.model.wrapped import refuse_wrapped
+from normkit.tools.model.tree import copy_of
+from normkit.tools.model.wrapped import refuse_unready, refuse_wrapped
 from normkit.tools.to_rms_norm.conversion import Conversion
 from normkit.tools.to_rms_norm.report import RMSNormReport
 
@@ -74,16 +72,7 @@ def to_rms_norm(
 
     Source: Jiang et al. 2023, Pre-RMSNorm and Pre-CRMSNorm Transformers, arXiv:2305.14858.
     """
-    for place in module_places(model):
-        if isinstance(place.module, lazy.LazyModuleMixin) and place.module.has_uninitialized_params():
-            raise StateError(
-                f"to_rms_norm needs layers that know their size, {place.name!r} does not: call the model once"
-            )
-        if isinstance(place.module, torch._dynamo.OptimizedModule) or place.module._compiled_call_impl is not None:
-            raise StateError(
-                f"a compiled graph would not see what to_rms_norm changes, and {place.name or 'the model'!r} is "
-                "compiled: convert first and compile the result"
-            )
+    refuse_unready(model, "to_rms_norm")
     refuse_wrapped(model, "to_rms_norm")
     check_values("to_rms_norm", model.named_modules())
     if not inplace:
