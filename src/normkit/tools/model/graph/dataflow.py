@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from normkit.tools.model.call import call_on_example
 from normkit.tools.model.graph.call_graph import MOVES
 from normkit.tools.model.graph.recorder import Arguments, Function, Recorder, name_of, tensors_in
-from normkit.tools.model.graph.symbolic import METADATA
+from normkit.tools.model.graph.symbolic import VALUE_FREE
 from normkit.tools.model.tree import LAYERS
 
 DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
@@ -107,7 +107,7 @@ class _Readers(Recorder):
 
     def before_function(self, func: Function, given: Arguments) -> None:
         name = _name(func)
-        if name in METADATA:
+        if name in VALUE_FREE:
             return
         inside = self.running[-1] if self.running else None
         for tensor in tensors_in(given):

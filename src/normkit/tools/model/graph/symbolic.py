@@ -15,9 +15,12 @@ from normkit.tools.model.tree import copy_of
 METADATA = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "__len__"}
 METADATA |= {"element_size", "get_device", "shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad"}
 METADATA |= {"is_complex", "is_sparse", "is_quantized", "is_nested", "is_mkldnn", "is_meta", "is_cpu", "is_mps"}
-METADATA |= {"grad_fn", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"}
-METADATA |= {"new_zeros", "new_ones", "new_empty", "new_full"}
-"""Attributes of a tensor and functions that do not depend on its values; folding changes none of them."""
+METADATA |= {"grad_fn"}
+"""Attributes of a tensor that do not depend on its values; folding changes none of them."""
+
+VALUE_FREE = METADATA | {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"}
+VALUE_FREE |= {"new_zeros", "new_ones", "new_empty", "new_full"}
+"""The same, and functions that make another tensor from them."""
 
 PASSING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
 """Modules whose output in evaluation is their input, in another shape perhaps."""
@@ -134,4 +137,4 @@ def _name(node: fx.Node) -> str:
 
 
 def _is_metadata(node: fx.Node) -> bool:
-    return node.op in ("call_method", "call_function") and _name(node) in METADATA
+    return node.op in ("call_method", "call_function") and _name(node) in VALUE_FREE
