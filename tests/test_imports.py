@@ -34,7 +34,8 @@ ORDER: dict[str, list[str]] = {
     "normkit.layers.base": ["checks", "layer", "tracked", "versions"],
     "normkit.parametrize": ["checks", "weight", "standardize", "weight_init", "spectral"],
     "normkit.tools": [
-        *("model", "load", "freeze", "recalibrate", "param_groups", "fold", "convert", "insert", "watch", "audit"),
+        *("model", "load", "freeze", "recalibrate", "param_groups", "fold", "convert", "insert", "replace_placement"),
+        *("watch", "audit"),
     ],
     "normkit.tools.model": [
         *("info", "refusal", "names", "statistics", "wrapped", "valid", "activated", "frozen", "probe", "own"),
@@ -44,6 +45,7 @@ ORDER: dict[str, list[str]] = {
     "normkit.tools.model.graph": ["recorder", "call_graph", "symbolic", "dataflow", "call_order"],
     "normkit.tools.convert": ["build", "target", "calibrate", "report", "run"],
     "normkit.tools.fold": ["fold_math", "check", "norms", "report", "folding", "run"],
+    "normkit.tools.replace_placement": ["record", "residuals", "source", "report", "plan", "calibrate", "run"],
     "normkit.tools.watch": ["record", "heat_map", "sinks", "figures", "watcher"],
     "normkit.tools.audit": [
         *("measure", "rules", "sarif", "report", "ignore", "source", "run", "options", "command"),

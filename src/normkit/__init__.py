@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from normkit.tools.insert import insert as insert
     from normkit.tools.param_groups import param_groups as param_groups
     from normkit.tools.recalibrate import recalibrate as recalibrate
+    from normkit.tools.replace_placement import replace_placement as replace_placement
     from normkit.tools.watch import watch as watch
 
 __version__ = "0.1.0"
@@ -98,6 +99,7 @@ _NAMES = {
     "normkit.tools.param_groups": "param_groups",
     "normkit.tools.convert": "convert",
     "normkit.tools.insert": "insert",
+    "normkit.tools.replace_placement": "replace_placement",
     "normkit.tools.watch": "watch",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
