@@ -150,10 +150,15 @@ def _residual(record: Record, event: Event) -> Residual | None:
     for operand in (0, 1):
         branch, skip = event.values[operand], event.values[1 - operand]
         inner = _between(record, skip, branch)
-        if inner and any(p.dim() > 1 for each in inner if each.module is None for p in each.parameters):
+        if inner and any(_is_layer(each) for each in inner):
             entries = [each for each in record.readers[skip] if each in inner]
             return Residual(event, skip, branch, operand, entries, sorted(inner, key=lambda each: each.index))
     return None
+
+
+def _is_layer(event: Event) -> bool:
+    """Whether it multiplies by a matrix; a weight that a parametrization computes is no parameter."""
+    return event.name in LINEAR or (event.module is None and any(p.dim() > 1 for p in event.parameters))
 
 
 def _between(record: Record, start: int, end: int) -> set[Event]:

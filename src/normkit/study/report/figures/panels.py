@@ -23,8 +23,8 @@ def colour(method: str) -> str:
 
 
 def variable(method: str) -> str:
-    """The name of that variable."""
-    return f"--{method.replace('_', '-')}"
+    """The name of that variable; all placements of a method have one colour."""
+    return f"--{method.partition(':')[0].replace('_', '-')}"
 
 
 def errors(found: Results, size: int, lang: str) -> str | None:
