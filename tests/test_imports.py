@@ -45,7 +45,9 @@ ORDER: dict[str, list[str]] = {
     "normkit.tools.model.graph": ["recorder", "call_graph", "symbolic", "dataflow", "call_order"],
     "normkit.tools.convert": ["build", "target", "calibrate", "report", "run"],
     "normkit.tools.fold": ["fold_math", "check", "norms", "report", "folding", "run"],
-    "normkit.tools.replace_placement": ["record", "residuals", "source", "report", "plan", "calibrate", "run"],
+    "normkit.tools.replace_placement": [
+        *("undo", "norm_units", "record", "residuals", "source", "roles", "report", "plan", "calibrate", "run"),
+    ],
     "normkit.tools.watch": ["record", "heat_map", "sinks", "figures", "watcher"],
     "normkit.tools.audit": [
         *("measure", "rules", "sarif", "report", "ignore", "source", "run", "options", "command"),

@@ -74,7 +74,9 @@ def test_a_users_model_is_built_under_each_placement_from_equal_weights():
 
 
 def test_a_placement_that_does_not_fit_is_an_error_with_the_reason():
-    with pytest.raises(ArgumentError, match=r"post must be possible for all residual blocks .*no residual block was found"):
+    with pytest.raises(
+        ArgumentError, match=r"post must be possible for all residual blocks .*no residual block was found"
+    ):
         applied(nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8)), "unchanged:post", torch.zeros(2, 4))
 
 
@@ -89,7 +91,8 @@ def test_the_embedded_transformer_is_post_norm_by_the_formula():
         # The branches of a block whose norms do nothing; what is subtracted is the residual.
         bare = transformer("none", 0, width=16, depth=1, steps=6).double().blocks[0]
         missing = bare.load_state_dict(block.state_dict(), strict=False)
-        assert all("norm" in key for key in missing.unexpected_keys) and not missing.missing_keys
+        assert all("norm" in key for key in missing.unexpected_keys)
+        assert not missing.missing_keys
         mixed = attention(bare, y)
         y = block.first(y + mixed)
         y = block.second(y + bare.narrow(nn.functional.gelu(bare.wide(y))))

@@ -100,7 +100,10 @@ def by_hand(model, to, report):
 
 def two_norms(modules, row, own):
     if not row.added:  # Gemma has both
-        pairs = {"input_layernorm": "post_attention_layernorm", "pre_feedforward_layernorm": "post_feedforward_layernorm"}
+        pairs = {
+            "input_layernorm": "post_attention_layernorm",
+            "pre_feedforward_layernorm": "post_feedforward_layernorm",
+        }
         holder, _, leaf = row.name.rpartition(".")
         return own, modules[f"{holder}.{pairs[leaf]}"]
     new = modules[row.added[0]]
@@ -165,13 +168,12 @@ def test_timm(to):
         for branch, scale in ((block.attn, block.ls1), (block.mlp, block.ls2)):
             row = next(rows)
             norm = modules[row.name]
-            if to == "post":
-                y = norm(y + scale(branch(y)))
-            else:  # before the scale, which would have no effect before a norm
-                y = y + scale(modules[row.added[0]](branch(norm(y))))
+            # The norm of the output is before the scale, which would have no effect before a norm.
+            post = to == "post"
+            y = norm(y + scale(branch(y))) if post else y + scale(modules[row.added[0]](branch(norm(y))))
     y = y if to == "post" else model.norm(y)
     torch.testing.assert_close(model(x), model.forward_head(y), rtol=1e-12, atol=1e-12)
-    assert "post" != to or "norm.weight" not in model.state_dict()
+    assert ("norm.weight" in model.state_dict()) == (to != "post")
 
 
 def test_a_norm_of_the_output_comes_before_stochastic_depth():

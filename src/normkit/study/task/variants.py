@@ -31,8 +31,8 @@ def method_name(name: str) -> str:
         raise ArgumentError(f"compare trains {', '.join(KNOWN)}, got {name!r}: {nearest(found, KNOWN)}")
     if colon and (found in ("none", *OF_WEIGHTS) or placement not in PLACEMENTS):
         raise ArgumentError(
-            f"after a colon compare accepts a placement of norms of activations ({', '.join(PLACEMENTS)}), got {name!r}: "
-            f"write layer_norm:post, say"
+            f"after a colon compare accepts a placement ({', '.join(PLACEMENTS)}) of norms of activations, "
+            f"got {name!r}: write layer_norm:post, say"
         )
     return found + colon + placement
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from normkit.tools.model.info import NormInfo
-from normkit.tools.replace_placement.plan import Undo
 from normkit.tools.replace_placement.record import Event, Record, record, root_mean_square
 from normkit.tools.replace_placement.residuals import Residual, last_linear
+from normkit.tools.replace_placement.undo import Undo
 
 
 def calibrated(

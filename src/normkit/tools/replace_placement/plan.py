@@ -2,115 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
 from types import CodeType
 from typing import Any
 
-import torch
 from torch import nn
 
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import RefusedError
-from normkit.tools.model.tree import HOOKS, module_places, replace
+from normkit.tools.model.tree import module_places, replace
+from normkit.tools.replace_placement.norm_units import ADDED, EmptyPlace, like_this, reset
 from normkit.tools.replace_placement.record import Event, Record, Site
 from normkit.tools.replace_placement.report import BlockChange, StackChange
-from normkit.tools.replace_placement.residuals import Placement, Residual, Stack, end_of_branch, place_in
+from normkit.tools.replace_placement.residuals import Found, Placement, Residual, Stack, end_of_branch, place_in
+from normkit.tools.replace_placement.roles import Roles, roles
 from normkit.tools.replace_placement.source import MethodEdits, rewrite
-
-ROLES: dict[Placement, frozenset[str]] = {
-    "pre": frozenset({"input"}),
-    "post": frozenset({"sum"}),
-    "peri": frozenset({"input", "output"}),
-    "sandwich": frozenset({"input", "output"}),
-}
-"""Where the norms of a block are under each placement."""
+from normkit.tools.replace_placement.undo import Undo
 
 STEM, FINAL = "stem_norm", "final_norm"
 """Names of the new norms at the ends of a stack."""
-
-ADDED = "normkit_added"
-"""The attribute of a module that holds the names of the norms that were added to it."""
-
-
-class EmptyPlace(nn.Identity):
-    """Takes the place of a norm at the end of a stack that post-norm does without.
-
-    No name with "norm" in it: by that the tools recognise the norms of other libraries.
-    """
-
-
-class Undo:
-    """What a change has replaced, so that it can be put back."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.modules = [
-            (module, type(module), dict(vars(module)), dict(module._modules)) for module in model.modules()
-        ]
-        self.values: dict[torch.Tensor, torch.Tensor] = {}
-
-    def keep(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Remember the values of tensors that will be written to."""
-        for tensor in tensors:
-            self.values.setdefault(tensor, tensor.detach().clone())
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put everything back."""
-        for module, cls, attributes, children in self.modules:
-            module.__class__ = cls
-            vars(module).clear()
-            vars(module).update(attributes)
-            module._modules.clear()
-            module._modules.update(children)
-        for tensor, value in self.values.items():
-            tensor.copy_(value)
-
-
-@dataclass(eq=False)
-class Roles:
-    """The norms of one block after the change: an event where it stays, a name of a module where it is new.
-
-    Attributes:
-        residual: the block.
-        primary: the norm that others are made like.
-        moved: the norm that changes its place, and where to.
-        made: the roles of new norms.
-        dropped: norms that are removed.
-    """
-
-    residual: Residual
-    primary: Event
-    moved: dict[str, Event] = field(default_factory=dict)
-    made: list[str] = field(default_factory=list)
-    dropped: list[Event] = field(default_factory=list)
-
-
-def roles(residual: Residual, to: Placement, added: Callable[[Event], bool]) -> Roles:
-    """What becomes of the norms of a block.
-
-    Args:
-        residual: the block.
-        to: its new placement.
-        added: whether an earlier change has added a norm: then the model's own one is moved in preference to it.
-    """
-    held = {"input": residual.input_norm, "sum": residual.after_sum, "output": residual.output_norm}
-    found = {role: norm for role, norm in held.items() if norm is not None}
-    result = Roles(residual, residual.norms[0])
-    free = [norm for role, norm in found.items() if role not in ROLES[to]]
-    own = next((norm for norm in free if not added(norm)), None)
-    for role in sorted(ROLES[to]):
-        if role in found and own is not None and added(found[role]):
-            free[free.index(own)] = found.pop(role)
-            result.moved[role], result.primary, own = own, own, None
-        elif role not in found and free:
-            result.moved[role] = free.pop(0)
-        elif role not in found:
-            result.made.append(role)
-    result.dropped = free
-    return result
 
 
 class Plan:
@@ -118,7 +29,7 @@ class Plan:
 
     def __init__(self, model: nn.Module, known: Mapping[nn.Module, NormInfo], record: Record, to: Placement) -> None:
         self.model, self.known, self.record, self.to = model, known, record, to
-        self.names = {module: name for name, module in model.named_modules()}
+        self.names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
         self.edits: dict[tuple[nn.Module, CodeType], MethodEdits] = {}
         self.done: set[tuple[Any, ...]] = set()
         self.made: dict[tuple[Any, ...], str] = {}
@@ -148,7 +59,9 @@ class Plan:
         for number, (residual, old) in enumerate(zip(stack.residuals, original.residuals, strict=True)):
             self.at = residual
             self._check_shared(residual, every)
-            self.blocks[index, number] = self._apply(roles(residual, self.to, self._added_before), old.placement(original.stem), old.share)
+            self.blocks[index, number] = self._apply(
+                roles(residual, self.to, self._added_before), original.placement(old), old.share
+            )
         self.at = None
         self.stacks += [(index, row) for row in (self._final(stack, original), self._stem(stack)) if row is not None]
 
@@ -157,13 +70,12 @@ class Plan:
         if not residual.sum.sites:
             raise RefusedError("its sum is not computed by a method of a module")
         here = residual.sum.sites[-1].expression
-        for other in every:
-            if other is not residual and other.sum.sites and other.sum.sites[-1].expression == here:
-                if [norm.module for norm in other.norms] != [norm.module for norm in residual.norms]:
-                    raise RefusedError(
-                        "one line of code adds up several blocks in a loop, and their norms differ: give each block a "
-                        "module with a forward of its own"
-                    )
+        same = [other for other in every if other.sum.sites and other.sum.sites[-1].expression == here]
+        if any([norm.module for norm in other.norms] != [norm.module for norm in residual.norms] for other in same):
+            raise RefusedError(
+                "one line of code adds up several blocks in a loop, and their norms differ: give each block a module "
+                "with a forward of its own"
+            )
 
     def _method(self, site: Site) -> MethodEdits:
         key = site.module, site.code
@@ -177,16 +89,16 @@ class Plan:
         self.done.add(key)
         return new
 
-    def _apply(self, change: Roles, before: Placement, share: float) -> BlockChange:
+    def _apply(self, change: Roles, before: Found, share: float) -> BlockChange:
         residual = change.residual
         for norm in [*change.moved.values(), *change.dropped]:
             self._remove_call(norm)
-        self.dropped += [norm.module for norm in change.dropped if norm.module not in (None, *self.dropped)]
+        dropped = [norm.norm for norm in change.dropped]
+        self.dropped += [module for module in dropped if module not in self.dropped]
         for role, norm in change.moved.items():
-            assert norm.module is not None
-            self._wrap(residual, role, norm.module, None)
-            self.placed.append(norm.module)
-        made = [self._wrap(residual, role, None, change.primary) for role in change.made]
+            self._wrap(residual, role, change.primary, norm.norm)
+            self.placed.append(norm.norm)
+        made = [self._wrap(residual, role, change.primary) for role in change.made]
         return BlockChange(
             self._name(change.primary),
             type(residual.sum.sites[-1].module).__name__,
@@ -198,22 +110,20 @@ class Plan:
         )
 
     def _remove_call(self, norm: Event) -> None:
-        assert norm.module is not None
         if not norm.sites:
-            raise RefusedError(f"its {type(norm.module).__name__} is not called by a method of a module")
+            raise RefusedError(f"its {type(norm.norm).__name__} is not called by a method of a module")
         site = norm.sites[-1]
         method = self._method(site)
         if self._once("remove", site.expression):
-            method.remove_call(site.place, norm.module)
+            method.remove_call(site.place, norm.norm)
 
-    def _wrap(self, residual: Residual, role: str, norm: nn.Module | None, like: Event | None) -> str:
-        """Plan the call of a norm, of a new one if none is given; returns the name of the norm in the model."""
+    def _wrap(self, residual: Residual, role: str, like: Event, norm: nn.Module | None = None) -> str:
+        """Plan the call of a norm, of a new one like another if none is given; returns its name in the model."""
         site = self._input_site(residual) if role == "input" else residual.sum.sites[-1]
         method = self._method(site)
         if norm is None:
-            assert like is not None and like.module is not None
-            leaf = self.names[like.module].rpartition(".")[2]
-            local = self._add(site.module, f"{leaf}_{role}", like.module, role, site)
+            leaf = self.names[like.norm].rpartition(".")[2]
+            local = self._add(site.module, f"{leaf}_{role}", like.norm, role, site)
         else:
             local = self._local(site.module, norm)
         if role == "input":
@@ -307,8 +217,7 @@ class Plan:
             return self._remove_final(stack.final) if changes and stack.final is not None else None
         if stack.final is not None:
             return StackChange(self._name(stack.final), "final", "kept")
-        like = last.norms[0].module
-        assert like is not None
+        like = last.norms[0].norm
         place = self._old_place(stack)
         holder = self._torch_stack(last)
         if place is not None:
@@ -332,8 +241,7 @@ class Plan:
         return StackChange(name, "final", "added")
 
     def _name(self, norm: Event) -> str:
-        assert norm.module is not None
-        return self.names[norm.module]
+        return self.names[norm.norm]
 
     def _old_place(self, stack: Stack) -> nn.Module | None:
         """The module that an earlier change has left in place of the norm at the end."""
@@ -351,13 +259,12 @@ class Plan:
         return None
 
     def _remove_final(self, norm: Event) -> StackChange:
-        assert norm.module is not None
         name = self._name(norm)
         if self._added_before(norm):
             self._remove_call(norm)
-            self.dropped.append(norm.module)
+            self.dropped.append(norm.norm)
         else:
-            self.replaced.append((norm.module, EmptyPlace()))
+            self.replaced.append((norm.norm, EmptyPlace()))
         return StackChange(name, "final", "removed")
 
     def _added_before(self, norm: Event) -> bool:
@@ -371,9 +278,8 @@ class Plan:
         if stem is not None and self.to != "peri":
             if not self._added_before(stem):
                 return None
-            assert stem.module is not None
-            self._method(stem.sites[-1]).remove_first(stem.module)
-            self.dropped.append(stem.module)
+            self._method(stem.sites[-1]).remove_first(stem.norm)
+            self.dropped.append(stem.norm)
             return StackChange(self._name(stem), "stem", "removed")
         if self.to != "peri":
             return None
@@ -388,8 +294,7 @@ class Plan:
             raise RefusedError("the input of the stack is not an argument of its first block, to be normalized there")
         if sum(other.sum.sites[-1].expression == head.sum.sites[-1].expression for other in stack.residuals) > 1:
             raise RefusedError("the first block is called several times, so that its input cannot be normalized")
-        like = head.norms[0].module
-        assert like is not None
+        like = head.norms[0].norm
         local = self._add(site.module, STEM, like, STEM, site)
         self._method(site).normalize_first(names[0], local)
         return StackChange(self._full(site.module, local), "stem", "added")
@@ -423,26 +328,3 @@ class Plan:
         for norm in self.placed:
             undo.keep([*norm.parameters(), *norm.buffers()])
             reset(norm, self.known.get(norm))
-
-
-def like_this(norm: nn.Module, info: NormInfo) -> nn.Module:
-    """A new norm of the same class and size, with initial parameters and without hooks."""
-    new = copy.deepcopy(norm)
-    for module in new.modules():
-        for hooks in HOOKS:
-            if isinstance(vars(module).get(hooks), dict):
-                vars(module)[hooks].clear()
-    reset(new, info)
-    return new
-
-
-@torch.no_grad()
-def reset(norm: nn.Module, info: NormInfo | None) -> None:
-    """Give the parameters and statistics of a norm their initial values: weight 1, or what counts as 1, and bias 0."""
-    for module in norm.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-        elif module._parameters and info is not None:
-            for name, value in module._parameters.items():
-                if value is not None:
-                    value.fill_(1 - info.offset if name == "weight" else 0.0)

@@ -78,6 +78,12 @@ class Event:
     sizes: tuple[float, ...] = ()
 
     @property
+    def norm(self) -> nn.Module:
+        """The norm that was called."""
+        assert self.module is not None
+        return self.module
+
+    @property
     def values(self) -> list[int]:
         """The values that it reads, without parameters."""
         return [value for value in self.inputs if value is not None]

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from normkit.tools.model.refusal import Refusal
-from normkit.tools.replace_placement.residuals import Placement
+from normkit.tools.replace_placement.residuals import Found, Placement
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class BlockChange:
 
     name: str
     module: str
-    before: Placement
+    before: Found
     after: Placement
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()

@@ -13,7 +13,9 @@ from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import RefusedError
 from normkit.tools.replace_placement.record import Event, Pass, Record, Site
 
-Placement = Literal["pre", "post", "peri", "sandwich", "output", "none"]
+Placement = Literal["pre", "post", "peri", "sandwich"]
+Found = Literal["pre", "post", "peri", "sandwich", "output", "none"]
+"""Those that a model may have; "output" is that of OLMo 2, x + n(f(x))."""
 
 SCALES = {"mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "truediv", "__truediv__"}
 DROPS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
@@ -66,26 +68,6 @@ class Residual:
         """Its norms, the one that other placements move first."""
         return [norm for norm in (self.input_norm, self.after_sum, self.output_norm) if norm is not None]
 
-    def placement(self, stem: bool) -> Placement:
-        """Where its norms are; `stem` says whether the input of the stack is normalized.
-
-        Raises:
-            RefusedError: it has another combination of norms.
-        """
-        places = tuple(norm is not None for norm in (self.input_norm, self.output_norm, self.after_sum))
-        match places:
-            case (True, False, False):
-                return "pre"
-            case (False, False, True):
-                return "post"
-            case (True, True, False):
-                return "peri" if stem else "sandwich"
-            case (False, True, False):
-                return "output"
-            case (False, False, False):
-                return "none"
-        raise RefusedError("it has a norm of its sum, and others")
-
 
 @dataclass(eq=False)
 class Stack:
@@ -105,6 +87,26 @@ class Stack:
     def last(self) -> Residual:
         """The residual at the end."""
         return self.residuals[-1]
+
+    def placement(self, residual: Residual) -> Found:
+        """Where the norms of one of its blocks are.
+
+        Raises:
+            RefusedError: they are in another combination of places.
+        """
+        held = (residual.input_norm, residual.output_norm, residual.after_sum)
+        match tuple(norm is not None for norm in held):
+            case (True, False, False):
+                return "pre"
+            case (False, False, True):
+                return "post"
+            case (True, True, False):
+                return "sandwich" if self.stem is None else "peri"
+            case (False, True, False):
+                return "output"
+            case (False, False, False):
+                return "none"
+        raise RefusedError("it has a norm of its sum, and others")
 
     @property
     def size(self) -> float:

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import nn
 
 from normkit.errors import ArgumentError, StateError, nearest
-from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import Refusal, RefusedError
-from normkit.tools.model.tree import copy_of, module_places, norms
+from normkit.tools.model.tree import copy_of, module_places
 from normkit.tools.model.wrapped import refuse_wrapped
 from normkit.tools.replace_placement.calibrate import calibrated, scale, weight_and_bias
-from normkit.tools.replace_placement.plan import ADDED, ROLES, Plan, Undo
+from normkit.tools.replace_placement.norm_units import ADDED, norm_units
+from normkit.tools.replace_placement.plan import Plan
 from normkit.tools.replace_placement.record import Record, record
 from normkit.tools.replace_placement.report import PlacementReport
 from normkit.tools.replace_placement.residuals import Placement, Residual, Stack, check, stacks
+from normkit.tools.replace_placement.roles import ROLES
+from normkit.tools.replace_placement.undo import Undo
 
 M = TypeVar("M", bound=nn.Module)
 
-PLACEMENTS = tuple(ROLES)
+PLACEMENTS: tuple[Placement, ...] = tuple(ROLES)
 """The placements that a model can be changed to."""
 
 TORCH_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 """Their flag ``norm_first`` says whether they are pre-norm or post-norm."""
-
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def replace_placement(
@@ -137,8 +136,8 @@ class _Change:
         self._drop_uncalled(seen)
         gains, ends = self._calibrated(plan, seen, original, changed, chosen) if calibrate else ({}, {})
         blocks = [replace(row, gain=gains.get(place)) for place, row in plan.blocks.items()]
-        rows = [replace(row, gain=ends.get(index) if row.place == "final" else None) for index, row in plan.stacks]
-        return PlacementReport(self.to, tuple(blocks), tuple(rows), tuple(self.refusals))
+        ends_now = [replace(row, gain=ends.get(index) if row.place == "final" else None) for index, row in plan.stacks]
+        return PlacementReport(self.to, tuple(blocks), tuple(ends_now), tuple(self.refusals))
 
     def _flip(self) -> list[Any]:
         """Set the flag of torch's own layers; returns those that had the other one."""
@@ -183,7 +182,7 @@ class _Change:
         for residual, other in zip(found[index].residuals, old.residuals, strict=True):
             try:
                 check(seen, residual, self.known)
-                other.placement(old.stem)
+                old.placement(other)
             except RefusedError as reason:
                 reasons[residual] = str(reason)
         if reasons:
@@ -209,7 +208,7 @@ class _Change:
         allowed = {self.to, "peri"} if self.to == "sandwich" else {self.to}
         if counts[0] == counts[1]:
             stacks_now = [changed[index] for index in chosen]
-            placed = all(r.placement(stack.stem) in allowed for stack in stacks_now for r in stack.residuals)
+            placed = all(stack.placement(r) in allowed for stack in stacks_now for r in stack.residuals)
             if placed and (self.to == "post" or all(stack.final is not None for stack in stacks_now)):
                 return
         raise StateError(
@@ -261,18 +260,3 @@ class _Change:
                 names.remove(name)
             if ADDED in vars(module):
                 vars(module)[ADDED] = tuple(names)
-
-
-def norm_units(model: nn.Module) -> Iterator[tuple[nn.Module, NormInfo]]:
-    """The norms of a model; for a norm in a module that has no other parameters, that module."""
-    places = {place.module: place for place in module_places(model)}
-    for place, info in norms(model):
-        unit = place.module
-        own = {id(parameter) for parameter in unit.parameters()}
-        while own and len(places[unit].parents) == 1:
-            (holder, _), *_ = places[unit].parents
-            same = own == {id(parameter) for parameter in holder.parameters()}
-            if not same or holder is model or isinstance(holder, CONTAINERS):
-                break
-            unit = holder
-        yield unit, info

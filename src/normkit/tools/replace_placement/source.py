@@ -152,13 +152,13 @@ class MethodEdits:
         given = [*node.args, *(word.value for word in node.keywords)] if isinstance(node, ast.Call) else []
         if not given or isinstance(given[0], ast.Starred):
             raise RefusedError(f"{self._where()} does not pass a single tensor there")
-        return cast(ast.expr, given[0])
+        return given[0]
 
     def check_sum(self, place: Place) -> None:
         """Refuse a sum that is computed by other code than the expression itself."""
         self.operand(place, 1)
         node = self.node(place)
-        called = node.func.attr if isinstance(node, ast.Call) else ""
+        called = getattr(node.func, "attr", "a function") if isinstance(node, ast.Call) else ""
         if (called and called not in ("add", "add_")) or not (called or isinstance(node.op, ast.Add)):
             raise RefusedError(f"{self._where()} leaves its sum to {called or 'another operation'}")
 
@@ -179,8 +179,8 @@ class MethodEdits:
         if isinstance(node, ast.Attribute):
             return getattr(self._called(node.value), node.attr, None)
         if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-            held = self._called(node.value)
-            return held[node.slice.value] if isinstance(held, nn.ModuleList | nn.ModuleDict | nn.Sequential) else None
+            held, key = self._called(node.value), cast(Any, node.slice.value)
+            return held[key] if isinstance(held, (nn.ModuleList, nn.ModuleDict, nn.Sequential)) else None
         return None
 
     def wrap(self, node: Any, name: str) -> None:
@@ -194,16 +194,15 @@ class MethodEdits:
             RefusedError: they are not in statements of one block, so that the first one may not run.
         """
         if len(reads) == 1:
-            return self.wrap(reads[0], name)
+            self.wrap(reads[0], name)
+            return
         blocks = {id(self._block(read)) for read in reads}
         if len(blocks) > 1:
             raise RefusedError(f"{self._where()} reads the input of the branch in several blocks of code")
         self.walruses += 1
         variable = f"_normalized_{self.walruses}"
         self.changes.setdefault(reads[0], []).append(
-            lambda value: ast.NamedExpr(
-                ast.Name(variable, ast.Store()), ast.Call(self.reference(name), [value], [])
-            )
+            lambda value: ast.NamedExpr(ast.Name(variable, ast.Store()), ast.Call(self.reference(name), [value], []))
         )
         for read in reads[1:]:
             self.changes.setdefault(read, []).append(lambda value: ast.Name(variable, ast.Load()))
@@ -224,8 +223,11 @@ class MethodEdits:
             direct += [node.func.value] if isinstance(node.func, ast.Attribute) else []
         else:
             direct = [node.left, node.right] if isinstance(node, ast.BinOp) else [node.value]
-        found = [each for each in direct if isinstance(each, ast.Name) and each.id in names]
-        return found or [each for each in ast.walk(node) if isinstance(each, ast.Name) and each.id in names]
+        inside = [*ast.walk(node)]
+        found = [
+            [each for each in part if isinstance(each, ast.Name) and each.id in names] for part in (direct, inside)
+        ]
+        return [*(found[0] or found[1])]
 
     def normalize_first(self, variable: str, name: str) -> None:
         """Before all else, call a module on an argument of the method."""
@@ -306,7 +308,7 @@ def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
 
 def _loaded(target: ast.expr) -> ast.expr:
     """The value of a variable or attribute that is assigned to."""
-    return cast(ast.Expression, ast.parse(ast.unparse(target), mode="eval")).body
+    return ast.parse(ast.unparse(target), mode="eval").body
 
 
 class _Changer(ast.NodeTransformer):
@@ -318,10 +320,14 @@ class _Changer(ast.NodeTransformer):
     def visit(self, node: ast.AST) -> Any:
         changes: list[Change] = self.changes.get(node, [])
         self.generic_visit(node)
-        changed: Any = node
         if isinstance(node, ast.AugAssign) and (changes or node in self.targets):
             left = self.visit(self.targets.get(node, _loaded(node.target)))
             changed = ast.BinOp(left, node.op, node.value)
+            return ast.Assign([node.target], self._applied(changes, changed))
+        return self._applied(changes, node)
+
+    @staticmethod
+    def _applied(changes: list[Change], node: Any) -> Any:
         for change in changes:
-            changed = change(changed)
-        return changed if changed is node or isinstance(node, ast.expr) else ast.Assign([node.target], changed)
+            node = change(node)
+        return node
