@@ -141,9 +141,9 @@ class Plan:
 
     def _local(self, holder: nn.Module, norm: nn.Module) -> str:
         """The name of a norm inside the module that is to call it."""
-        for name, module in holder.named_modules():
-            if module is norm:
-                return name
+        names: list[str] = [name for name, module in holder.named_modules() if module is norm]
+        if names:
+            return names[0]
         raise RefusedError(
             f"its {type(norm).__name__} is not part of {type(holder).__name__}, which would have to call it"
         )
@@ -199,11 +199,10 @@ class Plan:
         else:
             here = place_in(end, site.frame)
             assert here is not None
-            direct = isinstance(end, Event) and end.sites[-1] is here
-            if direct:
-                assert isinstance(end, Event)
+            if isinstance(end, Event) and end.sites[-1] is here:
                 index = next(i for i, value in enumerate(end.inputs) if value is not None)
-                target = method.operand(here.place, index)
+                names = {name for name, value in here.names.items() if value == end.values[0]}
+                target = method.scaled(here.place, index, len(end.inputs), names)
             else:
                 target = method.argument(here.place)
         if self._once("output", site.expression):

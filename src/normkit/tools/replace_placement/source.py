@@ -10,7 +10,7 @@ import ast
 import hashlib
 import inspect
 import linecache
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import CodeType, FunctionType
 from typing import Any, ClassVar, cast
 
@@ -145,6 +145,27 @@ class MethodEdits:
             if len(operands) == 2:
                 return operands[index]
         raise RefusedError(f"{self._where()} adds or scales in a way that is not understood")
+
+    def scaled(self, place: Place, index: int, tensors: int, names: Collection[str]) -> ast.expr:
+        """What a product multiplies by a number or a parameter.
+
+        Args:
+            place: of the product.
+            index: of the value among the tensors that it reads.
+            tensors: how many these are; of a product with a number torch does not say which operand came first.
+            names: variables with that value.
+        """
+        node = self.node(place)
+        if tensors > 1 or not isinstance(node, ast.BinOp):
+            return self.operand(place, index)
+        found = [
+            side
+            for side in (node.left, node.right)
+            if isinstance(side, ast.Call | ast.BinOp) or (isinstance(side, ast.Name) and side.id in names)
+        ]
+        if len(found) != 1:
+            raise RefusedError(f"{self._where()} scales its branch in a way that is not understood")
+        return found[0]
 
     def argument(self, place: Place) -> ast.expr:
         """The first argument of the call at a place."""
