@@ -270,6 +270,40 @@ class TwoReaders(nn.Module):
         return x + self.second(h)
 
 
+class Parallel(nn.Module):
+    """As in GPT-NeoX."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2, self.first, self.second = (
+            nn.LayerNorm(4),
+            nn.LayerNorm(4),
+            nn.Linear(4, 4),
+            nn.Linear(4, 4),
+        )
+
+    def forward(self, x):
+        return x + self.first(self.norm1(x)) * self.second(self.norm2(x))
+
+
+class LongSkip(nn.Module):
+    """Two blocks, and a sum of both, as in a U-Net."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2, self.first, self.second = (
+            nn.LayerNorm(4),
+            nn.LayerNorm(4),
+            nn.Linear(4, 4),
+            nn.Linear(4, 4),
+        )
+
+    def forward(self, x):
+        y = x + self.first(self.norm1(x))
+        z = y + self.second(self.norm2(y))
+        return torch.relu(z + y)
+
+
 class Unnormed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -295,9 +329,11 @@ class InSequence(nn.Module):
         (Inside, r"its norm \(LayerNorm\) is inside the branch, after another layer"),
         (
             PreActivation,
-            r"further norms over channels \(BatchNorm1d\) between its layers, as in a pre-activation ResNet",
+            r"further norms over channels \(BatchNorm1d\) between its layers, as in a ResNet",
         ),
         (TwoReaders, r"its norm is read outside of the branch too, by linear\(\)"),
+        (Parallel, "it has parallel branches, each with a norm of its input"),
+        (LongSkip, r"its input is read outside of the branch too, by add\(\)"),
         (Unnormed, "it has no norm"),
         (InSequence, "Sequential.forward does not call its LayerNorm by name"),
     ],
@@ -319,6 +355,25 @@ def test_a_model_without_residual_blocks():
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     _, report = normkit.replace_placement(model, "post", example=torch.randn(2, 4))
     assert str(report) == "no residual block was found"
+
+
+class Pooling(Pre):
+    """The first branch has no parameters but those of its norm, as in PoolFormer."""
+
+    def forward(self, x):
+        x = x + self.norm1(x).mean(1, keepdim=True).expand_as(x)
+        return x + self.mlp(self.norm2(x))
+
+
+def test_a_branch_without_layers_is_a_block_too():
+    torch.manual_seed(0)
+    new, report = normkit.replace_placement(Net(Pooling).double(), "post", example=X)
+    assert [row.gain is None for row in report.blocks] == [True, False] * 2
+    y = randomised(new).eval().embed(X)
+    for block in new.blocks:
+        y = block.norm1(y + y.mean(1, keepdim=True))
+        y = block.norm2(y + block.mlp(y))
+    close(new(X), new.head(y))
 
 
 class OnlyInEvaluation(Pre):

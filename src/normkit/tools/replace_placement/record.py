@@ -25,6 +25,10 @@ from normkit.tools.model.graph.recorder import Arguments, Function, Recorder, na
 Place = tuple[int | None, int | None, int | None, int | None]
 """First line, last line, first column and last column of an expression."""
 
+AS = {"expand_as", "view_as", "reshape_as", "type_as"}
+LIKE = {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like"}
+"""The functions that read shape and dtype of their last tensor, and not its values."""
+
 SUMS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 
 
@@ -61,7 +65,8 @@ class Event:
         index: position in the order of calls.
         name: of the function, or "norm".
         module: the norm; None for a function.
-        inputs: numbers of the values of its input tensors; None for a parameter.
+        inputs: numbers of the values of its input tensors; None for a parameter, and for what is computed from
+            parameters alone.
         parameters: its inputs that are parameters.
         outputs: numbers of the values that it made.
         sites: the methods that were running, the outermost first.
@@ -85,7 +90,7 @@ class Event:
 
     @property
     def values(self) -> list[int]:
-        """The values that it reads, without parameters."""
+        """The values that it reads and that are not computed from parameters alone."""
         return [value for value in self.inputs if value is not None]
 
 
@@ -122,7 +127,8 @@ class _EventRecorder(Recorder):
         self.result = Record()
         self.methods = _methods(model)
         self.numbers: Any = WeakIdKeyDictionary()
-        self.count = 0
+        self.count = 0  # numbers begin with 1
+        self.constants: set[int] = set()
         self.inside = 0
         self.frames: dict[FrameType, int] = {}
         self.places: dict[CodeType, list[Place]] = {}
@@ -139,6 +145,8 @@ class _EventRecorder(Recorder):
     def renew(self, tensor: Tensor) -> int:
         self.count += 1
         self.numbers[tensor] = self.count
+        if isinstance(tensor, nn.Parameter):
+            self.constants.add(self.count)
         return self.count
 
     def sites(self) -> tuple[Site, ...]:
@@ -216,9 +224,12 @@ class _EventRecorder(Recorder):
     ) -> None:
         """Add an event, after its call."""
         sites = self.sites()
-        inputs = tuple(None if isinstance(tensor, nn.Parameter) else self.number(tensor) for tensor in tensors)
+        tensors = tensors[:-1] if name in AS | LIKE else tensors
+        inputs = tuple(None if self.number(each) in self.constants else self.number(each) for each in tensors)
         parameters = tuple(tensor for tensor in tensors if isinstance(tensor, nn.Parameter))
         made = tuple(self.renew(output) for output in outputs)
+        if inputs and not any(inputs):
+            self.constants.update(made)
         event = Event(len(self.result.events), name, module, inputs, parameters, made, sites, sizes)
         self.result.events.append(event)
         for value in made:

@@ -118,8 +118,9 @@ class Stack:
 def stacks(record: Record) -> list[Stack]:
     """All stacks of residual blocks, in the order of their first sums.
 
-    A sum counts if one operand, the branch, is computed from the other one, and if it has a layer: an approximation
-    of GELU adds to x what it computes from x, too. A sum around other residual blocks does not count.
+    A sum counts if one operand, the branch, is computed from the other one, and if it has a layer, or a norm is in
+    it or after it: an approximation of GELU adds to x what it computes from x, too. A sum around other residual blocks
+    does not count.
     """
     found: list[Residual] = []
     sums: set[Event] = set()
@@ -152,7 +153,8 @@ def _residual(record: Record, event: Event) -> Residual | None:
     for operand in (0, 1):
         branch, skip = event.values[operand], event.values[1 - operand]
         inner = _between(record, skip, branch)
-        if inner and any(_is_layer(each) for each in inner):
+        normalized = _only_norm(record, event.outputs[0]) is not None
+        if inner and (normalized or any(each.name == "norm" or _is_layer(each) for each in inner)):
             entries = [each for each in record.readers[skip] if each in inner]
             return Residual(event, skip, branch, operand, entries, sorted(inner, key=lambda each: each.index))
     return None
@@ -262,6 +264,8 @@ def check(record: Record, residual: Residual, known: Mapping[nn.Module, NormInfo
     inside = [each for each in residual.inner if each.name == "norm" and each not in residual.norms]
     names = {event.module: type(event.module).__name__ for event in inside if event.module is not None}
     if not residual.norms:
+        if sum(each.name == "norm" for each in residual.entries) > 1:
+            raise RefusedError("it has parallel branches, each with a norm of its input")
         if names:
             raise RefusedError(
                 f"its norm ({', '.join(dict.fromkeys(names.values()))}) is inside the branch, after another layer"
@@ -270,13 +274,17 @@ def check(record: Record, residual: Residual, known: Mapping[nn.Module, NormInfo
     channels = [module for module in names if known[module].axis == "first"]
     if channels:
         raise RefusedError(
-            f"its branch has further norms over channels ({names[channels[0]]}) between its layers, as in a "
-            "pre-activation ResNet: the placement is not that of one norm"
+            f"its branch has further norms over channels ({names[channels[0]]}) between its layers, as in a ResNet: "
+            "the placement is not that of one norm"
         )
     if residual.input_norm is not None:
         _check_readers(record, residual.input_norm.outputs[0], residual.inner, "its norm")
     if residual.before is not None:
         _check_readers(record, residual.skip, [*residual.entries, residual.sum], "its input")
+    if residual.last:
+        end = residual.sum if residual.after_sum is None else residual.after_sum
+        if any(event.sizes and len(event.values) == 2 for event in record.readers.get(end.outputs[0], [])):
+            raise RefusedError("its sum is added to something that is not computed from it alone")
     for norm in residual.norms:
         info = known[norm.module] if norm.module is not None else NormInfo()
         if info.kind is None and info.base is None:
