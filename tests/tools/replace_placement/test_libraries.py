@@ -114,8 +114,15 @@ FROM = {"gpt2": "pre", "bert": "post", "llama": "pre", "olmo2": "output", "gemma
 MADE = {"gpt2": gpt2, "bert": bert, "llama": llama, "olmo2": olmo2, "gemma3": gemma3}
 
 
-@pytest.mark.parametrize("to", ["pre", "post", "peri", "sandwich"])
-@pytest.mark.parametrize("name", FROM)
+USUAL = {("gpt2", "post"), ("bert", "pre"), ("llama", "peri"), ("gemma3", "pre"), ("olmo2", "sandwich")}
+CASES = [
+    pytest.param(name, to, marks=() if (name, to) in USUAL else pytest.mark.slow)
+    for name in FROM
+    for to in ("pre", "post", "peri", "sandwich")
+]
+
+
+@pytest.mark.parametrize(("name", "to"), CASES)
 def test_transformers(name, to):
     model = MADE[name]()
     new, report = normkit.replace_placement(model, to, example={"input_ids": IDS})
@@ -132,7 +139,7 @@ def test_transformers(name, to):
     assert type(new).__name__ == type(model).__name__
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("gpt2", marks=pytest.mark.slow), "gemma3"])
 def test_hidden_states_caches_and_checkpointing_of_transformers_work_after_it(name):
     new, _ = normkit.replace_placement(MADE[name](), "post", example={"input_ids": IDS})
     out = new(IDS, use_cache=True, output_hidden_states=True)
@@ -147,8 +154,13 @@ def test_hidden_states_caches_and_checkpointing_of_transformers_work_after_it(na
         torch.testing.assert_close(new(IDS, use_cache=False).last_hidden_state, y)
 
 
+def of_timm():
+    zoo._torchvision()
+    return pytest.importorskip("timm")
+
+
 def vit():
-    timm = pytest.importorskip("timm")
+    timm = of_timm()
     torch.manual_seed(0)
     sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
     model = timm.models.VisionTransformer(**sizes, init_values=0.5, drop_path_rate=0.2)
@@ -260,9 +272,8 @@ def test_encoder_and_decoder_of_torch():
     ],
 )
 def test_convolutional_networks_stay(make, reason):
-    timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    model = make(timm).eval()
+    model = make(of_timm()).eval()
     x = torch.randn(2, 3, 32, 32)
     new, report = normkit.replace_placement(model, "post", example=x)
     assert reason in str(report)

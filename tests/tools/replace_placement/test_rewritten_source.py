@@ -4,8 +4,6 @@ import functools
 import inspect
 import math
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -220,15 +218,41 @@ def test_refused_forms(block, reason):
 
 def test_code_without_source_is_refused():
     code = """
-import torch, normkit
-from torch import nn
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.norm, self.layer = nn.LayerNorm(4), nn.Linear(4, 4)
+class Unread(Block):
     def forward(self, x):
-        return x + self.layer(self.norm(x))
-print(normkit.replace_placement(Block(), "post", example=torch.randn(2, 4))[1])
+        return x + self.mlp(self.norm1(x))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "norm: Block stays, the source of Block.forward cannot be read: define the class in a file" in done.stdout
+    made = {"Block": Block, "__name__": __name__}
+    exec(code, made)
+    torch.manual_seed(0)
+    _, report = normkit.replace_placement(Net(made["Unread"]).double(), "post", example=X)
+    assert "the source of Unread.forward cannot be read: define the class in a file" in str(report)
+
+
+class ReadTwice(Block):
+    """The input of the branch is read first by what runs last."""
+
+    def forward(self, x):
+        x = self.norm1(x + self.mix(x, self.mlp(x)))
+        return self.norm2(x + self.mlp(x))
+
+    def mix(self, x, y):
+        return self.mixer(x) + y
+
+
+def test_an_input_that_is_read_twice_is_normalized_once():
+    torch.manual_seed(0)
+    new, report = normkit.replace_placement(Net(ReadTwice, final=False).double(), "pre", example=X)
+    assert not report.refusals
+    y = randomised(new).eval().embed(X)
+    for block in new.blocks:
+        h = block.norm1(y)
+        y = y + (block.mixer(h) + block.mlp(h))
+        y = y + block.mlp(block.norm2(y))
+    y = new.head(new.blocks[-1].final_norm(y))
+    # Float64, the same operations.
+    torch.testing.assert_close(new(X), y, rtol=1e-12, atol=1e-12)
+    calls = []
+    new.blocks[0].norm1.register_forward_hook(lambda *_: calls.append(1))
+    new(X)
+    assert len(calls) == 1

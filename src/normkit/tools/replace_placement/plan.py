@@ -262,6 +262,8 @@ class Plan:
         if self._added_before(norm):
             self._remove_call(norm)
             self.dropped.append(norm.norm)
+        elif sum(event.module is norm.module for event in self.record.events) > 1:
+            raise RefusedError("the norm at the end is called elsewhere too, so that it cannot be removed")
         else:
             self.replaced.append((norm.norm, EmptyPlace()))
         return StackChange(name, "final", "removed")

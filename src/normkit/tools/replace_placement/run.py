@@ -162,18 +162,17 @@ class _Change:
             if not reasons:
                 chosen.append(index)
                 continue
-            for layer in flipped:
-                if any(site.module is layer for residual in stack.residuals for site in residual.sum.sites):
-                    layer.norm_first = not layer.norm_first
             for residual in stack.residuals:
                 name, kind = self._named(residual)
                 self.refusals.append(Refusal(name, kind, reasons.get(residual, "another block of its stack stays")))
         plan = Plan(self.model, self.known, seen, self.to)
         for index in chosen:
             plan.decide(index, found, original[index])
-        for residual in (r for index in chosen for r in found[index].residuals):
-            if any(site.module in flipped for site in residual.sum.sites):
-                plan.placed += [norm.module for norm in residual.norms if norm.module is not None]
+        for layer in flipped:
+            sums = [r for i in chosen for r in found[i].residuals if any(s.module is layer for s in r.sum.sites)]
+            plan.placed += [norm.norm for residual in sums for norm in residual.norms]
+            if not sums:
+                layer.norm_first = not layer.norm_first
         return plan, chosen
 
     def _reasons(self, seen: Record, found: list[Stack], index: int, old: Stack) -> dict[Residual, str]:

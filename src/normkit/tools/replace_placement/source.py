@@ -209,7 +209,7 @@ class MethodEdits:
         self.changes.setdefault(node, []).append(lambda value: ast.Call(self.reference(name), [value], []))
 
     def wrap_reads(self, reads: list[ast.expr], name: str) -> None:
-        """The same for several expressions with one value, in the order in which they run; the module is called once.
+        """The same for several expressions with one value; the module is called once.
 
         Raises:
             RefusedError: they are not in statements of one block, so that the first one may not run.
@@ -217,6 +217,8 @@ class MethodEdits:
         if len(reads) == 1:
             self.wrap(reads[0], name)
             return
+        # Python evaluates operands and arguments from the left to the right.
+        reads = sorted(reads, key=lambda read: (read.lineno, read.col_offset))
         blocks = {id(self._block(read)) for read in reads}
         if len(blocks) > 1:
             raise RefusedError(f"{self._where()} reads the input of the branch in several blocks of code")
