@@ -93,6 +93,18 @@ class LongSkip(nn.Module):
         return torch.relu(z + y)
 
 
+class AddedTo(nn.Module):
+    """The sum is added to another layer's output."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.first, self.second = nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = torch.tanh(x)
+        return self.second(x) + (x + self.first(self.norm(x)))
+
+
 class Unnormed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -123,6 +135,7 @@ class InSequence(nn.Module):
         (TwoReaders, r"its norm is read outside of the branch too, by linear\(\)"),
         (Parallel, "it has parallel branches, each with a norm of its input"),
         (LongSkip, r"its input is read outside of the branch too, by add\(\)"),
+        (AddedTo, "its sum is added to something that is not computed from it alone"),
         (Unnormed, "it has no norm"),
         (InSequence, "Sequential.forward does not call its LayerNorm by name"),
     ],

@@ -262,7 +262,7 @@ def check(record: Record, residual: Residual, known: Mapping[nn.Module, NormInfo
         RefusedError: with the reason.
     """
     inside = [each for each in residual.inner if each.name == "norm" and each not in residual.norms]
-    names = {event.module: type(event.module).__name__ for event in inside if event.module is not None}
+    names = {event.norm: type(event.norm).__name__ for event in inside}
     if not residual.norms:
         if sum(each.name == "norm" for each in residual.entries) > 1:
             raise RefusedError("it has parallel branches, each with a norm of its input")
@@ -286,7 +286,7 @@ def check(record: Record, residual: Residual, known: Mapping[nn.Module, NormInfo
         if any(event.sizes and len(event.values) == 2 for event in record.readers.get(end.outputs[0], [])):
             raise RefusedError("its sum is added to something that is not computed from it alone")
     for norm in residual.norms:
-        info = known[norm.module] if norm.module is not None else NormInfo()
+        info = known[norm.norm]
         if info.kind is None and info.base is None:
             raise RefusedError(f"its norm is not understood: {info.reason}")
         if len(norm.values) != 1 or len(norm.outputs) != 1:
