@@ -12,13 +12,20 @@ from html import escape
 from typing import Literal
 
 from normkit import catalog
-from normkit.tools.replace_placement import PLACEMENTS
 
 Point = tuple[float, float]
 MARKERS = {"none": "circle", "unchanged": "ring"}
 MARKERS |= {method.name: method.mark.shape for method in catalog.METHODS if method.mark}
-MARKERS |= {f"{name}:{placement}": shape for name, shape in MARKERS.items() for placement in PLACEMENTS}
 """A shape for each method in addition to its colour, for readers who cannot distinguish the colours."""
+
+
+def shape_of(variant: str) -> str:
+    """The shape of a method; all its placements have it.
+
+    >>> shape_of("unchanged:post")
+    'ring'
+    """
+    return MARKERS[variant.partition(":")[0]]
 
 
 @dataclass(frozen=True)
