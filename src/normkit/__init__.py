@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from normkit.tools.insert import insert as insert
     from normkit.tools.param_groups import param_groups as param_groups
     from normkit.tools.recalibrate import recalibrate as recalibrate
+    from normkit.tools.replace_placement import replace_placement as replace_placement
     from normkit.tools.to_rms_norm import to_rms_norm as to_rms_norm
     from normkit.tools.watch import watch as watch
 
@@ -106,6 +107,7 @@ _NAMES = {
     "normkit.tools.finish": "finish",
     "normkit.tools.insert": "insert",
     "normkit.tools.to_rms_norm": "to_rms_norm",
+    "normkit.tools.replace_placement": "replace_placement",
     "normkit.tools.watch": "watch",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}

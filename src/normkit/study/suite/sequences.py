@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import normkit
 from normkit.study.suite.networks import norm_of, with_norm_of_weights
+from normkit.tools.replace_placement import PLACEMENTS, replace_placement
 
 
 class Recurrent(nn.Module):
@@ -154,5 +155,12 @@ def characters(variant: str, seed: int, *, width: int, steps: int, classes: int 
 
 
 def transformer(variant: str, seed: int, *, width: int, depth: int, steps: int, classes: int = 96) -> nn.Module:
-    """A `Transformer` of a variant."""
-    return Transformer(variant, seed, width=width, depth=depth, heads=4, steps=steps, classes=classes)
+    """A `Transformer` of a variant; an option such as ``layer_norm:post`` is a placement of its norms."""
+    method, _, option = variant.partition(":")
+    placement = next((name for name in PLACEMENTS if name == option), None)
+    sizes = {"width": width, "depth": depth, "heads": 4, "steps": steps, "classes": classes}
+    model = Transformer(method if placement else variant, seed, **sizes)
+    if placement is not None:
+        example = torch.zeros(2, steps, dtype=torch.long)
+        replace_placement(model, placement, example=example, calibrate=False, inplace=True, strict=True)
+    return model

@@ -17,6 +17,7 @@ from normkit.tools.convert import convert
 from normkit.tools.insert import insert
 from normkit.tools.model.call import observe
 from normkit.tools.model.tree import LAYERS, module_places, norms, replace
+from normkit.tools.replace_placement import PLACEMENTS, replace_placement
 
 OF_LAYERS = tuple(method.name for method in catalog.METHODS if method.insertable and not method.of_weights)
 OF_WEIGHTS = tuple(method.name for method in catalog.METHODS if method.of_weights)
@@ -25,23 +26,30 @@ KNOWN = ("none", "unchanged", *(method.name for method in catalog.METHODS if met
 
 
 def method_name(name: str) -> str:
-    """The name of a method that can be applied to a model, from a name or alias.
+    """The name of a method that can be applied to a model, from a name or alias; a placement may follow.
 
-    >>> method_name("BN"), method_name("none")
-    ('batch_norm', 'none')
+    >>> method_name("BN"), method_name("none"), method_name("LN:post")
+    ('batch_norm', 'none', 'layer_norm:post')
     """
-    found = name if name in ("none", "unchanged") else catalog.find(name).name
+    method, colon, placement = name.partition(":")
+    found = method if method in ("none", "unchanged") else catalog.find(method).name
     if found not in KNOWN:
         raise ArgumentError(f"compare trains {', '.join(KNOWN)}, got {name!r}: {nearest(found, KNOWN)}")
-    return found
+    if colon and (found in ("none", *OF_WEIGHTS) or placement not in PLACEMENTS):
+        raise ArgumentError(
+            f"after a colon compare accepts a placement ({', '.join(PLACEMENTS)}) of norms of activations, "
+            f"got {name!r}: write layer_norm:post, say"
+        )
+    return found + colon + placement
 
 
-def applied(model: nn.Module, method: str, example: Any) -> nn.Module:
-    """Apply a method to a model; its other weights are not changed.
+def applied(model: nn.Module, variant: str, example: Any) -> nn.Module:
+    """Apply a method, and a placement if one is named, to a model; its other weights are not changed.
 
     Args:
         model: a new model; it is changed in place.
-        method: "unchanged", "none" or a name from the catalog.
+        variant: "unchanged", "none" or a name from the catalog; with ``:post``, ``:pre``, ``:peri`` or ``:sandwich``
+            the norms of residual blocks are placed there (`normkit.replace_placement`, without calibration).
         example: some inputs, which give the shapes inside the model.
 
     Raises:
@@ -52,6 +60,23 @@ def applied(model: nn.Module, method: str, example: Any) -> nn.Module:
     >>> applied(model, "group_norm", torch.zeros(2, 1, 8, 8))[0].norm
     GroupNorm(2, 4, eps=1e-05, affine=True, bias=True)
     """
+    method, _, placement = variant.partition(":")
+    model = _with_method(model, method, example)
+    return _placed(model, placement, example) if placement else model
+
+
+def _placed(model: nn.Module, placement: Any, example: Any) -> nn.Module:
+    model, report = replace_placement(model, placement, example=example, calibrate=False, inplace=True)
+    if report.refusals or not report.blocks:
+        reasons = "; ".join(str(row) for row in report.refusals[:5]) or str(report)
+        raise ArgumentError(
+            f"{placement} must be possible for all residual blocks of the model, but it is not ({reasons}): leave this "
+            "variant out"
+        )
+    return model
+
+
+def _with_method(model: nn.Module, method: str, example: Any) -> nn.Module:
     if method == "unchanged":
         return model
     if method == "revin":

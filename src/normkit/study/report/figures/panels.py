@@ -9,7 +9,7 @@ from normkit.study.analysis.cells import Cell
 from normkit.study.analysis.results import Results
 from normkit.study.analysis.stats import Interval
 from normkit.study.report.figures.curves import Curve, mean_curve
-from normkit.study.report.figures.plot import MARKERS, Plot, Scale, around, marker
+from normkit.study.report.figures.plot import Plot, Scale, around, marker, shape_of
 from normkit.study.report.writing import formatting
 from normkit.study.report.writing.texts import say
 
@@ -23,8 +23,8 @@ def colour(method: str) -> str:
 
 
 def variable(method: str) -> str:
-    """The name of that variable."""
-    return f"--{method.replace('_', '-')}"
+    """The name of that variable; all placements of a method have one colour."""
+    return f"--{method.partition(':')[0].replace('_', '-')}"
 
 
 def errors(found: Results, size: int, lang: str) -> str | None:
@@ -49,7 +49,7 @@ def errors(found: Results, size: int, lang: str) -> str | None:
         _whisker(plot, cell.method, interval, row - 0.08)
         value, spread = formatting.error(interval, found.metric, lang)
         title = f"{formatting.title(cell.method, lang)}: {value} ({spread})"
-        plot.mark((interval.value, row - 0.08), MARKERS[cell.method], colour(cell.method), cell.method, title=title)
+        plot.mark((interval.value, row - 0.08), shape_of(cell.method), colour(cell.method), cell.method, title=title)
     return plot.svg(say("alt.errors", lang, size=size, metric=found.metric.label("test").to(lang)))
 
 
@@ -122,7 +122,7 @@ def batch_sizes(found: Results, lang: str) -> str | None:
         plot.line([(x, i.value) for x, i in points], colour(method), method)
         for x, interval in points:
             plot.segment((x, max(interval.low, low)), (x, min(interval.high, high)), colour(method), method)
-            plot.mark((x, interval.value), MARKERS[method], colour(method), method)
+            plot.mark((x, interval.value), shape_of(method), colour(method), method)
     return plot.svg(say("alt.sizes", lang, metric=found.metric.label("test").to(lang)))
 
 
@@ -148,7 +148,7 @@ def rates(found: Results, size: int, lang: str) -> str | None:
         points, css = tried[cell.method], colour(cell.method)
         plot.line([(rate, value) for rate, (value, _) in points.items()], css, cell.method)
         for rate, (value, trained) in points.items():
-            plot.mark((rate, value), MARKERS[cell.method] if trained else "cross", css, cell.method, size=3.4)
+            plot.mark((rate, value), shape_of(cell.method) if trained else "cross", css, cell.method, size=3.4)
             if rate == cell.rate:
                 plot.mark((rate, value), "ring", css, cell.method, size=9)
     return plot.svg(say("alt.rates", lang, size=size, metric=found.metric.label("validation").to(lang)))
@@ -166,7 +166,7 @@ def gaps(found: Results, size: int, lang: str) -> str | None:
     for row, cell in enumerate(shown):
         assert cell.gap is not None
         _whisker(plot, cell.method, cell.gap, row)
-        plot.mark((cell.gap.value, row), MARKERS[cell.method], colour(cell.method), cell.method)
+        plot.mark((cell.gap.value, row), shape_of(cell.method), colour(cell.method), cell.method)
     return plot.svg(say("alt.gaps", lang, size=size))
 
 
@@ -189,7 +189,7 @@ def times(found: Results, size: int, lang: str) -> str | None:
         inside = [(v, row + 0.26) for v in ratios[cell.method] if max(0.0, low) <= v <= high]
         plot.dots(inside, css, cell.method, radius=1.6)
         _whisker(plot, cell.method, interval, row - 0.08)
-        plot.mark((interval.value, row - 0.08), MARKERS[cell.method], css, cell.method)
+        plot.mark((interval.value, row - 0.08), shape_of(cell.method), css, cell.method)
     return plot.svg(say("alt.times", lang, size=size))
 
 
@@ -213,7 +213,7 @@ def swatch(method: str) -> str:
     """The line and marker of a method, for a legend."""
     return (
         f'<svg class="swatch" viewBox="0 0 28 14" aria-hidden="true" style="color:{colour(method)}">'
-        f'<path class="mo" d="M1 7H27"/>{marker(14, 7, MARKERS[method], 4.6)}</svg>'
+        f'<path class="mo" d="M1 7H27"/>{marker(14, 7, shape_of(method), 4.6)}</svg>'
     )
 
 

@@ -19,6 +19,15 @@ MARKERS |= {method.name: method.mark.shape for method in catalog.METHODS if meth
 """A shape for each method in addition to its colour, for readers who cannot distinguish the colours."""
 
 
+def shape_of(variant: str) -> str:
+    """The shape of a method; all its placements have it.
+
+    >>> shape_of("unchanged:post")
+    'ring'
+    """
+    return MARKERS[variant.partition(":")[0]]
+
+
 @dataclass(frozen=True)
 class Scale:
     """Converts values to units of the picture; a log scale has positive values only."""

@@ -11,7 +11,7 @@ from normkit.study.analysis.results import Results
 from normkit.study.analysis.stats import Interval
 from normkit.study.report.figures.curves import mean_curve
 from normkit.study.report.figures.panels import WIDTH, colour, curve_plot
-from normkit.study.report.figures.plot import MARKERS, Plot, Scale, around
+from normkit.study.report.figures.plot import MARKERS, Plot, Scale, around, shape_of
 from normkit.study.report.writing import formatting
 from normkit.study.report.writing.texts import say
 from normkit.study.task import embedded
@@ -39,7 +39,7 @@ def strip(found: Results, cell: Cell, lang: str) -> str:
     css = colour(cell.method)
     plot.dots([(run.test_error, 0.74) for run in cell.runs if run.test_error is not None], css, radius=1.7)
     plot.segment((cell.error.low, 0.34), (cell.error.high, 0.34), css)
-    plot.mark((cell.error.value, 0.34), MARKERS[cell.method], css, size=3.4)
+    plot.mark((cell.error.value, 0.34), shape_of(cell.method), css, size=3.4)
     value, spread = formatting.error(cell.error, found.metric, lang)
     label = say(
         "alt.strip",

@@ -35,6 +35,7 @@ def row(found: Results, method: str, lang: str) -> dict[str, Any]:
         "measured": [measured(found, cell, lang) for cell in cells],
         "sort": first if math.isfinite(first) else "",
     }
+    method, _, _ = method.partition(":")
     if method in ("none", "unchanged"):
         return common | {
             "cube": None,

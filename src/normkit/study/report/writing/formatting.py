@@ -14,15 +14,23 @@ from normkit.study.training.trial import Options
 __all__ = ["MISSING", "span"]
 
 _OTHERS = {"none": catalog.Text("No norm", "不归一化"), "unchanged": catalog.Text("As it is", "原样")}
+_PLACEMENTS = {
+    "pre": catalog.Text(" (pre-norm)", "（前置）"),
+    "post": catalog.Text(" (post-norm)", "（后置）"),
+    "peri": catalog.Text(" (peri-norm)", "（前后及嵌入）"),
+    "sandwich": catalog.Text(" (sandwich)", "（前后）"),
+}
 
 
 def title(method: str, lang: str = "en") -> str:
-    """The name of a method in a table.
+    """The name of a method in a table, with its placement if that is part of the variant.
 
-    >>> title("none"), title("none", "zh")
-    ('No norm', '不归一化')
+    >>> title("none"), title("none", "zh"), title("layer_norm:post")
+    ('No norm', '不归一化', 'Layer norm (post-norm)')
     """
-    return (_OTHERS[method] if method in _OTHERS else catalog.find(method).title).to(lang)
+    method, _, placement = method.partition(":")
+    where = _PLACEMENTS[placement].to(lang) if placement else ""
+    return (_OTHERS[method] if method in _OTHERS else catalog.find(method).title).to(lang) + where
 
 
 def inline(method: str, lang: str = "en") -> str:
