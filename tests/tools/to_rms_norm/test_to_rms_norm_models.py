@@ -102,6 +102,11 @@ def test_a_tied_embedding_is_refused_or_becomes_a_copy():
     weight = model.transformer.wte.weight.detach().double()
     expected = (weight - weight.mean(1, keepdim=True)).float()
     torch.testing.assert_close(converted.transformer.wte.weight.detach(), expected)
+    # transformers does not tie them again, and fold finds them apart.
+    converted.tie_weights()
+    assert converted.transformer.wte.weight is not converted.lm_head.weight
+    assert not normkit.fold(converted, x)[1].refusals
+    assert normkit.fold(model, x)[1].refusals
 
 
 def test_a_copy_that_would_not_help_is_not_made():

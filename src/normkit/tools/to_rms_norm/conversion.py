@@ -14,6 +14,7 @@ from normkit.errors import ArgumentError
 from normkit.evaluation import keeping_modes
 from normkit.tools.convert.report import as_text
 from normkit.tools.fold.check import coarsest, compared, distance, same_draws
+from normkit.tools.fold.ties import MAPPING, SWITCH
 from normkit.tools.model.call import call_on_example
 from normkit.tools.model.graph.values import record_values
 from normkit.tools.model.refusal import Refusal, RefusedError
@@ -192,13 +193,21 @@ def _check_outputs(model: nn.Module, outputs: list[Tensor]) -> None:
 
 
 def _note_in_config(change: Change, row: Untied) -> None:
-    """Tell transformers, which would tie the two again when the model is loaded."""
+    """Tell transformers, which would tie the two again in `tie_weights` and when the model is loaded."""
     for name, module in change.model.named_modules():
         inside = f"{name}." if name else ""
+        listed = vars(module).get(MAPPING)
+        if isinstance(listed, dict):
+            pairs = {
+                key: value
+                for key, value in listed.items()
+                if not {inside + key, inside + value} & {row.name, row.other}
+            }
+            change.set(vars(module), MAPPING, pairs)
         config: Any = getattr(module, "config", None)
         if config is None or not (row.name.startswith(inside) and row.other.startswith(inside)):
             continue
         text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
         for each in (config, text):
-            if vars(each).get("tie_word_embeddings"):
-                change.set(vars(each), "tie_word_embeddings", False)
+            if vars(each).get(SWITCH):
+                change.set(vars(each), SWITCH, False)
