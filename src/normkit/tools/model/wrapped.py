@@ -39,7 +39,7 @@ def refuse_unready(model: nn.Module, tool: str) -> None:
         StateError: naming the module and the remedy.
     """
     for name, module in model.named_modules():
-        if isinstance(module, lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        if isinstance(module, lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
             raise StateError(f"{tool} needs layers that know their size, {name!r} does not: call the model once")
         if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
             raise StateError(
