@@ -11,6 +11,7 @@ from normkit.kernels import fastpath, formula, layout, operator
 from normkit.kernels.backend import Want
 from normkit.kernels.formula import Arguments
 from normkit.kernels.native import native
+from normkit.pattern import parse
 
 pytestmark = pytest.mark.skipif(native().kernels is None, reason="no compiled kernels")
 
@@ -93,7 +94,7 @@ def test_weights_of_each_sample(dtype, case, masked):
     x, dy = (drawn(*shape, dtype=dtype, seed=seed) for seed in (0, 1))
     if case == "channels last":
         x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
-    channels = [level.dim for level in formula.parse(pattern).levels(x.shape) if level.feature]
+    channels = [level.dim for level in parse(pattern).levels(x.shape) if level.feature]
     places = [1 if dim in channels else size for dim, size in enumerate(shape)]
     mask = drawn(*places, seed=4) > -0.7 if masked else None
     a = Arguments(x, drawn(*varies, seed=2), drawn(*varies, seed=3), pattern, 1e-3, True, mask=mask)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from normkit.tools.convert.build import equivalent
+from normkit.tools.convert.build import REGIONS, equivalent
 from normkit.tools.model.activated import module_of
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import RefusedError
@@ -23,7 +23,7 @@ SHAPES = ((2, 2), (2,), ())
 """Positions of the inputs on which a norm is tried: that of an image, of a sequence, of a vector."""
 
 
-OWN_STATISTICS = ("layer_norm", "layer_norm2d", "rms_norm", "group_norm", "instance_norm")
+OWN_STATISTICS = frozenset(method for method, region in REGIONS.items() if not region.startswith("[b]"))
 """The methods that normalize by their input, and then apply a weight and a bias."""
 
 
