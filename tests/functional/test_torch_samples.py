@@ -26,6 +26,8 @@ OPERATORS = {
 }
 MODULES = {info.module_cls.__name__: info for info in module_db if hasattr(normkit, info.module_cls.__name__)}
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+FLOAT64 = pytest.param(torch.float64, marks=pytest.mark.slow)
+"""tests/contract.py compares every method with float64."""
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 """Two implementations of values up to about 10, each some ten roundings from the exact one; torch's own half precision
 multiplies in half precision."""
@@ -60,7 +62,7 @@ def test_the_norms_of_torch_are_all_here():
 # torch says that its own kernel is slow with parameters of another dtype, or that an operator is new.
 @pytest.mark.filterwarnings("ignore")
 @on_each_device
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [FLOAT64, *DTYPES[1:]], ids=str)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_functional(name, dtype, device):
     """Values, gradients and updated statistics; a negative eps and empty batches are among them."""
@@ -98,7 +100,7 @@ def test_a_layer_refuses_the_negative_eps_that_its_function_takes(name):
 @pytest.mark.filterwarnings("ignore")
 @on_each_device
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("dtype", [FLOAT64, *DTYPES[1:3]], ids=str)
 @pytest.mark.parametrize("name", MODULES)
 def test_modules(name, dtype, training, device):
     """Two calls, and all state after them; a batch of no samples is among the inputs."""

@@ -42,8 +42,8 @@ QUICK = {SHAPES[1]: ("batch", "group", "mixed"), SHAPES[3]: ("batch",)}
 @pytest.mark.parametrize(
     ("shape", "layout", "pattern"),
     [
-        slow_if(pattern not in QUICK.get(shape, PATTERNS), shape, layout, pattern)
-        for shape, layout, pattern in itertools.product(SHAPES, LAYOUTS, PATTERNS)
+        slow_if(pattern not in QUICK.get(shape, PATTERNS) or number % 2, shape, layout, pattern)
+        for number, (shape, layout, pattern) in enumerate(itertools.product(SHAPES, LAYOUTS, PATTERNS))
     ],
 )
 def test_kernels_give_what_the_definition_gives(shape, layout, pattern):
@@ -76,7 +76,7 @@ CASES_OF_FUSED = list(
 )
 
 
-@pytest.mark.parametrize("part", [slow_if(part >= 6, part) for part in range(18)])
+@pytest.mark.parametrize("part", [slow_if(part >= 3, part) for part in range(18)])
 def test_what_is_fused_gives_what_the_definition_gives(part):
     """A sample of all combinations, the same in every run."""
     gen = torch.Generator().manual_seed(part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -158,8 +159,13 @@ def statistics(layer: nn.Module) -> list[Tensor]:
     return [layer.running_mean, layer.running_var, layer.num_batches_tracked]
 
 
-@pytest.mark.parametrize("momentum", [0.1, None, 1.0])
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(
+    ("name", "momentum"),
+    [
+        pytest.param(name, momentum, marks=pytest.mark.slow if momentum != 0.1 and name != "batch" else ())
+        for name, momentum in itertools.product(TRAINED, (0.1, None, 1.0))
+    ],
+)
 def test_compiled_and_eager_training_leave_the_same_statistics(name, momentum):
     """To the last bit, for batch norm; sums over samples or chunks may be added up in another order."""
     if momentum is None and name == "instance":

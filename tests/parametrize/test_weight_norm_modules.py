@@ -238,7 +238,13 @@ def test_distributed_step_of_two_processes_equals_one(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # read by torch 2.14's opcheck
-@pytest.mark.parametrize(("shape", "dim"), [((4, 3, 2), 0), ((4, 3, 2), 1), ((4, 40), -1), ((6, 5), None)])
+@pytest.mark.parametrize(
+    ("shape", "dim"),
+    [
+        ((4, 3, 2), 0),
+        *[pytest.param(*case, marks=pytest.mark.slow) for case in (((4, 3, 2), 1), ((4, 40), -1), ((6, 5), None))],
+    ],
+)
 def test_the_operators_hold_what_torch_asks_of_operators(shape, dim):
     dim = dim if dim is None else dim % len(shape)
     v = torch.randn(shape, dtype=torch.float64, requires_grad=True)

@@ -116,7 +116,9 @@ def test_files_for_a_gpu_are_found_by_their_marks(source: str, found: bool):
     assert check.needs_gpu(source) == found
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2", "--dist", "load", "--maxschedchunk", "4")])
+@pytest.mark.parametrize(
+    "workers", [(), pytest.param(("-n", "2", "--dist", "load", "--maxschedchunk", "4"), marks=pytest.mark.slow)]
+)
 def test_what_has_run_is_known_when_time_is_over(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: tuple[str, ...]
 ):

@@ -63,7 +63,7 @@ def test_the_task_of_the_readme_works_on_the_first_try(tmp_path: Path) -> None:
     assert len([line for line in code.splitlines() if line]) <= 20
     (tmp_path / "mine.py").write_text(code, encoding="utf-8")
     command = [sys.executable, "-m", "normkit", "compare", "mine:task", "--batch-sizes", "16", "--seeds", "2"]
-    command += ["--trials", "3", "--steps", "60", "--workers", "2", "--no-progress", "--methods", "unchanged,GN"]
+    command += ["--trials", "3", "--steps", "60", "--workers", "1", "--no-progress", "--methods", "unchanged,GN"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "As it is" in done.stdout

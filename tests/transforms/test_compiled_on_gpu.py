@@ -156,10 +156,12 @@ def test_half_precision_and_autocast(dtype: torch.dtype, device: str):
     assert of_normkit(graphs) == set()
 
 
-BESIDES = [pytest.param(name, marks=pytest.mark.slow) for name in ("batch", "instance", "weight_norm")]
+BESIDES = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("batch", "group", "layer", "instance", "weight_norm")
+]
 
 
-@pytest.mark.parametrize("name", ["batch with extras", "group", "layer", *BESIDES])
+@pytest.mark.parametrize("name", ["batch with extras", *BESIDES])
 def test_one_graph_for_every_batch_size(name: str, device: str):
     eager, graphs = LAYERS[name]().to(device), []
     layer = copy.deepcopy(eager)
@@ -192,7 +194,9 @@ def test_an_average_of_statistics_does_not_wait(device: str):
     assert not any("_local_scalar" in name for name in calls(graphs))
 
 
-@pytest.mark.parametrize("how", ["not reentrant", "reentrant", "inside"])
+@pytest.mark.parametrize(
+    "how", [*(pytest.param(how, marks=pytest.mark.slow) for how in ("reentrant", "inside")), "not reentrant"]
+)
 def test_a_checkpoint_counts_a_batch_once(how: str, device: str):
     torch.manual_seed(0)
     eager = nn.Sequential(nn.Conv1d(4, 4, 1), normkit.BatchNorm1d(4)).to(device)
@@ -222,7 +226,7 @@ VALUES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "1e18": lambda x, _: x * 1e18,
     "outliers": lambda x, _: x.flatten().index_fill(0, torch.arange(0, x.numel(), 97), 1e6).view(x.shape),
 }
-HALF = [pytest.param(torch.bfloat16), pytest.param(torch.float16, marks=pytest.mark.slow)]
+HALF = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.bfloat16, torch.float16)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])

@@ -74,7 +74,7 @@ def halves(samples, seed, shift=0.0):
     return x
 
 
-@pytest.mark.parametrize("samples", [1, 2, 3, 8, 32])
+@pytest.mark.parametrize("samples", [1, 3, 32, *[pytest.param(n, marks=pytest.mark.slow) for n in (2, 8)]])
 def test_halves_of_one_distribution_are_not_called_two_domains(samples):
     alarms = sum(found("NK107", Halves(), halves(samples, seed)) == [("warning", "norm")] for seed in range(200))
     # At most 1 in 100 is promised; 8 or more of 200 have a probability below 0.1 % then.
