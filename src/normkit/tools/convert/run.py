@@ -22,7 +22,7 @@ from normkit.tools.convert.scalars import fit_scalars
 from normkit.tools.convert.target import OWN, ConversionTarget, To
 from normkit.tools.model.call import shapes as shapes_in
 from normkit.tools.model.info import NormInfo
-from normkit.tools.model.refusal import Refusal, RefusedError
+from normkit.tools.model.refusal import Refusal, RefusedError, refuse_strictly
 from normkit.tools.model.statistics import keeps_statistics
 from normkit.tools.model.tree import Place, copy_of, module_places, norms, replace
 from normkit.tools.model.wrapped import refuse_wrapped
@@ -122,9 +122,7 @@ def convert(
     plan = _Plan(target, num_groups, shapes, add_affine=calibrate is not None, fading=fading)
     for place, info in found:
         plan.decide(place, info)
-    if strict and plan.refusals:
-        rows = "\n".join(f"    {row}" for row in plan.refusals)
-        raise StateError(f"strict=True allows no refusal, and there are {len(plan.refusals)}:\n{rows}\nleave these out")
+    refuse_strictly(strict, plan.refusals, "no refusal, and there are {}", "leave these out")
     if batches is not None:
         plan.calibrate(model, batches)
     plan.fade()

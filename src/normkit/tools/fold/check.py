@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from normkit.errors import ArgumentError
 from normkit.tools.model.graph.recorder import Arguments, tensors_in
 from normkit.tools.model.refusal import RefusedError
 
@@ -103,3 +104,19 @@ def same_draws(model: nn.Module) -> Iterator[None]:
 def compared(output: Any) -> list[Tensor]:
     """The outputs of a model that are compared."""
     return [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
+
+
+def outputs_before(tool: str, model: nn.Module, output: Any) -> list[Tensor]:
+    """Copies of the outputs of a model, to be compared with those after a change.
+
+    Raises:
+        ArgumentError: there are none that can be compared.
+    """
+    before = [tensor.clone() for tensor in compared(output)]
+    if not any(bool(tensor.isfinite().any()) for tensor in before):
+        what = "only nan, inf or empty ones" if before else "none of floating point"
+        remedy = "give an example with finite values" if before else "wrap the model so that it returns them"
+        raise ArgumentError(
+            f"{tool} compares the model's outputs before and after, got {what} from {type(model).__name__}: {remedy}"
+        )
+    return before

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from normkit.tools.fold import fold_math
-from normkit.tools.fold.norms import hooked
 from normkit.tools.fold.ties import Ties, joined
 from normkit.tools.model.graph.dataflow import Dataflow
 from normkit.tools.model.graph.symbolic import SymbolicGraph
 from normkit.tools.model.refusal import RefusedError
+from normkit.tools.model.tree import hooked
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from normkit.errors import ArgumentError
 from normkit.tools.fold import fold_math
-from normkit.tools.fold.check import coarsest, compared, distance, same_draws
+from normkit.tools.fold.check import coarsest, compared, distance, outputs_before, same_draws
 from normkit.tools.fold.evidence import Change, Evidence
-from normkit.tools.fold.norms import AffineMap, features, foldable, hooked, keeps_its_statistics
+from normkit.tools.fold.norms import AffineMap, features, foldable, keeps_its_statistics
 from normkit.tools.fold.readers import into_readers
 from normkit.tools.fold.report import Fold, FoldReport
 from normkit.tools.fold.ties import Ties, joined, tie_again, untie
@@ -25,7 +24,7 @@ from normkit.tools.model.graph.symbolic import SymbolicGraph
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.names import Where, chosen
 from normkit.tools.model.refusal import Refusal, RefusedError
-from normkit.tools.model.tree import module_places, replace
+from normkit.tools.model.tree import hooked, module_places, replace
 
 EXACT = 1e-9
 """How far a folded pair may be from the original in float64, of the output's size: a wrong fold is off by far more,
@@ -117,18 +116,7 @@ class Folding:
 
     def outputs(self, flow: Dataflow) -> list[Tensor]:
         """The outputs for the example, to be compared with those of the folded model."""
-        before = [tensor.clone() for tensor in compared(flow.output)]
-        if not before:
-            raise ArgumentError(
-                "fold compares the model's outputs before and after, got none of floating point from "
-                f"{type(self.model).__name__}: wrap the model so that it returns them"
-            )
-        if not any(bool(tensor.isfinite().any()) for tensor in before):
-            raise ArgumentError(
-                "fold compares the model's outputs before and after, got only nan, inf or empty ones from "
-                f"{type(self.model).__name__}: give an example with finite values"
-            )
-        return before
+        return outputs_before("fold", self.model, flow.output)
 
     def largest_change(self, example: Any, before: list[Tensor]) -> float:
         """Largest change of an output, of that output's largest value; infinite if nan or inf differ."""

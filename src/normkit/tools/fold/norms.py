@@ -16,7 +16,7 @@ from normkit.tools.model.activated import module_of
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import RefusedError
 from normkit.tools.model.statistics import scale_and_shift
-from normkit.tools.model.tree import Place, module_places, norms
+from normkit.tools.model.tree import Place, hooked, module_places, norms
 from normkit.tools.model.valid import is_unbatched
 
 SHAPES = ((2, 2), (2,), ())
@@ -104,14 +104,6 @@ def activation_of(norm: nn.Module) -> nn.Module:
         return nn.Identity()
     # A shallow copy, because it takes over the hooks of the norm; a step that has hooks is wrapped instead.
     return copy.copy(kept[0]) if len(kept) == 1 and not hooked(kept[0]) else nn.Sequential(*kept)
-
-
-def hooked(module: nn.Module) -> str:
-    """Why a module may do more than its class says; empty if it does not."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(vars(module)[name] for name in hooks):
-        return "has hooks, which would see other values"
-    return "has a forward of its own" if "forward" in vars(module) else ""
 
 
 def features(norm: nn.Module, info: NormInfo) -> Callable[[Tensor], Tensor]:

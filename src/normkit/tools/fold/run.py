@@ -15,6 +15,7 @@ from normkit.tools.fold.folding import Folding
 from normkit.tools.fold.report import FoldReport
 from normkit.tools.fold_training.layer import TrainableFold
 from normkit.tools.model.names import Where
+from normkit.tools.model.refusal import refuse_strictly
 from normkit.tools.model.tree import copy_of
 from normkit.tools.model.wrapped import refuse_unready, refuse_wrapped
 
@@ -100,9 +101,7 @@ def fold(
     try:
         with _in_evaluation(work):
             report = work.fold(example, tolerance)
-        if strict and report.refusals:
-            rows = "\n".join(f"    {row}" for row in report.refusals)
-            raise StateError(f"strict=True allows no norm to stay, {len(report.refusals)} do:\n{rows}\nleave it out")
+        refuse_strictly(strict, report.refusals)
     except BaseException:
         work.undo()
         raise

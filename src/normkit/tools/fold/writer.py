@@ -10,8 +10,9 @@ from normkit.tools.fold import fold_math
 from normkit.tools.fold.check import agree, doubled
 from normkit.tools.fold.evidence import Change, Evidence, check_finite
 from normkit.tools.fold.norms import AffineMap
+from normkit.tools.model.graph.dataflow import layer_before
 from normkit.tools.model.refusal import RefusedError
-from normkit.tools.model.tree import LAYERS, Layer
+from normkit.tools.model.tree import Layer
 
 
 def into_writer(evidence: Evidence, affine: AffineMap) -> Change:
@@ -44,13 +45,8 @@ def into_writer(evidence: Evidence, affine: AffineMap) -> Change:
 def _layer_before(evidence: Evidence, norm: nn.Module, scale: Tensor) -> Layer:
     """The layer whose whole output goes to the norm alone."""
     flow = evidence.flow
-    sources = {call.source.module if call.source else None for call in flow.calls[norm]}
-    layer = next(iter(sources))
-    if layer is None or len(sources) > 1:
-        raise RefusedError("its input does not come straight from one convolution or linear layer")
+    layer = layer_before(flow.calls[norm], evidence.names)
     name = repr(evidence.names[layer])
-    if not isinstance(layer, LAYERS):
-        raise RefusedError(f"its input comes from {name}, a {type(layer).__name__}")
     others = [taker for call in flow.calls[layer] for taker in call.consumers if taker is not norm]
     if others:
         raise RefusedError(f"the output of {name} also goes to {evidence.called(others[0])}")

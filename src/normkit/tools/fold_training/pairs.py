@@ -19,11 +19,11 @@ from normkit.layers import (
 )
 from normkit.tools.model.activated import module_of
 from normkit.tools.model.frozen import is_frozen
-from normkit.tools.model.graph.dataflow import Dataflow, record
+from normkit.tools.model.graph.dataflow import Dataflow, layer_before, record
 from normkit.tools.model.graph.symbolic import SymbolicGraph
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import RefusedError
-from normkit.tools.model.tree import LAYERS, Layer, Place, module_places
+from normkit.tools.model.tree import LAYERS, Layer, Place, hooked, module_places
 
 OTHERS_IN_TRAINING = (
     *(BatchRenorm1d, BatchRenorm2d, BatchRenorm3d),
@@ -81,13 +81,8 @@ class Pairs:
         calls = [call for flow, _ in self.runs for call in flow.calls[norm]]
         if not calls:
             raise RefusedError("the example does not reach it")
-        sources = {call.source.module if call.source else None for call in calls}
-        layer = next(iter(sources))
-        if layer is None or len(sources) > 1:
-            raise RefusedError("its input does not come straight from one convolution or linear layer")
+        layer = layer_before(calls, self.names)
         name = repr(self.names[layer])
-        if not isinstance(layer, LAYERS):
-            raise RefusedError(f"its input comes from {name}, a {type(layer).__name__}")
         _refuse_layer(layer, name)
         for flow, graph in self.runs:
             self._refuse_other_uses(layer, norm, flow, graph)
@@ -120,7 +115,7 @@ def _refuse_layer(layer: Layer, name: str) -> None:
     for key, parameter in layer.named_parameters(recurse=False):
         if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
             raise RefusedError(f"the {key} of {name} is a {type(parameter).__name__} of {parameter.dtype}")
-    if reason := _hooked(layer):
+    if reason := hooked(layer):
         raise RefusedError(f"{name} {reason}")
     base = next(cls for cls in LAYERS if isinstance(layer, cls))
     steps = ("forward", "_conv_forward", "_output_padding")
@@ -142,7 +137,7 @@ def refuse_norm(norm: nn.Module, info: NormInfo) -> None:
         raise RefusedError(f"in training a {type(norm).__name__} normalizes by other values than the whole batch's")
     if info.synced and not is_frozen(norm):
         raise RefusedError("it takes its statistics over several processes: freeze it, or use a batch norm")
-    if reason := _hooked(norm):
+    if reason := hooked(norm):
         raise RefusedError(f"it {reason}")
 
 
@@ -153,10 +148,3 @@ def children_of(norm: nn.Module) -> dict[str, nn.Module]:
     if isinstance(own, str):
         children["act"] = module_of(own)
     return {key: child for key, child in children.items() if child is not None}
-
-
-def _hooked(module: nn.Module) -> str:
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(vars(module)[name] for name in hooks):
-        return "has hooks, which would see other values"
-    return "has a forward of its own" if "forward" in vars(module) else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from normkit.errors import StateError
 from normkit.tools.model.refusal import Refusal
 
 
@@ -45,10 +44,3 @@ class FoldTrainingReport:
 
     def __str__(self) -> str:
         return "\n".join(map(str, [*self.pairs, *self.refusals])) or "no norm was folded"
-
-
-def refuse_strictly(strict: bool, refusals: list[Refusal]) -> None:
-    """Raise for the norms that stay, with `strict`."""
-    if strict and refusals:
-        rows = "\n".join(f"    {row}" for row in refusals)
-        raise StateError(f"strict=True allows no norm to stay, {len(refusals)} do:\n{rows}\nleave it out")

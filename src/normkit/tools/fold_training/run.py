@@ -11,10 +11,10 @@ from normkit.parametrize.checks import check_values
 from normkit.tools.fold_training.exported import GraphPair, is_exported, pairs_in
 from normkit.tools.fold_training.layer import FoldedNorm, Quantizer, TrainableFold, make_fold
 from normkit.tools.fold_training.pairs import Pairs, children_of
-from normkit.tools.fold_training.report import FoldTrainingReport, Pair, refuse_strictly
+from normkit.tools.fold_training.report import FoldTrainingReport, Pair
 from normkit.tools.model.frozen import is_frozen
 from normkit.tools.model.names import Where, chosen
-from normkit.tools.model.refusal import Refusal, RefusedError
+from normkit.tools.model.refusal import Refusal, RefusedError, refuse_strictly
 from normkit.tools.model.tree import copy_of, norms, replace
 from normkit.tools.model.wrapped import refuse_wrapped
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from normkit.errors import StateError
 
 
 class RefusedError(Exception):
@@ -25,3 +28,16 @@ class Refusal:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.module} stays, {self.reason}"
+
+
+def refuse_strictly(
+    strict: bool, refusals: Sequence[Refusal], rule: str = "no norm to stay, {} do", remedy: str = "leave it out"
+) -> None:
+    """With `strict`, raise for what stays; ``{}`` in the rule is the number.
+
+    Raises:
+        StateError: with all rows.
+    """
+    if strict and refusals:
+        rows = "\n".join(f"    {row}" for row in refusals)
+        raise StateError(f"strict=True allows {rule.format(len(refusals))}:\n{rows}\n{remedy}")

@@ -42,6 +42,14 @@ HOOKS = (
 """Where `torch.nn.Module` keeps its hooks."""
 
 
+def hooked(module: nn.Module) -> str:
+    """Why a module may do more than its class says; empty if it does not."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(vars(module)[name] for name in hooks):
+        return "has hooks, which would see other values"
+    return "has a forward of its own" if "forward" in vars(module) else ""
+
+
 @dataclass(frozen=True, eq=False)
 class Place:
     """A module and all its places in a model.

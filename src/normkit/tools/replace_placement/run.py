@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from normkit.errors import ArgumentError, StateError, nearest
-from normkit.tools.model.refusal import Refusal, RefusedError
+from normkit.tools.model.refusal import Refusal, RefusedError, refuse_strictly
 from normkit.tools.model.tree import copy_of, module_places
 from normkit.tools.model.wrapped import refuse_wrapped
 from normkit.tools.replace_placement.calibrate import calibrated, scale, weight_and_bias
@@ -120,12 +120,8 @@ class _Change:
         else:
             found = original
         plan, chosen = self._planned(seen, original, found, flipped)
-        if strict and self.refusals:
-            rows = "\n".join(f"    {row}" for row in self.refusals)
-            raise StateError(
-                f"strict=True allows no refusal, and there are {len(self.refusals)}:\n{rows}\n"
-                "give each block what it lacks, or leave out strict"
-            )
+        remedy = "give each block what it lacks, or leave out strict"
+        refuse_strictly(strict, self.refusals, "no refusal, and there are {}", remedy)
         if not chosen:
             return PlacementReport(self.to, refusals=tuple(self.refusals))
         plan.carry_out(self.undo)

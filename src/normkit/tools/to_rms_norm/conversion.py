@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from normkit.errors import ArgumentError
 from normkit.evaluation import keeping_modes
 from normkit.tools.convert.report import as_text
-from normkit.tools.fold.check import coarsest, compared, distance, same_draws
+from normkit.tools.fold.check import coarsest, compared, distance, outputs_before, same_draws
 from normkit.tools.fold.ties import MAPPING, SWITCH
 from normkit.tools.model.call import call_on_example
 from normkit.tools.model.graph.values import record_values
@@ -44,8 +43,7 @@ class Conversion:
         """Convert all layer norms that can be converted, and undo it if the outputs of the model change."""
         with self.evaluating():
             plan = self.plan(example)
-            before = [tensor.clone() for tensor in compared(plan.output)]
-            _check_outputs(self.model, before)
+            before = outputs_before("to_rms_norm", self.model, plan.output)
             if untie:
                 plan = self.untied(plan, example)
         allowed = coarsest(self.model, before) ** 0.5 if tolerance is None else tolerance
@@ -181,15 +179,6 @@ def largest_change(model: nn.Module, example: Any, before: list[Tensor]) -> floa
     except Exception as error:
         raise RefusedError(f"the converted model raises {type(error).__name__}: {error}") from error
     return max(distance(new, old) for new, old in zip(after, before, strict=True))
-
-
-def _check_outputs(model: nn.Module, outputs: list[Tensor]) -> None:
-    if not any(bool(tensor.isfinite().any()) for tensor in outputs):
-        what = "only nan, inf or empty ones" if outputs else "none of floating point"
-        raise ArgumentError(
-            f"to_rms_norm compares the model's outputs before and after, got {what} from {type(model).__name__}: "
-            + ("give an example with finite values" if outputs else "wrap the model so that it returns them")
-        )
 
 
 def _note_in_config(change: Change, row: Untied) -> None:

@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from normkit.errors import StateError
 from normkit.parametrize.checks import check_values
+from normkit.tools.model.refusal import refuse_strictly
 from normkit.tools.model.tree import copy_of
 from normkit.tools.model.wrapped import refuse_unready, refuse_wrapped
 from normkit.tools.to_rms_norm.conversion import Conversion
@@ -80,11 +80,7 @@ def to_rms_norm(
     work = Conversion(model)
     try:
         report = work.convert(example, tolerance, untie)
-        if strict and report.refusals:
-            rows = "\n".join(f"    {row}" for row in report.refusals)
-            raise StateError(
-                f"strict=True allows no layer norm to stay, {len(report.refusals)} do:\n{rows}\nleave it out"
-            )
+        refuse_strictly(strict, report.refusals, "no layer norm to stay, {} do")
     except BaseException:
         work.undo()
         raise

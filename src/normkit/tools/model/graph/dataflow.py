@@ -8,7 +8,7 @@ output, in whatever shape, it is known which feature each element is.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -21,7 +21,8 @@ from normkit.tools.model.call import call_on_example
 from normkit.tools.model.graph.call_graph import MOVES
 from normkit.tools.model.graph.recorder import Arguments, Function, Recorder, name_of, tensors_in
 from normkit.tools.model.graph.symbolic import VALUE_FREE
-from normkit.tools.model.tree import LAYERS
+from normkit.tools.model.refusal import RefusedError
+from normkit.tools.model.tree import LAYERS, Layer
 
 DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
 """In evaluation they return their input."""
@@ -252,6 +253,21 @@ def _noting_modules(model: nn.Module, within: list[tuple[str, nn.Module]]) -> It
             stack.callback(module.register_forward_pre_hook(enter).remove)
             stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         yield
+
+
+def layer_before(calls: Sequence[ModuleCall], names: Mapping[nn.Module, str]) -> Layer:
+    """The one convolution or linear layer that makes the input of all calls of a norm.
+
+    Raises:
+        RefusedError: there is none.
+    """
+    sources = {call.source.module if call.source else None for call in calls}
+    layer = next(iter(sources))
+    if layer is None or len(sources) > 1:
+        raise RefusedError("its input does not come straight from one convolution or linear layer")
+    if not isinstance(layer, LAYERS):
+        raise RefusedError(f"its input comes from {names[layer]!r}, a {type(layer).__name__}")
+    return layer
 
 
 _EVERY_MODULE_HAS = {*dir(nn.Module), *vars(nn.Module())}
