@@ -20,98 +20,70 @@ ALWAYS_INLINE float clamp(float x, float low, float high) {
   const uint32_t above = -uint32_t(x > high);
   return from_bits((to_bits(high) & above) | (to_bits(x) & ~above));
 }
-
-// exp(x) = 2^n exp(r), |r| <= ln 2 / 2, the second factor by a polynomial (coefficients: Cephes, expf).
-ALWAYS_INLINE float exp_of(float x) {
-  x = clamp(x, -87.0f, 88.0f);
-  const float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const float e = p * (r * r) + r + 1.0f;
-  return e * from_bits((to_bits(shifted) - to_bits(12582912.0f) + 127u) << 23);
-}
-// A quotient of polynomials in x^2, exact to fp32 where erf is not yet 1 (coefficients: Eigen, generic_fast_erf).
-ALWAYS_INLINE float erf_of(float x) {
-  x = clamp(x, -4.0f, 4.0f);
-  const float t = x * x;
-  float p = -2.72614225801306e-10f;
-  p = p * t + 2.77068142495902e-08f;
-  p = p * t - 2.10102402082508e-06f;
-  p = p * t - 5.69250639462346e-05f;
-  p = p * t - 7.34990630326855e-04f;
-  p = p * t - 2.95459980854025e-03f;
-  p = p * t - 1.60960333262415e-02f;
-  float q = -1.45660718464996e-05f;
-  q = q * t - 2.13374055278905e-04f;
-  q = q * t - 1.68282697438203e-03f;
-  q = q * t - 7.37332916720468e-03f;
-  q = q * t - 1.42647390514189e-02f;
-  return x * p / q;
-}
-// Near 0 by a polynomial, for 1 - 2 / (exp(2x) + 1) loses its digits there (coefficients: Cephes, tanhf).
-ALWAYS_INLINE float tanh_of(float x) {
-  const float t = x * x;
-  float p = -5.70498872745e-3f;
-  p = p * t + 2.06390887954e-2f;
-  p = p * t - 5.37397155531e-2f;
-  p = p * t + 1.33314422036e-1f;
-  p = p * t - 3.33332819422e-1f;
-  const float small = p * t * x + x, large = 1.0f - 2.0f / (exp_of(2.0f * x) + 1.0f);
-  return t < 0.390625f ? small : large;
-}
-
-// The same for sixteen numbers at once. What is below -87 counts as -87, so that 1 + exp(-z) has an inverse.
-#if defined(__AVX512F__)
-ALWAYS_INLINE Pack exp_of(Pack x) {
-  x = between(-87.0f, x, 87.0f);
-  const Pack n = nearest_whole(x * 1.44269504f), r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Pack p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  return scaled_by_power(p * (r * r) + r + 1.0f, n);
-}
-ALWAYS_INLINE Pack erf_of(Pack x) {
-  x = between(-4.0f, x, 4.0f);
-  const Pack t = x * x;
-  Pack p = t * -2.72614225801306e-10f + 2.77068142495902e-08f;
-  p = p * t - 2.10102402082508e-06f;
-  p = p * t - 5.69250639462346e-05f;
-  p = p * t - 7.34990630326855e-04f;
-  p = p * t - 2.95459980854025e-03f;
-  p = p * t - 1.60960333262415e-02f;
-  Pack q = t * -1.45660718464996e-05f - 2.13374055278905e-04f;
-  q = q * t - 1.68282697438203e-03f;
-  q = q * t - 7.37332916720468e-03f;
-  q = q * t - 1.42647390514189e-02f;
-  return x * p * inverse(q);
-}
-ALWAYS_INLINE Pack tanh_of(Pack x) {
-  const Pack t = x * x;
-  Pack p = t * -5.70498872745e-3f + 2.06390887954e-2f;
-  p = p * t - 5.37397155531e-2f;
-  p = p * t + 1.33314422036e-1f;
-  p = p * t - 3.33332819422e-1f;
-  const Pack large = 1.0f - 2.0f * inverse(exp_of(2.0f * x) + 1.0f);
-  return t < 0.390625f ? p * t * x + x : large;
-}
-ALWAYS_INLINE Pack quotient(Pack a, Pack b) { return a * inverse(b); }
-ALWAYS_INLINE Pack one(Pack) { return pack_of(1.0f); }
-ALWAYS_INLINE Pack positive(Pack z) { return positive_pack(z); }
-ALWAYS_INLINE Pack if_positive(Pack z, float yes, float no) { return z > 0.0f ? pack_of(yes) : pack_of(no); }
-ALWAYS_INLINE Pack if_negative(Pack z, float yes, float no) { return z < 0.0f ? pack_of(yes) : pack_of(no); }
-#endif
 template <class A> ALWAYS_INLINE A quotient(A a, A b) { return a / b; }
 template <class A> ALWAYS_INLINE A one(A) { return 1; }
 template <class A> ALWAYS_INLINE A positive(A z) { return z < 0 ? A(0) : z; }
 template <class A> ALWAYS_INLINE A if_positive(A z, A yes, A no) { return z > 0 ? yes : no; }
 template <class A> ALWAYS_INLINE A if_negative(A z, A yes, A no) { return z < 0 ? yes : no; }
+
+// The same for sixteen numbers at once.
+#if defined(__AVX512F__)
+ALWAYS_INLINE Pack quotient(Pack a, Pack b) { return a * inverse(b); }
+ALWAYS_INLINE Pack one(Pack) { return pack_of(1.0f); }
+ALWAYS_INLINE Pack if_positive(Pack z, float yes, float no) { return z > 0.0f ? pack_of(yes) : pack_of(no); }
+ALWAYS_INLINE Pack if_negative(Pack z, float yes, float no) { return z < 0.0f ? pack_of(yes) : pack_of(no); }
+#endif
+
+// exp(r) for |r| <= ln 2 / 2 (coefficients: Cephes, expf).
+template <class V> ALWAYS_INLINE V exp_near_0(V r) {
+  V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  return p * (r * r) + r + 1.0f;
+}
+// exp(x) = 2^n exp(r)
+ALWAYS_INLINE float exp_of(float x) {
+  x = clamp(x, -87.0f, 88.0f);
+  const float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
+  const float e = exp_near_0((x - n * 0.693359375f) + n * 2.12194440e-4f);
+  return e * from_bits((to_bits(shifted) - to_bits(12582912.0f) + 127u) << 23);
+}
+#if defined(__AVX512F__)
+// What is above 87 counts as 87, so that 1 + exp(x) has an inverse.
+ALWAYS_INLINE Pack exp_of(Pack x) {
+  x = clamp(x, -87.0f, 87.0f);
+  const Pack n = nearest_whole(x * 1.44269504f);
+  return scaled_by_power(exp_near_0((x - n * 0.693359375f) + n * 2.12194440e-4f), n);
+}
+#endif
+// A quotient of polynomials in x^2, exact to fp32 where erf is not yet 1 (coefficients: Eigen, generic_fast_erf).
+template <class V> ALWAYS_INLINE V erf_of(V x) {
+  x = clamp(x, -4.0f, 4.0f);
+  const V t = x * x;
+  V p = t * -2.72614225801306e-10f + 2.77068142495902e-08f;
+  p = p * t - 2.10102402082508e-06f;
+  p = p * t - 5.69250639462346e-05f;
+  p = p * t - 7.34990630326855e-04f;
+  p = p * t - 2.95459980854025e-03f;
+  p = p * t - 1.60960333262415e-02f;
+  V q = t * -1.45660718464996e-05f - 2.13374055278905e-04f;
+  q = q * t - 1.68282697438203e-03f;
+  q = q * t - 7.37332916720468e-03f;
+  q = q * t - 1.42647390514189e-02f;
+  return quotient(x * p, q);
+}
+// Near 0 by a polynomial, for 1 - 2 / (exp(2x) + 1) loses its digits there (coefficients: Cephes, tanhf).
+template <class V> ALWAYS_INLINE V tanh_of(V x) {
+  const V t = x * x;
+  V p = t * -5.70498872745e-3f + 2.06390887954e-2f;
+  p = p * t - 5.37397155531e-2f;
+  p = p * t + 1.33314422036e-1f;
+  p = p * t - 3.33332819422e-1f;
+  const V small = p * t * x + x, large = 1.0f - 2.0f * quotient(one(x), exp_of(2.0f * x) + 1.0f);
+  return t < 0.390625f ? small : large;
+}
 
 // The numbers in a value that loops see.
 template <class V> using Number = typename std::conditional<std::is_same<V, double>::value, double, float>::type;
@@ -175,13 +147,6 @@ template <> struct Function<Activation::plus_one> {
   template <class V> ALWAYS_INLINE static V slope(V z) { return one(z); }
 };
 
-// What a loop that normalizes does with a result before it is written.
-struct AsItIs {
-  template <class At, class V> ALWAYS_INLINE V operator()(const At&, V z) const { return z; }
-};
-struct Relu {
-  template <class At, class V> ALWAYS_INLINE V operator()(const At& at, V z) const { return at.positive(z); }
-};
 // Whether the loop itself applies the activation: relu costs nothing there.
 inline bool is_in_loop(const normkit::Fusion* f) {
   return f && f->activation == Activation::relu && !f->gate && !f->skip;
@@ -200,24 +165,14 @@ template <class Body> void with(Activation kind, const Body& body) {
     case Activation::plus_one: return body(Function<Activation::plus_one>());
   }
 }
-// body(at) for n elements of what is stored as A: one by one, or sixteen at once where there are packs.
+// body(at) for n elements of what is stored as A, sixteen at once where there are packs.
 template <class A, class Body> void all_of(int64_t n, const Body& body) {
-  if constexpr (USES_PACKS<A>) {
-    int64_t i = 0;
-    for (; i + PACK <= n; i += PACK) body(Whole{i});
-    if (i < n) body(Part{i, first_lanes(n - i)});
-  } else {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) body(Element<A>{i});
-  }
+  if constexpr (USES_PACKS<A>) in_packs(0, n, body);
+  else each<A>(0, n, body);
 }
 // z = f(z), of values as loops see them.
 template <class T> void activate(Activation kind, T* z, int64_t n) {
-  with(kind, [=](auto f) {
-    const auto each_one = [=](auto at) { at.put(z, f.value(at(z))); };
-    if constexpr (PACKED<T>) each<T>(0, n, each_one);
-    else all_of<T>(n, each_one);
-  });
+  with(kind, [=](auto f) { all_of<T>(n, [=](auto at) { at.put(z, f.value(at(z))); }); });
 }
 // out = g * f'(z); out may be g.
 template <class A> void multiply_by_slope(Activation kind, const A* z, const A* g, A* out, int64_t n) {

@@ -1,6 +1,6 @@
 // The gradient of a call that fuses padding, a residual, a gate, a skip or an activation.
 #pragma once
-#include "fastpath/gpu/backward.h"
+#include "fastpath/backward.h"
 
 namespace {
 
@@ -35,7 +35,8 @@ struct FusedBackward final : NormNode {
     const Wanted want{is_asked(0) || is_asked(1), is_asked(2), is_asked(3), is_asked(4),
                       is_asked(5) && !skip_is_added};
     Gradients found;
-    if (std::any_of(want.begin(), want.end(), [](bool w) { return w; }) && (!is_simple(t) || !run(t, want, found)))
+    if (std::any_of(want.begin(), want.end(), [](bool w) { return w; }) &&
+        (!is_simple(t) || !run_backward(*this, t, want, found)))
       found = through_python(t, want);
     if (is_asked(0)) out[0] = found[0];
     if (is_asked(1)) out[1] = found[0];
@@ -64,55 +65,6 @@ struct FusedBackward final : NormNode {
 
  private:
   std::array<SavedVariable*, 8> all() { return {&x, &mask, &weight, &bias, &mean, &std, &gate, &skip}; }
-
-  bool is_simple(const Saved& t) const {
-    const auto moment = [&](const Tensor& m, int64_t n) {
-      return is_like(m, t.x) && m.numel() == n && m.is_contiguous() && m.scalar_type() == arithmetic_of(t.x);
-    };
-    const auto like_x = [&](const Tensor& o) {
-      return !o.defined() ||
-             (is_like(o, t.x) && o.sizes() == t.x.sizes() && o.scalar_type() == t.x.scalar_type());
-    };
-    const auto parameter = [&](const Tensor& p) {
-      return !p.defined() || (is_like(p, t.x) && p.is_contiguous() && p.numel() == view.weights());
-    };
-    return !at::GradMode::is_enabled() && !is_watched() && is_plain(t.x) && like_x(t.dy) && like_x(t.dsum) &&
-           like_x(t.gate) && like_x(t.skip) && t.x.strides() == strides && t.x.numel() == view.numel() &&
-           parameter(t.weight) && parameter(t.bias) &&
-           (!t.mask.defined() || (is_like(t.mask, t.x) && t.mask.is_contiguous() && t.mask.scalar_type() == at::kBool &&
-                                  t.mask.numel() * extras.channels == t.x.numel())) &&
-           moment(t.mean, center ? view.cells() : 0) && moment(t.std, view.cells());
-  }
-
-  // False where Python has to take the call.
-  bool run(Saved t, const Wanted& want, Gradients& out) const {
-    for (Tensor* o : {&t.dy, &t.dsum, &t.gate, &t.skip})
-      if (o->defined() && !lies_like(*o, t.x, view)) *o = like(t.x, view).copy_(*o);
-    if (fixed && number < 0) t.std = root_of(t.std, eps);  // a GPU's kernels take the root
-    if (number >= 0) return GpuBackward{*this, t, want}.run(out);
-    out[0] = like(t.x, view);  // also where nobody wants it: a place for dy times the activation's slope
-    for (const size_t i : {size_t(1), size_t(2)})
-      if (want[i]) out[i] = fresh(t.x, view.weights());
-    for (const size_t i : {size_t(3), size_t(4)})
-      if (want[i]) out[i] = like(t.x, view);
-    const auto place = [](const Tensor& o) { return o.defined() ? o.mutable_data_ptr() : nullptr; };
-    Fusion fusion = extras.fusion();
-    fusion.mask = static_cast<const uint8_t*>(pointer(t.mask));
-    fusion.residual = pointer(t.dsum);
-    fusion.bias = parameter(t.bias);
-    fusion.gate = pointer(t.gate), fusion.skip = pointer(t.skip);
-    fusion.dgate = place(out[3]), fusion.dskip = place(out[4]);
-    fusion.backward = true;
-    Backward f{.dy = t.dy.const_data_ptr(), .x = t.x.const_data_ptr(), .weight = parameter(t.weight),
-               .mean = t.mean.const_data_ptr(), .std = t.std.const_data_ptr(), .dx = place(out[0]),
-               .dweight = place(out[1]), .dbias = place(out[2]), .eps = fixed ? 0 : eps, .center = center,
-               .fixed = fixed, .zero_centered = zero_centered};
-    // If no gradient reached the sum, and a skip is only added, backward is plain, as in kernels/native.py.
-    if (t.dsum.defined() || t.mask.defined() || t.gate.defined() || extras.activation != Activation::none)
-      f.fused = &fusion;
-    library->kernels->backward(storage_of(t.x), view, f, library->pool(t.x.numel()));
-    return true;
-  }
 
   // The mask with the channels that it has been given without.
   Gradients through_python(Saved t, const Wanted& want) const {

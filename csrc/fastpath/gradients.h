@@ -66,6 +66,25 @@ struct NormNode : torch::autograd::Node {
     extras.residual = extras.mask = extras.gate = extras.skip = Tensor();
   }
 
+  // Whether the tensors are those that were saved, for hooks may bring back others, and nothing watches.
+  bool is_simple(const Saved& t) const {
+    const auto moment = [&](const Tensor& m, int64_t n) {
+      return is_like(m, t.x) && m.numel() == n && m.is_contiguous() && m.scalar_type() == arithmetic_of(t.x);
+    };
+    const auto like_x = [&](const Tensor& o) {
+      return !o.defined() || (is_like(o, t.x) && o.sizes() == t.x.sizes() && o.scalar_type() == t.x.scalar_type());
+    };
+    const auto parameter = [&](const Tensor& p) {
+      return !p.defined() || (is_like(p, t.x) && p.is_contiguous() && p.numel() == view.weights());
+    };
+    return !at::GradMode::is_enabled() && !is_watched() && is_plain(t.x) && like_x(t.dy) && like_x(t.dsum) &&
+           like_x(t.gate) && like_x(t.skip) && t.x.strides() == strides && t.x.numel() == view.numel() &&
+           parameter(t.weight) && parameter(t.bias) &&
+           (!t.mask.defined() || (is_like(t.mask, t.x) && t.mask.is_contiguous() && t.mask.scalar_type() == at::kBool &&
+                                  t.mask.numel() * extras.channels == t.x.numel())) &&
+           (length || moment(t.mean, center ? view.cells() : 0)) && moment(t.std, view.cells());
+  }
+
   // For second derivatives, batches of gradients and tracing: Python calls the operator.
   Gradients by_python(const Saved& t, const Wanted& want) const {
     const pybind11::gil_scoped_acquire lock;

@@ -1,6 +1,6 @@
 // The gradient of a call that only normalizes, and of weight normalization.
 #pragma once
-#include "fastpath/gpu/backward.h"
+#include "fastpath/backward.h"
 
 namespace {
 
@@ -25,7 +25,7 @@ struct NormalizeBackward final : NormNode {
     const Wanted want{task_should_compute_output(0), task_should_compute_output(1), task_should_compute_output(2)};
     if (!(want[0] || want[1] || want[2])) return out;
     Gradients found;
-    if (!is_simple(t) || !run(t, want, found)) found = by_python(t, want);
+    if (!is_simple(t) || !run_backward(*this, t, want, found)) found = by_python(t, want);
     out[0] = found[0];
     if (want[1]) out[1] = weight_like(found[1]);
     if (want[2]) out[2] = bias_like(found[2]);
@@ -43,38 +43,6 @@ struct NormalizeBackward final : NormNode {
     variable_list out = apply(variable_list(grads));
     saved.after(x), saved.after(weight), saved.after(mean), saved.after(std);
     return out;
-  }
-
- private:
-  // Hooks on saved tensors may bring back others than went away.
-  bool is_simple(const Saved& t) const {
-    const auto same = [&](const Tensor& m, int64_t n) {
-      return is_like(m, t.x) && m.numel() == n && m.is_contiguous() && m.scalar_type() == arithmetic_of(t.x);
-    };
-    const auto parameter = [&](const Tensor& p) {
-      return !p.defined() || (is_like(p, t.x) && p.is_contiguous() && p.numel() == view.weights());
-    };
-    return !at::GradMode::is_enabled() && !is_watched() && is_like(t.dy, t.x) && is_plain(t.x) &&
-           t.dy.sizes() == t.x.sizes() && t.dy.scalar_type() == t.x.scalar_type() && t.x.strides() == strides &&
-           t.x.numel() == view.numel() && parameter(t.weight) &&
-           (length || same(t.mean, center ? view.cells() : 0)) && same(t.std, view.cells());
-  }
-
-  // False where Python has to take the call.
-  bool run(Saved t, const Wanted& want, Gradients& out) const {
-    if (fixed && number < 0) t.std = root_of(t.std, eps);  // a GPU's kernels take the root
-    if (!lies_like(t.dy, t.x, view)) t.dy = like(t.x, view).copy_(t.dy);
-    if (number >= 0) return GpuBackward{*this, t, want}.run(out);
-    if (want[0]) out[0] = like(t.x, view);
-    for (const size_t i : {size_t(1), size_t(2)})
-      if (want[i]) out[i] = fresh(t.x, view.weights());
-    const auto place = [](const Tensor& o) { return o.defined() ? o.mutable_data_ptr() : nullptr; };
-    const Backward f{.dy = t.dy.const_data_ptr(), .x = t.x.const_data_ptr(), .weight = parameter(t.weight),
-                     .mean = pointer(t.mean), .std = t.std.const_data_ptr(), .dx = place(out[0]),
-                     .dweight = place(out[1]), .dbias = place(out[2]), .eps = fixed ? 0 : eps, .center = center,
-                     .fixed = fixed, .length = length, .zero_centered = zero_centered};
-    library->kernels->backward(storage_of(t.x), view, f, library->pool(t.x.numel()));
-    return true;
   }
 };
 

@@ -10,7 +10,6 @@ template <class A> struct Element {
   int64_t i;
   A operator()(const A* p, A = 0) const { return p[i]; }
   A of(A value) const { return value; }
-  A positive(A value) const { return value < 0 ? A(0) : value; }
   void put(A* q, A v) const { q[i] = v; }
 };
 
@@ -19,7 +18,6 @@ struct Whole {
   int64_t i;
   template <class S> Pack operator()(const S* p, float = 0) const { return load_pack(p + i); }
   template <class A> Pack of(A value) const { return pack_of(value); }
-  template <class A> A positive(A value) const { return positive_pack(value); }
   template <class S> void put(S* q, Pack v) const { store_pack(q + i, v); }
 };
 // Those of them that are there.
@@ -28,18 +26,21 @@ struct Part {
   PackMask some;
   template <class S> Pack operator()(const S* p, float fill = 0) const { return load_pack(p + i, some, fill); }
   template <class A> Pack of(A value) const { return pack_of(value); }
-  template <class A> A positive(A value) const { return positive_pack(value); }
   template <class S> void put(S* q, Pack v) const { store_pack(q + i, some, v); }
 };
 // Whether loops over what is stored as S see packs, and whether arithmetic in A may use them.
 template <class S> constexpr bool PACKED = HAS_PACKS && sizeof(S) == 2;
 template <class A> constexpr bool USES_PACKS = HAS_PACKS && std::is_same<A, float>::value;
 
+// body(at) for the elements from `i` to `end`, sixteen at once.
+template <class Body> inline void in_packs(int64_t i, int64_t end, const Body& body) {
+  for (; i + PACK <= end; i += PACK) body(Whole{i});
+  if (i < end) body(Part{i, first_lanes(end - i)});
+}
 // body(at) for the elements from `i` to `end` of what loops see as T.
 template <class T, class Body> inline void each(int64_t i, int64_t end, const Body& body) {
   if constexpr (PACKED<T>) {
-    for (; i + PACK <= end; i += PACK) body(Whole{i});
-    if (i < end) body(Part{i, first_lanes(end - i)});
+    in_packs(i, end, body);
   } else {
 #pragma omp simd
     for (int64_t k = i; k < end; ++k) body(Element<arithmetic<T>>{k});

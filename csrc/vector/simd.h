@@ -32,9 +32,9 @@ constexpr bool HAS_PACKS = true;
 
 inline Pack pack_of(float value) { return Pack(_mm512_set1_ps(value)); }
 // 0 in place of what is below; NaN stays NaN.
-inline Pack positive_pack(Pack v) { return Pack(_mm512_max_ps(_mm512_setzero_ps(), __m512(v))); }
+inline Pack positive(Pack v) { return Pack(_mm512_max_ps(_mm512_setzero_ps(), __m512(v))); }
 
-inline Pack between(float low, Pack v, float high) {
+inline Pack clamp(Pack v, float low, float high) {
   return Pack(_mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), __m512(v))));
 }
 // Only for what has an inverse that is not subnormal: an estimate of 14 bits, and one step of Newton's method.

@@ -255,7 +255,8 @@ template <class S, class T> class ColumnsForward {
     }
   }
   void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with) const {
-    relu ? apply_rows(t, from, end, with, Relu()) : apply_rows(t, from, end, with, AsItIs());
+    if (relu) apply_rows(t, from, end, with, Function<Activation::relu>());
+    else apply_rows(t, from, end, with, Function<Activation::none>());
   }
   template <class Finally>
   void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with, const Finally& finally) const {
@@ -276,10 +277,10 @@ template <class S, class T> class ColumnsForward {
         }
         if (weights.by_row) {
           each<T>(left, right, [=](auto at) {
-            at.put(q, finally(at, ((at(p) - at(mu)) * at(factor) + at(shift)) * w + b));
+            at.put(q, finally.value(((at(p) - at(mu)) * at(factor) + at(shift)) * w + b));
           });
         } else {
-          each<T>(left, right, [=](auto at) { at.put(q, finally(at, (at(p) - at(mu)) * at(factor) + at(shift))); });
+          each<T>(left, right, [=](auto at) { at.put(q, finally.value((at(p) - at(mu)) * at(factor) + at(shift))); });
         }
       };
       if (prefetches_tile) {

@@ -205,7 +205,8 @@ template <class S, class T> class RowsForward {
   }
   // out = the n elements at `in`, normalized; `at` is their offset, j that in the row.
   ALWAYS_INLINE void apply_to(T* out, const T* in, int64_t at, int64_t j, int64_t n, const Scale<A>& scale) const {
-    relu ? apply_to(out, in, at, j, n, scale, Relu()) : apply_to(out, in, at, j, n, scale, AsItIs());
+    if (relu) apply_to(out, in, at, j, n, scale, Function<Activation::relu>());
+    else apply_to(out, in, at, j, n, scale, Function<Activation::none>());
   }
   template <class Finally>
   ALWAYS_INLINE void apply_to(T* out, const T* in, int64_t at, int64_t j, int64_t n, const Scale<A>& scale,
@@ -221,17 +222,17 @@ template <class S, class T> class RowsForward {
         const A rstd = scale.rstd, shift = scale.shift;
         const A *w = affine.weight + index, *b = affine.bias + index;
         if (!affine.bias) {
-          each<T>(0, length, [=](auto at) { at.put(q, finally(at, ((at(p) - m) * rstd + shift) * at(w))); });
+          each<T>(0, length, [=](auto at) { at.put(q, finally.value(((at(p) - m) * rstd + shift) * at(w))); });
         } else if (!affine.weight) {
-          each<T>(0, length, [=](auto at) { at.put(q, finally(at, ((at(p) - m) * rstd + shift) + at(b))); });
+          each<T>(0, length, [=](auto at) { at.put(q, finally.value(((at(p) - m) * rstd + shift) + at(b))); });
         } else {
-          each<T>(0, length, [=](auto at) { at.put(q, finally(at, ((at(p) - m) * rstd + shift) * at(w) + at(b))); });
+          each<T>(0, length, [=](auto at) { at.put(q, finally.value(((at(p) - m) * rstd + shift) * at(w) + at(b))); });
         }
       } else {
         const bool plain = affine.vector;
         const A w = plain ? A(1) : affine.w(index), b = plain ? A(0) : affine.b(index);
         const A a = f.length ? w / scale.rstd : scale.rstd * w, c = scale.shift * w + b;
-        each<T>(0, length, [=](auto at) { at.put(q, finally(at, (at(p) - m) * a + c)); });
+        each<T>(0, length, [=](auto at) { at.put(q, finally.value((at(p) - m) * a + c)); });
       }
     });
   }
