@@ -34,6 +34,7 @@ class Design:
         dtype: "float32" or "float64" throughout, or "bfloat16" for autocast to it.
         alpha: probability of at least one wrong *better* or *supported* in a whole family of comparisons.
         smallest: the smallest difference of errors that matters.
+        higher_is_better: the direction of the metric, which is called the error here.
         gap_images: number of training samples on which the losses of training and evaluation mode are compared.
         time_rounds: number of rounds of the timing; in each round every method takes one step.
     """
@@ -56,8 +57,14 @@ class Design:
     options: tuple[Options, ...] = ()
     alpha: float = 0.05
     smallest: float = 0.01
+    higher_is_better: bool = False
     gap_images: int = 256
     time_rounds: int = 60
+
+    @property
+    def sign(self) -> int:
+        """1 if a lower metric is better, else -1: `sign * (b - a)` is positive if a is better than b."""
+        return -1 if self.higher_is_better else 1
 
     @property
     def rates(self) -> tuple[float, ...]:
