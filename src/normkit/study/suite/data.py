@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,10 +39,13 @@ def digits(parts: tuple[int, int, int], noise: float, seed: int = 0) -> tuple[Pa
 
 @lru_cache(maxsize=1)
 def _digits() -> Pair:
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    return torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, torch.as_tensor(labels)
+    # Its file alone, because to import scikit-learn takes longer than to import torch.
+    package = find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    table = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
+    pixels, labels = table[:, :-1], table[:, -1]
+    return torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, torch.as_tensor(labels).long()
 
 
 def rows(pair: Pair) -> Pair:
