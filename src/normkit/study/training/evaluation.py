@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from normkit.study.task import Part, Task
+from normkit.study.task.own import Values, measure
 from normkit.study.training.design import Design
 from normkit.study.training.placement import to_device
 from normkit.study.training.replicas import Replicas
@@ -37,7 +39,7 @@ def evaluate(task: Task, design: Design, trials: Sequence[Trial], copies: Replic
     validation = _scores(task, design, copies, task.validation) if any(alive) else []
     measured = any(alive) and trials[0].kind == "measure"
     test = _scores(task, design, copies, task.test) if measured else []
-    probes = [task.probe(m) for m in copies.unstacked()] if measured and task.probe else [{} for _ in trials]
+    probes = _probes(task, design, copies) if measured else [{} for _ in trials]
     training = _gap(task, design, copies, trials[0].batch_size) if measured else None
     runs = []
     for i, trial in enumerate(trials):
@@ -67,6 +69,16 @@ def evaluate(task: Task, design: Design, trials: Sequence[Trial], copies: Replic
     return runs
 
 
+def _probes(task: Task, design: Design, copies: Replicas) -> list[dict[str, float]]:
+    """Further measurements of each copy: those of the probe, and the other values of the user's evaluation."""
+    found: list[dict[str, float]] = [{} for _ in range(len(copies))]
+    if task.evaluate is not None:
+        found = [_own(task, design, model, task.test).others for model in copies.unstacked()]
+    if task.probe is not None:
+        found = [values | task.probe(model) for values, model in zip(found, copies.unstacked(), strict=True)]
+    return found
+
+
 def _rounded(curve: Sequence[float]) -> tuple[float, ...]:
     """Losses as they are stored: with four digits, which is more than any conclusion needs."""
     return tuple(float(f"{loss:.4g}") for loss in curve)
@@ -91,6 +103,9 @@ def _diverged(task: Task, trial: Trial, curve: list[float]) -> Run:
 
 
 def _state(task: Task, design: Design, curve: list[float]) -> tuple[Literal["trained", "untrained"], str]:
+    if task.manual:
+        # The loss of a game of several optimizers says nothing about its success.
+        return "trained", ""
     smoothed = smooth(curve, min(design.window, len(curve)))
     guess = smoothed[0] if task.guess_loss is None else task.guess_loss
     # If the loss of guessing is unknown, the loss must not have increased.
@@ -102,7 +117,11 @@ def _state(task: Task, design: Design, curve: list[float]) -> tuple[Literal["tra
 def _scores(task: Task, design: Design, copies: Replicas, part: Part) -> list[tuple[float, float]]:
     """Mean loss and metric of each copy on a part; if the loss is not finite, the metric is that of guessing."""
     sums = [[0.0, 0.0] for _ in range(len(copies))]
-    for inputs, targets in part.chunks(CHUNK):
+    if task.own:
+        found = [_own(task, design, model, part) for model in copies.unstacked()]
+        return [(each.loss, each.metric) for each in found]
+    assert task.loss is not None
+    for inputs, targets in part.chunks(task.evaluation_batch or CHUNK):
         inputs, targets = to_device(design, inputs), to_device(design, targets)
         share = len(pytree.tree_leaves(targets)[0]) / len(part)
         for total, outputs in zip(sums, copies.outputs(inputs), strict=True):
@@ -110,6 +129,17 @@ def _scores(task: Task, design: Design, copies: Replicas, part: Part) -> list[tu
             total[0] += share * loss
             total[1] += share * (task.measured(outputs, targets) if math.isfinite(loss) else task.chance)
     return [(loss, metric) for loss, metric in sums]
+
+
+@torch.no_grad()
+def validation_metrics(task: Task, design: Design, copies: Replicas) -> list[float]:
+    """The metric of each copy on the validation data, during training."""
+    return [metric for _, metric in _scores(task, design, copies, task.validation)]
+
+
+def _own(task: Task, design: Design, model: nn.Module, part: Part) -> Values:
+    """The measurements of a model by the user's own functions."""
+    return measure(task, model, part, task.evaluation_batch or CHUNK, partial(to_device, design))
 
 
 class _Training(NamedTuple):
@@ -128,6 +158,9 @@ def _gap(task: Task, design: Design, copies: Replicas, batch_size: int) -> _Trai
     count = max(batch_size, min(design.gap_images, len(task.train)) // batch_size * batch_size)
     part = task.train.cut(torch.arange(count))
     evaluation = _scores(task, design, copies, part)
+    if task.own:
+        return _Training([metric for _, metric in evaluation], [math.nan] * len(copies), [])
+    assert task.loss is not None
     training = [0.0] * len(copies)
     with copies.averaging() as numbered:
         copies.train()
