@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from normkit.errors import ArgumentError
 from normkit.study.task.part import Loader, Part, call
-
-if TYPE_CHECKING:
-    from normkit.study.task.task import Task
 
 Move = Callable[[Any], Any]
 """Moves a batch to the device of the model."""
@@ -44,11 +41,11 @@ class _Moved:
         return map(self.move, self.loader)
 
 
-def measure(task: Task, model: nn.Module, part: Part, size: int, move: Move = lambda batch: batch) -> Values:
+def measure(task: Any, model: nn.Module, part: Part, size: int, move: Move = lambda batch: batch) -> Values:
     """Measure a model in evaluation mode, with `evaluate` if the task has it, else with the losses of `training_step`.
 
     Args:
-        task: with one of the two.
+        task: a `Task` with one of the two.
         model: the model.
         part: the data.
         size: samples in a batch.
@@ -79,7 +76,7 @@ def _number(name: Any, value: Any) -> float:
         raise ArgumentError(f"evaluate must give numbers, got {value!r:.80} for {name!r}: return its mean") from error
 
 
-def _means(task: Task, model: nn.Module, part: Part, size: int, move: Move) -> tuple[float, float]:
+def _means(task: Any, model: nn.Module, part: Part, size: int, move: Move) -> tuple[float, float]:
     """Loss and metric as means over the samples."""
     assert task.training_step is not None
     total = [0.0, 0.0]

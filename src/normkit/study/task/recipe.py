@@ -5,12 +5,17 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from normkit.errors import ArgumentError, nearest
 
-if TYPE_CHECKING:
-    from normkit.study.task.task import Task
+@dataclass(frozen=True)
+class PerEpoch:
+    """A scheduler of torch whose step is due at the end of each pass over the training data."""
+
+    scheduler: Any
+
 
 Schedule = Callable[[int, int], float]
 """(step, steps) -> the share of the learning rate; steps count from 0."""
@@ -62,8 +67,11 @@ def factors(schedule: str | Schedule | None, warmup: float, steps: int) -> list[
     return found
 
 
-def check(task: Task) -> None:
+def check(task: Any) -> None:
     """Refuse options of the training that cannot be.
+
+    Args:
+        task: a `Task`.
 
     Raises:
         ArgumentError: the first such option.
@@ -84,7 +92,7 @@ def check(task: Task) -> None:
     )
     for name, value, bound in lowest:
         if value is not None and (value < bound or value != int(value)):
-            raise ArgumentError(f"{name} must be at least {bound:g} and a whole number, got {value}: see normkit.Task")
+            raise ArgumentError(f"{name} must be at least {bound:g}, got {value}: give a whole number")
     for name, value in (("clip", task.clip), ("max_epochs", task.max_epochs)):
         if value is not None and not 0 < value < math.inf:
             raise ArgumentError(f"{name} must be a number above 0, got {value}: leave it out for none")
@@ -107,7 +115,7 @@ def check(task: Task) -> None:
             )
 
 
-def _check_functions(task: Task) -> None:
+def _check_functions(task: Any) -> None:
     for name in ("parameters", "training_step", "evaluate", "mask", "collate_fn", "unpack"):
         value = getattr(task, name)
         if value is not None and not callable(value):

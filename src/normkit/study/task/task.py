@@ -64,7 +64,8 @@ def wrong(outputs: Any, targets: Tensor) -> Tensor:
     >>> wrong(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0])).item()
     0.5
     """
-    return (scores_of(outputs).argmax(1) != targets).double().mean()
+    error: Tensor = (scores_of(outputs).argmax(1) != targets).double().mean()
+    return error
 
 
 # The fields are many because a training has many parts; their checks are in `recipe`.
@@ -260,6 +261,43 @@ class Task:
             if self.validation is None:
                 change["train"], change["validation"] = self._divided(change["train"])
         return replace(self, **change) if change else self
+
+    @classmethod
+    def from_lightning(
+        cls, module: Callable[[], Any], train: Any, test: Any, *, metric: str | None = None, **options: Any
+    ) -> Task:
+        """The task of a Lightning module: its training step, optimizers and schedulers, and its validation step.
+
+        Args:
+            module: a function that makes the module, or its class.
+            train, test: the data, such as its loaders; `validation=` may be among the options.
+            metric: name of the value that is reported, as the validation step logs it; by default the first.
+            options: further arguments of the task. The first learning rate of the module is the one that is tuned.
+
+        Raises:
+            ArgumentError: what is given is no such module.
+        """
+        from normkit.study.task.adapters import lightning
+
+        return cls(train=train, test=test, **lightning.options_of(module, metric) | options)
+
+    @classmethod
+    def from_trainer(cls, trainer: Any, **options: Any) -> Task:
+        """The task of a Hugging Face `Trainer`: its model, data, collator, metrics, and the arguments of the training.
+
+        AdamW without decay of norms and biases, as the trainer makes it, with its schedule, warm-up, clipping and
+        accumulation; the learning rate is tuned around that of the arguments. `eval_dataset` is the test data.
+
+        Args:
+            trainer: with `model_init` or a model, which then every run starts from.
+            options: further arguments of the task, in place of those of the trainer.
+
+        Raises:
+            ArgumentError: the trainer has no data, or a schedule that this library does not have.
+        """
+        from normkit.study.task.adapters import trainer as adapter
+
+        return cls(**adapter.options_of(trainer) | options)
 
     @property
     def own(self) -> bool:

@@ -13,6 +13,7 @@ import normkit
 from normkit import catalog
 from normkit.errors import ArgumentError, nearest
 from normkit.study.suite.forecasting import Reversible
+from normkit.study.task.recurrent import with_layer_norms
 from normkit.tools.convert import convert
 from normkit.tools.insert import insert
 from normkit.tools.model.call import observe
@@ -95,6 +96,9 @@ def _with_method(model: nn.Module, method: str, example: Any) -> nn.Module:
         warnings.simplefilter("ignore", UserWarning)
         model, report = insert(model, method, example=example, inplace=True)
     if not report.inserted:
+        recurrent = with_layer_norms(model) if method in OF_LAYERS else None
+        if recurrent is not None:
+            return recurrent if method == "layer_norm" else _replaced(recurrent, method, example)
         _refuse(method, [f"{skip.name}: {skip.reason}" for skip in report.skipped] or _layers(model))
     return model
 

@@ -12,17 +12,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from normkit.errors import ArgumentError
+from normkit.study.task.recipe import PerEpoch
 from normkit.study.training.trial import Options
 
 LENGTHS = ("total_steps", "T_max", "total_iters")
 """Where torch's schedulers keep the number of steps that they are made for."""
-
-
-@dataclass(frozen=True)
-class PerEpoch:
-    """A scheduler whose step is due at the end of each pass over the training data."""
-
-    scheduler: Any
 
 
 @dataclass(frozen=True)

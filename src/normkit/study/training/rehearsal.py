@@ -16,9 +16,9 @@ from normkit.study.task import Task
 from normkit.study.task.masks import check_masks
 from normkit.study.task.own import measure
 from normkit.study.task.part import Part, call
-from normkit.study.task.recipe import factors, steps_of
+from normkit.study.task.recipe import PerEpoch, factors, steps_of
 from normkit.study.training.design import Design
-from normkit.study.training.optimizers import Made, PerEpoch, check_length, made, parameters_of
+from normkit.study.training.optimizers import Made, check_length, made, parameters_of
 from normkit.study.training.placement import autocast, model_of, to_device
 from normkit.study.training.replicas import Separate
 from normkit.study.training.steps import batch_of
@@ -41,8 +41,9 @@ def rehearse(task: Task, design: Design) -> None:
         torch.manual_seed(0)
         _try_model(task, design)
         task.rehearse()
-        _try_optimizer(task, design)
-        _try_step(task, design)
+        if any(p.requires_grad for p in task.build("none", 0).parameters()):
+            _try_optimizer(task, design)
+            _try_step(task, design)
 
 
 def _try_data(name: str, part: Part) -> None:
@@ -139,8 +140,6 @@ def _try_step(task: Task, design: Design) -> None:
     copies.train()
     copies.clip = task.clip
     copies.optimize(task.optimizer, [(task.rates[0], ())], task.parameters)
-    if not any(p.requires_grad for p in copies.models[0].parameters()):
-        return
     batch = batch_of(task, design, task.train.first(size).unsqueeze(0), stacked=False)
     try:
         with autocast(design):

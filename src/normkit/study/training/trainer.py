@@ -89,6 +89,14 @@ class Trainer:
             copies, losses = self.fit(task, design, trials, stacked)
             return evaluate(task, design, trials, copies, losses)
 
+    def checkpoint(self, task: Task, design: Design, trial: Trial) -> tuple[Run, dict[str, Tensor]]:
+        """Train one trial: its run, and the state of the model. Exceptions are not caught."""
+        with torch.random.fork_rng(devices=[]), autocast(design):
+            copies, losses = self.fit(task, design, [trial], stacked=False)
+            (run,) = evaluate(task, design, [trial], copies, losses)
+            (model,) = copies.unstacked()
+            return run, {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
     def fit(self, task: Task, design: Design, trials: Sequence[Trial], stacked: bool) -> tuple[Replicas, Tensor]:
         """Train alone: the copies, and their losses with a row for each step. The global generator is used."""
         # The random numbers that a model draws during training, for example for dropout, depend on its seed.
