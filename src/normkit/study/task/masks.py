@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from normkit.errors import ArgumentError
+from normkit.tools.convert.torch_encoder import encoder_layers, turn_off
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.tree import norms
 from normkit.tools.model.valid import takes_extras
@@ -73,6 +74,8 @@ def give_masks(model: nn.Module, make: MakeMask) -> nn.Module:
     for place, info in norms(model):
         if takes_extras(place.module) and "mask" in inspect.signature(type(place.module).forward).parameters:
             place.module.register_forward_pre_hook(give(info), with_kwargs=True)
+            # Its fast path would compute the norm itself, of tensors without padding.
+            turn_off(model, encoder_layers(place))
     vars(model)["mask_holder"] = holder
     return model
 
