@@ -197,7 +197,7 @@ class Task:
             raise ArgumentError(f"rates must be a lowest and a higher learning rate above 0, got {self.rates}")
         recipe.check(self)
         self._take_parts()
-        if self.loss is None and not self.own:
+        if self.loss is None and self.training_step is None:
             # The model's own loss needs the labels of a dictionary; of a pair they are no inputs.
             pair = isinstance(self.train.data, tuple)
             object.__setattr__(self, "loss", F.cross_entropy if pair else usual_loss)
@@ -339,7 +339,13 @@ class Task:
             if not isinstance(model, nn.Module):
                 raise ArgumentError(f"model must make a torch module, got {type(model).__name__}: return the model")
             example, _ = self.train.take(self.train.first(2))
-            model = applied(model, method, example)
+            try:
+                model = applied(model, method, example)
+            except NotImplementedError as error:
+                raise ArgumentError(
+                    f"model must have a forward that takes the inputs, got {type(model).__name__} ({error}): a call "
+                    "shows the shapes at the places of norms"
+                ) from error
             return model if self.mask is None else give_masks(model, self.mask)
 
     @cached_property
