@@ -54,6 +54,7 @@ def prepared(
         lowest_rate=work.rates[0],
         highest_rate=work.rates[1],
         smallest=work.smallest or 0.01,
+        higher_is_better=work.reported.higher_is_better,
         device=device,
         dtype=dtype,
         options=drawn(work.search, trials, seed),

@@ -71,6 +71,8 @@ class Task:
             its function.
         share: whether the metric is a fraction from 0 to 1, which is written as a percentage; by default only the
             fraction of wrong classes is.
+        higher_is_better: the direction of the metric.
+        metrics: further metrics by name, measured on the test data and reported; nothing is decided on them.
 
     Raises:
         ArgumentError: data that are empty or no data set, or a model that is not a function.
@@ -101,6 +103,8 @@ class Task:
     origin: str = "pkg.module:task"
     metric_name: str = ""
     share: bool | None = None
+    higher_is_better: bool | None = None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.arms is None and (not callable(self.model) or isinstance(self.model, nn.Module)):
@@ -156,7 +160,11 @@ class Task:
         """The metric's name, and how its values are written."""
         usual = ERROR if self.metric is wrong else LOSS if self.metric is self.loss else None
         given = self.metric_name or (usual.name if usual else getattr(self.metric, "__name__", ""))
-        return Reported(named(given), self.metric is wrong if self.share is None else self.share)
+        return Reported(
+            named(given),
+            self.metric is wrong if self.share is None else self.share,
+            bool(self.higher_is_better),
+        )
 
     def build(self, method: str, seed: int) -> nn.Module:
         """A new model with a method applied; equal seeds give equal weights with every method."""
