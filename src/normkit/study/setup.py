@@ -54,7 +54,7 @@ def prepared(
         lowest_rate=work.rates[0],
         highest_rate=work.rates[1],
         smallest=work.smallest or 0.01,
-        higher_is_better=work.reported.higher_is_better,
+        higher_is_better=work.scheme.higher_is_better,
         device=device,
         dtype=dtype,
         options=drawn(work.search, trials, seed),
@@ -65,8 +65,10 @@ def prepared(
             f"got {plan.batch_sizes[-1]}: choose smaller ones"
         )
     if task is not None:
-        return [Workload("task", work, _buildable(work, plan, strict=methods is not None), timed=True)], ()
+        plan = _buildable(work, plan, strict=methods is not None)
+        return [Workload("task", work, replace(plan, chance=work.chance), timed=True)], ()
     _check_buildable(plan.methods)
+    plan = replace(plan, chance=work.chance)
     main = Workload(MAIN, work, plan, timed=True)
     # Claims are about all methods; who names some wants no other trained.
     wanted = (methods is None) if claims is None else claims

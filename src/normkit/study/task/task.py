@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -13,30 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
-from normkit.errors import ArgumentError, ShapeError
-from normkit.study.task.metric import ERROR, LOSS, named
-from normkit.study.task.metric import Metric as Reported
+from normkit.errors import ArgumentError
+from normkit.study.task.metric import Metric
 from normkit.study.task.part import Part, bytes_of
+from normkit.study.task.scoring.scheme import Scheme, check_metric
 from normkit.study.task.variants import applied
 
 Builder = Callable[[str, int], nn.Module]
-Metric = Callable[[Any, Any], Any]
+Loss = Callable[[Any, Any], Any]
 
 
 def sgd(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum 0.9."""
     return torch.optim.SGD(parameters, lr=lr, momentum=0.9, fused=True)
-
-
-def wrong(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The fraction of samples whose largest output is not that of the target; classes in dimension 1.
-
-    >>> wrong(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0])).item()
-    0.5
-    """
-    return (outputs.argmax(1) != targets).double().mean()
 
 
 @dataclass(frozen=True)
@@ -52,9 +41,10 @@ class Task:
         test: the data for the results, used once at the end of a run.
         validation: the data for choosing learning rates; by default a fifth of `train`.
         loss: (outputs, targets) -> mean loss; cross entropy by default.
-        metric: (outputs, targets) -> the reported number, **lower is better** (for accuracy give ``1 - accuracy``),
-            a mean over the samples. The default is the fraction of wrong classes if targets are whole numbers, else
-            the loss.
+        metric: what is reported, computed from all samples of a set at once: a function (outputs, targets) -> number,
+            or an object or class with `update(outputs, targets)` and `compute()`, such as the metrics of torchmetrics.
+            The default is the fraction of errors if targets are whole numbers and outputs have a number for each
+            class, or if targets are 0 or 1 and the loss is a binary cross entropy; else the loss.
         optimizer: (parameters, lr) -> a `torch.optim.Optimizer`; SGD with momentum 0.9 by default.
         search: further arguments of `optimizer` to tune in addition to the rate, by name: a sequence of values to
             choose from, or an `optuna` distribution. The number of settings tried is that of the rates, the same for
@@ -69,9 +59,10 @@ class Task:
         arms: (variant, seed) -> model, if you build every variant yourself; then `model` is not needed.
         metric_name: name of the metric in the report, such as "mean squared error"; by default the name of
             its function.
-        share: whether the metric is a fraction from 0 to 1, which is written as a percentage; by default only the
-            fraction of wrong classes is.
-        higher_is_better: the direction of the metric.
+        share: whether the metric is a fraction from 0 to 1, which is written as a percentage; by default the name
+            decides, as of accuracy.
+        higher_is_better: the direction of the metric. A metric of torchmetrics states it itself; otherwise lower is
+            better, and a metric whose name or values look like the other direction is refused.
         metrics: further metrics by name, measured on the test data and reported; nothing is decided on them.
 
     Raises:
@@ -89,8 +80,8 @@ class Task:
     train: Any
     test: Any
     validation: Any = None
-    loss: Metric = F.cross_entropy
-    metric: Metric | None = None
+    loss: Loss = F.cross_entropy
+    metric: Any = None
     optimizer: Callable[..., torch.optim.Optimizer] = sgd
     search: Mapping[str, Any] = field(default_factory=dict)
     max_steps: int = 400
@@ -104,7 +95,7 @@ class Task:
     metric_name: str = ""
     share: bool | None = None
     higher_is_better: bool | None = None
-    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.arms is None and (not callable(self.model) or isinstance(self.model, nn.Module)):
@@ -141,30 +132,25 @@ class Task:
             object.__setattr__(self, "validation", Part.of("validation", self.validation))
         object.__setattr__(self, "train", train)
         object.__setattr__(self, "test", test)
-        if self.metric is None:
-            object.__setattr__(self, "metric", wrong if self.classes else self.loss)
         if self.smallest is None:
             object.__setattr__(self, "smallest", 0.01)
+        for name, metric in {"metric": self.metric, **self.metrics}.items():
+            if metric is not None:
+                check_metric(name, metric)
+        # A metric without a direction is refused here.
+        _ = self.scheme.higher_is_better
 
     @cached_property
-    def classes(self) -> int | None:
-        """Number of classes, if the targets are classes."""
-        data = self.test.data
-        targets = data[1] if isinstance(data, tuple) else self.test.take(torch.arange(min(len(self.test), 256)))[1]
-        if self.loss is not F.cross_entropy or not isinstance(targets, Tensor) or targets.is_floating_point():
-            return None
-        return int(targets.max()) + 1
+    def scheme(self) -> Scheme:
+        """How the task is scored."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        given = (self.loss, self.metric, self.metric_name, self.share, self.higher_is_better)
+        return Scheme(*given, parts, self._untrained_outputs)
 
     @property
-    def reported(self) -> Reported:
-        """The metric's name, and how its values are written."""
-        usual = ERROR if self.metric is wrong else LOSS if self.metric is self.loss else None
-        given = self.metric_name or (usual.name if usual else getattr(self.metric, "__name__", ""))
-        return Reported(
-            named(given),
-            self.metric is wrong if self.share is None else self.share,
-            bool(self.higher_is_better),
-        )
+    def reported(self) -> Metric:
+        """The metric's name and direction, and how its values are written."""
+        return self.scheme.reported
 
     def build(self, method: str, seed: int) -> nn.Module:
         """A new model with a method applied; equal seeds give equal weights with every method."""
@@ -179,23 +165,15 @@ class Task:
             example, _ = self.train.take(torch.arange(min(2, len(self.train))))
             return applied(model, method, example)
 
-    @cached_property
-    def chance(self) -> float:
-        """The metric of guessing: the score of a run whose loss is no longer finite."""
-        if self.classes and self.metric is wrong:
-            return 1 - 1 / self.classes
-        return self.guess_loss if self.guess_loss and self.metric is self.loss else self._untrained()
-
     @property
-    def guess_loss(self) -> float | None:
-        """The loss of guessing, if it is known."""
-        return math.log(self.classes) if self.classes else None
+    def chance(self) -> float:
+        """The metric of guessing on the test data."""
+        return self.scheme.guess("test")
 
-    def _untrained(self) -> float:
-        model = self.build("none", 0).eval()
-        inputs, targets = self.test.take(torch.arange(min(256, len(self.test))))
+    def _untrained_outputs(self, seed: int, inputs: Any) -> Any:
+        model = self.build("none", seed).eval()
         with torch.no_grad():
-            return self.measured(model(inputs), targets)
+            return model(inputs)
 
     def rehearse(self) -> None:
         """Call model, loss, metric and optimizer once, so that a mistake in them is found before hours of training.
@@ -212,27 +190,14 @@ class Task:
                 f"loss must give one finite number as a tensor, got {loss!r} from the untrained model: return the mean "
                 "over samples"
             )
-        self._untrained()
-
-    def measured(self, outputs: Any, targets: Any) -> float:
-        """The metric as a number; anything else is an error."""
-        assert self.metric is not None
-        value = self.metric(outputs, targets)
-        if isinstance(value, Tensor) and value.numel() != 1:
-            raise ShapeError(
-                f"metric must give one number, got a tensor of shape {tuple(value.shape)}: return its mean over samples"
-            )
-        if not math.isfinite(value):
-            raise ArgumentError(
-                f"metric must give a finite number, got {float(value)} on {_count(targets)} samples: check what it "
-                "divides by"
-            )
-        return float(value)
+        self.scheme.check()
 
     def fingerprint(self) -> str:
         """A digest that changes with the data, the text of the task and the code of its functions."""
-        digest = hashlib.sha256(f"{self.name} {self.description} {self.rates} {sorted(self.search.items())}".encode())
-        for function in (self.model, self.arms, self.loss, self.metric, self.optimizer, self.probe):
+        plain = f"{self.name} {self.description} {self.rates} {sorted(self.search.items())} {self.higher_is_better}"
+        digest = hashlib.sha256(f"{plain} {sorted(self.metrics)}".encode())
+        functions = (self.model, self.arms, self.loss, self.metric, self.optimizer, self.probe)
+        for function in (*functions, *self.metrics.values()):
             digest.update(_source(function).encode())
         for part in (self.train, self.validation, self.test):
             digest.update(part.digest().encode())
@@ -248,10 +213,6 @@ def subset(task: Task, images: int) -> Task:
     if not 1 <= images <= len(task.train):
         raise ArgumentError(f"a subset has 1 to {len(task.train)} samples, got {images}")
     return replace(task, train=task.train.cut(torch.arange(images)))
-
-
-def _count(targets: Any) -> int:
-    return next((len(leaf) for leaf in pytree.tree_leaves(targets) if isinstance(leaf, Tensor) and leaf.dim()), 1)
 
 
 def _source(function: Any) -> str:

@@ -33,6 +33,8 @@ RecordedSteps = dict[int, tuple[Layouts, Step | None]]
 """For each number of copies, the memory layout of the parameters, and the recorded step if it can be recorded."""
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
+ALL = slice(None)
+
 _ELEMENTWISE = (
     torch.optim.SGD,
     torch.optim.Adam,
@@ -65,8 +67,8 @@ class Replicas(ABC):
         """
 
     @abstractmethod
-    def outputs(self, inputs: Any) -> list[Any]:
-        """The outputs of each copy for the same inputs."""
+    def outputs(self, inputs: Any, some: slice = ALL) -> list[Any]:
+        """The outputs of all copies, or of some, for the same inputs."""
 
     @abstractmethod
     def optimize(self, make: MakeOptimizer, settings: Sequence[Setting]) -> None:
@@ -135,8 +137,8 @@ class Separate(Replicas):
             found.append(value.detach())
         return torch.stack(found)
 
-    def outputs(self, inputs: Any) -> list[Any]:
-        return [model(inputs) for model in self.models]
+    def outputs(self, inputs: Any, some: slice = ALL) -> list[Any]:
+        return [model(inputs) for model in self.models[some]]
 
     def optimize(self, make: MakeOptimizer, settings: Sequence[Setting]) -> None:
         for model, (rate, options) in zip(self.models, settings, strict=True):
@@ -232,9 +234,12 @@ class Stacked(Replicas):
 
         return step
 
-    def outputs(self, inputs: Any) -> list[Any]:
-        stacked = vmap(self._call, in_dims=(0, 0, None))(self.parameters, self.buffers, inputs)
-        return [_take(stacked, i) for i in range(len(self))]
+    def outputs(self, inputs: Any, some: slice = ALL) -> list[Any]:
+        parameters, buffers = (
+            {name: stacked[some] for name, stacked in each.items()} for each in (self.parameters, self.buffers)
+        )
+        stacked = vmap(self._call, in_dims=(0, 0, None))(parameters, buffers, inputs)
+        return [_take(stacked, i) for i in range(len(range(len(self))[some]))]
 
     def optimize(self, make: MakeOptimizer, settings: Sequence[Setting]) -> None:
         start = 0
