@@ -226,9 +226,11 @@ def _two_classes(values: Prediction, labels: Tensor, probe: _Probe) -> Predictio
         return None
     ones = labels.double().view(-1, *values.shape)
     low, middle = 1e-3, probe(torch.zeros_like(ones), labels)
-    # Cross entropy vanishes for outputs that are sure and right; the second line excludes one over several classes.
-    if probe(SURE * (2 * ones - 1), labels) < low < middle < probe(SURE * (1 - 2 * ones), labels):
-        return Prediction("logits", shape=values.shape) if probe(SURE * ones, labels) > low else None
+    # Cross entropy vanishes for outputs that are sure and right.
+    sure = probe(SURE * (2 * ones - 1), labels) < low < middle < probe(SURE * (1 - 2 * ones), labels)
+    # One over several classes vanishes for these too, and one of probabilities that limits its outputs.
+    if sure and probe(SURE * ones, labels) > low:
+        return Prediction("logits", shape=values.shape)
     if probe(ones, labels) < low and probe(1 - ones, labels) > 10:
         return Prediction("probabilities", shape=values.shape)
     return None

@@ -280,7 +280,7 @@ class Scheme:
             ArgumentError, ShapeError: the metric is no finite number, or its values contradict its direction.
         """
         higher = self.higher_is_better
-        for name in ("validation", "test"):
+        for name in ("test", "validation"):
             self._untrained(name, 0)
         ends = self._ends("test")
         if ends and ends[0] != ends[1] and (ends[0] > ends[1]) != higher:
