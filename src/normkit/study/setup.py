@@ -57,6 +57,7 @@ def prepared(
         lowest_rate=work.rates[0],
         highest_rate=work.rates[1],
         smallest=work.smallest or 0.01,
+        higher_is_better=work.scheme.higher_is_better,
         device=device,
         dtype=dtype,
         options=drawn(work.search, trials, seed),
@@ -71,8 +72,10 @@ def prepared(
         plan = replace(plan, steps=steps)
     plan = with_epochs(work, plan)
     if task is not None:
-        return [Workload("task", work, _buildable(work, plan, strict=methods is not None), timed=True)], ()
+        plan = _buildable(work, plan, strict=methods is not None)
+        return [Workload("task", work, replace(plan, chance=work.chance), timed=True)], ()
     _check_buildable(plan.methods)
+    plan = replace(plan, chance=work.chance)
     main = Workload(MAIN, work, plan, timed=True)
     # Claims are about all methods; who names some wants no other trained.
     wanted = (methods is None) if claims is None else claims

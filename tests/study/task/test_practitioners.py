@@ -6,15 +6,19 @@ import re
 from pathlib import Path
 
 import pytest
-import zoo
 
 import normkit
+import zoo
 from normkit.study.task import Task
 
 PAGE = (Path(__file__).parents[3] / "docs" / "tasks.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"\n## ([^\n]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", PAGE, re.DOTALL))
-FAST = ("Tabular data in numpy", "A GAN, with two optimizers", "Several inputs")
-"""Those that also run by default; they cover data in memory and dictionaries, stacked copies, and own steps."""
+LARGE = (
+    "A Transformer on padded sequences",
+    "BERT from transformers",
+    "A model of timm, with loaders and augmentation",
+)
+"""Those that take several seconds."""
 
 
 def task_of(title: str) -> Task:
@@ -32,7 +36,7 @@ def test_there_are_twelve_tasks_or_more_each_under_forty_lines() -> None:
         assert len([line for line in code.splitlines() if line.strip()]) < 40, title
 
 
-@pytest.mark.parametrize("title", [pytest.param(t, marks=() if t in FAST else pytest.mark.slow) for t in EXAMPLES])
+@pytest.mark.parametrize("title", [pytest.param(t, marks=pytest.mark.slow if t in LARGE else ()) for t in EXAMPLES])
 def test_a_task_of_the_page_is_compared(title: str, tmp_path: Path) -> None:
     found = normkit.compare(
         task_of(title),

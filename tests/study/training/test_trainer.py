@@ -88,7 +88,9 @@ def test_only_running_statistics_make_a_gap() -> None:
 def test_a_run_that_breaks_off_is_scored_at_chance_level() -> None:
     broken = one(DIGITS, plan("BN"), Trial("measure", "none", 4, 1e9, 100))
     assert broken.state == "untrained"
-    assert broken.test_error == broken.train_error == 0.9
+    # The most frequent digit is right most often.
+    assert broken.test_error == pytest.approx(1 - DIGITS.test.data[1].bincount().max() / len(DIGITS.test))
+    assert broken.train_error == pytest.approx(1 - DIGITS.train.data[1].bincount().max() / len(DIGITS.train))
     assert "the loss was" in broken.message
     assert len(broken.losses) < 40
 

@@ -29,6 +29,7 @@ EXECUTED = (
     "layers/",
     "parametrize/",
     "study/suite/",
+    "study/task/scoring/",
     *(
         f"study/task/{name}.py"
         for name in ("batches", "masks", "own", "part", "probes", "recipe", "recurrent", "task", "variants")

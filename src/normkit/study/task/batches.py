@@ -115,8 +115,8 @@ def collated(samples: list[Any]) -> Any:
         return default_collate(samples)
     except (RuntimeError, TypeError) as error:
         raise ArgumentError(
-            f"the samples of a batch must have one shape and hold tensors or numbers, got {_shapes(samples)} ({error}): "
-            "give collate_fn=, which makes a batch of a list of samples, as by padding them"
+            f"the samples of a batch must have one shape and hold tensors or numbers, got {_shapes(samples)} "
+            f"({error}): give collate_fn=, which makes a batch of a list of samples, as by padding them"
         ) from error
 
 

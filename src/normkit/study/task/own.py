@@ -11,8 +11,13 @@ import torch
 from torch import nn
 
 from normkit.errors import ArgumentError
+from normkit.study.task.metric import LOSS, Metric, named
 from normkit.study.task.part import Loader, Part, call
+from normkit.study.task.scoring import direction
+from normkit.study.task.scoring.scores import number, of_metric
 
+UNTRAINED = 1024
+"""The samples at most on which an untrained model is measured."""
 Move = Callable[[Any], Any]
 """Moves a batch to the device of the model."""
 
@@ -77,16 +82,81 @@ def _number(name: Any, value: Any) -> float:
 
 
 def _means(task: Any, model: nn.Module, part: Part, size: int, move: Move) -> tuple[float, float]:
-    """Loss and metric as means over the samples."""
-    assert task.training_step is not None
-    total = [0.0, 0.0]
+    """The loss as a mean over the samples, and the metric."""
+    total = 0.0
+    score = None if task.metric is None else of_metric(task.metric)
     for index, batch in zip(torch.arange(len(part)).split(size), _Moved(part.loader(size), move), strict=True):
-        share = len(index) / len(part)
-        loss = float(task.training_step(model, batch))
-        metric = loss
-        if task.metric is not None:
+        total += len(index) / len(part) * float(task.training_step(model, batch))
+        if score is not None and math.isfinite(total):
             inputs, targets = part.split(batch)
-            metric = task.measured(call(model, inputs), targets) if math.isfinite(loss) else loss
-        total[0] += share * loss
-        total[1] += share * metric
-    return total[0], total[1]
+            score.update(call(model, inputs), targets)
+    return total, total if score is None or not math.isfinite(total) else number("metric", score.compute(), len(part))
+
+
+class OwnScheme:
+    """How a task is scored that the user's own functions measure; see `Scheme`, which has the same attributes.
+
+    Args:
+        task: a `Task` with `own`.
+    """
+
+    def __init__(self, task: Any) -> None:
+        self.task = task
+        self._guesses: dict[str, Values] = {}
+
+    @property
+    def higher_is_better(self) -> bool:
+        """The direction of the metric: as the task says, or as its metric states; else lower is better."""
+        stated = None if self.task.metric is None else direction.known_higher(self.task.metric)
+        return bool(stated if self.task.higher_is_better is None else self.task.higher_is_better)
+
+    @property
+    def reported(self) -> Metric:
+        """The metric's name and direction, and how its values are written."""
+        found = self._guess("test")
+        name = self.task.metric_name or found.name
+        if self.task.evaluate is None and self.task.metric is not None and not self.task.metric_name:
+            name = direction.name_of(self.task.metric)
+        share = direction.looks_share(name) and 0 <= found.metric <= 1
+        return Metric(
+            LOSS.name if name == "loss" else named(name),
+            share if self.task.share is None else self.task.share,
+            self.higher_is_better,
+        )
+
+    def guess(self, name: str) -> float:
+        """The metric of an untrained model on a part."""
+        return self._guess(name).metric
+
+    def beats_guess(self, name: str, value: float) -> bool:
+        """Whether a metric on a part is better than that of an untrained model."""
+        return value > self.guess(name) if self.higher_is_better else value < self.guess(name)
+
+    def _guess(self, name: str) -> Values:
+        if name not in self._guesses:
+            part = getattr(self.task, name)
+            some = part.cut(part.first(UNTRAINED))
+            self._guesses[name] = measure(
+                self.task, self.task.build("none", 0), some, self.task.evaluation_batch or 256
+            )
+        return self._guesses[name]
+
+    def check(self) -> None:
+        """Find mistakes before hours of training.
+
+        Raises:
+            ArgumentError: a metric that is no finite number, or whose name looks like the other direction.
+        """
+        for name in ("test", "validation"):
+            found = self._guess(name)
+            if not math.isfinite(found.metric):
+                raise ArgumentError(
+                    f"{found.name} must be a finite number, got {found.metric} on the {name} data from an untrained "
+                    "model: check what it divides by"
+                )
+        name = str(self.reported.name)
+        if self.task.higher_is_better is None and not self.higher_is_better and direction.looks_higher(name):
+            raise ArgumentError(
+                f"a metric named {name!r} needs its direction, got higher_is_better=None: say True if higher values "
+                "are better, or False if lower ones are"
+            )

@@ -10,6 +10,7 @@ from typing import Any
 
 from normkit.errors import ArgumentError, nearest
 
+
 @dataclass(frozen=True)
 class PerEpoch:
     """A scheduler of torch whose step is due at the end of each pass over the training data."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -13,21 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
-from normkit.errors import ArgumentError, ShapeError
+from normkit.errors import ArgumentError
 from normkit.study.task import recipe
 from normkit.study.task.batches import EVALUATED, Collate, Unpack, unpacked
-from normkit.study.task.metric import ERROR, LOSS, named
-from normkit.study.task.metric import Metric as Reported
 from normkit.study.task.masks import give_masks
-from normkit.study.task.own import Values, measure
+from normkit.study.task.metric import Metric
+from normkit.study.task.own import OwnScheme
 from normkit.study.task.part import Part, bytes_of, call
 from normkit.study.task.recipe import Schedule
+from normkit.study.task.scoring.prediction import scores_of
+from normkit.study.task.scoring.scheme import Scheme, check_metric
 from normkit.study.task.variants import applied
 
 Builder = Callable[[str, int], nn.Module]
-Metric = Callable[[Any, Any], Any]
+Loss = Callable[[Any, Any], Any]
 
 
 def sgd(
@@ -45,30 +44,14 @@ def sgd(
     )
 
 
-def scores_of(outputs: Any) -> Any:
-    """The scores of classes in the outputs of a model: its `logits` if it names them."""
-    logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
-    return outputs if logits is None else logits
-
-
 def usual_loss(outputs: Any, targets: Any) -> Tensor:
     """The loss that the model computed itself, if its outputs have one; else cross entropy."""
     own = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
-    loss: Tensor = F.cross_entropy(scores_of(outputs), targets) if own is None else own
+    scores = scores_of(outputs)
+    loss: Tensor = F.cross_entropy(outputs if scores is None else scores, targets) if own is None else own
     return loss
 
 
-def wrong(outputs: Any, targets: Tensor) -> Tensor:
-    """The fraction of samples whose largest output is not that of the target; classes in dimension 1.
-
-    >>> wrong(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0])).item()
-    0.5
-    """
-    error: Tensor = (scores_of(outputs).argmax(1) != targets).double().mean()
-    return error
-
-
-# The fields are many because a training has many parts; their checks are in `recipe`.
 @dataclass(frozen=True)
 class Task:
     """A model to train under several normalizations, and the data to train it on.
@@ -89,9 +72,10 @@ class Task:
         validation: the data for choosing learning rates; by default a fifth of `train`.
         loss: (outputs, targets) -> mean loss. By default the `loss` of the outputs if the model gives one, to which
             then the labels of a dictionary are passed too; else cross entropy.
-        metric: (outputs, targets) -> the reported number, **lower is better** (for accuracy give ``1 - accuracy``),
-            a mean over the samples. The default is the fraction of wrong classes if targets are whole numbers, else
-            the loss.
+        metric: what is reported, computed from all samples of a set at once: a function (outputs, targets) -> number,
+            or an object or class with `update(outputs, targets)` and `compute()`, such as the metrics of torchmetrics.
+            The default is the fraction of errors if targets are whole numbers and outputs have a number for each
+            class, or if targets are 0 or 1 and the loss is a binary cross entropy; else the loss.
         optimizer: (parameters, lr) -> a `torch.optim.Optimizer`; SGD with momentum 0.9 by default. It may return
             (optimizer, scheduler), whose steps follow the training steps, and several optimizers for a
             `training_step` that takes them. A closure is given to those that need one, as `LBFGS`.
@@ -108,8 +92,11 @@ class Task:
         arms: (variant, seed) -> model, if you build every variant yourself; then `model` is not needed.
         metric_name: name of the metric in the report, such as "mean squared error"; by default the name of
             its function. Of the values of `evaluate`, the one that is reported; by default the first.
-        share: whether the metric is a fraction from 0 to 1, which is written as a percentage; by default only the
-            fraction of wrong classes is.
+        share: whether the metric is a fraction from 0 to 1, which is written as a percentage; by default the name
+            decides, as of accuracy.
+        higher_is_better: the direction of the metric. A metric of torchmetrics states it itself; otherwise lower is
+            better, and a metric whose name or values look like the other direction is refused.
+        metrics: further metrics by name, measured on the test data and reported; nothing is decided on them.
         collate_fn: a list of samples -> a batch, as in `DataLoader`; it pads samples of several lengths.
         unpack: batch -> (inputs, targets), if the rule above is not yours.
         samples: number of training samples to read of an iterable; by default as many as one run takes.
@@ -127,7 +114,8 @@ class Task:
         patience: stop early. The metric on the validation data is checked 20 times in a run; the run ends after
             this many checks in a row without a better one, and keeps the weights of the best.
         training_step: (model, batch) -> the loss, instead of calling the model and `loss`; or (model, batch,
-            optimizers) -> a number for the learning curve, which makes the whole step itself.
+            optimizers) -> a number for the learning curve, which makes the whole step itself. Evaluation uses it too
+            if there is neither `loss` nor `evaluate`.
         evaluate: (model, loader) -> {name: value}, instead of `metric`; in evaluation mode and without gradients. The
             loader gives all batches of one part of the data.
 
@@ -146,8 +134,8 @@ class Task:
     train: Any
     test: Any
     validation: Any = None
-    loss: Metric | None = None
-    metric: Metric | None = None
+    loss: Loss | None = None
+    metric: Any = None
     optimizer: Callable[..., Any] = sgd
     search: Mapping[str, Any] = field(default_factory=dict)
     max_steps: int = 400
@@ -160,6 +148,8 @@ class Task:
     origin: str = "pkg.module:task"
     metric_name: str = ""
     share: bool | None = None
+    higher_is_better: bool | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
     collate_fn: Collate | None = None
     unpack: Unpack | None = None
     samples: int | None = None
@@ -201,10 +191,13 @@ class Task:
             # The model's own loss needs the labels of a dictionary; of a pair they are no inputs.
             pair = isinstance(self.train.data, tuple)
             object.__setattr__(self, "loss", F.cross_entropy if pair else usual_loss)
-        if self.metric is None and not self.own:
-            object.__setattr__(self, "metric", wrong if self.classes else self.loss)
         if self.smallest is None:
             object.__setattr__(self, "smallest", 0.01)
+        for name, metric in {"metric": self.metric, **self.metrics}.items():
+            if metric is not None:
+                check_metric(name, metric)
+        # A metric without a direction is refused here.
+        _ = self.scheme.higher_is_better
 
     def _take_parts(self) -> None:
         """Make parts of the data; validation is cut from training if it is not given."""
@@ -310,23 +303,19 @@ class Task:
         return self.training_step is not None and recipe.takes(self.training_step) == 3
 
     @cached_property
-    def classes(self) -> int | None:
-        """Number of classes, if the targets are classes."""
-        data = self.test.data
-        targets = data[1] if isinstance(data, tuple) else self.test.take(self.test.first(256))[1]
-        usual = self.loss in (F.cross_entropy, usual_loss)
-        if not usual or not isinstance(targets, Tensor) or targets.is_floating_point():
-            return None
-        return int(targets.max()) + 1
+    def scheme(self) -> Scheme | OwnScheme:
+        """How the task is scored."""
+        if self.own:
+            return OwnScheme(self)
+        assert self.loss is not None
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        given = (self.loss, self.metric, self.metric_name, self.share, self.higher_is_better)
+        return Scheme(*given, parts, self._untrained_outputs)
 
     @property
-    def reported(self) -> Reported:
-        """The metric's name, and how its values are written."""
-        if self.evaluate is not None:
-            return Reported(named(self._untrained_values().name), bool(self.share))
-        usual = ERROR if self.metric is wrong else LOSS if self.metric is self.loss else None
-        given = self.metric_name or (usual.name if usual else getattr(self.metric, "__name__", ""))
-        return Reported(named(given), self.metric is wrong if self.share is None else self.share)
+    def reported(self) -> Metric:
+        """The metric's name and direction, and how its values are written."""
+        return self.scheme.reported
 
     def build(self, method: str, seed: int) -> nn.Module:
         """A new model with a method applied; equal seeds give equal weights with every method."""
@@ -348,30 +337,15 @@ class Task:
                 ) from error
             return model if self.mask is None else give_masks(model, self.mask)
 
-    @cached_property
-    def chance(self) -> float:
-        """The metric of guessing: the score of a run whose loss is no longer finite."""
-        if self.classes and self.metric is wrong:
-            return 1 - 1 / self.classes
-        return self.guess_loss if self.guess_loss and self.metric is self.loss else self._untrained()
-
     @property
-    def guess_loss(self) -> float | None:
-        """The loss of guessing, if it is known."""
-        return math.log(self.classes) if self.classes else None
+    def chance(self) -> float:
+        """The metric of guessing on the test data."""
+        return self.scheme.guess("test")
 
-    def _untrained(self) -> float:
-        if self.own:
-            return self._untrained_values().metric
-        model = self.build("none", 0).eval()
-        inputs, targets = self.test.take(self.test.first(256))
+    def _untrained_outputs(self, seed: int, inputs: Any) -> Any:
+        model = self.build("none", seed).eval()
         with torch.no_grad():
-            return self.measured(call(model, inputs), targets)
-
-    def _untrained_values(self) -> Values:
-        """What the user's own evaluation gives for an untrained model."""
-        some = self.test.cut(self.test.first(256))
-        return measure(self, self.build("none", 0), some, self.evaluation_batch or 256)
+            return call(model, inputs)
 
     def rehearse(self) -> None:
         """Call model, loss, metric and optimizer once, so that a mistake in them is found before hours of training.
@@ -380,7 +354,7 @@ class Task:
             ArgumentError, ShapeError: the loss or the metric gives no finite number.
         """
         if self.own:
-            self._untrained()
+            self.scheme.check()
             return
         assert self.loss is not None
         model = self.build("none", 0)
@@ -391,29 +365,15 @@ class Task:
                 f"loss must give one finite number as a tensor, got {loss!r} from the untrained model: return the mean "
                 "over samples"
             )
-        self._untrained()
-
-    def measured(self, outputs: Any, targets: Any) -> float:
-        """The metric as a number; anything else is an error."""
-        assert self.metric is not None
-        value = self.metric(outputs, targets)
-        if isinstance(value, Tensor) and value.numel() != 1:
-            raise ShapeError(
-                f"metric must give one number, got a tensor of shape {tuple(value.shape)}: return its mean over samples"
-            )
-        if not math.isfinite(value):
-            raise ArgumentError(
-                f"metric must give a finite number, got {float(value)} on {_count(targets)} samples: check what it "
-                "divides by"
-            )
-        return float(value)
+        self.scheme.check()
 
     def fingerprint(self) -> str:
         """A digest that changes with the data, the text of the task and the code of its functions."""
-        digest = hashlib.sha256(f"{self.name} {self.description} {self.rates} {sorted(self.search.items())}".encode())
+        plain = f"{self.name} {self.description} {self.rates} {sorted(self.search.items())} {self.higher_is_better}"
+        digest = hashlib.sha256(f"{plain} {sorted(self.metrics)}".encode())
         functions = (self.model, self.arms, self.loss, self.metric, self.optimizer, self.probe, self.mask)
         own = (self.collate_fn, self.unpack, self.parameters, self.training_step, self.evaluate)
-        for function in (*functions, *own):
+        for function in (*functions, *own, *self.metrics.values()):
             digest.update(_source(function).encode())
         options = (self.warmup, self.clip, self.accumulate, self.ema, self.patience, self.evaluation_batch)
         schedule = _source(self.schedule) if callable(self.schedule) else self.schedule
@@ -432,10 +392,6 @@ def subset(task: Task, images: int) -> Task:
     if not 1 <= images <= len(task.train):
         raise ArgumentError(f"a subset has 1 to {len(task.train)} samples, got {images}")
     return replace(task, train=task.train.cut(torch.arange(images)))
-
-
-def _count(targets: Any) -> int:
-    return next((len(leaf) for leaf in pytree.tree_leaves(targets) if isinstance(leaf, Tensor) and leaf.dim()), 1)
 
 
 def _source(function: Any) -> str:

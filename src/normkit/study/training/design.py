@@ -35,6 +35,7 @@ class Design:
         alpha: probability of at least one wrong *better* or *supported* in a whole family of comparisons.
         smallest: the smallest difference of errors that matters.
         higher_is_better: the direction of the metric, which is called the error here.
+        chance: the metric of guessing on the test data, if it is known; a method that is no better has not trained.
         gap_images: number of training samples on which the losses of training and evaluation mode are compared.
         time_rounds: number of rounds of the timing; in each round every method takes one step.
         steps_by_size: the steps at each batch size, if a run has a number of epochs; `steps` is the largest of them.
@@ -59,6 +60,7 @@ class Design:
     alpha: float = 0.05
     smallest: float = 0.01
     higher_is_better: bool = False
+    chance: float | None = None
     gap_images: int = 256
     time_rounds: int = 60
     steps_by_size: tuple[tuple[int, int], ...] = ()

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from normkit.errors import ArgumentError, NormkitError
 from normkit.study.task import Task

@@ -24,6 +24,8 @@ Parameters = Callable[[nn.Module], Any] | None
 Batch = tuple[Any, Any]
 """Inputs and targets; their first dimension counts the copies, or they are `Rows`."""
 
+ALL = slice(None)
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -53,8 +55,8 @@ class Replicas(ABC):
         return self.descend_all(loss, [(inputs, targets)])
 
     @abstractmethod
-    def outputs(self, inputs: Any) -> list[Any]:
-        """The outputs of each copy for the same inputs."""
+    def outputs(self, inputs: Any, some: slice = ALL) -> list[Any]:
+        """The outputs of all copies, or of some, for the same inputs."""
 
     @abstractmethod
     def optimize(self, make: MakeOptimizer, settings: Sequence[Setting], parameters: Parameters = None) -> None:
@@ -183,8 +185,8 @@ class Separate(Replicas):
         found = self.training_step(self.models[index], take(batch, index), self.made[index].given)
         return torch.as_tensor(found).detach().float().mean()
 
-    def outputs(self, inputs: Any) -> list[Any]:
-        return [call(model, inputs) for model in self.models]
+    def outputs(self, inputs: Any, some: slice = ALL) -> list[Any]:
+        return [call(model, inputs) for model in self.models[some]]
 
     def optimize(self, make: MakeOptimizer, settings: Sequence[Setting], parameters: Parameters = None) -> None:
         for model, (rate, options) in zip(self.models, settings, strict=True):

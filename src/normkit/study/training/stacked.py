@@ -22,6 +22,7 @@ from normkit.evaluation import arguments
 from normkit.study.training.optimizers import made, needs_closure, parameters_of
 from normkit.study.training.recording import Given, Gradients, Step, Tensors, agree, copied, record
 from normkit.study.training.replicas import (
+    ALL,
     Batch,
     Loss,
     MakeOptimizer,
@@ -146,9 +147,12 @@ class Stacked(Replicas):
 
         return step
 
-    def outputs(self, inputs: Any) -> list[Any]:
-        stacked = vmap(self._call, in_dims=(0, 0, None))(self.parameters, self.buffers, inputs)
-        return [take(stacked, i) for i in range(len(self))]
+    def outputs(self, inputs: Any, some: slice = ALL) -> list[Any]:
+        parameters, buffers = (
+            {name: stacked[some] for name, stacked in each.items()} for each in (self.parameters, self.buffers)
+        )
+        stacked = vmap(self._call, in_dims=(0, 0, None))(parameters, buffers, inputs)
+        return [take(stacked, i) for i in range(len(range(len(self))[some]))]
 
     def optimize(self, make: MakeOptimizer, settings: Sequence[Setting], parameters: Parameters = None) -> None:
         start = 0

@@ -166,5 +166,3 @@ def _evaluate(module: Any, loader: Any) -> dict[str, float]:
         for name, value in logged.values.items():
             totals[name] = totals.get(name, 0.0) + size * value
     return {name: total / count for name, total in totals.items()}
-
-

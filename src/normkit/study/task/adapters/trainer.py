@@ -109,6 +109,7 @@ def _metric(trainer: Any) -> dict[str, Any]:
     return {
         "evaluate": partial(evaluate, compute=trainer.compute_metrics),
         "metric_name": name.removeprefix("eval_"),
+        "higher_is_better": trainer.args.greater_is_better,
     }
 
 
