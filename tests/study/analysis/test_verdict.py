@@ -114,17 +114,77 @@ def test_when_nothing_trains_nobody_wins() -> None:
     assert found.cell("batch_norm", 8).untrained == SEEDS
 
 
-def test_a_method_that_never_trained_does_not_lead() -> None:
+def test_who_is_behind_follows_from_the_numbers_alone() -> None:
+    """Batch norm has the lowest error, whatever the states of its runs."""
     p = plan(("BN",))
     runs = made_up(p, {"none": around(0.6, 0.01, 1), "batch_norm": around(0.5, 0.01, 2)})
-    assert conclude(p, runs).standings[0].leader == "batch_norm"
     for trial, run in runs.items():
         if (trial.kind, trial.method) == ("measure", "batch_norm"):
             runs[trial] = replace(run, state="untrained")
     found = conclude(p, runs)
-    assert found.standings[0].leader == "none"
-    assert found.standings[0].behind == ("batch_norm",)
-    assert "no norm makes the fewest errors" in found.answer
+    assert found.standings[0].leader == "batch_norm"
+    assert found.standings[0].behind == ("none",)
+
+
+@pytest.mark.parametrize("higher", [False, True])
+def test_the_summary_never_contradicts_the_table(higher: bool) -> None:
+    rng = np.random.default_rng(3)
+    methods = ("BN", "LN", "GN")
+    for _ in range(60):
+        p = replace(plan(methods), chance=0.5, higher_is_better=higher)
+        errors = {m: rng.normal(rng.uniform(0.42, 0.52), 0.02, SEEDS).tolist() for m in p.methods}
+        runs = made_up(p, errors)
+        for trial, run in runs.items():
+            if trial.kind == "measure" and rng.random() < 0.5:
+                runs[trial] = replace(run, state="untrained")
+            elif run.validation_error is not None and higher:
+                runs[trial] = replace(run, validation_error=1 - run.validation_error)
+        found = conclude(p, runs)
+        (standing,) = found.standings
+        mean = {cell.method: p.sign * cell.error.value for cell in found.cells if cell.error}
+        best = min(mean, key=mean.__getitem__)
+        assert standing.leader in (best, None)
+        for method in standing.behind:
+            assert "worse" in verdict.relations(method, 8, found.pairs).values()
+        ends = [cell.error.low if higher else -cell.error.high for cell in found.cells if cell.error]
+        # If a method surely beats guessing, the answer must not be that none trained.
+        assert standing.leader is not None or max(ends) < p.sign * -0.5
+
+
+def test_a_method_whose_mean_is_no_better_than_guessing_does_not_lead() -> None:
+    """One of eight runs trained, and the others are worse than guessing; a method that broke off is at guessing."""
+    p = replace(plan(("BN",)), chance=0.5)
+    runs = made_up(p, {"none": [0.4] + [0.53] * (SEEDS - 1), "batch_norm": [0.5] * SEEDS}, state="untrained")
+    first = next(trial for trial in runs if (trial.kind, trial.method) == ("measure", "none"))
+    runs[first] = replace(runs[first], state="trained")
+    assert conclude(p, runs).standings[0].leader is None
+
+
+def test_few_test_samples_can_show_by_many_seeds_that_a_method_trains() -> None:
+    """No run beats guessing by itself, but their mean does."""
+    p = replace(plan(("BN",)), chance=0.5)
+    runs = made_up(p, {"none": around(0.4, 0.03, 1), "batch_norm": around(0.41, 0.03, 2)}, state="untrained")
+    assert conclude(p, runs).standings[0].leader == "none"
+
+
+def test_a_metric_of_the_other_direction_gives_the_mirrored_verdict() -> None:
+    p = plan(("BN", "GN", "LN"))
+    means = {"none": 0.3, "batch_norm": 0.1, "group_norm": 0.11, "layer_norm": 0.2}
+    errors = {method: around(mean, 0.02, number) for number, (method, mean) in enumerate(means.items())}
+    usual = conclude(p, made_up(p, errors))
+    turned = replace(p, higher_is_better=True)
+    runs = made_up(turned, {method: [1 - error for error in row] for method, row in errors.items()})
+    runs = {
+        trial: replace(run, validation_error=1 - run.validation_error) if run.validation_error is not None else run
+        for trial, run in runs.items()
+    }
+    mirrored = conclude(turned, runs)
+    assert mirrored.standings == usual.standings
+    assert usual.standings[0].leader == "batch_norm"
+    assert [pair.relation for pair in mirrored.pairs] == [pair.relation for pair in usual.pairs]
+    for pair, other in zip(mirrored.pairs, usual.pairs, strict=True):
+        assert pair.difference.value == pytest.approx(other.difference.value)
+    assert [cell.rate for cell in mirrored.cells] == [cell.rate for cell in usual.cells]
 
 
 def test_runs_that_did_not_train_stay_in_the_mean() -> None:

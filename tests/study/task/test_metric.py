@@ -19,7 +19,9 @@ def test_the_name_of_a_metric() -> None:
     assert reported() == metric.ERROR
     assert reported(y.double(), loss=made_up.mean_squared) == metric.LOSS
     assert reported(metric=lambda a, b: a.mean()).name == "metric"
-    assert reported(metric=made_up.mean_squared) == metric.Metric(catalog.Text("mean squared", "mean squared"), False)
+    assert reported(metric=made_up.mean_squared) == metric.Metric(
+        catalog.Text("mean squared", "mean squared"), False, nonnegative=True
+    )
     given = reported(metric=made_up.mean_squared, metric_name="1 - dice", share=True)
     assert (given.name, given.value(0.25)) == ("1 - dice", "25.0\xa0%")
     assert given.label("test").to("zh") == "测试 1 - dice"

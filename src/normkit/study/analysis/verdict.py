@@ -5,6 +5,7 @@ The rules and their numbers are fixed before any result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -22,9 +23,10 @@ Place = Literal["leads", "equal", "not resolved", "behind", "not measured"]
 
 @dataclass(frozen=True)
 class Pair:
-    """Test error of `second` minus that of `first`, seed by seed, at one batch size.
+    """Test metric of `second` minus that of `first`, seed by seed, at one batch size.
 
-    `relation` is that of `first` to `second`. `wide` is the interval that holds for all pairs at once.
+    If higher is better, it is that of `first` minus that of `second`: positive if `first` is better. `relation` is that
+    of `first` to `second`. `wide` is the interval that holds for all pairs at once.
     """
 
     batch_size: int
@@ -67,7 +69,7 @@ def pairs(design: Design, table: Mapping[Key, Cell]) -> tuple[Pair, ...]:
         for first, second in combinations(design.methods, 2):
             values = paired(table[second, batch_size], table[first, batch_size], lambda run: run.test_error)
             if len(values) > 1:
-                raw.append((batch_size, first, second, values))
+                raw.append((batch_size, first, second, [design.sign * value for value in values]))
     corrected = stats.holm([stats.t_test(values) for *_, values in raw])
     level = stats.family_level(design.alpha, len(raw))
     found = []
@@ -86,22 +88,29 @@ def relation(design: Design, difference: Interval, wide: Interval, p_corrected: 
 
 
 def standing(batch_size: int, table: Mapping[Key, Cell], judged: Sequence[Pair]) -> Standing:
-    """The order at one batch size; without a leader if no run of any method trained.
-
-    A method is behind if none of its runs trained, whatever its error: that error is chance.
-    """
+    """The order at one batch size, by the test metric alone; without a leader if no method is better than guessing."""
     row = [cell for (_, size), cell in table.items() if size == batch_size and cell.error is not None]
-    able = [cell for cell in row if cell.untrained < len(cell.runs)]
-    if not able:
+    if not any(map(beats_guess, row)):
         return Standing(batch_size, None)
-    leader = min(able, key=lambda cell: cell.error.value if cell.error else 1.0).method
+    leader = min(row, key=lambda cell: cell.design.sign * cell.error.value if cell.error else math.inf).method
     groups: dict[str, list[str]] = {"behind": [], "equal": [], "not resolved": []}
     for cell in row:
         if cell.method != leader:
             seen = relations(cell.method, batch_size, judged)
-            behind = cell not in able or "worse" in seen.values()
+            behind = "worse" in seen.values()
             groups["behind" if behind else seen.get(leader, "not resolved")].append(cell.method)
     return Standing(batch_size, leader, *(tuple(group) for group in groups.values()))
+
+
+def beats_guess(cell: Cell) -> bool:
+    """Whether the mean of a method is better than guessing, by one of its runs or by the interval of the mean."""
+    design, error = cell.design, cell.error
+    trained = cell.untrained < len(cell.runs)
+    if error is None or design.chance is None:
+        return trained
+    worst = error.high if design.sign > 0 else error.low
+    ahead, surely_ahead = (design.sign * (design.chance - value) > 0 for value in (error.value, worst))
+    return ahead and (trained or surely_ahead)
 
 
 def relations(method: str, batch_size: int, judged: Sequence[Pair]) -> dict[str, Relation]:

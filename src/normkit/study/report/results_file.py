@@ -154,7 +154,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
         "design": design,
         "rules": tuple((_text(rule["heading"]), _text(rule["text"])) for rule in data["rules"]),
         "task": _text(data["task"]),
-        "metric": Metric(_text(data["metric"]["name"]), data["metric"]["share"]),
+        "metric": Metric(**data["metric"] | {"name": _text(data["metric"]["name"])}),
         "cells": tuple(_cell(cell, design, plain.get(cell["batch_size"], ())) for cell in data["cells"]),
         "pairs": tuple(_pair(pair) for pair in data["pairs"]),
         "standings": tuple(

@@ -12,15 +12,19 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric for which lower is better.
+    """The metric of the reported results.
 
     Attributes:
         name: the name as it follows "test", such as "error" or "mean squared error".
         share: whether it is a fraction from 0 to 1, written as a percentage.
+        higher_is_better: its direction.
+        nonnegative: whether it cannot be below 0, as a mean squared error; then no interval shows less.
     """
 
     name: Text
     share: bool
+    higher_is_better: bool = False
+    nonnegative: bool = False
 
     def value(self, value: float) -> str:
         """A value as in a table.
@@ -33,15 +37,25 @@ class Metric:
         return f"{100 * value:.1f}\xa0%" if self.share else number(value)
 
     def span(self, low: float, high: float, lang: str = "en") -> str:
-        """An interval; for a share it is limited to the range from 0 to 1.
+        """An interval, limited to the possible values.
 
         >>> ERROR.span(-0.01, 0.05), LOSS.span(3.5, 3.9, "zh")
         ('0.0 to 5.0', '3.50 至 3.90')
         """
+        low, high = self.limited(low, high)
         if self.share:
-            low, high = max(0.0, low), min(1.0, high)
             return span(f"{100 * low:.1f}", f"{100 * high:.1f}", lang)
         return span(number(low), number(high), lang)
+
+    def limited(self, low: float, high: float) -> tuple[float, float]:
+        """An interval without impossible values: a share is from 0 to 1, a mean squared error is not negative.
+
+        >>> ERROR.limited(-0.01, 1.2), Metric(Text("RMSE", "RMSE"), False, nonnegative=True).limited(-0.5, 2.0)
+        ((0.0, 1.0), (0.0, 2.0))
+        """
+        if self.share:
+            return min(max(0.0, low), 1.0), max(min(1.0, high), 0.0)
+        return (max(0.0, low), max(0.0, high)) if self.nonnegative else (low, high)
 
     def difference(self, value: float) -> str:
         """A difference of two values; for a share, in percentage points.

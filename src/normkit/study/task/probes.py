@@ -12,7 +12,6 @@ from torch.nn import functional as F
 import normkit
 from normkit.study.suite.networks import groups_of
 from normkit.study.suite.sequences import Normed, Transformer
-from normkit.study.task.task import wrong
 
 
 class OfImages:
@@ -35,8 +34,11 @@ class OfImages:
         count = len(self.images)
         contrast = torch.empty(count, 1, 1, 1).uniform_(-1.1, 1.1, generator=generator).exp()
         brightness = torch.empty(count, 1, 1, 1).uniform_(-1, 1, generator=generator)
-        changed = wrong(model(self.images * contrast + brightness), self.labels)
-        return float(changed - wrong(model(self.images), self.labels))
+        changed, usual = (
+            (model(images).argmax(1) != self.labels).double().mean()
+            for images in (self.images * contrast + brightness, self.images)
+        )
+        return float(changed - usual)
 
 
 @torch.no_grad()

@@ -10,11 +10,14 @@ from normkit.study.training.design import Design
 from normkit.study.training.trial import Options, Run, Setting, Trial
 
 
-def ranking(tuning: Sequence[Run], by: Literal["validation", "training"] = "validation") -> list[Setting]:
+def ranking(
+    tuning: Sequence[Run], by: Literal["validation", "training"] = "validation", sign: int = 1
+) -> list[Setting]:
     """Learning rates with options, the best first.
 
-    They are ordered by mean validation error; ties are broken by mean validation loss, then by the lower rate. Or they
-    are ordered by the mean training loss over all steps, in which a run whose loss became infinite or NaN comes last.
+    They are ordered by mean validation error, with `sign` -1 the highest one first; ties are broken by mean validation
+    loss, then by the lower rate. Or they are ordered by the mean training loss over all steps, in which a run whose
+    loss became infinite or NaN comes last.
     """
     tried: dict[Setting, list[Run]] = {}
     for run in tuning:
@@ -27,7 +30,7 @@ def ranking(tuning: Sequence[Run], by: Literal["validation", "training"] = "vali
         if by == "training":
             return _mean([_area(run) for run in runs]), 0.0, setting[0]
         losses = [math.inf if run.validation_loss is None else run.validation_loss for run in runs]
-        return _mean([run.validation_error or 0.0 for run in runs]), _mean(losses), setting[0]
+        return sign * _mean([run.validation_error or 0.0 for run in runs]), _mean(losses), setting[0]
 
     return sorted((setting for setting, runs in tried.items() if len(runs) == most), key=order)
 
@@ -39,14 +42,14 @@ def tuning_runs(design: Design, runs: Mapping[Trial, Run], method: str, batch_si
         return Trial("tune", method, batch_size, rate, seed, options)
 
     at_rates = pick(runs, [of(rate, seed) for seed in design.tuning_seeds for rate in design.wide_rates])
-    best = ranking(at_rates, design.choose)[:1]
+    best = ranking(at_rates, design.choose, design.sign)[:1]
     settings = [(rate, options) for rate, _ in best for options in design.options]
     return at_rates + pick(runs, [of(rate, seed, given) for rate, given in settings for seed in design.tuning_seeds])
 
 
 def chosen(design: Design, tuning: Sequence[Run]) -> Setting | None:
     """The best setting; None before tuning."""
-    return next(iter(ranking(tuning, design.choose)), None)
+    return next(iter(ranking(tuning, design.choose, design.sign)), None)
 
 
 def pick(runs: Mapping[Trial, Run], trials: Sequence[Trial]) -> tuple[Run, ...]:

@@ -16,6 +16,7 @@ def rules(design: Design, task: Task) -> tuple[tuple[Text, Text], ...]:
 
 def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
     test, validation = task.reported.label("test"), task.reported.label("validation")
+    best, best_zh = ("highest", "高") if design.higher_is_better else ("lowest", "低")
     count = len(design.options)
     more = f" At the best rate, {count} settings of the optimizer are tried besides its defaults." if count else ""
     more_zh = f"在最佳学习率下，除默认值外还尝试 {count} 组优化器设置。" if count else ""
@@ -35,12 +36,12 @@ def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
         Text(
             f"{design.steps} steps, rate falling to 0 along a half cosine. "
             f"{design.trials} learning rates from {design.rates[0]:g} to {design.rates[-1]:g} for every method at "
-            f"every batch size, each on {design.tuning_runs} seeds; the lowest mean {validation} wins "
+            f"every batch size, each on {design.tuning_runs} seeds; the {best} mean {validation} wins "
             f"(validation loss breaks ties). If the best rate is the first or last, {GROWTH} more are "
             f"tried beyond it.{more} Results use other seeds.",
             f"每次训练 {design.steps} 步，学习率沿半个余弦降到 0。每种方法在每个批量下都尝试从 {design.rates[0]:g} 到 "
             f"{design.rates[-1]:g} 的 {design.trials} 个学习率，每个用 {design.tuning_runs} 个种子；平均{validation.zh}"
-            f"最低者胜出（持平时看验证损失）。若最佳学习率位于两端，则向外再试 {GROWTH} 个。"
+            f"最{best_zh}者胜出（持平时看验证损失）。若最佳学习率位于两端，则向外再试 {GROWTH} 个。"
             f"{more_zh}结果使用另外的种子。",
         ),
     )
@@ -58,11 +59,14 @@ def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
     yield (
         Text("Runs that do not train", "未能训练的运行"),
         Text(
-            "A run whose loss is not finite, or at the end no better than guessing, counts as not trained; it "
-            f"is included in every mean. One that breaks off is scored with the {task.reported.name} of guessing, "
-            f"{at_chance}.",
-            "损失不是有限数、或结束时不优于随机猜测的运行视为未训练成功；它仍计入所有平均值。"
-            f"中断的运行按随机猜测的{task.reported.name.zh} {at_chance} 计。",
+            "Guessing gives the same outputs for every sample, the best ones for these data; where such outputs are "
+            "not known, it is an untrained model. A run whose loss is not finite, or whose "
+            f"{task.reported.name} at the end is not better than that of guessing by its 95 % interval, counts as not "
+            "trained; it is included in every mean. One that breaks off is scored with the "
+            f"{task.reported.name} of guessing, {at_chance}.",
+            "猜测指对所有样本给出同一输出，且取对这些数据最有利的一个；无法确定这样的输出时，则指未经训练的模型。"
+            f"损失不是有限数、或结束时{task.reported.name.zh}按其 95 % 区间不优于猜测的运行视为未训练成功；"
+            f"它仍计入所有平均值。中断的运行按猜测的{task.reported.name.zh} {at_chance} 计。",
         ),
     )
 
@@ -71,6 +75,7 @@ def _judgement(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
     metric = task.reported
     test, least = metric.label("test"), metric.amount(design.smallest)
     least_zh = metric.amount(design.smallest, "zh")
+    best, best_zh = ("highest", "高") if metric.higher_is_better else ("lowest", "低")
     yield (
         Text("Steps to target", "达到目标所需步数"),
         Text(
@@ -112,13 +117,13 @@ def _judgement(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
     yield (
         Text("The answer", "结论"),
         Text(
-            f"At each batch size the method with the lowest mean {test} leads; one that never trained cannot "
-            "lead and is *behind*. One method is *better* than "
+            f"At each batch size the method with the {best} mean {test} leads, if any method is better than guessing. "
+            "One method is *better* than "
             f"another if the paired t test, Holm-corrected over all pairs at all batch sizes, gives p < "
             f"{design.alpha:g} and the mean difference is at least {least}. A method is *behind* if any other is "
             "better. It is *equal* to the leader if the simultaneous interval of the difference "
             f"lies within ±{least}. Everything else is *not resolved*.",
-            f"在每个批量下，平均{test.zh}最低的方法*领先*；从未训练成功的方法不能领先，记为*落后*。若配对 t 检验"
+            f"在每个批量下，只要有方法优于猜测，平均{test.zh}最{best_zh}的方法就*领先*。若配对 t 检验"
             f"（对所有批量的所有方法对做 Holm 校正）得 p < {design.alpha:g} 且平均差不小于 "
             f"{least_zh}，则一种方法*优于*"
             f"另一种；被任何方法优于的方法*落后*。若与领先者之差的联合置信区间落在 ±{least_zh}之内，则与其*相当*。"

@@ -1,0 +1,1 @@
+"""How a task is scored: what outputs predict, the metric over a whole set, its direction, and what guessing gives."""
