@@ -364,3 +364,28 @@ def test_outputs_that_know_nothing_seldom_beat_a_guess() -> None:
 def test_names_of_metrics() -> None:
     assert name_of(F1Score) == name_of(F1Score()) == "F1 score"
     assert name_of(accuracy) == "accuracy"
+
+
+@pytest.mark.slow
+def test_metrics_of_torchmetrics() -> None:
+    metrics = pytest.importorskip("torchmetrics")
+    outputs = torch.randn(1200, 2, generator=GENERATOR)
+    outputs[:, 1] += RARE
+    kinds = metrics.classification
+    for metric, right in (
+        (kinds.MulticlassAUROC(num_classes=2), auc(outputs, RARE)),
+        (kinds.MulticlassF1Score(num_classes=2, average="micro"), accuracy(outputs, RARE)),
+        (partial(kinds.MulticlassAccuracy, num_classes=2, average="micro"), accuracy(outputs, RARE)),
+    ):
+        assert scored(metric, outputs, RARE) == pytest.approx(right, rel=1e-5)
+        made = task(metric=metric)
+        made.scheme.check()
+        assert (made.reported.higher_is_better, made.reported.share) == (True, True)
+    assert task(metric=kinds.MulticlassAUROC(num_classes=2)).chance == pytest.approx(0.5)
+    targets = X[:, :1]
+    made = Task(lambda: nn.Linear(4, 1), (X, targets), (X, targets), loss=F.mse_loss, metric=metrics.R2Score())
+    made.scheme.check()
+    assert (made.reported.name, made.reported.higher_is_better, made.reported.share) == ("R2 score", True, False)
+    assert made.chance == pytest.approx(0, abs=1e-5)
+    with pytest.raises(ArgumentError, match="got True, but of mean squared error lower values are better"):
+        task(metric=metrics.MeanSquaredError(), higher_is_better=True)
