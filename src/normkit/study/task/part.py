@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from normkit.errors import ArgumentError
+from normkit.study.task.source import digest_of_data, digest_of_fields
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,11 @@ class Part:
         return Part(Subset(self.data, index.tolist()))
 
     def digest(self) -> str:
-        """A digest of the content if it is tensors, or of some samples if each one must be loaded."""
-        digest = hashlib.sha256(str(len(self)).encode())
-        at = torch.linspace(0, len(self) - 1, 16).long()
-        some = self.data if isinstance(self.data, tuple) else self.take(at)
-        for leaf in pytree.tree_leaves(some):
-            digest.update(bytes_of(leaf))
-        return digest.hexdigest()
+        """A digest of the content if it is tensors, or of code, attributes and some samples of a data set."""
+        if not isinstance(self.data, tuple):
+            at = torch.linspace(0, len(self) - 1, 16).long()
+            return digest_of_data(self.data, len(self), lambda: self.take(at))
+        return digest_of_fields({"data": self.data})
 
     @classmethod
     def of(cls, name: str, given: Any) -> Part:
@@ -92,12 +90,3 @@ class Part:
             f"{name} must be a torch Dataset with a length or a pair of tensors (inputs, targets), got "
             f"{type(given).__name__}: for a DataLoader give its .dataset"
         )
-
-
-def bytes_of(tensor: Tensor) -> bytes:
-    """The content of a tensor.
-
-    >>> bytes_of(torch.tensor([1, 2], dtype=torch.uint8))
-    b'\\x01\\x02'
-    """
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +16,8 @@ from torch.utils import _pytree as pytree
 from normkit.errors import ArgumentError, ShapeError
 from normkit.study.task.metric import ERROR, LOSS, named
 from normkit.study.task.metric import Metric as Reported
-from normkit.study.task.part import Part, bytes_of
+from normkit.study.task.part import Part
+from normkit.study.task.source import digest_of_fields
 from normkit.study.task.variants import applied
 
 Builder = Callable[[str, int], nn.Module]
@@ -222,13 +221,17 @@ class Task:
         return float(value)
 
     def fingerprint(self) -> str:
-        """A digest that changes with the data, the text of the task and the code of its functions."""
-        digest = hashlib.sha256(f"{self.name} {self.description} {self.rates} {sorted(self.search.items())}".encode())
-        for function in (self.model, self.arms, self.loss, self.metric, self.optimizer, self.probe):
-            digest.update(_source(function).encode())
-        for part in (self.train, self.validation, self.test):
-            digest.update(part.digest().encode())
-        return digest.hexdigest()[:16]
+        """A digest that changes with the data and with the code and the values that the functions compute with."""
+        counted = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _WITHOUT_EFFECT}
+        return digest_of_fields({k: v.digest() if isinstance(v, Part) else v for k, v in counted.items()})[:16]
+
+
+_WITHOUT_EFFECT = (
+    *("name", "description", "origin", "metric_name", "share", "smallest", "max_steps", "evaluation_batch"),
+    # A trial has its own rate and options.
+    *("rates", "search"),
+)
+"""Fields that no run depends on, apart from its trial and the design."""
 
 
 def subset(task: Task, images: int) -> Task:
@@ -244,23 +247,3 @@ def subset(task: Task, images: int) -> Task:
 
 def _count(targets: Any) -> int:
     return next((len(leaf) for leaf in pytree.tree_leaves(targets) if isinstance(leaf, Tensor) and leaf.dim()), 1)
-
-
-def _source(function: Any) -> str:
-    """The code of a function and its bound values."""
-    if isinstance(function, partial):
-        bound = [*enumerate(function.args), *sorted(function.keywords.items())]
-        return f"{_source(function.func)} {[(name, _written(value)) for name, value in bound]}"
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        if hasattr(function, "__qualname__"):
-            return str(function.__qualname__)
-    # A callable object: the code of its class, and those attributes that are the same in every process.
-    named = getattr(function, "__dict__", {}).items()
-    plain = sorted((name, value) for name, value in named if isinstance(value, (Tensor, str, int, float)))
-    return f"{_source(type(function))} {[(name, _written(value)) for name, value in plain]}"
-
-
-def _written(value: Any) -> str:
-    return hashlib.sha256(bytes_of(value)).hexdigest() if isinstance(value, Tensor) else repr(value)

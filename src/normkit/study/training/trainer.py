@@ -27,12 +27,14 @@ class Trainer:
     """Trains models, and remembers facts about them. Each process that trains has one.
 
     Attributes:
+        tasks: the tasks of the facts, by their ids; kept here, so that no other object gets one of these ids.
         stackable: for a task, method and batch size, whether copies of the model can be stacked.
         recorded: recorded training steps, by everything that they depend on; many runs may use the same one.
     """
 
-    stackable: dict[tuple[str, str, int], bool] = field(default_factory=dict)
-    recorded: dict[tuple[str, str, int, str, str], RecordedSteps] = field(default_factory=dict)
+    tasks: dict[int, Task] = field(default_factory=dict)
+    stackable: dict[tuple[int, str, int], bool] = field(default_factory=dict)
+    recorded: dict[tuple[int, str, int, str, str], RecordedSteps] = field(default_factory=dict)
 
     def execute(self, task: Task, design: Design, trials: Sequence[Trial]) -> list[Run]:
         """Train the model of each trial from its seed and evaluate it at the end.
@@ -64,8 +66,12 @@ class Trainer:
         except Exception as error:
             return Run(trial, "failed", f"{type(error).__name__}: {error}", trace=traceback.format_exc())
 
+    def _id(self, task: Task) -> int:
+        self.tasks[id(task)] = task
+        return id(task)
+
     def _is_stackable(self, task: Task, trial: Trial) -> bool:
-        key = (task.fingerprint(), trial.method, trial.batch_size)
+        key = (self._id(task), trial.method, trial.batch_size)
         if key not in self.stackable:
             inputs, targets = task.train.take(torch.arange(min(trial.batch_size, len(task.train))))
             with torch.random.fork_rng(devices=[]):
@@ -76,7 +82,7 @@ class Trainer:
     def _recorded_steps(self, task: Task, design: Design, trial: Trial) -> RecordedSteps | None:
         if design.steps < WORTH_RECORDING:
             return None
-        key = (task.fingerprint(), trial.method, trial.batch_size, design.device, design.dtype)
+        key = (self._id(task), trial.method, trial.batch_size, design.device, design.dtype)
         return self.recorded.setdefault(key, {})
 
     def train(self, task: Task, design: Design, trials: Sequence[Trial], stacked: bool) -> list[Run]:
