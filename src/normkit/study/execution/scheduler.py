@@ -33,9 +33,9 @@ class Payload:
     trainer: Trainer = field(default_factory=Trainer)
 
     @classmethod
-    def of(cls, workloads: Sequence[Workload]) -> Payload:
-        """The payload for some workloads, in their order."""
-        return cls(tuple((workload.task, workload.design) for workload in workloads))
+    def of(cls, workloads: Sequence[Workload], processes: int = 1) -> Payload:
+        """The payload for some workloads, in their order, and the number of processes that share the memory."""
+        return cls(tuple((each.task, each.design) for each in workloads), Trainer(processes))
 
 
 def train_batch(payload: Payload, batch: Batch) -> list[Run]:

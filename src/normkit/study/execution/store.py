@@ -129,9 +129,10 @@ class Store:
             if study not in taken:
                 taken[study] = self._database.use(partial(self._database.taken, study))
             free = [each for each in trials if taken[study].get(_key(each), self._owner) == self._owner][:most]
-            keys = [_key(trial) for trial in free]
-            take = partial(self._database.take, study, keys, self._owner)
-            if keys and self._database.use(take):
+            take = partial(self._database.take, study, [_key(trial) for trial in free], self._owner)
+            if not free:
+                continue
+            if self._database.use(take):
                 return number, tuple(free)
         _, _, trials, most = batches[0]
         return 0, tuple(trials[:most])

@@ -12,33 +12,35 @@ from torch.utils import _pytree as pytree
 
 from normkit.study.task import Part, Task
 from normkit.study.training.design import Design
+from normkit.study.training.memory import CHUNK
 from normkit.study.training.placement import to_device
 from normkit.study.training.replicas import Replicas
 from normkit.study.training.trial import Run, Trial, smooth
 
 GUESSING = 0.95
 """A final training loss above this fraction of the loss of guessing counts as no better than guessing."""
-CHUNK = 512
-"""Samples in one evaluation batch."""
 
 
 @torch.no_grad()
-def evaluate(task: Task, design: Design, trials: Sequence[Trial], copies: Replicas, losses: Tensor) -> list[Run]:
+def evaluate(
+    task: Task, design: Design, trials: Sequence[Trial], copies: Replicas, losses: Tensor, chunk: int = CHUNK
+) -> list[Run]:
     """Evaluate trained copies.
 
     Args:
         task, design, trials: as in the training.
         copies: the copies, one for each trial.
         losses: training losses, with a row for each step and a column for each trial.
+        chunk: samples in one evaluation batch.
     """
     copies.train(False)
     # A model whose loss was not finite at some step is not evaluated, even if the loss became finite again.
     alive = [bool(losses[:, i].isfinite().all()) for i in range(len(trials))]
-    validation = _scores(task, design, copies, task.validation) if any(alive) else []
+    validation = _scores(task, design, copies, task.validation, chunk) if any(alive) else []
     measured = any(alive) and trials[0].kind == "measure"
-    test = _scores(task, design, copies, task.test) if measured else []
+    test = _scores(task, design, copies, task.test, chunk) if measured else []
     probes = [task.probe(m) for m in copies.unstacked()] if measured and task.probe else [{} for _ in trials]
-    training = _gap(task, design, copies, trials[0].batch_size) if measured else None
+    training = _gap(task, design, copies, trials[0].batch_size, chunk) if measured else None
     runs = []
     for i, trial in enumerate(trials):
         curve = losses[:, i].tolist()
@@ -99,10 +101,10 @@ def _state(task: Task, design: Design, curve: list[float]) -> tuple[Literal["tra
     return ("trained", "") if learned else ("untrained", "at the end no better than guessing")
 
 
-def _scores(task: Task, design: Design, copies: Replicas, part: Part) -> list[tuple[float, float]]:
+def _scores(task: Task, design: Design, copies: Replicas, part: Part, chunk: int) -> list[tuple[float, float]]:
     """Mean loss and metric of each copy on a part; if the loss is not finite, the metric is that of guessing."""
     sums = [[0.0, 0.0] for _ in range(len(copies))]
-    for inputs, targets in part.chunks(CHUNK):
+    for inputs, targets in part.chunks(chunk):
         inputs, targets = to_device(design, inputs), to_device(design, targets)
         share = len(pytree.tree_leaves(targets)[0]) / len(part)
         for total, outputs in zip(sums, copies.outputs(inputs), strict=True):
@@ -120,14 +122,14 @@ class _Training(NamedTuple):
     recalibrated: list[float]
 
 
-def _gap(task: Task, design: Design, copies: Replicas, batch_size: int) -> _Training:
+def _gap(task: Task, design: Design, copies: Replicas, batch_size: int, chunk: int) -> _Training:
     """Error in evaluation mode; evaluation minus training loss; the test metric with recalibrated statistics.
 
     The last two come from one pass in training mode, which also averages the running statistics over its batches.
     """
     count = max(batch_size, min(design.gap_images, len(task.train)) // batch_size * batch_size)
     part = task.train.cut(torch.arange(count))
-    evaluation = _scores(task, design, copies, part)
+    evaluation = _scores(task, design, copies, part, chunk)
     training = [0.0] * len(copies)
     with copies.averaging() as numbered:
         copies.train()
@@ -139,6 +141,6 @@ def _gap(task: Task, design: Design, copies: Replicas, batch_size: int) -> _Trai
                 for i, outputs in enumerate(copies.outputs(inputs)):
                     training[i] += float(task.loss(outputs, targets)) * batch_size / count
         copies.train(False)
-        test = _scores(task, design, copies, task.test) if copies.statistics_modules() else []
+        test = _scores(task, design, copies, task.test, chunk) if copies.statistics_modules() else []
     gaps = [loss - other for (loss, _), other in zip(evaluation, training, strict=True)]
     return _Training([metric for _, metric in evaluation], gaps, [metric for _, metric in test])

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from normkit.study.task import Task
+from normkit.study.training import memory
 from normkit.study.training.design import Design
 from normkit.study.training.evaluation import evaluate
+from normkit.study.training.memory import Sizes
 from normkit.study.training.placement import autocast, model_of, to_device
 from normkit.study.training.replicas import RecordedSteps, can_be_stacked, replicas
 from normkit.study.training.trial import Run, Trial, batches
@@ -27,11 +29,17 @@ class Trainer:
     """Trains models, and remembers facts about them. Each process that trains has one.
 
     Attributes:
+        processes: number of processes that share the memory of this machine.
+        budget: bytes that this process may use, by device.
+        sizes: the numbers of copies and samples that fit, for a task, method, batch size and number of trials.
         tasks: the tasks of the facts, by their ids; kept here, so that no other object gets one of these ids.
         stackable: for a task, method and batch size, whether copies of the model can be stacked.
         recorded: recorded training steps, by everything that they depend on; many runs may use the same one.
     """
 
+    processes: int = 1
+    budget: dict[str, float] = field(default_factory=dict)
+    sizes: dict[tuple[int, str, int, int], Sizes] = field(default_factory=dict)
     tasks: dict[int, Task] = field(default_factory=dict)
     stackable: dict[tuple[int, str, int], bool] = field(default_factory=dict)
     recorded: dict[tuple[int, str, int, str, str], RecordedSteps] = field(default_factory=dict)
@@ -47,7 +55,9 @@ class Trainer:
             trials: trials of one method and one batch size.
         """
         start = time.perf_counter()
-        runs = self._execute(task, design, trials)
+        most = self._sizes(task, design, trials[0], len(trials)).copies
+        groups = [trials[i : i + most] for i in range(0, len(trials), most)]
+        runs = [run for group in groups for run in self._execute(task, design, group)]
         share = (time.perf_counter() - start) / len(trials)
         return [replace(run, seconds=float(f"{share:.3g}")) for run in runs]
 
@@ -65,6 +75,14 @@ class Trainer:
             return self.train(task, design, [trial], stacked=False)[0]
         except Exception as error:
             return Run(trial, "failed", f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+
+    def _sizes(self, task: Task, design: Design, trial: Trial, count: int) -> Sizes:
+        if design.device not in self.budget:
+            self.budget[design.device] = memory.budget(design.device, self.processes)
+        key = (self._id(task), trial.method, trial.batch_size, count)
+        if key not in self.sizes:
+            self.sizes[key] = memory.sizes(task, design, trial, count, self.budget[design.device])
+        return self.sizes[key]
 
     def _id(self, task: Task) -> int:
         self.tasks[id(task)] = task
@@ -102,4 +120,5 @@ class Trainer:
                 losses.append(copies.step(task.loss, inputs, targets))
                 if step % 20 == 19 and not losses[-1].isfinite().any():
                     break
-            return evaluate(task, design, trials, copies, torch.stack(losses).cpu())
+            chunk = self._sizes(task, design, trials[0], len(trials)).evaluation
+            return evaluate(task, design, trials, copies, torch.stack(losses).cpu(), chunk)
