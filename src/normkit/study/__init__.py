@@ -127,6 +127,7 @@ def compare(
     _require_extra()
     _require_guard()
     from normkit.study import report
+    from normkit.study.execution import machine
     from normkit.study.execution.location import Location
     from normkit.study.execution.scheduler import Payload
     from normkit.study.execution.store import Store
@@ -151,7 +152,8 @@ def compare(
     _check_workers(workers, executor, time_limit)
     where = Location.of(store or Path(out) / "study.sqlite3")
     ranks.check(executor, where.file is not None)
-    pool = make_executor(Payload.of(workloads), workers, executor=executor, address=address)
+    processes = workers or (machine.cores() if ranks.world() == 1 else ranks.local_world())
+    pool = make_executor(Payload.of(workloads, processes), workers, executor=executor, address=address)
     folder = make_folder(Path(out))
     with _shown(progress if ranks.rank() == 0 else False) as notify, Store(where, resume=resume) as kept:
         comparison = run_study(

@@ -59,7 +59,7 @@ class Opened:
         return self.store.runs(*STUDY)
 
     def take(self, trials: list[Trial]) -> Trial:
-        return trials[self.store.take([(*STUDY, [trial]) for trial in trials])]
+        return self.store.take([(*STUDY, trials, 1)])[1][0]
 
 
 opened = Opened

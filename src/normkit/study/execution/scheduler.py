@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from normkit.study.execution.batches import Batch, Batches
 from normkit.study.execution.checkpoints import keep_best
 from normkit.study.execution.store import Store
 from normkit.study.execution.workers import Failure, WorkerPool, ranks
@@ -21,12 +21,10 @@ from normkit.study.task import Task
 from normkit.study.training.cost import Timing, time_steps
 from normkit.study.training.design import Design
 from normkit.study.training.trainer import Trainer
-from normkit.study.training.trial import Run, Trial
+from normkit.study.training.trial import Run
 
 Progress = Callable[[int, int, str], None]
 """Called with (runs finished, runs in all, the name of the stage)."""
-Batch = tuple[int, tuple[Trial, ...]]
-"""A batch of trials: the number of a workload, and trials of one of its methods at one batch size."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,9 @@ class Payload:
     trainer: Trainer = field(default_factory=Trainer)
 
     @classmethod
-    def of(cls, workloads: Sequence[Workload]) -> Payload:
-        """The payload for some workloads, in their order."""
-        return cls(tuple((workload.task, workload.design) for workload in workloads))
+    def of(cls, workloads: Sequence[Workload], processes: int = 1) -> Payload:
+        """The payload for some workloads, in their order, and the number of processes that share the memory."""
+        return cls(tuple((each.task, each.design) for each in workloads), Trainer(processes))
 
 
 def train_batch(payload: Payload, batch: Batch) -> list[Run]:
@@ -81,7 +79,7 @@ def run_stages(
         pool: the workers.
         progress: called after each batch of trials.
         minutes: the time after which no further run starts.
-        limit: seconds a run may take.
+        limit: seconds a batch of trials may take before it is divided, and a run alone before it fails.
         checkpoints: folder for the best run of each method of the first workload; None for none.
 
     Returns:
@@ -119,17 +117,15 @@ def _run_stage(
     left = [(i, trial) for i, trial in asked if workloads[i].is_open(trial)]
     counter.done += len(asked) - len(left)
     counter.report(what)
-    batches = _batches(workloads, left)
-    # A batch may take as long as its runs would take one after the other.
-    patience = limit and limit * max((len(trials) for _, trials in batches), default=1)
+    batches = Batches(workloads, store, left, pool.workers)
     # Runs of other processes are counted together at the end of the stage.
     after = counter.done + len(left)
-    for (number, trials), result in pool.work(train_batch, _remaining(workloads, store, batches), patience):
-        workload = workloads[number]
-        for run in _runs(trials, result):
+    for batch, result in pool.work(train_batch, batches, limit):
+        workload, runs = workloads[batch[0]], batches.runs(batch, result)
+        for run in runs:
             store.add(workload.task, workload.design, run)
             workload.runs[run.trial] = run
-        counter.done += len(trials)
+        counter.done += len(runs)
         counter.report(what)
         if time.perf_counter() > end:
             return False
@@ -165,41 +161,3 @@ def _time(
     workload.times[batch_size] = known
     counter.done += 1
     counter.report("timing")
-
-
-def _remaining(workloads: Sequence[Workload], store: Store, batches: list[Batch]) -> Iterator[Batch]:
-    """Yields a batch whenever a worker is free, without the trials that another process has run meanwhile."""
-    while batches:
-        studies = [(workloads[number].task, workloads[number].design, trials) for number, trials in batches]
-        number, trials = batches.pop(store.take(studies))
-        workload = workloads[number]
-        found = [store.find(workload.task, workload.design, trial) for trial in trials]
-        workload.runs |= {run.trial: run for run in found if run is not None}
-        left = tuple(trial for trial, run in zip(trials, found, strict=True) if run is None)
-        if left:
-            yield number, left
-
-
-def _runs(trials: Sequence[Trial], result: list[Run] | Failure) -> list[Run]:
-    """The runs of a batch; if the batch failed, all of them are failed runs."""
-    if isinstance(result, Failure):
-        return [Run(trial, "failed", result.reason, trace=result.trace) for trial in trials]
-    return result
-
-
-def _batches(workloads: Sequence[Workload], trials: Sequence[tuple[int, Trial]]) -> list[Batch]:
-    """Batches of trials of one workload, method and batch size, sorted by rate inside a batch; longest batch first."""
-    groups: dict[tuple[Any, ...], list[Trial]] = {}
-    for number, trial in trials:
-        groups.setdefault((number, trial.kind, trial.method, trial.batch_size), []).append(trial)
-    batches: list[Batch] = []
-    for (number, *_), group in groups.items():
-        size = workloads[number].design.stack
-        group.sort(key=lambda trial: (trial.rate, repr(trial.options), trial.seed))
-        batches += [(number, tuple(group[i : i + size])) for i in range(0, len(group), size)]
-
-    def work(batch: Batch) -> int:
-        number, trials = batch
-        return workloads[number].design.steps * trials[0].batch_size * len(trials)
-
-    return sorted(batches, key=work, reverse=True)

@@ -111,21 +111,31 @@ class Store:
 
         self._database.use(write)
 
-    def take(self, batches: Sequence[tuple[Task, Design, Sequence[Trial]]]) -> int:
-        """Mark the first batch of trials that no other process has taken, and return its number; 0 if there is none.
+    def take(self, batches: Sequence[tuple[Task, Design, Sequence[Trial], int]]) -> tuple[int, tuple[Trial, ...]]:
+        """Mark trials of the first batch in which some are not taken by another process.
 
         The mark is not a lock, so a process that dies leaves nothing locked: at worst a trial is run twice, with the
         same result.
+
+        Args:
+            batches: task, design, trials, and how many of them to take at most.
+
+        Returns:
+            The number of the batch, and the trials; those of the first batch if others have taken all.
         """
         taken: dict[str, dict[str, str]] = {}
-        for number, (task, design, trials) in enumerate(batches):
-            study, keys = self._prefix(task, design), [_key(trial) for trial in trials]
+        for number, (task, design, trials, most) in enumerate(batches):
+            study = self._prefix(task, design)
             if study not in taken:
                 taken[study] = self._database.use(partial(self._database.taken, study))
-            free = all(taken[study].get(key, self._owner) == self._owner for key in keys)
-            if free and self._database.use(partial(self._database.take, study, keys, self._owner)):
-                return number
-        return 0
+            free = [each for each in trials if taken[study].get(_key(each), self._owner) == self._owner][:most]
+            take = partial(self._database.take, study, [_key(trial) for trial in free], self._owner)
+            if not free:
+                continue
+            if self._database.use(take):
+                return number, tuple(free)
+        _, _, trials, most = batches[0]
+        return 0, tuple(trials[:most])
 
     def times(self, task: Task, design: Design, timing: Timing) -> Times | None:
         """Step times on this machine, if they were measured."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +14,7 @@ from torch.utils.data import Subset
 from normkit.errors import ArgumentError
 from normkit.evaluation import call as call  # one calling convention: a tuple or list, a mapping, or one input
 from normkit.study.task.batches import Collate, Columns, Stream, Unpack, collated, count_of, source_of, unpacked
+from normkit.study.task.source import digest_of_data, digest_of_fields
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,14 @@ class Part:
         return replace(self, data=Subset(self.data, index.tolist()), weights=weights)
 
     def digest(self) -> str:
-        """A digest of the content if it is tensors, or of some samples if each one must be loaded."""
-        digest = hashlib.sha256(str(len(self)).encode())
+        """A digest of the content if it is tensors, or of code, attributes and some samples of a data set."""
+        fields = {"collate": self.collate, "unpack": self.unpack, "weights": self.weights}
+        if isinstance(self.data, tuple):
+            return digest_of_fields({"data": self.data, **fields})
+        if isinstance(self.data, Columns):
+            return digest_of_fields({"data": self.data.tree, **fields})
         at = torch.linspace(0, len(self) - 1, 16).long()
-        in_memory = isinstance(self.data, tuple | Columns)
-        some = self.batch(torch.arange(len(self)) if in_memory else at)
-        for leaf in pytree.tree_leaves((some, self.weights)):
-            digest.update(bytes_of(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
-        return digest.hexdigest()
+        return digest_of_data(self.data, len(self), lambda: self.batch(at)) + digest_of_fields(fields)
 
     @classmethod
     def of(cls, name: str, given: Any, collate: Collate | None = None, unpack: Unpack | None = None) -> Part:
@@ -141,12 +141,3 @@ class Loader:
     def __iter__(self) -> Iterator[Any]:
         for index in torch.arange(len(self.part)).split(self.size):
             yield self.part.batch(index)
-
-
-def bytes_of(tensor: Tensor) -> bytes:
-    """The content of a tensor.
-
-    >>> bytes_of(torch.tensor([1, 2], dtype=torch.uint8))
-    b'\\x01\\x02'
-    """
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -19,10 +17,11 @@ from normkit.study.task.batches import EVALUATED, Collate, Unpack, unpacked
 from normkit.study.task.masks import give_masks
 from normkit.study.task.metric import Metric
 from normkit.study.task.own import OwnScheme
-from normkit.study.task.part import Part, bytes_of, call
+from normkit.study.task.part import Part, call
 from normkit.study.task.recipe import Schedule
 from normkit.study.task.scoring.prediction import scores_of
 from normkit.study.task.scoring.scheme import Scheme, check_metric
+from normkit.study.task.source import digest_of_fields
 from normkit.study.task.variants import applied
 
 Builder = Callable[[str, int], nn.Module]
@@ -368,19 +367,18 @@ class Task:
         self.scheme.check()
 
     def fingerprint(self) -> str:
-        """A digest that changes with the data, the text of the task and the code of its functions."""
-        plain = f"{self.name} {self.description} {self.rates} {sorted(self.search.items())} {self.higher_is_better}"
-        digest = hashlib.sha256(f"{plain} {sorted(self.metrics)}".encode())
-        functions = (self.model, self.arms, self.loss, self.metric, self.optimizer, self.probe, self.mask)
-        own = (self.collate_fn, self.unpack, self.parameters, self.training_step, self.evaluate)
-        for function in (*functions, *own, *self.metrics.values()):
-            digest.update(_source(function).encode())
-        options = (self.warmup, self.clip, self.accumulate, self.ema, self.patience, self.evaluation_batch)
-        schedule = _source(self.schedule) if callable(self.schedule) else self.schedule
-        digest.update(repr((schedule, *options)).encode())
-        for part in (self.train, self.validation, self.test):
-            digest.update(part.digest().encode())
-        return digest.hexdigest()[:16]
+        """A digest that changes with the data and with the code and the values that the functions compute with."""
+        counted = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _WITHOUT_EFFECT}
+        return digest_of_fields({k: v.digest() if isinstance(v, Part) else v for k, v in counted.items()})[:16]
+
+
+_WITHOUT_EFFECT = (
+    *("name", "description", "origin", "metric_name", "share", "smallest", "max_steps", "max_epochs", "samples"),
+    "evaluation_batch",
+    # A trial has its own rate and options.
+    *("rates", "search"),
+)
+"""Fields that no run depends on, apart from its trial and the design."""
 
 
 def subset(task: Task, images: int) -> Task:
@@ -394,21 +392,3 @@ def subset(task: Task, images: int) -> Task:
     return replace(task, train=task.train.cut(torch.arange(images)))
 
 
-def _source(function: Any) -> str:
-    """The code of a function and its bound values."""
-    if isinstance(function, partial):
-        bound = [*enumerate(function.args), *sorted(function.keywords.items())]
-        return f"{_source(function.func)} {[(name, _written(value)) for name, value in bound]}"
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        if hasattr(function, "__qualname__"):
-            return str(function.__qualname__)
-    # A callable object: the code of its class, and those attributes that are the same in every process.
-    named = getattr(function, "__dict__", {}).items()
-    plain = sorted((name, value) for name, value in named if isinstance(value, (Tensor, str, int, float)))
-    return f"{_source(type(function))} {[(name, _written(value)) for name, value in plain]}"
-
-
-def _written(value: Any) -> str:
-    return hashlib.sha256(bytes_of(value)).hexdigest() if isinstance(value, Tensor) else repr(value)

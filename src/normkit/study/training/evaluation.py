@@ -22,28 +22,31 @@ from normkit.study.training.trial import Run, Trial
 
 PartName = Literal["train", "validation", "test"]
 CHUNK = 512
-"""Samples in one evaluation batch."""
+"""Samples in one evaluation batch, if they fit into memory."""
 KEPT = 1 << 29
 """Bytes of outputs that are kept at most until a metric of the whole set is computed from them."""
 
 
 @torch.no_grad()
-def evaluate(task: Task, design: Design, trials: Sequence[Trial], copies: Replicas, losses: Tensor) -> list[Run]:
+def evaluate(
+    task: Task, design: Design, trials: Sequence[Trial], copies: Replicas, losses: Tensor, chunk: int = CHUNK
+) -> list[Run]:
     """Evaluate trained copies.
 
     Args:
         task, design, trials: as in the training.
         copies: the copies, one for each trial.
         losses: training losses, with a row for each step and a column for each trial.
+        chunk: samples in one evaluation batch.
     """
     copies.train(False)
     # A model whose loss was not finite at some step is not evaluated, even if the loss became finite again.
     alive = [bool(losses[:, i].isfinite().all()) for i in range(len(trials))]
-    validation = _scores(task, design, copies, task.validation, "validation") if any(alive) else []
+    validation = _scores(task, design, copies, task.validation, "validation", chunk) if any(alive) else []
     measured = any(alive) and trials[0].kind == "measure"
-    test = _scores(task, design, copies, task.test, "test", task.metrics) if measured else []
+    test = _scores(task, design, copies, task.test, "test", chunk, task.metrics) if measured else []
     probes = [task.probe(m) for m in copies.unstacked()] if measured and task.probe else [{} for _ in trials]
-    training = _gap(task, design, copies, trials[0].batch_size) if measured else None
+    training = _gap(task, design, copies, trials[0].batch_size, chunk) if measured else None
     runs = []
     for i, trial in enumerate(trials):
         curve = losses[:, i].tolist()
@@ -117,6 +120,7 @@ def _scores(
     copies: Replicas,
     part: Part,
     name: PartName,
+    chunk: int,
     metrics: Mapping[str, Any] | None = None,
 ) -> list[_Scored]:
     """The scores of each copy on a part; if the loss is not finite, the metric is that of guessing.
@@ -125,13 +129,14 @@ def _scores(
         task, design, copies: as in `evaluate`.
         part: the data, or some of them.
         name: what they are from.
+        chunk: samples in one evaluation batch.
         metrics: further metrics.
     """
     if task.own:
-        return [_own_scores(task, design, model, part) for model in copies.unstacked()]
+        return [_own_scores(task, design, model, part, chunk) for model in copies.unstacked()]
     found: list[_Scored] = []
     while len(found) < len(copies):
-        found += _some_scores(task, design, copies, part, slice(len(found), len(copies)), metrics or {}, name)
+        found += _some_scores(task, design, copies, part, slice(len(found), len(copies)), metrics or {}, name, chunk)
     return found
 
 
@@ -143,10 +148,11 @@ def _some_scores(
     some: slice,
     metrics: Mapping[str, Any],
     name: PartName,
+    chunk: int,
 ) -> list[_Scored]:
     """The scores of the first copies in the slice, as many as can be scored with little memory."""
     scores: list[_Running] = []
-    for inputs, targets in part.chunks(task.evaluation_batch or CHUNK):
+    for inputs, targets in part.chunks(chunk):
         inputs, targets = to_device(design, inputs), to_device(design, targets)
         outputs = copies.outputs(inputs, some)
         if not scores:
@@ -206,12 +212,13 @@ def _bytes(tree: Any) -> int:
 @torch.no_grad()
 def validation_metrics(task: Task, design: Design, copies: Replicas) -> list[float]:
     """The metric of each copy on the validation data, during training."""
-    return [scored.metric for scored in _scores(task, design, copies, task.validation, "validation")]
+    chunk = task.evaluation_batch or CHUNK
+    return [scored.metric for scored in _scores(task, design, copies, task.validation, "validation", chunk)]
 
 
-def _own_scores(task: Task, design: Design, model: nn.Module, part: Part) -> _Scored:
+def _own_scores(task: Task, design: Design, model: nn.Module, part: Part, chunk: int) -> _Scored:
     """The measurements of a model by the user's own functions."""
-    found = measure(task, model, part, task.evaluation_batch or CHUNK, partial(to_device, design))
+    found = measure(task, model, part, chunk, partial(to_device, design))
     return _Scored(found.loss, found.metric, found.others)
 
 
@@ -223,7 +230,7 @@ class _Training(NamedTuple):
     recalibrated: list[float]
 
 
-def _gap(task: Task, design: Design, copies: Replicas, batch_size: int) -> _Training:
+def _gap(task: Task, design: Design, copies: Replicas, batch_size: int, chunk: int) -> _Training:
     """Error in evaluation mode; evaluation minus training loss; the test metric with recalibrated statistics.
 
     The last two come from one pass in training mode, which also averages the running statistics over its batches.
@@ -232,7 +239,7 @@ def _gap(task: Task, design: Design, copies: Replicas, batch_size: int) -> _Trai
     # Random samples, the same for every run: the data may be sorted.
     index = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(0))[:count]
     part = task.train.cut(index)
-    evaluation = _scores(task, design, copies, part, "train")
+    evaluation = _scores(task, design, copies, part, "train", chunk)
     if task.own:
         return _Training([scored.metric for scored in evaluation], [math.nan] * len(copies), [])
     assert task.loss is not None
@@ -247,6 +254,6 @@ def _gap(task: Task, design: Design, copies: Replicas, batch_size: int) -> _Trai
                 for i, outputs in enumerate(copies.outputs(inputs)):
                     training[i] += float(task.loss(outputs, targets)) * batch_size / count
         copies.train(False)
-        test = _scores(task, design, copies, task.test, "test") if copies.statistics_modules() else []
+        test = _scores(task, design, copies, task.test, "test", chunk) if copies.statistics_modules() else []
     gaps = [scored.loss - other for scored, other in zip(evaluation, training, strict=True)]
     return _Training([scored.metric for scored in evaluation], gaps, [scored.metric for scored in test])

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from normkit.study.task import Task
+from normkit.study.training import memory
 from normkit.study.training.design import Design
 from normkit.study.training.evaluation import evaluate
+from normkit.study.training.memory import Sizes
 from normkit.study.training.placement import autocast, model_of
 from normkit.study.training.replicas import Replicas, Separate
 from normkit.study.training.stacked import RecordedSteps, Stacked, can_be_stacked
@@ -28,12 +30,20 @@ class Trainer:
     """Trains models, and remembers facts about them. Each process that trains has one.
 
     Attributes:
+        processes: number of processes that share the memory of this machine.
+        budget: bytes that this process may use, by device.
+        sizes: the numbers of copies and samples that fit, for a task, method, batch size and number of trials.
+        tasks: the tasks of the facts, by their ids; kept here, so that no other object gets one of these ids.
         stackable: for a task, method and batch size, whether copies of the model can be stacked.
         recorded: recorded training steps, by everything that they depend on; many runs may use the same one.
     """
 
-    stackable: dict[tuple[str, str, int], bool] = field(default_factory=dict)
-    recorded: dict[tuple[str, str, int, str, str], RecordedSteps] = field(default_factory=dict)
+    processes: int = 1
+    budget: dict[str, float] = field(default_factory=dict)
+    sizes: dict[tuple[int, str, int, int], Sizes] = field(default_factory=dict)
+    tasks: dict[int, Task] = field(default_factory=dict)
+    stackable: dict[tuple[int, str, int], bool] = field(default_factory=dict)
+    recorded: dict[tuple[int, str, int, str, str], RecordedSteps] = field(default_factory=dict)
 
     def execute(self, task: Task, design: Design, trials: Sequence[Trial]) -> list[Run]:
         """Train the model of each trial from its seed and evaluate it at the end.
@@ -46,7 +56,9 @@ class Trainer:
             trials: trials of one method and one batch size.
         """
         start = time.perf_counter()
-        runs = self._execute(task, design, trials)
+        most = self._sizes(task, design, trials[0], len(trials)).copies
+        groups = [trials[i : i + most] for i in range(0, len(trials), most)]
+        runs = [run for group in groups for run in self._execute(task, design, group)]
         share = (time.perf_counter() - start) / len(trials)
         return [replace(run, seconds=float(f"{share:.3g}")) for run in runs]
 
@@ -65,8 +77,20 @@ class Trainer:
         except Exception as error:
             return Run(trial, "failed", f"{type(error).__name__}: {error}", trace=traceback.format_exc())
 
+    def _sizes(self, task: Task, design: Design, trial: Trial, count: int) -> Sizes:
+        if design.device not in self.budget:
+            self.budget[design.device] = memory.budget(design.device, self.processes)
+        key = (self._id(task), trial.method, trial.batch_size, count)
+        if key not in self.sizes:
+            self.sizes[key] = memory.sizes(task, design, trial, count, self.budget[design.device])
+        return self.sizes[key]
+
+    def _id(self, task: Task) -> int:
+        self.tasks[id(task)] = task
+        return id(task)
+
     def _is_stackable(self, task: Task, trial: Trial) -> bool:
-        key = (task.fingerprint(), trial.method, trial.batch_size)
+        key = (self._id(task), trial.method, trial.batch_size)
         if key not in self.stackable:
             self.stackable[key] = not _needs_separate(task, trial.batch_size) and self._agrees(task, trial)
         return self.stackable[key]
@@ -80,14 +104,15 @@ class Trainer:
     def _recorded_steps(self, task: Task, design: Design, trial: Trial) -> RecordedSteps | None:
         if design.steps_at(trial.batch_size) < WORTH_RECORDING:
             return None
-        key = (task.fingerprint(), trial.method, trial.batch_size, design.device, design.dtype)
+        key = (self._id(task), trial.method, trial.batch_size, design.device, design.dtype)
         return self.recorded.setdefault(key, {})
 
     def train(self, task: Task, design: Design, trials: Sequence[Trial], stacked: bool) -> list[Run]:
         """Train and evaluate; with `stacked` all copies are trained at once. Exceptions are not caught."""
         with torch.random.fork_rng(devices=[]), autocast(design):
             copies, losses = self.fit(task, design, trials, stacked)
-            return evaluate(task, design, trials, copies, losses)
+            chunk = self._sizes(task, design, trials[0], len(trials)).evaluation
+            return evaluate(task, design, trials, copies, losses, chunk)
 
     def checkpoint(self, task: Task, design: Design, trial: Trial) -> tuple[Run, dict[str, Tensor]]:
         """Train one trial: its run, and the state of the model. Exceptions are not caught."""

@@ -103,7 +103,7 @@ class Cluster:
             # The worker ends itself at the limit; Ray only reports that it is gone.
             if limit is not None and seconds >= limit:
                 return Failure.past(limit)
-            return Failure(f"its process died: {_line(error)}")
+            return Failure.died(_line(error))
         except Exception as error:
             return Failure.of(error)
 

@@ -120,7 +120,7 @@ class Processes:
         lost = [future for future in waiting if running[future].worker_lost()]
         if not done and not lost and not self.pool.active:
             raise BrokenProcessPool("the pool has stopped")
-        found += [(running[future].item, Failure("its process died")) for future in lost]
+        found += [(running[future].item, Failure.died()) for future in lost]
         for future in (*done, *lost):
             del running[future]
         return found
@@ -184,7 +184,7 @@ def _result(future: Future[bytes], limit: float | None) -> Any:
     except TimeoutError:
         return Failure.past(limit)
     except ProcessExpired as error:
-        return Failure(f"its process died: {_cause(error.exitcode)}")
+        return Failure.died(_cause(error.exitcode))
     except Exception as error:
         return Failure.of(error)
 

@@ -17,10 +17,14 @@ Out = TypeVar("Out")
 
 @dataclass(frozen=True)
 class Failure:
-    """The outcome of an item without a result: the reason in one line, and the traceback, if there is one."""
+    """The outcome of an item without a result: the reason in one line, and the traceback, if there is one.
+
+    `lost` says that its worker died or was stopped, so that a part of the item may have a result.
+    """
 
     reason: str
     trace: str = ""
+    lost: bool = False
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
@@ -37,7 +41,12 @@ class Failure:
     @classmethod
     def past(cls, limit: float | None) -> Failure:
         """The failure for an item that took longer than its time limit."""
-        return cls(f"it ran past its time limit of {limit:g} s and was stopped")
+        return cls(f"it ran past its time limit of {limit:g} s and was stopped", lost=True)
+
+    @classmethod
+    def died(cls, cause: str = "") -> Failure:
+        """The failure for an item whose process died."""
+        return cls(f"its process died{cause and f': {cause}'}", lost=True)
 
 
 class WorkerPool(Protocol):

@@ -21,6 +21,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0")) if world() > 1 else 0
 
 
+def local_world() -> int:
+    """The number of ranks on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world()))
+
+
 def check(executor: str, file: bool) -> None:
     """Refuse arguments with which every rank or machine would do all of the work.
 
@@ -35,7 +40,7 @@ def check(executor: str, file: bool) -> None:
             f"under torchrun each rank does a part of the work itself, got executor={executor!r}: leave that out, "
             "or start without torchrun"
         )
-    if file and int(os.environ.get("LOCAL_WORLD_SIZE", world())) < world():
+    if file and local_world() < world():
         raise ArgumentError(
             "under torchrun on several machines the store must be a server that all of them reach, got a file: give "
             "store='postgresql+psycopg://user@host/name'"
