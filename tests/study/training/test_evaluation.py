@@ -7,26 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from example_metrics import f1, rmse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normkit.study.task import Task
-from normkit.study.training import design, evaluation, replicas, stacked
+from normkit.study.training import design, evaluation
 from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Run, Trial
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(1200, 4, generator=GENERATOR)
 CLASSES = (X[:, 0] + 0.3 * torch.randn(1200, generator=GENERATOR) > 0.8).long()
-
-
-def rmse(outputs: Tensor, targets: Tensor) -> Tensor:
-    return F.mse_loss(outputs, targets).sqrt()
-
-
-def f1(outputs: Tensor, targets: Tensor) -> float:
-    found = outputs.argmax(1)
-    return float(2 * (found * targets).sum() / (found + targets).sum().clamp(min=1))
 
 
 def error(outputs: Tensor, targets: Tensor) -> float:
@@ -49,16 +41,18 @@ def runs(task: Task, seeds: int = 1, steps: int = 40, kind: Any = "measure", rat
     ("outputs", "targets", "given"),
     [
         (1, X[:, :1] ** 3 * 10, {"loss": F.mse_loss, "metric": rmse}),
+        # A loss that is no mean over the samples, reported by default.
+        (1, X[:, :1] ** 3 * 10, {"loss": rmse}),
         (2, CLASSES, {"metric": f1, "higher_is_better": True}),
         (2, CLASSES, {}),
         (2, CLASSES, {"metric": F.cross_entropy}),
     ],
-    ids=["RMSE", "F1", "error", "loss"],
+    ids=["RMSE", "RMSE as loss", "F1", "error", "cross entropy"],
 )
 def test_the_metric_of_a_run_is_that_of_the_whole_set(outputs: int, targets: Tensor, given: dict[str, Any]) -> None:
     """In chunks, an RMSE was 10.6 for 14.3, and an F1 0.83 for 0.43."""
     data = by_value(X, targets)
-    metric: Callable[[Tensor, Tensor], Any] = given.get("metric", error)
+    metric: Callable[[Tensor, Tensor], Any] = given.get("metric") or given.get("loss", error)
 
     def probe(model: nn.Module) -> dict[str, float]:
         return {"right": float(metric(model(data[0]), data[1]))}
@@ -82,20 +76,20 @@ def test_further_metrics_are_reported() -> None:
 def test_outputs_are_kept_of_few_copies_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     task = Task(lambda: nn.Linear(4, 2), (X, CLASSES), (X, CLASSES), metric=f1, higher_is_better=True)
     at_once = runs(task, seeds=5)
-    asked: list[int] = []
-    outputs = stacked.Stacked.outputs
+    passes: list[int] = []
+    some_scores = evaluation._some_scores
 
-    def watched(copies: stacked.Stacked, inputs: Any, some: slice = replicas.ALL) -> list[Any]:
-        found = outputs(copies, inputs, some)
-        asked.append(len(found))
+    def watched(*given: Any) -> list[Any]:
+        found = some_scores(*given)
+        passes.append(len(found))
         return found
 
-    monkeypatch.setattr(stacked.Stacked, "outputs", watched)
+    monkeypatch.setattr(evaluation, "_some_scores", watched)
     # Two copies of the test data: 1200 samples, two numbers of four bytes.
     monkeypatch.setattr(evaluation, "KEPT", 2 * 1200 * 2 * 4)
     assert runs(task, seeds=5) == at_once
-    # The first chunk shows how much the outputs take.
-    assert asked[1:6] == [5, 2, 2, 3, 2]
+    # Those of the validation data, a fifth, are small enough.
+    assert passes[:4] == [5, 2, 2, 1]
     monkeypatch.setattr(evaluation, "KEPT", 1)
     assert runs(task, seeds=5) == at_once
 
@@ -107,6 +101,18 @@ def test_the_training_samples_of_the_gap_are_of_every_class() -> None:
     assert run.test_error is not None
     # The first 256 are all of the class that is guessed, so their error was near 0.
     assert run.train_error == pytest.approx(run.test_error, abs=0.06)
+
+
+def test_a_run_that_breaks_off_on_sorted_data_is_scored_as_the_most_frequent_class() -> None:
+    """The first 256 are of one class, with which guessing had no error, and such a run was the best."""
+    data = by_value(X, CLASSES)
+    (broken,) = runs(Task(lambda: nn.Linear(4, 2), data, data, validation=data), rate=1e38)
+    assert broken.state == "untrained"
+    share = float(CLASSES.double().mean())
+    assert broken.validation_error == broken.test_error == broken.train_error == pytest.approx(share)
+    assert share > 0.2
+    (trained,) = runs(Task(lambda: nn.Linear(4, 2), data, data, validation=data))
+    assert trained.state == "trained"
 
 
 def test_noisy_labels_train_if_they_beat_guessing() -> None:
