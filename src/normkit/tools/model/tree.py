@@ -42,10 +42,15 @@ HOOKS = (
 """Where `torch.nn.Module` keeps its hooks."""
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether other code gets what a module reads, returns, or has a gradient of."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(vars(module)[name] for name in hooks)
+
+
 def hooked(module: nn.Module) -> str:
     """Why a module may do more than its class says; empty if it does not."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(vars(module)[name] for name in hooks):
+    if has_hooks(module):
         return "has hooks, which would see other values"
     return "has a forward of its own" if "forward" in vars(module) else ""
 
@@ -67,6 +72,16 @@ class Place:
     names: tuple[str, ...]
 
 
+def check_module(model: Any) -> None:
+    """Refuse what is no module.
+
+    Raises:
+        DtypeError: naming its class.
+    """
+    if not isinstance(model, nn.Module):
+        raise DtypeError(f"a model must be a torch.nn.Module, got {type(model).__name__}: pass the module itself")
+
+
 def module_places(model: nn.Module) -> Iterator[Place]:
     """Every module of a model once, in the order of the model, with all its places.
 
@@ -85,8 +100,7 @@ def module_places(model: nn.Module) -> Iterator[Place]:
         >>> [(place.name, len(place.parents)) for place in module_places(nn.Sequential(shared, nn.ReLU(), shared))]
         [('', 0), ('0', 2), ('1', 1)]
     """
-    if not isinstance(model, nn.Module):
-        raise DtypeError(f"a model must be a torch.nn.Module, got {type(model).__name__}: pass the module itself")
+    check_module(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise StateError(
             "the modules of a scripted model cannot be exchanged, "

@@ -8,6 +8,7 @@ from torch.nn.modules import lazy
 from torch.nn.parallel import DistributedDataParallel
 
 from normkit.errors import StateError
+from normkit.tools.model.tree import check_module
 
 REPLICATED = {"DistributedDataParallel", "DDP", "ReplicateModule"}
 """They exchange the gradients and buffers of the parameters that they found when they were made; by name, so that
@@ -36,8 +37,10 @@ def refuse_unready(model: nn.Module, tool: str) -> None:
         tool: the name of the calling function, for the message.
 
     Raises:
+        DtypeError: `model` is not a module.
         StateError: naming the module and the remedy.
     """
+    check_module(model)
     for name, module in model.named_modules():
         if isinstance(module, lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
             raise StateError(f"{tool} needs layers that know their size, {name!r} does not: call the model once")
@@ -60,11 +63,13 @@ def refuse_wrapped(model: nn.Module, tool: str, *, same_tensors: bool = False) -
         same_tensors: whether the change leaves every parameter and buffer the same object, which replicas allow.
 
     Raises:
+        DtypeError: `model` is not a module.
         StateError: naming the wrapper, its place and the remedy.
 
     Example:
         >>> refuse_wrapped(nn.Sequential(nn.Linear(2, 2)), "insert")
     """
+    check_module(model)
     for name, module in model.named_modules():
         kinds = {cls.__name__ for cls in type(module).__mro__}
         if kinds & SHARDED:
