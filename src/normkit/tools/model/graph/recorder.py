@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from types import ModuleType
 from typing import Any
@@ -73,6 +73,11 @@ class Recorder(TorchFunctionMode):
 def name_of(func: Function) -> str:
     """The name of a function of torch; ``__get__`` for whatever reads an attribute of a tensor."""
     return str(getattr(func, "__name__", func))
+
+
+def versions(tensors: Iterable[Tensor]) -> list[int]:
+    """The counters of writes to each tensor; 0 for those that are made in inference mode, which have none."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

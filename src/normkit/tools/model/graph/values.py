@@ -20,6 +20,7 @@ from normkit.tools.model.graph.recorder import (
     name_of,
     tensors_held_by,
     tensors_in,
+    versions,
 )
 from normkit.tools.model.graph.symbolic import METADATA
 from normkit.tools.model.tree import has_hooks
@@ -131,7 +132,7 @@ class _Values(Recorder):
 
     def before_function(self, func: Function, given: Arguments) -> None:
         if not self.inside:
-            self.given, self.versions = self.described(given), _versions(given)
+            self.given, self.versions = self.described(given), versions(_tensors(given))
 
     def after_function(self, func: Function, given: Arguments, output: Any) -> None:
         name = name_of(func)
@@ -146,7 +147,7 @@ class _Values(Recorder):
         constant = all(value.constant for value in operation.inputs)
         if not constant:
             self.note_rounding(given, output)
-        operation.writes = self.versions != _versions(given)
+        operation.writes = self.versions != versions(_tensors(given))
         self.note(operation, given, output, constant)
 
     def before_module(self, module: nn.Module, given: Arguments) -> None:
@@ -178,7 +179,7 @@ class _Values(Recorder):
 
     def value(self, tensor: Tensor) -> Value:
         """What a tensor holds now."""
-        version = _version(tensor)
+        (version,) = versions([tensor])
         if tensor in self.known:
             known: tuple[Value, int] = self.known[tensor]
             value, written = known
@@ -199,7 +200,7 @@ class _Values(Recorder):
         value = _described(tensor, maker=operation)
         value.constant = constant
         operation.outputs += (value,)
-        self.known[tensor] = value, _version(tensor)
+        self.known[tensor] = value, *versions([tensor])
         return value
 
     def add(self, operation: Operation) -> None:
@@ -226,14 +227,6 @@ class _Values(Recorder):
 def _described(tensor: Tensor, leaf: str = "", maker: Operation | None = None) -> Value:
     kept = None if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.detach().clone()
     return Value(tuple(tensor.shape), tensor.dtype, tensor.device, leaf, kept, maker)
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
-
-
-def _versions(tree: Any) -> list[int]:
-    return [_version(tensor) for tensor in _tensors(tree)]
 
 
 def _tensors(tree: Any) -> list[Tensor]:
