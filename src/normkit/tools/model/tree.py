@@ -10,12 +10,15 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import nn
 from torch.nn.modules.module import _WrappedHook
+from torch.nn.utils import parametrize
 
-from normkit.errors import DtypeError, StateError
+from normkit.errors import StateError
 from normkit.evaluation import modes_of, restore_modes
 from normkit.tools.model.frozen import freeze_successor
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.recognise import describe, identity
+from normkit.tools.model.refusal import RefusedError
+from normkit.tools.model.wrapped import check_module
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -55,6 +58,34 @@ def hooked(module: nn.Module) -> str:
     return "has a forward of its own" if "forward" in vars(module) else ""
 
 
+def refuse_layer(layer: nn.Module, name: str) -> None:
+    """Refuse a layer whose weight is not plain, or that may do more than its class says.
+
+    Args:
+        layer: whose weight is to be changed.
+        name: its name in the text.
+
+    Raises:
+        RefusedError: with the reason.
+    """
+    if parametrize.is_parametrized(layer) or layer._parameters.get("weight") is None:
+        raise RefusedError(f"the weight of {name} is computed from others: remove its parametrization first")
+    for key, parameter in layer.named_parameters(recurse=False):
+        if what := unusual(parameter):
+            raise RefusedError(f"the {key} of {name} is {what}")
+    if reason := hooked(layer):
+        raise RefusedError(f"{name} {reason}")
+
+
+def unusual(parameter: nn.Parameter) -> str:
+    """Why a parameter cannot be exchanged for one with other values; empty if it can."""
+    if type(parameter) is not nn.Parameter:
+        return f"a {type(parameter).__name__}, whose values cannot be set"
+    if parameter.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        return str(parameter.dtype)
+    return "" if parameter.layout is torch.strided else str(parameter.layout)
+
+
 @dataclass(frozen=True, eq=False)
 class Place:
     """A module and all its places in a model.
@@ -70,16 +101,6 @@ class Place:
     module: nn.Module
     parents: tuple[tuple[nn.Module, str], ...]
     names: tuple[str, ...]
-
-
-def check_module(model: Any) -> None:
-    """Refuse what is no module.
-
-    Raises:
-        DtypeError: naming its class.
-    """
-    if not isinstance(model, nn.Module):
-        raise DtypeError(f"a model must be a torch.nn.Module, got {type(model).__name__}: pass the module itself")
 
 
 def module_places(model: nn.Module) -> Iterator[Place]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.modules import lazy
 from torch.nn.parallel import DistributedDataParallel
 
-from normkit.errors import StateError
-from normkit.tools.model.tree import check_module
+from normkit.errors import DtypeError, StateError
 
 REPLICATED = {"DistributedDataParallel", "DDP", "ReplicateModule"}
 """They exchange the gradients and buffers of the parameters that they found when they were made; by name, so that
@@ -16,6 +17,16 @@ apex's and Megatron's are known too, and nothing is imported to ask."""
 
 SHARDED = {"FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine", "PipelineEngine"}
 """They hold pieces of the parameters themselves, and know the modules that they took them from."""
+
+
+def check_module(model: Any) -> None:
+    """Refuse what is no module.
+
+    Raises:
+        DtypeError: naming its class.
+    """
+    if not isinstance(model, nn.Module):
+        raise DtypeError(f"a model must be a torch.nn.Module, got {type(model).__name__}: pass the module itself")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from normkit.tools.fold.fold_math import unusual
 from normkit.tools.model.graph.values import Operation, Value
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import RefusedError
+from normkit.tools.model.tree import unusual
 from normkit.tools.to_rms_norm.channels import Channels
 from normkit.tools.to_rms_norm.trial import EmptyError, Trial
 
