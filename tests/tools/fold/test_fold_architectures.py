@@ -43,7 +43,7 @@ FOLDED = {
     "t5": (10, 2),
     "whisper": (10, 2),
     "vit": (4, 1),
-    "swin": (9, 2),
+    "swin": (5, 6),
     "segformer": (5, 4),
     "clip": (9, 2),
     "wav2vec2": (0, 7),
@@ -57,7 +57,7 @@ FOLDED = {
     "pit_ti_224": (25, 0),
     "vit_tiny_patch16_224": (25, 0),
     "deit_tiny_patch16_224": (25, 0),
-    "swin_tiny_patch4_window7_224": (27, 2),
+    "swin_tiny_patch4_window7_224": (15, 14),
     "cait_xxs24_224": (9, 0),
     "volo_d1_224": (40, 4),
 }

@@ -100,6 +100,28 @@ class Refused(nn.Module):
         return self.bn(F.linear(x, self.fc.weight, self.fc.bias))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_norms_of_normkit_in_a_graph_are_reported(training: bool):
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), normkit.BatchNorm2d(3), normkit.GroupNorm(1, 3)).train(training)
+    x = torch.randn(2, 3, 3, 4)
+    folded, report = normkit.fold_for_training(torch.export.export(model, (x,)).module(), None, inplace=True)
+    assert [refusal.name for refusal in report.refusals] == ["1"]
+    assert "call fold_for_training on the model, and export the result" in report.refusals[0].reason
+    # Nothing in it would change.
+    with pytest.raises(NotImplementedError, match="is not supported"):
+        folded.train()
+
+
+def test_statistics_that_no_step_would_update_are_refused():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, momentum=None)).eval()
+    x = torch.randn(2, 3, 3, 4)
+    graph = torch.export.export(model, (x,)).module()
+    _, report = normkit.fold_for_training(graph, None)
+    assert "its momentum in the graph is 0, as torch exports momentum=None" in report.refusals[0].reason
+    folded, report = normkit.fold_for_training(graph, None, statistics="frozen", strict=True)
+    torch.testing.assert_close(folded.train()(x), model(x))
+
+
 @pytest.mark.parametrize(
     "reason",
     [

@@ -197,3 +197,13 @@ class SharedEnd(nn.Module):
 def test_a_norm_at_the_end_with_other_uses_is_not_removed():
     _, report = normkit.replace_placement(SharedEnd(), "post", example=torch.randn(2, 4))
     assert "the norm at the end is called elsewhere too" in str(report)
+
+
+def test_inference_mode_and_the_meta_device():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+    with torch.inference_mode():
+        changed, _ = normkit.replace_placement(model, "peri", example=torch.randn(2, 5, 8))
+    changed(torch.randn(2, 5, 8)).sum().backward()
+    with pytest.raises(StateError, match=r"'layers\.0\.self_attn\.in_proj_weight' is on the meta device"):
+        normkit.replace_placement(model.to("meta"), "pre", example=torch.randn(2, 5, 8))

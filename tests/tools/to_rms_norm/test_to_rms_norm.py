@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,6 +160,11 @@ def tied(net: Net) -> Net:
     return net
 
 
+def keeping(s: Net, x: Tensor) -> Tensor:
+    s.kept = s.first(x).detach()
+    return s.ln(s.kept)
+
+
 def written(s: Net, x: Tensor) -> Tensor:
     h = s.first(x)
     h[:, 0].relu_()
@@ -238,7 +244,19 @@ REFUSED = {
         buffered(embedded(lambda s, x: s.ln(s.first(x) + s.table)), persistent=False),
         "'table' is a buffer that is not in the state dict",
     ),
-    "hooks": (Net(lambda s, x: s.ln(s.first(x)), first=hooked(linear()), ln=norm()), "has hooks, which would see"),
+    "hooks": (
+        Net(lambda s, x: s.ln(s.first(x)), first=hooked(linear()), ln=norm()),
+        "hooks of 'first', which would see",
+    ),
+    "hooks around a layer": (
+        embedded(lambda s, x: s.ln(s.around(x)), around=hooked(nn.Sequential(linear()))),
+        "the output of linear() in 'around.0' also goes to the hooks of 'around', which would see other values",
+    ),
+    "an attribute": (embedded(keeping), "the output of detach() also goes to the attribute 'kept'"),
+    "an object that is returned": (
+        embedded(lambda s, x: (lambda h: (s.ln(h), SimpleNamespace(hidden=h)))(s.first(x))),
+        "the output of linear() in 'first' also goes to the caller of the model",
+    ),
     "hooks on the norm": (Net(lambda s, x: s.ln(s.first(x)), first=linear(), ln=hooked(norm())), "it has hooks"),
     "a forward of the norm's own": (
         Net(lambda s, x: s.ln(s.first(x)), first=linear(), ln=own_forward(norm())),

@@ -25,13 +25,10 @@ from normkit.tools.model.call import shapes as shapes_in
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import Refusal, RefusedError, refuse_strictly
 from normkit.tools.model.statistics import keeps_statistics
-from normkit.tools.model.tree import Place, copy_of, module_places, norms, replace
+from normkit.tools.model.tree import Place, copy_of, has_hooks, module_places, norms, replace
 from normkit.tools.model.wrapped import refuse_wrapped
 
 M = TypeVar("M", bound=nn.Module)
-
-CALLED_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-"""Those that are called with a module's input or output."""
 
 
 def convert(
@@ -280,5 +277,5 @@ def _check_keys(old: nn.Module, new: nn.Module) -> None:
 
 
 def _refuse_hooks(module: nn.Module) -> None:
-    if any(vars(module)[name] for name in CALLED_HOOKS):
+    if has_hooks(module):
         raise RefusedError("it has hooks, which would not see the mixed output: remove them before the fade")

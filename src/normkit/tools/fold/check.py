@@ -10,9 +10,25 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from normkit.errors import ArgumentError
+from normkit.errors import ArgumentError, DtypeError
 from normkit.tools.model.graph.recorder import Arguments, tensors_in
 from normkit.tools.model.refusal import RefusedError
+
+
+def check_tolerance(tolerance: Any) -> None:
+    """Refuse what is no limit for a change of outputs.
+
+    Raises:
+        ArgumentError, DtypeError: with the value.
+    """
+    if tolerance is None:
+        return
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float):
+        raise DtypeError(
+            f"tolerance must be a number or None, got {type(tolerance).__name__}: leave it out, or give 1e-4"
+        )
+    if not tolerance >= 0:
+        raise ArgumentError(f"tolerance must be at least 0, got {tolerance}: leave it out, or give 1e-4")
 
 
 def doubled(value: Any) -> Any:

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from normkit.tools.fold import fold_math
 from normkit.tools.fold.ties import Ties, joined
 from normkit.tools.model.graph.dataflow import Dataflow
 from normkit.tools.model.graph.symbolic import SymbolicGraph
 from normkit.tools.model.refusal import RefusedError
-from normkit.tools.model.tree import hooked
+from normkit.tools.model.tree import refuse_layer
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,7 @@ class Evidence:
     def check_usable(self, layer: nn.Module) -> None:
         """The layer's weight is its own, plain, and used by nothing but its forward."""
         name = repr(self.names[layer])
-        if parametrize.is_parametrized(layer) or layer._parameters.get("weight") is None:
-            raise RefusedError(f"the weight of {name} is computed from others: remove its parametrization first")
-        for key, parameter in layer.named_parameters(recurse=False):
-            if what := fold_math.unusual(parameter):
-                raise RefusedError(f"the {key} of {name} is {what}")
-        if reason := hooked(layer):
-            raise RefusedError(f"{name} {reason}")
+        refuse_layer(layer, name)
         self.check_not_shared(layer)
         if self.graph is not None and self.graph.reads_values(layer):
             raise RefusedError(f"the model's graph also reads the weight of {name}")

@@ -81,15 +81,6 @@ def _along(values: Tensor, like: Tensor, dims: tuple[int, ...]) -> Tensor:
     return values.reshape([size if dim in dims else 1 for dim, size in enumerate(like.shape)])
 
 
-def unusual(parameter: nn.Parameter) -> str:
-    """Why a parameter cannot be exchanged for one with other values; empty if it can."""
-    if type(parameter) is not nn.Parameter:
-        return f"a {type(parameter).__name__}, whose values cannot be set"
-    if parameter.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        return str(parameter.dtype)
-    return "" if parameter.layout is torch.strided else str(parameter.layout)
-
-
 def set_parameters(layer: Any, weight: Tensor, bias: Tensor) -> None:
     """Give the layer new parameters; other holders of the old ones keep their values."""
     old = layer.weight

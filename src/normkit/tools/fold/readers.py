@@ -96,6 +96,10 @@ def _row(evidence: Evidence, layer: nn.Module, norm: nn.Module, shift: Tensor) -
             raise RefusedError(f"it normalizes another dimension than {name} sums over")
         if bool((numbers == 0).any()) and bool(shift.any()):
             raise RefusedError(f"zeros are put between it and {name}, which its bias does not shift")
+        if call.padded and bool(shift.any()):
+            raise RefusedError(
+                f"pad() is between it and {name}: inputs of other sizes get zeros there, which its bias does not shift"
+            )
         rows.append(row)
     if any(not torch.equal(row, rows[0]) for row in rows):
         raise RefusedError(f"the calls of {name} get its features in different orders")

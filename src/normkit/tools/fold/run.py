@@ -6,11 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from normkit.errors import StateError
 from normkit.evaluation import keeping_modes
 from normkit.parametrize.checks import check_values
+from normkit.tools.fold.check import check_tolerance
 from normkit.tools.fold.folding import Folding
 from normkit.tools.fold.report import FoldReport
 from normkit.tools.fold_training.layer import TrainableFold
@@ -65,7 +67,8 @@ def fold(
 
     Raises:
         ArgumentError: an example of another type, a model that returns no floating-point tensor, or only nan, inf or
-            empty ones, or a pattern in `where` that fits no norm.
+            empty ones, a pattern in `where` that fits no norm, or a tolerance below 0.
+        DtypeError: `model` is not a module, or the tolerance is no number.
         StateError: with `strict`, a norm that stays; layers that do not know their size yet or are on the meta device;
             a model that is compiled, folded for training, in a wrapper for several processes, or cannot be copied. In
             every case the model is as it was.
@@ -95,16 +98,19 @@ def fold(
             )
     refuse_wrapped(model, "fold")
     check_values("fold", model.named_modules())
-    if not inplace:
-        model = copy_of(model)
-    work = Folding(model, where, untie=untie)
-    try:
-        with _in_evaluation(work):
-            report = work.fold(example, tolerance)
-        refuse_strictly(strict, report.refusals)
-    except BaseException:
-        work.undo()
-        raise
+    check_tolerance(tolerance)
+    # New parameters made in inference mode could never be trained or written to.
+    with torch.inference_mode(False):
+        if not inplace:
+            model = copy_of(model)
+        work = Folding(model, where, untie=untie)
+        try:
+            with _in_evaluation(work):
+                report = work.fold(example, tolerance)
+            refuse_strictly(strict, report.refusals)
+        except BaseException:
+            work.undo()
+            raise
     return model, report
 
 

@@ -28,6 +28,9 @@ LAYER_CALLS = {
 
 NORM_CALLS = {ATEN.batch_norm.default}
 
+OWN_NORM = "normkit.norm.default"
+"""The operator of normkit's layers, by name, because it is made when it is first used."""
+
 COUNTS = {ATEN.add_.Tensor, ATEN.add.Tensor, ATEN.copy_.default, operator.iadd}
 """Operators that count the batches."""
 
@@ -126,7 +129,16 @@ class GraphPair:
         return cast("Layer", kind(*sizes, tuple(weight.shape[2:]), bias=bias, device="meta", **kept))
 
     def made_norm(self, frozen: bool) -> FoldedNorm:
-        """A module with the statistics and parameters of the norm's owner."""
+        """A module with the statistics and parameters of the norm's owner.
+
+        Raises:
+            RefusedError: the graph does not say how its statistics are updated.
+        """
+        if not self.momentum and not frozen:
+            raise RefusedError(
+                "its momentum in the graph is 0, as torch exports momentum=None in evaluation, so that its statistics "
+                "would stay: give the model's norm a momentum before the export, or use statistics='frozen'"
+            )
         owner = self.model.get_submodule(self.norm_name)
         norm = SimpleNamespace(
             _parameters={key: owner._parameters.get(key) for key in ("weight", "bias")},
@@ -176,10 +188,20 @@ def pairs_in(model: fx.GraphModule) -> dict[str, GraphPair | RefusedError]:
     found: dict[str, GraphPair | RefusedError] = {}
     for node in model.graph.nodes:
         if node.target in NORM_CALLS:
-            read = arguments(node)["running_mean"]
-            name = str(read.target).rpartition(".")[0] if isinstance(read, fx.Node) else node.name
+            name = _name(node, arguments(node)["running_mean"])
             try:
                 found[name] = GraphPair(model, node)
             except RefusedError as reason:
                 found[name] = reason
+        elif str(node.target) == OWN_NORM and str(node.args[3]).startswith("[b]"):
+            owners = [each for each in node.all_input_nodes[1:] if each.op == "get_attr"]
+            found[_name(node, next(iter(owners), None))] = RefusedError(
+                "it is an operator of normkit in the graph, with its statistics in others: "
+                "call fold_for_training on the model, and export the result"
+            )
     return found
+
+
+def _name(node: fx.Node, tensor: Any) -> str:
+    """The module that holds a tensor of a call, or the name of the call."""
+    return str(tensor.target).rpartition(".")[0] if isinstance(tensor, fx.Node) else node.name

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.nn.utils import parametrize
 
 from normkit.errors import ArgumentError
 from normkit.evaluation import preserving
@@ -23,7 +22,7 @@ from normkit.tools.model.graph.dataflow import Dataflow, layer_before, record
 from normkit.tools.model.graph.symbolic import SymbolicGraph
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import RefusedError
-from normkit.tools.model.tree import LAYERS, Layer, Place, hooked, module_places
+from normkit.tools.model.tree import LAYERS, Layer, Place, hooked, module_places, refuse_layer
 
 OTHERS_IN_TRAINING = (
     *(BatchRenorm1d, BatchRenorm2d, BatchRenorm3d),
@@ -110,13 +109,7 @@ class Pairs:
 
 
 def _refuse_layer(layer: Layer, name: str) -> None:
-    if parametrize.is_parametrized(layer) or layer._parameters.get("weight") is None:
-        raise RefusedError(f"the weight of {name} is computed from others: remove its parametrization first")
-    for key, parameter in layer.named_parameters(recurse=False):
-        if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
-            raise RefusedError(f"the {key} of {name} is a {type(parameter).__name__} of {parameter.dtype}")
-    if reason := hooked(layer):
-        raise RefusedError(f"{name} {reason}")
+    refuse_layer(layer, name)
     base = next(cls for cls in LAYERS if isinstance(layer, cls))
     steps = ("forward", "_conv_forward", "_output_padding")
     if any(getattr(type(layer), step, None) is not getattr(base, step, None) for step in steps):

@@ -144,7 +144,7 @@ def _in_graph(
     for pair, fold in made.items():
         pair.rewrite(fold)
     # The graph of an exported program refuses to change its mode, in which its norms were fixed.
-    for method in ("train", "eval"):
+    for method in ("train", "eval") if made else ():
         vars(model).pop(method, None)
     model.recompile()
     rows = tuple(Pair(pair.layer_name, pair.norm_name) for pair in made)

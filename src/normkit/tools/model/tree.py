@@ -10,12 +10,15 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import nn
 from torch.nn.modules.module import _WrappedHook
+from torch.nn.utils import parametrize
 
-from normkit.errors import DtypeError, StateError
+from normkit.errors import StateError
 from normkit.evaluation import modes_of, restore_modes
 from normkit.tools.model.frozen import freeze_successor
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.recognise import describe, identity
+from normkit.tools.model.refusal import RefusedError
+from normkit.tools.model.wrapped import check_module
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -42,12 +45,45 @@ HOOKS = (
 """Where `torch.nn.Module` keeps its hooks."""
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether other code gets what a module reads, returns, or has a gradient of."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(vars(module)[name] for name in hooks)
+
+
 def hooked(module: nn.Module) -> str:
     """Why a module may do more than its class says; empty if it does not."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(vars(module)[name] for name in hooks):
+    if has_hooks(module):
         return "has hooks, which would see other values"
     return "has a forward of its own" if "forward" in vars(module) else ""
+
+
+def refuse_layer(layer: nn.Module, name: str) -> None:
+    """Refuse a layer whose weight is not plain, or that may do more than its class says.
+
+    Args:
+        layer: whose weight is to be changed.
+        name: its name in the text.
+
+    Raises:
+        RefusedError: with the reason.
+    """
+    if parametrize.is_parametrized(layer) or layer._parameters.get("weight") is None:
+        raise RefusedError(f"the weight of {name} is computed from others: remove its parametrization first")
+    for key, parameter in layer.named_parameters(recurse=False):
+        if what := unusual(parameter):
+            raise RefusedError(f"the {key} of {name} is {what}")
+    if reason := hooked(layer):
+        raise RefusedError(f"{name} {reason}")
+
+
+def unusual(parameter: nn.Parameter) -> str:
+    """Why a parameter cannot be exchanged for one with other values; empty if it can."""
+    if type(parameter) is not nn.Parameter:
+        return f"a {type(parameter).__name__}, whose values cannot be set"
+    if parameter.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        return str(parameter.dtype)
+    return "" if parameter.layout is torch.strided else str(parameter.layout)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +121,7 @@ def module_places(model: nn.Module) -> Iterator[Place]:
         >>> [(place.name, len(place.parents)) for place in module_places(nn.Sequential(shared, nn.ReLU(), shared))]
         [('', 0), ('0', 2), ('1', 1)]
     """
-    if not isinstance(model, nn.Module):
-        raise DtypeError(f"a model must be a torch.nn.Module, got {type(model).__name__}: pass the module itself")
+    check_module(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise StateError(
             "the modules of a scripted model cannot be exchanged, "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.modules import lazy
 from torch.nn.parallel import DistributedDataParallel
 
-from normkit.errors import StateError
+from normkit.errors import DtypeError, StateError
 
 REPLICATED = {"DistributedDataParallel", "DDP", "ReplicateModule"}
 """They exchange the gradients and buffers of the parameters that they found when they were made; by name, so that
@@ -15,6 +17,16 @@ apex's and Megatron's are known too, and nothing is imported to ask."""
 
 SHARDED = {"FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine", "PipelineEngine"}
 """They hold pieces of the parameters themselves, and know the modules that they took them from."""
+
+
+def check_module(model: Any) -> None:
+    """Refuse what is no module.
+
+    Raises:
+        DtypeError: naming its class.
+    """
+    if not isinstance(model, nn.Module):
+        raise DtypeError(f"a model must be a torch.nn.Module, got {type(model).__name__}: pass the module itself")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -36,8 +48,10 @@ def refuse_unready(model: nn.Module, tool: str) -> None:
         tool: the name of the calling function, for the message.
 
     Raises:
+        DtypeError: `model` is not a module.
         StateError: naming the module and the remedy.
     """
+    check_module(model)
     for name, module in model.named_modules():
         if isinstance(module, lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
             raise StateError(f"{tool} needs layers that know their size, {name!r} does not: call the model once")
@@ -60,11 +74,13 @@ def refuse_wrapped(model: nn.Module, tool: str, *, same_tensors: bool = False) -
         same_tensors: whether the change leaves every parameter and buffer the same object, which replicas allow.
 
     Raises:
+        DtypeError: `model` is not a module.
         StateError: naming the wrapper, its place and the remedy.
 
     Example:
         >>> refuse_wrapped(nn.Sequential(nn.Linear(2, 2)), "insert")
     """
+    check_module(model)
     for name, module in model.named_modules():
         kinds = {cls.__name__ for cls in type(module).__mro__}
         if kinds & SHARDED:

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from normkit.evaluation import preserving
 from normkit.tools.model.call import call_on_example
-from normkit.tools.model.graph.recorder import Arguments, Function, Recorder, name_of, tensors_in
+from normkit.tools.model.graph.recorder import Arguments, Function, Recorder, name_of, tensors_in, versions
 
 Place = tuple[int | None, int | None, int | None, int | None]
 """First line, last line, first column and last column of an expression."""
@@ -184,14 +184,14 @@ class _EventRecorder(Recorder):
                 self.on_sum(len(self.result.events), *tensors)
             if tensors[0].is_floating_point():
                 self.sizes = (root_mean_square(tensors[0]), root_mean_square(tensors[1]))
-        self.versions = [tensor._version for tensor in tensors]
+        self.versions = versions(tensors)
 
     def after_function(self, func: Function, given: Arguments, output: Any) -> None:
         if self.inside:
             return
         name, tensors = name_of(func), list(tensors_in(given))
         outputs = [given[0][0]] if name == "__setitem__" else list(tensors_in(output))
-        written = [tensor._version for tensor in tensors] != self.versions
+        written = versions(tensors) != self.versions
         if len(outputs) == 1 and not written and any(outputs[0] is tensor for tensor in tensors):
             self.result.passes.append(Pass(None, self.number(outputs[0]), self.sites()))
         elif outputs:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from normkit.errors import ArgumentError, StateError, nearest
+from normkit.parametrize.checks import check_values
 from normkit.tools.model.refusal import Refusal, RefusedError, refuse_strictly
 from normkit.tools.model.tree import copy_of, module_places
 from normkit.tools.model.wrapped import refuse_wrapped
@@ -67,8 +69,8 @@ def replace_placement(
 
     Raises:
         ArgumentError: an unknown placement.
-        StateError: with `strict`, a block that cannot be changed; a model that cannot be copied, or is wrapped for
-            several processes. In every case the model is as it was before.
+        StateError: with `strict`, a block that cannot be changed; a model that cannot be copied, is on the meta device,
+            or is wrapped for several processes. In every case the model is as it was before.
 
     Example:
         >>> import torch, normkit
@@ -87,14 +89,17 @@ def replace_placement(
         raise ArgumentError(f"to must be one of {', '.join(PLACEMENTS)}, got {to!r}: {nearest(str(to), PLACEMENTS)}")
     list(module_places(model))  # raises for what is no module, or is scripted
     refuse_wrapped(model, "replace_placement")
-    if not inplace:
-        model = copy_of(model)
-    undo = Undo(model)
-    try:
-        report = _Change(model, to, example, undo).carry_out(calibrate, strict)
-    except BaseException:
-        undo.restore()
-        raise
+    check_values("replace_placement", model.named_modules())
+    # New norms made in inference mode could never be trained.
+    with torch.inference_mode(False):
+        if not inplace:
+            model = copy_of(model)
+        undo = Undo(model)
+        try:
+            report = _Change(model, to, example, undo).carry_out(calibrate, strict)
+        except BaseException:
+            undo.restore()
+            raise
     return model, report
 
 

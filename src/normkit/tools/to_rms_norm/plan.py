@@ -13,7 +13,7 @@ from normkit.tools.model.graph.symbolic import symbolic_graph
 from normkit.tools.model.graph.values import ValueGraph, record_values
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import RefusedError
-from normkit.tools.model.tree import Place, module_places, norms
+from normkit.tools.model.tree import Place, has_hooks, module_places, norms
 from normkit.tools.to_rms_norm.change import rms_norm_of, tensors_of
 from normkit.tools.to_rms_norm.channels import Channels
 from normkit.tools.to_rms_norm.streams import Stream, Streams, TiedError
@@ -110,7 +110,7 @@ def _check(plan: Plan, norm: nn.Module, graph: ValueGraph) -> None:
         raise RefusedError("it has a single channel, which is its own mean")
     if not graph.calls[norm]:
         raise RefusedError("the example does not reach it")
-    if norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks:
+    if has_hooks(norm):
         raise RefusedError("it has hooks, which would see other values")
     if any(isinstance(parent, nn.TransformerEncoderLayer) for parent, _ in place.parents):
         raise RefusedError(

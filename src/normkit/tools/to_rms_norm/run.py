@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from normkit.parametrize.checks import check_values
+from normkit.tools.fold.check import check_tolerance
 from normkit.tools.model.refusal import refuse_strictly
 from normkit.tools.model.tree import copy_of
 from normkit.tools.model.wrapped import refuse_unready, refuse_wrapped
@@ -56,7 +58,8 @@ def to_rms_norm(
 
     Raises:
         ArgumentError: an example of another type, or a model that returns no floating-point tensor, or only nan, inf
-            or empty ones.
+            or empty ones; a tolerance below 0.
+        DtypeError: `model` is not a module, or the tolerance is no number.
         StateError: with `strict`, a layer norm that stays; layers that do not know their size yet or are on the meta
             device; a model that is compiled, in a wrapper for several processes, or cannot be copied. In every case
             the model is as it was.
@@ -75,13 +78,16 @@ def to_rms_norm(
     refuse_unready(model, "to_rms_norm")
     refuse_wrapped(model, "to_rms_norm")
     check_values("to_rms_norm", model.named_modules())
-    if not inplace:
-        model = copy_of(model)
-    work = Conversion(model)
-    try:
-        report = work.convert(example, tolerance, untie)
-        refuse_strictly(strict, report.refusals, "no layer norm to stay, {} do")
-    except BaseException:
-        work.undo()
-        raise
+    check_tolerance(tolerance)
+    # New parameters made in inference mode could never be trained or written to.
+    with torch.inference_mode(False):
+        if not inplace:
+            model = copy_of(model)
+        work = Conversion(model)
+        try:
+            report = work.convert(example, tolerance, untie)
+            refuse_strictly(strict, report.refusals, "no layer norm to stay, {} do")
+        except BaseException:
+            work.undo()
+            raise
     return model, report

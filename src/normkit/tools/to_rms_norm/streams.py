@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from normkit.tools.fold.fold_math import unusual
 from normkit.tools.model.graph.values import Operation, Value
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import RefusedError
+from normkit.tools.model.tree import unusual
 from normkit.tools.to_rms_norm.channels import Channels
 from normkit.tools.to_rms_norm.trial import EmptyError, Trial
 
@@ -123,8 +123,8 @@ class Streams:
                 raise other.refusal or RefusedError(f"{self.called(value)} would have to be centred in two ways")
             stream.members[value] = channels
             self.known[value] = stream
-            if value.returned:
-                raise RefusedError(f"{self.called(value)} also goes to the caller of the model")
+            if value.seen_by:
+                raise RefusedError(f"{self.called(value)} also goes to {value.seen_by}")
             made = self.made(value, channels, done)
             waiting.extend(made.items())
             for reader in value.readers:

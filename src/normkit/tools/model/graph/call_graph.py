@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from normkit.tools.model.graph.recorder import Arguments, Function, Recorder, name_of
+from normkit.tools.model.graph.recorder import Arguments, Function, Recorder, name_of, versions
 
 MOVES = {"view", "reshape", "flatten", "unflatten", "transpose", "permute", "contiguous", "squeeze", "unsqueeze", "to"}
 MOVES |= {"__get__", "float", "half", "bfloat16", "type", "type_as", "clone", "movedim", "swapaxes", "view_as"}
@@ -139,7 +139,7 @@ class _CallRecorder(Recorder):
 
     def before_function(self, func: Function, given: Arguments) -> None:
         if self.depth == 0:
-            self.versions = _versions(_tensors(given))
+            self.versions = versions(_tensors(given))
 
     def after_function(self, func: Function, given: Arguments, output: Any) -> None:
         if self.depth == 0:
@@ -151,7 +151,7 @@ class _CallRecorder(Recorder):
         if self.depth > 1:
             return
         tensors = _tensors(given)
-        self.versions = _versions(tensors)
+        self.versions = versions(tensors)
         if tensors and module in self.norms:
             self.look(module, tensors[0], given[1].get("mask") is not None)
 
@@ -168,7 +168,7 @@ class _CallRecorder(Recorder):
         if not outs:
             return
         known = [tensor for tensor in ins if module is None or not isinstance(tensor, nn.Parameter)]
-        same = self.versions == _versions(ins) and _returns_input(ins, outs)
+        same = self.versions == versions(ins) and _returns_input(ins, outs)
         node = Node(
             len(self.graph.nodes),
             module,
@@ -188,11 +188,6 @@ class _CallRecorder(Recorder):
             self.channels[out] = _channels(node, out, given, func)
 
 
-def _versions(tensors: list[Tensor]) -> list[int]:
-    """The counters of writes to each tensor."""
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
-
-
 def _returns_input(ins: list[Tensor], outs: list[Tensor]) -> bool:
     return any(out is tensor for out in outs for tensor in ins)
 
@@ -201,12 +196,12 @@ def _returns_input_in_training(module: nn.Module, given: Arguments) -> bool:
     """Tried on copies: the module and the tensors stay as they are."""
     args, kwargs = tree_map_only(Tensor, Tensor.clone, given)
     ins = _tensors((args, kwargs))
-    before = _versions(ins)
+    before = versions(ins)
     try:
         out = copy.deepcopy(module).train().forward(*args, **kwargs)
     except Exception:  # whatever a foreign forward makes of it
         return False
-    return _versions(ins) == before and _returns_input(ins, _tensors(out))
+    return versions(ins) == before and _returns_input(ins, _tensors(out))
 
 
 def _channels(node: Node, out: Tensor, given: Arguments, func: Function | None) -> Tensor | None:

@@ -8,21 +8,31 @@ output, in whatever shape, it is known which feature each element is.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from normkit.tools.model.call import call_on_example
 from normkit.tools.model.graph.call_graph import MOVES
-from normkit.tools.model.graph.recorder import Arguments, Function, Recorder, name_of, tensors_in
+from normkit.tools.model.graph.recorder import (
+    Arguments,
+    Function,
+    Recorder,
+    kept_by_modules,
+    name_of,
+    tensors_held_by,
+    tensors_in,
+)
 from normkit.tools.model.graph.symbolic import VALUE_FREE
 from normkit.tools.model.refusal import RefusedError
-from normkit.tools.model.tree import LAYERS, Layer
+from normkit.tools.model.tree import LAYERS, Layer, has_hooks
 
 DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
 """In evaluation they return their input."""
@@ -54,6 +64,7 @@ class ModuleCall:
         output: its output; it is kept, so that no other tensor takes its identity.
         features: for each element of its first input, the number of the feature of the norm that it comes from, and 0
             for zeros put between; None if that was not followed.
+        padded: whether a function between that norm and it puts zeros there, perhaps none in this run.
         moved: what functions that move values made of its output; kept for the same reason.
     """
 
@@ -63,6 +74,7 @@ class ModuleCall:
     consumers: list[nn.Module | str] = field(default_factory=list)
     output: Any = None
     features: Tensor | None = field(default=None, repr=False)
+    padded: bool = False
     moved: list[Tensor] = field(default_factory=list, repr=False)
 
     @property
@@ -90,10 +102,14 @@ class _Readers(Recorder):
     """Notes who made and who reads the outputs and the parameters of the watched modules."""
 
     def __init__(
-        self, watched: Collection[nn.Module], features: Mapping[nn.Module, Features], through: Collection[nn.Module]
+        self,
+        watched: Collection[nn.Module],
+        features: Mapping[nn.Module, Features],
+        through: Collection[nn.Module],
+        constant: Collection[int],
     ) -> None:
         super().__init__()
-        self.features, self.through = features, through
+        self.features, self.through, self.constant = features, through, constant
         self.calls: dict[nn.Module, list[ModuleCall]] = {module: [] for module in watched}
         self.reads: dict[nn.Module, set[str]] = {module: set() for module in watched}
         self.shared: dict[nn.Module, set[str]] = {module: set() for module in watched}
@@ -103,6 +119,7 @@ class _Readers(Recorder):
                 self.owners.setdefault(id(parameter), []).append(module)
         self.made: dict[int, ModuleCall] = {}
         self.numbers: dict[int, Tensor] = {}
+        self.padded: set[int] = set()
         self.running: list[ModuleCall] = []
         self.within: list[tuple[str, nn.Module]] = []
 
@@ -139,12 +156,22 @@ class _Readers(Recorder):
                 continue
             found = None
             if given[0] and tensor is given[0][0]:
-                found = _moved(name, func, given, output, self.numbers[id(tensor)])
+                numbers = self.numbers[id(tensor)]
+                found = _moved(name, func, given, output, numbers)
+                if found and not _same_for_other_indices(name, func, given, numbers, self.constant):
+                    call.consumers.append(f"{self.described(name, call)}, with indices that are computed")
             if found is None:
                 call.consumers.append(self.described(name, call))
             for out, numbers in found or ():
                 call.moved.append(out)
                 self.made[id(out)], self.numbers[id(out)] = call, numbers
+                if name == "pad" or id(tensor) in self.padded:
+                    self.padded.add(id(out))
+
+    def seen_by(self, who: str, tensors: Iterable[Tensor]) -> None:
+        """Note code that has these tensors without a call of a function."""
+        for call in {id(call): call for tensor in tensors if (call := self.made.get(id(tensor)))}.values():
+            call.consumers.append(who)
 
     def before_module(self, module: nn.Module, given: Arguments) -> None:
         call = ModuleCall(module, given)
@@ -152,6 +179,7 @@ class _Readers(Recorder):
         if call.source is not None:
             call.source.consumers.append(module)
             call.features = self.numbers.get(id(call.input))
+            call.padded = id(call.input) in self.padded
         args, kwargs = given
         for other in tensors_in((args[1:], kwargs) if args else ()):
             if id(other) in self.made:
@@ -200,6 +228,44 @@ def _moved(
     return [*zip(outs, made, strict=True)] if same and kept else None
 
 
+def _same_for_other_indices(
+    name: str, func: Function, given: Arguments, numbers: Tensor, constant: Collection[int]
+) -> bool:
+    """Whether the features stay at their places when tensors that choose elements have other values.
+
+    Args:
+        name, func, given: a call.
+        numbers: of the features of its first argument.
+        constant: the identities of the tensors that are the same for every input of the model.
+    """
+    if name not in ("__getitem__", "index_select"):
+        return True
+    args, kwargs = given
+    index = args[1:] if name == "__getitem__" else (*args[1:], *kwargs.values())
+    flat = [*tree_leaves(index)]
+    computed = [item for item in flat if isinstance(item, Tensor) and id(item) not in constant]
+    if any(isinstance(end, Tensor) for item in flat if isinstance(item, slice) for end in (item.start, item.stop)):
+        return False
+    if not computed:
+        return True
+    last = -1 if name == "__getitem__" else numbers.size(next(item for item in flat if isinstance(item, int))) - 1
+
+    def other(tensor: Tensor, value: int) -> Tensor:
+        if id(tensor) in constant:
+            return tensor
+        # A mask chooses as many elements as before.
+        return tensor.roll(value + 1) if tensor.dtype == torch.bool else torch.full_like(tensor, value)
+
+    made = []
+    for value in (0, last):
+        more, named = tree_map_only(Tensor, partial(other, value=value), (args[1:], dict(kwargs)))
+        try:
+            made.append(func(numbers, *more, **named))
+        except Exception:  # an index may be valid only with other values
+            return False
+    return torch.equal(made[0], made[1])
+
+
 def _pads_with_zeros(mode: str = "constant", value: float | None = None, **_: Any) -> bool:
     return mode == "constant" and not value
 
@@ -223,34 +289,41 @@ def record(
     Returns:
         The `Dataflow`.
     """
-    readers = _Readers(watched, features, through)
+    readers = _Readers(watched, features, through, {id(tensor) for tensor in (*model.parameters(), *model.buffers())})
     norms = [module for module in watched if not isinstance(module, LAYERS)]
     with (
         _attribute_readers(norms, readers.running) as asked,
-        _noting_modules(model, readers.within),
+        _noting_modules(model, readers),
         torch.compiler.set_stance("force_eager"),
     ):
         output = readers.record(lambda: call_on_example(model, example), watched)
-    for tensor in tensors_in(output):
-        if id(tensor) in readers.made:
-            readers.made[id(tensor)].consumers.append("the caller of the model")
+    readers.seen_by("the caller of the model", tensors_held_by(output))
+    names = {module: name for name, module in model.named_modules()}
+    for module, key, tensor in kept_by_modules(model):
+        readers.seen_by(f"the attribute {f'{names[module]}.{key}'.lstrip('.')!r}", [tensor])
     return Dataflow(readers.calls, readers.reads, readers.shared, asked, output)
 
 
 @contextlib.contextmanager
-def _noting_modules(model: nn.Module, within: list[tuple[str, nn.Module]]) -> Iterator[None]:
-    """Keeps the modules that are running, with their names, the innermost last."""
+def _noting_modules(model: nn.Module, readers: _Readers) -> Iterator[None]:
+    """Keeps the modules that are running, with their names, the innermost last; and what their hooks get."""
     names = {module: name for name, module in model.named_modules() if not isinstance(module, torch.jit.ScriptModule)}
+    # The tools ask themselves for the hooks of norms and layers.
+    with_hooks = {module for module in names if has_hooks(module) and module not in readers.calls}
 
-    def enter(module: nn.Module, args: Any) -> None:
-        within.append((names[module], module))
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        readers.within.append((names[module], module))
+        if module in with_hooks:
+            readers.seen_by(f"the hooks of {names[module]!r}, which would see other values", tensors_in((args, kwargs)))
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        within.pop()
+        readers.within.pop()
+        if module in with_hooks:
+            readers.seen_by(f"the hooks of {names[module]!r}, which would see other values", tensors_in(output))
 
     with ExitStack() as stack:
         for module in names:
-            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         yield
 

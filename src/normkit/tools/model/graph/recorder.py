@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -74,6 +75,11 @@ def name_of(func: Function) -> str:
     return str(getattr(func, "__name__", func))
 
 
+def versions(tensors: Iterable[Tensor]) -> list[int]:
+    """The counters of writes to each tensor; 0 for those that are made in inference mode, which have none."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Every tensor in nested containers and dataclasses."""
     if isinstance(value, Tensor):
@@ -87,3 +93,42 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for entry in dataclasses.fields(value):
             yield from tensors_in(getattr(value, entry.name, None))
+
+
+def tensors_held_by(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
+    """Every tensor that code which has this value can read: those of `tensors_in`, and in attributes of objects.
+
+    Args:
+        value: anything; modules and classes in it are left out.
+        seen: the identities of the objects that were visited, which are left out.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> len([*tensors_held_by(SimpleNamespace(first=torch.zeros(2), rest=[torch.ones(2)]))])
+        2
+    """
+    seen = set() if seen is None else seen
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Tensor):
+            yield item
+            continue
+        if id(item) in seen or isinstance(item, nn.Module | type | ModuleType | str | int | float):
+            continue
+        seen.add(id(item))
+        if isinstance(item, Mapping):
+            waiting += item.values()
+        elif isinstance(item, tuple | list | set | frozenset):
+            waiting += item
+        if isinstance(own := getattr(item, "__dict__", None), dict) and not callable(item):
+            waiting += own.values()
+
+
+def kept_by_modules(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """The tensors that modules keep as plain attributes: module, attribute and tensor."""
+    common, seen = vars(nn.Module()), set[int]()
+    for module in model.modules():
+        for key, value in vars(module).items():
+            if key not in common:
+                yield from ((module, key, tensor) for tensor in tensors_held_by(value, seen))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,18 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from normkit.tools.model.call import call_on_example
-from normkit.tools.model.graph.recorder import Arguments, Function, Recorder, name_of, tensors_in
+from normkit.tools.model.graph.recorder import (
+    Arguments,
+    Function,
+    Recorder,
+    kept_by_modules,
+    name_of,
+    tensors_held_by,
+    tensors_in,
+    versions,
+)
 from normkit.tools.model.graph.symbolic import METADATA
+from normkit.tools.model.tree import has_hooks
 
 
 @dataclass(eq=False)
@@ -27,7 +37,7 @@ class Value:
         tensor: the tensor itself, of a parameter or buffer; a copy, of integers.
         maker: the call that made it.
         readers: the calls that take it.
-        returned: whether the model returns it.
+        seen_by: what else has it, in words: the caller of the model, hooks of a module, an attribute; empty for none.
         constant: whether it is computed from parameters and buffers alone.
     """
 
@@ -38,7 +48,7 @@ class Value:
     tensor: Tensor | None = field(default=None, repr=False)
     maker: Operation | None = None
     readers: list[Operation] = field(default_factory=list, repr=False)
-    returned: bool = False
+    seen_by: str = ""
     constant: bool = False
 
 
@@ -101,8 +111,12 @@ class ValueGraph:
 class _Values(Recorder):
     """Makes an operation of each call of an atomic module, and of each call of a function outside these."""
 
-    def __init__(self, model: nn.Module, atomic: Collection[nn.Module], example: Any) -> None:
+    def __init__(self, names: Mapping[nn.Module, str], atomic: Collection[nn.Module], example: Any) -> None:
         super().__init__()
+        self.names = names
+        # Asked before the recorder registers hooks of its own. The tools ask for those of norms themselves.
+        self.with_hooks = {module for module in names if has_hooks(module) and module not in atomic}
+        model = next(iter(names))
         self.graph = ValueGraph({module: [] for module in atomic})
         self.kinds = {id(tensor): "input" for tensor in tensors_in(example)}
         self.kinds |= {id(tensor): "buffer" for tensor in model.buffers()}
@@ -118,7 +132,7 @@ class _Values(Recorder):
 
     def before_function(self, func: Function, given: Arguments) -> None:
         if not self.inside:
-            self.given, self.versions = self.described(given), _versions(given)
+            self.given, self.versions = self.described(given), versions(_tensors(given))
 
     def after_function(self, func: Function, given: Arguments, output: Any) -> None:
         name = name_of(func)
@@ -133,12 +147,14 @@ class _Values(Recorder):
         constant = all(value.constant for value in operation.inputs)
         if not constant:
             self.note_rounding(given, output)
-        operation.writes = self.versions != _versions(given)
+        operation.writes = self.versions != versions(_tensors(given))
         self.note(operation, given, output, constant)
 
     def before_module(self, module: nn.Module, given: Arguments) -> None:
         if module in self.graph.calls and not self.inside:
             self.given = self.described(given)
+        if module in self.with_hooks and not self.inside:
+            self.note_holder(f"the hooks of {self.names[module]!r}, which would see other values", _tensors(given))
         self.running.append(module)
 
     def after_module(self, module: nn.Module, given: Arguments, output: Any) -> None:
@@ -147,6 +163,14 @@ class _Values(Recorder):
             operation = Operation("", module, module, self.given, _values_in(self.given))
             self.graph.calls[module].append(operation)
             self.note(operation, given, output)
+        elif module in self.with_hooks and not self.inside:
+            self.note_holder(f"the hooks of {self.names[module]!r}, which would see other values", _tensors(output))
+
+    def note_holder(self, who: str, tensors: Iterable[Tensor]) -> None:
+        """Code has these tensors without a call of a function."""
+        for tensor in tensors:
+            if tensor in self.known and (value := self.value(tensor)).leaf not in ("input", "unseen"):
+                value.seen_by = who
 
     def described(self, given: Arguments) -> Any:
         """The arguments with a value in place of each tensor."""
@@ -155,7 +179,7 @@ class _Values(Recorder):
 
     def value(self, tensor: Tensor) -> Value:
         """What a tensor holds now."""
-        version = _version(tensor)
+        (version,) = versions([tensor])
         if tensor in self.known:
             known: tuple[Value, int] = self.known[tensor]
             value, written = known
@@ -176,7 +200,7 @@ class _Values(Recorder):
         value = _described(tensor, maker=operation)
         value.constant = constant
         operation.outputs += (value,)
-        self.known[tensor] = value, _version(tensor)
+        self.known[tensor] = value, *versions([tensor])
         return value
 
     def add(self, operation: Operation) -> None:
@@ -205,14 +229,6 @@ def _described(tensor: Tensor, leaf: str = "", maker: Operation | None = None) -
     return Value(tuple(tensor.shape), tensor.dtype, tensor.device, leaf, kept, maker)
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
-
-
-def _versions(tree: Any) -> list[int]:
-    return [_version(tensor) for tensor in _tensors(tree)]
-
-
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
@@ -235,11 +251,13 @@ def record_values(
     Returns:
         The graph.
     """
-    recorder = _Values(model, atomic, example)
+    names = {module: name for name, module in model.named_modules()}
+    recorder = _Values(names, atomic, example)
     with torch.compiler.set_stance("force_eager"):
         output = recorder.record(lambda: call_on_example(run or model, example), [*model.modules()])
-    for tensor in tensors_in(output):
-        if tensor in recorder.known:
-            recorder.value(tensor).returned = True
+    for module, key, tensor in kept_by_modules(model):
+        name = names[module]
+        recorder.note_holder(f"the attribute {f'{name}.{key}'.lstrip('.')!r}", [tensor])
+    recorder.note_holder("the caller of the model", tensors_held_by(output))
     recorder.graph.output = output
     return recorder.graph
