@@ -21,10 +21,35 @@ Place = Literal["leads", "equal", "not resolved", "behind", "not measured"]
 
 
 @dataclass(frozen=True)
+class AtRate:
+    """The difference of a pair if one of its methods is trained at another rate than its own.
+
+    `difference` has the sign of that of the pair; `p` is that of no difference, or 1 if its sign is the other one.
+    """
+
+    method: str
+    rate: float
+    difference: Interval
+    p: float
+
+
+@dataclass(frozen=True)
 class Pair:
     """Test error of `second` minus that of `first`, seed by seed, at one batch size.
 
-    `relation` is that of `first` to `second`. `wide` is the interval that holds for all pairs at once.
+    The sign is turned if a higher metric is better: a positive difference means that `first` is better.
+
+    Attributes:
+        batch_size, first, second: which methods.
+        difference: at the rates that tuning chose, with the 95 % interval for the difference of the best rates.
+        wide: the same with the interval that holds for all pairs at once.
+        p_corrected: p over all pairs, and over all rates that tuning cannot exclude.
+        relation: that of `first` to `second`.
+        look: the number of the look, from 1, that decided the relation; 0 if none did.
+        at_rates: the differences at other rates, as far as they were measured.
+        detectable: the difference that these seeds find with a probability of 80 %.
+        more_seeds: if not resolved, the number of further seeds with which the smallest difference that matters is found
+            with a probability of 80 %.
     """
 
     batch_size: int
@@ -34,6 +59,18 @@ class Pair:
     wide: Interval
     p_corrected: float
     relation: Relation
+    look: int = 0
+    at_rates: tuple[AtRate, ...] = ()
+    detectable: float | None = None
+    more_seeds: int | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """A report of the results: with this many seeds, at this probability of a wrong *better*."""
+
+    seeds: int
+    alpha: float
 
 
 @dataclass(frozen=True)

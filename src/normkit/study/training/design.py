@@ -35,6 +35,8 @@ class Design:
         alpha: probability of at least one wrong *better* or *supported* in a whole family of comparisons.
         smallest: the smallest difference of errors that matters.
         higher_is_better: the direction of the metric, which is called the error here.
+        confirm: whether methods share rates that cannot be told apart, and a difference is confirmed at other rates.
+        discard: whether rates are discarded after the first tenth of the steps, if they are hopeless.
         gap_images: number of training samples on which the losses of training and evaluation mode are compared.
         time_rounds: number of rounds of the timing; in each round every method takes one step.
     """
@@ -58,6 +60,8 @@ class Design:
     alpha: float = 0.05
     smallest: float = 0.01
     higher_is_better: bool = False
+    confirm: bool = False
+    discard: bool = False
     gap_images: int = 256
     time_rounds: int = 60
 
