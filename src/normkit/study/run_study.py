@@ -16,6 +16,7 @@ from normkit.study.execution.scheduler import Progress, run_stages
 from normkit.study.execution.store import Store
 from normkit.study.execution.workers import WorkerPool
 from normkit.study.execution.workload import Workload
+from normkit.study.resolving import Resolving
 
 
 def run_study(
@@ -28,6 +29,7 @@ def run_study(
     minutes: float | None = None,
     limit: float | None = None,
     command: str = "",
+    until_resolved: bool = False,
 ) -> Comparison:
     """Run the trials that are not in the store yet, and draw conclusions from all runs.
 
@@ -43,18 +45,22 @@ def run_study(
         minutes: the time after which no further run starts.
         limit: seconds a run may take.
         command: the command that repeats the study, for the report.
+        until_resolved: whether seeds are added to the comparison until it is resolved, or the time is over.
 
     Raises:
         StateError: the store cannot be used, or no process can be started.
     """
     start = time.perf_counter()
+    resolving = Resolving(workloads[0], store, until_resolved)
     try:
         with pool, _interruptible(progress) as notify:
-            complete = run_stages(workloads, store, pool, notify, minutes, limit)
+            confirm, grow = resolving.confirm, resolving.grow
+            complete = run_stages(workloads, store, pool, notify, minutes, limit, confirm, grow)
     except KeyboardInterrupt:
         if not any(workload.runs for workload in workloads):
             raise
-        complete = False
+        # While seeds are added, the look before has all its runs.
+        complete = resolving.done > 0
     except Exception as error:
         error.add_note(f"Finished runs are kept in {store.where}: the same call continues from them.")
         raise
@@ -62,6 +68,7 @@ def run_study(
         workloads[0],
         workloads[1:],
         experiments,
+        looks=resolving.looks(),
         complete=complete,
         machine=machine.facts() | {"workers": pool.workers, "executor": pool.executor},
         command=command,

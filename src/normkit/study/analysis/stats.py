@@ -12,6 +12,8 @@ from scipy import stats
 
 from normkit.errors import ArgumentError
 
+MOST = 100_000
+"""A number of values that nobody will measure."""
 Bound = Literal["exact", "at least", "at most", "unknown"]
 
 
@@ -56,6 +58,48 @@ def t_test(values: Sequence[float]) -> float:
     if spread <= 1e-12 * max(abs(v) for v in values):
         return 1.0 if values[0] == 0 else 2.0 ** (1 - len(values))
     return float(stats.ttest_1samp(values, 0.0).pvalue)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation of some values; 0 for fewer than two.
+
+    >>> deviation([1.0, 2.0, 3.0])
+    1.0
+    """
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def detectable(spread: float, count: int, tail: float, power: float = 0.8) -> float:
+    """The mean that a t test finds with a probability of `power`.
+
+    Args:
+        spread: standard deviation of a value.
+        count: number of values.
+        tail: probability of each tail of the test.
+        power: probability of a p below twice the tail.
+
+    >>> round(detectable(1.0, 10, 0.025), 2)
+    0.99
+    """
+    if count < 2:
+        return math.inf
+    reach = stats.t.ppf(1 - tail, count - 1) + stats.t.ppf(power, count - 1)
+    return float(reach) * spread / math.sqrt(count)
+
+
+def seeds_for(smallest: float, spread: float, count: int, tail: float) -> int | None:
+    """The number of values with which `smallest` is detectable, at least `count`; None if that is above `MOST`.
+
+    >>> seeds_for(1.0, 1.0, 2, 0.025), seeds_for(1e-9, 1.0, 2, 0.025)
+    (10, None)
+    """
+    low, high = count, MOST
+    if detectable(spread, high, tail) > smallest:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if detectable(spread, middle, tail) <= smallest else (middle + 1, high)
+    return low
 
 
 def median_interval(values: Sequence[float], level: float = 0.95) -> Interval:

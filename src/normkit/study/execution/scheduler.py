@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ from normkit.study.training.design import Design
 from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Run, Trial
 
+Ask = Callable[[Workload], Iterable[Trial]]
+"""The trials that a workload needs now."""
 Progress = Callable[[int, int, str], None]
 """Called with (runs finished, runs in all, the name of the stage)."""
 Batch = tuple[int, tuple[Trial, ...]]
@@ -69,6 +71,8 @@ def run_stages(
     progress: Progress,
     minutes: float | None = None,
     limit: float | None = None,
+    confirm: Ask | None = None,
+    grow: Callable[[], bool] | None = None,
 ) -> bool:
     """Run the trials of the workloads that are not in the store yet, and add all runs to the workloads.
 
@@ -79,9 +83,11 @@ def run_stages(
         progress: called after each batch of trials.
         minutes: the time after which no further run starts.
         limit: seconds a run may take.
+        confirm: the trials that the verdicts need in addition; asked again until it names no new one.
+        grow: called when everything is done; it may add seeds to the workloads, and returns whether it did.
 
     Returns:
-        Whether everything was done.
+        Whether everything was done. If only the seeds that were added last are missing, everything was done.
     """
     end = math.inf if minutes is None else time.perf_counter() + 60 * minutes
     store.begin([(workload.task, workload.design) for workload in workloads])
@@ -90,16 +96,30 @@ def run_stages(
     timed = [(i, workload) for i, workload in enumerate(workloads) if workload.timed]
     timings = [(i, size) for i, workload in timed for size in workload.design.batch_sizes]
     counter = _Counter(sum(workload.design.runs for workload in workloads) + len(timings), progress)
-    for what in STAGES:
-        if not _run_stage(what, workloads, store, pool, counter, end, limit):
-            return False
+
+    def run(stages: Mapping[str, Ask]) -> bool:
+        return all(_run_stage(what, ask, workloads, store, pool, counter, end, limit) for what, ask in stages.items())
+
+    def confirmed() -> bool:
+        while confirm and any(workload.is_open(trial) for workload in workloads for trial in confirm(workload)):
+            if not run({"confirming": confirm}) or _all_failed(workloads, confirm):
+                return False
+        return True
+
+    if not run(STAGES) or not confirmed():
+        return False
     for number, batch_size in timings if ranks.rank() == 0 else ():
         _time(workloads[number], number, batch_size, store, pool, counter, limit)
+    measuring = {"measuring": STAGES["measuring"]}
+    while grow and grow() and time.perf_counter() < end:
+        if not run(measuring) or not confirmed():
+            break
     return True
 
 
 def _run_stage(
     what: str,
+    ask: Ask,
     workloads: Sequence[Workload],
     store: Store,
     pool: WorkerPool,
@@ -108,7 +128,7 @@ def _run_stage(
     limit: float | None,
 ) -> bool:
     """Run the trials of one stage; returns whether there was time for all of them."""
-    asked = [(i, trial) for i, workload in enumerate(workloads) for trial in STAGES[what](workload)]
+    asked = [(i, trial) for i, workload in enumerate(workloads) for trial in ask(workload)]
     left = [(i, trial) for i, trial in asked if workloads[i].is_open(trial)]
     counter.done += len(asked) - len(left)
     counter.report(what)
@@ -128,6 +148,12 @@ def _run_stage(
             return False
     counter.done = after
     return True
+
+
+def _all_failed(workloads: Sequence[Workload], ask: Ask) -> bool:
+    """Whether all trials that are asked for failed: then they would be asked for again and again."""
+    left = [(workload, trial) for workload in workloads for trial in ask(workload) if workload.is_open(trial)]
+    return bool(left) and all(trial in workload.runs for workload, trial in left)
 
 
 def _time(
@@ -184,7 +210,7 @@ def _batches(workloads: Sequence[Workload], trials: Sequence[tuple[int, Trial]])
     """Batches of trials of one workload, method and batch size, sorted by rate inside a batch; longest batch first."""
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for number, trial in trials:
-        groups.setdefault((number, trial.kind, trial.method, trial.batch_size), []).append(trial)
+        groups.setdefault((number, trial.kind, trial.method, trial.batch_size, trial.part), []).append(trial)
     batches: list[Batch] = []
     for (number, *_), group in groups.items():
         size = workloads[number].design.stack
@@ -193,6 +219,6 @@ def _batches(workloads: Sequence[Workload], trials: Sequence[tuple[int, Trial]])
 
     def work(batch: Batch) -> int:
         number, trials = batch
-        return workloads[number].design.steps * trials[0].batch_size * len(trials)
+        return int(workloads[number].design.steps * trials[0].part * trials[0].batch_size * len(trials))
 
     return sorted(batches, key=work, reverse=True)

@@ -10,6 +10,7 @@ from normkit.study.task.variants import method_name
 from normkit.study.training.trial import Options
 
 DTYPES = ("float32", "float64", "bfloat16")
+MOST_SEEDS = 800
 GROWTH = 3
 """The number of rates to try beyond an end of the range, if the best one is at that end."""
 
@@ -102,7 +103,11 @@ class Design:
     @property
     def evaluation_seeds(self) -> tuple[int, ...]:
         """Seeds of weights and batch order for the results."""
-        return tuple(1000 * self.seed + 100 + i for i in range(self.seeds))
+        return self.seeds_of(self.seeds)
+
+    def seeds_of(self, count: int) -> tuple[int, ...]:
+        """The first evaluation seeds."""
+        return tuple(1000 * self.seed + 100 + i for i in range(count))
 
     @property
     def tuning_seeds(self) -> tuple[int, ...]:
@@ -144,8 +149,8 @@ def design(
     for name, (bound, why) in lowest.items():
         if given[name] < bound:
             raise ArgumentError(f"{name} must be at least {bound}, got {given[name]}: {why}")
-    if seeds > 800:
-        raise ArgumentError(f"seeds must be at most 800, got {seeds}: those above are reserved for tuning")
+    if seeds > MOST_SEEDS:
+        raise ArgumentError(f"seeds must be at most {MOST_SEEDS}, got {seeds}: those above are reserved for tuning")
     if not batch_sizes or min(batch_sizes) < 1:
         raise ArgumentError(
             f"there must be a batch size, and none below 1, got {list(batch_sizes)}: give 2 and 32, say"

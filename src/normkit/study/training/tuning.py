@@ -1,52 +1,64 @@
-"""Chooses a learning rate and options, by validation data or by training losses."""
+"""Chooses learning rates and options, by validation data or by training losses."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import NamedTuple
 
+from normkit.study.training import rates
 from normkit.study.training.design import Design
+from normkit.study.training.rates import Curve
 from normkit.study.training.trial import Options, Run, Setting, Trial
 
+RIVALS = 2
+"""The largest number of further rates at which a difference is confirmed, besides the rate of the better method."""
 
-def ranking(tuning: Sequence[Run], by: Literal["validation", "training"] = "validation") -> list[Setting]:
-    """Learning rates with options, the best first.
 
-    They are ordered by mean validation error; ties are broken by mean validation loss, then by the lower rate. Or they
-    are ordered by the mean training loss over all steps, in which a run whose loss became infinite or NaN comes last.
+class Tuned(NamedTuple):
+    """The tuning of a method at a batch size: its runs, the curve over rates, and the chosen setting."""
+
+    runs: tuple[Run, ...]
+    curve: Curve | None
+    setting: Setting | None
+
+
+def tuned(design: Design, runs: Mapping[Trial, Run], batch_size: int) -> dict[str, Tuned]:
+    """The tuning of every method at a batch size.
+
+    Each method gets the best rate by the fit through its runs. If the design confirms differences, a method whose
+    best rate cannot be told apart from the common rate gets the common one, at which the mean over methods is lowest.
     """
-    tried: dict[Setting, list[Run]] = {}
+    at_rates = {method: _at_rates(design, runs, method, batch_size) for method in design.methods}
+    curves = {method: curve(design, found) for method, found in at_rates.items()}
+    known = [found for found in curves.values() if found is not None]
+    common = rates.common_rate(known) if design.confirm else None
+    return {
+        method: _with_options(design, runs, (method, batch_size), at_rates[method], curves[method], common)
+        for method in design.methods
+    }
+
+
+def curve(design: Design, tuning: Sequence[Run]) -> Curve | None:
+    """The curve of tuning runs without options over rates; None before tuning."""
+    values: dict[float, list[float]] = {}
+    losses: dict[float, list[float]] = {}
     for run in tuning:
-        if run.validation_error is not None:
-            tried.setdefault(run.trial.setting, []).append(run)
-    most = max(map(len, tried.values()), default=0)
-
-    def order(setting: Setting) -> tuple[float, float, float]:
-        runs = tried[setting]
-        if by == "training":
-            return _mean([_area(run) for run in runs]), 0.0, setting[0]
-        losses = [math.inf if run.validation_loss is None else run.validation_loss for run in runs]
-        return _mean([run.validation_error or 0.0 for run in runs]), _mean(losses), setting[0]
-
-    return sorted((setting for setting, runs in tried.items() if len(runs) == most), key=order)
+        value = _value(design, run)
+        if value is not None and not run.trial.options:
+            values.setdefault(run.trial.rate, []).append(value)
+            losses.setdefault(run.trial.rate, []).append(
+                math.inf if run.validation_loss is None else run.validation_loss
+            )
+    most = max(map(len, values.values()), default=0)
+    complete = {rate: found for rate, found in values.items() if len(found) == most}
+    return rates.fit(complete, {rate: _mean(losses[rate]) for rate in complete})
 
 
-def tuning_runs(design: Design, runs: Mapping[Trial, Run], method: str, batch_size: int) -> tuple[Run, ...]:
-    """The runs that determine the setting of a method at a batch size: all rates, and options at the best rate."""
-
-    def of(rate: float, seed: int, options: Options = ()) -> Trial:
-        return Trial("tune", method, batch_size, rate, seed, options)
-
-    at_rates = pick(runs, [of(rate, seed) for seed in design.tuning_seeds for rate in design.wide_rates])
-    best = ranking(at_rates, design.choose)[:1]
-    settings = [(rate, options) for rate, _ in best for options in design.options]
-    return at_rates + pick(runs, [of(rate, seed, given) for rate, given in settings for seed in design.tuning_seeds])
-
-
-def chosen(design: Design, tuning: Sequence[Run]) -> Setting | None:
-    """The best setting; None before tuning."""
-    return next(iter(ranking(tuning, design.choose)), None)
+def rivals(found: Curve | None, setting: Setting) -> tuple[Setting, ...]:
+    """The settings that tuning cannot exclude as the best ones, besides the chosen one; the likeliest first."""
+    others = [rate for rate in found.ties if rate != setting[0]] if found else []
+    return tuple((rate, setting[1]) for rate in others[:RIVALS])
 
 
 def pick(runs: Mapping[Trial, Run], trials: Sequence[Trial]) -> tuple[Run, ...]:
@@ -54,9 +66,52 @@ def pick(runs: Mapping[Trial, Run], trials: Sequence[Trial]) -> tuple[Run, ...]:
     return tuple(runs[trial] for trial in trials if trial in runs)
 
 
-def _area(run: Run) -> float:
-    """The mean training loss of a run; infinite if it became infinite or NaN."""
-    return math.inf if run.state == "untrained" and run.validation_loss is None else _mean(run.losses)
+def _at_rates(design: Design, runs: Mapping[Trial, Run], method: str, batch_size: int) -> tuple[Run, ...]:
+    return pick(
+        runs,
+        [
+            Trial("tune", method, batch_size, rate, seed)
+            for seed in design.tuning_seeds
+            for rate in design.wide_rates
+        ],
+    )
+
+
+def _with_options(
+    design: Design,
+    runs: Mapping[Trial, Run],
+    where: tuple[str, int],
+    at_rates: tuple[Run, ...],
+    found: Curve | None,
+    common: float | None,
+) -> Tuned:
+    """The tuning of one method: its rate, and the options that are best at this rate."""
+    if found is None:
+        return Tuned(at_rates, None, None)
+    rate = common if common is not None and common in found.ties else found.rates[found.best]
+    others = pick(
+        runs,
+        [Trial("tune", *where, rate, seed, options) for options in design.options for seed in design.tuning_seeds],
+    )
+    tried: dict[Options, list[float]] = {}
+    for run in (*at_rates, *others):
+        value = _value(design, run)
+        if run.trial.rate == rate and value is not None:
+            tried.setdefault(run.trial.options, []).append(value)
+    most = max(map(len, tried.values()))
+    # The defaults come first, so that they win if no option is better.
+    best = min((options for options, values in tried.items() if len(values) == most), key=lambda o: _mean(tried[o]))
+    return Tuned(at_rates + others, found, (rate, best))
+
+
+def _value(design: Design, run: Run) -> float | None:
+    """The value of a run by which rates are compared: lower is better."""
+    if run.validation_error is None:
+        return None
+    if design.choose == "training":
+        broke = run.state == "untrained" and run.validation_loss is None
+        return math.inf if broke else _mean(run.losses)
+    return design.sign * run.validation_error
 
 
 def _mean(values: Sequence[float]) -> float:
