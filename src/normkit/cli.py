@@ -127,6 +127,10 @@ def compare(
     address: Annotated[str | None, typer.Option(help="Address of the Ray cluster.")] = _COMPARE["address"],
     time_limit: Annotated[float | None, typer.Option(help="Seconds a run may take.")] = _COMPARE["time_limit"],
     lang: _Language = Lang.EN,
+    until_resolved: Annotated[
+        bool, typer.Option("--until-resolved", help="Add seeds until every method is told apart from the leader.")
+    ] = _COMPARE["until_resolved"],
+    discard: Annotated[bool, typer.Option(help="Discard learning rates early.")] = _COMPARE["discard"],
 ) -> None:
     """Find out which normalization to use: train a model under each, with an equal tuning budget.
 
@@ -147,6 +151,7 @@ def compare(
         "device": device,
         "dtype": dtype,
         "seed": seed,
+        "discard": discard,
     }
     work = study.named_task(task) if task else None
     if dry_run:
@@ -165,6 +170,7 @@ def compare(
         address=address,
         time_limit=time_limit,
         lang=lang,
+        until_resolved=until_resolved,
     )
     if comparison.path is None:
         # Another rank of torchrun reports.

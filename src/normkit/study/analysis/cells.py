@@ -25,7 +25,8 @@ class Cell:
 
     `tuning` has the runs over learning rates, `runs` those of the results in the order of the seeds; `seconds` and
     `plain_seconds` are step times, round by round, of the method and of no norm; `saved_bytes` is the memory that one
-    training step saves for its backward pass. `setting` is the chosen rate with options, None before tuning; `others`
+    training step saves for its backward pass. `setting` is the chosen rate with options, None before tuning; `rivals` are further
+    settings that tuning cannot exclude as the best ones; `others`
     are runs of evaluation seeds at other rates, by which differences are confirmed; `short` are the short runs by which
     rates were discarded.
     """
@@ -39,6 +40,7 @@ class Cell:
     plain_seconds: tuple[float, ...] = ()
     saved_bytes: int | None = None
     setting: Setting | None = None
+    rivals: tuple[Setting, ...] = ()
     others: tuple[Run, ...] = ()
     short: tuple[Run, ...] = ()
 
@@ -57,12 +59,7 @@ class Cell:
         """The metric that chose the rate over all rates, lower is better; None before tuning."""
         return tuning.curve(self.design, self.tuning)
 
-    @property
-    def rivals(self) -> tuple[Setting, ...]:
-        """Further settings that tuning cannot exclude as the best ones."""
-        return tuning.rivals(self.curve, self.setting) if self.setting else ()
-
-    def at(self, setting: Setting) -> tuple[Run, ...]:
+    def at(self, setting: Setting | None) -> tuple[Run, ...]:
         """The runs of evaluation seeds at a setting."""
         return tuple(run for run in (*self.runs, *self.others) if run.trial.setting == setting)
 
@@ -151,7 +148,7 @@ def cells(
             short.setdefault((trial.method, trial.batch_size), []).append(run)
     for batch_size in design.batch_sizes:
         seconds = times.get(batch_size, {})
-        for method, (tried, _, setting) in tuned(design, runs, batch_size).items():
+        for method, (tried, _, setting, rivals) in tuned(design, runs, batch_size).items():
             key = method, batch_size
             trials = [Trial("measure", *key, setting[0], seed, setting[1]) for seed in last] if setting else []
             found[key] = Cell(
@@ -163,6 +160,7 @@ def cells(
                 tuple(seconds.get(method, ())),
                 tuple(seconds.get("none", ())),
                 setting=setting,
+                rivals=rivals,
                 others=tuple(
                     run for run in other.get(key, ()) if design.confirm and setting and run.trial.setting != setting
                 ),

@@ -14,7 +14,7 @@ from typing import Any
 
 from normkit.study.execution.store import Store
 from normkit.study.execution.workers import Failure, WorkerPool, ranks
-from normkit.study.execution.workload import STAGES, Times, Workload
+from normkit.study.execution.workload import REPEATED, STAGES, Times, Workload
 from normkit.study.task import Task
 from normkit.study.training.cost import Timing, time_steps
 from normkit.study.training.design import Design
@@ -100,13 +100,20 @@ def run_stages(
     def run(stages: Mapping[str, Ask]) -> bool:
         return all(_run_stage(what, ask, workloads, store, pool, counter, end, limit) for what, ask in stages.items())
 
-    def confirmed() -> bool:
-        while confirm and any(workload.is_open(trial) for workload in workloads for trial in confirm(workload)):
-            if not run({"confirming": confirm}) or _all_failed(workloads, confirm):
+    def settled(what: str, ask: Ask) -> bool:
+        """Run a stage until it asks for nothing that is new."""
+        asked: set[tuple[int, Trial]] = set()
+        while new := {(i, t) for i, w in enumerate(workloads) for t in ask(w) if w.is_open(t)} - asked:
+            asked |= new
+            if not run({what: ask}):
                 return False
         return True
 
-    if not run(STAGES) or not confirmed():
+    def confirmed() -> bool:
+        return confirm is None or settled("confirming", confirm)
+
+    staged = all(settled(what, ask) if what in REPEATED else run({what: ask}) for what, ask in STAGES.items())
+    if not staged or not confirmed():
         return False
     for number, batch_size in timings if ranks.rank() == 0 else ():
         _time(workloads[number], number, batch_size, store, pool, counter, limit)
@@ -148,12 +155,6 @@ def _run_stage(
             return False
     counter.done = after
     return True
-
-
-def _all_failed(workloads: Sequence[Workload], ask: Ask) -> bool:
-    """Whether all trials that are asked for failed: then they would be asked for again and again."""
-    left = [(workload, trial) for workload in workloads for trial in ask(workload) if workload.is_open(trial)]
-    return bool(left) and all(trial in workload.runs for workload, trial in left)
 
 
 def _time(

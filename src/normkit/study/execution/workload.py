@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from normkit.study.task import Task
-from normkit.study.training.design import Design
+from normkit.study.training.design import FIRST_PART, Design
 from normkit.study.training.trial import Run, Setting, Trial
-from normkit.study.training.tuning import tuned
+from normkit.study.training.tuning import early_losses, tuned
 
 Times = dict[str, list[float]]
 """Seconds per training step of each method, round by round."""
@@ -29,21 +30,55 @@ class Workload:
     times: dict[int, Times] = field(default_factory=dict)
     seeds: dict[tuple[str, int], int] = field(default_factory=dict)
 
-    def rates(self) -> Iterator[Trial]:
+    def first_steps(self) -> Iterator[Trial]:
+        """The first steps of all rates on the tuning seeds, if rates are discarded."""
+        return self.all_rates(FIRST_PART) if self.design.discards else iter(())
+
+    def all_rates(self, part: float = 1.0) -> Iterator[Trial]:
         """All rates on the tuning seeds."""
         for method, batch_size in self._cells():
             for seed in self.design.tuning_seeds:
                 for rate in self.design.rates:
-                    yield Trial("tune", method, batch_size, rate, seed)
+                    yield Trial("tune", method, batch_size, rate, seed, part=part)
+
+    def rates(self) -> Iterator[Trial]:
+        """All rates on the tuning seeds; if rates are discarded, the best one after the first steps and the next one.
+
+        A higher rate is often behind at first and better at the end.
+        """
+        if not self.design.discards:
+            yield from self.all_rates()
+            return
+        for method, batch_size in self._cells():
+            early = early_losses(self.design, self.runs, method, batch_size)
+            if early:
+                best = min(early, key=lambda rate: (early[rate], rate))
+                for rate in (best, *self.design.neighbours(best)[-1:]):
+                    if rate in self.design.rates:
+                        yield from self._on_tuning_seeds(method, batch_size, rate)
+
+    def rates_beside(self) -> Iterator[Trial]:
+        """If rates are discarded: those next to the best one, so that the best one is between two that are worse.
+
+        A rate whose loss became infinite in the first steps is not tried again.
+        """
+        for batch_size in reversed(self.design.batch_sizes) if self.design.discards else ():
+            for method, found in tuned(self.design, self.runs, batch_size).items():
+                early = early_losses(self.design, self.runs, method, batch_size)
+                best = found.curve and found.curve.rates[found.curve.best]
+                for rate in self.design.neighbours(best) if best else ():
+                    if early.get(rate, 0.0) < math.inf:
+                        yield from self._on_tuning_seeds(method, batch_size, rate)
 
     def rates_beyond(self) -> Iterator[Trial]:
-        """Further rates, if the best one is at an end of the range."""
+        """Further rates, if the best one is at an end of the range and no rate was discarded."""
+        if self.design.discards:
+            return
         for batch_size in reversed(self.design.batch_sizes):
             for method, found in tuned(self.design, self.runs, batch_size).items():
                 best = found.curve and found.curve.rates[found.curve.best]
                 for rate in self.design.rates_beyond(best) if best else ():
-                    for seed in self.design.tuning_seeds:
-                        yield Trial("tune", method, batch_size, rate, seed)
+                    yield from self._on_tuning_seeds(method, batch_size, rate)
 
     def options(self) -> Iterator[Trial]:
         """The options that the task tunes, at the best rate."""
@@ -67,6 +102,10 @@ class Workload:
         """Whether a trial has no result yet; one that failed last time is tried again."""
         return trial not in self.runs or self.runs[trial].state == "failed"
 
+    def _on_tuning_seeds(self, method: str, batch_size: int, rate: float) -> Iterator[Trial]:
+        for seed in self.design.tuning_seeds:
+            yield Trial("tune", method, batch_size, rate, seed)
+
     def _settings(self) -> Iterator[tuple[str, int, Setting]]:
         """The setting of every method at every batch size, as far as they are tuned."""
         for batch_size in reversed(self.design.batch_sizes):
@@ -82,9 +121,13 @@ class Workload:
 
 
 STAGES: Mapping[str, Callable[[Workload], Iterator[Trial]]] = {
+    "trying learning rates for a few steps": Workload.first_steps,
     "trying learning rates": Workload.rates,
+    "trying rates beside the best": Workload.rates_beside,
     "trying further rates": Workload.rates_beyond,
     "trying options": Workload.options,
     "measuring": Workload.results,
 }
 """In this order, because each stage depends on the runs of those before it."""
+REPEATED = ("trying rates beside the best",)
+"""Stages that are repeated until they ask for no new run."""

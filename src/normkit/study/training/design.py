@@ -11,6 +11,10 @@ from normkit.study.training.trial import Options
 
 DTYPES = ("float32", "float64", "bfloat16")
 MOST_SEEDS = 800
+FIRST_PART = 0.1
+"""The part of the steps after which rates are discarded."""
+SHORTEST = 200
+"""With fewer steps in all, no rate is discarded: the first part would be too short to judge it."""
 GROWTH = 3
 """The number of rates to try beyond an end of the range, if the best one is at that end."""
 
@@ -92,6 +96,20 @@ class Design:
         return tuple(self._rate(-i) for i in range(1, GROWTH + 1)) if rate == self._rate(0) else ()
 
     @property
+    def discards(self) -> bool:
+        """Whether rates are discarded early: only if that saves runs, and if the first part is long enough."""
+        return self.discard and self.steps >= SHORTEST and self.trials > 3
+
+    def neighbours(self, rate: float) -> tuple[float, ...]:
+        """The next lower and the next higher rate, as far as they may be tried.
+
+        >>> design(("none",), (8,), 2, 7, 50, 0).neighbours(1.0)
+        (0.3162, 3.162)
+        """
+        place = self.wide_rates.index(rate)
+        return self.wide_rates[max(place - 1, 0) : place] + self.wide_rates[place + 1 : place + 2]
+
+    @property
     def wide_rates(self) -> tuple[float, ...]:
         """All rates that may be tried, ascending."""
         return tuple(self._rate(i) for i in range(-GROWTH, self.trials + GROWTH))
@@ -116,8 +134,9 @@ class Design:
 
     @property
     def runs(self) -> int:
-        """The total number of training runs."""
-        each = (self.trials + len(self.options)) * self.tuning_runs + self.seeds
+        """The total number of training runs, short ones included; if rates are discarded, about three are left."""
+        rates = self.trials + (3 if self.discards else 0)
+        each = (rates + len(self.options)) * self.tuning_runs + self.seeds
         return each * len(self.methods) * len(self.batch_sizes)
 
     def to_dict(self) -> dict[str, Any]:

@@ -82,6 +82,7 @@ class Trainer:
     def train(self, task: Task, design: Design, trials: Sequence[Trial], stacked: bool) -> list[Run]:
         """Train and evaluate; with `stacked` all copies are trained at once. Exceptions are not caught."""
         order = torch.stack([batches(len(task.train), t.batch_size, design.steps, t.seed) for t in trials], dim=1)
+        order = order[: round(trials[0].part * design.steps)]
         with torch.random.fork_rng(devices=[]), autocast(design):
             # The random numbers that a model draws during training, for example for dropout, depend on its seed.
             torch.manual_seed(trials[0].seed)

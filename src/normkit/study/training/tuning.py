@@ -4,35 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import median
 from typing import NamedTuple
 
 from normkit.study.training import rates
-from normkit.study.training.design import Design
-from normkit.study.training.rates import Curve
+from normkit.study.training.design import FIRST_PART, Design
+from normkit.study.training.rates import Curve, common_rate, curve_of
 from normkit.study.training.trial import Options, Run, Setting, Trial
 
-RIVALS = 2
+MOST_RIVALS = 2
 """The largest number of further rates at which a difference is confirmed, besides the rate of the better method."""
 
 
 class Tuned(NamedTuple):
-    """The tuning of a method at a batch size: its runs, the curve over rates, and the chosen setting."""
+    """The tuning of a method at a batch size.
+
+    `runs` are its runs, `curve` the means over rates, `setting` the chosen rate with options, and `rivals` further
+    settings that tuning cannot exclude as the best ones, the likeliest first.
+    """
 
     runs: tuple[Run, ...]
     curve: Curve | None
     setting: Setting | None
+    rivals: tuple[Setting, ...] = ()
 
 
 def tuned(design: Design, runs: Mapping[Trial, Run], batch_size: int) -> dict[str, Tuned]:
     """The tuning of every method at a batch size.
 
-    Each method gets the best rate by the fit through its runs. If the design confirms differences, a method whose
-    best rate cannot be told apart from the common rate gets the common one, at which the mean over methods is lowest.
+    Each method gets the rate with the lowest mean. If the design confirms differences, a method gets the common rate
+    instead, at which the mean over methods is lowest, if its runs cannot tell this rate from its own best one.
     """
     at_rates = {method: _at_rates(design, runs, method, batch_size) for method in design.methods}
     curves = {method: curve(design, found) for method, found in at_rates.items()}
     known = [found for found in curves.values() if found is not None]
-    common = rates.common_rate(known) if design.confirm else None
+    if design.confirm and known:
+        # Few runs often have a spread that is too small by chance.
+        least = median(found.error for found in known)
+        curves = {m: found and replace(found, error=max(found.error, least)) for m, found in curves.items()}
+        known = [found for found in curves.values() if found is not None]
+    common = common_rate(known) if design.confirm else None
     return {
         method: _with_options(design, runs, (method, batch_size), at_rates[method], curves[method], common)
         for method in design.methods
@@ -52,13 +64,20 @@ def curve(design: Design, tuning: Sequence[Run]) -> Curve | None:
             )
     most = max(map(len, values.values()), default=0)
     complete = {rate: found for rate, found in values.items() if len(found) == most}
-    return rates.fit(complete, {rate: _mean(losses[rate]) for rate in complete})
+    return curve_of(complete, {rate: _mean(losses[rate]) for rate in complete})
 
 
-def rivals(found: Curve | None, setting: Setting) -> tuple[Setting, ...]:
-    """The settings that tuning cannot exclude as the best ones, besides the chosen one; the likeliest first."""
-    others = [rate for rate in found.ties if rate != setting[0]] if found else []
-    return tuple((rate, setting[1]) for rate in others[:RIVALS])
+def early_losses(design: Design, runs: Mapping[Trial, Run], method: str, batch_size: int) -> dict[float, float]:
+    """For each rate the mean training loss in the second half of the short runs; infinite if one broke."""
+    half = max(1, round(design.steps * FIRST_PART / 2))
+    found: dict[float, float] = {}
+    for rate in design.rates:
+        trials = [Trial("tune", method, batch_size, rate, seed, part=FIRST_PART) for seed in design.tuning_seeds]
+        short = [run for run in pick(runs, trials) if run.state != "failed"]
+        if short:
+            broke = any(run.state == "untrained" and run.validation_loss is None for run in short)
+            found[rate] = math.inf if broke else _mean([_mean(run.losses[-half:]) for run in short])
+    return found
 
 
 def pick(runs: Mapping[Trial, Run], trials: Sequence[Trial]) -> tuple[Run, ...]:
@@ -67,14 +86,8 @@ def pick(runs: Mapping[Trial, Run], trials: Sequence[Trial]) -> tuple[Run, ...]:
 
 
 def _at_rates(design: Design, runs: Mapping[Trial, Run], method: str, batch_size: int) -> tuple[Run, ...]:
-    return pick(
-        runs,
-        [
-            Trial("tune", method, batch_size, rate, seed)
-            for seed in design.tuning_seeds
-            for rate in design.wide_rates
-        ],
-    )
+    rates_and_seeds = [(rate, seed) for seed in design.tuning_seeds for rate in design.wide_rates]
+    return pick(runs, [Trial("tune", method, batch_size, *each) for each in rates_and_seeds])
 
 
 def _with_options(
@@ -88,7 +101,7 @@ def _with_options(
     """The tuning of one method: its rate, and the options that are best at this rate."""
     if found is None:
         return Tuned(at_rates, None, None)
-    rate = common if common is not None and common in found.ties else found.rates[found.best]
+    rate = common if common is not None and common in found.within(rates.TIES) else found.rates[found.best]
     others = pick(
         runs,
         [Trial("tune", *where, rate, seed, options) for options in design.options for seed in design.tuning_seeds],
@@ -101,7 +114,8 @@ def _with_options(
     most = max(map(len, tried.values()))
     # The defaults come first, so that they win if no option is better.
     best = min((options for options, values in tried.items() if len(values) == most), key=lambda o: _mean(tried[o]))
-    return Tuned(at_rates + others, found, (rate, best))
+    rivals = [(other, best) for other in found.within(rates.RIVALS) if other != rate] if design.confirm else []
+    return Tuned(at_rates + others, found, (rate, best), tuple(rivals[:MOST_RIVALS]))
 
 
 def _value(design: Design, run: Run) -> float | None:
