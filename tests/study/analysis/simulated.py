@@ -1,4 +1,4 @@
-"""Studies of made-up methods, without training: the code of tuning and verdicts runs on numbers whose truth is known."""
+"""Studies of made-up methods, without training: tuning and verdicts on numbers whose truth is known."""
 
 from __future__ import annotations
 

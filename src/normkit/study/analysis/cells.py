@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from normkit.study.analysis import stats
+from normkit.study.analysis.sensitivity import Sensitivity, good_rates, sensitivity
 from normkit.study.analysis.stats import Interval
 from normkit.study.training import tuning
 from normkit.study.training.design import Design
@@ -19,16 +22,23 @@ Key = tuple[str, int]
 Table = Mapping[Key, "Cell"]
 
 
+class RatePoint(NamedTuple):
+    """Validation errors at a rate, one for each tuning seed; if `stopped`, after the first steps only."""
+
+    rate: float
+    errors: tuple[float, ...]
+    stopped: bool
+
+
 @dataclass(frozen=True)
 class Cell:
     """All measurements of one method at one batch size.
 
     `tuning` has the runs over learning rates, `runs` those of the results in the order of the seeds; `seconds` and
     `plain_seconds` are step times, round by round, of the method and of no norm; `saved_bytes` is the memory that one
-    training step saves for its backward pass. `setting` is the chosen rate with options, None before tuning; `rivals` are further
-    settings that tuning cannot exclude as the best ones; `others`
-    are runs of evaluation seeds at other rates, by which differences are confirmed; `short` are the short runs by which
-    rates were discarded.
+    training step saves for its backward pass. `setting` is the chosen rate with options, None before tuning; `rivals`
+    are further settings that tuning cannot exclude as the best ones. `others` are runs of evaluation seeds at other
+    rates, by which differences are confirmed; `short` are the short runs by which rates were discarded.
     """
 
     method: str
@@ -58,6 +68,33 @@ class Cell:
     def curve(self) -> Curve | None:
         """The metric that chose the rate over all rates, lower is better; None before tuning."""
         return tuning.curve(self.design, self.tuning)
+
+    @cached_property
+    def sensitivity(self) -> Sensitivity | None:
+        """How much the loss depends on the learning rate."""
+        starts = [run.losses[0] for run in self.runs if run.losses]
+        untrained = math.fsum(starts) / len(starts) if starts else math.inf
+        return sensitivity(self.design.rates, self.tuning, self.short, untrained) if starts else None
+
+    @property
+    def good_rates(self) -> tuple[float, float] | None:
+        """The range of rates around the best one whose errors are worse by less than what matters."""
+        found = self.curve
+        if found is None or self.design.choose == "training":
+            return None
+        return good_rates(dict(zip(found.rates, found.means, strict=True)), self.design.smallest)
+
+    @property
+    def rate_curve(self) -> tuple[RatePoint, ...]:
+        """The validation error at each rate that was tried, in ascending order of the rates."""
+        points: dict[float, RatePoint] = {}
+        for stopped, runs in ((True, self.short), (False, self.tuning)):
+            errors: dict[float, list[float]] = {}
+            for run in runs:
+                if run.validation_error is not None and not run.trial.options:
+                    errors.setdefault(run.trial.rate, []).append(run.validation_error)
+            points |= {rate: RatePoint(rate, tuple(found), stopped) for rate, found in errors.items()}
+        return tuple(points[rate] for rate in sorted(points))
 
     def at(self, setting: Setting | None) -> tuple[Run, ...]:
         """The runs of evaluation seeds at a setting."""

@@ -55,8 +55,8 @@ class Pair:
         look: the number of the look, from 1, that decided the relation; 0 if none did.
         at_rates: the differences at other rates, as far as they were measured.
         detectable: the difference that these seeds find with a probability of 80 %.
-        more_seeds: if not resolved, the number of further seeds with which the smallest difference that matters is found
-            with a probability of 80 %.
+        more_seeds: if not resolved, the number of further seeds that find the smallest difference that matters with a
+            probability of 80 %.
     """
 
     batch_size: int
@@ -203,7 +203,8 @@ class _Contest:
 
     def differences(self, seeds: int, first: Setting | None, second: Setting | None) -> list[float]:
         """The error of the second method minus that of the first at these settings, seed by seed."""
-        assert first is not None and second is not None
+        assert first is not None
+        assert second is not None
         known = set(self.design.seeds_of(seeds))
         mine, theirs = (
             {run.trial.seed: run.test_error for run in cell.at(setting) if run.trial.seed in known}
