@@ -227,6 +227,7 @@ class _Contest:
             {s: self.differences(seeds, self.first.setting, s) for s in self.of_second},
             self.first.method,
             self.second.method,
+            (self.first.setting, self.second.setting),
         )
 
 
@@ -240,6 +241,7 @@ class _Seen:
     of_second: dict[Setting, list[float]]
     first: str
     second: str
+    settings: tuple[Setting | None, Setting | None]
 
     @property
     def turn(self) -> int:
@@ -278,8 +280,9 @@ class _Seen:
             return ("not resolved", missing[:1]) if missing else ("better" if self.turn > 0 else "worse", [])
         wide = self.interval(level)
         if -smallest <= wide.low and wide.high <= smallest:
-            missing = [(self.first, s) for s in _missing(self.of_first, self.own)]
-            missing += [(self.second, s) for s in _missing(self.of_second, self.own)]
+            # Rates that tuning cannot exclude are left out: they would cost more runs than all other results.
+            missing = [(self.first, s) for s in _missing(self.of_first, self.own) if s == self.settings[1]]
+            missing += [(self.second, s) for s in _missing(self.of_second, self.own) if s == self.settings[0]]
             return ("not resolved", missing) if missing else ("equal", [])
         return "not resolved", []
 

@@ -159,12 +159,15 @@ def _judgement(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
             f"another if the paired t test, Holm-corrected over all pairs at all batch sizes, gives p < "
             f"{first:g} and the mean difference is at least {least}.{at_rates} A method is *behind* if any other is "
             "better. It is *equal* to the leader if the simultaneous interval of the difference "
-            f"lies within ±{least}. Everything else is *not resolved*. If seeds are added later, {design.alpha - first:g} "
-            f"is left for all further reports, so that the probability of a wrong *better* is {design.alpha:g} in all.",
+            f"lies within ±{least}, at the rate of either. Everything else is *not resolved*. If seeds are added "
+            "later, "
+            f"{design.alpha - first:g} is left for all further reports, so that the probability of a wrong *better* "
+            f"is {design.alpha:g} in all.",
             f"在每个批量下，平均{test.zh}{best_zh}的方法*领先*；从未训练成功的方法不能领先，记为*落后*。若配对 t 检验"
             f"（对所有批量的所有方法对做 Holm 校正）得 p < {first:g} 且平均差不小于 "
             f"{least_zh}，则一种方法*优于*"
-            f"另一种。{at_rates_zh}被任何方法优于的方法*落后*。若与领先者之差的联合置信区间落在 ±{least_zh}之内，则与其*相当*。"
+            f"另一种。{at_rates_zh}被任何方法优于的方法*落后*。若在双方各自的学习率下，"
+            f"与领先者之差的联合置信区间都落在 ±{least_zh}之内，则与其*相当*。"
             f"其余均为*未定*。若之后增加种子，余下的 {design.alpha - first:g} 供以后的各次报告使用，"
             f"因此误判*优于*的总概率为 {design.alpha:g}。",
         ),
