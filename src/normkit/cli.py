@@ -130,6 +130,10 @@ def compare(
     checkpoints: Annotated[
         bool, typer.Option("--checkpoints", help="Keep the best run of each method in the folder checkpoints of --out.")
     ] = _COMPARE["checkpoints"],
+    until_resolved: Annotated[
+        bool, typer.Option("--until-resolved", help="Add seeds until every method is told apart from the leader.")
+    ] = _COMPARE["until_resolved"],
+    discard: Annotated[bool, typer.Option(help="Discard learning rates early.")] = _COMPARE["discard"],
 ) -> None:
     """Find out which normalization to use: train a model under each, with an equal tuning budget.
 
@@ -150,6 +154,7 @@ def compare(
         "device": device,
         "dtype": dtype,
         "seed": seed,
+        "discard": discard,
     }
     work = study.named_task(task) if task else None
     if dry_run:
@@ -169,6 +174,7 @@ def compare(
         time_limit=time_limit,
         lang=lang,
         checkpoints=checkpoints,
+        until_resolved=until_resolved,
     )
     if comparison.path is None:
         # Another rank of torchrun reports.

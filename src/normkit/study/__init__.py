@@ -62,6 +62,8 @@ def compare(
     time_limit: float | None = None,
     lang: str = "en",
     checkpoints: bool = False,
+    until_resolved: bool = False,
+    discard: bool = True,
 ) -> Comparison:
     """Train a model under every normalization with an equal tuning budget, and write the report.
 
@@ -104,6 +106,11 @@ def compare(
         checkpoints: keep the best run of each method and batch size in the folder `checkpoints` of `out`: the one with
             the best metric on the validation data, trained again from its seed. `torch.load` gives a dictionary with
             its `state_dict`, for a model of `task.build(method, 0)`.
+        until_resolved: double the seeds of the leader, and of the methods that cannot be told apart from it, until
+            every method is behind the leader or equal to it, or the `minutes` are over. The probability of a wrong
+            verdict is that of a single report.
+        discard: train each learning rate for a tenth of the steps at first, and to the end only those next to the
+            best one; False trains all rates to the end.
 
     Returns:
         The `Comparison`: data with `to_dict()`, a table as `str`, `answer`, and `path` of the page, which is None
@@ -148,6 +155,7 @@ def compare(
         device=device,
         dtype=dtype,
         seed=seed,
+        discard=discard,
     )
     _check_workers(workers, executor, time_limit)
     where = Location.of(store or Path(out) / "study.sqlite3")
@@ -164,8 +172,9 @@ def compare(
             progress=notify,
             minutes=minutes,
             limit=time_limit,
-            command=_command(workloads[0].design, task, claims, methods is not None, full),
             checkpoints=folder / "checkpoints" if checkpoints else None,
+            command=_command(workloads[0].design, task, claims, methods is not None, full, until_resolved),
+            until_resolved=until_resolved,
         )
     return replace(comparison, path=report.write(comparison, folder, lang)) if ranks.rank() == 0 else comparison
 
@@ -262,7 +271,14 @@ def _check_workers(asked: int | None, executor: str, limit: float | None) -> Non
         )
 
 
-def _command(design: Design, task: Task | None, claims: Sequence[str] | bool | None, some: bool, full: bool) -> str:
+def _command(
+    design: Design,
+    task: Task | None,
+    claims: Sequence[str] | bool | None,
+    some: bool,
+    full: bool,
+    until_resolved: bool = False,
+) -> str:
     """The command line that repeats the study; `some` says whether methods were named."""
     sizes = ",".join(map(str, design.batch_sizes))
     asked = (not some) if claims is None else claims
@@ -271,6 +287,7 @@ def _command(design: Design, task: Task | None, claims: Sequence[str] | bool | N
         f"normkit compare {'' if task is None else f'{task.origin} '}--methods {','.join(design.methods)} "
         f"--batch-sizes {sizes} --seeds {design.seeds} --trials {design.trials} --steps {design.steps} "
         f"--seed {design.seed}{'' if task else named}{' --full' if full else ''}"
+        f"{' --until-resolved' if until_resolved else ''}{'' if design.discard else ' --no-discard'}"
     )
 
 

@@ -11,6 +11,7 @@ from normkit.catalog import Text
 from normkit.study.analysis import cells, verdict
 from normkit.study.analysis.cells import Cell
 from normkit.study.analysis.results import Results
+from normkit.study.analysis.verdict import Look
 from normkit.study.claims.experiment import Experiment
 from normkit.study.claims.judging import judged
 from normkit.study.execution.workload import Workload
@@ -89,6 +90,7 @@ def conclude(
     others: Sequence[Workload] = (),
     experiments: Sequence[Experiment] = (),
     *,
+    looks: Sequence[Look] = (),
     complete: bool,
     machine: Mapping[str, Any],
     command: str,
@@ -100,12 +102,14 @@ def conclude(
         workload: the workload of the comparison.
         others: further workloads that experiments use.
         experiments: the experiments on claims.
+        looks: the looks at the results so far, the present one last; by default it is the only one.
         complete, machine, command, seconds: as in `Results`.
     """
     task, design = workload.task, workload.design
-    tables = {each.name: cells.cells(each.design, each.runs, each.times) for each in (workload, *others)}
-    own = tables[workload.name]
-    pairs = verdict.pairs(design, own)
+    looks = tuple(looks) or verdict.looks_of(design)
+    tables = {each.name: cells.cells(each.design, each.runs, each.times) for each in others}
+    own = tables[workload.name] = cells.cells(design, workload.runs, workload.times, looks[-1].seeds)
+    pairs = verdict.pairs(design, own, looks)
     runs = [run for each in (workload, *others) for run in each.runs.values()]
     return Comparison(
         design=design,
@@ -121,6 +125,7 @@ def conclude(
         machine=machine,
         command=command,
         seconds=seconds,
+        looks=looks,
     )
 
 

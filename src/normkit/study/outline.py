@@ -12,6 +12,7 @@ from typing import Any
 from normkit.study.execution.workers.pool import one_thread
 from normkit.study.execution.workload import Workload
 from normkit.study.report.writing import formatting
+from normkit.study.training.design import FIRST_PART
 from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Trial
 
@@ -88,6 +89,8 @@ def _row(trainer: Trainer, workload: Workload) -> Row:
     done = sum(run.state != "failed" for run in workload.runs.values())
     share = max(0.0, 1 - done / design.runs) if design.runs else 0.0
     sizes = design.batch_sizes if share else ()
+    if design.discards:
+        each -= round(design.trials * (1 - FIRST_PART)) * design.tuning_runs
     seconds = sum(len(design.methods) * each * _seconds(trainer, workload, size) for size in sizes)
     return Row(
         workload=workload.name,
@@ -104,7 +107,7 @@ def _row(trainer: Trainer, workload: Workload) -> Row:
 def _seconds(trainer: Trainer, workload: Workload, batch_size: int) -> float:
     """Time of one run in a batch of trials, measured on the last method, which has a norm."""
     method = workload.design.methods[-1]
-    wanted = (trial for trial in workload.rates() if (trial.method, trial.batch_size) == (method, batch_size))
+    wanted = (trial for trial in workload.all_rates() if (trial.method, trial.batch_size) == (method, batch_size))
     trials = list(islice(wanted, workload.design.stack))
     _timed(trainer, workload, trials, SHORT)
     first, second = _timed(trainer, workload, trials, SHORT), _timed(trainer, workload, trials, LONG)

@@ -17,6 +17,7 @@ from normkit.study.execution.scheduler import Progress, run_stages
 from normkit.study.execution.store import Store
 from normkit.study.execution.workers import WorkerPool
 from normkit.study.execution.workload import Workload
+from normkit.study.resolving import Resolving
 
 
 def run_study(
@@ -30,6 +31,7 @@ def run_study(
     limit: float | None = None,
     command: str = "",
     checkpoints: Path | None = None,
+    until_resolved: bool = False,
 ) -> Comparison:
     """Run the trials that are not in the store yet, and draw conclusions from all runs.
 
@@ -46,18 +48,31 @@ def run_study(
         limit: seconds a run may take.
         command: the command that repeats the study, for the report.
         checkpoints: folder for the best run of each method; None for none.
+        until_resolved: whether seeds are added to the comparison until it is resolved, or the time is over.
 
     Raises:
         StateError: the store cannot be used, or no process can be started.
     """
     start = time.perf_counter()
+    resolving = Resolving(workloads[0], store, until_resolved)
     try:
         with pool, _interruptible(progress) as notify:
-            complete = run_stages(workloads, store, pool, notify, minutes, limit, checkpoints)
+            complete = run_stages(
+                workloads,
+                store,
+                pool,
+                notify,
+                minutes,
+                limit,
+                checkpoints,
+                confirm=resolving.confirm,
+                grow=resolving.grow,
+            )
     except KeyboardInterrupt:
         if not any(workload.runs for workload in workloads):
             raise
-        complete = False
+        # While seeds are added, the look before has all its runs.
+        complete = resolving.done > 0
     except Exception as error:
         error.add_note(f"Finished runs are kept in {store.where}: the same call continues from them.")
         raise
@@ -65,6 +80,7 @@ def run_study(
         workloads[0],
         workloads[1:],
         experiments,
+        looks=resolving.looks(),
         complete=complete,
         machine=machine.facts() | {"workers": pool.workers, "executor": pool.executor},
         command=command,

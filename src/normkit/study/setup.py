@@ -42,6 +42,7 @@ def prepared(
     device: str,
     dtype: str,
     seed: int,
+    discard: bool,
 ) -> tuple[list[Workload], tuple[Experiment, ...]]:
     """The workloads, with that of the comparison first, and their experiments; arguments as in `compare`."""
     if task is not None and not isinstance(task, Task):
@@ -61,6 +62,8 @@ def prepared(
         device=device,
         dtype=dtype,
         options=drawn(work.search, trials, seed),
+        confirm=True,
+        discard=discard,
     )
     if plan.batch_sizes[-1] > len(work.train):
         raise ArgumentError(

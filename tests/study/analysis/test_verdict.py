@@ -10,7 +10,7 @@ from normkit.study import comparison
 from normkit.study.analysis import cells, verdict
 from normkit.study.execution.workload import Workload
 from normkit.study.task import embedded
-from normkit.study.training import design, tuning
+from normkit.study.training import design
 from normkit.study.training.trial import Run, Trial
 
 Errors = Mapping[str, Sequence[float]]
@@ -220,21 +220,6 @@ def test_safe_methods_lead_at_every_batch_size() -> None:
     assert conclude(p, runs).safe == ("group_norm",)
 
 
-def test_the_rate_is_chosen_among_the_finalists() -> None:
-    def run(rate: float, seed: int, error: float, loss: float = 1.0) -> Run:
-        return Run(Trial("tune", "none", 8, rate, seed), "trained", validation_error=error, validation_loss=loss)
-
-    def rates(runs: list[Run]) -> list[float]:
-        return [rate for rate, _ in tuning.ranking(runs)]
-
-    first = [run(0.01, 0, 0.2), run(0.1, 0, 0.1), run(1.0, 0, 0.15)]
-    assert rates(first) == [0.1, 1.0, 0.01]
-    # 1.0 is better on the second seed; 0.01 did not get one and is out.
-    assert rates([*first, run(0.1, 998, 0.4), run(1.0, 998, 0.1)]) == [1.0, 0.1]
-    assert rates([run(0.01, 0, 0.2, 0.5), run(0.1, 0, 0.2, 0.4)])[0] == 0.1
-    assert rates([]) == []
-
-
 def test_a_best_rate_on_the_edge_is_reported() -> None:
     p = plan(("BN",))
     runs = made_up(p, dict.fromkeys(p.methods, [0.1] * SEEDS))
@@ -244,3 +229,104 @@ def test_a_best_rate_on_the_edge_is_reported() -> None:
         trial = Trial("tune", "none", 8, p.rates[0], seed)
         runs[trial] = Run(trial, "trained", validation_error=0.01)
     assert [cell.method for cell in conclude(p, runs).on_edge] == ["none"]
+
+
+def at_rates(plan: design.Design, table: Mapping[str, Mapping[float, Sequence[float]]]) -> dict[Trial, Run]:
+    """Tuning runs in which each method prefers the first rate of its row, barely; and results at all of its rates."""
+    runs: dict[Trial, Run] = {}
+    for method, rows in table.items():
+        for seed, shift in zip(plan.tuning_seeds, (0.01, -0.01), strict=True):
+            for rate in plan.rates:
+                trial = Trial("tune", method, 8, rate, seed)
+                error = 0.1 + 0.02 * list(rows).index(rate) if rate in rows else 0.9
+                runs[trial] = Run(trial, "trained", validation_error=error + shift, validation_loss=1.0)
+        for rate, errors in rows.items():
+            for seed, error in zip(plan.evaluation_seeds, errors, strict=False):
+                trial = Trial("measure", method, 8, rate, seed)
+                runs[trial] = Run(trial, "trained", test_error=error)
+    return runs
+
+
+def test_a_difference_that_the_rates_make_is_none() -> None:
+    """By luck the second method got a worse rate; at the rate of the first one it is the same."""
+    p = replace(plan(("BN",)), confirm=True)
+    low, high = p.rates[:2]
+    good, bad = around(0.1, 0.01, 1), around(0.2, 0.01, 2)
+    table = {"none": {low: good, high: bad}, "batch_norm": {high: bad, low: around(0.1, 0.01, 3)}}
+    runs = at_rates(p, table)
+    measured = [run for trial, run in runs.items() if trial.kind == "measure"]
+    alone = {trial: run for trial, run in runs.items() if trial.kind == "tune"}
+    alone |= {r.trial: r for r in measured if r.trial.rate == (low if r.trial.method == "none" else high)}
+    (before,), needs = verdict.judge(p, cells.cells(p, alone, {}))
+    assert before.relation == "not resolved"
+    assert needs == (verdict.Need("batch_norm", 8, (low, ()), SEEDS),)
+    # Without confirmation the difference would be called one.
+    (usual,) = verdict.pairs(replace(p, confirm=False), cells.cells(replace(p, confirm=False), alone, {}))
+    assert usual.relation == "better"
+    (after,), needs = verdict.judge(p, cells.cells(p, runs, {}))
+    assert (after.relation, needs) == ("not resolved", ())
+    assert after.difference.low < 0 < after.difference.high
+    assert [(each.method, each.rate) for each in after.at_rates] == [("none", high), ("batch_norm", low)]
+
+
+def test_a_difference_at_all_rates_is_one() -> None:
+    p = replace(plan(("BN",)), confirm=True)
+    low, high = p.rates[:2]
+    table = {
+        "none": {low: around(0.1, 0.01, 1)},
+        "batch_norm": {high: around(0.2, 0.01, 2), low: around(0.25, 0.01, 3)},
+    }
+    (pair,), needs = verdict.judge(p, cells.cells(p, at_rates(p, table), {}))
+    assert (pair.relation, pair.look, needs) == ("better", 1, ())
+
+
+def test_of_a_higher_metric_the_higher_one_is_better() -> None:
+    p = plan(("BN",))
+    errors = {"none": around(0.9, 0.01, 1), "batch_norm": around(0.6, 0.01, 2)}
+    assert conclude(p, made_up(p, errors)).standings[0].leader == "batch_norm"
+    turned = replace(p, higher_is_better=True)
+    runs = made_up(p, errors)
+    scores = {t: replace(run, validation_error=1 - (run.validation_error or 0.0)) for t, run in runs.items()}
+    found = conclude(turned, scores)
+    assert found.standings[0].leader == "none"
+    assert found.pairs[0].relation == "better"
+    assert found.pairs[0].difference.value > 0
+
+
+def test_each_report_spends_a_part_of_alpha() -> None:
+    p = replace(plan(("BN",)), seeds=40)
+    looks = verdict.looks_of(p, [10, 20, 40, 80])
+    assert [look.seeds for look in looks] == [10, 20, 40]
+    assert [look.alpha for look in looks] == [0.04, 0.005, 0.0025]
+    # A repeated report is the same one.
+    assert verdict.looks_of(replace(p, seeds=10), [10, 20]) == looks[:1]
+    assert sum(look.alpha for look in verdict.looks_of(p, [*range(2, 40), 40])) < p.alpha
+
+
+def test_an_earlier_report_keeps_its_verdict_until_the_difference_vanishes() -> None:
+    p = replace(plan(("BN",)), seeds=2 * SEEDS)
+    looks = verdict.looks_of(p, [SEEDS])
+    first = around(0.1, 0.01, 1)
+    for later, relation in ((0.14, "better"), (0.03, "not resolved")):
+        errors = {
+            "none": first + around(0.1, 0.1, 2),
+            "batch_norm": around(0.13, 0.01, 3) + around(later, 0.1, 4),
+        }
+        (pair,) = verdict.pairs(p, cells.cells(p, made_up(p, errors), {}), looks)
+        assert pair.relation == relation
+        assert pair.look == (relation == "better")
+
+
+def test_a_pair_that_is_not_resolved_says_what_these_seeds_can_find() -> None:
+    p = plan(("BN",))
+    errors = {"none": around(0.1, 0.02, 1), "batch_norm": around(0.105, 0.02, 2)}
+    (pair,) = conclude(p, made_up(p, errors)).pairs
+    assert pair.relation == "not resolved"
+    assert pair.detectable is not None
+    assert pair.more_seeds is not None
+    assert pair.detectable > p.smallest
+    spread = float(np.std(np.subtract(errors["batch_norm"], errors["none"]), ddof=1))
+    # t quantiles of 7 degrees of freedom at 1 - 0.04 / 2 and 0.8.
+    assert pair.detectable == pytest.approx((2.517 + 0.896) * spread / SEEDS**0.5, rel=1e-3)
+    count = SEEDS + pair.more_seeds
+    assert (2.06 + 0.842) * spread / count**0.5 < p.smallest < (2.2 + 0.9) * spread / (count - 1) ** 0.5

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from normkit.study.analysis import stats
+from normkit.study.analysis.sensitivity import Sensitivity, good_rates, sensitivity
 from normkit.study.analysis.stats import Interval
+from normkit.study.training import tuning
 from normkit.study.training.design import Design
+from normkit.study.training.rates import Curve
 from normkit.study.training.trial import Options, Run, Setting, Trial, smooth
-from normkit.study.training.tuning import chosen, pick, tuning_runs
+from normkit.study.training.tuning import pick, tuned
 
 Key = tuple[str, int]
 """Method and batch size."""
 Table = Mapping[Key, "Cell"]
+
+
+class RatePoint(NamedTuple):
+    """Validation errors at a rate, one for each tuning seed; if `stopped`, after the first steps only."""
+
+    rate: float
+    errors: tuple[float, ...]
+    stopped: bool
 
 
 @dataclass(frozen=True)
@@ -23,7 +36,9 @@ class Cell:
 
     `tuning` has the runs over learning rates, `runs` those of the results in the order of the seeds; `seconds` and
     `plain_seconds` are step times, round by round, of the method and of no norm; `saved_bytes` is the memory that one
-    training step saves for its backward pass.
+    training step saves for its backward pass. `setting` is the chosen rate with options, None before tuning; `rivals`
+    are further settings that tuning cannot exclude as the best ones. `others` are runs of evaluation seeds at other
+    rates, by which differences are confirmed; `short` are the short runs by which rates were discarded.
     """
 
     method: str
@@ -34,6 +49,10 @@ class Cell:
     seconds: tuple[float, ...] = ()
     plain_seconds: tuple[float, ...] = ()
     saved_bytes: int | None = None
+    setting: Setting | None = None
+    rivals: tuple[Setting, ...] = ()
+    others: tuple[Run, ...] = ()
+    short: tuple[Run, ...] = ()
 
     @property
     def rate(self) -> float | None:
@@ -46,14 +65,45 @@ class Cell:
         return self.setting[1] if self.setting else ()
 
     @cached_property
-    def setting(self) -> Setting | None:
-        """Rate and options together."""
-        return chosen(self.design, self.tuning)
+    def curve(self) -> Curve | None:
+        """The metric that chose the rate over all rates, lower is better; None before tuning."""
+        return tuning.curve(self.design, self.tuning)
+
+    @cached_property
+    def sensitivity(self) -> Sensitivity | None:
+        """How much the loss depends on the learning rate."""
+        starts = [run.losses[0] for run in self.runs if run.losses]
+        untrained = math.fsum(starts) / len(starts) if starts else math.inf
+        return sensitivity(self.design.rates, self.tuning, self.short, untrained) if starts else None
+
+    @property
+    def good_rates(self) -> tuple[float, float] | None:
+        """The range of rates around the best one whose errors are worse by less than what matters."""
+        found = self.curve
+        if found is None or self.design.choose == "training":
+            return None
+        return good_rates(dict(zip(found.rates, found.means, strict=True)), self.design.smallest)
+
+    @property
+    def rate_curve(self) -> tuple[RatePoint, ...]:
+        """The validation error at each rate that was tried, in ascending order of the rates."""
+        points: dict[float, RatePoint] = {}
+        for stopped, runs in ((True, self.short), (False, self.tuning)):
+            errors: dict[float, list[float]] = {}
+            for run in runs:
+                if run.validation_error is not None and not run.trial.options:
+                    errors.setdefault(run.trial.rate, []).append(run.validation_error)
+            points |= {rate: RatePoint(rate, tuple(found), stopped) for rate, found in errors.items()}
+        return tuple(points[rate] for rate in sorted(points))
+
+    def at(self, setting: Setting | None) -> tuple[Run, ...]:
+        """The runs of evaluation seeds at a setting."""
+        return tuple(run for run in (*self.runs, *self.others) if run.trial.setting == setting)
 
     @property
     def rate_on_edge(self) -> bool:
         """Whether the best rate may be outside the range that was tried."""
-        tried = [run.trial.rate for run in self.tuning]
+        tried = [run.trial.rate for run in (*self.tuning, *self.short)]
         return bool(tried) and self.rate in (min(tried), max(tried))
 
     @property
@@ -110,28 +160,48 @@ class Cell:
 
 
 def cells(
-    design: Design, runs: Mapping[Trial, Run], times: Mapping[int, Mapping[str, Sequence[float]]]
+    design: Design,
+    runs: Mapping[Trial, Run],
+    times: Mapping[int, Mapping[str, Sequence[float]]],
+    seeds: int | None = None,
 ) -> dict[Key, Cell]:
-    """Runs and times by method and batch size; those that are not in the design are left out."""
+    """Runs and times by method and batch size; those that are not in the design are left out.
+
+    Args:
+        design: the design.
+        runs: all runs.
+        times: seconds of steps by batch size and method.
+        seeds: the largest number of evaluation seeds, if it is not that of the design.
+    """
     found: dict[Key, Cell] = {}
+    last = design.seeds_of(design.seeds if seeds is None else seeds)
+    known = set(last)
+    other: dict[Key, list[Run]] = {}
+    short: dict[Key, list[Run]] = {}
+    for trial, run in runs.items():
+        if trial.kind == "measure" and trial.seed in known:
+            other.setdefault((trial.method, trial.batch_size), []).append(run)
+        elif trial.part < 1:
+            short.setdefault((trial.method, trial.batch_size), []).append(run)
     for batch_size in design.batch_sizes:
         seconds = times.get(batch_size, {})
-        for method in design.methods:
-            tuning = tuning_runs(design, runs, method, batch_size)
-            setting = chosen(design, tuning)
-            trials = (
-                [Trial("measure", method, batch_size, setting[0], seed, setting[1]) for seed in design.evaluation_seeds]
-                if setting
-                else []
-            )
-            found[method, batch_size] = Cell(
+        for method, (tried, _, setting, rivals) in tuned(design, runs, batch_size).items():
+            key = method, batch_size
+            trials = [Trial("measure", *key, setting[0], seed, setting[1]) for seed in last] if setting else []
+            found[key] = Cell(
                 method,
                 batch_size,
                 design,
-                tuning,
+                tried,
                 pick(runs, trials),
                 tuple(seconds.get(method, ())),
                 tuple(seconds.get("none", ())),
+                setting=setting,
+                rivals=rivals,
+                others=tuple(
+                    run for run in other.get(key, ()) if design.confirm and setting and run.trial.setting != setting
+                ),
+                short=tuple(run for run in short.get(key, ()) if run.trial.rate in design.rates),
             )
     return found
 

@@ -11,7 +11,7 @@ from normkit import catalog
 from normkit.catalog import Text
 from normkit.study.analysis.cells import Cell
 from normkit.study.analysis.evidence import Evidence
-from normkit.study.analysis.verdict import Pair, Place, Standing
+from normkit.study.analysis.verdict import Look, Pair, Place, Standing
 from normkit.study.task.metric import Metric
 from normkit.study.training.design import Design
 from normkit.study.training.trial import Run
@@ -27,6 +27,7 @@ class Results:
         metric: the metric of its results.
         cells: the measurements, one cell for each method and batch size.
         pairs, standings: the conclusions from them, by the rules.
+        looks: the reports so far with these seeds or fewer, this one included; together they spend `alpha`.
         evidence: the results of the experiments on claims, in the order of the catalog; none for a user's task.
         failures: runs that failed, with their messages.
         complete: False if the study was interrupted; then everything is computed from the finished runs.
@@ -50,6 +51,7 @@ class Results:
     command: str
     seconds: float = 0.0
     path: Path | None = None
+    looks: tuple[Look, ...] = ()
 
     def cell(self, method: str, batch_size: int) -> Cell:
         """The measurements of one method at one batch size."""

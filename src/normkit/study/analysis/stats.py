@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from normkit.errors import ArgumentError
 
+MOST = 100_000
+"""A number of values that nobody will measure."""
 Bound = Literal["exact", "at least", "at most", "unknown"]
 
 
@@ -40,8 +43,18 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
         raise ArgumentError(f"an interval needs at least two values, got {len(values)}: use more seeds")
     mean = math.fsum(values) / len(values)
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * error
+    half = quantile((1 + level) / 2, len(values) - 1) * error
     return Interval(mean, mean - half, mean + half, len(values))
+
+
+@lru_cache(maxsize=4096)
+def quantile(part: float, freedom: int) -> float:
+    """The value below which this part of Student's distribution lies.
+
+    >>> round(quantile(0.975, 9), 3)
+    2.262
+    """
+    return float(stats.t.ppf(part, freedom))
 
 
 def t_test(values: Sequence[float]) -> float:
@@ -55,7 +68,49 @@ def t_test(values: Sequence[float]) -> float:
     spread = float(np.ptp(values))
     if spread <= 1e-12 * max(abs(v) for v in values):
         return 1.0 if values[0] == 0 else 2.0 ** (1 - len(values))
-    return float(stats.ttest_1samp(values, 0.0).pvalue)
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return 2 * float(special.stdtr(len(values) - 1, -abs(math.fsum(values) / len(values) / error)))
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation of some values; 0 for fewer than two.
+
+    >>> deviation([1.0, 2.0, 3.0])
+    1.0
+    """
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def detectable(spread: float, count: int, tail: float, power: float = 0.8) -> float:
+    """The mean that a t test finds with a probability of `power`.
+
+    Args:
+        spread: standard deviation of a value.
+        count: number of values.
+        tail: probability of each tail of the test.
+        power: probability of a p below twice the tail.
+
+    >>> round(detectable(1.0, 10, 0.025), 2)
+    0.99
+    """
+    if count < 2:
+        return math.inf
+    return (quantile(1 - tail, count - 1) + quantile(power, count - 1)) * spread / math.sqrt(count)
+
+
+def seeds_for(smallest: float, spread: float, count: int, tail: float) -> int | None:
+    """The number of values with which `smallest` is detectable, at least `count`; None if that is above `MOST`.
+
+    >>> seeds_for(1.0, 1.0, 2, 0.025), seeds_for(1e-9, 1.0, 2, 0.025)
+    (10, None)
+    """
+    low, high = count, MOST
+    if detectable(spread, high, tail) > smallest:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if detectable(spread, middle, tail) <= smallest else (middle + 1, high)
+    return low
 
 
 def median_interval(values: Sequence[float], level: float = 0.95) -> Interval:

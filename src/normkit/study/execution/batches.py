@@ -87,13 +87,13 @@ class Batches:
         known = self._seconds.get(number, {})
         if not known:
             return min(stack, FIRST) if self._first > 0 else stack
-        seconds = known.get(trials[0].batch_size, max(known.values()))
+        seconds = trials[0].part * known.get(trials[0].batch_size, max(known.values()))
         return max(1, min(stack, int(SECONDS / seconds)))
 
     def _note(self, number: int, run: Run) -> None:
-        """Remember how long the last run took."""
+        """Remember how long the last run took, or a whole one would have."""
         if run.seconds > 0 and run.state != "failed":
-            self._seconds.setdefault(number, {})[run.trial.batch_size] = run.seconds
+            self._seconds.setdefault(number, {})[run.trial.batch_size] = run.seconds / run.trial.part
 
 
 def _groups(workloads: Sequence[Workload], trials: Sequence[tuple[int, Trial]]) -> list[Batch]:
@@ -101,7 +101,7 @@ def _groups(workloads: Sequence[Workload], trials: Sequence[tuple[int, Trial]]) 
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for number, trial in trials:
         alone = trial if trial in workloads[number].runs else None
-        groups.setdefault((number, trial.kind, trial.method, trial.batch_size, alone), []).append(trial)
+        groups.setdefault((number, trial.kind, trial.method, trial.batch_size, trial.part, alone), []).append(trial)
     batches: list[Batch] = []
     for (number, *_), group in groups.items():
         size = workloads[number].design.stack
@@ -110,7 +110,7 @@ def _groups(workloads: Sequence[Workload], trials: Sequence[tuple[int, Trial]]) 
 
     def work(batch: Batch) -> int:
         number, trials = batch
-        return workloads[number].design.steps * trials[0].batch_size * len(trials)
+        return int(workloads[number].design.steps * trials[0].part * trials[0].batch_size * len(trials))
 
     return sorted(batches, key=work, reverse=True)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,13 +16,15 @@ from normkit.study.execution.batches import Batch, Batches
 from normkit.study.execution.checkpoints import keep_best
 from normkit.study.execution.store import Store
 from normkit.study.execution.workers import Failure, WorkerPool, ranks
-from normkit.study.execution.workload import STAGES, Times, Workload
+from normkit.study.execution.workload import REPEATED, STAGES, Times, Workload
 from normkit.study.task import Task
 from normkit.study.training.cost import Timing, time_steps
 from normkit.study.training.design import Design
 from normkit.study.training.trainer import Trainer
-from normkit.study.training.trial import Run
+from normkit.study.training.trial import Run, Trial
 
+Ask = Callable[[Workload], Iterable[Trial]]
+"""The trials that a workload needs now."""
 Progress = Callable[[int, int, str], None]
 """Called with (runs finished, runs in all, the name of the stage)."""
 
@@ -70,6 +72,8 @@ def run_stages(
     minutes: float | None = None,
     limit: float | None = None,
     checkpoints: Path | None = None,
+    confirm: Ask | None = None,
+    grow: Callable[[], bool] | None = None,
 ) -> bool:
     """Run the trials of the workloads that are not in the store yet, and add all runs to the workloads.
 
@@ -81,9 +85,11 @@ def run_stages(
         minutes: the time after which no further run starts.
         limit: seconds a batch of trials may take before it is divided, and a run alone before it fails.
         checkpoints: folder for the best run of each method of the first workload; None for none.
+        confirm: the trials that the verdicts need in addition; asked again until it names no new one.
+        grow: called when everything is done; it may add seeds to the workloads, and returns whether it did.
 
     Returns:
-        Whether everything was done.
+        Whether everything was done. If only the seeds that were added last are missing, everything was done.
     """
     end = math.inf if minutes is None else time.perf_counter() + 60 * minutes
     store.begin([(workload.task, workload.design) for workload in workloads])
@@ -92,11 +98,31 @@ def run_stages(
     timed = [(i, workload) for i, workload in enumerate(workloads) if workload.timed]
     timings = [(i, size) for i, workload in timed for size in workload.design.batch_sizes]
     counter = _Counter(sum(workload.design.runs for workload in workloads) + len(timings), progress)
-    for what in STAGES:
-        if not _run_stage(what, workloads, store, pool, counter, end, limit):
-            return False
+
+    def run(stages: Mapping[str, Ask]) -> bool:
+        return all(_run_stage(what, ask, workloads, store, pool, counter, end, limit) for what, ask in stages.items())
+
+    def settled(what: str, ask: Ask) -> bool:
+        """Run a stage until it asks for nothing that is new."""
+        asked: set[tuple[int, Trial]] = set()
+        while new := {(i, t) for i, w in enumerate(workloads) for t in ask(w) if w.is_open(t)} - asked:
+            asked |= new
+            if not run({what: ask}):
+                return False
+        return True
+
+    def confirmed() -> bool:
+        return confirm is None or settled("confirming", confirm)
+
+    staged = all(settled(what, ask) if what in REPEATED else run({what: ask}) for what, ask in STAGES.items())
+    if not staged or not confirmed():
+        return False
     for number, batch_size in timings if ranks.rank() == 0 else ():
         _time(workloads[number], number, batch_size, store, pool, counter, limit)
+    measuring = {"measuring": STAGES["measuring"]}
+    while grow and grow() and time.perf_counter() < end:
+        if not run(measuring) or not confirmed():
+            break
     if checkpoints is not None and ranks.rank() == 0:
         counter.report("keeping the best runs")
         keep_best(workloads[0], 0, pool, checkpoints, limit)
@@ -105,6 +131,7 @@ def run_stages(
 
 def _run_stage(
     what: str,
+    ask: Ask,
     workloads: Sequence[Workload],
     store: Store,
     pool: WorkerPool,
@@ -113,7 +140,7 @@ def _run_stage(
     limit: float | None,
 ) -> bool:
     """Run the trials of one stage; returns whether there was time for all of them."""
-    asked = [(i, trial) for i, workload in enumerate(workloads) for trial in STAGES[what](workload)]
+    asked = [(i, trial) for i, workload in enumerate(workloads) for trial in ask(workload)]
     left = [(i, trial) for i, trial in asked if workloads[i].is_open(trial)]
     counter.done += len(asked) - len(left)
     counter.report(what)

@@ -137,6 +137,19 @@ class Store:
         _, _, trials, most = batches[0]
         return 0, tuple(trials[:most])
 
+    def looks(self, task: Task, design: Design) -> tuple[int, ...]:
+        """The numbers of seeds with which results were reported, in the order of the reports."""
+        name = f"{self._prefix(task, design)}/looks/seed {design.seed}"
+        records = self._database.use(lambda: list(self._database.trials(name)))
+        return tuple(dict.fromkeys(record.user_attrs["seeds"] for record in records if "seeds" in record.user_attrs))
+
+    def add_look(self, task: Task, design: Design, seeds: int) -> None:
+        """Store that results with this number of seeds are reported, unless that is stored already."""
+        if seeds not in self.looks(task, design):
+            name = f"{self._prefix(task, design)}/looks/seed {design.seed}"
+            record = create_trial(state=TrialState.COMPLETE, value=0.0, user_attrs={"seeds": seeds})
+            self._database.use(lambda: self._database.study(name).add_trial(record))
+
     def times(self, task: Task, design: Design, timing: Timing) -> Times | None:
         """Step times on this machine, if they were measured."""
         name = f"{self._prefix(task, design)}/{_name(timing)}"
@@ -188,9 +201,9 @@ class Store:
 
 
 def _key(trial: Trial) -> str:
-    return f"{trial.kind}/{trial.method}/{trial.batch_size}/{trial.rate!r}/{trial.seed}" + (
-        f"/{trial.options}" if trial.options else ""
-    )
+    options = f"/{trial.options}" if trial.options else ""
+    part = f"/part {trial.part:g}" if trial.part != 1 else ""
+    return f"{trial.kind}/{trial.method}/{trial.batch_size}/{trial.rate!r}/{trial.seed}{options}{part}"
 
 
 def _name(timing: Timing) -> str:

@@ -15,15 +15,15 @@ from normkit.study.analysis.cells import Cell
 from normkit.study.analysis.evidence import Evidence, VariantValues
 from normkit.study.analysis.results import Results
 from normkit.study.analysis.stats import Interval
-from normkit.study.analysis.verdict import Pair, Standing
+from normkit.study.analysis.verdict import AtRate, Look, Pair, Standing
 from normkit.study.report.writing.answer import answer
 from normkit.study.task.metric import Metric
 from normkit.study.training.design import Design
-from normkit.study.training.trial import Run
+from normkit.study.training.trial import Options, Run
 
 R = TypeVar("R", bound=Results)
 
-FORMAT = 2
+FORMAT = 3
 """The format of `results.json`; a file with another format is not read."""
 AGAIN = "give the command of that study again with the same --out: its finished runs are kept, and not run again"
 
@@ -41,6 +41,7 @@ def to_dict(found: Results) -> dict[str, Any]:
         "rules": [{"heading": heading, "text": text} for heading, text in found.rules],
         "cells": [_cell_dict(cell) for cell in found.cells],
         "pairs": [asdict(pair) for pair in found.pairs],
+        "looks": [asdict(look) for look in found.looks],
         "standings": [asdict(s) | {"front": s.front} for s in found.standings],
         "evidence": [_evidence_dict(evidence) for evidence in found.evidence],
         "not_measured": [claim for claim, _ in found.not_measured],
@@ -108,7 +109,12 @@ def _cell_dict(cell: Cell) -> dict[str, Any]:
         "method": cell.method,
         "batch_size": cell.batch_size,
         "rate": cell.rate,
+        "options": cell.options,
+        "rivals": [rate for rate, _ in cell.rivals],
         "rate_on_edge": cell.rate_on_edge,
+        "sensitivity": asdict(cell.sensitivity) if cell.sensitivity else None,
+        "good_rates": cell.good_rates,
+        "rate_curve": [point._asdict() for point in cell.rate_curve],
         "error": _interval_dict(cell.error),
         "train_error": _interval_dict(cell.train_error),
         "recalibrated_error": _interval_dict(cell.recalibrated_error),
@@ -120,7 +126,9 @@ def _cell_dict(cell: Cell) -> dict[str, Any]:
         "saved_bytes": cell.saved_bytes,
         "untrained": cell.untrained,
         "tuning": [replace(run, losses=()).to_dict() for run in cell.tuning],
+        "short": [replace(run, losses=()).to_dict() for run in cell.short],
         "runs": [run.to_dict() for run in cell.runs],
+        "others": [replace(run, losses=()).to_dict() for run in cell.others],
     }
 
 
@@ -157,6 +165,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
         "metric": Metric(**data["metric"] | {"name": _text(data["metric"]["name"])}),
         "cells": tuple(_cell(cell, design, plain.get(cell["batch_size"], ())) for cell in data["cells"]),
         "pairs": tuple(_pair(pair) for pair in data["pairs"]),
+        "looks": tuple(Look(**look) for look in data["looks"]),
         "standings": tuple(
             Standing(s["batch_size"], s["leader"], *(tuple(s[name]) for name in ("behind", "equal_to", "unresolved")))
             for s in data["standings"]
@@ -176,14 +185,30 @@ def _tuple(value: Any) -> Any:
 
 
 def _cell(data: Mapping[str, Any], design: Design, plain: tuple[float, ...]) -> Cell:
-    tuning, runs = (tuple(Run.from_dict(run) for run in data[name]) for name in ("tuning", "runs"))
-    seconds = tuple(data["seconds"])
-    return Cell(data["method"], data["batch_size"], design, tuning, runs, seconds, plain, data["saved_bytes"])
+    tuning, short, runs, others = (
+        tuple(Run.from_dict(run) for run in data[name]) for name in ("tuning", "short", "runs", "others")
+    )
+    options: Options = tuple((name, value) for name, value in data["options"])
+    return Cell(
+        data["method"],
+        data["batch_size"],
+        design,
+        tuning,
+        runs,
+        tuple(data["seconds"]),
+        plain,
+        data["saved_bytes"],
+        setting=None if data["rate"] is None else (data["rate"], options),
+        rivals=tuple((rate, options) for rate in data["rivals"]),
+        others=others,
+        short=short,
+    )
 
 
 def _pair(data: Mapping[str, Any]) -> Pair:
     intervals = {name: _interval(data[name]) for name in ("difference", "wide")}
-    return Pair(**{**data, **intervals, "p_corrected": _number(data["p_corrected"])})
+    at_rates = tuple(AtRate(**{**each, "difference": _interval(each["difference"])}) for each in data["at_rates"])
+    return Pair(**{**data, **intervals, "p_corrected": _number(data["p_corrected"]), "at_rates": at_rates})
 
 
 def _evidence(data: Mapping[str, Any]) -> Evidence:

@@ -390,5 +390,3 @@ def subset(task: Task, images: int) -> Task:
     if not 1 <= images <= len(task.train):
         raise ArgumentError(f"a subset has 1 to {len(task.train)} samples, got {images}")
     return replace(task, train=task.train.cut(torch.arange(images)))
-
-

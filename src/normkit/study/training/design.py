@@ -10,6 +10,11 @@ from normkit.study.task.variants import method_name
 from normkit.study.training.trial import Options
 
 DTYPES = ("float32", "float64", "bfloat16")
+MOST_SEEDS = 800
+FIRST_PART = 0.1
+"""The part of the steps after which rates are discarded."""
+SHORTEST = 200
+"""With fewer steps in all, no rate is discarded: the first part would be too short to judge it."""
 GROWTH = 3
 """The number of rates to try beyond an end of the range, if the best one is at that end."""
 
@@ -36,6 +41,8 @@ class Design:
         smallest: the smallest difference of errors that matters.
         higher_is_better: the direction of the metric, which is called the error here.
         chance: the metric of guessing on the test data, if it is known; a method that is no better has not trained.
+        confirm: whether methods share rates that cannot be told apart, and a difference is confirmed at other rates.
+        discard: whether rates are discarded after the first tenth of the steps, if they are hopeless.
         gap_images: number of training samples on which the losses of training and evaluation mode are compared.
         time_rounds: number of rounds of the timing; in each round every method takes one step.
         steps_by_size: the steps at each batch size, if a run has a number of epochs; `steps` is the largest of them.
@@ -61,6 +68,8 @@ class Design:
     smallest: float = 0.01
     higher_is_better: bool = False
     chance: float | None = None
+    confirm: bool = False
+    discard: bool = False
     gap_images: int = 256
     time_rounds: int = 60
     steps_by_size: tuple[tuple[int, int], ...] = ()
@@ -100,6 +109,20 @@ class Design:
         return tuple(self._rate(-i) for i in range(1, GROWTH + 1)) if rate == self._rate(0) else ()
 
     @property
+    def discards(self) -> bool:
+        """Whether rates are discarded early: only if that saves runs, and if the first part is long enough."""
+        return self.discard and self.steps >= SHORTEST and self.trials > 3
+
+    def neighbours(self, rate: float) -> tuple[float, ...]:
+        """The next lower and the next higher rate, as far as they may be tried.
+
+        >>> design(("none",), (8,), 2, 7, 50, 0).neighbours(1.0)
+        (0.3162, 3.162)
+        """
+        place = self.wide_rates.index(rate)
+        return self.wide_rates[max(place - 1, 0) : place] + self.wide_rates[place + 1 : place + 2]
+
+    @property
     def wide_rates(self) -> tuple[float, ...]:
         """All rates that may be tried, ascending."""
         return tuple(self._rate(i) for i in range(-GROWTH, self.trials + GROWTH))
@@ -111,7 +134,11 @@ class Design:
     @property
     def evaluation_seeds(self) -> tuple[int, ...]:
         """Seeds of weights and batch order for the results."""
-        return tuple(1000 * self.seed + 100 + i for i in range(self.seeds))
+        return self.seeds_of(self.seeds)
+
+    def seeds_of(self, count: int) -> tuple[int, ...]:
+        """The first evaluation seeds."""
+        return tuple(1000 * self.seed + 100 + i for i in range(count))
 
     @property
     def tuning_seeds(self) -> tuple[int, ...]:
@@ -120,8 +147,9 @@ class Design:
 
     @property
     def runs(self) -> int:
-        """The total number of training runs."""
-        each = (self.trials + len(self.options)) * self.tuning_runs + self.seeds
+        """The total number of training runs, short ones included; if rates are discarded, about three are left."""
+        rates = self.trials + (3 if self.discards else 0)
+        each = (rates + len(self.options)) * self.tuning_runs + self.seeds
         return each * len(self.methods) * len(self.batch_sizes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -153,8 +181,8 @@ def design(
     for name, (bound, why) in lowest.items():
         if given[name] < bound:
             raise ArgumentError(f"{name} must be at least {bound}, got {given[name]}: {why}")
-    if seeds > 800:
-        raise ArgumentError(f"seeds must be at most 800, got {seeds}: those above are reserved for tuning")
+    if seeds > MOST_SEEDS:
+        raise ArgumentError(f"seeds must be at most {MOST_SEEDS}, got {seeds}: those above are reserved for tuning")
     if not batch_sizes or min(batch_sizes) < 1:
         raise ArgumentError(
             f"there must be a batch size, and none below 1, got {list(batch_sizes)}: give 2 and 32, say"

@@ -134,7 +134,7 @@ class Trainer:
         copies.optimize(task.optimizer, [trial.setting for trial in trials], task.parameters)
         steps = Steps(task, design, trials, copies)
         losses: list[Tensor] = []
-        for step in range(steps.count):
+        for step in range(max(1, round(trials[0].part * steps.count))):
             losses.append(steps(step))
             if step % 20 == 19 and not losses[-1].isfinite().any():
                 break

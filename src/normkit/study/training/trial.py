@@ -21,7 +21,7 @@ class Trial:
     """One training run: `tune` trials choose the setting on validation data, `measure` trials also use the test data.
 
     `method` is a variant of the task: a method, or one with an option. `options` are further arguments of the
-    optimizer, if the task tunes some.
+    optimizer, if the task tunes some. `part` is the part of the steps that is trained, from the start of the schedule.
     """
 
     kind: Literal["tune", "measure"]
@@ -30,6 +30,7 @@ class Trial:
     rate: float
     seed: int
     options: Options = ()
+    part: float = 1.0
 
     @property
     def setting(self) -> Setting:

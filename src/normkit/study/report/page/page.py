@@ -14,7 +14,7 @@ from normkit.catalog import LANGUAGES
 from normkit.errors import ArgumentError
 from normkit.study.analysis.results import Results
 from normkit.study.report.figures import panels
-from normkit.study.report.page import claims, methods, numbers
+from normkit.study.report.page import claims, methods, numbers, uncertainty
 from normkit.study.report.writing import answer, formatting
 from normkit.study.report.writing.texts import TEXTS, say
 
@@ -68,6 +68,7 @@ def render(found: Results, lang: str = "en") -> str:
         untrained=numbers.untrained(found, lang),
         on_edge=numbers.on_edge(found, lang),
         recalibrated=numbers.recalibrated(found, lang),
+        uncertainty=uncertainty.section(found, lang),
         rules=[(heading.to(lang), _emphasis(text.to(lang))) for heading, text in found.rules],
         facts=_facts(found, lang),
     )

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from normkit.catalog import Text
+from normkit.study.analysis.verdict import FIRST_LOOK
 from normkit.study.task import Task
-from normkit.study.training.design import GROWTH, Design
+from normkit.study.training.design import FIRST_PART, GROWTH, Design
+from normkit.study.training.rates import RIVALS, TIES
+from normkit.study.training.tuning import MOST_RIVALS
 
 
 def rules(design: Design, task: Task) -> tuple[tuple[Text, Text], ...]:
@@ -20,6 +23,29 @@ def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
     count = len(design.options)
     more = f" At the best rate, {count} settings of the optimizer are tried besides its defaults." if count else ""
     more_zh = f"在最佳学习率下，除默认值外还尝试 {count} 组优化器设置。" if count else ""
+    part = f"{100 * FIRST_PART:g} %"
+    early = (
+        f" All rates are trained for {part} of the steps at first; the one with the lowest training loss and the next "
+        "higher one are trained to the end, and further ones until the best rate is between two that are worse."
+        if design.discards
+        else ""
+    )
+    early_zh = (
+        f"所有学习率先训练 {part} 的步数；训练损失最低者及其上一档训练到底，再向两侧补充，直到最佳学习率两侧都更差。"
+        if design.discards
+        else ""
+    )
+    tie = (
+        " A method gets the rate that is best on average over all methods instead, if its own best one is better by at "
+        f"most {TIES:g} standard error."
+        if design.confirm
+        else ""
+    )
+    tie_zh = (
+        f"若某方法的最佳学习率与各方法平均最佳的学习率相差不超过 {TIES:g} 个标准误，则改用后者。"
+        if design.confirm
+        else ""
+    )
     if task.description:
         zh = task.description.zh if isinstance(task.description, Text) else task.description
         yield Text("Task", "任务"), Text(task.description, zh)
@@ -37,12 +63,12 @@ def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
             f"{_length(design, task)}, {_schedule(task)}. "
             f"{design.trials} learning rates from {design.rates[0]:g} to {design.rates[-1]:g} for every method at "
             f"every batch size, each on {design.tuning_runs} seeds; the {best} mean {validation} wins "
-            f"(validation loss breaks ties). If the best rate is the first or last, {GROWTH} more are "
-            f"tried beyond it.{more} Results use other seeds.",
-            f"每次训练{_length(design, task).zh}，{_schedule(task).zh}。每种方法在每个批量下都尝试从 {design.rates[0]:g} 到 "
-            f"{design.rates[-1]:g} 的 {design.trials} 个学习率，每个用 {design.tuning_runs} 个种子；平均{validation.zh}"
-            f"最{best_zh}者胜出（持平时看验证损失）。若最佳学习率位于两端，则向外再试 {GROWTH} 个。"
-            f"{more_zh}结果使用另外的种子。",
+            f"(validation loss breaks ties). If the best rate is the first or last, up to {GROWTH} more are "
+            f"tried beyond it.{early}{tie}{more} Results use other seeds.",
+            f"每次训练{_length(design, task).zh}，{_schedule(task).zh}。每种方法在每个批量下都尝试从 "
+            f"{design.rates[0]:g} 到 {design.rates[-1]:g} 的 {design.trials} 个学习率，每个用 {design.tuning_runs} 个种子；平均{validation.zh}"
+            f"最{best_zh}者胜出（持平时看验证损失）。若最佳学习率位于两端，则向外再试至多 {GROWTH} 个。"
+            f"{early_zh}{tie_zh}{more_zh}结果使用另外的种子。",
         ),
     )
     yield (
@@ -106,7 +132,21 @@ def _samples(task: Task) -> Text:
     )
 
 
+# Over 80 lines, because the texts of both languages are long.
 def _judgement(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
+    first = round(FIRST_LOOK * design.alpha, 6)
+    at_rates = (
+        f" Both must also hold on the same seeds at the rate of the better method, and at up to {MOST_RIVALS} other "
+        f"rates of the worse one that tuning cannot exclude: those within {RIVALS:g} standard errors of its best one."
+        if design.confirm
+        else ""
+    )
+    at_rates_zh = (
+        f"这两点还须在较优方法的学习率下成立，并在较差方法的至多 {MOST_RIVALS} 个调参无法排除的学习率"
+        f"（与其最佳值相差不超过 {RIVALS:g} 个标准误）下成立，所用种子相同。"
+        if design.confirm
+        else ""
+    )
     metric = task.reported
     test, least = metric.label("test"), metric.amount(design.smallest)
     least_zh = metric.amount(design.smallest, "zh")
@@ -155,13 +195,18 @@ def _judgement(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
             f"At each batch size the method with the {best} mean {test} leads, if any method is better than guessing. "
             "One method is *better* than "
             f"another if the paired t test, Holm-corrected over all pairs at all batch sizes, gives p < "
-            f"{design.alpha:g} and the mean difference is at least {least}. A method is *behind* if any other is "
+            f"{first:g} and the mean difference is at least {least}.{at_rates} A method is *behind* if any other is "
             "better. It is *equal* to the leader if the simultaneous interval of the difference "
-            f"lies within ±{least}. Everything else is *not resolved*.",
+            f"lies within ±{least}, at the rate of either. Everything else is *not resolved*. If seeds are added "
+            "later, "
+            f"{design.alpha - first:g} is left for all further reports, so that the probability of a wrong *better* "
+            f"is {design.alpha:g} in all.",
             f"在每个批量下，只要有方法优于猜测，平均{test.zh}最{best_zh}的方法就*领先*。若配对 t 检验"
-            f"（对所有批量的所有方法对做 Holm 校正）得 p < {design.alpha:g} 且平均差不小于 "
+            f"（对所有批量的所有方法对做 Holm 校正）得 p < {first:g} 且平均差不小于 "
             f"{least_zh}，则一种方法*优于*"
-            f"另一种；被任何方法优于的方法*落后*。若与领先者之差的联合置信区间落在 ±{least_zh}之内，则与其*相当*。"
-            "其余均为*未定*。",
+            f"另一种。{at_rates_zh}被任何方法优于的方法*落后*。若在双方各自的学习率下，"
+            f"与领先者之差的联合置信区间都落在 ±{least_zh}之内，则与其*相当*。"
+            f"其余均为*未定*。若之后增加种子，余下的 {design.alpha - first:g} 供以后的各次报告使用，"
+            f"因此误判*优于*的总概率为 {design.alpha:g}。",
         ),
     )

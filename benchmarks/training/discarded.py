@@ -1,0 +1,123 @@
+"""What early discards of learning rates change and save: ``python -m benchmarks.training.discarded``.
+
+Every rate of the built-in tasks is trained to the end. The rates that `compare` would have trained are then picked from
+these runs, because the first steps of a run are those of a short one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from dataclasses import replace
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from benchmarks.speed.measure import RESULTS, machine
+from normkit.study.execution.workload import REPEATED, Workload
+from normkit.study.task import embedded
+from normkit.study.training.design import FIRST_PART, Design, design
+from normkit.study.training.rates import TIES
+from normkit.study.training.trainer import Trainer
+from normkit.study.training.trial import Run, Trial
+from normkit.study.training.tuning import tuned
+
+FORECAST = ("none", "batch_norm", "layer_norm", "revin", "rms_norm")
+TASKS: dict[str, tuple[tuple[str, ...], tuple[int, ...], int]] = {
+    "digits": (embedded.METHODS, (2, 32), 6),
+    "forecast": (FORECAST, (8, 32), 3),
+    "characters": (("none", "batch_norm", "layer_norm"), (8,), 1),
+}
+"""Methods, batch sizes and number of studies."""
+STAGES = {"first": Workload.first_steps, "rates": Workload.rates, "beside": Workload.rates_beside}
+
+
+def full(trainer: Trainer, workload: Workload) -> dict[Trial, Run]:
+    """All rates to the end, those beyond the range included."""
+    runs = {}
+    plan = workload.design
+    for method in plan.methods:
+        for size in plan.batch_sizes:
+            trials = [Trial("tune", method, size, rate, seed) for rate in plan.wide_rates for seed in plan.tuning_seeds]
+            runs |= {run.trial: run for run in trainer.execute(workload.task, plan, trials)}
+    return runs
+
+
+def shortened(run: Run, plan: Design) -> Run:
+    """The run of the first steps of a run, as far as the choice of rates uses it."""
+    steps = round(FIRST_PART * plan.steps)
+    broke = len(run.losses) < steps
+    return replace(
+        run,
+        trial=replace(run.trial, part=FIRST_PART),
+        losses=run.losses[:steps],
+        state="untrained" if broke else "trained",
+        validation_loss=None if broke else 1.0,
+    )
+
+
+def discarded(workload: Workload, runs: dict[Trial, Run]) -> None:
+    """Give the workload the runs that it asks for."""
+    for what, ask in (("first", Workload.first_steps), ("rates", Workload.rates), (REPEATED[0], Workload.rates_beside)):
+        while new := [trial for trial in ask(workload) if trial not in workload.runs]:
+            for trial in new:
+                found = runs[replace(trial, part=1.0)]
+                workload.runs[trial] = shortened(found, workload.design) if trial.part < 1 else found
+            if what not in REPEATED:
+                break
+
+
+def usual(workload: Workload, runs: dict[Trial, Run]) -> None:
+    """Give the workload all rates, and those beyond the range if the best one is at its end."""
+    for ask in (Workload.all_rates, Workload.rates_beyond):
+        workload.runs |= {trial: runs[trial] for trial in ask(workload)}
+
+
+def steps_of(workload: Workload) -> float:
+    """Steps of training, in those of a full run."""
+    return sum(trial.part for trial in workload.runs)
+
+
+def study(name: str, seed: int) -> Counter[str]:
+    """One study: how often the same rate is chosen, and the steps."""
+    methods, sizes, _ = TASKS[name]
+    work = embedded.TASKS[name]() if name != "digits" else embedded.digits(seed)
+    low, high = work.rates
+    plan = replace(design(methods, sizes, 2, 7, work.max_steps, seed), lowest_rate=low, highest_rate=high, discard=True)
+    early = Workload(name, work, plan)
+    late = Workload(name, work, replace(plan, discard=False))
+    runs = full(Trainer(), early)
+    discarded(early, runs)
+    usual(late, runs)
+    found: Counter[str] = Counter()
+    found["steps"], found["all steps"] = round(steps_of(early), 1), round(steps_of(late), 1)  # type: ignore[assignment]
+    for size in sizes:
+        for confirm, key in ((False, "own"), (True, "shared")):
+            one, other = (tuned(replace(w.design, confirm=confirm), w.runs, size) for w in (early, late))
+            for method in methods:
+                found[f"{key} studies"] += 1
+                found[f"{key} same"] += one[method].setting == other[method].setting
+                curve, setting = other[method].curve, one[method].setting
+                found[f"{key} tied"] += bool(curve and setting and setting[0] in curve.within(TIES))
+    return found
+
+
+def main(quick: Annotated[bool, typer.Option(help="One study of each task.")] = False) -> None:
+    """Write benchmarks/results/discarded.json."""
+    torch.set_num_threads(1)
+    total: dict[str, Any] = {}
+    for name, (_, _, count) in TASKS.items():
+        start = time.process_time()
+        sums: Counter[str] = Counter()
+        for seed in range(1 if quick else count):
+            sums.update(study(name, seed))
+            print(name, seed, dict(sums), round(time.process_time() - start), flush=True)
+        total[name] = dict(sums)
+    path = RESULTS / "discarded.json"
+    path.write_text(json.dumps({"machine": machine(), "total": total}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

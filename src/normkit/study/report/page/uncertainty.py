@@ -1,0 +1,178 @@
+"""The section of the page on what the seeds can tell apart: differences, further rates, looks, learning rates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from markupsafe import Markup
+
+from normkit.catalog import Text
+from normkit.study.analysis.results import Results
+from normkit.study.analysis.verdict import Pair
+from normkit.study.report.writing import formatting
+from normkit.study.training.design import MOST_SEEDS
+
+_HEADING = Text("What these seeds can tell apart", "这些随机种子能分辨什么")
+_LEAD = Text(
+    "A pair that is not resolved may still differ, by less than these seeds find. The third column is the difference "
+    "that they find with a probability of 80 %, the fourth the number of further seeds that are needed to find "
+    "{smallest}.",
+    "未定的方法对仍可能有差异，只是小于这些种子所能发现的。第三列是以 80 % 的概率能够发现的差异，"
+    "第四列是要发现 {smallest} 的差异还需要的种子数。",
+)
+_PAIRS = (
+    Text("methods", "方法"),
+    Text("difference", "差值"),
+    Text("these seeds find", "现有种子可发现"),
+    Text("further seeds", "还需种子"),
+)
+_MANY = Text("more than {most}", "超过 {most}")
+_ALL = Text("All pairs are resolved.", "所有方法对均已分出结果。")
+_COMMAND = Text(
+    "This resolves the pairs with the leader, or stops at the time limit:",
+    "下列命令补足与领先者比较所需的种子，或到时停止：",
+)
+_RATES = Text("At other learning rates", "在其他学习率下")
+_RATES_LEAD = Text(
+    "A difference counts if it also holds at the rate of the better method, and at the rates that tuning cannot "
+    "exclude. These were measured on the same seeds.",
+    "只有在较优方法的学习率下，以及在调参无法排除的学习率下也成立的差异才算数。这些学习率用相同的种子测量。",
+)
+_AT = (
+    Text("methods", "方法"),
+    Text("trained at another rate", "换用其他学习率的方法"),
+    Text("rate", "学习率"),
+    Text("difference", "差值"),
+)
+_LOOKS = Text(
+    "Results of this study were reported {count} times, with {seeds} seeds. Each report spends a part of the {alpha} "
+    "probability of a wrong verdict; this one may spend {part}.",
+    "本研究的结果已报告 {count} 次，种子数依次为 {seeds}。每次报告都用去 {alpha} 误判概率中的一部分；本次可用 {part}。",
+)
+_SENSITIVITY = Text("How much the learning rate matters", "学习率的影响")
+_SENSITIVITY_LEAD = Text(
+    "Sensitivity: the validation loss averaged over all rates, each at most the loss before training, minus that at "
+    "the best rate; 0 means that any rate will do. The last column has the rates at which the {metric} is worse than "
+    "the best by less than {smallest}.",
+    "敏感度：所有学习率下验证损失的平均值（每个至多取训练前的损失）减去最佳学习率下的损失；0 表示任何学习率都可以。"
+    "最后一列是{metric}比最佳值差不到 {smallest} 的学习率范围。",
+)
+_STOPPED = Text(
+    " Rates that were discarded early count with their loss at that point, so the value is at most too high.",
+    "提前放弃的学习率按当时的损失计入，因此该值只会偏高。",
+)
+_CELLS = (
+    Text("batch size", "批量"),
+    Text("method", "方法"),
+    Text("sensitivity", "敏感度"),
+    Text("rates as good as the best", "与最佳相当的学习率"),
+)
+
+
+def section(found: Results, lang: str) -> Markup:
+    """The section as HTML; empty if nothing was measured."""
+    if not found.pairs:
+        return Markup("")
+    smallest = found.metric.amount(found.design.smallest, lang)
+    parts = [
+        Markup('<section id="uncertainty" aria-labelledby="h-uncertainty"><h2 id="h-uncertainty">{}</h2>').format(
+            _HEADING.to(lang)
+        )
+    ]
+    if len(found.looks) > 1:
+        parts.append(_paragraph(_looks(found, lang)))
+    left = [pair for pair in found.pairs if pair.relation == "not resolved"]
+    if left:
+        parts += [
+            _paragraph(_LEAD.to(lang).format(smallest=smallest)),
+            _table(_PAIRS, list(_unresolved(found, left, lang)), lang),
+        ]
+        parts += [_paragraph(_COMMAND.to(lang)), Markup("<pre>{}</pre>").format(more_seeds(found))]
+    else:
+        parts.append(_paragraph(_ALL.to(lang)))
+    confirmed = list(_confirmed(found, lang))
+    if confirmed:
+        parts += [_title(_RATES, lang), _paragraph(_RATES_LEAD.to(lang)), _table(_AT, confirmed, lang)]
+    rows = list(_sensitivities(found, lang))
+    if rows:
+        lead = _SENSITIVITY_LEAD.to(lang).format(metric=found.metric.label("validation").to(lang), smallest=smallest)
+        stopped = any(cell.sensitivity and cell.sensitivity.stopped for cell in found.cells)
+        lead += _STOPPED.to(lang) if stopped else ""
+        parts += [_title(_SENSITIVITY, lang), _paragraph(lead), _table(_CELLS, rows, lang)]
+    return Markup("\n").join([*parts, Markup("</section>")])
+
+
+def more_seeds(found: Results) -> str:
+    """The command that adds seeds until the comparison is resolved, for at most an hour."""
+    plain = re.sub(r" --(until-resolved|minutes \S+)", "", found.command)
+    return f"{plain} --until-resolved --minutes 60"
+
+
+def _looks(found: Results, lang: str) -> str:
+    seeds = formatting.listing([str(look.seeds) for look in found.looks], lang)
+    alpha, part = (f"{100 * value:.3g} %" for value in (found.design.alpha, found.looks[-1].alpha))
+    return _LOOKS.to(lang).format(count=len(found.looks), seeds=seeds, alpha=alpha, part=part)
+
+
+def _unresolved(found: Results, left: Sequence[Pair], lang: str) -> Iterator[list[str]]:
+    for pair in left:
+        finds = "–" if pair.detectable is None else found.metric.difference(pair.detectable).lstrip("+")
+        seeds = pair.difference.n + (pair.more_seeds or 0)
+        known = pair.more_seeds is not None and seeds <= MOST_SEEDS
+        more = str(pair.more_seeds) if known else _MANY.to(lang).format(most=MOST_SEEDS)
+        yield [
+            _names(found, pair, lang),
+            " ".join(formatting.difference(pair.difference, found.metric, lang)),
+            finds,
+            more,
+        ]
+
+
+def _confirmed(found: Results, lang: str) -> Iterator[list[str]]:
+    for pair in found.pairs:
+        for each in pair.at_rates:
+            yield [
+                _names(found, pair, lang),
+                formatting.inline(each.method, lang),
+                formatting.rate(each.rate),
+                " ".join(formatting.difference(each.difference, found.metric, lang)),
+            ]
+
+
+def _sensitivities(found: Results, lang: str) -> Iterator[list[str]]:
+    for cell in found.cells:
+        if cell.sensitivity:
+            loss = cell.sensitivity.loss
+            span = formatting.span(f"{loss.low:.2f}", f"{loss.high:.2f}", lang)
+            low, high = cell.good_rates or (None, None)
+            rates = (
+                formatting.rate(low)
+                if low == high
+                else formatting.span(formatting.rate(low), formatting.rate(high), lang)
+            )
+            yield [str(cell.batch_size), formatting.title(cell.method, lang), f"{loss.value:.2f} ({span})", rates]
+
+
+def _names(found: Results, pair: Pair, lang: str) -> str:
+    names = f"{formatting.inline(pair.second, lang)} − {formatting.inline(pair.first, lang)}"
+    return f"{names} ({pair.batch_size})" if len(found.design.batch_sizes) > 1 else names
+
+
+def _title(text: Text, lang: str) -> Markup:
+    return Markup("<h3>{}</h3>").format(text.to(lang))
+
+
+def _paragraph(text: str) -> Markup:
+    return Markup('<p class="lead">{}</p>').format(text)
+
+
+def _table(headings: Sequence[Text], rows: Sequence[Sequence[str]], lang: str) -> Markup:
+    head = Markup("").join(Markup('<th scope="col">{}</th>').format(text.to(lang)) for text in headings)
+    body = Markup("").join(
+        Markup("<tr>{}</tr>").format(Markup("").join(Markup("<td>{}</td>").format(cell) for cell in row))
+        for row in rows
+    )
+    return Markup('<div class="scroll"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>').format(
+        head, body
+    )
