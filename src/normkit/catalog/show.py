@@ -7,7 +7,7 @@ from typing import Any
 
 from normkit.catalog import claims
 from normkit.catalog.methods import METHODS
-from normkit.catalog.row import Method, Text
+from normkit.catalog.row import Claim, Method, Paper, Text
 
 NONE = "–"
 
@@ -26,6 +26,7 @@ _PAPER = Text("Paper", "论文")
 _ALIASES = Text("Also called", "别名")
 _CLAIM = Text("Claim", "论断")
 _HOW = Text("How it is tested", "如何检验")
+_SOURCE = Text("Source", "出处")
 
 _INTRODUCTION = Text(
     "The dimensions in brackets share one mean and one variance. Strengths and weaknesses are claims of papers and "
@@ -92,11 +93,11 @@ def markdown(lang: str = "en") -> str:
             method.principle.to(lang),
             f"`{method.formula}`",
             method.state.to(lang),
-            _cited(method),
+            _cited(method.paper),
         )
         for method in METHODS
     ]
-    tested = [(claim.id, claim.text.to(lang), claim.how.to(lang)) for claim in claims.ALL]
+    tested = [(claim.id, claim.text.to(lang), claim.how.to(lang), _sources(claim)) for claim in claims.ALL]
     parts = [
         f"# {Text('The methods', '各种方法').to(lang)}",
         _INTRODUCTION.to(lang),
@@ -104,7 +105,7 @@ def markdown(lang: str = "en") -> str:
         f"## {Text('How each works', '各自的做法').to(lang)}",
         _grid([label.to(lang) for label in (_METHOD, _PRINCIPLE, _FORMULA, _STATE, _PAPER)], works),
         f"## {_CLAIMS.to(lang)}",
-        _grid(["", _CLAIM.to(lang), _HOW.to(lang)], tested),
+        _grid(["", _CLAIM.to(lang), _HOW.to(lang), _SOURCE.to(lang)], tested),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -121,8 +122,13 @@ def _list(texts: Iterable[Text], lang: str) -> str:
     return "\n".join(f"{dot}{text.to(lang)}" for text in texts)
 
 
-def _cited(method: Method) -> str:
-    paper = method.paper
+def _sources(claim: Claim) -> str:
+    """The papers of a claim; those of the methods that have it, if it names none."""
+    papers = claim.papers or [method.paper for method in METHODS if claim.id in method.claims]
+    return "; ".join(dict.fromkeys(map(_cited, papers))) or NONE
+
+
+def _cited(paper: Paper) -> str:
     source = f"[arXiv:{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else f"*{paper.title}*"
     return f"{paper.authors} {paper.year}, {source}"
 

@@ -47,7 +47,9 @@ def prepared(
         raise ArgumentError(f"task must be a normkit.Task, got {type(task).__name__}: make one of your model and data")
     _check_place(device, dtype)
     work = embedded.digits(seed) if task is None else task
-    asked = tuple(methods) if methods is not None else (embedded.METHODS if task is None else OWN_METHODS)
+    asked = (
+        tuple(methods) if methods is not None else (embedded.METHODS if task is None else task.methods or OWN_METHODS)
+    )
     plan = design(asked, tuple(batch_sizes), seeds, trials, work.max_steps if steps is None else steps, seed)
     plan = replace(
         plan,
@@ -63,20 +65,32 @@ def prepared(
             f"batch sizes must be at most {len(work.train)}, the number of samples to train on, "
             f"got {plan.batch_sizes[-1]}: choose smaller ones"
         )
-    if task is not None:
-        return [Workload("task", work, _buildable(work, plan, strict=methods is not None), timed=True)], ()
-    _check_buildable(plan.methods)
-    main = Workload(MAIN, work, plan, timed=True)
+    if task is None:
+        _check_buildable(plan.methods)
+        main = Workload(MAIN, work, plan, timed=True)
+    else:
+        main = Workload("task", work, _buildable(work, plan, strict=methods is not None), timed=True)
     # Claims are about all methods; who names some wants no other trained.
     wanted = (methods is None) if claims is None else claims
-    if wanted is False:
+    if wanted is False or (task is not None and not task.claims):
         return [main], ()
-    asked_for = chosen(None if wanted is True else wanted, full=full)
+    asked_for = chosen(wanted if isinstance(wanted, Sequence) else work.claims or None, full=full or bool(work.claims))
+    _check_measurable(asked_for, work)
     experiments = tuple(experiment for experiment in asked_for if _has_cells(experiment, main))
     others = list(_workloads(experiments, full))
     for workload in others:
         workload.design = replace(workload.design, seed=seed, device=device, dtype=dtype)
     return [main, *others], experiments
+
+
+def _check_measurable(experiments: Sequence[Experiment], task: Task) -> None:
+    """Refuse claims that are not measured with a task that has claims of its own."""
+    others = dict.fromkeys(e.claim for e in experiments if task.claims and e.claim not in task.claims)
+    if others:
+        raise ArgumentError(
+            f"with {task.origin} the claims {', '.join(task.claims)} are measured, got {', '.join(others)}: leave the "
+            "task out to measure others"
+        )
 
 
 def _check_buildable(methods: Sequence[str]) -> None:

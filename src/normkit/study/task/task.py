@@ -71,6 +71,8 @@ class Task:
             its function.
         share: whether the metric is a fraction from 0 to 1, which is written as a percentage; by default only the
             fraction of wrong classes is.
+        methods: the methods to compare if `compare` names none; by default all that fit into the model.
+        claims: ids of claims of the catalog to measure in addition, if `compare` names no methods.
 
     Raises:
         ArgumentError: data that are empty or no data set, or a model that is not a function.
@@ -101,6 +103,8 @@ class Task:
     origin: str = "pkg.module:task"
     metric_name: str = ""
     share: bool | None = None
+    methods: tuple[str, ...] = ()
+    claims: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.arms is None and (not callable(self.model) or isinstance(self.model, nn.Module)):
