@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from typing import Literal
 
 from normkit.catalog import Text
@@ -67,15 +66,13 @@ class Factors:
 
 USUAL = tuple(Factors(optimizer=optimizer) for optimizer in OPTIMIZERS)
 """Those of the usual suite; all others belong to the full suite."""
-ALL: tuple[Factors, ...] = tuple(
-    Factors(task, optimizer, width)
-    for task, optimizer, width in product(("characters", "sequences"), OPTIMIZERS, WIDTHS)
-)
+TASKS: tuple[TaskName, ...] = ("characters", "sequences")
+ALL = tuple(Factors(task, optimizer, width) for task in TASKS for optimizer in OPTIMIZERS for width in WIDTHS)
 
 
 def tuned(factors: Factors, full: bool) -> Workload:
     """Methods at their own best learning rates, in Transformers of one block."""
-    variants = ("layer_norm", "layer_norm:post", "rms_norm", "dynamic_tanh")
+    variants: tuple[str, ...] = ("layer_norm", "layer_norm:post", "rms_norm", "dynamic_tanh")
     of_characters = factors.task == "characters"
     if factors.tuned == "tokens":
         variants += ("scale_norm", "dynamic_erf", "batch_norm", "power_norm")

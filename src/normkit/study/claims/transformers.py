@@ -164,7 +164,8 @@ def design(factors: Factors, optimizer: Text | None = None) -> Text:
     if factors.task == "characters":
         return Text(
             f"Source text of Python's standard library in pieces of {LENGTH} characters; a causal Transformer, one "
-            f"block of width {width}; batches of {batch}, {SHORT} steps, {using}, each method at its own best learning rate.",
+            f"block of width {width}; batches of {batch}, {SHORT} steps, {using}, each method at its own best learning "
+            "rate.",
             f"Python 标准库源代码，每段 {LENGTH} 个字符；因果 Transformer，一个宽度 {width} 的模块；批量 {batch}，"
             f"训练 {SHORT} 步，优化器为 {using.zh}，各方法使用自己的最佳学习率。",
         )

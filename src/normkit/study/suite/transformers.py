@@ -59,8 +59,10 @@ class Residual(nn.Module):
     def forward(self, x: Tensor, hidden: Tensor, valid: Tensor | None) -> Tensor:
         """(N, T, width) -> (N, T, width)."""
         if self.post:
-            return self.norm(x + self.branch(x, hidden, valid), valid)
-        return x + self.end(self.branch(self.norm(x, valid), hidden, valid), valid)
+            out: Tensor = self.norm(x + self.branch(x, hidden, valid), valid)
+        else:
+            out = x + self.end(self.branch(self.norm(x, valid), hidden, valid), valid)
+        return out
 
 
 class Attention(Residual):
@@ -120,7 +122,8 @@ class Blocks(nn.Module):
         x = self.into(self.table(values) + self.places.weight[: values.shape[1]], valid)
         for block in self.blocks:
             x = block(x, hidden, valid)
-        return self.last(x, valid)
+        out: Tensor = self.last(x, valid)
+        return out
 
 
 class Transformer(Blocks):
