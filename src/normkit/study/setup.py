@@ -74,7 +74,9 @@ def prepared(
     wanted = (methods is None) if claims is None else claims
     if wanted is False or (task is not None and not task.claims):
         return [main], ()
-    asked_for = chosen(wanted if isinstance(wanted, Sequence) else work.claims or None, full=full or bool(work.claims))
+    # A task with claims of its own is asked for because of them, so they are measured in full.
+    full = full or bool(work.claims)
+    asked_for = chosen(wanted if isinstance(wanted, Sequence) else work.claims or None, full=full)
     _check_measurable(asked_for, work)
     experiments = tuple(experiment for experiment in asked_for if _has_cells(experiment, main))
     others = list(_workloads(experiments, full))

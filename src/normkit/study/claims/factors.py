@@ -14,7 +14,7 @@ from normkit.study.training.design import Design
 
 TaskName = Literal["characters", "sequences"]
 OPTIMIZERS: dict[Optimizer, Text] = {"adamw": Text("AdamW", "AdamW"), "sgd": Text("SGD", "SGD")}
-RATES: dict[Optimizer, tuple[float, float]] = {"adamw": (1e-3, 3.162e-2), "sgd": (3.162e-2, 1.0)}
+RATES: dict[Optimizer, tuple[float, float]] = {"adamw": (3.162e-3, 0.1), "sgd": (3.162e-2, 1.0)}
 """The lowest and highest learning rate to try first."""
 SHORT, SEQUENCE_STEPS = 100, 200
 """Steps with characters and with sequences."""
@@ -96,8 +96,8 @@ def warmed(warm: bool, width: int, full: bool) -> Workload:
     )
     design = Design(
         *(("layer_norm", "layer_norm:post"), (8,), 12 if full else 6, 4, SHORT),
-        lowest_rate=1e-3,
-        highest_rate=3.162e-2,
+        lowest_rate=RATES["adamw"][0],
+        highest_rate=RATES["adamw"][1],
         tuning_runs=1,
         smallest=0.05,
     )
