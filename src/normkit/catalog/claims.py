@@ -76,6 +76,7 @@ ALL = (
             "test loss of a character Transformer, test error on padded sequences; two optimizers, three widths",
             "字符级 Transformer 的测试损失与带填充序列上的测试错误率：两种优化器、三种宽度",
         ),
+        (Paper("Root Mean Square Layer Normalization", "Zhang & Sennrich", 2019, "1910.07467"),),
     ),
     Claim(
         "QK-1",
@@ -205,6 +206,7 @@ ALL = (
             "test loss of a character Transformer, test error on padded sequences; two optimizers, three widths",
             "字符级 Transformer 的测试损失与带填充序列上的测试错误率：两种优化器、三种宽度",
         ),
+        (Paper("Transformers without Normalization", "Zhu et al.", 2025, "2503.10622"),),
     ),
     Claim(
         "Derf-1",

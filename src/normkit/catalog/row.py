@@ -74,7 +74,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Claim:
-    """A common claim about a method, the measurement that tests it, and its sources if not the method's paper."""
+    """A common claim about a method, the measurement that tests it, and the papers it is from, if known."""
 
     id: str
     text: Text

@@ -26,7 +26,6 @@ _PAPER = Text("Paper", "论文")
 _ALIASES = Text("Also called", "别名")
 _CLAIM = Text("Claim", "论断")
 _HOW = Text("How it is tested", "如何检验")
-_SOURCE = Text("Source", "出处")
 
 _INTRODUCTION = Text(
     "The dimensions in brackets share one mean and one variance. Strengths and weaknesses are claims of papers and "
@@ -97,7 +96,7 @@ def markdown(lang: str = "en") -> str:
         )
         for method in METHODS
     ]
-    tested = [(claim.id, claim.text.to(lang), claim.how.to(lang), _sources(claim)) for claim in claims.ALL]
+    tested = [(claim.id, _claimed(claim, lang), claim.how.to(lang)) for claim in claims.ALL]
     parts = [
         f"# {Text('The methods', '各种方法').to(lang)}",
         _INTRODUCTION.to(lang),
@@ -105,14 +104,22 @@ def markdown(lang: str = "en") -> str:
         f"## {Text('How each works', '各自的做法').to(lang)}",
         _grid([label.to(lang) for label in (_METHOD, _PRINCIPLE, _FORMULA, _STATE, _PAPER)], works),
         f"## {_CLAIMS.to(lang)}",
-        _grid(["", _CLAIM.to(lang), _HOW.to(lang), _SOURCE.to(lang)], tested),
+        _grid(["", _CLAIM.to(lang), _HOW.to(lang)], tested),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def data(lang: str = "en") -> dict[str, list[dict[str, Any]]]:
     """The whole catalog as plain data, ready for JSON."""
-    all_claims = [{"id": claim.id, "text": claim.text.to(lang), "how": claim.how.to(lang)} for claim in claims.ALL]
+    all_claims = [
+        {
+            "id": claim.id,
+            "text": claim.text.to(lang),
+            "how": claim.how.to(lang),
+            "papers": [str(paper) for paper in claim.papers],
+        }
+        for claim in claims.ALL
+    ]
     return {"methods": [method.to_dict(lang) for method in METHODS], "claims": all_claims}
 
 
@@ -122,10 +129,10 @@ def _list(texts: Iterable[Text], lang: str) -> str:
     return "\n".join(f"{dot}{text.to(lang)}" for text in texts)
 
 
-def _sources(claim: Claim) -> str:
-    """The papers of a claim; those of the methods that have it, if it names none."""
-    papers = claim.papers or [method.paper for method in METHODS if claim.id in method.claims]
-    return "; ".join(dict.fromkeys(map(_cited, papers))) or NONE
+def _claimed(claim: Claim, lang: str) -> str:
+    """A claim, with its sources in parentheses."""
+    sources = "; ".join(map(_cited, claim.papers))
+    return claim.text.to(lang) + (Text(f" ({sources})", f"（{sources}）").to(lang) if sources else "")
 
 
 def _cited(paper: Paper) -> str:
