@@ -79,8 +79,8 @@ def compare(
     task: Annotated[
         str | None,
         typer.Argument(
-            help="digits, characters or forecast, which are built in, or pkg.module:task, a normkit.Task or a function "
-            "that makes one.",
+            help="digits, characters, sequences, transformers or forecast, which are built in, or pkg.module:task, a "
+            "normkit.Task or a function that makes one.",
             show_default="digits, and the claims",
         ),
     ] = None,

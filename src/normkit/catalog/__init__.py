@@ -32,7 +32,8 @@ __all__ = [
 ]
 
 CLAIMS: Mapping[str, Text] = MappingProxyType({claim.id: claim.text for claim in claims.ALL})
-"""The claims that a measurement can test, by id; ``"P-1"`` is about all methods, the others about one."""
+"""The claims that a measurement can test, by id; those of ``"P-"`` and ``"QK-"`` are about places, the others about a
+method."""
 
 EVIDENCE: Mapping[str, Text] = MappingProxyType({claim.id: claim.how for claim in claims.ALL})
 """For each claim, the measurement that tests it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from normkit.catalog.row import Claim, Text
+from normkit.catalog.row import Claim, Paper, Text
 
 ALL = (
     Claim(
@@ -65,6 +65,38 @@ ALL = (
             "在 CNN 上层归一化比批归一化开销大，收敛可能更慢",
         ),
         Text("time per step, and steps to a target loss", "每步耗时，以及达到目标损失所需的步数"),
+    ),
+    Claim(
+        "RMS-1",
+        Text(
+            "RMS norm trains a Transformer as layer norm does: the mean need not be subtracted",
+            "均方根归一化训练 Transformer 的效果等同于层归一化：不必减去均值",
+        ),
+        Text(
+            "test loss of a character Transformer, test error on padded sequences; two optimizers, three widths",
+            "字符级 Transformer 的测试损失与带填充序列上的测试错误率：两种优化器、三种宽度",
+        ),
+        (Paper("Root Mean Square Layer Normalization", "Zhang & Sennrich", 2019, "1910.07467"),),
+    ),
+    Claim(
+        "QK-1",
+        Text(
+            "norms of queries and keys widen the range of learning rates of a Transformer",
+            "对查询与键做归一化使 Transformer 可用的学习率范围更宽",
+        ),
+        Text(
+            "learning-rate sensitivity of a character Transformer and its range of good rates, with and without them",
+            "字符级 Transformer 的学习率敏感度，以及接近最佳的学习率范围：做与不做查询、键的归一化",
+        ),
+        (
+            Paper("Query-Key Normalization for Transformers", "Henry et al.", 2020, "2010.04245"),
+            Paper(
+                "Small-scale proxies for large-scale Transformer training instabilities",
+                "Wortsman et al.",
+                2023,
+                "2309.14322",
+            ),
+        ),
     ),
     Claim(
         "IN-1",
@@ -170,7 +202,11 @@ ALL = (
         Text(
             "dynamic tanh trains a Transformer as well as layer norm", "动态 Tanh 训练 Transformer 的效果与层归一化相当"
         ),
-        Text("test loss of a character Transformer", "字符级 Transformer 的测试损失"),
+        Text(
+            "test loss of a character Transformer, test error on padded sequences; two optimizers, three widths",
+            "字符级 Transformer 的测试损失与带填充序列上的测试错误率：两种优化器、三种宽度",
+        ),
+        (Paper("Transformers without Normalization", "Zhu et al.", 2025, "2503.10622"),),
     ),
     Claim(
         "Derf-1",
@@ -262,5 +298,17 @@ ALL = (
             "the same network with the norm before the activation and after it",
             "同一网络把归一化分别放在激活函数之前与之后",
         ),
+    ),
+    Claim(
+        "P-2",
+        Text(
+            "a Transformer with pre-norm trains without a warm-up of the learning rate, which post-norm needs",
+            "前置归一化的 Transformer 不需要学习率预热，后置归一化则需要",
+        ),
+        Text(
+            "test loss with pre-norm and with post-norm, with and without warm-up, each at its own best learning rate",
+            "前置与后置归一化、有无预热时的测试损失，各取最佳学习率",
+        ),
+        (Paper("On Layer Normalization in the Transformer Architecture", "Xiong et al.", 2020, "2002.04745"),),
     ),
 )

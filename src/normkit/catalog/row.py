@@ -60,15 +60,6 @@ class Statement(Text):
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A common claim about a method, and the measurement that tests it."""
-
-    id: str
-    text: Text
-    how: Text
-
-
-@dataclass(frozen=True)
 class Paper:
     """The paper of a method; `arxiv` is None if it is not on arXiv."""
 
@@ -79,6 +70,16 @@ class Paper:
 
     def __str__(self) -> str:
         return f"{self.authors} {self.year}, {self.title}" + (f", arXiv:{self.arxiv}" if self.arxiv else "")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A common claim about a method, the measurement that tests it, and the papers it is from, if known."""
+
+    id: str
+    text: Text
+    how: Text
+    papers: tuple[Paper, ...] = ()
 
 
 @dataclass(frozen=True)

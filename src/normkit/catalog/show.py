@@ -7,7 +7,7 @@ from typing import Any
 
 from normkit.catalog import claims
 from normkit.catalog.methods import METHODS
-from normkit.catalog.row import Method, Text
+from normkit.catalog.row import Claim, Method, Paper, Text
 
 NONE = "–"
 
@@ -92,11 +92,11 @@ def markdown(lang: str = "en") -> str:
             method.principle.to(lang),
             f"`{method.formula}`",
             method.state.to(lang),
-            _cited(method),
+            _cited(method.paper),
         )
         for method in METHODS
     ]
-    tested = [(claim.id, claim.text.to(lang), claim.how.to(lang)) for claim in claims.ALL]
+    tested = [(claim.id, _claimed(claim, lang), claim.how.to(lang)) for claim in claims.ALL]
     parts = [
         f"# {Text('The methods', '各种方法').to(lang)}",
         _INTRODUCTION.to(lang),
@@ -111,7 +111,15 @@ def markdown(lang: str = "en") -> str:
 
 def data(lang: str = "en") -> dict[str, list[dict[str, Any]]]:
     """The whole catalog as plain data, ready for JSON."""
-    all_claims = [{"id": claim.id, "text": claim.text.to(lang), "how": claim.how.to(lang)} for claim in claims.ALL]
+    all_claims = [
+        {
+            "id": claim.id,
+            "text": claim.text.to(lang),
+            "how": claim.how.to(lang),
+            "papers": [str(paper) for paper in claim.papers],
+        }
+        for claim in claims.ALL
+    ]
     return {"methods": [method.to_dict(lang) for method in METHODS], "claims": all_claims}
 
 
@@ -121,8 +129,13 @@ def _list(texts: Iterable[Text], lang: str) -> str:
     return "\n".join(f"{dot}{text.to(lang)}" for text in texts)
 
 
-def _cited(method: Method) -> str:
-    paper = method.paper
+def _claimed(claim: Claim, lang: str) -> str:
+    """A claim, with its sources in parentheses."""
+    sources = "; ".join(map(_cited, claim.papers))
+    return claim.text.to(lang) + (Text(f" ({sources})", f"（{sources}）").to(lang) if sources else "")
+
+
+def _cited(paper: Paper) -> str:
     source = f"[arXiv:{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else f"*{paper.title}*"
     return f"{paper.authors} {paper.year}, {source}"
 

@@ -218,12 +218,15 @@ def plan(
 
 
 def named_task(target: str) -> Task:
-    """The task that the command line names: a built-in one, or ``pkg.module:task``, a `Task` or a function for one."""
+    """The task that the command line names: a built-in one, or ``pkg.module:task``, a `Task` or a function for one.
+
+    Arguments of a built-in task may follow a colon: ``sequences:depth=4,width=64,optimizer=sgd``.
+    """
     _require_extra()
     from normkit.study.task import Task, embedded
     from normkit.tools.load import named
 
-    found = embedded.TASKS[target] if target in embedded.TASKS else named(target)
+    found = embedded.named(target) or named(target)
     made = found if isinstance(found, Task) or not callable(found) else found()
     if not isinstance(made, Task):
         raise ArgumentError(
@@ -286,7 +289,7 @@ def _command(
     return (
         f"normkit compare {'' if task is None else f'{task.origin} '}--methods {','.join(design.methods)} "
         f"--batch-sizes {sizes} --seeds {design.seeds} --trials {design.trials} --steps {design.steps} "
-        f"--seed {design.seed}{'' if task else named}{' --full' if full else ''}"
+        f"--seed {design.seed}{'' if task and not task.claims else named}{' --full' if full else ''}"
         f"{' --until-resolved' if until_resolved else ''}{'' if design.discard else ' --no-discard'}"
     )
 

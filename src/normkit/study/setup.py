@@ -49,7 +49,8 @@ def prepared(
         raise ArgumentError(f"task must be a normkit.Task, got {type(task).__name__}: make one of your model and data")
     _check_place(device, dtype)
     work = embedded.digits(seed) if task is None else task
-    asked = tuple(methods) if methods is not None else (embedded.METHODS if task is None else OWN_METHODS)
+    usual = embedded.METHODS if task is None else task.methods or OWN_METHODS
+    asked = tuple(methods) if methods is not None else usual
     length = work.max_steps if steps is None else steps
     plan = design(asked, tuple(batch_sizes), seeds, trials, length if work.max_epochs is None else 40, seed)
     work = work.read(length * plan.batch_sizes[-1] * work.accumulate)
@@ -74,22 +75,34 @@ def prepared(
         work = replace(work, max_epochs=None)
         plan = replace(plan, steps=steps)
     plan = with_epochs(work, plan)
-    if task is not None:
+    if task is None:
+        _check_buildable(plan.methods)
+    else:
         plan = _buildable(work, plan, strict=methods is not None)
-        return [Workload("task", work, replace(plan, chance=work.chance), timed=True)], ()
-    _check_buildable(plan.methods)
-    plan = replace(plan, chance=work.chance)
-    main = Workload(MAIN, work, plan, timed=True)
+    main = Workload(MAIN if task is None else "task", work, replace(plan, chance=work.chance), timed=True)
     # Claims are about all methods; who names some wants no other trained.
     wanted = (methods is None) if claims is None else claims
-    if wanted is False:
+    if wanted is False or (task is not None and not task.claims):
         return [main], ()
-    asked_for = chosen(None if wanted is True else wanted, full=full)
+    # A task with claims of its own is asked for because of them, so they are measured in full.
+    full = full or bool(work.claims)
+    asked_for = chosen(wanted if isinstance(wanted, Sequence) else work.claims or None, full=full)
+    _check_measurable(asked_for, work)
     experiments = tuple(experiment for experiment in asked_for if _has_cells(experiment, main))
     others = list(_workloads(experiments, full))
     for workload in others:
         workload.design = replace(workload.design, seed=seed, device=device, dtype=dtype)
     return [main, *others], experiments
+
+
+def _check_measurable(experiments: Sequence[Experiment], task: Task) -> None:
+    """Refuse claims that are not measured with a task that has claims of its own."""
+    others = dict.fromkeys(e.claim for e in experiments if task.claims and e.claim not in task.claims)
+    if others:
+        raise ArgumentError(
+            f"with {task.origin} the claims {', '.join(task.claims)} are measured, got {', '.join(others)}: leave the "
+            "task out to measure others"
+        )
 
 
 def _check_buildable(methods: Sequence[str]) -> None:

@@ -234,7 +234,8 @@ def test_named_methods_are_trained_and_no_others() -> None:
     workloads, asked = prepared(methods=["DyT"], claims=["DyT-2"])
     assert {each.claim for each in asked} == {"DyT-2"}
     methods = {workload.name: workload.design.methods for workload in workloads}
-    assert methods == {"digits": ("none", "dynamic_tanh"), "tokens": ("layer_norm", "dynamic_tanh")}
+    both = ("layer_norm", "dynamic_tanh")
+    assert methods == {"digits": ("none", "dynamic_tanh"), "tokens": both, "characters-adamw-32": both}
     assert prepared(methods=["DyT"], claims=False)[1] == ()
 
 

@@ -15,7 +15,7 @@ from normkit.study.claims.pointwise import dyt_1
 from normkit.study.claims.response import grn_1
 from normkit.study.claims.running import iter_norm_1, power_norm_2, revin_1, switchable_norm_1
 from normkit.study.claims.spectral_norm import sn_1
-from normkit.study.suite import networks, sequences
+from normkit.study.suite import networks, transformers
 from normkit.study.task import probes
 from normkit.study.training.design import Design
 from normkit.study.training.trial import Run, Trial
@@ -71,7 +71,9 @@ def test_the_distance_of_channels_is_half_of_one_minus_the_cosine() -> None:
 
 def test_only_a_norm_without_statistics_keeps_features_apart() -> None:
     found = {
-        method: probes.value_dependence(sequences.transformer(method, 0, width=8, depth=1, steps=5))["value_dependence"]
+        method: probes.value_dependence(transformers.transformer(method, 0, width=8, depth=1, steps=5))[
+            "value_dependence"
+        ]
         for method in ("dynamic_tanh", "dynamic_erf", "layer_norm", "scale_norm")
     }
     assert found["dynamic_tanh"] == found["dynamic_erf"] == 0.0

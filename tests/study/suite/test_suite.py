@@ -10,7 +10,7 @@ from torch import nn
 
 import normkit
 from normkit.errors import ArgumentError
-from normkit.study.suite import forecasting, networks, sequences
+from normkit.study.suite import forecasting, networks, transformers
 from normkit.study.task import embedded
 from normkit.study.task.embedded import METHODS
 
@@ -60,7 +60,7 @@ def test_global_response_norm_follows_the_activation_beside_a_layer_norm() -> No
 
 
 def test_norms_of_weights_are_on_the_blocks_of_a_transformer() -> None:
-    plain, normed = (sequences.transformer(name, 0, width=8, depth=1, steps=5) for name in ("none", "weight_norm"))
+    plain, normed = (transformers.transformer(name, 0, width=8, depth=1, steps=5) for name in ("none", "weight_norm"))
     assert [name for name, _ in normed.named_parameters() if "original0" in name]
     tokens = torch.randint(96, (2, 5))
     # Length and direction give the weight up to one rounding of each.

@@ -1,13 +1,11 @@
-"""Variants with a placement: of a user's model, and of the embedded Transformer."""
+"""Variants of a user's model with a placement."""
 
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, stack_module_state, vmap
 
 import normkit
 from normkit.errors import ArgumentError
-from normkit.study.suite.sequences import Transformer, transformer
 from normkit.study.task.variants import applied, method_name
 
 
@@ -73,47 +71,20 @@ def test_a_users_model_is_built_under_each_placement_from_equal_weights():
         assert all(torch.equal(state[key], value) for key, value in first.items())
 
 
+def test_norms_of_queries_and_keys_are_refused_for_a_users_model():
+    assert method_name("RMS:qk") == "rms_norm:qk"
+    task = normkit.Task(Encoder, data(40, 0), data(20, 1))
+    with pytest.raises(
+        ArgumentError, match=r"built-in Transformers, got 'layer_norm:qk' .*compare sequences --methods"
+    ):
+        task.build("layer_norm:qk", 0)
+
+
 def test_a_placement_that_does_not_fit_is_an_error_with_the_reason():
     with pytest.raises(
         ArgumentError, match=r"post must be possible for all residual blocks .*no residual block was found"
     ):
         applied(nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8)), "unchanged:post", torch.zeros(2, 4))
-
-
-def test_the_embedded_transformer_is_post_norm_by_the_formula():
-    model = transformer("layer_norm:post", 0, width=16, depth=2, steps=6).double()
-    pre = transformer("layer_norm", 0, width=16, depth=2, steps=6).double()
-    x = torch.randint(0, 96, (2, 6))
-    assert "last.norm.weight" not in model.state_dict()
-    assert all(torch.equal(value, pre.state_dict()[key]) for key, value in model.state_dict().items())
-    y = pre.table(x) + pre.places.weight[:6]
-    for block in pre.blocks:
-        # The branches of a block whose norms do nothing; what is subtracted is the residual.
-        bare = transformer("none", 0, width=16, depth=1, steps=6).double().blocks[0]
-        missing = bare.load_state_dict(block.state_dict(), strict=False)
-        assert all("norm" in key for key in missing.unexpected_keys)
-        assert not missing.missing_keys
-        mixed = attention(bare, y)
-        y = block.first(y + mixed)
-        y = block.second(y + bare.narrow(nn.functional.gelu(bare.wide(y))))
-    # Float64, another order of a few operations.
-    torch.testing.assert_close(model(x), pre.head(y).transpose(1, 2), rtol=1e-12, atol=1e-12)
-
-
-def attention(block, x):
-    """Causal attention by torch's own function."""
-    q, k, v = (part.unflatten(2, (block.heads, -1)).transpose(1, 2) for part in block.mixed(x).chunk(3, 2))
-    seen = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return block.out(seen.transpose(1, 2).flatten(2))
-
-
-def test_stacked_copies_of_a_changed_model_are_trained_at_once():
-    models = [transformer("rms_norm:peri", seed, width=8, depth=1, steps=4) for seed in range(2)]
-    parameters, buffers = stack_module_state(models)
-    x = torch.randint(0, 96, (3, 4))
-    y = vmap(lambda p, b: functional_call(models[0], (p, b), (x,)))(parameters, buffers)
-    torch.testing.assert_close(y[1], models[1](x))
-    assert isinstance(models[0], Transformer)
 
 
 @pytest.mark.slow

@@ -166,6 +166,7 @@ ROWS = (
         where=Text("Transformers, especially large language models", "Transformer，尤其是大语言模型"),
         strengths=(
             Statement("one statistic fewer than layer norm", "比层归一化少算一个统计量"),
+            Statement("as good as layer norm in Transformers", "在 Transformer 中与层归一化相当", "RMS-1"),
             Statement("independent of the batch", "与批次无关"),
         ),
         weaknesses=(Statement("does not remove a shift of the features", "不消除特征的整体平移"),),

@@ -81,6 +81,7 @@ class Experiment:
         form: the kind of the values that are shown, if not that of the unit.
         of_tuning: whether it uses the runs over learning rates instead of those of the results.
         extended: whether it belongs to the full suite only.
+        conditions: what tells its cells apart, one text each, if variant and batch size do not.
     """
 
     claim: str
@@ -97,6 +98,7 @@ class Experiment:
     form: Form | None = None
     of_tuning: bool = False
     extended: bool = False
+    conditions: tuple[Text, ...] = ()
 
     @property
     def workloads(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from normkit.study.analysis import stats
 from normkit.study.analysis.cells import Cell, paired
@@ -12,6 +12,9 @@ from normkit.study.training.trial import Run, smooth
 
 Effect = Callable[[Tables], Measured | None]
 Value = Callable[[Cell, Run], float | None]
+Two = tuple[CellName, CellName]
+OfRates = Callable[[Cell], dict[int, float]]
+"""Cell -> for each tuning seed, a number that its runs at all rates give."""
 
 
 def test_error(cell: Cell, run: Run) -> float | None:
@@ -42,6 +45,24 @@ def difference(more: CellName, less: CellName, value: Value = test_error) -> Eff
         return Measured(values) if len(values) > 1 else None
 
     return effect
+
+
+def interaction(first: Two, second: Two, value: Value = test_error) -> Effect:
+    """The difference of two differences, seed by seed: that of the `first` two cells minus that of the `second`."""
+
+    def effect(tables: Tables) -> Measured | None:
+        cells = [_cell(tables, name) for name in (*first, *second)]
+        found = [{r.trial.seed: v for r in c.runs if (v := value(c, r)) is not None} for c in cells]
+        return _of_differences(found)
+
+    return effect
+
+
+def _of_differences(found: Sequence[Mapping[int, float]]) -> Measured | None:
+    """(a - b) - (c - d) for each seed that has all four values."""
+    a, b, c, d = found
+    values = [(a[seed] - b[seed]) - (c[seed] - d[seed]) for seed in a if all(seed in each for each in found)]
+    return Measured(values) if len(values) > 1 else None
 
 
 def level(cell: CellName, value: Value) -> Effect:
@@ -92,6 +113,70 @@ def highest_rates(cell: Cell, target: float) -> dict[int, float]:
         before = found.get(run.trial.seed, math.log10(lowest) - 0.5)
         found[run.trial.seed] = max(before, math.log10(run.trial.rate)) if trains else before
     return found
+
+
+def sensitivity(cell: Cell) -> dict[int, float]:
+    """For each tuning seed, the learning-rate sensitivity: the mean over the rates of the loss above that of the best.
+
+    A loss above that of the untrained model counts as that one, and so does one that is not finite. Wortsman et al.
+    2023, arXiv:2309.14322, section 2.2.
+    """
+    found: dict[int, float] = {}
+    for seed, losses in _by_rate(cell).items():
+        found[seed] = math.fsum(losses.values()) / len(losses) - min(losses.values())
+    return found
+
+
+def decades(cell: Cell, within: float) -> dict[int, float]:
+    """For each tuning seed, the log10 of the ratio of the highest to the lowest rate whose loss is near the best.
+
+    Args:
+        cell: a cell with a run at every rate on each tuning seed.
+        within: the largest loss above the best that is near.
+    """
+    found: dict[int, float] = {}
+    for seed, losses in _by_rate(cell).items():
+        near = [math.log10(rate) for rate, loss in losses.items() if loss <= min(losses.values()) + within]
+        found[seed] = max(near) - min(near)
+    return found
+
+
+def _by_rate(cell: Cell) -> dict[int, dict[float, float]]:
+    """For each tuning seed, the validation loss by rate of the design, at most the first training loss.
+
+    Rates beyond the range are left out: not every method has them.
+    """
+    found: dict[int, dict[float, float]] = {}
+    for run in cell.tuning:
+        if run.trial.rate in cell.design.rates and run.losses:
+            end = math.inf if run.validation_loss is None else run.validation_loss
+            found.setdefault(run.trial.seed, {})[run.trial.rate] = min(end, run.losses[0])
+    return {seed: losses for seed, losses in found.items() if len(losses) == len(cell.design.rates)}
+
+
+def of_rates(more: CellName, less: CellName, value: OfRates) -> Effect:
+    """`value(more) - value(less)`, by tuning seed."""
+
+    def effect(tables: Tables) -> Measured | None:
+        first, second = value(_cell(tables, more)), value(_cell(tables, less))
+        values = [first[seed] - second[seed] for seed in first if seed in second]
+        return Measured(values) if len(values) > 1 else None
+
+    return effect
+
+
+def interaction_of_rates(first: Two, second: Two, value: OfRates) -> Effect:
+    """As `interaction`, by tuning seed."""
+
+    def effect(tables: Tables) -> Measured | None:
+        return _of_differences([value(_cell(tables, name)) for name in (*first, *second)])
+
+    return effect
+
+
+def shown_of_rates(value: OfRates) -> Value:
+    """The number at the seed of a run."""
+    return lambda cell, run: value(cell).get(run.trial.seed)
 
 
 def _arrivals(cell: Cell, seeds: set[int]) -> Sequence[int | None]:

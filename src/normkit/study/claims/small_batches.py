@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from normkit import catalog
 from normkit.catalog import Text
-from normkit.study.claims.experiment import CellName, Experiment, Measured, Tables
-from normkit.study.claims.measures import Effect, difference, level, probed, test_error
+from normkit.study.claims.experiment import CellName, Experiment
+from normkit.study.claims.measures import Effect, difference, interaction, level, probed, test_error
 
 DESIGN = Text(
     "Three convolutions with 16 channels on noisy digits, the last two at 2x2 positions; 1000 images are processed at "
@@ -16,15 +16,8 @@ DESIGN = Text(
 
 def rise(first: str, second: str) -> Effect:
     """The rise of the test error from batch 16 to batch 2: that of `first` minus that of `second`, seed by seed."""
-
-    def effect(tables: Tables) -> Measured | None:
-        four = [tables[f"small-{size}"][method, size] for method in (first, second) for size in (2, 16)]
-        by_seed = [{r.trial.seed: r.test_error for r in cell.runs if r.test_error is not None} for cell in four]
-        a, b, c, d = by_seed
-        values = [(a[seed] - b[seed]) - (c[seed] - d[seed]) for seed in a if all(seed in each for each in by_seed)]
-        return Measured(values) if len(values) > 1 else None
-
-    return effect
+    one, other = ((("small-2", method, 2), ("small-16", method, 16)) for method in (first, second))
+    return interaction(one, other)
 
 
 def independence(claim: str, method: str, errors_extended: bool = False) -> tuple[Experiment, ...]:

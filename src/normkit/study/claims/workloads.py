@@ -12,12 +12,14 @@ from typing import Literal
 
 from torch.nn.functional import mse_loss
 
+from normkit.study.claims import factors
 from normkit.study.execution.workload import Workload
 from normkit.study.suite import data
 from normkit.study.suite.forecasting import forecaster, series
 from normkit.study.suite.networks import Builder, convnet, mlp, with_placement
-from normkit.study.suite.sequences import characters, recurrent, transformer
+from normkit.study.suite.sequences import characters, recurrent
 from normkit.study.suite.stylizer import StyleLoss, Stylizer
+from normkit.study.suite.transformers import transformer
 from normkit.study.task import Task, embedded, probes
 from normkit.study.training.design import Design
 
@@ -106,20 +108,6 @@ def attention(full: bool) -> Workload:
 
 def _text(build: Builder) -> Task:
     return replace(embedded.characters(), arms=build, name="characters")
-
-
-def tokens(full: bool) -> Workload:
-    """The next character, by a Transformer that is small enough for the usual suite."""
-    per_token = ("layer_norm", "scale_norm", "dynamic_tanh", "dynamic_erf")
-    build = partial(transformer, width=embedded.WIDTH, depth=1, steps=embedded.LENGTH)
-    task = replace(embedded.characters(), arms=build, probe=probes.value_dependence)
-    design = Design(
-        *((*per_token, "batch_norm", "power_norm"), (8,), 12 if full else 6, 4, 100),
-        lowest_rate=3.162e-2,
-        tuning_runs=1,
-        smallest=0.05,
-    )
-    return Workload("tokens", task, design)
 
 
 def early(full: bool) -> Workload:
@@ -228,7 +216,7 @@ WORKLOADS: dict[str, Callable[[bool], Workload]] = {
     "groups-8": partial(groups, 8),
     "groups-16": partial(groups, 16),
     **{f"stylizer-{style}": partial(stylizer, style) for style in ("flower", "brick", "gravel")},
-    "tokens": tokens,
+    **factors.WORKLOADS,
     "small-2": partial(small, 2),
     "small-16": partial(small, LARGER),
     "responses": responses,

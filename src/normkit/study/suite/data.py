@@ -120,3 +120,32 @@ def _codes() -> Tensor:
     names = ("argparse", "ast", "copy", "csv", "dataclasses", "decimal", "difflib", "doctest", "enum", "fractions")
     found = [path.read_text(encoding="utf-8") for name in names if (path := folder / f"{name}.py").is_file()]
     return torch.tensor([ord(c) - 32 if 32 <= ord(c) < 127 else 95 for c in "".join(found)])
+
+
+def chains(count: int, seed: int, *, symbols: int, classes: int, longest: int, share: float) -> Pair:
+    """Sequences of symbols 1, 2, ... of several lengths, filled with 0, and the rule that each follows.
+
+    By rule c the next symbol is the last one plus c + 1, from the end back to the first symbol. It is followed at a
+    `share` of the steps; at the others the next symbol is drawn. So each symbol alone is equally frequent in all
+    classes, and only pairs of neighbours tell them apart. Lengths are between a third of the longest and the longest.
+
+    Args:
+        count: number of sequences.
+        seed: seed of the sequences.
+        symbols: number of symbols.
+        classes: number of rules, less than `symbols`.
+        longest: length of the longest sequence.
+        share: share of the steps at which the rule is followed.
+
+    Returns:
+        (count, longest) whole numbers, and (count,) classes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (count,), generator=generator)
+    lengths = torch.randint(longest // 3, longest + 1, (count, 1), generator=generator)
+    steps = [torch.randint(symbols, (count,), generator=generator)]
+    for _ in range(longest - 1):
+        drawn = torch.randint(symbols, (count,), generator=generator)
+        follows = torch.rand(count, generator=generator) < share
+        steps.append(torch.where(follows, (steps[-1] + labels + 1) % symbols, drawn))
+    return (torch.stack(steps, 1) + 1) * (torch.arange(longest) < lengths), labels

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import normkit
 from normkit.study.suite.data import Pair
 from normkit.study.suite.networks import initialize, with_norm_of_weights
-from normkit.study.suite.sequences import Normed
+from normkit.study.suite.transformers import Normed
 
 SERIES, WINDOW, HORIZON = 3, 24, 12
 """Series of a window, its time steps, and those of the forecast."""

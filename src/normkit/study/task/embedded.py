@@ -1,19 +1,25 @@
-"""The built-in tasks of `compare`: noisy digits, which is the default, characters, and a forecast of series."""
+"""The built-in tasks of `compare`: noisy digits, which is the default, two for Transformers, a forecast of series."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
+from typing import Literal
 
+import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from normkit import catalog
 from normkit.catalog import Text
+from normkit.errors import ArgumentError, nearest
 from normkit.study.suite import data, networks
 from normkit.study.suite.forecasting import HORIZON, PERIOD, SERIES, WINDOW, forecaster, series
-from normkit.study.suite.sequences import transformer
+from normkit.study.suite.transformers import HEADS, classifier, transformer
 from normkit.study.task.probes import OfImages
-from normkit.study.task.task import Task
+from normkit.study.task.task import Task, sgd
 
 CHANNELS = ((16, 1), (16, 2), (32, 2), (32, 1))
 """Output channels and stride of each convolution; the last two work on 2x2 positions."""
@@ -66,17 +72,75 @@ def digits(seed: int = 0) -> Task:
 
 
 LENGTH = 24
-"""Characters of a piece of text."""
+"""Characters of a piece of text, and symbols of the longest sequence."""
 WIDTH = 32
-"""Width of the Transformer and of the forecasting network."""
+"""Width of the Transformers and of the forecasting network."""
+DEPTHS = (1, 2, 3, 4)
+WIDTHS = (16, 32, 64)
+"""Numbers of layers, and widths, that the Transformers of these tasks may have."""
+SYMBOLS, RULES, FOLLOWED = 6, 4, 0.75
+"""Symbols of the sequences, their classes, and the share of the steps at which the rule of a class is followed."""
+PLACED = ("layer_norm", "rms_norm", "dynamic_tanh", "dynamic_erf")
+TRANSFORMER_METHODS = (
+    "none",
+    *(method + place for method in PLACED for place in ("", ":post", ":peri")),
+    "layer_norm:qk",
+    "rms_norm:qk",
+)
+"""The variants of a Transformer that are compared unless others are named."""
+TRANSFORMER_CLAIMS = ("RMS-1", "DyT-2", "P-2", "QK-1")
+"""The claims that ``normkit compare transformers`` measures."""
+Optimizer = Literal["adamw", "sgd"]
 
 
-def characters() -> Task:
+def adamw(parameters: Iterable[Tensor], lr: float, warmup: int = 0) -> torch.optim.Optimizer:
+    """AdamW; in the first `warmup` steps the learning rate rises linearly from 0.
+
+    >>> weight = torch.zeros(1, requires_grad=True)
+    >>> optimizer = adamw([weight], 0.5, warmup=4)
+    >>> weight.grad = torch.ones(1)
+    >>> optimizer.step()
+    >>> round(weight.item(), 4)  # the first step of Adam is the rate: 0.5 / 4
+    -0.125
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=lr, fused=True)
+    done = 0
+
+    def warm_up(optimizer: torch.optim.Optimizer, *given: object) -> None:
+        # The trainer sets the rate before each step, so this holds for one step.
+        nonlocal done
+        done += 1
+        for group in optimizer.param_groups:
+            group["lr"] *= min(1.0, done / warmup)
+
+    if warmup:
+        optimizer.register_step_pre_hook(warm_up)
+    return optimizer
+
+
+_OPTIMIZERS: Mapping[str, tuple[Callable[..., torch.optim.Optimizer], tuple[float, float], Text]] = {
+    "adamw": (adamw, (1e-3, 1e-1), Text("AdamW.", "优化器为 AdamW。")),
+    "sgd": (sgd, (1e-2, 1.0), Text("SGD with momentum 0.9.", "优化器为动量 0.9 的 SGD。")),
+}
+"""The optimizers of the Transformers: the function, the rates to try first, and the name."""
+
+
+def characters(depth: int = 2, width: int = WIDTH, optimizer: Optimizer = "sgd") -> Task:
     """The next character of Python's own source, and a small causal Transformer.
+
+    Args:
+        depth: number of blocks, 1 to 4.
+        width: number of features of a token: 16, 32 or 64.
+        optimizer: "adamw" or "sgd".
+
+    Raises:
+        ArgumentError: another depth, width or optimizer.
 
     >>> [part.data[0].shape[1] for part in (characters().train, characters().test)]
     [24, 24]
     """
+    _check_transformer(depth, width, optimizer)
+    make, rates, using = _OPTIMIZERS[optimizer]
     pieces = data.text(LENGTH + 1, 0)
     train, validation, test = (
         (part[:, :-1], part[:, 1:]) for part in (pieces[:4000], pieces[4000:4500], pieces[4500:5500])
@@ -88,20 +152,91 @@ def characters() -> Task:
         test=test,
         # Nats per character, because the fraction of wrong characters hardly changes in few steps.
         metric=F.cross_entropy,
-        arms=partial(transformer, width=WIDTH, depth=2, steps=LENGTH),
-        rates=(1e-2, 1.0),
+        arms=partial(transformer, width=width, depth=depth, steps=LENGTH),
+        optimizer=make,
+        rates=rates,
         smallest=0.05,
+        methods=TRANSFORMER_METHODS,
         name=Text("characters of programs", "程序文本的字符"),
         description=Text(
             f"Source text of Python's standard library in pieces of {LENGTH} characters; at each position the next "
-            f"one is predicted. A causal Transformer, two blocks of width {WIDTH} with four heads, the norm before "
-            "attention, before the perceptron and before the last layer. Batch norm takes its statistics over samples "
-            "and positions. SGD with momentum 0.9.",
-            f"Python 标准库源代码，每段 {LENGTH} 个字符，在每个位置预测下一个字符。因果 Transformer，两个宽度 {WIDTH}、"
-            "四头的模块，归一化放在注意力、感知机与最后一层之前。批归一化的统计量取自全部样本与位置。"
-            "优化器为动量 0.9 的 SGD。",
+            f"one is predicted. A causal Transformer with {_blocks(depth)} of width {width} and {HEADS} heads. "
+            f"{_WHERE} Batch norm takes its statistics over samples and positions. {using}",
+            f"Python 标准库源代码，每段 {LENGTH} 个字符，在每个位置预测下一个字符。因果 Transformer，"
+            f"{depth} 个宽度 {width}、{HEADS} 头的模块。{_WHERE.zh}批归一化的统计量取自全部样本与位置。{using.zh}",
         ),
     )
+
+
+def sequences(depth: int = 2, width: int = WIDTH, optimizer: Optimizer = "adamw") -> Task:
+    """Made-up sequences of several lengths with padding, and a small Transformer that classifies them.
+
+    Args:
+        depth, width, optimizer: as in `characters`.
+
+    Raises:
+        ArgumentError: another depth, width or optimizer.
+
+    >>> inputs, labels = sequences().test.data
+    >>> inputs.shape, sorted(set(labels.tolist())), bool((inputs == 0).any())
+    (torch.Size([1000, 24]), [0, 1, 2, 3], True)
+    """
+    _check_transformer(depth, width, optimizer)
+    make, rates, using = _OPTIMIZERS[optimizer]
+    draw = partial(data.chains, symbols=SYMBOLS, classes=RULES, longest=LENGTH, share=FOLLOWED)
+    return Task(
+        model=None,
+        train=draw(4000, 1),
+        validation=draw(1000, 2),
+        test=draw(1000, 3),
+        arms=partial(classifier, width=width, depth=depth, steps=LENGTH, tokens=SYMBOLS + 1, classes=RULES),
+        optimizer=make,
+        rates=rates,
+        max_steps=200,
+        methods=TRANSFORMER_METHODS,
+        name=Text("padded sequences", "带填充的序列"),
+        description=Text(
+            f"Made-up sequences of {LENGTH // 3} to {LENGTH} of {SYMBOLS} symbols in {RULES} classes: in class c a "
+            f"symbol is followed by the one c places after it at {100 * FOLLOWED:.0f} % of the steps, and by any at "
+            "the others, so that only pairs of neighbours tell the classes apart. A Transformer with "
+            f"{_blocks(depth)} of width {width} and {HEADS} heads, and the mean over the positions. Attention and mean "
+            f"skip the padding, and so do norms with statistics over positions. {_WHERE} {using}",
+            f"模拟序列，由 {SYMBOLS} 种符号组成，长度 {LENGTH // 3} 至 {LENGTH}，共 {RULES} 类：第 c 类中，"
+            f"{100 * FOLLOWED:.0f}% 的步上下一个符号是当前符号之后第 c 个，其余步上任意，因此只有相邻符号对能区分类别。"
+            f"Transformer 有 {depth} 个宽度 {width}、{HEADS} 头的模块，最后对各位置取平均。注意力与平均都跳过填充，"
+            f"统计量取自各位置的归一化也跳过填充。{_WHERE.zh}{using.zh}",
+        ),
+    )
+
+
+_WHERE = Text(
+    "The norm is before attention, before the perceptron and before the last layer, if the name of the variant gives "
+    "no other placement.",
+    "若变体名称未另指明位置，归一化放在注意力、感知机与最后一层之前。",
+)
+
+
+def transformers(depth: int = 2, width: int = WIDTH, optimizer: Optimizer = "adamw") -> Task:
+    """`sequences`, with the claims about Transformers: both tasks under both optimizers at three widths."""
+    return replace(sequences(depth, width, optimizer), claims=TRANSFORMER_CLAIMS)
+
+
+def _blocks(depth: int) -> str:
+    return f"{('one', 'two', 'three', 'four')[depth - 1]} block{'s' * (depth > 1)}"
+
+
+def _check_transformer(depth: int, width: int, optimizer: str) -> None:
+    allowed: tuple[tuple[str, object, Iterable[object]], ...] = (
+        ("depth", depth, DEPTHS),
+        ("width", width, WIDTHS),
+        ("optimizer", optimizer, _OPTIMIZERS),
+    )
+    for name, given, values in allowed:
+        if given not in values or isinstance(given, bool):
+            choices = ", ".join(map(str, values))
+            raise ArgumentError(
+                f"{name} of this Transformer must be one of {choices}, got {given!r}: for another give your own task"
+            )
 
 
 def forecast() -> Task:
@@ -134,5 +269,38 @@ def forecast() -> Task:
     )
 
 
-TASKS: Mapping[str, Callable[[], Task]] = {"digits": digits, "characters": characters, "forecast": forecast}
+TASKS: Mapping[str, Callable[..., Task]] = {
+    "digits": digits,
+    "characters": characters,
+    "sequences": sequences,
+    "transformers": transformers,
+    "forecast": forecast,
+}
 """The built-in tasks by their names on the command line."""
+
+
+def named(target: str) -> Task | None:
+    """The built-in task of this name, or None; its arguments may follow a colon.
+
+    Raises:
+        ArgumentError: an argument that the task does not have, or a value that it does not take.
+
+    >>> named("sequences:depth=4,optimizer=sgd").arms.keywords["depth"], named("package:task")
+    (4, None)
+    """
+    name, _, written = target.partition(":")
+    if name not in TASKS:
+        return None
+    make = TASKS[name]
+    known = inspect.signature(make).parameters
+    given: dict[str, int | str] = {}
+    for pair in filter(None, written.split(",")):
+        key, equals, value = pair.partition("=")
+        if key not in known or not equals:
+            usage = f"{name}:{','.join(f'{p.name}={p.default}' for p in known.values())}" if known else name
+            raise ArgumentError(
+                f"after a colon the task {name} takes {', '.join(known) or 'no argument'}, got {pair!r}"
+                f"{f' ({nearest(key, list(known))})' if known else ''}: write {usage}, say"
+            )
+        given[key] = int(value) if value.isdecimal() else value
+    return make(**given)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import normkit
 from normkit.study.suite.networks import groups_of
-from normkit.study.suite.sequences import Normed, Transformer
+from normkit.study.suite.transformers import Normed, Transformer
 
 
 class OfImages:

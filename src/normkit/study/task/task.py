@@ -117,6 +117,8 @@ class Task:
             if there is neither `loss` nor `evaluate`.
         evaluate: (model, loader) -> {name: value}, instead of `metric`; in evaluation mode and without gradients. The
             loader gives all batches of one part of the data.
+        methods: the methods to compare if `compare` names none; by default all that fit into the model.
+        claims: ids of claims of the catalog to measure in addition, if `compare` names no methods.
 
     Raises:
         ArgumentError: data that are empty or no data set, a model that is not a function, or an option out of range.
@@ -164,6 +166,8 @@ class Task:
     patience: int | None = None
     training_step: Callable[..., Any] | None = None
     evaluate: Callable[[nn.Module, Any], Mapping[str, Any]] | None = None
+    methods: tuple[str, ...] = ()
+    claims: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.arms is None and (not callable(self.model) or isinstance(self.model, nn.Module)):
@@ -375,8 +379,8 @@ class Task:
 _WITHOUT_EFFECT = (
     *("name", "description", "origin", "metric_name", "share", "smallest", "max_steps", "max_epochs", "samples"),
     "evaluation_batch",
-    # A trial has its own rate and options.
-    *("rates", "search"),
+    # A trial has its own method, rate and options.
+    *("methods", "claims", "rates", "search"),
 )
 """Fields that no run depends on, apart from its trial and the design."""
 

@@ -13,6 +13,7 @@ import normkit
 from normkit import catalog
 from normkit.errors import ArgumentError, nearest
 from normkit.study.suite.forecasting import Reversible
+from normkit.study.suite.transformers import QK
 from normkit.study.task.recurrent import with_layer_norms
 from normkit.tools.convert import convert
 from normkit.tools.convert.torch_encoder import encoder_layers, turn_off
@@ -29,19 +30,19 @@ KNOWN = ("none", "unchanged", *(method.name for method in catalog.METHODS if met
 
 
 def method_name(name: str) -> str:
-    """The name of a method that can be applied to a model, from a name or alias; a placement may follow.
+    """The name of a method that can be applied to a model, from a name or alias; a placement or ``qk`` may follow.
 
-    >>> method_name("BN"), method_name("none"), method_name("LN:post")
-    ('batch_norm', 'none', 'layer_norm:post')
+    >>> method_name("BN"), method_name("none"), method_name("LN:post"), method_name("RMS:qk")
+    ('batch_norm', 'none', 'layer_norm:post', 'rms_norm:qk')
     """
     method, colon, placement = name.partition(":")
     found = method if method in ("none", "unchanged") else catalog.find(method).name
     if found not in KNOWN:
         raise ArgumentError(f"compare trains {', '.join(KNOWN)}, got {name!r}: {nearest(found, KNOWN)}")
-    if colon and (found in ("none", *OF_WEIGHTS) or placement not in PLACEMENTS):
+    if colon and (found in ("none", *OF_WEIGHTS) or placement not in (*PLACEMENTS, QK)):
         raise ArgumentError(
-            f"after a colon compare accepts a placement ({', '.join(PLACEMENTS)}) of norms of activations, "
-            f"got {name!r}: write layer_norm:post, say"
+            f"after a colon compare accepts a placement ({', '.join(PLACEMENTS)}) of norms of activations, or {QK} for "
+            f"norms of queries and keys, got {name!r}: write layer_norm:post, say"
         )
     return found + colon + placement
 
@@ -64,6 +65,11 @@ def applied(model: nn.Module, variant: str, example: Any) -> nn.Module:
     GroupNorm(2, 4, eps=1e-05, affine=True, bias=True)
     """
     method, _, placement = variant.partition(":")
+    if placement == QK:
+        raise ArgumentError(
+            f"norms of queries and keys are a variant of the built-in Transformers, got {variant!r} for another model: "
+            f"leave it out, or give normkit compare sequences --methods {variant}"
+        )
     model = _with_method(model, method, example)
     return _placed(model, placement, example) if placement else model
 

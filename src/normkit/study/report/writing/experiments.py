@@ -20,6 +20,8 @@ _OPTIONS = (
     ("after", "after the ReLU", "在 ReLU 之后"),
     ("last", "normalized classifier", "分类器前再归一化"),
     ("init", "initialized by data", "按数据初始化"),
+    ("post", "post-norm", "后置"),
+    ("qk", "QK-norm", "QK 归一化"),
     ("each-step", "statistics for each time step", "每个时间步各有统计量"),
 )
 """The options of variants as text: pattern, English, Chinese."""
@@ -37,7 +39,12 @@ def evidence(judgements: Iterable[Judgement], command: str) -> tuple[Evidence, .
 
 def _evidence(judgement: Judgement, command: str) -> Evidence:
     experiment, measured = judgement.experiment, judgement.measured
-    shown = [(label(variant, size), variant, each) for each in judgement.shown for _, variant, size in [each.name]]
+    conditions = experiment.conditions or (None,) * len(judgement.shown)
+    shown = [
+        (label(variant, size, condition), variant, each)
+        for each, condition in zip(judgement.shown, conditions, strict=True)
+        for _, variant, size in [each.name]
+    ]
     return Evidence(
         claim=experiment.claim,
         name=experiment.name,
@@ -57,7 +64,7 @@ def _evidence(judgement: Judgement, command: str) -> Evidence:
             VariantValues(text, variant.partition(":")[0], each.values, each.interval) for text, variant, each in shown
         ),
         curves={text: each.losses for text, _, each in shown},
-        repeat=f"{command} --claims {experiment.claim}",
+        repeat=f"{command} --claims {experiment.claim}{' --full' if experiment.extended else ''}",
     )
 
 
@@ -100,16 +107,20 @@ def amount(experiment: Experiment, lang: str) -> str:
     return ERROR.amount(matters, lang)
 
 
-def label(variant: str, size: int) -> Text:
-    """A variant at a batch size.
+def label(variant: str, size: int, condition: Text | None = None) -> Text:
+    """A variant at a batch size, and under a further condition.
 
-    >>> label("group_norm:8", 16)
-    'group norm (groups: 8), batch 16'
+    >>> label("group_norm:8", 16), label("layer_norm", 8, Text("AdamW", "AdamW"))
+    ('group norm (groups: 8), batch 16', 'layer norm, batch 8, AdamW')
     """
     name, _, option = variant.partition(":")
     en = f" ({_option(option, 'en')})" if option else ""
     zh = f"（{_option(option, 'zh')}）" if option else ""
-    return Text(f"{formatting.inline(name)}{en}, batch {size}", f"{formatting.title(name, 'zh')}{zh}，批量 {size}")
+    more, more_zh = (f", {condition}", f"，{condition.zh}") if condition else ("", "")
+    return Text(
+        f"{formatting.inline(name)}{en}, batch {size}{more}",
+        f"{formatting.title(name, 'zh')}{zh}，批量 {size}{more_zh}",
+    )
 
 
 def _option(option: str, lang: Literal["en", "zh"]) -> str:

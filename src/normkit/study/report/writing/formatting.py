@@ -19,6 +19,7 @@ _PLACEMENTS = {
     "post": catalog.Text(" (post-norm)", "（后置）"),
     "peri": catalog.Text(" (peri-norm)", "（前后及嵌入）"),
     "sandwich": catalog.Text(" (sandwich)", "（前后）"),
+    "qk": catalog.Text(" (QK-norm)", "（QK 归一化）"),
 }
 
 
