@@ -93,6 +93,7 @@ def conclude(
     machine: Mapping[str, Any],
     command: str,
     seconds: float,
+    awaited: int = 0,
 ) -> Comparison:
     """Apply the rules to the finished runs.
 
@@ -100,7 +101,7 @@ def conclude(
         workload: the workload of the comparison.
         others: further workloads that experiments use.
         experiments: the experiments on claims.
-        complete, machine, command, seconds: as in `Results`.
+        complete, machine, command, seconds, awaited: as in `Results`.
     """
     task, design = workload.task, workload.design
     tables = {each.name: cells.cells(each.design, each.runs, each.times) for each in (workload, *others)}
@@ -121,6 +122,8 @@ def conclude(
         machine=machine,
         command=command,
         seconds=seconds,
+        trained=sum(run.state != "failed" for run in runs),
+        awaited=awaited,
     )
 
 

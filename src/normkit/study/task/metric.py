@@ -12,15 +12,17 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric for which lower is better.
+    """The metric of the results.
 
     Attributes:
         name: the name as it follows "test", such as "error" or "mean squared error".
         share: whether it is a fraction from 0 to 1, written as a percentage.
+        higher_is_better: its direction.
     """
 
     name: Text
     share: bool
+    higher_is_better: bool = False
 
     def value(self, value: float) -> str:
         """A value as in a table.

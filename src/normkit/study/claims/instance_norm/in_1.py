@@ -51,7 +51,7 @@ def stylizer(workload: str, style: Text, extended: bool = False) -> Experiment:
             "Loss on new pieces, evaluation mode: batch norm minus instance norm.",
             "新图块上推理模式的损失：批归一化减实例归一化。",
         ),
-        unit="nats",
+        unit="loss",
         effect=difference(*cells),
         cells=cells,
         show=test_error,

@@ -13,12 +13,12 @@ from normkit.study.training.trial import Options
 
 __all__ = ["MISSING", "span"]
 
-_OTHERS = {"none": catalog.Text("No norm", "不归一化"), "unchanged": catalog.Text("As it is", "原样")}
+_OTHERS = {"none": catalog.Text("No norm", "无归一化"), "unchanged": catalog.Text("As it is", "原模型")}
 _PLACEMENTS = {
-    "pre": catalog.Text(" (pre-norm)", "（前置）"),
-    "post": catalog.Text(" (post-norm)", "（后置）"),
-    "peri": catalog.Text(" (peri-norm)", "（前后及嵌入）"),
-    "sandwich": catalog.Text(" (sandwich)", "（前后）"),
+    "pre": catalog.Text(" (pre-norm)", "（pre-norm）"),
+    "post": catalog.Text(" (post-norm)", "（post-norm）"),
+    "peri": catalog.Text(" (peri-norm)", "（peri-norm）"),
+    "sandwich": catalog.Text(" (sandwich)", "（sandwich norm）"),
 }
 
 
@@ -26,7 +26,7 @@ def title(method: str, lang: str = "en") -> str:
     """The name of a method in a table, with its placement if that is part of the variant.
 
     >>> title("none"), title("none", "zh"), title("layer_norm:post")
-    ('No norm', '不归一化', 'Layer norm (post-norm)')
+    ('No norm', '无归一化', 'Layer norm (post-norm)')
     """
     method, _, placement = method.partition(":")
     where = _PLACEMENTS[placement].to(lang) if placement else ""
@@ -44,14 +44,25 @@ def inline(method: str, lang: str = "en") -> str:
     return " ".join(word if word.isupper() else word.lower() for word in title(method, lang).split(" "))
 
 
-def listing(names: Sequence[str], lang: str = "en") -> str:
-    """Names as a list inside a sentence.
+def listing(names: Sequence[str], lang: str = "en", choice: bool = False) -> str:
+    """Names as a list inside a sentence; with `choice`, one of them is to be chosen.
 
-    >>> listing(["a", "b", "c"]), listing(["a", "b", "c"], "zh")
-    ('a, b and c', 'a、b和c')
+    >>> listing(["a", "b", "c"]), listing(["a", "b", "c"], choice=True), listing(["a", "b", "c"], "zh")
+    ('a, b and c', 'a, b or c', 'a、b和c')
     """
-    comma, last = ("、", "和") if lang == "zh" else (", ", " and ")
+    comma, last = ("、", "或" if choice else "和") if lang == "zh" else (", ", " or " if choice else " and ")
     return last.join([comma.join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def spaced(name: str, lang: str = "en") -> str:
+    """A name inside a Chinese sentence; spaces separate Latin letters from Chinese characters.
+
+    >>> spaced("RMSE", "zh"), spaced("错误率", "zh"), spaced("RMSE")
+    (' RMSE ', '错误率', 'RMSE')
+    """
+    if lang != "zh" or not name:
+        return name
+    return f"{' ' * name[0].isascii()}{name}{' ' * name[-1].isascii()}"
 
 
 def percent(value: float) -> str:
@@ -116,6 +127,16 @@ def difference(interval: Interval, metric: Metric = ERROR, lang: str = "en") -> 
     """
     low, high = metric.difference(interval.low), metric.difference(interval.high)
     return metric.difference(interval.value), span(low, high, lang)
+
+
+def turned(interval: Interval, sign: int) -> Interval:
+    """An interval of the values with this sign.
+
+    >>> turned(Interval(1.0, 0.5, 2.0, 8), -1)
+    Interval(value=-1.0, low=-2.0, high=-0.5, n=8)
+    """
+    low, high = sorted((sign * interval.low, sign * interval.high))
+    return Interval(sign * interval.value, low, high, interval.n)
 
 
 def plus(value: float, digits: int = 2) -> str:
@@ -210,7 +231,7 @@ def in_unit(evidence: Evidence, interval: Interval, lang: str = "en") -> tuple[s
             value, low, high = (_power(base, x) for x in (interval.value, interval.low, interval.high))
             return f"{value}×", span(low, high, lang)
     value, spread = signed(interval, 2 if abs(interval.value) > 0.01 else 4, lang)
-    return (f"{value} {catalog.Text('nats', '奈特').to(lang)}" if evidence.unit == "nats" else value), spread
+    return (f"{value} nats" if evidence.unit == "nats" else value), spread
 
 
 def _power(base: int, exponent: float) -> str:
