@@ -1,6 +1,6 @@
 """Runs the trials of workloads in stages: tuning, results, step times. Each run is stored before it is counted.
 
-All workloads share the same workers, so that every core is busy until a stage ends.
+The comparison comes first. All other workloads share the workers, so that every core is busy until a stage ends.
 """
 
 from __future__ import annotations
@@ -69,8 +69,11 @@ def run_stages(
     progress: Progress,
     minutes: float | None = None,
     limit: float | None = None,
+    compared: Callable[[], None] | None = None,
 ) -> bool:
     """Run the trials of the workloads that are not in the store yet, and add all runs to the workloads.
+
+    The first workload, the comparison, is finished before the others begin, so that it can be read early.
 
     Args:
         workloads: the workloads, in the order of the pool's `Payload`.
@@ -79,6 +82,7 @@ def run_stages(
         progress: called after each batch of trials.
         minutes: the time after which no further run starts.
         limit: seconds a run may take.
+        compared: called when the first workload is finished.
 
     Returns:
         Whether everything was done.
@@ -90,16 +94,21 @@ def run_stages(
     timed = [(i, workload) for i, workload in enumerate(workloads) if workload.timed]
     timings = [(i, size) for i, workload in timed for size in workload.design.batch_sizes]
     counter = _Counter(sum(workload.design.runs for workload in workloads) + len(timings), progress)
-    for what in STAGES:
-        if not _run_stage(what, workloads, store, pool, counter, end, limit):
-            return False
-    for number, batch_size in timings if ranks.rank() == 0 else ():
-        _time(workloads[number], number, batch_size, store, pool, counter, limit)
+    for part in (range(1), range(1, len(workloads))):
+        for what in STAGES if part else ():
+            if not _run_stage(what, part, workloads, store, pool, counter, end, limit):
+                return False
+        for number, batch_size in timings if ranks.rank() == 0 else ():
+            if number in part:
+                _time(workloads[number], number, batch_size, store, pool, counter, limit)
+        if compared is not None and 0 in part:
+            compared()
     return True
 
 
 def _run_stage(
     what: str,
+    part: range,
     workloads: Sequence[Workload],
     store: Store,
     pool: WorkerPool,
@@ -107,11 +116,12 @@ def _run_stage(
     end: float,
     limit: float | None,
 ) -> bool:
-    """Run the trials of one stage; returns whether there was time for all of them."""
-    asked = [(i, trial) for i, workload in enumerate(workloads) for trial in STAGES[what](workload)]
+    """Run the trials of one stage of a part of the workloads; returns whether there was time for all of them."""
+    asked = [(i, trial) for i in part for trial in STAGES[what](workloads[i])]
+    name = what if 0 in part else f"claims: {what}"
     left = [(i, trial) for i, trial in asked if workloads[i].is_open(trial)]
     counter.done += len(asked) - len(left)
-    counter.report(what)
+    counter.report(name)
     batches = _batches(workloads, left)
     # A batch may take as long as its runs would take one after the other.
     patience = limit and limit * max((len(trials) for _, trials in batches), default=1)
@@ -123,7 +133,7 @@ def _run_stage(
             store.add(workload.task, workload.design, run)
             workload.runs[run.trial] = run
         counter.done += len(trials)
-        counter.report(what)
+        counter.report(name)
         if time.perf_counter() > end:
             return False
     counter.done = after

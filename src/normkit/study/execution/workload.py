@@ -65,6 +65,11 @@ class Workload:
         """Whether a trial has no result yet; one that failed last time is tried again."""
         return trial not in self.runs or self.runs[trial].state == "failed"
 
+    @property
+    def finished(self) -> bool:
+        """Whether every trial of every stage has a result."""
+        return not any(self.is_open(trial) for stage in STAGES.values() for trial in stage(self))
+
     def _setting(self, method: str, batch_size: int) -> Setting | None:
         return chosen(self.design, tuning_runs(self.design, self.runs, method, batch_size))
 

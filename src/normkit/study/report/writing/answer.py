@@ -20,10 +20,9 @@ _BETWEEN = Text(" ", "")
 _NONE_TRAINED = Text("No method trained at {where}", "{where}：没有方法训练成功")
 _FAILED = Text("Every run failed at {where} ({message})", "{where}：所有运行都失败了（{message}）")
 _NOT_MEASURED = Text("Nothing has been measured yet at {where}", "{where}：尚无测量结果")
-_ON = Text("On {task}, ", "在“{task}”上，")
-_LEADER = Text(
-    "at {where} {leader} has the {extreme} {metric} ({value})", "{where} 时{leader}的{metric}{extreme}（{value}）"
-)
+_ON = Text("On {task} at {where}, ", "在“{task}”上，{where} 时")
+_AT = Text("At {where}, ", "{where} 时")
+_LEADER = Text("{leader} has the {extreme} {metric} ({value})", "{leader}的{metric}{extreme}（{value}）")
 _EQUAL = Text("{names} {verb} equal to it within {least}", "{names}与之相当（相差不超过 {least}）")
 _WORSE = Text("{names} {verb} measurably worse", "{names}显著更差")
 _ONE_UNRESOLVED = Text(
@@ -37,7 +36,6 @@ _UNRESOLVED = Text(
 _ALL_OTHERS = Text("all other methods", "其他所有方法")
 _EVERY_OTHER = Text("every other method", "其他所有方法")
 _OTHERS = Text("the others", "其余方法")
-_AND = Text("; ", "；")
 
 
 class Clause(NamedTuple):
@@ -49,16 +47,16 @@ class Clause(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The answer in parts: the decision, a clause for each group of batch sizes, and the evidence for it."""
+    """The answer in parts: the decision, a clause for each group of batch sizes, and a sentence of evidence for each."""
 
     clauses: list[Clause]
-    evidence: str
+    evidence: list[str]
 
 
 def answer(found: Results) -> Text:
     """Which methods to use at each batch size; then which one leads, and how the others compare with it."""
     en, zh = (
-        _BETWEEN.to(lang).join([*map("".join, clauses), *([evidence] if evidence else [])])
+        _BETWEEN.to(lang).join([*map("".join, clauses), *evidence])
         for lang in ("en", "zh")
         for clauses, evidence in [parts(found, lang)]
     )
@@ -73,11 +71,13 @@ def parts(found: Results, lang: str) -> Parts:
         groups.setdefault(key, []).append(decision.batch_size)
     made = {decision.batch_size: decision for decision in decisions(found)}
     clauses = [_clause(found, made[sizes[0]], _where(sizes, lang), lang) for sizes in groups.values()]
-    sentences = [_evidence(found, standing, lang) for standing in found.standings if standing.leader]
-    if not sentences:
-        return Parts(clauses, "")
-    text = _ON.to(lang).format(task=found.task.to(lang)) + _AND.to(lang).join(sentences)
-    return Parts(clauses, text + _END.to(lang))
+    led = [standing for standing in found.standings if standing.leader]
+    sentences = []
+    for number, standing in enumerate(led):
+        where = _where([standing.batch_size], lang)
+        start = (_AT if number else _ON).to(lang).format(task=found.task.to(lang), where=where)
+        sentences.append(start + _evidence(found, standing, lang) + _END.to(lang))
+    return Parts(clauses, sentences)
 
 
 def _where(sizes: list[int], lang: str) -> str:
@@ -117,7 +117,6 @@ def _evidence(found: Results, standing: Standing, lang: str) -> str:
     leader = found.cell(standing.leader, standing.batch_size)
     assert leader.error is not None
     text = _LEADER.to(lang).format(
-        where=_where([standing.batch_size], lang),
         leader=formatting.inline(standing.leader, lang),
         extreme=EXTREMES[found.metric.higher_is_better].to(lang),
         metric=formatting.spaced(found.metric.name.to(lang), lang),
