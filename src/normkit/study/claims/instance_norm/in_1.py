@@ -21,7 +21,7 @@ def invariance(other: str, name: str, question: Text) -> Experiment:
         ),
         measure=Text(
             "Increase of the test error: the other method minus instance norm.",
-            "测试误差的上升幅度：另一方法减实例归一化。",
+            "测试错误率的上升幅度：另一方法减实例归一化。",
         ),
         unit="points",
         effect=difference(*cells, probed("style_rise")),

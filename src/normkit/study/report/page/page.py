@@ -15,7 +15,7 @@ from normkit.errors import ArgumentError
 from normkit.study.analysis.results import Results
 from normkit.study.report.figures import panels
 from normkit.study.report.page import claims, decision, methods, numbers
-from normkit.study.report.writing import answer, formatting
+from normkit.study.report.writing import answer, backends, formatting
 from normkit.study.report.writing.texts import TEXTS, say
 
 PANELS: tuple[tuple[str, Callable[[Results, int, str], str | None]], ...] = (
@@ -141,6 +141,9 @@ def _facts(found: Results, lang: str) -> list[tuple[str, str]]:
     facts = []
     for key, value in found.machine.items():
         name = say(f"fact.{key}", lang) if f"fact.{key}" in TEXTS else str(key)
+        if key == "kernels":
+            facts.append((name, backends.kernels(str(value), lang)))
+            continue
         known = f"value.{value}" in TEXTS
         facts.append((name, say(f"value.{value}", lang) if known else str(value)))
     seeds, tuning = found.design.evaluation_seeds, found.design.tuning_seeds

@@ -77,7 +77,7 @@ def parts(found: Results, lang: str) -> Parts:
         where = _where([standing.batch_size], lang)
         start = (_AT if number else _ON).to(lang).format(task=found.task.to(lang), where=where)
         sentences.append(start + _evidence(found, standing, lang) + _END.to(lang))
-    return Parts(clauses, sentences)
+    return Parts(clauses, [formatting.chinese(text) if lang == "zh" else text for text in sentences])
 
 
 def _where(sizes: list[int], lang: str) -> str:
@@ -107,8 +107,10 @@ def _clause(found: Results, decision: Decision, where: str, lang: str) -> Clause
     every = not decision.avoid and any(choice.place == "not resolved" for choice in decision.take)
     if every and len(names) > 3:
         listed = _ANY.to(lang).format(count=len(names))
+    # The page sets the names apart, so the spaces of Chinese are part of what surrounds them.
+    space = " " if lang == "zh" and listed[:1].isascii() else ""
     before, after = _USE.to(lang).format(where=where, names="\0").split("\0")
-    return Clause(before, listed, after + (_NONE_RULED_OUT.to(lang) if every else "") + _END.to(lang))
+    return Clause(before + space, listed, after + (_NONE_RULED_OUT.to(lang) if every else "") + _END.to(lang))
 
 
 def _evidence(found: Results, standing: Standing, lang: str) -> str:
@@ -119,7 +121,7 @@ def _evidence(found: Results, standing: Standing, lang: str) -> str:
     text = _LEADER.to(lang).format(
         leader=formatting.inline(standing.leader, lang),
         extreme=EXTREMES[found.metric.higher_is_better].to(lang),
-        metric=formatting.spaced(found.metric.name.to(lang), lang),
+        metric=found.metric.name.to(lang),
         value=found.metric.value(leader.error.value),
     )
     others = _groups(found, standing, leader.error.n, lang)

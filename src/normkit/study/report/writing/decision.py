@@ -71,18 +71,23 @@ def _wins(pair: Pair, against: str) -> bool:
 
 def why(found: Results, decision: Decision, choice: Choice, lang: str) -> str:
     """The evidence for a choice: the value of the leader, or the difference to it with its interval."""
+    text = _why(found, decision, choice, lang)
+    return formatting.chinese(text) if lang == "zh" else text
+
+
+def _why(found: Results, decision: Decision, choice: Choice, lang: str) -> str:
     cell = found.cell(choice.method, decision.batch_size)
     if choice.place == "leads":
         value, spread = formatting.error(cell.error, found.metric, lang)
         extreme = EXTREMES[found.metric.higher_is_better].to(lang)
-        metric = formatting.spaced(found.metric.name.to(lang), lang)
+        metric = found.metric.name.to(lang)
         return _LEADS.to(lang).format(extreme=extreme, metric=metric, value=value, spread=spread)
     if choice.pair is None:
         return (_UNTRAINED if cell.runs and cell.untrained == len(cell.runs) else _BEHIND).to(lang)
     other = choice.pair.second if choice.pair.first == choice.method else choice.pair.first
     leader = decision.take[0].method
     reason = {
-        "equal": _EQUAL.to(lang).format(least=formatting.spaced(found.metric.amount(found.design.smallest, lang), lang).lstrip()),
+        "equal": _EQUAL.to(lang).format(least=found.metric.amount(found.design.smallest, lang)),
         "not resolved": _UNRESOLVED.to(lang).format(seeds=choice.pair.difference.n),
     }.get(choice.place, (_BEHIND if other == leader else _THAN).to(lang))
     if choice.place == "behind" and choice.pair.relation not in ("better", "worse"):

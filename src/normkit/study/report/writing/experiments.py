@@ -41,10 +41,10 @@ def _evidence(judgement: Judgement, command: str) -> Evidence:
     return Evidence(
         claim=experiment.claim,
         name=experiment.name,
-        question=experiment.question,
-        design=experiment.design,
-        measure=experiment.measure,
-        rule=rule(experiment),
+        question=formatting.both(experiment.question),
+        design=formatting.both(experiment.design),
+        measure=formatting.both(experiment.measure),
+        rule=formatting.both(rule(experiment)),
         unit=experiment.unit,
         smallest=experiment.matters,
         effect=measured.interval(),
@@ -63,7 +63,7 @@ def _evidence(judgement: Judgement, command: str) -> Evidence:
 
 def rule(experiment: Experiment) -> Text:
     """The rule by which the finding follows from the effect."""
-    amounts = {"en": amount(experiment, "en"), "zh": formatting.spaced(amount(experiment, "zh"), "zh").lstrip()}
+    amounts = {"en": amount(experiment, "en"), "zh": amount(experiment, "zh")}
     if experiment.equivalence == "upper":
         return Text(
             f"Supported if the whole corrected interval is below {amounts['en']}, contradicted if the whole interval is "
@@ -80,7 +80,7 @@ def rule(experiment: Experiment) -> Text:
         f"Supported if the effect is at least {amounts['en']} in the claimed direction and p, corrected over all "
         "experiments, is below 0.05. Contradicted if the whole corrected interval is below such an effect. Otherwise "
         "not resolved.",
-        f"效应与论断同向、不小于 {amounts['zh'].rstrip()}，且对全部实验校正后的 p 值小于 0.05 时，论断成立；"
+        f"效应与论断同向、不小于 {amounts['zh']}，且对全部实验校正后的 p 值小于 0.05 时，论断成立；"
         "校正后的置信区间整体低于这一效应时，不成立；否则尚无定论。",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from normkit import catalog
@@ -48,21 +49,26 @@ def listing(names: Sequence[str], lang: str = "en", choice: bool = False) -> str
     """Names as a list inside a sentence; with `choice`, one of them is to be chosen.
 
     >>> listing(["a", "b", "c"]), listing(["a", "b", "c"], choice=True), listing(["a", "b", "c"], "zh")
-    ('a, b and c', 'a, b or c', 'a、b和c')
+    ('a, b and c', 'a, b or c', 'a、b 和 c')
     """
     comma, last = ("、", "或" if choice else "和") if lang == "zh" else (", ", " or " if choice else " and ")
-    return last.join([comma.join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    text = last.join([comma.join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return chinese(text) if lang == "zh" else text
 
 
-def spaced(name: str, lang: str = "en") -> str:
-    """A name inside a Chinese sentence; spaces separate Latin letters from Chinese characters.
+def chinese(text: str) -> str:
+    """A Chinese sentence with spaces between Chinese characters and Latin letters or numbers.
 
-    >>> spaced("RMSE", "zh"), spaced("错误率", "zh"), spaced("RMSE")
-    (' RMSE ', '错误率', 'RMSE')
+    >>> chinese("使用动态 Tanh的网络，批量2时RMSE最低")
+    '使用动态 Tanh 的网络，批量 2 时 RMSE 最低'
     """
-    if lang != "zh" or not name:
-        return name
-    return f"{' ' * name[0].isascii()}{name}{' ' * name[-1].isascii()}"
+    text = re.sub(r"(?<=[\u4e00-\u9fff])(?=[A-Za-z0-9])", " ", text)
+    return re.sub(r"(?<=[A-Za-z0-9%×])(?=[\u4e00-\u9fff])", " ", text)
+
+
+def both(text: catalog.Text) -> catalog.Text:
+    """A text whose Chinese was put together from parts."""
+    return catalog.Text(str(text), chinese(text.zh))
 
 
 def percent(value: float) -> str:
@@ -71,7 +77,7 @@ def percent(value: float) -> str:
     >>> percent(0.0618)
     '6.2\xa0%'
     """
-    return ERROR.value(value)
+    return ERROR.value(value).replace("-", "−")
 
 
 def error(interval: Interval | None, metric: Metric = ERROR, lang: str = "en") -> tuple[str, str]:

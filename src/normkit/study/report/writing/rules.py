@@ -12,7 +12,9 @@ from normkit.study.training.design import GROWTH, Design
 
 def rules(design: Design, task: Task) -> tuple[tuple[Text, Text], ...]:
     """The rules as (heading, text), each in both languages."""
-    return (*_training(design, task), *_judgement(design, task))
+    return tuple(
+        (heading, formatting.both(text)) for heading, text in (*_training(design, task), *_judgement(design, task))
+    )
 
 
 def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
@@ -43,7 +45,7 @@ def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
             f"{GROWTH} more are tried beyond it.{more} The results come from other seeds.",
             f"每次运行训练 {design.steps} 步，学习率按半个余弦周期降到 0。每种方法在每个批量下都尝试从 "
             f"{design.rates[0]:g} 到 {design.rates[-1]:g} 的 {design.trials} 个学习率，每个用 {design.tuning_runs} "
-            f"个随机种子；选取平均{formatting.spaced(validation.zh, 'zh')}{lowest_zh}者，相同时比较验证损失。最佳学习率若在范围端点，"
+            f"个随机种子；选取平均{validation.zh}{lowest_zh}者，相同时比较验证损失。最佳学习率若在范围端点，"
             f"则向外再试 {GROWTH} 个。{more_zh}最终结果使用另外的随机种子。",
         ),
     )
@@ -53,7 +55,7 @@ def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
             f"Each method is trained on {design.seeds} further seeds at the chosen rate. The {test} is computed only "
             "once, at the end of these runs. All batch sizes take the same number of steps, so a small batch sees fewer "
             "samples in all: compare methods at one batch size, not one method at several batch sizes.",
-            f"在选定的学习率下，每种方法用另外 {design.seeds} 个随机种子训练；{formatting.spaced(test.zh, 'zh')}只在训练结束时计算一次。"
+            f"在选定的学习率下，每种方法用另外 {design.seeds} 个随机种子训练；{test.zh}只在训练结束时计算一次。"
             "所有批量的训练步数相同，小批量见到的样本总数更少：请在同一批量下比较不同方法，不要比较同一方法的不同批量。",
         ),
     )
@@ -64,7 +66,7 @@ def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
             "A run did not train if its loss is no longer finite, or no better than guessing at the end. It is still "
             f"counted in every mean. A run that breaks off gets the {task.reported.name} of guessing, {at_chance}.",
             "损失不再是有限值、或结束时不优于随机猜测的运行视为未训练成功，仍计入所有均值。"
-            f"中途发散的运行按随机猜测的{formatting.spaced(task.reported.name.zh, 'zh')}（{at_chance}）计。",
+            f"中途发散的运行按随机猜测的{task.reported.name.zh}（{at_chance}）计。",
         ),
     )
 
@@ -90,7 +92,7 @@ def _judgement(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
             f"{design.gap_images} training samples in batches of the training size. The same samples recalibrate the "
             f"running statistics for the recalibrated {metric.name}.",
             f"推理模式的损失减训练模式的损失，权重相同，训练样本相同（{design.gap_images} 个），批量与训练时一致。"
-            f"同一批样本也用来重新校准滑动统计量，由此得到重新校准后的{formatting.spaced(metric.name.zh, 'zh').rstrip()}。",
+            f"同一批样本也用来重新校准滑动统计量，由此得到重新校准后的{metric.name.zh}。",
         ),
     )
     yield (
@@ -122,9 +124,9 @@ def _judgement(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
             "none of its runs trained. It is *equal* to the leader if the corrected interval of their difference is "
             f"within ±{least}. Every other method is *not resolved*: its difference to the leader is within what "
             "these seeds can resolve.",
-            f"在每个批量下，平均{formatting.spaced(test.zh, 'zh')}{lowest_zh}的方法*领先*。若两种方法的平均差不小于{formatting.spaced(least_zh, 'zh').rstrip()}，且配对 t 检验得 "
+            f"在每个批量下，平均{test.zh}{lowest_zh}的方法*领先*。若两种方法的平均差不小于{least_zh}，且配对 t 检验得 "
             f"p < {design.alpha:g}（对所有批量的所有两两比较做 Holm 校正），则一种方法*优于*另一种。有其他方法优于它、"
-            f"或没有一次运行训练成功的方法*落后*。与领先者之差的校正后置信区间落在 ±{formatting.spaced(least_zh, 'zh').lstrip()}以内的方法与其*相当*。"
+            f"或没有一次运行训练成功的方法*落后*。与领先者之差的校正后置信区间落在 ±{least_zh}以内的方法与其*相当*。"
             "其余方法*未能分辨*：它与领先者的差异用现有的随机种子还无法分辨。",
         ),
     )

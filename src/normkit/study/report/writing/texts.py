@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from normkit.catalog import Text
+from normkit.study.report.writing import formatting
 
 
 def say(key: str, lang: str, **values: object) -> str:
@@ -13,7 +14,8 @@ def say(key: str, lang: str, **values: object) -> str:
     >>> say("batch", "en", size=8), say("batch", "zh", size=8)
     ('batch size 8', '批量 8')
     """
-    return TEXTS[key].to(lang).format(**values)
+    text = TEXTS[key].to(lang).format(**values)
+    return formatting.chinese(text) if lang == "zh" and values else text
 
 
 TEXTS: Mapping[str, Text] = {
@@ -56,10 +58,10 @@ TEXTS: Mapping[str, Text] = {
             "在以上所有批量下，没有其他方法显著优于{names}。",
         ),
         ("chip.runs", "training runs", "次训练"),
-        ("chip.seeds", "seeds for each result", "个随机种子/结果"),
-        ("chip.rates", "learning rates tried for each method", "个学习率/方法"),
+        ("chip.seeds", "seeds for each result", "个随机种子（每个结果）"),
+        ("chip.rates", "learning rates tried for each method", "个候选学习率（每种方法）"),
         ("chip.experiments", "experiments on {claims} claims", "项实验，检验 {claims} 条论断"),
-        ("chip.untrained", "runs of the comparison did not train (counted in the means)", "次比较运行未训练成功（计入均值）"),
+        ("chip.untrained", "runs of the comparison did not train (counted in the means)", "次运行未训练成功（计入均值）"),
         ("chip.failed", "runs failed", "次运行失败"),
         ("chip.time", "wall time of the last call", "上次调用用时"),
         ("batch", "batch size {size}", "批量 {size}"),
@@ -106,7 +108,7 @@ TEXTS: Mapping[str, Text] = {
         ("col.use", "Where used", "适用场景"),
         ("col.strengths", "Claimed strengths", "通常认为的优点"),
         ("col.weaknesses", "Claimed weaknesses", "通常认为的缺点"),
-        ("col.measured", "Measured: {metric}", "实测{metric}"),
+        ("col.measured", "Measured: {metric}", "实测：{metric}"),
         ("none.principle", "The output of a layer is passed on unchanged.", "层的输出不做归一化，直接传给下一层。"),
         ("none.where", "the baseline of this comparison", "本次比较的基线"),
         ("unchanged.principle", "The model with the norms that it has now.", "保留模型现有的归一化层。"),
