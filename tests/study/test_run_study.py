@@ -61,7 +61,9 @@ def test_a_run_that_raises_is_recorded_and_the_study_goes_on(tmp_path: Path) -> 
     assert found.complete
     assert {(f.trial.method, f.message) for f in found.failures} == {("group_norm", "RuntimeError: no room for it")}
     assert len(found.failures) == 6
-    note = "6 runs failed, first group norm at batch size 4 (RuntimeError: no room for it); the report has all."
+    note = (
+        "6 runs failed, the first one with group norm at batch size 4 (RuntimeError: no room for it); the report lists"
+    )
     assert note in found.note
     assert note in str(found)
     assert all('raise RuntimeError("no room for it")' in f["trace"] for f in found.to_dict()["failures"])
@@ -99,7 +101,7 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
     cut = whole(DIGITS, p, tmp_path, stop)
     assert not cut.complete
     assert sum(len(cell.tuning) + len(cell.runs) for cell in cut.cells) == 6
-    assert "nothing has been measured yet" in cut.answer
+    assert cut.answer == "Nothing has been measured yet at batch size 4."
     rest = whole(DIGITS, p, tmp_path, silent)
     assert rest.complete
     assert len(rest.cell("batch_norm", 4).runs) == 2

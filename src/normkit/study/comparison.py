@@ -14,7 +14,7 @@ from normkit.study.analysis.results import Results
 from normkit.study.claims.experiment import Experiment
 from normkit.study.claims.judging import judged
 from normkit.study.execution.workload import Workload
-from normkit.study.report import export, notebook, results_file, terminal
+from normkit.study.report import export, notebook, results_file, terminal, write_figures
 from normkit.study.report.writing import experiments as written
 from normkit.study.report.writing import table
 from normkit.study.report.writing.answer import answer
@@ -56,6 +56,14 @@ class Comparison(Results):
         """
         return export.frame(self, level)
 
+    def figures(self, folder: str | Path, lang: str = "en") -> list[Path]:
+        """Write every figure of the page as SVG and its data as CSV into a folder; returns the paths.
+
+        Raises:
+            ArgumentError: another language than "en" and "zh", or a folder that cannot be written.
+        """
+        return write_figures(self, Path(folder), lang)
+
     @property
     def answer(self) -> Text:
         """Which normalization to use here, in one sentence, by the rule of the design; in both languages."""
@@ -78,7 +86,7 @@ class Comparison(Results):
         return notebook.render(self)
 
     def __rich__(self) -> Any:
-        return terminal.table(self)
+        return terminal.both(self)
 
     def __str__(self) -> str:
         return table.plain(self)

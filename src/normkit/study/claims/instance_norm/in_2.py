@@ -15,7 +15,8 @@ def experiment(name: str, cells: tuple[CellName, CellName], question: Text, desi
         question=question,
         design=design,
         measure=Text(
-            f"Test error of instance norm minus that of {against}.", f"实例归一化的测试错误率减去{against.zh}的测试错误率。"
+            f"Test error of instance norm minus that of {against}.",
+            f"实例归一化的测试错误率减去{against.zh}的测试错误率。",
         ),
         unit="points",
         effect=difference(*cells),

@@ -142,9 +142,7 @@ def curve_plot(
     return plot.svg(label)
 
 
-def _room(
-    plot: Plot, drawn: Sequence[tuple[str, str, Curve]], height: float, start: float, end: float
-) -> float:
+def _room(plot: Plot, drawn: Sequence[tuple[str, str, Curve]], height: float, start: float, end: float) -> float:
     """The distance between a label just above a height and the curves, in a part of the width."""
     label = plot.y(height) - 8
     first, last = (plot.x.low + share * (plot.x.high - plot.x.low) for share in (start, end))
@@ -198,7 +196,7 @@ def batch_sizes(found: Results, lang: str) -> str | None:
 
 def rates(found: Results, size: int, lang: str) -> str | None:
     """The validation metric against learning rate, mean over tuning seeds; crosses did not train, rings were chosen."""
-    tried = {cell.method: _by_rate(cell) for cell in _cells(found, size)}
+    tried = {cell.method: by_rate(cell) for cell in _cells(found, size)}
     values = [value for points in tried.values() for value, _ in points.values()]
     if not values:
         return None
@@ -296,7 +294,9 @@ def memory(found: Results, size: int, lang: str) -> str | None:
     for row, cell in enumerate(shown):
         length, css = (cell.saved_bytes or 0) / unit, colour(cell.method)
         plot.segment((0, row), (length, row), css, cell.method, css="amount")
-        plot.text(plot.x(length) + 5, plot.y(row) + 4, formatting.size(cell.saved_bytes), css="halo", method=cell.method)
+        plot.text(
+            plot.x(length) + 5, plot.y(row) + 4, formatting.size(cell.saved_bytes), css="halo", method=cell.method
+        )
     return plot.svg(say("alt.memory", lang, size=size))
 
 
@@ -325,7 +325,7 @@ def _whisker(plot: Plot, method: str, interval: Interval, row: float) -> None:
     plot.segment((low, row), (high, row), colour(method), method)
 
 
-def _by_rate(cell: Cell) -> dict[float, tuple[float, bool]]:
+def by_rate(cell: Cell) -> dict[float, tuple[float, bool]]:
     """For each rate the mean over seeds, and whether every run trained."""
     found: dict[float, list[tuple[float, bool]]] = {}
     for run in cell.tuning:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 
 from normkit.study.analysis.cells import Cell
-from normkit.study.analysis.evidence import Evidence, Form, Unit
+from normkit.study.analysis.evidence import Evidence, Form, Unit, VariantValues
 from normkit.study.analysis.results import Results
 from normkit.study.analysis.stats import Interval
-from normkit.study.report.figures.curves import mean_curve
+from normkit.study.report.figures.curves import Curve, mean_curve
 from normkit.study.report.figures.panels import WIDTH, bounds, colour, curve_plot, zone
 from normkit.study.report.figures.plot import MARKERS, Plot, Scale, around, cut, shape_of
 from normkit.study.report.writing import formatting
@@ -119,18 +119,24 @@ def variants(evidence: Evidence, lang: str) -> str | None:
 
 def variant_curves(evidence: Evidence, lang: str) -> str | None:
     """Training loss of each variant with its band."""
-    colours = variant_colours(evidence)
-    drawn = []
-    for variant, css in zip(evidence.variants, colours, strict=True):
-        losses = evidence.curves.get(str(variant.label), ())
-        shortest = min(map(len, losses), default=0)
-        curve = mean_curve(losses, max(1, min(20, shortest // 5)))
-        if curve.steps:
-            drawn.append(("", css, curve))
+    colours = dict(zip(map(id, evidence.variants), variant_colours(evidence), strict=True))
+    drawn = [("", colours[id(variant)], curve) for variant, curve in curves_of(evidence)]
     last = max((curve.steps[-1] for *_, curve in drawn), default=0)
     return curve_plot(
         drawn, last, lang, say("alt.variant.curves", lang, question=evidence.question.to(lang)), height=250.0
     )
+
+
+def curves_of(evidence: Evidence) -> list[tuple[VariantValues, Curve]]:
+    """The learning curves of the variants that have one."""
+    found = []
+    for variant in evidence.variants:
+        losses = evidence.curves.get(str(variant.label), ())
+        shortest = min(map(len, losses), default=0)
+        curve = mean_curve(losses, max(1, min(20, shortest // 5)))
+        if curve.steps:
+            found.append((variant, curve))
+    return found
 
 
 def variant_colours(evidence: Evidence) -> list[str]:

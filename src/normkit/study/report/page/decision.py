@@ -41,7 +41,7 @@ def _choice(found: Results, decision: Decision, choice: Choice, lang: str) -> di
 
 def reason(found: Results, lang: str) -> dict[str, str] | None:
     """Why there is no result at all: the first message of the runs that failed."""
-    if not found.failures or any(cell.error for cell in found.cells):
+    if not found.complete or not found.failures or any(cell.error for cell in found.cells):
         return None
     first = found.failures[0]
     where = numbers.failure(first, lang)["where"]

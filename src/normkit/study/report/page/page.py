@@ -130,9 +130,10 @@ def _chips(found: Results, lang: str) -> list[tuple[str, str]]:
         claims = len({e.claim for e in found.evidence})
         chips.append((f"{len(found.evidence)}", say("chip.experiments", lang, claims=claims)))
     if untrained:
-        chips.append((f"{untrained}", say("chip.untrained", lang)))
+        chips.append((f"{untrained}", say("chip.untrained" if untrained > 1 else "chip.untrained.one", lang)))
     if found.failures:
-        chips.append((f"{len(found.failures)}", say("chip.failed", lang)))
+        failed = len(found.failures)
+        chips.append((f"{failed}", say("chip.failed" if failed > 1 else "chip.failed.one", lang)))
     return [*chips, (formatting.duration(found.seconds, lang), say("chip.time", lang))]
 
 

@@ -18,7 +18,9 @@ _WHERES = Text("batch sizes {size}", "批量 {size}")
 _END = Text(".", "。")
 _BETWEEN = Text(" ", "")
 _NONE_TRAINED = Text("No method trained at {where}", "{where}：没有方法训练成功")
-_FAILED = Text("Every run failed at {where} ({message})", "{where}：所有运行都失败了（{message}）")
+_FAILED = Text(
+    "There is no result at {where}, because runs failed ({message})", "{where}：运行失败，没有结果（{message}）"
+)
 _NOT_MEASURED = Text("Nothing has been measured yet at {where}", "{where}：尚无测量结果")
 _ON = Text("On {task} at {where}, ", "在“{task}”上，{where} 时")
 _AT = Text("At {where}, ", "{where} 时")
@@ -92,7 +94,7 @@ def _reason(found: Results, decision: Decision, lang: str) -> str:
     if any(cell.error for cell in found.cells if cell.batch_size == size):
         return _NONE_TRAINED.to(lang)
     failed = [run for run in found.failures if run.trial.batch_size == size]
-    if failed and not any(cell.runs for cell in found.cells if cell.batch_size == size):
+    if failed and found.complete:
         lines = failed[0].message.splitlines() or [""]
         message = lines[0].replace("{", "{{").replace("}", "}}")
         return _FAILED.to(lang).replace("{message}", message)

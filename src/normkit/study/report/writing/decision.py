@@ -16,7 +16,7 @@ _UNRESOLVED = Text("not resolved with {seeds} seeds", "用 {seeds} 个随机种�
 _BEHIND = Text("measurably worse", "显著更差")
 _THAN = Text("measurably worse than {name}", "显著差于{name}")
 _UNTRAINED = Text("no run trained", "没有运行训练成功")
-_DIFFERENCE = Text("{why}: {value} ({spread})", "{why}：{value}（{spread}）")
+_DIFFERENCE = Text("{why}: {value} ({more})", "{why}：{value}（{more}）")
 _POINTS = Text(" points", " 个百分点")
 EXTREMES = {False: Text("lowest", "最低"), True: Text("highest", "最高")}
 """By whether a higher metric is better: where the leader is."""
@@ -92,15 +92,19 @@ def _why(found: Results, decision: Decision, choice: Choice, lang: str) -> str:
     }.get(choice.place, (_BEHIND if other == leader else _THAN).to(lang))
     if choice.place == "behind" and choice.pair.relation not in ("better", "worse"):
         reason = _UNTRAINED.to(lang)
-    value, spread = _difference(found, choice, lang)
-    return _DIFFERENCE.to(lang).format(why=reason.format(name=formatting.inline(other, lang)), value=value, spread=spread)
+    value, more = _difference(found, choice, lang)
+    if choice.pair.relation in ("better", "worse"):
+        # The verdict is that of the test; Bonferroni's interval is a little wider than Holm's test.
+        p = formatting.probability(choice.pair.p_corrected)
+        more = f"p {p}" if p.startswith("<") else f"p = {p}"
+    return _DIFFERENCE.to(lang).format(why=reason.format(name=formatting.inline(other, lang)), value=value, more=more)
 
 
 def _difference(found: Results, choice: Choice, lang: str) -> tuple[str, str]:
-    """The method minus the other one, in the unit of the metric."""
+    """The method minus the other one in the metric, with the interval that is corrected over all comparisons."""
     pair = choice.pair
     assert pair is not None
     # A positive difference means that the first is better; shown is how the metric of this method differs.
     sign = (1 if pair.second == choice.method else -1) * (-1 if found.metric.higher_is_better else 1)
-    value, spread = formatting.difference(formatting.turned(pair.difference, sign), found.metric, lang)
+    value, spread = formatting.difference(formatting.turned(pair.wide, sign), found.metric, lang)
     return value + (_POINTS.to(lang) if found.metric.share else ""), spread

@@ -21,7 +21,9 @@ def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
     metric = task.reported
     test, validation = metric.label("test"), metric.label("validation")
     count = len(design.options)
-    more = f" At the best rate, {count} settings of the optimizer are tried in addition to its defaults." if count else ""
+    more = (
+        f" At the best rate, {count} settings of the optimizer are tried in addition to its defaults." if count else ""
+    )
     more_zh = f"在最佳学习率下，除默认设置外再试 {count} 组优化器设置。" if count else ""
     lowest, lowest_zh = ("highest", "最高") if metric.higher_is_better else ("lowest", "最低")
     if task.description:

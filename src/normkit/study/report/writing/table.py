@@ -39,6 +39,10 @@ _FAILED = Text(
     "{count} runs failed, the first one with {method} at batch size {size} ({message}); the report lists all of them. ",
     "{count} 次运行失败，其中第一次为{method}，批量 {size}（{message}）；报告中列出了全部失败的运行。",
 )
+_ONE_FAILED = Text(
+    "One run failed, with {method} at batch size {size} ({message}). ",
+    "1 次运行失败：{method}，批量 {size}（{message}）。",
+)
 _OF = Text("{part} of {all}", "{part}/{all}")
 
 
@@ -131,7 +135,8 @@ def _failed(found: Results, lang: str) -> str:
     if not found.failures:
         return ""
     trial, lines = found.failures[0].trial, found.failures[0].message.splitlines()
-    return _FAILED.to(lang).format(
+    text = (_FAILED if len(found.failures) > 1 else _ONE_FAILED).to(lang)
+    return text.format(
         count=len(found.failures),
         method=formatting.inline(trial.method, lang),
         size=trial.batch_size,

@@ -61,6 +61,8 @@ TEXTS: Mapping[str, Text] = {
         ("chip.seeds", "seeds for each result", "个随机种子（每个结果）"),
         ("chip.rates", "learning rates tried for each method", "个候选学习率（每种方法）"),
         ("chip.experiments", "experiments on {claims} claims", "项实验，检验 {claims} 条论断"),
+        ("chip.untrained.one", "run of the comparison did not train (counted in its mean)", "次运行未训练成功（计入均值）"),
+        ("chip.failed.one", "run failed", "次运行失败"),
         ("chip.untrained", "runs of the comparison did not train (counted in the means)", "次运行未训练成功（计入均值）"),
         ("chip.failed", "runs failed", "次运行失败"),
         ("chip.time", "wall time of the last call", "上次调用用时"),
@@ -80,11 +82,17 @@ TEXTS: Mapping[str, Text] = {
         ("colon", ": ", "："),
         # Decision
         ("decision", "What to take at your batch size", "按批量选择"),
-        ("decision.lead", "Measured on {task}. Each entry links to the runs or to the comparison that it is based on.",
-         "在“{task}”上测得。每一项都链接到所依据的运行或两两比较。"),
+        (
+            "decision.lead",
+            "Measured on {task}. Each entry shows the evidence and links to it: the mean of the best method with its 95 % "
+            "interval, and the differences of the others to it. Their p values and intervals are corrected over all "
+            "comparisons.",
+            "在“{task}”上测得。每一项都给出依据及其链接：最佳方法的均值及 95 % 置信区间，以及其余方法与它的差值；p 值与置信区间已对全部比较做校正。",
+        ),
         ("decision.size", "Batch size", "批量"),
         ("decision.take", "Take", "选用"),
         ("decision.avoid", "Avoid", "避免"),
+        ("decision.choice", "Choice", "选择"),
         ("decision.evidence", "Evidence", "依据"),
         ("decision.none", "nothing: no method was measurably worse", "无：没有方法显著更差"),
         ("decision.open", "undecided", "无法判断"),
