@@ -101,7 +101,7 @@ class Lines:
         (done, total, what), seconds = self.state, time.monotonic() - self.start
         counted = f"{done} of {total} runs, " if total else ""
         ran = done - (self.first or 0)
-        left = f", about {formatting.duration(seconds / ran * (total - done))} left" if 0 < ran and done < total else ""
+        left = f", about {formatting.duration(seconds / ran * (total - done))} left" if ran > 0 and done < total else ""
         return f"normkit compare: {counted}{what}, {formatting.duration(seconds)}{left}"
 
     def _repeat(self) -> None:

@@ -41,7 +41,7 @@ class Figure(NamedTuple):
 
     name: str
     svg: str
-    rows: list[Row]
+    rows: Sequence[Row]
 
     @property
     def csv(self) -> str:

@@ -49,7 +49,7 @@ class Clause(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The answer in parts: the decision, a clause for each group of batch sizes, and a sentence of evidence for each."""
+    """The answer in parts: a clause for each group of batch sizes, and a sentence of evidence for each batch size."""
 
     clauses: list[Clause]
     evidence: list[str]

@@ -66,8 +66,8 @@ def rule(experiment: Experiment) -> Text:
     amounts = {"en": amount(experiment, "en"), "zh": amount(experiment, "zh")}
     if experiment.equivalence == "upper":
         return Text(
-            f"Supported if the whole corrected interval is below {amounts['en']}, contradicted if the whole interval is "
-            "above it, otherwise not resolved.",
+            f"Supported if the whole corrected interval is below {amounts['en']}, contradicted if the whole interval "
+            "is above it, otherwise not resolved.",
             f"校正后的置信区间整体低于 {amounts['zh']}时，论断成立；整体高于它时，不成立；否则尚无定论。",
         )
     if experiment.equivalence:

@@ -23,8 +23,13 @@ PLACES: Mapping[Shown, Text] = {
 }
 """The places of a method at a batch size, in this order when they are sorted."""
 TONES: Mapping[Shown, str] = {
-    "leads": "good", "equal": "good", "not resolved": "open", "behind": "bad", "not trained": "bad", "not measured": "open",
-}  # fmt: skip
+    "leads": "good",
+    "equal": "good",
+    "not resolved": "open",
+    "behind": "bad",
+    "not trained": "bad",
+    "not measured": "open",
+}
 """Good, bad or open: the colour of a place."""
 
 

@@ -40,10 +40,10 @@ def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
     yield (
         Text("Tuning", "调参"),
         Text(
-            f"A run takes {design.steps} steps, in which the learning rate falls to 0 along a half cosine. Every method "
-            f"at every batch size tries {design.trials} learning rates from {design.rates[0]:g} to "
-            f"{design.rates[-1]:g}, each on {design.tuning_runs} seeds. The rate with the {lowest} mean {validation} is "
-            f"chosen; the validation loss decides between equal ones. If the best rate is at an end of the range, "
+            f"A run takes {design.steps} steps, in which the learning rate falls to 0 along a half cosine. Every "
+            f"method at every batch size tries {design.trials} learning rates from {design.rates[0]:g} to "
+            f"{design.rates[-1]:g}, each on {design.tuning_runs} seeds. The rate with the {lowest} mean {validation} "
+            f"is chosen; the validation loss decides between equal ones. If the best rate is at an end of the range, "
             f"{GROWTH} more are tried beyond it.{more} The results come from other seeds.",
             f"每次运行训练 {design.steps} 步，学习率按半个余弦周期降到 0。每种方法在每个批量下都尝试从 "
             f"{design.rates[0]:g} 到 {design.rates[-1]:g} 的 {design.trials} 个学习率，每个用 {design.tuning_runs} "
@@ -55,8 +55,8 @@ def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
         Text("Measurement", "测量"),
         Text(
             f"Each method is trained on {design.seeds} further seeds at the chosen rate. The {test} is computed only "
-            "once, at the end of these runs. All batch sizes take the same number of steps, so a small batch sees fewer "
-            "samples in all: compare methods at one batch size, not one method at several batch sizes.",
+            "once, at the end of these runs. All batch sizes take the same number of steps, so a small batch sees "
+            "fewer samples in all: compare methods at one batch size, not one method at several batch sizes.",
             f"在选定的学习率下，每种方法用另外 {design.seeds} 个随机种子训练；{test.zh}只在训练结束时计算一次。"
             "所有批量的训练步数相同，小批量见到的样本总数更少：请在同一批量下比较不同方法，不要比较同一方法的不同批量。",
         ),
@@ -113,8 +113,8 @@ def _judgement(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
         Text(
             "95 % t intervals over the seeds; for times, intervals of order statistics. They cover initial weights and "
             "the order of batches. All runs use the same data, so the uncertainty over other data is larger.",
-            "对随机种子取 95 % t 置信区间，时间用次序统计量。它们涵盖初始权重与批次顺序的随机性；所有运行使用同一份数据，"
-            "换用其他数据时不确定性会更大。",
+            "对随机种子取 95 % t 置信区间，时间用次序统计量。它们涵盖初始权重与批次顺序的随机性；"
+            "所有运行使用同一份数据，换用其他数据时不确定性会更大。",
         ),
     )
     yield (
