@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from normkit.study.report.figures import curves, plot
+from normkit.study.comparison import Comparison
+from normkit.study.report.figures import curves, learning_rates, plot
 from normkit.study.report.page import page
 
 
@@ -91,6 +93,14 @@ def test_an_axis_without_outliers_is_not_cut() -> None:
 def test_a_single_seed_that_is_far_off_is_cut_too() -> None:
     rows = [[0.1, 0.11, 0.12, 0.13, 0.14]] * 3 + [[0.1, 0.11, 0.12, 0.13, 0.9]]
     assert plot.cut(rows, [0.12] * 3 + [0.14]) == 0.14
+
+
+def test_rates_as_good_as_the_best_are_those_around_it(found: Comparison) -> None:
+    points = {0.01: (0.109, True), 0.1: (0.1, True), 1.0: (0.2, True), 10.0: (0.1, True)}
+    assert found.design.smallest == 0.01
+    assert learning_rates.near_best(found, points) == (0.01, 0.1), "beyond a rate that is worse there is another valley"
+    higher = replace(found, metric=replace(found.metric, higher_is_better=True))
+    assert learning_rates.near_best(higher, points) == (1.0, 1.0)
 
 
 # Reading back

@@ -175,7 +175,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _metric(data: Mapping[str, Any]) -> Metric:
-    return Metric(_text(data["name"]), data["share"], data.get("higher_is_better", False))
+    return Metric(**{**data, "name": _text(data["name"])})
 
 
 def _tuple(value: Any) -> Any:

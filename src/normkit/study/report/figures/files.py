@@ -13,7 +13,7 @@ from normkit.study.analysis.cells import Cell
 from normkit.study.analysis.evidence import Evidence
 from normkit.study.analysis.results import Results
 from normkit.study.analysis.stats import Interval
-from normkit.study.report.figures import panels, sparklines
+from normkit.study.report.figures import learning_rates, panels, sparklines
 from normkit.study.report.figures.curves import Curve, mean_curve
 
 Row = Mapping[str, Any]
@@ -29,6 +29,7 @@ _RULES = (
     ".line{fill:none;stroke-width:1.9;stroke-linejoin:round;stroke-linecap:round}.pair{fill:none;stroke-width:.9}"
     ".band{opacity:.16;stroke:none}.dots{opacity:.5}.whisker{fill:none;stroke-width:2.4;stroke-linecap:round}"
     ".thin{fill:none;stroke-width:1.1;stroke-linecap:round}.amount{fill:none;stroke-width:11}.zero{stroke-width:1}"
+    ".dashed{stroke-dasharray:5 3;stroke-linecap:butt}"
     ".target{stroke-width:1;stroke-dasharray:3 3}.zone{fill:muted;opacity:.17}.mk{fill:currentColor}"
     ".mo{fill:none;stroke:currentColor;stroke-width:2;stroke-linecap:round}.cut{fill:none;stroke:muted;stroke-width:1.4}"
 )
@@ -61,6 +62,12 @@ def figures(found: Results, lang: str = "en") -> Iterator[Figure]:
             svg = draw(found, size, lang)
             if svg is not None:
                 yield Figure(f"{name}-batch-{size}", standalone(svg), list(rows(found, _cells(found, size))))
+    for method in found.design.methods:
+        svg = learning_rates.sensitivity(found, method, lang)
+        if svg is not None:
+            cells = [cell for cell in found.cells if cell.method == method]
+            rows = [{"batch_size": cell.batch_size, **row} for cell in cells for row in _rates(found, [cell])]
+            yield Figure(f"rate-sensitivity-{method.replace(':', '-')}", standalone(svg), rows)
     svg = panels.batch_sizes(found, lang)
     if svg is not None:
         yield Figure("batch-sizes", standalone(svg), list(_means(found.cells)))
@@ -144,7 +151,7 @@ def _curve(key: str, name: str, curve: Curve) -> Iterator[Row]:
 
 def _rates(found: Results, cells: Sequence[Cell]) -> Iterator[Row]:
     for cell in cells:
-        for rate, (value, trained) in panels.by_rate(cell).items():
+        for rate, (value, trained) in learning_rates.by_rate(cell).items():
             yield {
                 "method": cell.method,
                 "rate": rate,
@@ -185,7 +192,7 @@ _PANELS: tuple[
 ] = (
     ("results", panels.errors, _errors),
     ("learning-curves", panels.curves, _curves),
-    ("learning-rates", panels.rates, _rates),
+    ("learning-rates", learning_rates.rates, _rates),
     ("train-eval-gap", panels.gaps, _gaps),
     ("step-time", panels.times, _times),
     ("memory", panels.memory, _memory),

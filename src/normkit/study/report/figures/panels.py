@@ -30,14 +30,14 @@ def variable(method: str) -> str:
 
 def errors(found: Results, size: int, lang: str) -> str | None:
     """The test metric of each method: every seed a dot, the mean with its interval, the leader on top."""
-    shown = ordered(found, (cell for cell in _cells(found, size) if cell.error is not None))
+    shown = ordered(found, (cell for cell in cells_at(found, size) if cell.error is not None))
     if not shown:
         return None
     downward = found.metric.higher_is_better
     low, high = bounds(found, size, margin=0.04)
     plot = _rows(shown, low, high, lang)
     plot.zone(*zone(found, size, low, high))
-    plot.grid_x(plot.x.ticks(5), lambda v: _axis(found, v), found.metric.label("test").to(lang))
+    plot.grid_x(plot.x.ticks(5), lambda v: axis_value(found, v), found.metric.label("test").to(lang))
     if is_cut(found, size):
         plot.broken_x(downward)
     for row, cell in enumerate(shown):
@@ -59,7 +59,7 @@ def errors(found: Results, size: int, lang: str) -> str | None:
 
 def bounds(found: Results, size: int, margin: float) -> tuple[float, float]:
     """The ends of the axis of a batch size; outliers are beyond the end where the metric is bad."""
-    cells = [cell for cell in _cells(found, size) if cell.error is not None]
+    cells = [cell for cell in cells_at(found, size) if cell.error is not None]
     values = [v for cell in cells for v in _spread(cell)]
     end, downward = _cut(found, size), found.metric.higher_is_better
     if end is not None:
@@ -77,14 +77,14 @@ def is_cut(found: Results, size: int) -> bool:
 
 def zone(found: Results, size: int, low: float, high: float) -> tuple[float, float]:
     """From the mean of the best method, the smallest difference that matters; inside the axis."""
-    values = [cell.error.value for cell in _cells(found, size) if cell.error is not None]
+    values = [cell.error.value for cell in cells_at(found, size) if cell.error is not None]
     if found.metric.higher_is_better:
         return max(low, max(values) - found.design.smallest), max(values)
     return min(values), min(high, min(values) + found.design.smallest)
 
 
 def _cut(found: Results, size: int) -> float | None:
-    cells = [cell for cell in _cells(found, size) if cell.error is not None]
+    cells = [cell for cell in cells_at(found, size) if cell.error is not None]
     means = [cell.error.value for cell in cells if cell.error]
     return cut([_spread(cell) for cell in cells], means, found.metric.higher_is_better)
 
@@ -100,7 +100,7 @@ def curves(found: Results, size: int, lang: str) -> str | None:
     design = found.design
     drawn = [
         (cell.method, colour(cell.method), mean_curve([run.losses for run in cell.runs], design.window))
-        for cell in _cells(found, size)
+        for cell in cells_at(found, size)
     ]
     return curve_plot(
         [(method, css, curve) for method, css, curve in drawn if curve.steps],
@@ -179,7 +179,7 @@ def batch_sizes(found: Results, lang: str) -> str | None:
         Scale(low, high, HEIGHT - 38, 26, log),
     )
     plot.grid_x(sizes, lambda v: f"{v:g}", say("axis.batch", lang))
-    plot.grid_y(plot.y.ticks(6), lambda v: _axis(found, v), found.metric.label("test").to(lang))
+    plot.grid_y(plot.y.ticks(6), lambda v: axis_value(found, v), found.metric.label("test").to(lang))
     for index, method in enumerate(methods):
         shift = (sizes[-1] / sizes[0] * 2) ** (0.012 * (index - (len(methods) - 1) / 2))
         cells = [found.cell(method, size) for size in sizes]
@@ -194,56 +194,16 @@ def batch_sizes(found: Results, lang: str) -> str | None:
     return plot.svg(say("alt.sizes", lang, metric=found.metric.label("test").to(lang)))
 
 
-def rates(found: Results, size: int, lang: str) -> str | None:
-    """The validation metric against learning rate, mean over tuning seeds; crosses did not train, rings were chosen."""
-    tried = {cell.method: by_rate(cell) for cell in _cells(found, size)}
-    values = [value for points in tried.values() for value, _ in points.values()]
-    if not values:
-        return None
-    every = sorted({rate for points in tried.values() for rate in points})
-    log = not found.metric.higher_is_better and min(values) > 0
-    low, high = around(_uncut(found, values, log), log=log)
-    plot = Plot(
-        WIDTH,
-        HEIGHT,
-        Scale(every[0] / 1.4, every[-1] * 1.4, 52, WIDTH - 8, log=True),
-        Scale(low, high, HEIGHT - 38, 26, log),
-    )
-    shown = every[:: math.ceil(len(every) / 8)]
-    plot.grid_x(shown, formatting.rate, say("axis.rate", lang))
-    plot.grid_y(plot.y.ticks(6), lambda v: _axis(found, v), found.metric.label("validation").to(lang))
-    for cell in _cells(found, size):
-        points, css = tried[cell.method], colour(cell.method)
-        plot.line([(rate, min(max(value, low), high)) for rate, (value, _) in points.items()], css, cell.method)
-        for rate, (value, trained) in points.items():
-            if not low <= value <= high:
-                plot.beyond_y(rate, value, css, cell.method)
-                continue
-            plot.mark((rate, value), shape_of(cell.method) if trained else "cross", css, cell.method, size=3.4)
-            if rate == cell.rate:
-                plot.mark((rate, value), "ring", css, cell.method, size=9)
-    return plot.svg(say("alt.rates", lang, size=size, metric=found.metric.label("validation").to(lang)))
-
-
-def _uncut(found: Results, values: Sequence[float], log: bool) -> list[float]:
-    """The values inside the axis: at rates that diverge, a metric that is no share has values without bound."""
-    if found.metric.share:
-        return list(values)
-    downward = found.metric.higher_is_better
-    heights = [math.log(v) if log else v for v in values]
-    end = cut([heights], [max(heights) if downward else min(heights)], downward, most=0.5)
-    inside = [end is None or (h >= end if downward else h <= end) for h in heights]
-    return [v for v, keep in zip(values, inside, strict=True) if keep]
-
-
 def gaps(found: Results, size: int, lang: str) -> str | None:
     """Loss in evaluation mode minus loss in training mode, with intervals."""
-    shown = [cell for cell in _cells(found, size) if cell.gap is not None]
+    shown = [cell for cell in cells_at(found, size) if cell.gap is not None]
     if not shown:
         return None
     sizes = [[abs(c.gap.low), abs(c.gap.high), abs(c.gap.value)] for c in shown if c.gap]
     limit = cut([[0.0, *each] for each in sizes], [each[-1] for each in sizes])
-    reach = max([0.1, 1.1 * (max(map(max, sizes)) if limit is None else limit)])
+    most = max(map(max, sizes))
+    # Of a method with running statistics the gap is what the figure is about, so only an enormous one is cut.
+    reach = max(0.1, 1.1 * (limit if limit is not None and most > 10 * max(0.1, limit) else most))
     plot = _rows(shown, -reach, reach, lang)
     plot.grid_x(plot.x.ticks(4), lambda v: formatting.plus(v, 2 if reach < 1 else 1), say("axis.gap", lang))
     plot.segment((0, -0.5), (0, len(shown) - 0.5), "var(--muted)", css="zero")
@@ -261,7 +221,7 @@ def gaps(found: Results, size: int, lang: str) -> str | None:
 
 def times(found: Results, size: int, lang: str) -> str | None:
     """Time of a step relative to no norm: every round a dot, the median with its interval."""
-    shown = [cell for cell in _cells(found, size) if cell.time_ratio is not None]
+    shown = [cell for cell in cells_at(found, size) if cell.time_ratio is not None]
     if not shown:
         return None
     ratios = {c.method: [a / b for a, b in zip(c.seconds, c.plain_seconds, strict=True)] for c in shown}
@@ -284,7 +244,7 @@ def times(found: Results, size: int, lang: str) -> str | None:
 
 def memory(found: Results, size: int, lang: str) -> str | None:
     """The memory that one step saves for its backward pass, as bars."""
-    shown = [cell for cell in _cells(found, size) if cell.saved_bytes is not None]
+    shown = [cell for cell in cells_at(found, size) if cell.saved_bytes is not None]
     if not shown:
         return None
     most = max(cell.saved_bytes or 0 for cell in shown)
@@ -325,20 +285,8 @@ def _whisker(plot: Plot, method: str, interval: Interval, row: float) -> None:
     plot.segment((low, row), (high, row), colour(method), method)
 
 
-def by_rate(cell: Cell) -> dict[float, tuple[float, bool]]:
-    """For each rate the mean over seeds, and whether every run trained."""
-    found: dict[float, list[tuple[float, bool]]] = {}
-    for run in cell.tuning:
-        # Options of the optimizer are tried only at the best rate.
-        if run.validation_error is not None and not run.trial.options:
-            found.setdefault(run.trial.rate, []).append((run.validation_error, run.state == "trained"))
-    return {
-        rate: (math.fsum(v for v, _ in runs) / len(runs), all(trained for _, trained in runs))
-        for rate, runs in sorted(found.items())
-    }
-
-
-def _axis(found: Results, value: float) -> str:
+def axis_value(found: Results, value: float) -> str:
+    """A value of the metric on an axis."""
     return f"{100 * value:g} %" if found.metric.share else f"{value:g}".replace("-", "−")
 
 
@@ -351,5 +299,6 @@ def _clipped(curve: Curve, log: bool) -> list[float]:
     ]
 
 
-def _cells(found: Results, size: int) -> list[Cell]:
+def cells_at(found: Results, size: int) -> list[Cell]:
+    """The cells of a batch size, in the order of the methods."""
     return [found.cell(method, size) for method in found.design.methods]

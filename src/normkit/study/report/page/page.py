@@ -13,14 +13,14 @@ from normkit import catalog
 from normkit.catalog import LANGUAGES
 from normkit.errors import ArgumentError
 from normkit.study.analysis.results import Results
-from normkit.study.report.figures import panels
+from normkit.study.report.figures import learning_rates, panels
 from normkit.study.report.page import claims, decision, methods, numbers
 from normkit.study.report.writing import answer, backends, formatting
 from normkit.study.report.writing.texts import TEXTS, say
 
 PANELS: tuple[tuple[str, Callable[[Results, int, str], str | None]], ...] = (
     ("curves", panels.curves),
-    ("rates", panels.rates),
+    ("rates", learning_rates.rates),
     ("gaps", panels.gaps),
     ("times", panels.times),
     ("memory", panels.memory),
@@ -61,6 +61,11 @@ def render(found: Results, lang: str = "en") -> str:
         errors=_panels(found, panels.errors, lang),
         least=found.metric.amount(found.design.smallest, lang),
         plots={name: _panels(found, plot, lang) for name, plot in PANELS},
+        by_method=[
+            (method, formatting.title(method, lang), Markup(svg))
+            for method in found.design.methods
+            if (svg := learning_rates.sensitivity(found, method, lang))
+        ],
         sizes_plot=Markup(panels.batch_sizes(found, lang) or ""),
         legend=[(m, formatting.title(m, lang), Markup(panels.swatch(m))) for m in found.design.methods],
         methods=[methods.row(found, method, lang) for method in found.design.methods],

@@ -26,6 +26,7 @@ _ON = Text("On {task} at {where}, ", "在“{task}”上，{where} 时")
 _AT = Text("At {where}, ", "{where} 时")
 _LEADER = Text("{leader} has the {extreme} {metric} ({value})", "{leader}的{metric}{extreme}（{value}）")
 _EQUAL = Text("{names} {verb} equal to it within {least}", "{names}与之相当（相差不超过 {least}）")
+_UNTRAINED = Text("no run of {names} trained", "{names}没有一次运行训练成功")
 _WORSE = Text("{names} {verb} measurably worse", "{names}显著更差")
 _ONE_UNRESOLVED = Text(
     "the difference to {names} is within what {seeds} seeds can resolve",
@@ -136,9 +137,12 @@ def _evidence(found: Results, standing: Standing, lang: str) -> str:
 
 def _groups(found: Results, standing: Standing, seeds: int, lang: str) -> list[str]:
     """The other methods at a batch size; a group that follows from the others is not named."""
-    behind, equal, unresolved = (
+    cells = [found.cell(method, standing.batch_size) for method in standing.behind]
+    lost = [cell.method for cell in cells if cell.untrained == len(cell.runs)]
+    worse = [method for method in standing.behind if method not in lost]
+    untrained, behind, equal, unresolved = (
         [formatting.inline(method, lang) for method in group]
-        for group in (standing.behind, standing.equal_to, standing.unresolved)
+        for group in (lost, worse, standing.equal_to, standing.unresolved)
     )
     said = []
     if equal:
@@ -146,12 +150,13 @@ def _groups(found: Results, standing: Standing, seeds: int, lang: str) -> list[s
         said.append(_EQUAL.to(lang).format(names=formatting.listing(equal, lang), verb=verb, least=least))
     if unresolved:
         one = len(unresolved) == 1
-        named = formatting.listing(unresolved, lang) if behind or equal or one else _ALL_OTHERS.to(lang)
+        named = formatting.listing(unresolved, lang) if standing.behind or equal or one else _ALL_OTHERS.to(lang)
         said.append((_ONE_UNRESOLVED if one else _UNRESOLVED).to(lang).format(names=named, seeds=seeds))
     if behind:
-        rest = (_OTHERS if equal or unresolved else _EVERY_OTHER).to(lang)
+        some = bool(equal or unresolved or untrained)
         alone = len(behind) == 1
-        names = behind[0] if alone else rest
-        verb = "is" if alone or not (equal or unresolved) else "are"
-        said.append(_WORSE.to(lang).format(names=names, verb=verb))
+        names = behind[0] if alone else (_OTHERS if some else _EVERY_OTHER).to(lang)
+        said.append(_WORSE.to(lang).format(names=names, verb="is" if alone or not some else "are"))
+    if untrained:
+        said.append(_UNTRAINED.to(lang).format(names=formatting.listing(untrained, lang)))
     return said

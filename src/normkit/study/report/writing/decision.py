@@ -82,16 +82,16 @@ def _why(found: Results, decision: Decision, choice: Choice, lang: str) -> str:
         extreme = EXTREMES[found.metric.higher_is_better].to(lang)
         metric = found.metric.name.to(lang)
         return _LEADS.to(lang).format(extreme=extreme, metric=metric, value=value, spread=spread)
+    if cell.untrained == len(cell.runs):
+        return _UNTRAINED.to(lang)
     if choice.pair is None:
-        return (_UNTRAINED if cell.runs and cell.untrained == len(cell.runs) else _BEHIND).to(lang)
+        return _BEHIND.to(lang)
     other = choice.pair.second if choice.pair.first == choice.method else choice.pair.first
     leader = decision.take[0].method
     reason = {
         "equal": _EQUAL.to(lang).format(least=found.metric.amount(found.design.smallest, lang)),
         "not resolved": _UNRESOLVED.to(lang).format(seeds=choice.pair.difference.n),
     }.get(choice.place, (_BEHIND if other == leader else _THAN).to(lang))
-    if choice.place == "behind" and choice.pair.relation not in ("better", "worse"):
-        reason = _UNTRAINED.to(lang)
     value, more = _difference(found, choice, lang)
     if choice.pair.relation in ("better", "worse"):
         # The verdict is that of the test; Bonferroni's interval is a little wider than Holm's test.

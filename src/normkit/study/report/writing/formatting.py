@@ -158,10 +158,10 @@ def plus(value: float, digits: int = 2) -> str:
 def rate(value: float | None) -> str:
     """A learning rate with at most two significant digits.
 
-    >>> rate(0.03162)
-    '0.032'
+    >>> rate(0.03162), rate(31620.0)
+    ('0.032', '32000')
     """
-    return MISSING if value is None else f"{value:.2g}"
+    return MISSING if value is None else f"{float(f'{value:.2g}'):g}"
 
 
 def options(chosen: Options) -> str:

@@ -209,6 +209,12 @@ TEXTS: Mapping[str, Text] = {
             "每个学习率在 {runs} 个调参种子上的平均{metric}。圆环为选定的学习率，叉号表示有运行未训练成功。曲线越平，对学习率越不敏感。",
         ),
         (
+            "sensitivity.lead",
+            "The same curves for each method, one line for each batch size. The bar below a curve covers the rates whose "
+            "mean is within {least} of the best one: the wider it is, the less the method depends on the rate.",
+            "同样的曲线按方法分开，每个批量一条线。曲线下方的横条为均值与最佳值相差不超过 {least} 的学习率范围：横条越宽，对学习率的依赖越小。",
+        ),
+        (
             "edge",
             "The best rate was the lowest or highest one tried for {names}. A better one may lie beyond it.",
             "以下情形的最佳学习率是所试范围的端点，范围之外可能还有更好的：{names}。",
@@ -345,6 +351,8 @@ TEXTS: Mapping[str, Text] = {
         ("alt.curves", "Training loss over the steps at batch size {size}", "批量 {size} 时的训练损失曲线"),
         ("alt.sizes", "{metric} against batch size", "{metric}随批量的变化"),
         ("alt.rates", "{metric} against learning rate at batch size {size}", "批量 {size} 时{metric}随学习率的变化"),
+        ("alt.sensitivity", "{name}: {metric} against learning rate at each batch size",
+         "{name}：各批量下{metric}随学习率的变化"),
         ("alt.gaps", "Train/eval gap at batch size {size}", "批量 {size} 时训练模式与推理模式的损失之差"),
         ("alt.times", "Time of a step relative to no norm at batch size {size}", "批量 {size} 时每步时间与无归一化之比"),
         ("alt.memory", "Memory of a step at batch size {size}", "批量 {size} 时每步的内存"),
