@@ -65,7 +65,11 @@ def sensitivity(found: Results, method: str, lang: str) -> str | None:
         dashed = "line" if number == 0 else "line dashed"
         inside = [(rate, min(max(value, low), high)) for rate, (value, _) in points.items()]
         plot.line(inside, css, method, css=dashed)
-        plot.text(plot.x(inside[-1][0]), plot.y(inside[-1][1]) - 5, str(size), "end", css="halo")
+        # Below the lowest point of a valley there is no other part of its line.
+        best = (max if found.metric.higher_is_better else min)(inside, key=lambda point: point[1])
+        place = min(max(plot.x(best[0]), x.start + 32), x.end - 32)
+        below = plot.y(best[1]) + (-7 if found.metric.higher_is_better else 14)
+        plot.text(place, below, say("batch", lang, size=size), "middle", css="halo")
         for rate, (value, trained) in points.items():
             if not low <= value <= high:
                 plot.beyond_y(rate, value, css, method)
