@@ -66,8 +66,8 @@ def figures(found: Results, lang: str = "en") -> Iterator[Figure]:
         svg = learning_rates.sensitivity(found, method, lang)
         if svg is not None:
             cells = [cell for cell in found.cells if cell.method == method]
-            rows = [{"batch_size": cell.batch_size, **row} for cell in cells for row in _rates(found, [cell])]
-            yield Figure(f"rate-sensitivity-{method.replace(':', '-')}", standalone(svg), rows)
+            values = [{"batch_size": cell.batch_size, **row} for cell in cells for row in _rates(found, [cell])]
+            yield Figure(f"rate-sensitivity-{method.replace(':', '-')}", standalone(svg), values)
     svg = panels.batch_sizes(found, lang)
     if svg is not None:
         yield Figure("batch-sizes", standalone(svg), list(_means(found.cells)))
