@@ -151,7 +151,7 @@ def test_a_verdict_leads_to_its_experiment(opened: Open) -> None:
 
 
 def test_a_choice_leads_to_its_comparison(opened: Open) -> None:
-    shown = opened()
+    shown = opened(reduced_motion="reduce")
     link = shown.locator('#decision a[href^="#pair-"]').last
     row = shown.locator(str(link.get_attribute("href")))
     assert not row.is_visible()
