@@ -50,7 +50,7 @@ TEXTS: Mapping[str, Text] = {
         ("awaited.command", "If the command has been stopped, give it again; it continues from the finished runs.",
          "若命令已停止，再次执行即可从已完成的运行继续。"),
         ("reason", "No run has a result.", "没有任何运行得到结果。"),
-        ("reason.failed", "{count} runs failed; the first one, {where}, with this message:", "{count} 次运行失败，其中第一次为{where}，错误信息："),
+        ("reason.failed", "Failed runs: {count}. The first one ({where}) ended with this message:", "失败的运行：{count} 次。第一次（{where}）的错误信息："),
         ("reason.more", "All messages and tracebacks", "查看全部错误信息与堆栈"),
         (
             "safe",
@@ -150,7 +150,7 @@ TEXTS: Mapping[str, Text] = {
         ("smallest", "smallest effect that matters", "有实际意义的最小效应"),
         ("p", "p, corrected over all experiments", "p 值（对全部实验校正）"),
         ("p.none", "none: the claim is that there is no difference", "无：该论断的内容就是“没有差异”"),
-        ("n", "values", "样本数"),
+        ("n", "number of values", "样本数"),
         (
             "bound.at least",
             "The true effect is at least this large: runs that did not reach the target are counted as if they had just reached it.",
