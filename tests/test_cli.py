@@ -118,7 +118,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
         return SimpleNamespace(path=Path("somewhere/index.html"), complete=seen["seeds"] != 2, evidence=())
 
     monkeypatch.setattr(cli.study, "compare", compare)
-    monkeypatch.setattr("normkit.study.report.terminal.table", lambda comparison, lang: f"table of {comparison.path}")
+    monkeypatch.setattr("normkit.study.report.terminal.both", lambda comparison, lang: f"table of {comparison.path}")
     return seen
 
 

@@ -181,8 +181,7 @@ def compare(
         return
     from normkit.study.report import terminal
 
-    # The title of the table is the answer.
-    Console().print(terminal.table(comparison, lang))
+    Console().print(terminal.both(comparison, lang))
     if comparison.evidence:
         Console().print(terminal.findings(comparison, lang))
     typer.echo(f"Report: {comparison.path}")
@@ -346,12 +345,17 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", "-o", dir_okay=False, help="The page to write.")] = None,
     parquet: Annotated[bool, typer.Option("--parquet", help="Also write runs.parquet and cells.parquet.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write logs for TensorBoard.")] = False,
+    figures: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Folder in which to write every figure as SVG, and its data as CSV."),
+    ] = None,
 ) -> None:
     """Write the page of a comparison again, from its results.json; nothing is run."""
     from normkit.study import report as pages
     from normkit.study.comparison import Comparison
 
-    for line in pages.again(Comparison.load(folder), folder, lang, out, parquet=parquet, tensorboard=tensorboard):
+    found = Comparison.load(folder)
+    for line in pages.again(found, folder, lang, out, parquet=parquet, tensorboard=tensorboard, figures=figures):
         typer.echo(line)
 
 

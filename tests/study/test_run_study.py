@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from torch import nn
 
 from normkit.errors import ArgumentError, StateError
+from normkit.study.claims import SUITE
 from normkit.study.comparison import Comparison
 from normkit.study.execution import scheduler
 from normkit.study.execution.scheduler import Payload
@@ -23,7 +25,7 @@ from normkit.study.suite import networks
 from normkit.study.task import Task, embedded
 from normkit.study.training import design
 from normkit.study.training.trainer import Trainer
-from normkit.study.training.trial import Trial
+from normkit.study.training.trial import Run, Trial
 
 DIGITS = embedded.digits()
 
@@ -61,7 +63,9 @@ def test_a_run_that_raises_is_recorded_and_the_study_goes_on(tmp_path: Path) -> 
     assert found.complete
     assert {(f.trial.method, f.message) for f in found.failures} == {("group_norm", "RuntimeError: no room for it")}
     assert len(found.failures) == 6
-    note = "6 runs failed, first group norm at batch size 4 (RuntimeError: no room for it); the report has all."
+    note = (
+        "6 runs failed, the first one with group norm at batch size 4 (RuntimeError: no room for it); the report lists"
+    )
     assert note in found.note
     assert note in str(found)
     assert all('raise RuntimeError("no room for it")' in f["trace"] for f in found.to_dict()["failures"])
@@ -90,6 +94,44 @@ def test_a_resumed_study_runs_nothing_twice(tmp_path: Path, monkeypatch: pytest.
     assert len(grown.cell("none", 4).runs) == 3
 
 
+def test_the_comparison_is_finished_and_reported_before_the_claims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[int, Trial]] = []
+
+    def execute(_: Trainer, task: Task, plan: design.Design, trials: Sequence[Trial]) -> list[Run]:
+        ran.extend((plan.seeds, trial) for trial in trials)
+        return [Run(t, "trained", "", (1.0,) * 40, 0.1, 0.1 + t.rate, 0.1, test_error=0.1) for t in trials]
+
+    monkeypatch.setattr(Trainer, "execute", execute)
+    monkeypatch.setattr(scheduler, "time_steps", lambda *_: {"none": [0.1] * 3, "batch_norm": [0.1] * 3})
+    p, q = plan("BN"), plan("BN", seeds=3)
+    works = [Workload("digits", DIGITS, p, timed=True), Workload("other", DIGITS, replace(q, seed=1))]
+    one = next(each for each in SUITE if each.workloads == ("digits",))
+    # An experiment on each workload, of which that on the other one is not measured early.
+    two = [replace(one, effect=lambda _: None), replace(one, effect=lambda _: None, cells=(("other", "none", 4),))]
+    early: list[tuple[int, Comparison]] = []
+    stages: list[str] = []
+
+    def report(found: Comparison) -> Path:
+        early.append((len(ran), found))
+        return tmp_path / "index.html"
+
+    with Store(tmp_path / "study.sqlite3") as store:
+        pool = make_executor(Payload.of(works), 1)
+        found = run_study(works, two, store, pool, progress=lambda *now: stages.append(now[2]), report=report)
+    ((count, first),) = early
+    assert {seeds for seeds, _ in ran[:count]} == {2}
+    assert {seeds for seeds, _ in ran[count:]} == {3}
+    assert (first.complete, found.complete) == (False, True)
+    assert (first.awaited, found.awaited) == (1, 0)
+    assert first.cells == found.cells, "the first page has the whole comparison, times included"
+    assert first.cell("batch_norm", 4).time_ratio is not None
+    assert found.trained == len(ran) > first.trained == count
+    assert stages.index("timing") < stages.index("claims: trying learning rates")
+    assert not any(stage.startswith("claims") for stage in stages[: stages.index("timing")])
+
+
 def test_an_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
     def stop(done: int, total: int, what: str) -> None:
         if done == 6:
@@ -99,7 +141,7 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
     cut = whole(DIGITS, p, tmp_path, stop)
     assert not cut.complete
     assert sum(len(cell.tuning) + len(cell.runs) for cell in cut.cells) == 6
-    assert "nothing has been measured yet" in cut.answer
+    assert cut.answer == "Nothing has been measured yet at batch size 4."
     rest = whole(DIGITS, p, tmp_path, silent)
     assert rest.complete
     assert len(rest.cell("batch_norm", 4).runs) == 2

@@ -26,13 +26,13 @@ ALL = (
         ),
         Text(
             "gap between training and test error against batch size, without that noise, and with dropout",
-            "训练误差与测试误差之差：随批量大小的变化，并与去除噪声、使用 dropout 的情形比较",
+            "训练错误率与测试错误率之差：随批量大小的变化，并与去除噪声、使用 dropout 的情形比较",
         ),
     ),
     Claim(
         "BN-4",
         Text("batch norm is poor on small batches", "批归一化在小批量时效果差"),
-        Text("test error against batch size, compared with group norm", "测试误差随批量大小的变化，与组归一化对照"),
+        Text("test error against batch size, compared with group norm", "测试错误率随批量大小的变化，与组归一化对照"),
     ),
     Claim(
         "BN-5",
@@ -55,7 +55,7 @@ ALL = (
         Text("layer norm does not depend on the batch", "层归一化与批次无关"),
         Text(
             "one sample alone against the same sample inside any batch; error against batch size",
-            "同一样本单独输入与放入任意批次时的输出；误差随批量大小的变化",
+            "同一样本单独输入与放入任意批次时的输出；错误率随批量大小的变化",
         ),
     ),
     Claim(
@@ -120,7 +120,7 @@ ALL = (
     Claim(
         "GN-1",
         Text("group norm still works well at small batches", "组归一化在小批量下依然有效"),
-        Text("test error against batch size, compared with batch norm", "测试误差随批量大小的变化，与批归一化对照"),
+        Text("test error against batch size, compared with batch norm", "测试错误率随批量大小的变化，与批归一化对照"),
     ),
     Claim(
         "GN-2",
@@ -128,7 +128,7 @@ ALL = (
             "group norm is sensitive to the number of groups and channels",
             "组归一化对组数与通道数敏感",
         ),
-        Text("error over numbers of groups and channels", "不同组数与通道数下的误差"),
+        Text("error over numbers of groups and channels", "不同组数与通道数下的错误率"),
     ),
     Claim(
         "WN-1",
@@ -151,7 +151,7 @@ ALL = (
         Text("filter response norm does not depend on the batch", "滤波器响应归一化与批次无关"),
         Text(
             "one image among different other images; error at batch 2 and at batch 16, compared with batch norm",
-            "同一张图像与不同图像同批时的输出；批量 2 与批量 16 的误差，与批归一化对照",
+            "同一张图像与不同图像同批时的输出；批量 2 与批量 16 的错误率，与批归一化对照",
         ),
     ),
     Claim(
@@ -176,14 +176,14 @@ ALL = (
     Claim(
         "EvoNormB0-1",
         Text("EvoNorm-B0 is better than batch norm with ReLU", "EvoNorm-B0 优于批归一化加 ReLU"),
-        Text("test error of a convolutional network at batch 16", "卷积网络在批量 16 时的测试误差"),
+        Text("test error of a convolutional network at batch 16", "卷积网络在批量 16 时的测试错误率"),
     ),
     Claim(
         "EvoNormS0-1",
         Text("EvoNorm-S0 does not depend on the batch", "EvoNorm-S0 与批次无关"),
         Text(
             "one image among different other images; error at batch 2 and at batch 16, compared with batch norm",
-            "同一张图像与不同图像同批时的输出；批量 2 与批量 16 的误差，与批归一化对照",
+            "同一张图像与不同图像同批时的输出；批量 2 与批量 16 的错误率，与批归一化对照",
         ),
     ),
     Claim(
@@ -286,7 +286,7 @@ ALL = (
     Claim(
         "SN-2",
         Text("spectral norm limits what a layer can represent", "谱归一化限制网络层的表达能力"),
-        Text("training error with and without it", "使用与不使用时的训练误差"),
+        Text("training error with and without it", "使用与不使用时的训练错误率"),
     ),
     Claim(
         "P-1",

@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -92,8 +91,8 @@ def compare(
         out: folder for `index.html`, `results.json` and the store `study.sqlite3`. An existing store is continued: no
             finished run is run again.
         seed: the number from which all random numbers are derived.
-        progress: True shows bars, False nothing; a function is called with (runs finished, runs in all, the name of
-            the stage).
+        progress: True shows bars, or a line every ten seconds where the output is no terminal; False nothing. A
+            function is called with (runs finished, runs in all, the name of the stage).
         store: URL of a database for the finished runs, such as "postgresql+psycopg://user@host/name", instead of
             the file in `out`. Several calls may share it, also from several machines: each runs the trials that the
             others have not taken.
@@ -139,6 +138,7 @@ def compare(
     from normkit.study.execution.scheduler import Payload
     from normkit.study.execution.store import Store
     from normkit.study.execution.workers import make_executor, ranks
+    from normkit.study.report.progress import shown
     from normkit.study.run_study import run_study
     from normkit.study.setup import make_folder, prepared
 
@@ -163,7 +163,8 @@ def compare(
     processes = workers or (machine.cores() if ranks.world() == 1 else ranks.local_world())
     pool = make_executor(Payload.of(workloads, processes), workers, executor=executor, address=address)
     folder = make_folder(Path(out))
-    with _shown(progress if ranks.rank() == 0 else False) as notify, Store(where, resume=resume) as kept:
+    first = ranks.rank() == 0
+    with shown(progress if first else False) as (notify, announce), Store(where, resume=resume) as kept:
         comparison = run_study(
             workloads,
             experiments,
@@ -175,8 +176,10 @@ def compare(
             checkpoints=folder / "checkpoints" if checkpoints else None,
             command=_command(workloads[0].design, task, claims, methods is not None, full, until_resolved),
             until_resolved=until_resolved,
+            report=(lambda found: report.write(found, folder, lang)) if first else None,
+            announce=announce,
         )
-    return replace(comparison, path=report.write(comparison, folder, lang)) if ranks.rank() == 0 else comparison
+    return replace(comparison, path=report.write(comparison, folder, lang)) if first else comparison
 
 
 DEFAULTS: Mapping[str, Any] = {name: p.default for name, p in inspect.signature(compare).parameters.items()}
@@ -292,19 +295,3 @@ def _command(
         f"--seed {design.seed}{'' if task and not task.claims else named}{' --full' if full else ''}"
         f"{' --until-resolved' if until_resolved else ''}{'' if design.discard else ' --no-discard'}"
     )
-
-
-@contextmanager
-def _shown(progress: bool | Progress) -> Iterator[Progress]:
-    """A progress bar for True, nothing for False, or the given function."""
-    if callable(progress):
-        yield progress
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("{task.description:<23}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not progress) as bar:
-        line = bar.add_task("starting", total=None)
-        yield lambda done, total, what: bar.update(line, completed=done, total=total, description=what)

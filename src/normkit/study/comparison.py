@@ -15,7 +15,7 @@ from normkit.study.analysis.verdict import Look
 from normkit.study.claims.experiment import Experiment
 from normkit.study.claims.judging import judged
 from normkit.study.execution.workload import Workload
-from normkit.study.report import export, notebook, results_file, terminal
+from normkit.study.report import export, notebook, results_file, terminal, write_figures
 from normkit.study.report.writing import experiments as written
 from normkit.study.report.writing import table
 from normkit.study.report.writing.answer import answer
@@ -57,6 +57,14 @@ class Comparison(Results):
         """
         return export.frame(self, level)
 
+    def figures(self, folder: str | Path, lang: str = "en") -> list[Path]:
+        """Write every figure of the page as SVG and its data as CSV into a folder; returns the paths.
+
+        Raises:
+            ArgumentError: another language than "en" and "zh", or a folder that cannot be written.
+        """
+        return write_figures(self, Path(folder), lang)
+
     @property
     def answer(self) -> Text:
         """Which normalization to use here, in one sentence, by the rule of the design; in both languages."""
@@ -79,7 +87,7 @@ class Comparison(Results):
         return notebook.render(self)
 
     def __rich__(self) -> Any:
-        return terminal.table(self)
+        return terminal.both(self)
 
     def __str__(self) -> str:
         return table.plain(self)
@@ -95,6 +103,7 @@ def conclude(
     machine: Mapping[str, Any],
     command: str,
     seconds: float,
+    awaited: int = 0,
 ) -> Comparison:
     """Apply the rules to the finished runs.
 
@@ -103,7 +112,7 @@ def conclude(
         others: further workloads that experiments use.
         experiments: the experiments on claims.
         looks: the looks at the results so far, the present one last; by default it is the only one.
-        complete, machine, command, seconds: as in `Results`.
+        complete, machine, command, seconds, awaited: as in `Results`.
     """
     task, design = workload.task, workload.design
     looks = tuple(looks) or verdict.looks_of(design)
@@ -126,6 +135,8 @@ def conclude(
         command=command,
         seconds=seconds,
         looks=looks,
+        trained=sum(run.state != "failed" for run in runs),
+        awaited=awaited,
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from normkit.errors import StateError
 from normkit.study.claims.experiment import Experiment
 from normkit.study.comparison import Comparison, conclude
 from normkit.study.execution import machine
@@ -18,6 +19,11 @@ from normkit.study.execution.store import Store
 from normkit.study.execution.workers import WorkerPool
 from normkit.study.execution.workload import Workload
 from normkit.study.resolving import Resolving
+
+Report = Callable[[Comparison], Path]
+"""Writes the page of a comparison, and returns its path."""
+REWRITTEN = 60.0
+"""Seconds between two pages while claims are measured."""
 
 
 def run_study(
@@ -32,6 +38,8 @@ def run_study(
     command: str = "",
     checkpoints: Path | None = None,
     until_resolved: bool = False,
+    report: Report | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Run the trials that are not in the store yet, and draw conclusions from all runs.
 
@@ -49,14 +57,18 @@ def run_study(
         command: the command that repeats the study, for the report.
         checkpoints: folder for the best run of each method; None for none.
         until_resolved: whether seeds are added to the comparison until it is resolved, or the time is over.
+        report: writes a page as soon as the comparison is finished, and every minute while claims are measured. The
+            last page is written by the caller, from the returned comparison.
+        announce: called with a message when the first page is written.
 
     Raises:
         StateError: the store cannot be used, or no process can be started.
     """
-    start = time.perf_counter()
     resolving = Resolving(workloads[0], store, until_resolved)
+    conclusion = _Conclusion(workloads, experiments, pool, command, resolving)
+    pages = _Pages(conclusion, progress, report if experiments else None, announce)
     try:
-        with pool, _interruptible(progress) as notify:
+        with pool, _interruptible(pages.notify) as notify:
             complete = run_stages(
                 workloads,
                 store,
@@ -67,6 +79,7 @@ def run_study(
                 checkpoints,
                 confirm=resolving.confirm,
                 grow=resolving.grow,
+                compared=pages.begin,
             )
     except KeyboardInterrupt:
         if not any(workload.runs for workload in workloads):
@@ -76,16 +89,78 @@ def run_study(
     except Exception as error:
         error.add_note(f"Finished runs are kept in {store.where}: the same call continues from them.")
         raise
-    return conclude(
-        workloads[0],
-        workloads[1:],
-        experiments,
-        looks=resolving.looks(),
-        complete=complete,
-        machine=machine.facts() | {"workers": pool.workers, "executor": pool.executor},
-        command=command,
-        seconds=time.perf_counter() - start,
-    )
+    return conclusion.of(experiments, complete=complete)
+
+
+class _Conclusion:
+    """Draws conclusions from the runs of the workloads at any time."""
+
+    def __init__(
+        self,
+        workloads: Sequence[Workload],
+        experiments: Sequence[Experiment],
+        pool: WorkerPool,
+        command: str,
+        resolving: Resolving,
+    ) -> None:
+        self.workloads, self.experiments, self.pool, self.command = workloads, experiments, pool, command
+        self.resolving = resolving
+        self.start = time.perf_counter()
+
+    def of(self, experiments: Sequence[Experiment], *, complete: bool, awaited: int = 0) -> Comparison:
+        """The comparison, with the evidence of these experiments."""
+        return conclude(
+            self.workloads[0],
+            self.workloads[1:],
+            experiments,
+            looks=self.resolving.looks(),
+            complete=complete,
+            machine=machine.facts() | {"workers": self.pool.workers, "executor": self.pool.executor},
+            command=self.command,
+            seconds=time.perf_counter() - self.start,
+            awaited=awaited,
+        )
+
+    def so_far(self) -> Comparison:
+        """The comparison while claims are measured, with the experiments whose runs are all finished."""
+        finished = {workload.name for workload in self.workloads if workload.finished}
+        measured = [each for each in self.experiments if finished.issuperset(each.workloads)]
+        return self.of(measured, complete=False, awaited=len(self.experiments) - len(measured))
+
+
+class _Pages:
+    """Writes pages during a study; a page that cannot be written is left to the end, where it is an error."""
+
+    def __init__(
+        self,
+        conclusion: _Conclusion,
+        progress: Progress,
+        report: Report | None,
+        announce: Callable[[str], None] | None,
+    ) -> None:
+        self.conclusion, self.progress, self.report, self.announce = conclusion, progress, report, announce
+        self.written: float | None = None
+
+    def begin(self) -> None:
+        """Write the first page."""
+        path = self._write()
+        if path is not None and self.announce is not None:
+            self.announce(f"The comparison is finished, claims are still being measured. Report: {path}")
+
+    def notify(self, done: int, total: int, what: str) -> None:
+        """Pass the progress on, and write a page if the last one is a minute old."""
+        self.progress(done, total, what)
+        if self.written is not None and time.monotonic() - self.written > REWRITTEN:
+            self._write()
+
+    def _write(self) -> Path | None:
+        if self.report is None:
+            return None
+        path = None
+        with suppress(StateError):
+            path = self.report(self.conclusion.so_far())
+        self.written = time.monotonic()
+        return path
 
 
 @contextmanager

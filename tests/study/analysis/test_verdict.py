@@ -70,8 +70,10 @@ def test_a_clear_winner_is_named() -> None:
     assert standing.leader == "batch_norm"
     assert set(standing.behind) == {"none", "group_norm"}
     assert standing.front == ("batch_norm",)
-    assert "batch norm makes the fewest errors" in found.answer
-    assert found.answer.endswith("and every other method is behind.")
+    assert found.answer.startswith(
+        "Use batch norm at batch size 8. On noisy 8x8 digits at batch size 8, batch norm has"
+    )
+    assert found.answer.endswith(": every other method is measurably worse.")
 
 
 def test_a_tie_is_not_resolved() -> None:
@@ -81,7 +83,8 @@ def test_a_tie_is_not_resolved() -> None:
     (standing,) = found.standings
     assert set(standing.front) == {"batch_norm", "group_norm"}
     assert standing.behind == ("none",)
-    assert "8 seeds cannot distinguish batch norm from it" in found.answer
+    assert found.answer.startswith("Use group norm or batch norm at batch size 8.")
+    assert "the difference to batch norm is within what 8 seeds can resolve" in found.answer
 
 
 def test_a_difference_too_small_to_matter_is_equal() -> None:
@@ -110,7 +113,7 @@ def test_when_nothing_trains_nobody_wins() -> None:
     p = plan(("BN",))
     found = conclude(p, made_up(p, dict.fromkeys(p.methods, [0.9] * SEEDS), state="untrained"))
     assert found.standings[0].leader is None
-    assert found.answer == "On noisy 8x8 digits, at batch size 8 no method trained."
+    assert found.answer == "No method trained at batch size 8."
     assert found.cell("batch_norm", 8).untrained == SEEDS
 
 

@@ -150,6 +150,29 @@ def test_a_verdict_leads_to_its_experiment(opened: Open) -> None:
     assert shown.locator("details.experiment[open]").count() == 0
 
 
+def test_a_choice_leads_to_its_comparison(opened: Open) -> None:
+    shown = opened(reduced_motion="reduce")
+    link = shown.locator('#decision a[href^="#pair-"]').last
+    row = shown.locator(str(link.get_attribute("href")))
+    assert not row.is_visible()
+    link.click()
+    row.wait_for(state="visible")
+    place = row.bounding_box()
+    assert place is not None
+    assert 0 < place["y"] < DESK["height"]
+
+
+def test_a_phone_has_one_row_of_chips_and_the_names_of_the_wide_table(opened: Open) -> None:
+    shown = opened(size=PHONE)
+    tops = shown.locator(".chips li").evaluate_all("all => all.map(e => e.getBoundingClientRect().top)")
+    assert len(tops) > 4
+    assert len(set(tops)) == 1
+    assert shown.locator(".chips").evaluate("e => e.scrollWidth > e.clientWidth")
+    shown.locator("#numbers .scroll").first.evaluate("e => { e.scrollLeft = 300; }")
+    left = shown.locator("#all-numbers tbody th").evaluate_all("all => all.map(e => e.getBoundingClientRect().left)")
+    assert max(left) < 20, "the name of the method stays"
+
+
 def test_a_command_is_copied(opened: Open) -> None:
     shown = opened(permissions=["clipboard-read", "clipboard-write"])
     shown.locator("#origin .copy").click()

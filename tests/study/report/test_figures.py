@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from normkit.study.report.figures import curves, plot
+from normkit.study.comparison import Comparison
+from normkit.study.report.figures import curves, learning_rates, plot
 from normkit.study.report.page import page
 
 
@@ -63,6 +65,42 @@ def test_every_colour_can_be_seen_in_both_themes() -> None:
             for ground in ("paper", "card"):
                 # AA for what is no text.
                 assert contrast(theme[method.replace("_", "-")], theme[ground]) >= 3, method
+
+
+# Outliers
+
+
+@given(st.lists(st.floats(0.1, 0.2), min_size=8, max_size=40), st.floats(1, 1e3), st.booleans())
+def test_one_outlier_does_not_squeeze_the_others(values: list[float], far: float, downward: bool) -> None:
+    assume(max(values) - min(values) > 1e-3)
+    sign = -1 if downward else 1
+    rows = [[sign * v for v in values[i::4]] for i in range(4)]
+    rows.append([sign * far, sign * 1.1 * far])
+    end = plot.cut(rows, [row[0] for row in rows], downward)
+    assert end is not None
+    # No mark of the others is lost; the outlier is beyond.
+    assert all(sign * row[0] <= sign * end for row in rows[:4])
+    assert sign * end < far
+
+
+def test_an_axis_without_outliers_is_not_cut() -> None:
+    assert plot.cut([[0.1, 0.12], [0.13, 0.15], [0.2, 0.22]], [0.11, 0.14, 0.21]) is None
+    assert plot.cut([[0.1, 0.12], [0.8, 0.9]], [0.11, 0.85]) is None, "of two rows, none is an outlier"
+    assert plot.cut([[0.1, 0.1], [0.1, 0.1], [0.1, 0.1]], [0.1] * 3) is None
+    assert plot.cut([], []) is None
+
+
+def test_a_single_seed_that_is_far_off_is_cut_too() -> None:
+    rows = [[0.1, 0.11, 0.12, 0.13, 0.14]] * 3 + [[0.1, 0.11, 0.12, 0.13, 0.9]]
+    assert plot.cut(rows, [0.12] * 3 + [0.14]) == 0.14
+
+
+def test_rates_as_good_as_the_best_are_those_around_it(found: Comparison) -> None:
+    points = {0.01: (0.109, True), 0.1: (0.1, True), 1.0: (0.2, True), 10.0: (0.1, True)}
+    assert found.design.smallest == 0.01
+    assert learning_rates.near_best(found, points) == (0.01, 0.1), "beyond a rate that is worse there is another valley"
+    higher = replace(found, metric=replace(found.metric, higher_is_better=True))
+    assert learning_rates.near_best(higher, points) == (1.0, 1.0)
 
 
 # Reading back

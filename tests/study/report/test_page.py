@@ -18,10 +18,11 @@ import normkit
 from normkit import catalog
 from normkit.errors import ArgumentError
 from normkit.study import claims, report
+from normkit.study.analysis import verdict
 from normkit.study.comparison import Comparison
-from normkit.study.report.figures import plot
+from normkit.study.report.figures import panels, plot
 from normkit.study.report.page import page
-from normkit.study.report.writing import formatting, texts
+from normkit.study.report.writing import decision, formatting, texts
 from normkit.study.task import variants
 
 LANGS = ("en", "zh")
@@ -67,11 +68,13 @@ def test_the_page_can_be_read_by_all(pages: dict[str, str], lang: str) -> None:
 def test_the_answer_comes_first(pages: dict[str, str], found: Comparison, lang: str) -> None:
     parsed = Page(pages[lang])
     (answer,) = (e for e in parsed.elements if e.get("id") == "answer")
-    assert str(answer["text"]).replace(";at", "; at") == found.answer.to(lang)
+    assert "".join(str(answer["text"]).split()) == "".join(found.answer.to(lang).split())
     order = [
-        e.get("id") for e in parsed.elements if e.get("id") in ("answer", "methods", "claims", "figures", "origin")
+        e.get("id")
+        for e in parsed.elements
+        if e.get("id") in ("answer", "decision", "methods", "claims", "figures", "origin")
     ]
-    assert order == ["answer", "methods", "claims", "figures", "origin"]
+    assert order == ["answer", "decision", "methods", "claims", "figures", "origin"]
 
 
 def test_no_english_is_left_on_the_chinese_page(pages: dict[str, str], found: Comparison) -> None:
@@ -148,10 +151,15 @@ def test_numbers_on_the_page_are_those_of_the_data(pages: dict[str, str], found:
         assert f"{1000 * np.median(cell.seconds):.2f}"[:4] in text
         assert f"{sum(run.state == 'untrained' for run in cell.runs)}/{made_up.SEEDS}" in text
         assert formatting.rate(cell.rate) in text
-    # No run is hidden: as many dots as seeds in the figure of the answer.
+    # No run is hidden: as many dots as seeds in the figure of the answer, but for the outlier, which has an arrow.
     first = pages["en"][pages["en"].index('class="head"') : pages["en"].index('id="methods"')]
     dots = re.findall(r'class="dots"[^>]*d="([^"]*)"', first)
-    assert sum(path.count("M") for path in dots) == len(found.cells) * made_up.SEEDS
+    assert sum(path.count("M") for path in dots) == (len(found.cells) - len(made_up.SIZES)) * made_up.SEEDS
+    assert first.count('class="cut"') == first.count(texts.say("dots.cut", "en")) == len(made_up.SIZES)
+    for size in made_up.SIZES:
+        outlier = found.cell("instance_norm", size).error
+        assert outlier is not None
+        assert f">{formatting.percent(outlier.value)}</text>" in first
 
 
 def test_what_is_said_leads_to_its_experiments(pages: dict[str, str], found: Comparison) -> None:
@@ -195,7 +203,93 @@ def test_an_unfinished_study_is_called_so(found: Comparison) -> None:
         assert texts.say("incomplete.text", lang) in text
         assert texts.say("nothing", lang) in text
         assert texts.say("incomplete.text", lang) not in page.render(found, lang)
-    assert str(cut).count("Interrupted: this is based on") == 1
+    assert str(cut).count("Interrupted: this shows the finished runs") == 1
+
+
+@pytest.mark.parametrize("lang", LANGS)
+def test_a_report_without_results_begins_with_the_reason(found: Comparison, lang: str) -> None:
+    cells = tuple(replace(cell, runs=(), seconds=()) for cell in found.cells)
+    empty = replace(found, cells=cells, standings=tuple(verdict.Standing(s, None) for s in made_up.SIZES), pairs=())
+    text = page.render(replace(empty, evidence=()), lang)
+    parsed = Page(text)
+    (reason,) = (e for e in parsed.elements if e.get("id") == "reason")
+    assert "MemoryError: <none> left" in str(reason["text"])
+    assert text.index('id="reason"') < text.index('id="answer"')
+    assert not parsed.all("section", id="decision")
+    assert f'<p class="notice">{texts.say("nothing", lang)}' not in text[: text.index('id="methods"')]
+    assert "MemoryError" in empty.answer.to(lang)
+    assert "yet" not in empty.answer.split(".")[0]
+    assert 'id="reason"' not in page.render(found, lang)
+
+
+@pytest.mark.parametrize("lang", LANGS)
+def test_a_page_before_the_claims_are_measured_says_how_many(found: Comparison, lang: str) -> None:
+    early = replace(found, complete=False, awaited=5)
+    text = page.render(early, lang)
+    done = len(found.evidence)
+    assert texts.say("awaited", lang, done=done, all=done + 5) in text
+    assert texts.say("incomplete.text", lang) not in text
+
+
+def test_a_method_of_which_no_run_trained_has_no_place(found: Comparison) -> None:
+    broken = tuple(replace(c, runs=tuple(replace(r, state="untrained") for r in c.runs)) for c in found.cells)
+    lost = replace(found, cells=broken, standings=tuple(verdict.Standing(s, None) for s in made_up.SIZES), pairs=())
+    parsed = Page(page.render(lost))
+    results = [str(e["text"]) for e in parsed.all("div", **{"class": "result"})]
+    assert all("did not train" in text and "not measured" not in text for text in results)
+    assert all("did not train" in row for row in lost.rows())
+    assert lost.answer.startswith("No method trained at batch sizes 2 and 32.")
+
+
+def test_the_decision_names_every_method_and_its_evidence(found: Comparison) -> None:
+    parsed = Page(page.render(found))
+    ids = {str(e["id"]): e for e in parsed.elements if e.get("id")}
+    for standing, made in zip(found.standings, decision.decisions(found), strict=True):
+        assert {c.method for c in made.take} == set(standing.front)
+        assert {c.method for c in made.avoid} == set(standing.behind)
+        assert made.take[0].method == standing.leader
+        for choice in made.avoid:
+            # What is to be avoided is worse than some method by the test, and that comparison is shown.
+            assert choice.pair is not None
+            assert choice.pair.p_corrected < found.design.alpha
+            other = {choice.pair.first, choice.pair.second} - {choice.method}
+            assert verdict.relations(choice.method, standing.batch_size, found.pairs)[other.pop()] == "worse"
+            assert formatting.probability(choice.pair.p_corrected) in decision.why(found, made, choice, "en")
+            row = ids[f"pair-{standing.batch_size}-{choice.pair.first}-{choice.pair.second}"]
+            assert formatting.inline(choice.method) in str(row["text"])
+    section = next(e for e in parsed.all("section", id="decision"))
+    assert all(formatting.title(m) in str(section["text"]) for m in made_up.METHODS)
+
+
+def test_a_metric_of_which_more_is_better(regression: Comparison) -> None:
+    """The same values with the opposite direction: the order, the words and the band are turned."""
+    metric = replace(regression.metric, higher_is_better=True)
+    pairs = tuple(
+        replace(
+            p,
+            difference=formatting.turned(p.difference, -1),
+            wide=formatting.turned(p.wide, -1),
+            relation={"better": "worse", "worse": "better"}.get(p.relation, p.relation),
+        )
+        for p in regression.pairs
+    )
+    most = max(regression.cells, key=lambda c: c.error.value if c.error else 0).method
+    standing = verdict.Standing(4, most, behind=tuple(c.method for c in regression.cells if c.method != most))
+    turned = replace(regression, metric=metric, pairs=pairs, standings=(standing,))
+    assert most == "none"
+    assert "no norm has the highest mean squared" in turned.answer
+    assert "mean squared 最高" in turned.answer.zh
+    assert turned.rows()[0][1] == "No norm"
+    assert turned.rows()[-1][1] == formatting.title(min(regression.cells, key=lambda c: c.error.value).method)  # type: ignore[union-attr]
+    (made,) = decision.decisions(turned)
+    # The others are below it: their differences are negative in the metric.
+    assert all("−" in decision.why(turned, made, choice, "en") for choice in made.avoid)
+    assert all("+" in decision.why(regression, d, c, "en") for d in decision.decisions(regression) for c in d.avoid)
+    low, high = panels.bounds(turned, 4, 0.04)
+    best = turned.cell("none", 4).error
+    assert best is not None
+    assert panels.zone(turned, 4, low, high) == (max(low, best.value - 0.5), best.value)
+    Page(page.render(turned, "zh"))
 
 
 def test_the_page_exists_in_two_languages(found: Comparison) -> None:
@@ -228,7 +322,8 @@ def test_a_metric_that_is_no_share(regression: Comparison) -> None:
     lowest = min((c for c in regression.cells), key=lambda c: c.error.value if c.error else math.inf)
     mean = np.mean([run.test_error for run in lowest.runs])
     assert regression.answer.startswith(
-        f"On my curve, at batch size 4 batch norm has the lowest mean squared ({mean:.2f})"
+        "Use batch norm or layer norm at batch size 4. On my curve at batch size 4, batch norm has the lowest mean "
+        f"squared ({mean:.2f})"
     )
     assert "errors" not in regression.answer
     assert f"批归一化的 mean squared 最低（{mean:.2f}）" in regression.answer.zh

@@ -10,7 +10,8 @@ from normkit.catalog import Text
 from normkit.study.analysis.stats import Bound, Interval
 
 Finding = Literal["supported", "contradicted", "not resolved"]
-Unit = Literal["points", "log2 ratio", "nats", "log10 ratio", "share"]
+Unit = Literal["points", "log2 ratio", "nats", "log10 ratio", "loss", "share"]
+"""A cross entropy is in nats, a loss of another kind has no unit."""
 Form = Literal["share", "steps", "rate", "seconds", "number"]
 """The kind of the values of a variant: a fraction, training steps, a learning rate, a time, or another number."""
 

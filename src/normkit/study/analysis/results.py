@@ -34,6 +34,8 @@ class Results:
         machine: processor, versions, kernels.
         command: repeats the study.
         seconds: wall time of this call.
+        trained: number of finished training runs, those of the experiments included.
+        awaited: number of experiments that this call has still to measure; the report is written before that too.
         path: the page, once it is written.
     """
 
@@ -50,6 +52,8 @@ class Results:
     machine: Mapping[str, Any]
     command: str
     seconds: float = 0.0
+    trained: int = 0
+    awaited: int = 0
     path: Path | None = None
     looks: tuple[Look, ...] = ()
 

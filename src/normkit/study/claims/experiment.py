@@ -25,15 +25,17 @@ SMALLEST: dict[Unit, float] = {
     "log2 ratio": math.log2(1.1),
     "nats": 0.05,
     "log10 ratio": 0.5,
+    "loss": 0.05,
     "share": 0.01,
 }
-"""The smallest effect that matters: a point of error, a tenth more steps or time, 0.05 nats of loss, half a decade."""
+"""The smallest effect that matters: a point of error, a tenth more steps or time, 0.05 of loss, half a decade."""
 
 FORMS: dict[Unit, Form] = {
     "points": "share",
     "log2 ratio": "steps",
     "nats": "number",
     "log10 ratio": "rate",
+    "loss": "number",
     "share": "number",
 }
 """The kind of the values that are shown, by the unit of the effect; an effect on times shows times."""

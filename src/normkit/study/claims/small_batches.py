@@ -10,7 +10,7 @@ from normkit.study.claims.measures import Effect, difference, interaction, level
 DESIGN = Text(
     "Three convolutions with 16 channels on noisy digits, the last two at 2x2 positions; 1000 images are processed at "
     "every batch size, and the learning rate is chosen at each.",
-    "带噪声数字上的三个 16 通道卷积层，后两层只剩 2×2 个位置；各批量均看 1000 张图像，并分别选择学习率。",
+    "带噪声数字上的三个 16 通道卷积层，后两层只剩 2×2 个位置；各批量均训练 1000 张图像，并分别选择学习率。",
 )
 
 
@@ -38,7 +38,7 @@ def independence(claim: str, method: str, errors_extended: bool = False) -> tupl
             design=Text(
                 "Trained convolutional networks in training mode; one image in 18 batches of 8 whose other images "
                 "differ.",
-                "训练好的卷积网络，置于训练模式；同一张图像放入 18 个批量为 8、同伴不同的批次。",
+                "训练好的卷积网络，置于训练模式；把同一张图像放入 18 个批量为 8 的批次，同批的其他图像各不相同。",
             ),
             measure=Text(
                 "Largest change of the outputs, in units of their standard deviation; the claim is that there is none.",
@@ -54,10 +54,10 @@ def independence(claim: str, method: str, errors_extended: bool = False) -> tupl
         _of_errors(
             claim,
             "no worse than at a large batch",
-            Text("Is the error at batch 2 no larger than at batch 16?", "批量 2 的误差是否不大于批量 16 的误差？"),
+            Text("Is the error at batch 2 no larger than at batch 16?", "批量 2 的错误率是否不高于批量 16？"),
             Text(
                 "Test error at batch 2 minus that at batch 16; the claim is that it is not larger.",
-                "批量 2 的测试误差减去批量 16 的测试误差；论断是前者不更大。",
+                "批量 2 的测试错误率减去批量 16 的测试错误率；论断是前者不高于后者。",
             ),
             difference(small, large),
             (small, large),
@@ -69,9 +69,9 @@ def independence(claim: str, method: str, errors_extended: bool = False) -> tupl
             "rises less than batch norm's",
             Text(
                 "Does the error rise less from batch 16 to batch 2 than that of batch norm?",
-                "从批量 16 降到批量 2，误差的上升是否小于批归一化？",
+                "从批量 16 降到批量 2，错误率的上升是否小于批归一化？",
             ),
-            Text(f"Rise of the test error: batch norm minus {title}.", f"测试误差的上升：批归一化减{title.zh}。"),
+            Text(f"Rise of the test error: batch norm minus {title}.", f"测试错误率的上升：批归一化减{title.zh}。"),
             rise("batch_norm", method),
             (("small-2", "batch_norm", 2), ("small-16", "batch_norm", 16), small, large),
             extended=errors_extended,

@@ -17,7 +17,7 @@ DESIGN = Text(
     "32, norms before attention, perceptron and the last layer; batches of 8, 100 steps, each method at its own best "
     "learning rate.",
     "Python 标准库源代码，每段 24 个字符；因果 Transformer，一个宽度 32 的模块，归一化在注意力、感知机与最后一层之前；"
-    "批量 8，训练 100 步，各方法使用自己的最佳学习率。",
+    "批量 8，训练 100 步，各方法使用各自的最佳学习率。",
 )
 
 
@@ -35,7 +35,7 @@ def as_well(claim: str, method: str, other: str) -> Experiment:
         design=DESIGN,
         measure=Text(
             f"Test loss per character, {first.lower()} minus {second.lower()}; the claim is that it is not higher.",
-            f"每字符的测试损失：{first.zh}减{second.zh}；论断是前者不更高。",
+            f"每字符的测试损失：{first.zh}减{second.zh}；论断是前者不高于后者。",
         ),
         unit="nats",
         effect=difference(more, less),

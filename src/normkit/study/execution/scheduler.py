@@ -1,6 +1,6 @@
 """Runs the trials of workloads in stages: tuning, results, step times. Each run is stored before it is counted.
 
-All workloads share the same workers, so that every core is busy until a stage ends.
+The comparison comes first. All other workloads share the workers, so that every core is busy until a stage ends.
 """
 
 from __future__ import annotations
@@ -74,8 +74,11 @@ def run_stages(
     checkpoints: Path | None = None,
     confirm: Ask | None = None,
     grow: Callable[[], bool] | None = None,
+    compared: Callable[[], None] | None = None,
 ) -> bool:
     """Run the trials of the workloads that are not in the store yet, and add all runs to the workloads.
+
+    The first workload, the comparison, is finished before the others begin, so that it can be read early.
 
     Args:
         workloads: the workloads, in the order of the pool's `Payload`.
@@ -87,6 +90,7 @@ def run_stages(
         checkpoints: folder for the best run of each method of the first workload; None for none.
         confirm: the trials that the verdicts need in addition; asked again until it names no new one.
         grow: called when everything is done; it may add seeds to the workloads, and returns whether it did.
+        compared: called when the first workload, which is trained before the others, is finished.
 
     Returns:
         Whether everything was done. If only the seeds that were added last are missing, everything was done.
@@ -99,29 +103,37 @@ def run_stages(
     timings = [(i, size) for i, workload in timed for size in workload.design.batch_sizes]
     counter = _Counter(sum(workload.design.runs for workload in workloads) + len(timings), progress)
 
-    def run(stages: Mapping[str, Ask]) -> bool:
-        return all(_run_stage(what, ask, workloads, store, pool, counter, end, limit) for what, ask in stages.items())
+    def run(stages: Mapping[str, Ask], part: range) -> bool:
+        return all(
+            _run_stage(what, ask, part, workloads, store, pool, counter, end, limit) for what, ask in stages.items()
+        )
 
-    def settled(what: str, ask: Ask) -> bool:
+    def settled(what: str, ask: Ask, part: range) -> bool:
         """Run a stage until it asks for nothing that is new."""
         asked: set[tuple[int, Trial]] = set()
-        while new := {(i, t) for i, w in enumerate(workloads) for t in ask(w) if w.is_open(t)} - asked:
+        while new := {(i, t) for i in part for t in ask(workloads[i]) if workloads[i].is_open(t)} - asked:
             asked |= new
-            if not run({what: ask}):
+            if not run({what: ask}, part):
                 return False
         return True
 
     def confirmed() -> bool:
-        return confirm is None or settled("confirming", confirm)
+        return confirm is None or settled("confirming", confirm, range(1))
 
-    staged = all(settled(what, ask) if what in REPEATED else run({what: ask}) for what, ask in STAGES.items())
-    if not staged or not confirmed():
-        return False
-    for number, batch_size in timings if ranks.rank() == 0 else ():
-        _time(workloads[number], number, batch_size, store, pool, counter, limit)
+    for part in (range(1), range(1, len(workloads))):
+        for what, ask in STAGES.items():
+            if not (settled(what, ask, part) if what in REPEATED else run({what: ask}, part)):
+                return False
+        if 0 in part and not confirmed():
+            return False
+        for number, batch_size in timings if ranks.rank() == 0 else ():
+            if number in part:
+                _time(workloads[number], number, batch_size, store, pool, counter, limit)
+        if 0 in part and compared is not None:
+            compared()
     measuring = {"measuring": STAGES["measuring"]}
     while grow and grow() and time.perf_counter() < end:
-        if not run(measuring) or not confirmed():
+        if not run(measuring, range(1)) or not confirmed():
             break
     if checkpoints is not None and ranks.rank() == 0:
         counter.report("keeping the best runs")
@@ -132,6 +144,7 @@ def run_stages(
 def _run_stage(
     what: str,
     ask: Ask,
+    part: range,
     workloads: Sequence[Workload],
     store: Store,
     pool: WorkerPool,
@@ -139,11 +152,12 @@ def _run_stage(
     end: float,
     limit: float | None,
 ) -> bool:
-    """Run the trials of one stage; returns whether there was time for all of them."""
-    asked = [(i, trial) for i, workload in enumerate(workloads) for trial in ask(workload)]
+    """Run the trials of one stage of a part of the workloads; returns whether there was time for all of them."""
+    asked = [(i, trial) for i in part for trial in ask(workloads[i])]
+    name = what if 0 in part else f"claims: {what}"
     left = [(i, trial) for i, trial in asked if workloads[i].is_open(trial)]
     counter.done += len(asked) - len(left)
-    counter.report(what)
+    counter.report(name)
     batches = Batches(workloads, store, left, pool.workers)
     # Runs of other processes are counted together at the end of the stage.
     after = counter.done + len(left)
@@ -153,7 +167,7 @@ def _run_stage(
             store.add(workload.task, workload.design, run)
             workload.runs[run.trial] = run
         counter.done += len(runs)
-        counter.report(what)
+        counter.report(name)
         if time.perf_counter() > end:
             return False
     counter.done = after

@@ -102,6 +102,11 @@ class Workload:
         """Whether a trial has no result yet; one that failed last time is tried again."""
         return trial not in self.runs or self.runs[trial].state == "failed"
 
+    @property
+    def finished(self) -> bool:
+        """Whether every trial of every stage has a result."""
+        return not any(self.is_open(trial) for stage in STAGES.values() for trial in stage(self))
+
     def _on_tuning_seeds(self, method: str, batch_size: int, rate: float) -> Iterator[Trial]:
         for seed in self.design.tuning_seeds:
             yield Trial("tune", method, batch_size, rate, seed)

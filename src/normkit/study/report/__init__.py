@@ -8,9 +8,10 @@ from pathlib import Path
 from normkit.errors import ArgumentError, StateError
 from normkit.study.analysis.results import Results
 from normkit.study.report import export, results_file
+from normkit.study.report.figures import files
 from normkit.study.report.page.page import check, render
 
-__all__ = ["again", "check", "render", "write", "write_page"]
+__all__ = ["again", "check", "render", "write", "write_figures", "write_page"]
 
 
 def write(comparison: Results, folder: Path, lang: str = "en") -> Path:
@@ -45,6 +46,30 @@ def write_page(comparison: Results, page: Path, lang: str = "en") -> Path:
     return page
 
 
+def write_figures(comparison: Results, folder: Path, lang: str = "en") -> list[Path]:
+    """Write every figure as SVG and its data as CSV into a folder, which is made if it does not exist.
+
+    Returns:
+        The paths of the files, two for each figure.
+
+    Raises:
+        ArgumentError: an unknown language, or a folder that cannot be written.
+    """
+    check(lang)
+    written = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for figure in files.figures(comparison, lang):
+            for suffix, text in (("svg", figure.svg), ("csv", figure.csv)):
+                written.append(folder / f"{figure.name}.{suffix}")
+                replace_file(written[-1], text)
+    except OSError as error:
+        raise ArgumentError(
+            f"figures need a folder that can be written, got {str(folder)!r} ({error.strerror}): name another"
+        ) from error
+    return written
+
+
 def again(
     comparison: Results,
     source: Path,
@@ -53,6 +78,7 @@ def again(
     *,
     parquet: bool = False,
     tensorboard: bool = False,
+    figures: Path | None = None,
 ) -> list[str]:
     """Write the page of a stored comparison again, and other formats of it into the same folder.
 
@@ -62,6 +88,7 @@ def again(
         lang: language of the page.
         page: the path of the page; by default index.html next to the results.
         parquet, tensorboard: further formats to write.
+        figures: a folder for every figure as SVG and CSV.
 
     Returns:
         A line for each file or folder written.
@@ -75,6 +102,8 @@ def again(
         lines += [f"Parquet: {path}" for path in export.parquet(comparison, folder)]
     if tensorboard:
         lines.append(f"TensorBoard: tensorboard --logdir {export.tensorboard(comparison, folder)}")
+    if figures is not None:
+        lines.append(f"Figures: {len(write_figures(comparison, figures, lang))} files in {figures}")
     target = page or folder / "index.html"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from normkit.study.analysis.results import Results
-from normkit.study.report.writing import table
+from normkit.study.report.writing import places, table
 from normkit.study.report.writing.answer import answer
 
 _COLOURS = {"good": "#00846a", "bad": "#c0442a", "open": "#7a8290"}
@@ -18,7 +18,7 @@ def render(found: Results, lang: str = "en") -> str:
     head = "".join(f'<th scope="col" style="{style}">{escape(text)}</th>' for text in table.headings(found, lang))
     lines = []
     for row in table.rows(found, lang):
-        strong = f";color:{_COLOURS[table.TONES[row.place]]};font-weight:600"
+        strong = f";color:{_COLOURS[places.TONES[row.place]]};font-weight:600"
         texts = [
             f'<td style="{style}{strong if name == "place" else ""}">{escape(text)}</td>'
             for name, text in row.texts._asdict().items()

@@ -49,6 +49,8 @@ def to_dict(found: Results) -> dict[str, Any]:
         "machine": dict(found.machine),
         "command": found.command,
         "seconds": round(found.seconds, 1),
+        "trained": found.trained,
+        "awaited": found.awaited,
     }
     plain: dict[str, Any] = _plain(data)
     return plain
@@ -162,7 +164,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
         "design": design,
         "rules": tuple((_text(rule["heading"]), _text(rule["text"])) for rule in data["rules"]),
         "task": _text(data["task"]),
-        "metric": Metric(**data["metric"] | {"name": _text(data["metric"]["name"])}),
+        "metric": _metric(data["metric"]),
         "cells": tuple(_cell(cell, design, plain.get(cell["batch_size"], ())) for cell in data["cells"]),
         "pairs": tuple(_pair(pair) for pair in data["pairs"]),
         "looks": tuple(Look(**look) for look in data["looks"]),
@@ -176,7 +178,13 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
         "machine": data["machine"],
         "command": data["command"],
         "seconds": data["seconds"],
+        "trained": data.get("trained", 0),
+        "awaited": data.get("awaited", 0),
     }
+
+
+def _metric(data: Mapping[str, Any]) -> Metric:
+    return Metric(**{**data, "name": _text(data["name"])})
 
 
 def _tuple(value: Any) -> Any:

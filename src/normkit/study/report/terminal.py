@@ -3,25 +3,52 @@
 from __future__ import annotations
 
 from rich import box
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from normkit.study.analysis.results import Results
 from normkit.study.report.writing import formatting
 from normkit.study.report.writing import table as written
-from normkit.study.report.writing.answer import answer
+from normkit.study.report.writing.answer import parts
 from normkit.study.report.writing.texts import say
 
 _PLACES = {"leads": "green", "behind": "dim"}
 _FINDINGS = {"supported": "green", "contradicted": "red", "not resolved": "dim"}
 
 
+def both(found: Results, lang: str = "en") -> Group:
+    """The decision and the results."""
+    return Group(decision(found, lang), table(found, lang))
+
+
+def decision(found: Results, lang: str = "en") -> Table | Text:
+    """What to take and what to avoid at each batch size, with the evidence; its title is the decision."""
+    title = Text("\n".join("".join(clause) for clause in parts(found, lang).clauses), style="bold")
+    lines = written.choices(found, lang)
+    if not lines:
+        return title
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for key in ("decision.size", "decision.choice", "col.method", "decision.evidence"):
+        shown.add_column(say(key, lang), justify="right" if key == "decision.size" else "left")
+    before = ("", "")
+    for size, verb, name, why in lines:
+        if before[0] and size != before[0]:
+            shown.add_section()
+        style = "dim" if verb == say("decision.avoid", lang) else ""
+        same = size == before[0]
+        shown.add_row("" if same else size, "" if same and verb == before[1] else verb, name, escape(why), style=style)
+        before = (size, verb)
+    return shown
+
+
 def table(found: Results, lang: str = "en") -> Table:
-    """The results as a table, in "en" or "zh"; lowest error first in each batch size."""
+    """The results as a table, in "en" or "zh"; the best first in each batch size."""
     shown = Table(
-        title=answer(found).to(lang),
+        title=escape(" ".join(parts(found, lang).evidence)),
         title_justify="left",
-        title_style="bold",
+        title_style="",
         # The text of an error may contain brackets, which rich would read as markup.
         caption=escape(written.note(found).to(lang)),
         caption_justify="left",
@@ -46,7 +73,9 @@ def table(found: Results, lang: str = "en") -> Table:
 
 def findings(found: Results, lang: str = "en") -> Table:
     """The findings of the experiments; in Chinese with their questions, because their names are English."""
-    shown = Table(title=say("claims", lang), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = Table(
+        title=say("claims", lang), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for key in ("findings.claim", "findings.experiment", "findings.effect", "findings.interval", "findings.finding"):
         shown.add_column(say(key, lang), justify="right" if key in ("findings.effect", "findings.interval") else "left")
     before = ""

@@ -14,7 +14,7 @@ EXPERIMENTS = (
         name="deep net",
         question=Text(
             "Does a deep convolutional net reach a training loss sooner with batch norm than without any norm?",
-            "与不用归一化相比，深层卷积网络使用批归一化后是否更早达到目标训练损失？",
+            "与无归一化相比，深层卷积网络使用批归一化后是否更早达到目标训练损失？",
         ),
         design=Text(
             "Noisy 8x8 digits, eight convolutions with 16 channels, batch 16, 200 steps, He-normal weights; each "
@@ -24,7 +24,7 @@ EXPERIMENTS = (
         ),
         measure=Text(
             "Steps until the training loss, averaged over 20 steps, is 1: no norm over batch norm.",
-            "20 步平均训练损失降到 1 所需的步数：不归一化与批归一化之比。",
+            "20 步平均训练损失降到 1 所需的步数：无归一化与批归一化之比。",
         ),
         unit="log2 ratio",
         effect=steps(PLAIN, NORMED),

@@ -39,7 +39,7 @@ def experiment(name: str, more: str, less: str, question: Text) -> Experiment:
         design=Text(
             "Eight convolutions, batch 16, 100 steps, nine learning rates from 0.001 to 10 in half decades, each on "
             "every seed.",
-            "八个卷积层，批量 16，训练 100 步，从 0.001 到 10 每半个数量级取一个学习率，共九个，每个种子都全部尝试。",
+            "八个卷积层，批量 16，训练 100 步，从 0.001 到 10 每半个数量级取一个学习率，共九个，每个随机种子都全部尝试。",
         ),
         measure=Text(
             f"The highest rate at which the training loss over the last 20 steps is below {TRAINS} (guessing is 2.3).",

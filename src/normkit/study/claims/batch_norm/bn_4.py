@@ -9,7 +9,7 @@ from normkit.study.claims.measures import difference, test_error
 DESIGN = Text(
     "Perceptron of four layers with 96 units on noisy digits; 3200 images are processed at any batch size. There are no "
     "positions, so N, the number of values in a statistic of batch norm, is the batch size.",
-    "带噪声数字上的四层感知机，每层 96 个单元；无论批量大小都共看 3200 张图像。没有空间位置，"
+    "带噪声数字上的四层感知机，每层 96 个单元；无论批量大小都共训练 3200 张图像。没有空间位置，"
     "因此批归一化每个统计量所依据的数值个数 N 就等于批量。",
 )
 
@@ -22,11 +22,11 @@ def perceptron(batch: int) -> Experiment:
         name=f"perceptron, N = {batch}",
         question=Text(
             f"Does batch norm make more errors than group norm with {batch} values in each statistic?",
-            f"每个统计量只依据 {batch} 个数值时，批归一化的错误是否多于组归一化？",
+            f"每个统计量只依据 {batch} 个数值时，批归一化的错误率是否高于组归一化？",
         ),
         design=DESIGN,
         measure=Text(
-            "Test error of batch norm minus that of group norm.", "批归一化的测试误差减去组归一化的测试误差。"
+            "Test error of batch norm minus that of group norm.", "批归一化的测试错误率减去组归一化的测试错误率。"
         ),
         unit="points",
         effect=difference(*cells),
@@ -51,7 +51,7 @@ EXPERIMENTS = (
             "比较实验所用的网络，批量 2：第一个卷积后 N 为 128，最后一个卷积后为 8。",
         ),
         measure=Text(
-            "Test error of batch norm minus that of group norm.", "批归一化的测试误差减去组归一化的测试误差。"
+            "Test error of batch norm minus that of group norm.", "批归一化的测试错误率减去组归一化的测试错误率。"
         ),
         unit="points",
         effect=difference(*CNN),

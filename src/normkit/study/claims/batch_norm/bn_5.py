@@ -15,7 +15,7 @@ def recurrent(batch: int) -> Experiment:
         name=f"recurrent net, batch {batch}",
         question=Text(
             f"Does batch norm make more errors than layer norm in a recurrent classifier, batches of {batch}?",
-            f"在循环分类器中（批量 {batch}），批归一化的错误是否多于层归一化？",
+            f"在循环分类器中（批量 {batch}），批归一化的错误率是否高于层归一化？",
         ),
         design=Text(
             "The eight rows of a noisy digit, one after another, through a tanh network of 48 units; batch norm keeps "
@@ -24,7 +24,7 @@ def recurrent(batch: int) -> Experiment:
             "循环中的同一层正是如此。",
         ),
         measure=Text(
-            "Test error of batch norm minus that of layer norm.", "批归一化的测试误差减去层归一化的测试误差。"
+            "Test error of batch norm minus that of layer norm.", "批归一化的测试错误率减去层归一化的测试错误率。"
         ),
         unit="points",
         effect=difference(*cells),

@@ -15,11 +15,11 @@ EXPERIMENTS = (
         name="errors",
         question=Text(
             "Does a convolutional network make fewer errors with EvoNorm-B0 than with batch norm and ReLU?",
-            "卷积网络使用 EvoNorm-B0 是否比使用批归一化加 ReLU 错误更少？",
+            "卷积网络使用 EvoNorm-B0 是否比使用批归一化加 ReLU 错误率更低？",
         ),
         design=DESIGN,
         measure=Text(
-            "Test error at batch 16: batch norm minus EvoNorm-B0.", "批量 16 的测试误差：批归一化减 EvoNorm-B0。"
+            "Test error at batch 16: batch norm minus EvoNorm-B0.", "批量 16 的测试错误率：批归一化减 EvoNorm-B0。"
         ),
         unit="points",
         effect=difference(BATCH, EVOLVED),

@@ -29,22 +29,23 @@ def spread(workload: str, counts: tuple[int, ...]) -> Effect:
 def experiment(width: int, counts: tuple[int, ...]) -> Experiment:
     """All numbers of groups that divide the number of channels."""
     listed = ", ".join(map(str, counts))
+    listed_zh = "、".join(map(str, counts))
     return Experiment(
         claim="GN-2",
         name=f"{width} channels",
         question=Text(
             f"Does the error depend on the number of groups in a network with {width} channels?",
-            f"在 {width} 通道的网络中，误差是否依赖于组数？",
+            f"在 {width} 通道的网络中，错误率是否取决于组数？",
         ),
         design=Text(
             f"Four convolutions with {width} channels, batch 16, 200 steps; {listed} groups, each at its own best learning "
             "rate.",
-            f"四个 {width} 通道卷积层，批量 16，训练 200 步；组数取 {listed}，各自使用最佳学习率。",
+            f"四个 {width} 通道卷积层，批量 16，训练 200 步；组数取 {listed_zh}，各自使用最佳学习率。",
         ),
         measure=Text(
             "Test error of the worst number of groups minus that of the best, both chosen on other seeds than those "
             "measured; p by permutation.",
-            "最差组数与最佳组数的测试误差之差，二者均在其他种子上选出；p 值由置换检验给出。",
+            "最差组数与最佳组数的测试错误率之差，二者均由其他随机种子选出；p 值由置换检验给出。",
         ),
         unit="points",
         effect=spread(f"groups-{width}", counts),

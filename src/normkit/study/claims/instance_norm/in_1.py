@@ -21,7 +21,7 @@ def invariance(other: str, name: str, question: Text) -> Experiment:
         ),
         measure=Text(
             "Increase of the test error: the other method minus instance norm.",
-            "测试误差的上升幅度：另一方法减实例归一化。",
+            "测试错误率的上升幅度：另一方法减实例归一化。",
         ),
         unit="points",
         effect=difference(*cells, probed("style_rise")),
@@ -51,7 +51,7 @@ def stylizer(workload: str, style: Text, extended: bool = False) -> Experiment:
             "Loss on new pieces, evaluation mode: batch norm minus instance norm.",
             "新图块上推理模式的损失：批归一化减实例归一化。",
         ),
-        unit="nats",
+        unit="loss",
         effect=difference(*cells),
         cells=cells,
         show=test_error,

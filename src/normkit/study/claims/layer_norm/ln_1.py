@@ -19,7 +19,7 @@ EXPERIMENTS = (
         ),
         design=Text(
             "Trained networks of the comparison in training mode; one image in 18 batches of 8 whose other images differ.",
-            "比较实验中训练好的网络，置于训练模式；同一张图像放入 18 个批量为 8、同伴不同的批次。",
+            "比较实验中训练好的网络，置于训练模式；把同一张图像放入 18 个批量为 8 的批次，同批的其他图像各不相同。",
         ),
         measure=Text(
             "Largest change of the outputs, in units of their standard deviation; the claim is that there is none.",
@@ -37,16 +37,16 @@ EXPERIMENTS = (
         name="flat over batch sizes",
         question=Text(
             "Is the error the same at batch 2 and at batch 32 if the same number of images is processed?",
-            "看过的图像数相同时，批量 2 与批量 32 的误差是否相同？",
+            "训练图像总数相同时，批量 2 与批量 32 的错误率是否相同？",
         ),
         design=Text(
             "Perceptron on noisy digits, 3200 images processed, the learning rate chosen at each batch size.",
-            "带噪声数字上的感知机，共看 3200 张图像，各批量分别选择学习率。",
+            "带噪声数字上的感知机，共训练 3200 张图像，各批量分别选择学习率。",
         ),
         measure=Text(
             "Test error at batch 2 minus that at batch 32, both with layer norm; the claim is that there is no "
             "difference.",
-            "层归一化在批量 2 与批量 32 的测试误差之差；论断是没有差别。",
+            "层归一化在批量 2 与批量 32 的测试错误率之差；论断是没有差别。",
         ),
         unit="points",
         effect=difference(SMALL, LARGE),

@@ -39,7 +39,7 @@ EXPERIMENTS = (
         ),
         design=Text(
             "Eight convolutions, batch 16, 200 steps; each method at its own best learning rate.",
-            "八个卷积层，批量 16，训练 200 步；各方法使用自己的最佳学习率。",
+            "八个卷积层，批量 16，训练 200 步；各方法使用各自的最佳学习率。",
         ),
         measure=Text(
             "Steps until the training loss is 1: layer norm over batch norm.",

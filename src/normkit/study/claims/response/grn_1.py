@@ -11,7 +11,7 @@ DESIGN = Text(
     "Four convolutions with 16 channels on noisy digits, layer norm of each pixel before every ReLU; with or without "
     "global response norm after the ReLU; batch 16, 120 steps, each at its own best learning rate.",
     "带噪声数字上的四个 16 通道卷积层，每个 ReLU 之前是逐像素层归一化；ReLU 之后加或不加全局响应归一化；"
-    "批量 16，训练 120 步，各用自己的最佳学习率。",
+    "批量 16，训练 120 步，各自使用最佳学习率。",
 )
 
 EXPERIMENTS = (
@@ -35,9 +35,9 @@ EXPERIMENTS = (
     Experiment(
         claim="GRN-1",
         name="errors",
-        question=Text("And does it make fewer errors?", "它的错误是否也更少？"),
+        question=Text("And does it make fewer errors?", "加上它之后错误率是否也更低？"),
         design=DESIGN,
-        measure=Text("Test error without it minus that with it.", "不加时的测试误差减去加时的测试误差。"),
+        measure=Text("Test error without it minus that with it.", "不加时的测试错误率减去加时的测试错误率。"),
         unit="points",
         effect=difference(WITHOUT, WITH),
         cells=(WITH, WITHOUT),

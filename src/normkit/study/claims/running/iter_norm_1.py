@@ -47,7 +47,7 @@ EXPERIMENTS = (
         name="near the identity",
         question=Text(
             "And is the covariance after it near the identity, whose condition number is 1?",
-            "它之后的协方差矩阵是否接近单位阵（条件数为 1）？",
+            "迭代归一化之后的协方差矩阵是否接近单位阵（条件数为 1）？",
         ),
         design=DESIGN,
         measure=Text(f"{MEASURE}; the claim is that it is near 1.", f"{MEASURE.zh}；论断是它接近 1。"),

@@ -10,8 +10,8 @@ PLAIN, REVERSIBLE = ("shifted", "none", 16), ("shifted", "revin", 16)
 DESIGN = Text(
     "Made-up series, a sine and correlated noise, mean 0 and deviation 1; a perceptron forecasts 12 steps from 24, "
     "without a norm or inside reversible instance norm; batch 16, 200 steps, each at its own best learning rate.",
-    "模拟序列：正弦加相关噪声，均值 0、标准差 1；感知机用 24 步预测之后 12 步，不用归一化或套在可逆实例归一化之内；"
-    "批量 16，训练 200 步，各用自己的最佳学习率。",
+    "模拟序列：正弦加相关噪声，均值 0、标准差 1；感知机用 24 步预测之后 12 步，无归一化，或套在可逆实例归一化之内；"
+    "批量 16，训练 200 步，各自使用最佳学习率。",
 )
 
 EXPERIMENTS = (
@@ -42,7 +42,7 @@ EXPERIMENTS = (
         design=DESIGN,
         measure=Text(
             "The same on series of mean 0 and deviation 1: with it minus without it; the claim is that it is not larger.",
-            "同上，但序列均值 0、标准差 1：使用减不使用；论断是前者不更大。",
+            "同上，但序列均值 0、标准差 1：使用减不使用；论断是前者不高于后者。",
         ),
         unit="share",
         effect=difference(REVERSIBLE, PLAIN),

@@ -20,7 +20,7 @@ EXPERIMENTS = (
             "Made-up series, noise with correlation 0.95 from step to step, mean 0 and deviation 1 in training and "
             "test; a perceptron forecasts 12 steps from 24; batch 16, 200 steps, each at its own best learning rate.",
             "模拟序列：相邻两步相关系数 0.95 的噪声，训练与测试的均值均为 0、标准差均为 1；感知机用 24 步预测之后 12 步；"
-            "批量 16，训练 200 步，各用自己的最佳学习率。",
+            "批量 16，训练 200 步，各自使用最佳学习率。",
         ),
         measure=Text(
             "Mean squared error, in units of the variance of the series: with it minus without it.",

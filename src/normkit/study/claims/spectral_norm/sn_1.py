@@ -14,7 +14,7 @@ PLAIN, BOUNDED = ("spectral", "none", 32), ("spectral", "spectral_norm", 32)
 DESIGN = Text(
     "Perceptron of four layers with 96 units on noisy digits, spectral norm on all of them but the classifier; batch "
     "32, 100 steps, each at its own best learning rate.",
-    "带噪声数字上的四层感知机，每层 96 个单元，除分类器外各层均用谱归一化；批量 32，训练 100 步，各用自己的最佳学习率。",
+    "带噪声数字上的四层感知机，每层 96 个单元，除分类器外各层均用谱归一化；批量 32，训练 100 步，各自使用最佳学习率。",
 )
 
 

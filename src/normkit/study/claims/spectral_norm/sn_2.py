@@ -21,12 +21,12 @@ EXPERIMENTS = (
         name="training error",
         question=Text(
             "Does a network with spectral norm make more errors on its training images?",
-            "使用谱归一化的网络在训练图像上的错误是否更多？",
+            "使用谱归一化的网络在训练图像上的错误率是否更高？",
         ),
         design=DESIGN,
         measure=Text(
             "Training error with spectral norm minus that with plain weights.",
-            "谱归一化的训练误差减去普通权重的训练误差。",
+            "谱归一化的训练错误率减去普通权重的训练错误率。",
         ),
         unit="points",
         effect=difference(BOUNDED, PLAIN, train_error),

@@ -13,7 +13,7 @@ PLAIN_SET, NORMED_SET = ("deep", "none:init", 16), ("deep", "weight_norm:init", 
 DESIGN = Text(
     "Eight convolutions, batch 16, 200 steps; each at its own best learning rate. Weight norm starts from the same "
     "function as plain weights.",
-    "八个卷积层，批量 16，训练 200 步；各用自己的最佳学习率。权重归一化与普通权重从同一函数出发。",
+    "八个卷积层，批量 16，训练 200 步；各自使用最佳学习率。权重归一化与普通权重从同一函数出发。",
 )
 
 

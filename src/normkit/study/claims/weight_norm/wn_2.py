@@ -19,7 +19,7 @@ EXPERIMENTS = (
         ),
         design=Text(
             "Eight convolutions, batch 16, 200 steps; each at its own best learning rate.",
-            "八个卷积层，批量 16，训练 200 步；各用自己的最佳学习率。",
+            "八个卷积层，批量 16，训练 200 步；各自使用最佳学习率。",
         ),
         measure=Text(
             "Steps until the training loss is 1: weight norm over batch norm.",
@@ -33,10 +33,10 @@ EXPERIMENTS = (
     Experiment(
         claim="WN-2",
         name="errors against batch norm",
-        question=Text("And does it make more errors on digits?", "在数字分类上，它的错误是否更多？"),
+        question=Text("And does it make more errors on digits?", "在数字分类上，权重归一化的错误率是否更高？"),
         design=Text("The network of the comparison, 32 images per step.", "比较实验所用的网络，每步 32 张图像。"),
         measure=Text(
-            "Test error of weight norm minus that of batch norm.", "权重归一化的测试误差减去批归一化的测试误差。"
+            "Test error of weight norm minus that of batch norm.", "权重归一化的测试错误率减去批归一化的测试错误率。"
         ),
         unit="points",
         effect=difference(*ERRORS),

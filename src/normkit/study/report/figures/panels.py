@@ -9,8 +9,9 @@ from normkit.study.analysis.cells import Cell
 from normkit.study.analysis.results import Results
 from normkit.study.analysis.stats import Interval
 from normkit.study.report.figures.curves import Curve, mean_curve
-from normkit.study.report.figures.plot import Plot, Scale, around, marker, shape_of
+from normkit.study.report.figures.plot import Plot, Scale, around, cut, marker, shape_of
 from normkit.study.report.writing import formatting
+from normkit.study.report.writing.places import ordered
 from normkit.study.report.writing.texts import say
 
 WIDTH, HEIGHT = 440.0, 290.0
@@ -29,28 +30,69 @@ def variable(method: str) -> str:
 
 def errors(found: Results, size: int, lang: str) -> str | None:
     """The test metric of each method: every seed a dot, the mean with its interval, the leader on top."""
-    shown = [cell for cell in _cells(found, size) if cell.error is not None]
-    shown.sort(key=lambda cell: _value(cell.error))
+    shown = ordered(found, (cell for cell in cells_at(found, size) if cell.error is not None))
     if not shown:
         return None
-    seeds = {cell.method: [r.test_error for r in cell.runs if r.test_error is not None] for cell in shown}
-    values = [v for each in seeds.values() for v in each]
-    values += [end for cell in shown if cell.error for end in (cell.error.low, cell.error.high)]
-    low, high = around(values, margin=0.04)
-    low = max(0.0, low) if found.metric.share else low
+    downward = found.metric.higher_is_better
+    low, high = bounds(found, size, margin=0.04)
     plot = _rows(shown, low, high, lang)
-    leader = _value(shown[0].error)
-    plot.zone(leader, min(leader + found.design.smallest, high))
-    plot.grid_x(plot.x.ticks(5), lambda v: _axis(found, v), found.metric.label("test").to(lang))
+    plot.zone(*zone(found, size, low, high))
+    plot.grid_x(plot.x.ticks(5), lambda v: axis_value(found, v), found.metric.label("test").to(lang))
+    if is_cut(found, size):
+        plot.broken_x(downward)
     for row, cell in enumerate(shown):
-        interval = cell.error
+        interval, css = cell.error, colour(cell.method)
         assert interval is not None
-        plot.dots([(value, row + 0.26) for value in seeds[cell.method]], colour(cell.method), cell.method)
-        _whisker(plot, cell.method, interval, row - 0.08)
         value, spread = formatting.error(interval, found.metric, lang)
+        seeds = [run.test_error for run in cell.runs if run.test_error is not None]
+        plot.dots([(v, row + 0.26) for v in seeds if low <= v <= high], css, cell.method)
+        if not low <= interval.value <= high:
+            plot.beyond(row, value, css, cell.method, downward)
+            continue
+        if not all(low <= v <= high for v in seeds):
+            plot.beyond(row + 0.26, "", css, cell.method, downward)
+        _whisker(plot, cell.method, interval, row - 0.08)
         title = f"{formatting.title(cell.method, lang)}: {value} ({spread})"
-        plot.mark((interval.value, row - 0.08), shape_of(cell.method), colour(cell.method), cell.method, title=title)
+        plot.mark((interval.value, row - 0.08), shape_of(cell.method), css, cell.method, title=title)
     return plot.svg(say("alt.errors", lang, size=size, metric=found.metric.label("test").to(lang)))
+
+
+def bounds(found: Results, size: int, margin: float) -> tuple[float, float]:
+    """The ends of the axis of a batch size; outliers are beyond the end where the metric is bad."""
+    cells = [cell for cell in cells_at(found, size) if cell.error is not None]
+    values = [v for cell in cells for v in _spread(cell)]
+    end, downward = _cut(found, size), found.metric.higher_is_better
+    if end is not None:
+        values = [v for v in values if (v >= end if downward else v <= end)]
+    low, high = around(values, margin=margin)
+    if not found.metric.share:
+        return low, high
+    return max(0.0, low), min(1.0, high)
+
+
+def is_cut(found: Results, size: int) -> bool:
+    """Whether outliers lie beyond the axis of a batch size."""
+    return _cut(found, size) is not None
+
+
+def zone(found: Results, size: int, low: float, high: float) -> tuple[float, float]:
+    """From the mean of the best method, the smallest difference that matters; inside the axis."""
+    values = [cell.error.value for cell in cells_at(found, size) if cell.error is not None]
+    if found.metric.higher_is_better:
+        return max(low, max(values) - found.design.smallest), max(values)
+    return min(values), min(high, min(values) + found.design.smallest)
+
+
+def _cut(found: Results, size: int) -> float | None:
+    cells = [cell for cell in cells_at(found, size) if cell.error is not None]
+    means = [cell.error.value for cell in cells if cell.error]
+    return cut([_spread(cell) for cell in cells], means, found.metric.higher_is_better)
+
+
+def _spread(cell: Cell) -> list[float]:
+    """The seeds of a cell and the ends of its interval."""
+    assert cell.error is not None
+    return [run.test_error for run in cell.runs if run.test_error is not None] + [cell.error.low, cell.error.high]
 
 
 def curves(found: Results, size: int, lang: str) -> str | None:
@@ -58,7 +100,7 @@ def curves(found: Results, size: int, lang: str) -> str | None:
     design = found.design
     drawn = [
         (cell.method, colour(cell.method), mean_curve([run.losses for run in cell.runs], design.window))
-        for cell in _cells(found, size)
+        for cell in cells_at(found, size)
     ]
     return curve_plot(
         [(method, css, curve) for method, css, curve in drawn if curve.steps],
@@ -86,7 +128,7 @@ def curve_plot(
     low, high = around(ends, log=log, margin=0.03)
     plot = Plot(width, height, Scale(0, last, 46, width - 8), Scale(low, high, height - 38, 26, log))
     plot.grid_x(plot.x.ticks(5), lambda v: f"{v:g}", say("axis.step", lang))
-    plot.grid_y(plot.y.ticks(6), lambda v: f"{v:g}".replace("-", "−"), say("axis.loss", lang))
+    plot.grid_y(plot.y.ticks(6), lambda v: f"{v:g}".replace("-", "−"), say("axis.training", lang))
     for method, css, curve in drawn:
         lows, highs = ([min(max(v, low), high) for v in ends] for ends in (curve.low, curve.high))
         plot.band(curve.steps, lows, highs, css, method)
@@ -94,8 +136,25 @@ def curve_plot(
         plot.line(list(zip(curve.steps, curve.value, strict=True)), css, method)
     if target is not None and low < target < high:
         plot.segment((0, target), (last, target), "var(--muted)", css="target")
-        plot.text(width - 8, plot.y(target) - 4, say("target", lang), "end", css="halo")
+        left = _room(plot, drawn, target, 0.0, 0.22) > _room(plot, drawn, target, 0.78, 1.0)
+        place = plot.x(0) + 4 if left else width - 8
+        plot.text(place, plot.y(target) - 4, say("target", lang, target=target), "start" if left else "end", css="halo")
     return plot.svg(label)
+
+
+def _room(plot: Plot, drawn: Sequence[tuple[str, str, Curve]], height: float, start: float, end: float) -> float:
+    """The distance between a label just above a height and the curves, in a part of the width."""
+    label = plot.y(height) - 8
+    first, last = (plot.x.low + share * (plot.x.high - plot.x.low) for share in (start, end))
+    return min(
+        (
+            abs(plot.y(value) - label)
+            for *_, curve in drawn
+            for step, value in zip(curve.steps, curve.value, strict=True)
+            if first <= step <= last
+        ),
+        default=math.inf,
+    )
 
 
 def batch_sizes(found: Results, lang: str) -> str | None:
@@ -104,8 +163,14 @@ def batch_sizes(found: Results, lang: str) -> str | None:
     if len(sizes) < 2 or not any(cell.error for cell in found.cells):
         return None
     intervals = [cell.error for cell in found.cells if cell.error is not None]
-    log = found.metric.share and min(i.value for i in intervals) > 0
+    log = found.metric.share and not found.metric.higher_is_better and min(i.value for i in intervals) > 0
     ends = [v for i in intervals for v in (i.value, i.high, i.low if i.low > 0 or not log else i.value)]
+    if not log:
+        values = {m: [c.error.value for c in found.cells if c.method == m and c.error] for m in methods}
+        downward = found.metric.higher_is_better
+        rows = [each for each in values.values() if each]
+        end = cut(rows, [min(each) if downward else max(each) for each in rows], downward)
+        ends = [v for v in ends if end is None or (v >= end if downward else v <= end)]
     low, high = around(ends, log=log)
     plot = Plot(
         WIDTH,
@@ -114,57 +179,41 @@ def batch_sizes(found: Results, lang: str) -> str | None:
         Scale(low, high, HEIGHT - 38, 26, log),
     )
     plot.grid_x(sizes, lambda v: f"{v:g}", say("axis.batch", lang))
-    plot.grid_y(plot.y.ticks(6), lambda v: _axis(found, v), found.metric.label("test").to(lang))
+    plot.grid_y(plot.y.ticks(6), lambda v: axis_value(found, v), found.metric.label("test").to(lang))
     for index, method in enumerate(methods):
         shift = (sizes[-1] / sizes[0] * 2) ** (0.012 * (index - (len(methods) - 1) / 2))
         cells = [found.cell(method, size) for size in sizes]
         points = [(cell.batch_size * shift, cell.error) for cell in cells if cell.error is not None]
-        plot.line([(x, i.value) for x, i in points], colour(method), method)
+        plot.line([(x, min(max(i.value, low), high)) for x, i in points], colour(method), method)
         for x, interval in points:
+            if not low <= interval.value <= high:
+                plot.beyond_y(x, interval.value, colour(method), method, found.metric.value(interval.value))
+                continue
             plot.segment((x, max(interval.low, low)), (x, min(interval.high, high)), colour(method), method)
             plot.mark((x, interval.value), shape_of(method), colour(method), method)
     return plot.svg(say("alt.sizes", lang, metric=found.metric.label("test").to(lang)))
 
 
-def rates(found: Results, size: int, lang: str) -> str | None:
-    """The validation metric against learning rate, mean over tuning seeds; crosses did not train, rings were chosen."""
-    tried = {cell.method: _by_rate(cell) for cell in _cells(found, size)}
-    values = [value for points in tried.values() for value, _ in points.values()]
-    if not values:
-        return None
-    every = sorted({rate for points in tried.values() for rate in points})
-    log = found.metric.share and min(values) > 0
-    low, high = around(values, log=log)
-    plot = Plot(
-        WIDTH,
-        HEIGHT,
-        Scale(every[0] / 1.4, every[-1] * 1.4, 52, WIDTH - 8, log=True),
-        Scale(low, high, HEIGHT - 38, 26, log),
-    )
-    shown = every[:: math.ceil(len(every) / 8)]
-    plot.grid_x(shown, formatting.rate, say("axis.rate", lang))
-    plot.grid_y(plot.y.ticks(6), lambda v: _axis(found, v), found.metric.label("validation").to(lang))
-    for cell in _cells(found, size):
-        points, css = tried[cell.method], colour(cell.method)
-        plot.line([(rate, value) for rate, (value, _) in points.items()], css, cell.method)
-        for rate, (value, trained) in points.items():
-            plot.mark((rate, value), shape_of(cell.method) if trained else "cross", css, cell.method, size=3.4)
-            if rate == cell.rate:
-                plot.mark((rate, value), "ring", css, cell.method, size=9)
-    return plot.svg(say("alt.rates", lang, size=size, metric=found.metric.label("validation").to(lang)))
-
-
 def gaps(found: Results, size: int, lang: str) -> str | None:
     """Loss in evaluation mode minus loss in training mode, with intervals."""
-    shown = [cell for cell in _cells(found, size) if cell.gap is not None]
+    shown = [cell for cell in cells_at(found, size) if cell.gap is not None]
     if not shown:
         return None
-    reach = max([0.1, *(1.1 * abs(end) for c in shown if c.gap for end in (c.gap.low, c.gap.high))])
+    sizes = [[abs(c.gap.low), abs(c.gap.high), abs(c.gap.value)] for c in shown if c.gap]
+    limit = cut([[0.0, *each] for each in sizes], [each[-1] for each in sizes])
+    most = max(map(max, sizes))
+    # Of a method with running statistics the gap is what the figure is about, so only an enormous one is cut.
+    reach = max(0.1, 1.1 * (limit if limit is not None and most > 10 * max(0.1, limit) else most))
     plot = _rows(shown, -reach, reach, lang)
     plot.grid_x(plot.x.ticks(4), lambda v: formatting.plus(v, 2 if reach < 1 else 1), say("axis.gap", lang))
     plot.segment((0, -0.5), (0, len(shown) - 0.5), "var(--muted)", css="zero")
     for row, cell in enumerate(shown):
         assert cell.gap is not None
+        if abs(cell.gap.value) > reach:
+            text = formatting.plus(cell.gap.value)
+            plot.beyond(row, text, colour(cell.method), cell.method, downward=cell.gap.value < 0)
+            plot.broken_x(downward=cell.gap.value < 0)
+            continue
         _whisker(plot, cell.method, cell.gap, row)
         plot.mark((cell.gap.value, row), shape_of(cell.method), colour(cell.method), cell.method)
     return plot.svg(say("alt.gaps", lang, size=size))
@@ -172,7 +221,7 @@ def gaps(found: Results, size: int, lang: str) -> str | None:
 
 def times(found: Results, size: int, lang: str) -> str | None:
     """Time of a step relative to no norm: every round a dot, the median with its interval."""
-    shown = [cell for cell in _cells(found, size) if cell.time_ratio is not None]
+    shown = [cell for cell in cells_at(found, size) if cell.time_ratio is not None]
     if not shown:
         return None
     ratios = {c.method: [a / b for a, b in zip(c.seconds, c.plain_seconds, strict=True)] for c in shown}
@@ -195,7 +244,7 @@ def times(found: Results, size: int, lang: str) -> str | None:
 
 def memory(found: Results, size: int, lang: str) -> str | None:
     """The memory that one step saves for its backward pass, as bars."""
-    shown = [cell for cell in _cells(found, size) if cell.saved_bytes is not None]
+    shown = [cell for cell in cells_at(found, size) if cell.saved_bytes is not None]
     if not shown:
         return None
     most = max(cell.saved_bytes or 0 for cell in shown)
@@ -205,7 +254,9 @@ def memory(found: Results, size: int, lang: str) -> str | None:
     for row, cell in enumerate(shown):
         length, css = (cell.saved_bytes or 0) / unit, colour(cell.method)
         plot.segment((0, row), (length, row), css, cell.method, css="amount")
-        plot.text(plot.x(length) + 5, plot.y(row) + 4, formatting.size(cell.saved_bytes), method=cell.method)
+        plot.text(
+            plot.x(length) + 5, plot.y(row) + 4, formatting.size(cell.saved_bytes), css="halo", method=cell.method
+        )
     return plot.svg(say("alt.memory", lang, size=size))
 
 
@@ -234,20 +285,8 @@ def _whisker(plot: Plot, method: str, interval: Interval, row: float) -> None:
     plot.segment((low, row), (high, row), colour(method), method)
 
 
-def _by_rate(cell: Cell) -> dict[float, tuple[float, bool]]:
-    """For each rate the mean over seeds, and whether every run trained."""
-    found: dict[float, list[tuple[float, bool]]] = {}
-    for run in cell.tuning:
-        # Options of the optimizer are tried only at the best rate.
-        if run.validation_error is not None and not run.trial.options:
-            found.setdefault(run.trial.rate, []).append((run.validation_error, run.state == "trained"))
-    return {
-        rate: (math.fsum(v for v, _ in runs) / len(runs), all(trained for _, trained in runs))
-        for rate, runs in sorted(found.items())
-    }
-
-
-def _axis(found: Results, value: float) -> str:
+def axis_value(found: Results, value: float) -> str:
+    """A value of the metric on an axis."""
     return f"{100 * value:g} %" if found.metric.share else f"{value:g}".replace("-", "−")
 
 
@@ -260,9 +299,6 @@ def _clipped(curve: Curve, log: bool) -> list[float]:
     ]
 
 
-def _cells(found: Results, size: int) -> list[Cell]:
+def cells_at(found: Results, size: int) -> list[Cell]:
+    """The cells of a batch size, in the order of the methods."""
     return [found.cell(method, size) for method in found.design.methods]
-
-
-def _value(interval: Interval | None) -> float:
-    return math.inf if interval is None else interval.value

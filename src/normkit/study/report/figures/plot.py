@@ -90,6 +90,53 @@ def around(
     return middle - width * (0.5 + margin), middle + width * (0.5 + margin)
 
 
+SQUEEZED = 2.5
+"""An axis is cut if the others then have this many times the room."""
+
+
+def cut(
+    rows: Sequence[Sequence[float]], means: Sequence[float], downward: bool = False, most: float = 1 / 8
+) -> float | None:
+    """The value at which an axis should end, because outliers beyond it would squeeze the rest; None to show all.
+
+    Args:
+        rows: the values of each row; at most a third of the rows lie beyond the end.
+        means: for each row the value that is marked; those of the other rows are never beyond.
+        downward: outliers have low values instead of high ones.
+        most: the largest share of the values of the other rows beyond the end.
+
+    >>> cut([[0.1, 0.12], [0.11, 0.13], [0.8, 0.9]], [0.11, 0.12, 0.85])
+    0.13
+    >>> cut([[0.1, 0.12], [0.11, 0.13], [0.2, 0.21]], [0.11, 0.12, 0.2]) is None
+    False
+    """
+    sign = -1 if downward else 1
+    table = [(sign * mean, [sign * v for v in row if math.isfinite(v)]) for row, mean in zip(rows, means, strict=True)]
+    kept = sorted((mean, values) for mean, values in table if values and math.isfinite(mean))
+    if not kept:
+        return None
+    end = None
+    whole = _width(kept)
+    for dropped in range(1, len(kept) // 3 + 1):
+        if whole > SQUEEZED * _width(kept[:-dropped]) > 0:
+            kept = kept[:-dropped]
+            end = max(v for _, values in kept for v in values)
+            break
+    found = sorted(v for _, values in kept for v in values)
+    top = max(mean for mean, _ in kept)
+    for beyond in range(1, int(most * len(found)) + 1):
+        limit = max(found[-1 - beyond], top)
+        if found[-1] - found[0] > SQUEEZED * (limit - found[0]) > 0:
+            end = limit
+            break
+    return None if end is None else sign * end
+
+
+def _width(rows: Sequence[tuple[float, Sequence[float]]]) -> float:
+    values = [v for _, row in rows for v in row]
+    return max(values) - min(values)
+
+
 @dataclass
 class Plot:
     """A picture under construction; `x` and `y` place values on it."""
@@ -179,6 +226,31 @@ class Plot:
         self.parts.append(
             f'<rect class="{css}" x="{_n(left)}" y="{_n(top)}" width="{_n(right - left)}" height="{_n(bottom - top)}"/>'
         )
+
+    def beyond(self, row: float, text: str, colour: str, method: str = "", downward: bool = False) -> None:
+        """An arrow at the cut end of the horizontal axis, with the value that lies beyond it."""
+        x, y = (self.x.start, self.y(row)) if downward else (self.x.end, self.y(row))
+        tip = -7 if downward else 7
+        path = f"M{_n(x)} {_n(y)}l{-tip} -4.5v9Z"
+        self.parts.append(f'<path class="mk"{_of(method)} style="color:{colour}" d="{path}"/>')
+        self.text(x - 1.6 * tip, y + 4, text, "start" if downward else "end", css="halo", method=method)
+
+    def beyond_y(self, x: float, value: float, colour: str, method: str = "", text: str = "") -> None:
+        """An arrow at the cut end of the vertical axis, and a double stroke on the axis."""
+        down = value < self.y.low
+        at, y, tip = self.x(x), self.y(self.y.low if down else self.y.high), 7 if down else -7
+        path = f"M{_n(at)} {_n(y)}l-4.5 {-tip}h9Z"
+        self.parts.append(f'<path class="mk"{_of(method)} style="color:{colour}" d="{path}"/>')
+        if text:
+            self.text(at + 8, y - tip, text, css="halo", method=method)
+        strokes = "".join(f"M{_n(self.x.start - 5)} {_n(y + shift + 2)}l10 -4" for shift in (-2, 2))
+        self.parts.append(f'<path class="cut" d="{strokes}"/>')
+
+    def broken_x(self, downward: bool = False) -> None:
+        """A double stroke at the end of the horizontal axis that is cut."""
+        x, bottom = self.x.start if downward else self.x.end, max(self.y.start, self.y.end)
+        path = "".join(f"M{_n(x + shift - 2)} {_n(bottom + 5)}l4 -10" for shift in (-2, 2))
+        self.parts.append(f'<path class="cut" d="{path}"/>')
 
     def _at(self, point: Point) -> str:
         return f"{_n(self.x(point[0]))} {_n(self.y(point[1]))}"

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 
 from normkit.study.analysis.cells import Cell
-from normkit.study.analysis.evidence import Evidence, Form, Unit
+from normkit.study.analysis.evidence import Evidence, Form, Unit, VariantValues
 from normkit.study.analysis.results import Results
 from normkit.study.analysis.stats import Interval
-from normkit.study.report.figures.curves import mean_curve
-from normkit.study.report.figures.panels import WIDTH, colour, curve_plot
-from normkit.study.report.figures.plot import MARKERS, Plot, Scale, around, shape_of
+from normkit.study.report.figures.curves import Curve, mean_curve
+from normkit.study.report.figures.panels import WIDTH, bounds, colour, curve_plot, zone
+from normkit.study.report.figures.plot import MARKERS, Plot, Scale, around, cut, shape_of
 from normkit.study.report.writing import formatting
 from normkit.study.report.writing.texts import say
 from normkit.study.task import embedded
@@ -21,6 +21,8 @@ TONES = {"supported": "var(--good)", "contradicted": "var(--bad)", "not resolved
 _NONE, _FIRST, *_REST = embedded.METHODS
 SPARE = (_FIRST, *reversed(_REST), _NONE)
 """The methods whose colours are used for the variants of an experiment, if several variants are of one method."""
+WIDE = 1.5
+"""A corrected interval makes an axis longer by at most this many times on each side."""
 PAIRED = 30
 """The largest number of seeds that are joined by lines."""
 
@@ -29,17 +31,17 @@ def strip(found: Results, cell: Cell, lang: str) -> str:
     """Every seed of a cell, the mean and its interval, on the scale of its batch size."""
     if cell.error is None:
         return ""
-    row = [c for c in found.cells if c.batch_size == cell.batch_size and c.error is not None]
-    ends = [end for c in row if c.error for end in (c.error.low, c.error.high)]
-    ends += [run.test_error for c in row for run in c.runs if run.test_error is not None]
-    low, high = around(ends, margin=0.02)
+    low, high = bounds(found, cell.batch_size, margin=0.02)
     plot = Plot(132, 24, Scale(low, high, 3, 129), Scale(0, 1, 24, 0))
-    leader = min(c.error.value for c in row if c.error)
-    plot.zone(leader, min(leader + found.design.smallest, high))
+    plot.zone(*zone(found, cell.batch_size, low, high))
     css = colour(cell.method)
-    plot.dots([(run.test_error, 0.74) for run in cell.runs if run.test_error is not None], css, radius=1.7)
-    plot.segment((cell.error.low, 0.34), (cell.error.high, 0.34), css)
-    plot.mark((cell.error.value, 0.34), shape_of(cell.method), css, size=3.4)
+    seeds = [run.test_error for run in cell.runs if run.test_error is not None]
+    plot.dots([(v, 0.74) for v in seeds if low <= v <= high], css, radius=1.7)
+    if low <= cell.error.value <= high:
+        plot.segment((_inside(cell.error.low, plot.x), 0.34), (_inside(cell.error.high, plot.x), 0.34), css)
+        plot.mark((cell.error.value, 0.34), shape_of(cell.method), css, size=3.4)
+    else:
+        plot.beyond(0.34, "", css, downward=found.metric.higher_is_better)
     value, spread = formatting.error(cell.error, found.metric, lang)
     label = say(
         "alt.strip",
@@ -80,6 +82,9 @@ def variants(evidence: Evidence, lang: str) -> str | None:
     values = [v for variant in shown for v in variant.values]
     log = evidence.form == "rate" and min(values) > 0
     low, high = around(values, log=log, least=1e-6)
+    means = [sum(variant.values) / len(variant.values) for variant in shown]
+    if not log and (end := cut([variant.values for variant in shown], means)) is not None:
+        low, high = around([v for v in values if v <= end], least=1e-6)
     if evidence.form == "share":
         low = max(low, min(0.0, *values))
     if evidence.form == "seconds":
@@ -102,6 +107,10 @@ def variants(evidence: Evidence, lang: str) -> str | None:
         plot.text(12, plot.y(i) - 9, variant.label.to(lang), css="name")
         plot.dots([(v, i + 0.1) for v in variant.values if low <= v <= high], css, radius=2.2)
         if variant.interval is not None:
+            if variant.interval.value > high:
+                plot.beyond(i + 0.34, formatting.shown(variant.interval.value, evidence.form), css)
+                plot.broken_x()
+                continue
             ends = [min(max(v, low), high) for v in (variant.interval.low, variant.interval.high)]
             plot.segment((ends[0], i + 0.34), (ends[1], i + 0.34), css)
             plot.mark((variant.interval.value, i + 0.34), MARKERS.get(variant.method, "circle"), css, size=4)
@@ -110,18 +119,24 @@ def variants(evidence: Evidence, lang: str) -> str | None:
 
 def variant_curves(evidence: Evidence, lang: str) -> str | None:
     """Training loss of each variant with its band."""
-    colours = variant_colours(evidence)
-    drawn = []
-    for variant, css in zip(evidence.variants, colours, strict=True):
-        losses = evidence.curves.get(str(variant.label), ())
-        shortest = min(map(len, losses), default=0)
-        curve = mean_curve(losses, max(1, min(20, shortest // 5)))
-        if curve.steps:
-            drawn.append(("", css, curve))
+    colours = dict(zip(map(id, evidence.variants), variant_colours(evidence), strict=True))
+    drawn = [("", colours[id(variant)], curve) for variant, curve in curves_of(evidence)]
     last = max((curve.steps[-1] for *_, curve in drawn), default=0)
     return curve_plot(
         drawn, last, lang, say("alt.variant.curves", lang, question=evidence.question.to(lang)), height=250.0
     )
+
+
+def curves_of(evidence: Evidence) -> list[tuple[VariantValues, Curve]]:
+    """The learning curves of the variants that have one."""
+    found = []
+    for variant in evidence.variants:
+        losses = evidence.curves.get(str(variant.label), ())
+        shortest = min(map(len, losses), default=0)
+        curve = mean_curve(losses, max(1, min(20, shortest // 5)))
+        if curve.steps:
+            found.append((variant, curve))
+    return found
 
 
 def variant_colours(evidence: Evidence) -> list[str]:
@@ -138,6 +153,9 @@ def _effect(plot: Plot, evidence: Evidence, size: float) -> None:
     plot.segment((0, -1), (0, 1), "var(--muted)", css="zero")
     wide, near = ([_inside(v, plot.x) for v in (i.low, i.high)] for i in (evidence.wide, evidence.effect))
     plot.segment((wide[0], 0), (wide[1], 0), css, css="thin")
+    for end, shown in zip((evidence.wide.low, evidence.wide.high), wide, strict=True):
+        if abs(end - shown) > 1e-9 * abs(shown):
+            plot.beyond(0, "", css, downward=end < shown)
     plot.segment((near[0], 0), (near[1], 0), css)
     if math.isfinite(evidence.effect.value):
         plot.mark((evidence.effect.value, 0), "circle", css, size=size)
@@ -152,8 +170,12 @@ def _tick(value: float, form: Form) -> str:
 
 def _reach(evidence: Evidence) -> tuple[float, float]:
     """A range that contains zero, the smallest effect that matters and the intervals."""
-    ends = [e for i in (evidence.effect, evidence.wide) for e in _finite(i)]
-    return around([-1.2 * evidence.smallest, 1.2 * evidence.smallest, 0.0, *ends], margin=0.04)
+    near = [-1.2 * evidence.smallest, 1.2 * evidence.smallest, 0.0, *_finite(evidence.effect)]
+    low, high = around(near, margin=0.04)
+    room = WIDE * (high - low)
+    # The corrected interval of few seeds may be so wide that nothing else could be seen.
+    wide = [min(max(end, low - room), high + room) for end in _finite(evidence.wide)]
+    return around([*near, *wide], margin=0.04)
 
 
 def _finite(interval: Interval) -> Sequence[float]:

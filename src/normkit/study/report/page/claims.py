@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from markupsafe import Markup
@@ -78,6 +79,9 @@ def _variant(e: Evidence, index: int, lang: str) -> dict[str, Any]:
     many = len(variant.values) > sparklines.PAIRED
     values = [formatting.shown(value, e.form) for value in variant.values]
     interval = variant.interval
+    if interval is not None and e.form == "share" and all(0 <= value <= 1 for value in variant.values):
+        # The interval of a share may reach beyond what a share can be.
+        interval = replace(interval, low=max(0.0, interval.low), high=min(1.0, interval.high))
     return {
         "label": variant.label.to(lang),
         "colour": sparklines.variant_colours(e)[index],

@@ -14,7 +14,7 @@ from normkit.study.analysis.evidence import Evidence
 from normkit.study.analysis.results import Results
 from normkit.study.report.figures import panels, sparklines
 from normkit.study.report.writing import claim_links, formatting
-from normkit.study.report.writing.table import PLACES, TONES
+from normkit.study.report.writing.places import PLACES, TONES, place
 from normkit.study.report.writing.texts import say
 from normkit.study.task import embedded
 
@@ -64,14 +64,14 @@ def row(found: Results, method: str, lang: str) -> dict[str, Any]:
 def measured(found: Results, cell: Cell, lang: str) -> dict[str, Any]:
     """The result of a cell, in its short form."""
     value, spread = formatting.error(cell.error, found.metric, lang)
-    place = found.place(cell) if found.standing(cell.batch_size).leader else "not measured"
+    where = place(found, cell)
     return {
         "batch_size": cell.batch_size,
         "value": value,
         "spread": spread,
-        "place": place,
-        "badge": PLACES[place].to(lang),
-        "tone": TONES[place],
+        "place": where,
+        "badge": PLACES[where].to(lang),
+        "tone": TONES[where],
         "strip": Markup(sparklines.strip(found, cell, lang)),
         "untrained": say("messages.count", lang, count=cell.untrained, runs=len(cell.runs)) if cell.untrained else "",
     }

@@ -9,7 +9,7 @@ from normkit.study.analysis.cells import Cell
 from normkit.study.analysis.results import Results
 from normkit.study.analysis.verdict import Pair
 from normkit.study.report.writing import formatting
-from normkit.study.report.writing.table import PLACES, TONES
+from normkit.study.report.writing.places import PLACES, TONES, place
 from normkit.study.report.writing.texts import say
 from normkit.study.training.trial import Run
 
@@ -17,9 +17,9 @@ from normkit.study.training.trial import Run
 def row(found: Results, cell: Cell, lang: str) -> dict[str, Any]:
     """One method at one batch size; each entry has the text to show and the value to sort by."""
     error, train = (formatting.error(i, found.metric, lang) for i in (cell.error, cell.train_error))
-    place = found.place(cell) if found.standing(cell.batch_size).leader else "not measured"
+    where = place(found, cell)
     gap, ratio = formatting.signed(cell.gap, lang=lang), formatting.times(cell.time_ratio, lang)
-    order = list(PLACES).index(place)
+    order = list(PLACES).index(where)
     entries = [
         ("error", error[0], cell.error and cell.error.value, error[1]),
         ("train-error", train[0], cell.train_error and cell.train_error.value, ""),
@@ -40,10 +40,10 @@ def row(found: Results, cell: Cell, lang: str) -> dict[str, Any]:
         "method": cell.method,
         "title": formatting.title(cell.method, lang),
         "batch_size": cell.batch_size,
-        "place": place,
+        "place": where,
         "order": order,
-        "badge": PLACES[place].to(lang),
-        "tone": TONES[place],
+        "badge": PLACES[where].to(lang),
+        "tone": TONES[where],
         "entries": [
             {"key": key, "text": text, "sort": "" if value is None else value, "more": more}
             for key, text, value, more in entries
@@ -52,19 +52,28 @@ def row(found: Results, cell: Cell, lang: str) -> dict[str, Any]:
 
 
 def pair(found: Results, given: Pair, lang: str) -> dict[str, Any]:
-    """Two methods at a batch size."""
-    difference, spread = formatting.difference(given.difference, found.metric, lang)
+    """Two methods at a batch size: `second` minus `first` in the metric, and which one is better."""
+    turn = -1 if found.metric.higher_is_better else 1
+    near, wide = (formatting.turned(interval, turn) for interval in (given.difference, given.wide))
+    difference, spread = formatting.difference(near, found.metric, lang)
+    better = {"better": given.first, "worse": given.second}.get(given.relation)
     return {
+        "id": pair_id(given),
         "batch_size": given.batch_size,
         "compared": f"{formatting.inline(given.second, lang)} − {formatting.inline(given.first, lang)}",
         "difference": difference,
-        "value": given.difference.value,
+        "value": near.value,
         "spread": spread,
-        "wide": formatting.difference(given.wide, found.metric, lang)[1],
+        "wide": formatting.difference(wide, found.metric, lang)[1],
         "p": formatting.probability(given.p_corrected),
         "p_value": given.p_corrected,
-        "relation": say(f"relation.{given.relation}", lang),
+        "relation": formatting.inline(better, lang) if better else say(f"relation.{given.relation}", lang),
     }
+
+
+def pair_id(given: Pair) -> str:
+    """The id of the row of a pair."""
+    return f"pair-{given.batch_size}-{given.first}-{given.second}".replace(":", "-")
 
 
 def failure(run: Run, lang: str) -> dict[str, str]:

@@ -58,7 +58,7 @@
     const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (!target) return;
     const inside = target.closest("details");
-    if (inside) { inside.open = true; inside.scrollIntoView(); }
+    if (inside) { inside.open = true; target.scrollIntoView(); }
     else if (target.matches(".claim")) target.querySelector("details").open = true;
   };
   addEventListener("hashchange", open);

@@ -13,14 +13,14 @@ from normkit import catalog
 from normkit.catalog import LANGUAGES
 from normkit.errors import ArgumentError
 from normkit.study.analysis.results import Results
-from normkit.study.report.figures import panels
-from normkit.study.report.page import claims, methods, numbers, uncertainty
-from normkit.study.report.writing import answer, formatting
+from normkit.study.report.figures import learning_rates, panels
+from normkit.study.report.page import claims, decision, methods, numbers, uncertainty
+from normkit.study.report.writing import answer, backends, formatting
 from normkit.study.report.writing.texts import TEXTS, say
 
 PANELS: tuple[tuple[str, Callable[[Results, int, str], str | None]], ...] = (
     ("curves", panels.curves),
-    ("rates", panels.rates),
+    ("rates", learning_rates.rates),
     ("gaps", panels.gaps),
     ("times", panels.times),
     ("memory", panels.memory),
@@ -52,11 +52,20 @@ def render(found: Results, lang: str = "en") -> str:
         test=_capitalized(found.metric.label("test").to(lang)),
         style=Markup(style()),
         script=Markup(_source("page.js")),
-        answer=_answer(found, lang),
+        clauses=answer.parts(found, lang).clauses,
+        evidence=answer.parts(found, lang).evidence,
+        decisions=decision.rows(found, lang),
+        reason=decision.reason(found, lang),
         safe=formatting.listing([formatting.inline(method, lang) for method in found.safe], lang),
         chips=_chips(found, lang),
         errors=_panels(found, panels.errors, lang),
+        least=found.metric.amount(found.design.smallest, lang),
         plots={name: _panels(found, plot, lang) for name, plot in PANELS},
+        by_method=[
+            (method, formatting.title(method, lang), Markup(svg))
+            for method in found.design.methods
+            if (svg := learning_rates.sensitivity(found, method, lang))
+        ],
         sizes_plot=Markup(panels.batch_sizes(found, lang) or ""),
         legend=[(m, formatting.title(m, lang), Markup(panels.swatch(m))) for m in found.design.methods],
         methods=[methods.row(found, method, lang) for method in found.design.methods],
@@ -111,26 +120,15 @@ def _capitalized(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _answer(found: Results, lang: str) -> Markup:
-    """The answer: a line for each batch size, the names of the leaders in bold."""
-    start, clauses, end = answer.parts(found, lang)
-    lines = [
-        Markup("{}<strong>{}</strong>{}").format(*clause) if clause.leader else escape(clause.before)
-        for clause in clauses
-    ]
-    first, between = ("<br>", "；<br>") if lang == "zh" else ("", ";<br>")
-    return escape(start) + Markup(first) + Markup(between).join(lines) + escape(end)
-
-
 def _panels(found: Results, plot: Callable[[Results, int, str], str | None], lang: str) -> list[tuple[int, Markup]]:
     return [(size, Markup(svg)) for size in found.design.batch_sizes if (svg := plot(found, size, lang))]
 
 
 def _chips(found: Results, lang: str) -> list[tuple[str, str]]:
-    tuning, results = (sum(len(getattr(cell, name)) for cell in found.cells) for name in ("tuning", "runs"))
+    own = sum(len(cell.tuning) + len(cell.runs) for cell in found.cells)
     untrained = sum(cell.untrained for cell in found.cells)
     chips = [
-        (f"{tuning + results}", say("chip.runs", lang)),
+        (f"{found.trained or own}", say("chip.runs", lang)),
         (f"{found.design.seeds}", say("chip.seeds", lang)),
         (f"{found.design.trials}", say("chip.rates", lang)),
     ]
@@ -138,9 +136,10 @@ def _chips(found: Results, lang: str) -> list[tuple[str, str]]:
         claims = len({e.claim for e in found.evidence})
         chips.append((f"{len(found.evidence)}", say("chip.experiments", lang, claims=claims)))
     if untrained:
-        chips.append((f"{untrained}", say("chip.untrained", lang)))
+        chips.append((f"{untrained}", say("chip.untrained" if untrained > 1 else "chip.untrained.one", lang)))
     if found.failures:
-        chips.append((f"{len(found.failures)}", say("chip.failed", lang)))
+        failed = len(found.failures)
+        chips.append((f"{failed}", say("chip.failed" if failed > 1 else "chip.failed.one", lang)))
     return [*chips, (formatting.duration(found.seconds, lang), say("chip.time", lang))]
 
 
@@ -149,6 +148,9 @@ def _facts(found: Results, lang: str) -> list[tuple[str, str]]:
     facts = []
     for key, value in found.machine.items():
         name = say(f"fact.{key}", lang) if f"fact.{key}" in TEXTS else str(key)
+        if key == "kernels":
+            facts.append((name, backends.kernels(str(value), lang)))
+            continue
         known = f"value.{value}" in TEXTS
         facts.append((name, say(f"value.{value}", lang) if known else str(value)))
     seeds, tuning = found.design.evaluation_seeds, found.design.tuning_seeds

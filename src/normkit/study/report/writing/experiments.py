@@ -16,12 +16,12 @@ from normkit.study.task.metric import ERROR
 _OPTIONS = (
     (r"ghost-(\d+)", r"groups of \1", r"每组 \1 个样本"),
     (r"dropout-([\d.]+)", r"dropout \1", r"dropout \1"),
-    (r"(\d+)", r"groups: \1", r"\1 组"),
+    (r"(\d+)", r"groups: \1", r"分 \1 组"),
     ("after", "after the ReLU", "在 ReLU 之后"),
     ("last", "normalized classifier", "分类器前再归一化"),
-    ("init", "initialized by data", "按数据初始化"),
-    ("post", "post-norm", "后置"),
-    ("qk", "QK-norm", "QK 归一化"),
+    ("init", "initialized by data", "由数据初始化"),
+    ("post", "post-norm", "post-norm"),
+    ("qk", "QK-norm", "QK-norm"),
     ("each-step", "statistics for each time step", "每个时间步各有统计量"),
 )
 """The options of variants as text: pattern, English, Chinese."""
@@ -48,10 +48,10 @@ def _evidence(judgement: Judgement, command: str) -> Evidence:
     return Evidence(
         claim=experiment.claim,
         name=experiment.name,
-        question=experiment.question,
-        design=experiment.design,
-        measure=experiment.measure,
-        rule=rule(experiment),
+        question=formatting.both(experiment.question),
+        design=formatting.both(experiment.design),
+        measure=formatting.both(experiment.measure),
+        rule=formatting.both(rule(experiment)),
         unit=experiment.unit,
         smallest=experiment.matters,
         effect=measured.interval(),
@@ -70,25 +70,25 @@ def _evidence(judgement: Judgement, command: str) -> Evidence:
 
 def rule(experiment: Experiment) -> Text:
     """The rule by which the finding follows from the effect."""
-    amounts = {lang: amount(experiment, lang) for lang in ("en", "zh")}
+    amounts = {"en": amount(experiment, "en"), "zh": amount(experiment, "zh")}
     if experiment.equivalence == "upper":
         return Text(
-            f"Supported if the simultaneous interval lies below {amounts['en']}; contradicted if it lies above; "
-            "otherwise not resolved.",
-            f"若联合置信区间完全低于 {amounts['zh']} 则成立；完全高于则不成立；否则未定。",
+            f"Supported if the whole corrected interval is below {amounts['en']}, contradicted if the whole interval "
+            "is above it, otherwise not resolved.",
+            f"校正后的置信区间整体低于 {amounts['zh']}时，论断成立；整体高于它时，不成立；否则尚无定论。",
         )
     if experiment.equivalence:
         return Text(
-            f"Supported if the simultaneous interval lies within ±{amounts['en']}; contradicted if it lies "
-            "outside; otherwise not resolved.",
-            f"若联合置信区间完全落在 ±{amounts['zh']} 之内则成立；完全落在其外则不成立；否则未定。",
+            f"Supported if the whole corrected interval is within ±{amounts['en']}, contradicted if the whole interval "
+            "is outside, otherwise not resolved.",
+            f"校正后的置信区间整体落在 ±{amounts['zh']}以内时，论断成立；整体落在其外时，不成立；否则尚无定论。",
         )
     return Text(
-        f"Supported if p, corrected over all experiments, is below 0.05 and the effect is at least "
-        f"{amounts['en']} in the claimed direction; contradicted if the simultaneous interval excludes any "
-        "such effect; otherwise not resolved.",
-        f"若对全部实验校正后的 p 小于 0.05，且沿论断方向的效应不小于 {amounts['zh']}，则成立；"
-        "若联合置信区间排除这样大的效应则不成立；否则未定。",
+        f"Supported if the effect is at least {amounts['en']} in the claimed direction and p, corrected over all "
+        "experiments, is below 0.05. Contradicted if the whole corrected interval is below such an effect. Otherwise "
+        "not resolved.",
+        f"效应与论断同向、不小于 {amounts['zh']}，且对全部实验校正后的 p 值小于 0.05 时，论断成立；"
+        "校正后的置信区间整体低于这一效应时，不成立；否则尚无定论。",
     )
 
 
@@ -101,8 +101,8 @@ def amount(experiment: Experiment, lang: str) -> str:
         case "log10 ratio":
             return f"{10**matters:.2g}×"
         case "nats":
-            return f"{matters:g} nats" if lang == "en" else f"{matters:g} 奈特"
-        case "share":
+            return f"{matters:g} nats"
+        case "loss" | "share":
             return f"{matters:g}"
     return ERROR.amount(matters, lang)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from normkit import catalog
@@ -13,13 +14,13 @@ from normkit.study.training.trial import Options
 
 __all__ = ["MISSING", "span"]
 
-_OTHERS = {"none": catalog.Text("No norm", "不归一化"), "unchanged": catalog.Text("As it is", "原样")}
+_OTHERS = {"none": catalog.Text("No norm", "无归一化"), "unchanged": catalog.Text("As it is", "原模型")}
 _PLACEMENTS = {
-    "pre": catalog.Text(" (pre-norm)", "（前置）"),
-    "post": catalog.Text(" (post-norm)", "（后置）"),
-    "peri": catalog.Text(" (peri-norm)", "（前后及嵌入）"),
-    "sandwich": catalog.Text(" (sandwich)", "（前后）"),
-    "qk": catalog.Text(" (QK-norm)", "（QK 归一化）"),
+    "pre": catalog.Text(" (pre-norm)", "（pre-norm）"),
+    "post": catalog.Text(" (post-norm)", "（post-norm）"),
+    "peri": catalog.Text(" (peri-norm)", "（peri-norm）"),
+    "sandwich": catalog.Text(" (sandwich)", "（sandwich norm）"),
+    "qk": catalog.Text(" (QK-norm)", "（QK-norm）"),
 }
 
 
@@ -27,7 +28,7 @@ def title(method: str, lang: str = "en") -> str:
     """The name of a method in a table, with its placement if that is part of the variant.
 
     >>> title("none"), title("none", "zh"), title("layer_norm:post")
-    ('No norm', '不归一化', 'Layer norm (post-norm)')
+    ('No norm', '无归一化', 'Layer norm (post-norm)')
     """
     method, _, placement = method.partition(":")
     where = _PLACEMENTS[placement].to(lang) if placement else ""
@@ -45,14 +46,30 @@ def inline(method: str, lang: str = "en") -> str:
     return " ".join(word if word.isupper() else word.lower() for word in title(method, lang).split(" "))
 
 
-def listing(names: Sequence[str], lang: str = "en") -> str:
-    """Names as a list inside a sentence.
+def listing(names: Sequence[str], lang: str = "en", choice: bool = False) -> str:
+    """Names as a list inside a sentence; with `choice`, one of them is to be chosen.
 
-    >>> listing(["a", "b", "c"]), listing(["a", "b", "c"], "zh")
-    ('a, b and c', 'a、b和c')
+    >>> listing(["a", "b", "c"]), listing(["a", "b", "c"], choice=True), listing(["a", "b", "c"], "zh")
+    ('a, b and c', 'a, b or c', 'a、b 和 c')
     """
-    comma, last = ("、", "和") if lang == "zh" else (", ", " and ")
-    return last.join([comma.join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    comma, last = ("、", "或" if choice else "和") if lang == "zh" else (", ", " or " if choice else " and ")
+    text = last.join([comma.join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return chinese(text) if lang == "zh" else text
+
+
+def chinese(text: str) -> str:
+    """A Chinese sentence with spaces between Chinese characters and Latin letters or numbers.
+
+    >>> chinese("使用动态 Tanh的网络，批量2时RMSE最低")
+    '使用动态 Tanh 的网络，批量 2 时 RMSE 最低'
+    """
+    text = re.sub(r"(?<=[\u4e00-\u9fff])(?=[A-Za-z0-9])", " ", text)
+    return re.sub(r"(?<=[A-Za-z0-9%×])(?=[\u4e00-\u9fff])", " ", text)
+
+
+def both(text: catalog.Text) -> catalog.Text:
+    """A text whose Chinese was put together from parts."""
+    return catalog.Text(str(text), chinese(text.zh))
 
 
 def percent(value: float) -> str:
@@ -61,7 +78,7 @@ def percent(value: float) -> str:
     >>> percent(0.0618)
     '6.2\xa0%'
     """
-    return ERROR.value(value)
+    return ERROR.value(value).replace("-", "−")
 
 
 def error(interval: Interval | None, metric: Metric = ERROR, lang: str = "en") -> tuple[str, str]:
@@ -119,6 +136,16 @@ def difference(interval: Interval, metric: Metric = ERROR, lang: str = "en") -> 
     return metric.difference(interval.value), span(low, high, lang)
 
 
+def turned(interval: Interval, sign: int) -> Interval:
+    """An interval of the values with this sign.
+
+    >>> turned(Interval(1.0, 0.5, 2.0, 8), -1)
+    Interval(value=-1.0, low=-2.0, high=-0.5, n=8)
+    """
+    low, high = sorted((sign * interval.low, sign * interval.high))
+    return Interval(sign * interval.value, low, high, interval.n)
+
+
 def plus(value: float, digits: int = 2) -> str:
     """A number with a sign and a true minus; a value that rounds to 0 has no sign.
 
@@ -132,10 +159,10 @@ def plus(value: float, digits: int = 2) -> str:
 def rate(value: float | None) -> str:
     """A learning rate with at most two significant digits.
 
-    >>> rate(0.03162)
-    '0.032'
+    >>> rate(0.03162), rate(31620.0)
+    ('0.032', '32000')
     """
-    return MISSING if value is None else f"{value:.2g}"
+    return MISSING if value is None else f"{float(f'{value:.2g}'):g}"
 
 
 def options(chosen: Options) -> str:
@@ -211,7 +238,7 @@ def in_unit(evidence: Evidence, interval: Interval, lang: str = "en") -> tuple[s
             value, low, high = (_power(base, x) for x in (interval.value, interval.low, interval.high))
             return f"{value}×", span(low, high, lang)
     value, spread = signed(interval, 2 if abs(interval.value) > 0.01 else 4, lang)
-    return (f"{value} {catalog.Text('nats', '奈特').to(lang)}" if evidence.unit == "nats" else value), spread
+    return (f"{value} nats" if evidence.unit == "nats" else value), spread
 
 
 def _power(base: int, exponent: float) -> str:

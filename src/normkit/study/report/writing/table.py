@@ -2,54 +2,46 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from normkit.catalog import LANGUAGES, Text
 from normkit.study.analysis.results import Results
-from normkit.study.analysis.verdict import Place
 from normkit.study.report.writing import formatting
 from normkit.study.report.writing.answer import answer
-
-PLACES: Mapping[Place, Text] = {
-    "leads": Text("leads", "领先"),
-    "equal": Text("equal", "相当"),
-    "not resolved": Text("not resolved", "未定"),
-    "behind": Text("behind", "落后"),
-    "not measured": Text("not measured", "未测量"),
-}
-"""The places of a method at a batch size, in this order when they are sorted."""
-TONES: Mapping[Place, str] = {
-    "leads": "good", "equal": "good", "not resolved": "open", "behind": "bad", "not measured": "open",
-}  # fmt: skip
-"""Good, bad or open: the colour of a place."""
+from normkit.study.report.writing.decision import decisions, why
+from normkit.study.report.writing.places import PLACES, Shown, ordered, place
+from normkit.study.report.writing.texts import say
 
 _HEADINGS = {
     "batch_size": Text("batch", "批量"),
     "method": Text("method", "方法"),
     "value": Text("{metric}", "{metric}"),
-    "interval": Text("95 %", "95 %"),
+    "interval": Text("95 % interval", "95 % 置信区间"),
     "place": Text("standing", "位次"),
     "steps": Text("steps", "步数"),
-    "time": Text("time", "时间"),
+    "time": Text("time", "耗时"),
     "gap": Text("gap", "差距"),
     "untrained": Text("untrained", "未训练成功"),
 }
 _NOTE = Text(
-    "batch: samples per step; {metric}: on the test data, with its 95 % interval; steps: until the training loss is "
-    "{target:g}; time: of a training step, relative to no norm; gap: loss in evaluation minus loss in training mode; "
-    "untrained: runs that did not train.",
-    "批量：每步的样本数；{metric}：在测试数据上，附 95 % 区间；步数：训练损失降到 {target:g} 所需；时间：每个训练步，"
-    "相对于不归一化；差距：推理模式的损失减训练模式的损失；未训练成功：未能训练的运行数。",
+    "batch: samples of one training step. {metric}: on the test data, mean over the seeds. steps: training steps until "
+    "the training loss is {target:g}. time: of one training step, divided by that of no norm. gap: loss in evaluation "
+    "mode minus loss in training mode. untrained: runs that did not train.",
+    "批量：每个训练步的样本数。{metric}：在测试数据上，各随机种子的均值。步数：训练损失降到 {target:g} 所需的训练步数。"
+    "耗时：每个训练步的时间与无归一化之比。差距：推理模式的损失减训练模式的损失。未训练成功：未训练成功的运行数。",
 )
 _INTERRUPTED = Text(
-    "Interrupted: this is based on the finished runs; repeat the command to continue. ",
-    "研究中断：以下依据已完成的运行；重复同一命令即可继续。",
+    "Interrupted: this shows the finished runs, and the same command continues. ",
+    "研究被中断：以下只包含已完成的运行，再次执行同一命令即可继续。",
 )
 _FAILED = Text(
-    "{count} runs failed, first {method} at batch size {size} ({message}); the report has all. ",
-    "{count} 次运行失败，首先是批量为 {size} 时的{method}（{message}）；报告中列有全部。",
+    "{count} runs failed, the first one with {method} at batch size {size} ({message}); the report lists all of them. ",
+    "{count} 次运行失败，其中第一次为{method}，批量 {size}（{message}）；报告中列出了全部失败的运行。",
+)
+_ONE_FAILED = Text(
+    "One run failed, with {method} at batch size {size} ({message}). ",
+    "1 次运行失败：{method}，批量 {size}（{message}）。",
 )
 _OF = Text("{part} of {all}", "{part}/{all}")
 
@@ -72,7 +64,7 @@ class Row(NamedTuple):
     """A row: batch size and place, and the texts."""
 
     batch_size: int
-    place: Place
+    place: Shown
     texts: Texts
 
 
@@ -83,25 +75,25 @@ def headings(found: Results, lang: str = "en") -> Texts:
 
 
 def rows(found: Results, lang: str = "en") -> list[Row]:
-    """A row for each cell; within a batch size the lowest error first."""
+    """A row for each cell; within a batch size the best first."""
     shown = []
     for standing in found.standings:
         cells = [cell for cell in found.cells if cell.batch_size == standing.batch_size]
-        for cell in sorted(cells, key=lambda cell: cell.error.value if cell.error else math.inf):
+        for cell in ordered(found, cells):
             value, interval = formatting.error(cell.error, found.metric, lang)
-            place = found.place(cell)
+            standing_ = place(found, cell)
             texts = Texts(
                 batch_size=str(cell.batch_size),
                 method=formatting.title(cell.method, lang),
                 value=value,
                 interval=interval,
-                place=PLACES[place].to(lang),
+                place=PLACES[standing_].to(lang),
                 steps=formatting.steps(cell.median_steps),
                 time=formatting.times(cell.time_ratio)[0],
                 gap=formatting.signed(cell.gap)[0],
                 untrained=_OF.to(lang).format(part=cell.untrained, all=len(cell.runs)),
             )
-            shown.append(Row(cell.batch_size, place, texts))
+            shown.append(Row(cell.batch_size, standing_, texts))
     return shown
 
 
@@ -116,19 +108,35 @@ def note(found: Results) -> Text:
     return Text(en, zh)
 
 
+def choices(found: Results, lang: str = "en") -> list[tuple[str, str, str, str]]:
+    """The decision table: batch size, take or avoid, method, and the evidence."""
+    shown = []
+    for decision in decisions(found):
+        for key, group in (("take", decision.take), ("avoid", decision.avoid)):
+            for choice in group:
+                name, reason = formatting.title(choice.method, lang), why(found, decision, choice, lang)
+                shown.append((str(decision.batch_size), say(f"decision.{key}", lang), name, reason))
+    return shown
+
+
 def plain(found: Results) -> str:
     """Answer, table and note as plain English text."""
     lines = [headings(found), *(row.texts for row in rows(found))]
+    chosen = _aligned(choices(found))
+    return "\n".join([answer(found), "", *chosen, *([""] if chosen else []), *_aligned(lines), "", note(found)])
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([answer(found), "", *text, "", note(found)])
+    return ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def _failed(found: Results, lang: str) -> str:
     if not found.failures:
         return ""
     trial, lines = found.failures[0].trial, found.failures[0].message.splitlines()
-    return _FAILED.to(lang).format(
+    text = (_FAILED if len(found.failures) > 1 else _ONE_FAILED).to(lang)
+    return text.format(
         count=len(found.failures),
         method=formatting.inline(trial.method, lang),
         size=trial.batch_size,
