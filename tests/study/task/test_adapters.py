@@ -179,7 +179,7 @@ def test_a_trainer_with_a_model_starts_every_run_from_it() -> None:
 
 
 def test_a_trainer_that_cannot_be_a_task_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="lr_scheduler_type must be one of linear, cosine.*got 'polynomial'"):
+    with pytest.raises(ArgumentError, match=r"lr_scheduler_type must be one of linear, cosine.*got 'polynomial'"):
         Task.from_trainer(trainer(lr_scheduler_type="polynomial"))
     without = trainer()
     without.eval_dataset = None

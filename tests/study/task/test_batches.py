@@ -134,7 +134,7 @@ class Mean(nn.Module):
 def test_sequences_of_several_lengths_need_a_collate_fn() -> None:
     data = Samples(ragged)
     task = Task(Mean, data, data, loss=F.cross_entropy, metric=F.cross_entropy)
-    with pytest.raises(ArgumentError, match="train: the samples of a batch must have one shape.*give collate_fn="):
+    with pytest.raises(ArgumentError, match=r"train: the samples of a batch must have one shape.*give collate_fn="):
         prepared(task, methods=["LN"], batch_sizes=[8])
     part = Part.of("train", data, padded)
     assert part.take(torch.arange(3))[0].shape == (3, 3)

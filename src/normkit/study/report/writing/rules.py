@@ -39,7 +39,8 @@ def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
             f"every batch size, each on {design.tuning_runs} seeds; the {best} mean {validation} wins "
             f"(validation loss breaks ties). If the best rate is the first or last, {GROWTH} more are "
             f"tried beyond it.{more} Results use other seeds.",
-            f"每次训练{_length(design, task).zh}，{_schedule(task).zh}。每种方法在每个批量下都尝试从 {design.rates[0]:g} 到 "
+            f"每次训练{_length(design, task).zh}，{_schedule(task).zh}。"
+            f"每种方法在每个批量下都尝试从 {design.rates[0]:g} 到 "
             f"{design.rates[-1]:g} 的 {design.trials} 个学习率，每个用 {design.tuning_runs} 个种子；平均{validation.zh}"
             f"最{best_zh}者胜出（持平时看验证损失）。若最佳学习率位于两端，则向外再试 {GROWTH} 个。"
             f"{more_zh}结果使用另外的种子。",
