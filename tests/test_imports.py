@@ -43,7 +43,17 @@ ORDER: dict[str, list[str]] = {
         *("tree", "call", "graph"),
     ],
     "normkit.tools.model.graph": ["recorder", "call_graph", "symbolic", "dataflow", "values", "call_order"],
-    "normkit.tools.convert": ["build", "identity", "target", "calibrate", "scalars", "fade", "report", "run"],
+    "normkit.tools.convert": [
+        "build",
+        "identity",
+        "target",
+        "torch_encoder",
+        "calibrate",
+        "scalars",
+        "fade",
+        "report",
+        "run",
+    ],
     "normkit.tools.fold_training": ["layer", "pairs", "exported", "report", "run"],
     "normkit.tools.fold": [
         *("fold_math", "check", "norms", "ties", "evidence", "report", "writer", "readers", "folding", "run"),

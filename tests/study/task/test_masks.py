@@ -63,7 +63,7 @@ def test_a_mask_is_given_in_every_run() -> None:
     [
         (
             lambda inputs: inputs[1].float(),
-            "mask must give a boolean tensor, True at valid positions, got torch.float32",
+            "mask must give a boolean tensor, True at valid .*, got torch.float32",
         ),
         (lambda inputs: inputs[1][:, 1:], r"mask must have the shape of the positions that norms see, got \(2, 7\)"),
     ],

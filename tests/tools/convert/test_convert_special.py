@@ -93,6 +93,7 @@ def test_a_forward_of_its_own_is_refused():
     assert "its forward was exchanged" in report.refusals[0].reason
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_an_encoder_layer_of_torch_calls_its_new_norms():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0).eval()
     encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=True).eval()

@@ -32,7 +32,7 @@ EXECUTED = (
     "study/task/scoring/",
     *(
         f"study/task/{name}.py"
-        for name in ("batches", "masks", "own", "part", "probes", "recipe", "recurrent", "task", "variants")
+        for name in ("batches", "defaults", "masks", "own", "part", "probes", "recipe", "recurrent", "task", "variants")
     ),
     "study/training/",
 )

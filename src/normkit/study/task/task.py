@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any
@@ -14,41 +14,18 @@ from torch.nn import functional as F
 from normkit.errors import ArgumentError
 from normkit.study.task import recipe
 from normkit.study.task.batches import EVALUATED, Collate, Unpack, unpacked
+from normkit.study.task.defaults import sgd, usual_loss
 from normkit.study.task.masks import give_masks
 from normkit.study.task.metric import Metric
 from normkit.study.task.own import OwnScheme
 from normkit.study.task.part import Part, call
 from normkit.study.task.recipe import Schedule
-from normkit.study.task.scoring.prediction import scores_of
 from normkit.study.task.scoring.scheme import Scheme, check_metric
 from normkit.study.task.source import digest_of_fields
 from normkit.study.task.variants import applied
 
 Builder = Callable[[str, int], nn.Module]
 Loss = Callable[[Any, Any], Any]
-
-
-def sgd(
-    parameters: Iterable[Tensor],
-    lr: float,
-    *,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    dampening: float = 0.0,
-    nesterov: bool = False,
-) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with momentum 0.9."""
-    return torch.optim.SGD(
-        parameters, lr, momentum, dampening, weight_decay=weight_decay, nesterov=nesterov, fused=True
-    )
-
-
-def usual_loss(outputs: Any, targets: Any) -> Tensor:
-    """The loss that the model computed itself, if its outputs have one; else cross entropy."""
-    own = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
-    scores = scores_of(outputs)
-    loss: Tensor = F.cross_entropy(outputs if scores is None else scores, targets) if own is None else own
-    return loss
 
 
 @dataclass(frozen=True)
