@@ -127,6 +127,9 @@ def compare(
     address: Annotated[str | None, typer.Option(help="Address of the Ray cluster.")] = _COMPARE["address"],
     time_limit: Annotated[float | None, typer.Option(help="Seconds a run may take.")] = _COMPARE["time_limit"],
     lang: _Language = Lang.EN,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Keep the best run of each method in the folder checkpoints of --out.")
+    ] = _COMPARE["checkpoints"],
 ) -> None:
     """Find out which normalization to use: train a model under each, with an equal tuning budget.
 
@@ -165,6 +168,7 @@ def compare(
         address=address,
         time_limit=time_limit,
         lang=lang,
+        checkpoints=checkpoints,
     )
     if comparison.path is None:
         # Another rank of torchrun reports.

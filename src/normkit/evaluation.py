@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 
 def arguments(batch: Any, separate: tuple[type, ...] = (tuple, list)) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -24,7 +25,9 @@ def arguments(batch: Any, separate: tuple[type, ...] = (tuple, list)) -> tuple[t
     """
     if isinstance(batch, Mapping):
         return (), batch
-    items: Any = batch if isinstance(batch, separate) else (batch,)
+    # A packed sequence is a tuple, and one input.
+    several = isinstance(batch, separate) and not isinstance(batch, PackedSequence)
+    items: Any = batch if several else (batch,)
     return tuple(items), {}
 
 

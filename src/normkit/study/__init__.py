@@ -61,6 +61,7 @@ def compare(
     address: str | None = None,
     time_limit: float | None = None,
     lang: str = "en",
+    checkpoints: bool = False,
 ) -> Comparison:
     """Train a model under every normalization with an equal tuning budget, and write the report.
 
@@ -100,6 +101,9 @@ def compare(
         time_limit: seconds a run may take; then it is stopped and counts as failed. Not with workers=1, because the
             runs are then made in the calling process.
         lang: language of the page, "en" or "zh".
+        checkpoints: keep the best run of each method and batch size in the folder `checkpoints` of `out`: the one with
+            the best metric on the validation data, trained again from its seed. `torch.load` gives a dictionary with
+            its `state_dict`, for a model of `task.build(method, 0)`.
 
     Returns:
         The `Comparison`: data with `to_dict()`, a table as `str`, `answer`, and `path` of the page, which is None
@@ -159,6 +163,7 @@ def compare(
             minutes=minutes,
             limit=time_limit,
             command=_command(workloads[0].design, task, claims, methods is not None, full),
+            checkpoints=folder / "checkpoints" if checkpoints else None,
         )
     return replace(comparison, path=report.write(comparison, folder, lang)) if ranks.rank() == 0 else comparison
 

@@ -109,11 +109,11 @@ def _seconds(trainer: Trainer, workload: Workload, batch_size: int) -> float:
     _timed(trainer, workload, trials, SHORT)
     first, second = _timed(trainer, workload, trials, SHORT), _timed(trainer, workload, trials, LONG)
     slope = max(0.0, second - first) / (LONG - SHORT)
-    return (first + slope * (workload.design.steps - SHORT)) / len(trials)
+    return (first + slope * (workload.design.steps_at(batch_size) - SHORT)) / len(trials)
 
 
 def _timed(trainer: Trainer, workload: Workload, trials: Sequence[Trial], steps: int) -> float:
     start = time.perf_counter()
-    runs = trainer.execute(workload.task, replace(workload.design, steps=steps), trials)
+    runs = trainer.execute(workload.task, replace(workload.design, steps=steps, steps_by_size=()), trials)
     failed = next((run for run in runs if run.state == "failed"), None)
     return math.nan if failed else time.perf_counter() - start

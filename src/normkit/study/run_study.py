@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from normkit.study.claims.experiment import Experiment
@@ -28,6 +29,7 @@ def run_study(
     minutes: float | None = None,
     limit: float | None = None,
     command: str = "",
+    checkpoints: Path | None = None,
 ) -> Comparison:
     """Run the trials that are not in the store yet, and draw conclusions from all runs.
 
@@ -43,6 +45,7 @@ def run_study(
         minutes: the time after which no further run starts.
         limit: seconds a run may take.
         command: the command that repeats the study, for the report.
+        checkpoints: folder for the best run of each method; None for none.
 
     Raises:
         StateError: the store cannot be used, or no process can be started.
@@ -50,7 +53,7 @@ def run_study(
     start = time.perf_counter()
     try:
         with pool, _interruptible(progress) as notify:
-            complete = run_stages(workloads, store, pool, notify, minutes, limit)
+            complete = run_stages(workloads, store, pool, notify, minutes, limit, checkpoints)
     except KeyboardInterrupt:
         if not any(workload.runs for workload in workloads):
             raise

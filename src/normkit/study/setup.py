@@ -21,6 +21,7 @@ from normkit.study.suite.networks import UNFIT
 from normkit.study.task import Task, embedded
 from normkit.study.task.variants import OF_LAYERS, OF_WEIGHTS
 from normkit.study.training.design import DTYPES, Design, design
+from normkit.study.training.rehearsal import rehearse, with_epochs
 from normkit.study.training.trial import Options
 from normkit.tools.model.tree import norms
 
@@ -48,7 +49,9 @@ def prepared(
     _check_place(device, dtype)
     work = embedded.digits(seed) if task is None else task
     asked = tuple(methods) if methods is not None else (embedded.METHODS if task is None else OWN_METHODS)
-    plan = design(asked, tuple(batch_sizes), seeds, trials, work.max_steps if steps is None else steps, seed)
+    length = work.max_steps if steps is None else steps
+    plan = design(asked, tuple(batch_sizes), seeds, trials, length if work.max_epochs is None else 40, seed)
+    work = work.read(length * plan.batch_sizes[-1] * work.accumulate)
     plan = replace(
         plan,
         lowest_rate=work.rates[0],
@@ -64,6 +67,10 @@ def prepared(
             f"batch sizes must be at most {len(work.train)}, the number of samples to train on, "
             f"got {plan.batch_sizes[-1]}: choose smaller ones"
         )
+    if steps is not None and work.max_epochs is not None:
+        work = replace(work, max_epochs=None)
+        plan = replace(plan, steps=steps)
+    plan = with_epochs(work, plan)
     if task is not None:
         plan = _buildable(work, plan, strict=methods is not None)
         return [Workload("task", work, replace(plan, chance=work.chance), timed=True)], ()
@@ -149,7 +156,7 @@ def _has_cells(experiment: Experiment, main: Workload) -> bool:
 
 def _buildable(task: Task, plan: Design, strict: bool) -> Design:
     """The design with the methods that can be applied to the model; if `strict`, all of them must be possible."""
-    task.rehearse()
+    rehearse(task, plan)
     able = []
     for method in plan.methods:
         try:

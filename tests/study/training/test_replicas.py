@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normkit.study.task import Task
-from normkit.study.training import replicas
+from normkit.study.training import recording, replicas, stacked
 from normkit.study.training.design import Design
 from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Trial
@@ -42,8 +42,8 @@ def test_stacked_copies_are_trained_as_they_are_alone(method: str) -> None:
     task = Task(net, (X, Y), (X, Y))
     plan = Design(("none", method), (8,), 2, 3, 30, window=10)
     trials = [Trial("measure", method, 8, rate, seed) for rate in (0.01, 0.1) for seed in (1, 2, 3)]
-    assert replicas.can_be_stacked(lambda seed: task.build(method, seed), task.loss, X[:8], Y[:8])
-    together, apart = (Trainer().train(task, plan, trials, stacked=stacked) for stacked in (True, False))
+    assert stacked.can_be_stacked(lambda seed: task.build(method, seed), task.loss, X[:8], Y[:8])
+    together, apart = (Trainer().train(task, plan, trials, stacked=at_once) for at_once in (True, False))
     for a, b in zip(together, apart, strict=True):
         # Sums in another order over 30 steps: rounding grows along the way.
         assert a.losses == pytest.approx(b.losses, rel=2e-2, abs=2e-3)
@@ -52,7 +52,7 @@ def test_stacked_copies_are_trained_as_they_are_alone(method: str) -> None:
 
 def test_dropout_is_not_stacked_and_trains_all_the_same() -> None:
     task = Task(lambda: nn.Sequential(net(), nn.Dropout(0.5)), (X, Y), (X, Y))
-    assert not replicas.can_be_stacked(lambda seed: task.build("none", seed), task.loss, X[:8], Y[:8])
+    assert not stacked.can_be_stacked(lambda seed: task.build("none", seed), task.loss, X[:8], Y[:8])
     runs = Trainer().execute(
         task, Design(("none",), (8,), 2, 3, 40), [Trial("tune", "none", 8, 0.1, s) for s in (1, 2)]
     )
@@ -71,7 +71,7 @@ def test_numbers_that_are_in_no_buffer_are_not_stacked() -> None:
             return self.head(x @ self.directions)
 
     task = Task(Projected, (X, Y), (X, Y))
-    assert not replicas.can_be_stacked(lambda seed: task.build("none", seed), task.loss, X[:8], Y[:8])
+    assert not stacked.can_be_stacked(lambda seed: task.build("none", seed), task.loss, X[:8], Y[:8])
 
 
 def test_a_step_that_looks_at_values_is_not_written_down() -> None:
@@ -80,8 +80,8 @@ def test_a_step_that_looks_at_values_is_not_written_down() -> None:
         return factor * inputs.sum(1), [inputs * factor]
 
     batches = torch.tensor([[1.0, 2.0], [-1.0, 2.0]])
-    assert replicas.record(step, ({}, {}, batches, batches)) is None
-    assert replicas.record(lambda p, b, x, y: (x.sum(1), [x * y]), ({}, {}, batches, batches)) is not None
+    assert recording.record(step, ({}, {}, batches, batches)) is None
+    assert recording.record(lambda p, b, x, y: (x.sum(1), [x * y]), ({}, {}, batches, batches)) is not None
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -96,16 +96,16 @@ def test_parameters_lie_as_their_gradients_come_and_descend_all_the_same(fused: 
     torch.manual_seed(0)
     x, y = torch.randn(8, 4, 2, 6), torch.randint(3, (8, 4, 2))
     settings = [(0.1, ()), (0.1, ()), (0.3, ()), (0.3, ())]
-    stacked, again = (replicas.Stacked([make(i) for i in range(4)], known) for known in [{}] for _ in range(2))
+    together, again = (stacked.Stacked([make(i) for i in range(4)], known) for known in [{}] for _ in range(2))
     apart = replicas.Separate([make(i) for i in range(4)])
-    for copies in (stacked, again, apart):
+    for copies in (together, again, apart):
         copies.optimize(optimizer, settings)
         for inputs, targets in zip(x, y, strict=True):
             losses = copies.step(F.cross_entropy, inputs, targets)
-    weight = stacked.parameters["0.weight"]
+    weight = together.parameters["0.weight"]
     assert weight.stride() == (30, 1, 5)
-    assert all(part.is_contiguous() and part.grad.is_contiguous() for part, _, _ in stacked.parts)
-    for name, parameter in stacked.parameters.items():
+    assert all(part.is_contiguous() and part.grad.is_contiguous() for part, _, _ in together.parts)
+    for name, parameter in together.parameters.items():
         assert torch.equal(parameter, again.parameters[name])
         alone = torch.stack([model.get_parameter(name) for model in apart.models])
         torch.testing.assert_close(parameter, alone, rtol=1e-4, atol=1e-5)  # sums in another order, eight steps
@@ -123,6 +123,6 @@ def test_an_optimizer_that_looks_at_whole_tensors_gets_each_copy_alone() -> None
     task = Task(net, (X, Y), (X, Y), optimizer=Clipped)
     plan = Design(("none",), (8,), 2, 3, 30, window=10)
     trials = [Trial("tune", "none", 8, 0.1, seed) for seed in (1, 2)]
-    together, apart = (Trainer().train(task, plan, trials, stacked=stacked) for stacked in (True, False))
+    together, apart = (Trainer().train(task, plan, trials, stacked=at_once) for at_once in (True, False))
     for a, b in zip(together, apart, strict=True):
         assert a.losses == pytest.approx(b.losses, rel=1e-2)

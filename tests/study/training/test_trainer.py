@@ -32,13 +32,13 @@ def one(work: Task, plan: design.Design, trial: Trial) -> Run:
 
 def test_every_method_sees_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, list[Tensor]] = {}
-    step = replicas.Replicas.step
+    step = replicas.Separate.step_over
 
-    def watched(copies: replicas.Replicas, loss: object, inputs: Tensor, targets: Tensor) -> Tensor:
-        seen.setdefault(current, []).append(inputs.clone())
-        return step(copies, loss, inputs, targets)
+    def watched(copies: replicas.Separate, loss: replicas.Loss, batches: list[replicas.Batch]) -> Tensor:
+        seen.setdefault(current, []).extend(inputs.clone() for inputs, _ in batches)
+        return step(copies, loss, batches)
 
-    monkeypatch.setattr(replicas.Replicas, "step", watched)
+    monkeypatch.setattr(replicas.Separate, "step_over", watched)
     for current in METHODS:
         one(DIGITS, plan("BN"), Trial("tune", current, 4, 0.01, 5))
     for current in METHODS[1:]:

@@ -93,17 +93,30 @@ def test_a_forward_of_its_own_is_refused():
     assert "its forward was exchanged" in report.refusals[0].reason
 
 
-def test_norms_read_by_a_fast_path_keep_their_method():
+def test_an_encoder_layer_of_torch_calls_its_new_norms():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0).eval()
-    randomised(layer)
-    x = torch.randn(2, 5, 8)
-    same, report = normkit.convert(layer)
-    assert type(same.norm1) is normkit.LayerNorm
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=True).eval()
+    randomised(encoder)
+    x, padding = torch.randn(3, 5, 8), torch.tensor([[False] * 5, [False] * 4 + [True], [False, False] + [True] * 3])
+    same, _ = normkit.convert(encoder)
+    assert type(same.layers[0].norm1) is normkit.LayerNorm
+    example = {"src": x, "src_key_padding_mask": padding}
+    new, report = normkit.convert(encoder, to={"layers.1.*": "RMS"}, example=example)
+    assert not report.refusals
+    assert type(new.layers[1].norm2) is normkit.RMSNorm
+    assert type(new.layers[0].norm2) is nn.LayerNorm
     with torch.no_grad():
-        torch.testing.assert_close(same(x), layer(x))
-    _, report = normkit.convert(layer, to="RMS")
-    assert len(report.refusals) == 2
-    assert "TransformerEncoderLayer reads weight and eps of its norms" in report.refusals[0].reason
+        before = encoder(x, src_key_padding_mask=padding)
+        torch.testing.assert_close(same(x, src_key_padding_mask=padding), before)
+        # Training mode has no fast path; without dropout it computes the same.
+        fast, slow = new(x, src_key_padding_mask=padding), new.train()(x, src_key_padding_mask=padding)
+        torch.testing.assert_close(fast[~padding], slow[~padding])
+        assert not torch.allclose(fast[~padding], before[~padding], atol=0.01)
+        back = report.revert(new.eval())
+        torch.testing.assert_close(back(x, src_key_padding_mask=padding), before)
+    assert all(vars(module).get("fast_path_before") is None for module in back.modules())
+    assert back.use_nested_tensor == encoder.use_nested_tensor is True
+    assert [layer.activation_relu_or_gelu for layer in back.layers] == [1, 1]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma"])

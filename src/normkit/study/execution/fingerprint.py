@@ -30,7 +30,10 @@ EXECUTED = (
     "parametrize/",
     "study/suite/",
     "study/task/scoring/",
-    *(f"study/task/{name}.py" for name in ("part", "probes", "task", "variants")),
+    *(
+        f"study/task/{name}.py"
+        for name in ("batches", "masks", "own", "part", "probes", "recipe", "recurrent", "task", "variants")
+    ),
     "study/training/",
 )
 """Folders and files of the package that a run executes. The tools that these files import are added to them."""
@@ -42,7 +45,9 @@ def fingerprint(task: Task, design: Design) -> str:
     """Equal only if the same trial gives the same run: data, design, torch and the executed code are the same."""
     facts: dict[str, Any] = {
         "task": task.fingerprint(),
-        "training": (design.steps, design.window, design.gap_images, design.device, design.dtype),
+        # With epochs the steps of a batch size do not depend on the other batch sizes.
+        "training": (design.window, design.gap_images, design.device, design.dtype),
+        "steps": design.steps if task.max_epochs is None else f"{task.max_epochs} epochs",
         "torch": torch.__version__,
         "code": code_digest(),
     }

@@ -10,8 +10,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from normkit.study.execution.checkpoints import keep_best
 from normkit.study.execution.store import Store
 from normkit.study.execution.workers import Failure, WorkerPool, ranks
 from normkit.study.execution.workload import STAGES, Times, Workload
@@ -69,6 +71,7 @@ def run_stages(
     progress: Progress,
     minutes: float | None = None,
     limit: float | None = None,
+    checkpoints: Path | None = None,
 ) -> bool:
     """Run the trials of the workloads that are not in the store yet, and add all runs to the workloads.
 
@@ -79,6 +82,7 @@ def run_stages(
         progress: called after each batch of trials.
         minutes: the time after which no further run starts.
         limit: seconds a run may take.
+        checkpoints: folder for the best run of each method of the first workload; None for none.
 
     Returns:
         Whether everything was done.
@@ -95,6 +99,9 @@ def run_stages(
             return False
     for number, batch_size in timings if ranks.rank() == 0 else ():
         _time(workloads[number], number, batch_size, store, pool, counter, limit)
+    if checkpoints is not None and ranks.rank() == 0:
+        counter.report("keeping the best runs")
+        keep_best(workloads[0], 0, pool, checkpoints, limit)
     return True
 
 

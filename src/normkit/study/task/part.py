@@ -3,95 +3,144 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import Subset
 
 from normkit.errors import ArgumentError
+from normkit.evaluation import call as call  # one calling convention: a tuple or list, a mapping, or one input
+from normkit.study.task.batches import Collate, Columns, Stream, Unpack, collated, count_of, source_of, unpacked
 
 
 @dataclass(frozen=True)
 class Part:
-    """Inputs and targets that are used for one purpose only: tensors, or any data set with a length."""
+    """Inputs and targets that are used for one purpose only.
+
+    Attributes:
+        data: a pair (inputs, targets) of tensors or trees of them, `Columns`, or any data set with a length.
+        collate: makes a batch of a list of samples; None for torch's default.
+        unpack: batch -> (inputs, targets); None for `unpacked`.
+        weights: how often each sample is drawn, relative to others; None for all alike.
+    """
 
     data: Any
+    collate: Collate | None = None
+    unpack: Unpack | None = None
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.data[1]) if isinstance(self.data, tuple) else len(self.data)
+        return count_of(self.data) if isinstance(self.data, tuple) else len(self.data)
+
+    def batch(self, index: Tensor) -> Any:
+        """The batch of the samples at these indices, as the data give it."""
+        if isinstance(self.data, tuple | Columns):
+            columns = self.data.tree if isinstance(self.data, Columns) else self.data
+            return pytree.tree_map(lambda t: t[index], columns)
+        return (self.collate or collated)([self.data[i] for i in index.tolist()])
+
+    def split(self, batch: Any) -> tuple[Any, Any]:
+        """Inputs and targets of a batch."""
+        found = (self.unpack or unpacked)(batch)
+        if not isinstance(found, tuple | list) or len(found) != 2:
+            raise ArgumentError(f"unpack must give a pair (inputs, targets) of a batch, got {type(found).__name__}")
+        return found[0], found[1]
 
     def take(self, index: Tensor) -> tuple[Any, Any]:
         """Inputs and targets at these indices, in the shape of `index`."""
-        if isinstance(self.data, tuple):
+        if isinstance(self.data, tuple) and self.unpack is None:
             inputs, targets = pytree.tree_map(lambda t: t[index], self.data)
             return inputs, targets
-        flat = default_collate([self.data[i] for i in index.flatten().tolist()])
-        inputs, targets = pytree.tree_map(lambda t: t.unflatten(0, index.shape), flat)
+        if index.dim() == 1:
+            return self.split(self.batch(index))
+        if self.collate is None:
+            flat = self.split(self.batch(index.flatten()))
+            inputs, targets = pytree.tree_map(lambda t: t.unflatten(0, index.shape), flat)
+            return inputs, targets
+        # Each row by itself: padding depends on the samples of a batch.
+        rows = [self.split(self.batch(row)) for row in index]
+        if len(rows) == 1:
+            inputs, targets = pytree.tree_map(lambda t: t.unsqueeze(0) if isinstance(t, Tensor) else t, rows[0])
+            return inputs, targets
+        inputs, targets = pytree.tree_map(lambda *leaves: torch.stack(leaves), *rows)
         return inputs, targets
 
     def chunks(self, size: int) -> Iterable[tuple[Any, Any]]:
         """All samples in order, at most `size` at a time."""
-        for index in torch.arange(len(self)).split(size):
-            yield self.take(index)
+        for batch in self.loader(size):
+            yield self.split(batch)
+
+    def loader(self, size: int) -> Loader:
+        """All samples in order as batches of at most `size`, as the data give them."""
+        return Loader(self, size)
 
     def cut(self, index: Tensor) -> Part:
         """The samples at these indices, as a part."""
+        weights = None if self.weights is None else self.weights[index]
         if isinstance(self.data, tuple):
-            return Part(pytree.tree_map(lambda t: t[index], self.data))
-        return Part(Subset(self.data, index.tolist()))
+            return replace(self, data=pytree.tree_map(lambda t: t[index], self.data), weights=weights)
+        if isinstance(self.data, Columns):
+            return replace(self, data=Columns(self.batch(index)), weights=weights)
+        return replace(self, data=Subset(self.data, index.tolist()), weights=weights)
 
     def digest(self) -> str:
         """A digest of the content if it is tensors, or of some samples if each one must be loaded."""
         digest = hashlib.sha256(str(len(self)).encode())
         at = torch.linspace(0, len(self) - 1, 16).long()
-        some = self.data if isinstance(self.data, tuple) else self.take(at)
-        for leaf in pytree.tree_leaves(some):
-            digest.update(bytes_of(leaf))
+        in_memory = isinstance(self.data, tuple | Columns)
+        some = self.batch(torch.arange(len(self)) if in_memory else at)
+        for leaf in pytree.tree_leaves((some, self.weights)):
+            digest.update(bytes_of(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
         return digest.hexdigest()
 
     @classmethod
-    def of(cls, name: str, given: Any) -> Part:
+    def of(cls, name: str, given: Any, collate: Collate | None = None, unpack: Unpack | None = None) -> Part:
         """Make a part from the argument of a user.
 
         Args:
             name: name of the argument, for errors.
-            given: a `Part`, a data set with a length, or a pair of tensors.
+            given: a `Part`, tensors, a data set or a loader: see `normkit.Task`.
+            collate, unpack: as in `normkit.Task`; a loader has its own `collate_fn`.
 
         Raises:
             ArgumentError: it is none of these, has no samples, or its tensors differ in length.
         """
-        part = cls._of(name, given)
-        if len(part) == 0:
+        if isinstance(given, Part):
+            part = given
+        else:
+            source = source_of(name, given)
+            part = cls(source.data, source.collate or collate, unpack, source.weights)
+        if not isinstance(part.data, Stream) and len(part) == 0:
             raise ArgumentError(f"{name} must have samples, got none")
         return part
 
-    @classmethod
-    def _of(cls, name: str, given: Any) -> Part:
-        if isinstance(given, Part):
-            return given
-        if isinstance(given, TensorDataset) and len(given.tensors) == 2:
-            return cls(tuple(given.tensors))
-        if isinstance(given, Dataset):
-            if not hasattr(given, "__len__"):
-                raise ArgumentError(f"{name} must have a length, got {type(given).__name__}: use a map-style data set")
-            return cls(given)
-        if isinstance(given, Sequence) and len(given) == 2:
-            inputs, targets = given
-            sizes = {len(leaf) for leaf in pytree.tree_leaves((inputs, targets)) if isinstance(leaf, Tensor)}
-            if len(sizes) != 1:
-                raise ArgumentError(
-                    f"{name} must be a pair of tensors with one length, got lengths {sorted(sizes)}: inputs and "
-                    "targets have the samples in dimension 0"
-                )
-            return cls((inputs, targets))
-        raise ArgumentError(
-            f"{name} must be a torch Dataset with a length or a pair of tensors (inputs, targets), got "
-            f"{type(given).__name__}: for a DataLoader give its .dataset"
-        )
+    def first(self, count: int) -> Tensor:
+        """The indices of the first samples; of an iterable they are read."""
+        return torch.arange(min(count, self.stream.read(count) if self.stream else len(self)))
+
+    @property
+    def stream(self) -> Stream | None:
+        """The iterable that the samples are read from, if it is one."""
+        return self.data if isinstance(self.data, Stream) else None
+
+
+@dataclass(frozen=True)
+class Loader:
+    """The batches of a part in order; it can be iterated over again."""
+
+    part: Part
+    size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.part) // self.size)
+
+    def __iter__(self) -> Iterator[Any]:
+        for index in torch.arange(len(self.part)).split(self.size):
+            yield self.part.batch(index)
 
 
 def bytes_of(tensor: Tensor) -> bytes:

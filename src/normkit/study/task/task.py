@@ -14,8 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normkit.errors import ArgumentError
+from normkit.study.task import recipe
+from normkit.study.task.batches import EVALUATED, Collate, Unpack, unpacked
+from normkit.study.task.masks import give_masks
 from normkit.study.task.metric import Metric
-from normkit.study.task.part import Part, bytes_of
+from normkit.study.task.own import OwnScheme
+from normkit.study.task.part import Part, bytes_of, call
+from normkit.study.task.recipe import Schedule
+from normkit.study.task.scoring.prediction import scores_of
 from normkit.study.task.scoring.scheme import Scheme, check_metric
 from normkit.study.task.variants import applied
 
@@ -23,29 +29,56 @@ Builder = Callable[[str, int], nn.Module]
 Loss = Callable[[Any, Any], Any]
 
 
-def sgd(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+def sgd(
+    parameters: Iterable[Tensor],
+    lr: float,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum 0.9."""
-    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, fused=True)
+    return torch.optim.SGD(
+        parameters, lr, momentum, dampening, weight_decay=weight_decay, nesterov=nesterov, fused=True
+    )
+
+
+def usual_loss(outputs: Any, targets: Any) -> Tensor:
+    """The loss that the model computed itself, if its outputs have one; else cross entropy."""
+    own = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    scores = scores_of(outputs)
+    loss: Tensor = F.cross_entropy(outputs if scores is None else scores, targets) if own is None else own
+    return loss
 
 
 @dataclass(frozen=True)
 class Task:
     """A model to train under several normalizations, and the data to train it on.
 
+    A batch is split into inputs and targets: a pair is both; of three items or more the last is the targets; of a
+    dictionary the labels are (``labels``, ``label``, ``targets``, ``target`` or ``y``); one tensor is both. The model
+    is called with the inputs as the tools of normkit call it: ``model(*inputs)`` for a tuple or list,
+    ``model(**inputs)`` for a dictionary, else ``model(inputs)``.
+
     Args:
         model: a function that makes the model, or the class. It is called for every run, with torch's generator
             seeded; equal seeds must give equal weights. `normkit.convert` replaces its norms; if it has none,
             `normkit.insert` adds norms after its layers.
-        train: the training data: a `torch.utils.data.Dataset` with a length, or a pair of tensors
-            (inputs, targets), samples in dimension 0.
+        train: the training data: tensors or arrays, samples in dimension 0, as a pair (inputs, targets) or a
+            dictionary; a data set with a length; a `DataLoader`, whose data set, `collate_fn` and weights of samples
+            are taken, batch size and order are not; or an iterable.
         test: the data for the results, used once at the end of a run.
         validation: the data for choosing learning rates; by default a fifth of `train`.
-        loss: (outputs, targets) -> mean loss; cross entropy by default.
+        loss: (outputs, targets) -> mean loss. By default the `loss` of the outputs if the model gives one, to which
+            then the labels of a dictionary are passed too; else cross entropy.
         metric: what is reported, computed from all samples of a set at once: a function (outputs, targets) -> number,
             or an object or class with `update(outputs, targets)` and `compute()`, such as the metrics of torchmetrics.
             The default is the fraction of errors if targets are whole numbers and outputs have a number for each
             class, or if targets are 0 or 1 and the loss is a binary cross entropy; else the loss.
-        optimizer: (parameters, lr) -> a `torch.optim.Optimizer`; SGD with momentum 0.9 by default.
+        optimizer: (parameters, lr) -> a `torch.optim.Optimizer`; SGD with momentum 0.9 by default. It may return
+            (optimizer, scheduler), whose steps follow the training steps, and several optimizers for a
+            `training_step` that takes them. A closure is given to those that need one, as `LBFGS`.
         search: further arguments of `optimizer` to tune in addition to the rate, by name: a sequence of values to
             choose from, or an `optuna` distribution. The number of settings tried is that of the rates, the same for
             every method.
@@ -58,15 +91,36 @@ class Task:
         origin: the name of the task on the command line.
         arms: (variant, seed) -> model, if you build every variant yourself; then `model` is not needed.
         metric_name: name of the metric in the report, such as "mean squared error"; by default the name of
-            its function.
+            its function. Of the values of `evaluate`, the one that is reported; by default the first.
         share: whether the metric is a fraction from 0 to 1, which is written as a percentage; by default the name
             decides, as of accuracy.
         higher_is_better: the direction of the metric. A metric of torchmetrics states it itself; otherwise lower is
             better, and a metric whose name or values look like the other direction is refused.
         metrics: further metrics by name, measured on the test data and reported; nothing is decided on them.
+        collate_fn: a list of samples -> a batch, as in `DataLoader`; it pads samples of several lengths.
+        unpack: batch -> (inputs, targets), if the rule above is not yours.
+        samples: number of training samples to read of an iterable; by default as many as one run takes.
+        evaluation_batch: samples in a batch of the evaluation; 512 by default.
+        mask: inputs -> a boolean mask, (N, T), True at positions that are no padding; the norms of normkit in the
+            model get it, if they see positions of that shape, and take their statistics without the padding.
+        max_epochs: length of a run in passes over the training data instead of steps.
+        schedule: "cosine" (the default), "linear" or "constant", or (step, steps) -> the share of the learning rate.
+        warmup: number of steps, or fraction of the run, in which the rate rises linearly from 0.
+        clip: the largest norm of all gradients together; larger ones are scaled down to it.
+        accumulate: number of batches whose gradients are averaged for one step.
+        parameters: model -> what `optimizer` gets, such as parameter groups by `normkit.param_groups`; by default a
+            list of the parameters that require a gradient.
+        ema: decay of the exponential moving average of the weights and buffers; the average is evaluated.
+        patience: stop early. The metric on the validation data is checked 20 times in a run; the run ends after
+            this many checks in a row without a better one, and keeps the weights of the best.
+        training_step: (model, batch) -> the loss, instead of calling the model and `loss`; or (model, batch,
+            optimizers) -> a number for the learning curve, which makes the whole step itself. Evaluation uses it too
+            if there is neither `loss` nor `evaluate`.
+        evaluate: (model, loader) -> {name: value}, instead of `metric`; in evaluation mode and without gradients. The
+            loader gives all batches of one part of the data.
 
     Raises:
-        ArgumentError: data that are empty or no data set, or a model that is not a function.
+        ArgumentError: data that are empty or no data set, a model that is not a function, or an option out of range.
 
     Example:
         >>> import torch
@@ -80,9 +134,9 @@ class Task:
     train: Any
     test: Any
     validation: Any = None
-    loss: Loss = F.cross_entropy
+    loss: Loss | None = None
     metric: Any = None
-    optimizer: Callable[..., torch.optim.Optimizer] = sgd
+    optimizer: Callable[..., Any] = sgd
     search: Mapping[str, Any] = field(default_factory=dict)
     max_steps: int = 400
     rates: tuple[float, float] = (1e-3, 1.0)
@@ -96,6 +150,21 @@ class Task:
     share: bool | None = None
     higher_is_better: bool | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    collate_fn: Collate | None = None
+    unpack: Unpack | None = None
+    samples: int | None = None
+    evaluation_batch: int | None = None
+    mask: Callable[[Any], Tensor] | None = None
+    max_epochs: float | None = None
+    schedule: str | Schedule | None = None
+    warmup: float = 0
+    clip: float | None = None
+    accumulate: int = 1
+    parameters: Callable[[nn.Module], Any] | None = None
+    ema: float | None = None
+    patience: int | None = None
+    training_step: Callable[..., Any] | None = None
+    evaluate: Callable[[nn.Module, Any], Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         if self.arms is None and (not callable(self.model) or isinstance(self.model, nn.Module)):
@@ -104,10 +173,9 @@ class Task:
                 "from a new model, so give the class or `lambda: Net(...)`"
             )
         for name in ("loss", "optimizer"):
-            if not callable(getattr(self, name)):
-                raise ArgumentError(f"{name} must be a function, got {getattr(self, name)!r}: see normkit.Task")
-        if self.max_steps < 1:
-            raise ArgumentError(f"max_steps must be at least 1, got {self.max_steps}: 400 is the default")
+            value = getattr(self, name)
+            if not callable(value) and not (name == "loss" and value is None):
+                raise ArgumentError(f"{name} must be a function, got {value!r}: see normkit.Task")
         for name, values in self.search.items():
             if isinstance(values, str) or (isinstance(values, Sequence) and not values):
                 raise ArgumentError(
@@ -117,21 +185,12 @@ class Task:
         low, high = self.rates
         if not 0 < low < high:
             raise ArgumentError(f"rates must be a lowest and a higher learning rate above 0, got {self.rates}")
-        train, test = Part.of("train", self.train), Part.of("test", self.test)
-        if self.validation is None:
-            # A fixed split, the same in every process.
-            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-            kept = max(1, len(train) // 5)
-            if len(train) < 2:
-                raise ArgumentError(
-                    f"train must have at least 2 samples to choose rates on one of them, got {len(train)}"
-                )
-            object.__setattr__(self, "validation", train.cut(order[:kept].sort().values))
-            train = train.cut(order[kept:].sort().values)
-        else:
-            object.__setattr__(self, "validation", Part.of("validation", self.validation))
-        object.__setattr__(self, "train", train)
-        object.__setattr__(self, "test", test)
+        recipe.check(self)
+        self._take_parts()
+        if self.loss is None and self.training_step is None:
+            # The model's own loss needs the labels of a dictionary; of a pair they are no inputs.
+            pair = isinstance(self.train.data, tuple)
+            object.__setattr__(self, "loss", F.cross_entropy if pair else usual_loss)
         if self.smallest is None:
             object.__setattr__(self, "smallest", 0.01)
         for name, metric in {"metric": self.metric, **self.metrics}.items():
@@ -140,9 +199,115 @@ class Task:
         # A metric without a direction is refused here.
         _ = self.scheme.higher_is_better
 
+    def _take_parts(self) -> None:
+        """Make parts of the data; validation is cut from training if it is not given."""
+        unpack = self.unpack
+        if unpack is None and self.loss not in (None, usual_loss):
+            unpack = partial(unpacked, keep_labels=False)
+        for name in ("train", "validation", "test"):
+            given = getattr(self, name)
+            if given is not None or name != "validation":
+                part = Part.of(name, given, self.collate_fn, unpack)
+                if unpack is not self.unpack and isinstance(part.data, tuple):
+                    part = replace(part, unpack=None)
+                object.__setattr__(self, name, part)
+        if self.validation is None and self.train.stream is None:
+            train, validation = self._divided(self.train)
+            object.__setattr__(self, "validation", validation)
+            object.__setattr__(self, "train", train)
+
+    @staticmethod
+    def _divided(train: Part) -> tuple[Part, Part]:
+        """Training and validation, by a fixed split, the same in every process."""
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+        kept = max(1, len(train) // 5)
+        if len(train) < 2:
+            raise ArgumentError(f"train must have at least 2 samples to choose rates on one of them, got {len(train)}")
+        return train.cut(order[kept:].sort().values), train.cut(order[:kept].sort().values)
+
+    def read(self, samples: int) -> Task:
+        """The task with as many samples of its iterables as a run takes; itself if it has none.
+
+        Args:
+            samples: that the longest run takes, unless `samples` of the task says another number.
+
+        Raises:
+            ArgumentError: an iterable ends too early.
+        """
+        change: dict[str, Any] = {}
+        for name in ("validation", "test"):
+            part = getattr(self, name)
+            if part is not None and part.stream is not None:
+                if not part.stream.read(EVALUATED):
+                    raise ArgumentError(f"{name} must have samples, but the iterable ended at once: begin it anew")
+                change[name] = replace(part, data=part.stream.samples)
+        if (stream := self.train.stream) is not None:
+            wanted = self.samples or samples
+            count = wanted if self.validation is not None else -(-wanted * 5 // 4)
+            if (found := stream.read(count)) < count:
+                raise ArgumentError(
+                    f"train must give the {count} samples that one run and its validation take, but the iterable ended "
+                    f"after {found}: choose fewer steps, or pass over fewer samples several times with samples="
+                    f"{max(1, found * 4 // 5)}"
+                )
+            change["train"] = replace(self.train, data=stream.samples[:count])
+            if self.validation is None:
+                change["train"], change["validation"] = self._divided(change["train"])
+        return replace(self, **change) if change else self
+
+    @classmethod
+    def from_lightning(
+        cls, module: Callable[[], Any], train: Any, test: Any, *, metric: str | None = None, **options: Any
+    ) -> Task:
+        """The task of a Lightning module: its training step, optimizers and schedulers, and its validation step.
+
+        Args:
+            module: a function that makes the module, or its class.
+            train, test: the data, such as its loaders; `validation=` may be among the options.
+            metric: name of the value that is reported, as the validation step logs it; by default the first.
+            options: further arguments of the task. The first learning rate of the module is the one that is tuned.
+
+        Raises:
+            ArgumentError: what is given is no such module.
+        """
+        from normkit.study.task.adapters import lightning
+
+        return cls(train=train, test=test, **lightning.options_of(module, metric) | options)
+
+    @classmethod
+    def from_trainer(cls, trainer: Any, **options: Any) -> Task:
+        """The task of a Hugging Face `Trainer`: its model, data, collator, metrics, and the arguments of the training.
+
+        AdamW without decay of norms and biases, as the trainer makes it, with its schedule, warm-up, clipping and
+        accumulation; the learning rate is tuned around that of the arguments. `eval_dataset` is the test data.
+
+        Args:
+            trainer: with `model_init` or a model, which then every run starts from.
+            options: further arguments of the task, in place of those of the trainer.
+
+        Raises:
+            ArgumentError: the trainer has no data, or a schedule that this library does not have.
+        """
+        from normkit.study.task.adapters import trainer as adapter
+
+        return cls(**adapter.options_of(trainer) | options)
+
+    @property
+    def own(self) -> bool:
+        """Whether it is measured by functions of the user alone, and not by a loss of outputs and targets."""
+        return self.evaluate is not None or (self.training_step is not None and self.loss is None)
+
+    @property
+    def manual(self) -> bool:
+        """Whether `training_step` makes the whole step itself."""
+        return self.training_step is not None and recipe.takes(self.training_step) == 3
+
     @cached_property
-    def scheme(self) -> Scheme:
+    def scheme(self) -> Scheme | OwnScheme:
         """How the task is scored."""
+        if self.own:
+            return OwnScheme(self)
+        assert self.loss is not None
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         given = (self.loss, self.metric, self.metric_name, self.share, self.higher_is_better)
         return Scheme(*given, parts, self._untrained_outputs)
@@ -162,8 +327,15 @@ class Task:
             model = self.model()
             if not isinstance(model, nn.Module):
                 raise ArgumentError(f"model must make a torch module, got {type(model).__name__}: return the model")
-            example, _ = self.train.take(torch.arange(min(2, len(self.train))))
-            return applied(model, method, example)
+            example, _ = self.train.take(self.train.first(2))
+            try:
+                model = applied(model, method, example)
+            except NotImplementedError as error:
+                raise ArgumentError(
+                    f"model must have a forward that takes the inputs, got {type(model).__name__} ({error}): a call "
+                    "shows the shapes at the places of norms"
+                ) from error
+            return model if self.mask is None else give_masks(model, self.mask)
 
     @property
     def chance(self) -> float:
@@ -173,7 +345,7 @@ class Task:
     def _untrained_outputs(self, seed: int, inputs: Any) -> Any:
         model = self.build("none", seed).eval()
         with torch.no_grad():
-            return model(inputs)
+            return call(model, inputs)
 
     def rehearse(self) -> None:
         """Call model, loss, metric and optimizer once, so that a mistake in them is found before hours of training.
@@ -181,10 +353,13 @@ class Task:
         Raises:
             ArgumentError, ShapeError: the loss or the metric gives no finite number.
         """
+        if self.own:
+            self.scheme.check()
+            return
+        assert self.loss is not None
         model = self.build("none", 0)
-        self.optimizer([p for p in model.parameters() if p.requires_grad] or [torch.zeros(1)], self.rates[0])
-        inputs, targets = self.train.take(torch.arange(min(4, len(self.train))))
-        loss = self.loss(model(inputs), targets)
+        inputs, targets = self.train.take(self.train.first(4))
+        loss = self.loss(call(model, inputs), targets)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.isfinite():
             raise ArgumentError(
                 f"loss must give one finite number as a tensor, got {loss!r} from the untrained model: return the mean "
@@ -196,9 +371,13 @@ class Task:
         """A digest that changes with the data, the text of the task and the code of its functions."""
         plain = f"{self.name} {self.description} {self.rates} {sorted(self.search.items())} {self.higher_is_better}"
         digest = hashlib.sha256(f"{plain} {sorted(self.metrics)}".encode())
-        functions = (self.model, self.arms, self.loss, self.metric, self.optimizer, self.probe)
-        for function in (*functions, *self.metrics.values()):
+        functions = (self.model, self.arms, self.loss, self.metric, self.optimizer, self.probe, self.mask)
+        own = (self.collate_fn, self.unpack, self.parameters, self.training_step, self.evaluate)
+        for function in (*functions, *own, *self.metrics.values()):
             digest.update(_source(function).encode())
+        options = (self.warmup, self.clip, self.accumulate, self.ema, self.patience, self.evaluation_batch)
+        schedule = _source(self.schedule) if callable(self.schedule) else self.schedule
+        digest.update(repr((schedule, *options)).encode())
         for part in (self.train, self.validation, self.test):
             digest.update(part.digest().encode())
         return digest.hexdigest()[:16]

@@ -13,9 +13,12 @@ import normkit
 from normkit import catalog
 from normkit.errors import ArgumentError, nearest
 from normkit.study.suite.forecasting import Reversible
+from normkit.study.task.recurrent import with_layer_norms
 from normkit.tools.convert import convert
+from normkit.tools.convert.torch_encoder import encoder_layers, turn_off
 from normkit.tools.insert import insert
 from normkit.tools.model.call import observe
+from normkit.tools.model.info import NormInfo
 from normkit.tools.model.tree import LAYERS, module_places, norms, replace
 from normkit.tools.replace_placement import PLACEMENTS, replace_placement
 
@@ -95,6 +98,9 @@ def _with_method(model: nn.Module, method: str, example: Any) -> nn.Module:
         warnings.simplefilter("ignore", UserWarning)
         model, report = insert(model, method, example=example, inplace=True)
     if not report.inserted:
+        recurrent = with_layer_norms(model) if method in OF_LAYERS else None
+        if recurrent is not None:
+            return recurrent if method == "layer_norm" else _replaced(recurrent, method, example)
         _refuse(method, [f"{skip.name}: {skip.reason}" for skip in report.skipped] or _layers(model))
     return model
 
@@ -155,8 +161,39 @@ def _without_norms(model: nn.Module, example: Any) -> nn.Module:
     """The model with a scale and shift in place of each norm, so that only the normalization is removed."""
     model, _ = convert(model, to="batch_norm", example=example, inplace=True)
     model, report = convert(model, to="affine", example=example, inplace=True)
-    stuck = {place.module: nn.Identity() for place, _ in norms(model)}
-    return replace(model, dict(stuck)) if report.refusals or stuck else model
+    stuck = list(norms(model))
+    turn_off(model, [layer for place, _ in stuck for layer in encoder_layers(place)])
+    new = {place.module: ScaleShift.of(place.module, info) for place, info in stuck}
+    return replace(model, new) if report.refusals or new else model
+
+
+class ScaleShift(nn.Module):
+    """``y = x * weight + bias`` over the last dimensions: what is left of a layer norm without its normalization.
+
+    Args:
+        weight, bias: parameters of one shape; None for none.
+
+    >>> ScaleShift(nn.Parameter(torch.tensor([1.0, 2.0])), None)(torch.ones(3, 2))[0].tolist()
+    [1.0, 2.0]
+    """
+
+    def __init__(self, weight: nn.Parameter | None, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    @staticmethod
+    def of(norm: nn.Module, info: NormInfo) -> nn.Module:
+        """The scale and shift of a norm over its last dimensions, with its parameters; of another norm nothing."""
+        weight, bias = (norm._parameters.get(name) for name in ("weight", "bias"))
+        plain = info.axis == "last" and not info.offset and not info.extras and not info.activation
+        if not plain or any(p is not None and p.shape != info.shape for p in (weight, bias)):
+            return nn.Identity()
+        return ScaleShift(weight, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale and shift."""
+        scaled = x if self.weight is None else x * self.weight
+        return scaled if self.bias is None else scaled + self.bias
 
 
 def _layers(model: nn.Module) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from normkit.study.task import Task
+from normkit.study.task.part import call
 from normkit.study.training.design import Design
 from normkit.study.training.placement import autocast, model_of, to_device
-from normkit.study.training.replicas import replicas
+from normkit.study.training.replicas import Separate
+from normkit.study.training.steps import batch_of, example
 from normkit.study.training.trial import batches
 
 
@@ -32,19 +35,25 @@ def time_steps(task: Task, design: Design, timing: Timing) -> dict[str, list[flo
     The rate is 0: the arithmetic is that of training, but no weights change.
     """
     seed = design.tuning_seeds[0]
-    models = {method: replicas([model_of(task, design, method, seed)], False) for method in timing.methods}
+    models = {
+        method: Separate([model_of(task, design, method, seed)], task.training_step, task.manual)
+        for method in timing.methods
+    }
     for copies in models.values():
-        copies.optimize(task.optimizer, [(1.0, ())])
+        copies.optimize(task.optimizer, [(1.0, ())], task.parameters)
+        copies.clip = task.clip
+        # A scheduler of the task's own would change the rates.
+        copies.schedulers = []
         copies.scale_rates(0.0)
     warm_up = 5
     seconds: dict[str, list[float]] = {method: [] for method in models}
     order = batches(len(task.train), timing.batch_size, design.time_rounds + warm_up, seed)
     for count, index in enumerate(order):
-        inputs, targets = to_device(design, task.train.take(index.unsqueeze(0)))
+        inputs, targets = batch_of(task, design, index.unsqueeze(0), stacked=False)
         for method, copies in models.items():
             start = time.perf_counter()
             with autocast(design):
-                copies.step(task.loss, inputs, targets).item()
+                copies.step(task.loss, inputs, targets).item()  # type: ignore[arg-type]
             if count >= warm_up:
                 seconds[method].append(time.perf_counter() - start)
     return seconds
@@ -58,8 +67,14 @@ def step_memory(task: Task, design: Design, method: str, batch_size: int) -> int
         torch.manual_seed(0)
         try:
             model = model_of(task, design, method, design.tuning_seeds[0]).train()
-            inputs, targets = to_device(design, task.train.take(torch.arange(batch_size)))
+            if task.manual:
+                return None
             with autocast(design):
+                if task.training_step is not None:
+                    step = task.training_step
+                    batch = to_device(design, task.train.batch(task.train.first(batch_size)))
+                    return _saved(model, lambda: step(model, batch))
+                inputs, targets = example(task, design, batch_size)
                 return saved_bytes(model, task.loss, inputs, targets)
         except Exception:
             return None
@@ -82,6 +97,10 @@ def saved_bytes(model: nn.Module, loss: Any, inputs: Any, targets: Any) -> int:
     >>> saved_bytes(layer, lambda y, _: y.sum(), x, None)  # x, and the output of the sigmoid
     96
     """
+    return _saved(model, lambda: loss(call(model, inputs), targets))
+
+
+def _saved(model: nn.Module, forward: Callable[[], Any]) -> int:
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     # Kept until the end, because another tensor could get the address of a freed storage.
     kept: dict[int, Tensor] = {}
@@ -93,5 +112,5 @@ def saved_bytes(model: nn.Module, loss: Any, inputs: Any, targets: Any) -> int:
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss(model(inputs), targets)
+        forward()
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

@@ -38,6 +38,7 @@ class Design:
         chance: the metric of guessing on the test data, if it is known; a method that is no better has not trained.
         gap_images: number of training samples on which the losses of training and evaluation mode are compared.
         time_rounds: number of rounds of the timing; in each round every method takes one step.
+        steps_by_size: the steps at each batch size, if a run has a number of epochs; `steps` is the largest of them.
     """
 
     methods: tuple[str, ...]
@@ -62,11 +63,21 @@ class Design:
     chance: float | None = None
     gap_images: int = 256
     time_rounds: int = 60
+    steps_by_size: tuple[tuple[int, int], ...] = ()
 
     @property
     def sign(self) -> int:
         """1 if a lower metric is better, else -1: `sign * (b - a)` is positive if a is better than b."""
         return -1 if self.higher_is_better else 1
+
+    def steps_at(self, batch_size: int) -> int:
+        """The steps of a run at a batch size.
+
+        >>> plan = design(("none",), (8,), 2, 7, 50, 0)
+        >>> plan.steps_at(8)
+        50
+        """
+        return dict(self.steps_by_size).get(batch_size, self.steps)
 
     @property
     def rates(self) -> tuple[float, ...]:

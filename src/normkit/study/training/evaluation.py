@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from normkit.study.task import Part, Task
+from normkit.study.task.own import measure
+from normkit.study.task.scoring.scheme import Scheme
 from normkit.study.task.scoring.scores import WholeScore, number, of_metric, samples
 from normkit.study.training.design import Design
 from normkit.study.training.placement import to_device
@@ -124,6 +127,8 @@ def _scores(
         name: what they are from.
         metrics: further metrics.
     """
+    if task.own:
+        return [_own_scores(task, design, model, part) for model in copies.unstacked()]
     found: list[_Scored] = []
     while len(found) < len(copies):
         found += _some_scores(task, design, copies, part, slice(len(found), len(copies)), metrics or {}, name)
@@ -141,7 +146,7 @@ def _some_scores(
 ) -> list[_Scored]:
     """The scores of the first copies in the slice, as many as can be scored with little memory."""
     scores: list[_Running] = []
-    for inputs, targets in part.chunks(CHUNK):
+    for inputs, targets in part.chunks(task.evaluation_batch or CHUNK):
         inputs, targets = to_device(design, inputs), to_device(design, targets)
         outputs = copies.outputs(inputs, some)
         if not scores:
@@ -160,6 +165,7 @@ class _Running:
 
     def __init__(self, task: Task, metrics: Mapping[str, Any]) -> None:
         self.task = task
+        assert isinstance(task.scheme, Scheme)
         self.loss = task.scheme.loss_score()
         self.metric = task.scheme.score()
         self.further = {name: of_metric(metric) for name, metric in metrics.items()}
@@ -197,6 +203,18 @@ def _bytes(tree: Any) -> int:
     return sum(leaf.numel() * leaf.element_size() for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
+@torch.no_grad()
+def validation_metrics(task: Task, design: Design, copies: Replicas) -> list[float]:
+    """The metric of each copy on the validation data, during training."""
+    return [scored.metric for scored in _scores(task, design, copies, task.validation, "validation")]
+
+
+def _own_scores(task: Task, design: Design, model: nn.Module, part: Part) -> _Scored:
+    """The measurements of a model by the user's own functions."""
+    found = measure(task, model, part, task.evaluation_batch or CHUNK, partial(to_device, design))
+    return _Scored(found.loss, found.metric, found.others)
+
+
 class _Training(NamedTuple):
     """Measurements of each copy on some training samples."""
 
@@ -215,6 +233,9 @@ def _gap(task: Task, design: Design, copies: Replicas, batch_size: int) -> _Trai
     index = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(0))[:count]
     part = task.train.cut(index)
     evaluation = _scores(task, design, copies, part, "train")
+    if task.own:
+        return _Training([scored.metric for scored in evaluation], [math.nan] * len(copies), [])
+    assert task.loss is not None
     training = [0.0] * len(copies)
     with copies.averaging() as numbered:
         copies.train()

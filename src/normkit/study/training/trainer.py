@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import traceback
 from collections.abc import Sequence
@@ -14,9 +13,11 @@ from torch import Tensor
 from normkit.study.task import Task
 from normkit.study.training.design import Design
 from normkit.study.training.evaluation import evaluate
-from normkit.study.training.placement import autocast, model_of, to_device
-from normkit.study.training.replicas import RecordedSteps, can_be_stacked, replicas
-from normkit.study.training.trial import Run, Trial, batches
+from normkit.study.training.placement import autocast, model_of
+from normkit.study.training.replicas import Replicas, Separate
+from normkit.study.training.stacked import RecordedSteps, Stacked, can_be_stacked
+from normkit.study.training.steps import Steps, same_shapes
+from normkit.study.training.trial import Run, Trial
 
 WORTH_RECORDING = 60
 """Recording a step takes as long as some tens of steps, so it is worth it from this number of steps on."""
@@ -67,33 +68,58 @@ class Trainer:
     def _is_stackable(self, task: Task, trial: Trial) -> bool:
         key = (task.fingerprint(), trial.method, trial.batch_size)
         if key not in self.stackable:
-            inputs, targets = task.train.take(torch.arange(min(trial.batch_size, len(task.train))))
-            with torch.random.fork_rng(devices=[]):
-                build = lambda seed: task.build(trial.method, seed)  # noqa: E731
-                self.stackable[key] = can_be_stacked(build, task.loss, inputs, targets)
+            self.stackable[key] = not _needs_separate(task, trial.batch_size) and self._agrees(task, trial)
         return self.stackable[key]
 
+    def _agrees(self, task: Task, trial: Trial) -> bool:
+        inputs, targets = task.train.take(task.train.first(trial.batch_size))
+        with torch.random.fork_rng(devices=[]):
+            build = lambda seed: task.build(trial.method, seed)  # noqa: E731
+            return can_be_stacked(build, task.loss, inputs, targets)  # type: ignore[arg-type]
+
     def _recorded_steps(self, task: Task, design: Design, trial: Trial) -> RecordedSteps | None:
-        if design.steps < WORTH_RECORDING:
+        if design.steps_at(trial.batch_size) < WORTH_RECORDING:
             return None
         key = (task.fingerprint(), trial.method, trial.batch_size, design.device, design.dtype)
         return self.recorded.setdefault(key, {})
 
     def train(self, task: Task, design: Design, trials: Sequence[Trial], stacked: bool) -> list[Run]:
         """Train and evaluate; with `stacked` all copies are trained at once. Exceptions are not caught."""
-        order = torch.stack([batches(len(task.train), t.batch_size, design.steps, t.seed) for t in trials], dim=1)
         with torch.random.fork_rng(devices=[]), autocast(design):
-            # The random numbers that a model draws during training, for example for dropout, depend on its seed.
-            torch.manual_seed(trials[0].seed)
-            models = [model_of(task, design, trial.method, trial.seed) for trial in trials]
-            copies = replicas(models, stacked, self._recorded_steps(task, design, trials[0]) if stacked else None)
-            copies.optimize(task.optimizer, [trial.setting for trial in trials])
-            losses: list[Tensor] = []
-            for step, index in enumerate(order):
-                # Half a cosine, from the full rate down to 0.
-                copies.scale_rates(0.5 * (1 + math.cos(math.pi * step / design.steps)))
-                inputs, targets = to_device(design, task.train.take(index))
-                losses.append(copies.step(task.loss, inputs, targets))
-                if step % 20 == 19 and not losses[-1].isfinite().any():
-                    break
-            return evaluate(task, design, trials, copies, torch.stack(losses).cpu())
+            copies, losses = self.fit(task, design, trials, stacked)
+            return evaluate(task, design, trials, copies, losses)
+
+    def checkpoint(self, task: Task, design: Design, trial: Trial) -> tuple[Run, dict[str, Tensor]]:
+        """Train one trial: its run, and the state of the model. Exceptions are not caught."""
+        with torch.random.fork_rng(devices=[]), autocast(design):
+            copies, losses = self.fit(task, design, [trial], stacked=False)
+            (run,) = evaluate(task, design, [trial], copies, losses)
+            (model,) = copies.unstacked()
+            return run, {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+    def fit(self, task: Task, design: Design, trials: Sequence[Trial], stacked: bool) -> tuple[Replicas, Tensor]:
+        """Train alone: the copies, and their losses with a row for each step. The global generator is used."""
+        # The random numbers that a model draws during training, for example for dropout, depend on its seed.
+        torch.manual_seed(trials[0].seed)
+        models = [model_of(task, design, trial.method, trial.seed) for trial in trials]
+        if stacked and len(models) > 1:
+            copies: Replicas = Stacked(models, self._recorded_steps(task, design, trials[0]))
+        else:
+            copies = Separate(models, task.training_step, task.manual)
+        copies.optimize(task.optimizer, [trial.setting for trial in trials], task.parameters)
+        steps = Steps(task, design, trials, copies)
+        losses: list[Tensor] = []
+        for step in range(steps.count):
+            losses.append(steps(step))
+            if step % 20 == 19 and not losses[-1].isfinite().any():
+                break
+            if steps.stopped(step):
+                break
+        steps.finish()
+        return copies, torch.stack(losses).cpu()
+
+
+def _needs_separate(task: Task, batch_size: int) -> bool:
+    """Whether copies of a task are trained one after the other, whatever the model is: the only place that decides."""
+    own = task.training_step is not None or task.patience is not None
+    return own or (task.train.collate is not None and not same_shapes(task, batch_size))

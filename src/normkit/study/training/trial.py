@@ -76,13 +76,17 @@ class Run:
         return cls(**given | {"trial": Trial(**job | {"options": options}), "losses": tuple(data["losses"])})
 
 
-def batches(images: int, batch_size: int, steps: int, seed: int) -> Tensor:
+def batches(images: int, batch_size: int, steps: int, seed: int, weights: Tensor | None = None) -> Tensor:
     """Indices of the samples of each step: shuffled passes over the data, one after another, cut into equal batches.
+
+    With weights, samples are drawn with replacement, each as often as its weight says.
 
     >>> batches(6, 4, 3, seed=0).shape
     torch.Size([3, 4])
     """
     generator = torch.Generator().manual_seed(seed)
+    if weights is not None:
+        return torch.multinomial(weights, steps * batch_size, True, generator=generator).view(steps, batch_size)
     passes = -(-steps * batch_size // images)
     stream = torch.cat([torch.randperm(images, generator=generator) for _ in range(passes)])
     return stream[: steps * batch_size].view(steps, batch_size)

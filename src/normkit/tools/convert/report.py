@@ -15,6 +15,7 @@ from normkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normkit.tools.convert.build import scale_and_shift
 from normkit.tools.convert.calibrate import Fitted
 from normkit.tools.convert.fade import Fade
+from normkit.tools.convert.torch_encoder import encoder_layers, turn_on
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import Refusal
 from normkit.tools.model.tree import module_places, replace
@@ -138,7 +139,10 @@ class ConvertReport:
             new[place.module] = _restored(change, place.module)
         same = all(_tensors(old) == _tensors(successor) for old, successor in new.items())
         refuse_wrapped(model, "revert", same_tensors=same)
-        return replace(model, new)  # type: ignore[return-value]  # the root itself may be a norm
+        layers = [layer for change in self.changes for layer in encoder_layers(places[change.name])]
+        model = replace(model, new)  # type: ignore[assignment]  # the root itself may be a norm
+        turn_on(model, layers)
+        return model
 
 
 def _tensors(module: nn.Module) -> set[int]:

@@ -20,6 +20,7 @@ from normkit.tools.convert.identity import IDENTITY, Gain, without_norm
 from normkit.tools.convert.report import Change, ConvertReport, as_text
 from normkit.tools.convert.scalars import fit_scalars
 from normkit.tools.convert.target import OWN, ConversionTarget, To
+from normkit.tools.convert.torch_encoder import encoder_layers, turn_off, turned_off
 from normkit.tools.model.call import shapes as shapes_in
 from normkit.tools.model.info import NormInfo
 from normkit.tools.model.refusal import Refusal, RefusedError, refuse_strictly
@@ -118,14 +119,17 @@ def convert(
         batches = chain([first], batches)
         example = first if example is None else example
     modules = [place.module for place, _ in found]
-    shapes = {} if example is None else shapes_in(model, modules, example)
+    with turned_off(model):
+        shapes = {} if example is None else shapes_in(model, modules, example)
     plan = _Plan(target, num_groups, shapes, add_affine=calibrate is not None, fading=fading)
     for place, info in found:
         plan.decide(place, info)
     refuse_strictly(strict, plan.refusals, "no refusal, and there are {}", "leave these out")
     if batches is not None:
-        plan.calibrate(model, batches)
+        with turned_off(model):
+            plan.calibrate(model, batches)
     plan.fade()
+    turn_off(model, plan.encoder_layers)
     model = replace(model, plan.new)  # type: ignore[assignment]  # the root itself may be a norm
     return model, ConvertReport(tuple(plan.changes.values()), tuple(plan.refusals), tuple(plan.kept))
 
@@ -160,6 +164,7 @@ class _Plan:
         self.changes: dict[nn.Module, Change] = {}
         self.refusals: list[Refusal] = []
         self.kept: list[str] = []
+        self.encoder_layers: list[nn.Module] = []
 
     def decide(self, place: Place, info: NormInfo) -> None:
         """Make the new layer of one norm, or note why there is none."""
@@ -180,8 +185,8 @@ class _Plan:
                 new = equivalent(place.module, info)
                 _check_keys(place.module, new)
             else:
-                _refuse_fast_path(place)
                 new = self._other(place.module, info, method)
+                self.encoder_layers += encoder_layers(place)
                 note = self._note(info, method, new)
             if self.fading is not None and not same:
                 _refuse_hooks(place.module)
@@ -277,11 +282,3 @@ def _check_keys(old: nn.Module, new: nn.Module) -> None:
 def _refuse_hooks(module: nn.Module) -> None:
     if any(vars(module)[name] for name in CALLED_HOOKS):
         raise RefusedError("it has hooks, which would not see the mixed output: remove them before the fade")
-
-
-def _refuse_fast_path(place: Place) -> None:
-    if any(isinstance(parent, nn.TransformerEncoderLayer) for parent, _ in place.parents):
-        raise RefusedError(
-            "in evaluation torch's TransformerEncoderLayer reads weight and eps of its norms and computes a layer "
-            "norm, whatever module is there"
-        )

@@ -1,0 +1,114 @@
+"""Keeps the best run of each method and batch size as a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normkit.study.execution.workers import Failure, WorkerPool
+from normkit.study.execution.workload import Workload
+from normkit.study.training.trial import Run, Trial
+
+
+def file_of(folder: Path, trial: Trial) -> Path:
+    """The file of a method and batch size.
+
+    >>> file_of(Path("checkpoints"), Trial("measure", "layer_norm:post", 8, 0.1, 100)).name
+    'layer_norm-post-batch-8.pt'
+    """
+    return folder / f"{trial.method.replace(':', '-')}-batch-{trial.batch_size}.pt"
+
+
+def best_runs(workload: Workload) -> Iterator[Run]:
+    """Of each method and batch size the run of the results with the best metric on the validation data.
+
+    The test data choose nothing, so that their metric stays an estimate.
+    """
+    sign = workload.design.sign
+    best: dict[tuple[str, int], Run] = {}
+    for run in workload.runs.values():
+        cell = run.trial.method, run.trial.batch_size
+        if run.trial.kind != "measure" or run.state != "trained" or run.validation_error is None:
+            continue
+        if cell not in best or sign * run.validation_error < sign * (best[cell].validation_error or 0.0):
+            best[cell] = run
+    yield from best.values()
+
+
+def train_again(payload: Any, item: tuple[int, Trial]) -> tuple[Run, dict[str, Tensor]]:
+    """In a worker: the run of a trial, trained alone from its seed, and the state of its model.
+
+    Args:
+        payload: the `Payload` of the scheduler.
+        item: the number of a workload, and one of its trials.
+    """
+    number, trial = item
+    found: tuple[Run, dict[str, Tensor]] = payload.trainer.checkpoint(*payload.studies[number], trial)
+    return found
+
+
+def keep_best(workload: Workload, number: int, pool: WorkerPool, folder: Path, limit: float | None = None) -> None:
+    """Write the checkpoints of a workload that are not there yet.
+
+    The best runs are trained again from their seeds, because runs are trained many at once and keep no weights. A file
+    has the metrics of its own weights, which differ from those of the run by rounding.
+
+    Args:
+        workload: with its runs.
+        number: of the workload in the pool's payload.
+        pool: the workers.
+        folder: for the files; it is made.
+        limit: seconds a run may take.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [(number, run.trial) for run in best_runs(workload) if _trial_in(file_of(folder, run.trial)) != run.trial]
+    for (_, trial), result in pool.work(train_again, wanted, limit):
+        if isinstance(result, Failure):
+            warnings.warn(
+                f"the checkpoint of {trial.method} at batch size {trial.batch_size} was not written "
+                f"({result.reason}): the same call tries again",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            continue
+        run, state = result
+        content = _described(trial) | {
+            "validation": run.validation_error,
+            "test": run.test_error,
+            "metric": str(workload.task.reported.name),
+            "state_dict": state,
+        }
+        path = file_of(folder, trial)
+        # Replaced in one step, so that a file is never half written.
+        torch.save(content, path.with_suffix(".part"))
+        os.replace(path.with_suffix(".part"), path)
+
+
+def _described(trial: Trial) -> dict[str, Any]:
+    """A trial in plain types, which `torch.load` reads without trusting the file."""
+    return {
+        "method": trial.method,
+        "batch_size": trial.batch_size,
+        "rate": trial.rate,
+        "seed": trial.seed,
+        "options": dict(trial.options),
+    }
+
+
+def _trial_in(path: Path) -> Trial | None:
+    """The trial that a file holds; None if there is none, or it cannot be read."""
+    if not path.exists():
+        return None
+    try:
+        found = torch.load(path, map_location="cpu")
+        options = tuple(sorted(found["options"].items()))
+        return Trial("measure", found["method"], found["batch_size"], found["rate"], found["seed"], options)
+    except Exception:
+        # A broken file is written again.
+        return None
