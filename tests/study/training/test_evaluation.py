@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normkit.study.task import Task
-from normkit.study.training import design, evaluation, replicas
+from normkit.study.training import design, evaluation
 from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Run, Trial
 
@@ -82,20 +82,20 @@ def test_further_metrics_are_reported() -> None:
 def test_outputs_are_kept_of_few_copies_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     task = Task(lambda: nn.Linear(4, 2), (X, CLASSES), (X, CLASSES), metric=f1, higher_is_better=True)
     at_once = runs(task, seeds=5)
-    asked: list[int] = []
-    outputs = replicas.Stacked.outputs
+    passes: list[int] = []
+    some_scores = evaluation._some_scores
 
-    def watched(copies: replicas.Stacked, inputs: Any, some: slice = replicas.ALL) -> list[Any]:
-        found = outputs(copies, inputs, some)
-        asked.append(len(found))
+    def watched(*given: Any) -> list[Any]:
+        found = some_scores(*given)
+        passes.append(len(found))
         return found
 
-    monkeypatch.setattr(replicas.Stacked, "outputs", watched)
+    monkeypatch.setattr(evaluation, "_some_scores", watched)
     # Two copies of the test data: 1200 samples, two numbers of four bytes.
     monkeypatch.setattr(evaluation, "KEPT", 2 * 1200 * 2 * 4)
     assert runs(task, seeds=5) == at_once
-    # The first chunk shows how much the outputs take.
-    assert asked[1:6] == [5, 2, 2, 3, 2]
+    # Those of the validation data, a fifth, are small enough.
+    assert passes[:4] == [5, 2, 2, 1]
     monkeypatch.setattr(evaluation, "KEPT", 1)
     assert runs(task, seeds=5) == at_once
 
@@ -107,6 +107,18 @@ def test_the_training_samples_of_the_gap_are_of_every_class() -> None:
     assert run.test_error is not None
     # The first 256 are all of the class that is guessed, so their error was near 0.
     assert run.train_error == pytest.approx(run.test_error, abs=0.06)
+
+
+def test_a_run_that_breaks_off_on_sorted_data_is_scored_as_the_most_frequent_class() -> None:
+    """The first 256 are of one class, with which guessing had no error, and such a run was the best."""
+    data = by_value(X, CLASSES)
+    (broken,) = runs(Task(lambda: nn.Linear(4, 2), data, data, validation=data), rate=1e38)
+    assert broken.state == "untrained"
+    share = float(CLASSES.double().mean())
+    assert broken.validation_error == broken.test_error == broken.train_error == pytest.approx(share)
+    assert share > 0.2
+    (trained,) = runs(Task(lambda: nn.Linear(4, 2), data, data, validation=data))
+    assert trained.state == "trained"
 
 
 def test_noisy_labels_train_if_they_beat_guessing() -> None:
