@@ -13,6 +13,7 @@ from torch import nn
 from normkit.errors import ArgumentError
 from normkit.study.task.metric import LOSS, Metric, named
 from normkit.study.task.part import Loader, Part, call
+from normkit.study.task.recipe import checked_loss
 from normkit.study.task.scoring import direction
 from normkit.study.task.scoring.scores import number, of_metric
 
@@ -86,7 +87,7 @@ def _means(task: Any, model: nn.Module, part: Part, size: int, move: Move) -> tu
     total = 0.0
     score = None if task.metric is None else of_metric(task.metric)
     for index, batch in zip(torch.arange(len(part)).split(size), _Moved(part.loader(size), move), strict=True):
-        total += len(index) / len(part) * float(task.training_step(model, batch))
+        total += len(index) / len(part) * float(checked_loss(task.training_step(model, batch)))
         if score is not None and math.isfinite(total):
             inputs, targets = part.split(batch)
             score.update(call(model, inputs), targets)

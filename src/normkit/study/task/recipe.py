@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from normkit.errors import ArgumentError, nearest
 
 
@@ -146,3 +148,14 @@ def steps_of(samples: int, batch_size: int, epochs: float, accumulate: int) -> i
     (25, 7)
     """
     return math.ceil(samples * epochs / (batch_size * accumulate))
+
+
+def checked_loss(found: Any) -> Tensor:
+    """The loss that a `training_step` returned.
+
+    Raises:
+        ArgumentError: it is no tensor of one number.
+    """
+    if not isinstance(found, Tensor) or found.numel() != 1:
+        raise ArgumentError(f"training_step must return the loss as one number, got {found!r:.80}: return its mean")
+    return found

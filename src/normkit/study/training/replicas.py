@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from normkit.errors import ArgumentError
 from normkit.study.task.part import call
+from normkit.study.task.recipe import checked_loss
 from normkit.study.training.optimizers import Made, made, needs_closure, parameters_of
 from normkit.study.training.trial import Setting
 
@@ -156,10 +156,7 @@ class Separate(Replicas):
     def _loss(self, model: nn.Module, loss: Loss, inputs: Any, targets: Any) -> Tensor:
         if self.training_step is None:
             return loss(call(model, inputs), targets)
-        found = self.training_step(model, inputs)
-        if not isinstance(found, Tensor) or found.numel() != 1:
-            raise ArgumentError(f"training_step must return the loss as one number, got {found!r:.80}: return its mean")
-        return found
+        return checked_loss(self.training_step(model, inputs))
 
     def step_over(self, loss: Loss, batches: Sequence[Batch]) -> Tensor:
         if self.manual:

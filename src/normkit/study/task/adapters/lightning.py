@@ -108,7 +108,7 @@ class _Logged:
 
     def log(self, name: str, value: Any, *_: Any, **__: Any) -> None:
         """In place of `LightningModule.log`."""
-        self.values[name] = float(value)
+        self.values[name] = float(torch.as_tensor(value).detach())
 
     def log_dict(self, values: Mapping[str, Any], *_: Any, **__: Any) -> None:
         """In place of `LightningModule.log_dict`."""
@@ -158,7 +158,7 @@ def _evaluate(module: Any, loader: Any) -> dict[str, float]:
         if isinstance(found, Mapping):
             logged.log_dict(found)
         elif found is not None:
-            logged.values.setdefault("loss", float(found))
+            logged.values.setdefault("loss", float(torch.as_tensor(found).detach()))
         if not logged.values:
             raise ArgumentError("validation_step must log a value or return the loss, it does neither")
         size = next(len(t) for t in torch.utils._pytree.tree_leaves(batch) if isinstance(t, Tensor) and t.dim())
