@@ -42,10 +42,10 @@ class Run:
     """The outcome of a trial. Losses are those of the training batches; errors are fractions, in evaluation mode.
 
     `state` is "trained", "untrained" (the loss was not finite, or the metric at the end does not beat guessing by its
-    interval) or "failed" (an exception: `message` is its text, `trace` its traceback). Values that were not measured are None. `gap` is the loss
-    in evaluation mode minus the loss in training mode, `recalibrated_error` the test error after running statistics
-    were computed again, `probes` further measurements of the task. `seconds` is its share of the time of its batch of
-    trials.
+    interval) or "failed" (an exception: `message` is its text, `trace` its traceback). Values that were not measured
+    are None. `gap` is the loss in evaluation mode minus the loss in training mode, `recalibrated_error` the test error
+    after running statistics were computed again, `probes` further measurements of the task. `seconds` is its share of
+    the time of its batch of trials.
     """
 
     trial: Trial
