@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.study.task import Task
+from normkit.study.task.metric import ERROR
 from normkit.study.task.scoring import guess
 from normkit.study.task.scoring.direction import looks_higher, looks_share, name_of
 from normkit.study.task.scoring.scores import WholeScore, mean_weight, of_metric
@@ -389,3 +390,21 @@ def test_metrics_of_torchmetrics() -> None:
     assert made.chance == pytest.approx(0, abs=1e-5)
     with pytest.raises(ArgumentError, match="got True, but of mean squared error lower values are better"):
         task(metric=metrics.MeanSquaredError(), higher_is_better=True)
+
+
+def test_guessing_counts_all_targets_of_dictionaries_and_of_unpacked_tensors() -> None:
+    labels = torch.cat([torch.zeros(700), torch.ones(500)]).long()
+    for data, unpack in (({"x": X, "labels": labels}, None), ((X, labels), lambda batch: ((batch[0],), batch[1]))):
+        made = Task(Named, data, data, loss=F.cross_entropy, unpack=unpack)
+        assert made.chance == pytest.approx(500 / 1200)
+        assert made.reported == ERROR
+
+
+class Named(nn.Linear):
+    """A model with one named input."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
