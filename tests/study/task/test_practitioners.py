@@ -36,7 +36,10 @@ def test_there_are_twelve_tasks_or_more_each_under_forty_lines() -> None:
         assert len([line for line in code.splitlines() if line.strip()]) < 40, title
 
 
-@pytest.mark.parametrize("title", [pytest.param(t, marks=pytest.mark.slow if t.startswith(LARGE) else ()) for t in EXAMPLES])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    "title", [pytest.param(t, marks=pytest.mark.slow if t.startswith(LARGE) else ()) for t in EXAMPLES]
+)
 def test_a_task_of_the_page_is_compared(title: str, tmp_path: Path) -> None:
     found = normkit.compare(
         task_of(title),

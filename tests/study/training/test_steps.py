@@ -91,12 +91,15 @@ def test_a_run_is_the_loop_that_one_would_write() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"clip": 0.1, "schedule": "constant"},
-        {"accumulate": 3},
-        {"ema": 0.8, "warmup": 0.25},
-        {"parameters": lambda model: normkit.param_groups(model, weight_decay=0.5), "optimizer": torch.optim.AdamW},
+        {"clip": 0.1, "schedule": "constant", "accumulate": 3},
+        {
+            "ema": 0.8,
+            "warmup": 0.25,
+            "parameters": lambda model: normkit.param_groups(model, weight_decay=0.5),
+            "optimizer": torch.optim.AdamW,
+        },
     ],
-    ids=["clip", "accumulate", "ema", "groups"],
+    ids=["clip", "groups"],
 )
 def test_stacked_copies_follow_the_recipe_of_separate_ones(change: dict[str, Any]) -> None:
     work = task(**change)
@@ -108,7 +111,7 @@ def test_stacked_copies_follow_the_recipe_of_separate_ones(change: dict[str, Any
         # Sums in another order over 12 steps.
         assert a.losses == pytest.approx(b.losses, rel=2e-3)
         assert a.validation_loss == pytest.approx(b.validation_loss, rel=2e-3)
-        assert a.losses[-1] != pytest.approx(c.losses[-1], rel=1e-3) or "ema" in change
+        assert a.losses[-1] != pytest.approx(c.losses[-1], rel=1e-3)
 
 
 def test_early_stopping_keeps_the_best_weights() -> None:

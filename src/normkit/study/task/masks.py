@@ -48,7 +48,7 @@ def give_masks(model: nn.Module, make: MakeMask) -> nn.Module:
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = kwargs or (args if len(args) != 1 else args[0])
-        holder.mask = make(inputs)
+        holder.mask = _checked(make(inputs))
         holder.taken, holder.seen = 0, []
 
     def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -80,6 +80,13 @@ def give_masks(model: nn.Module, make: MakeMask) -> nn.Module:
     return model
 
 
+def _checked(mask: Any) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+        what = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise ArgumentError(f"mask must give a boolean tensor, True at valid positions, got {what}: write ids != pad")
+    return mask
+
+
 def positions(info: NormInfo, x: Tensor) -> tuple[int, ...]:
     """The sizes of an input of a norm without its features."""
     if info.axis == "last":
@@ -91,21 +98,18 @@ def check_masks(model: nn.Module, inputs: Any, call: Callable[[nn.Module, Any], 
     """Call a model with masks, and refuse a mask that no norm can take.
 
     Raises:
-        ArgumentError: the mask is no boolean tensor, or fits no norm's input.
+        ArgumentError: it fits no norm's input.
     """
     holder: _Holder = vars(model)["mask_holder"]
-    made: list[Any] = []
-    first = model.register_forward_pre_hook(lambda *_: made.append(holder.mask))
+    shapes: list[tuple[int, ...]] = []
+    seen = model.register_forward_pre_hook(lambda *_: shapes.append(tuple(holder.mask.shape)))  # type: ignore[union-attr]
     try:
         call(model, inputs)
     finally:
-        first.remove()
-    if not isinstance(made[0], Tensor) or made[0].dtype is not torch.bool:
-        what = made[0].dtype if isinstance(made[0], Tensor) else type(made[0]).__name__
-        raise ArgumentError(f"mask must give a boolean tensor, True at valid positions, got {what}: write ids != pad")
+        seen.remove()
     if not holder.taken:
-        shapes = ", ".join(map(str, dict.fromkeys(holder.seen))) or "none"
+        inputs_of_norms = ", ".join(map(str, dict.fromkeys(holder.seen))) or "none"
         raise ArgumentError(
-            f"mask must have the shape of the positions that norms see, got {tuple(made[0].shape)} for inputs of norms "
-            f"of shapes {shapes}: samples are dimension 0, and features the last one or dimension 1"
+            f"mask must have the shape of the positions that norms see, got {shapes[0]} for inputs of norms "
+            f"of shapes {inputs_of_norms}: samples are dimension 0, and features the last one or dimension 1"
         )

@@ -16,6 +16,7 @@ from normkit.study.task.masks import check_masks
 from normkit.study.task.own import measure
 from normkit.study.task.part import Part, call
 from normkit.study.task.recipe import PerEpoch, factors, steps_of
+from normkit.study.task.variants import OF_WEIGHTS
 from normkit.study.training.design import Design
 from normkit.study.training.optimizers import Made, check_length, made, parameters_of
 from normkit.study.training.placement import autocast, model_of, to_device
@@ -76,9 +77,10 @@ def _try_model(task: Task, design: Design) -> None:
             "unpack=, batch -> (inputs, targets), says what the inputs are"
         ) from error
     if task.mask is not None:
-        normed = model_of(task, design, next((m for m in design.methods if m != "none"), "unchanged"), 0).eval()
-        with torch.no_grad(), autocast(design):
-            check_masks(normed, inputs, call)
+        # Norms of torch take no mask, so that an unchanged model may have no place for it.
+        for method in [m for m in design.methods if m.partition(":")[0] not in ("none", "unchanged", *OF_WEIGHTS)][:1]:
+            with torch.no_grad(), autocast(design):
+                check_masks(model_of(task, design, method, 0).eval(), inputs, call)
 
 
 def _called(inputs: Any) -> str:

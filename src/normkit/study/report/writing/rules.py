@@ -34,12 +34,12 @@ def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
     yield (
         Text("Tuning", "调参"),
         Text(
-            f"{design.steps} steps, rate falling to 0 along a half cosine. "
+            f"{_length(design, task)}, {_schedule(task)}. "
             f"{design.trials} learning rates from {design.rates[0]:g} to {design.rates[-1]:g} for every method at "
             f"every batch size, each on {design.tuning_runs} seeds; the {best} mean {validation} wins "
             f"(validation loss breaks ties). If the best rate is the first or last, {GROWTH} more are "
             f"tried beyond it.{more} Results use other seeds.",
-            f"每次训练 {design.steps} 步，学习率沿半个余弦降到 0。每种方法在每个批量下都尝试从 {design.rates[0]:g} 到 "
+            f"每次训练{_length(design, task).zh}，{_schedule(task).zh}。每种方法在每个批量下都尝试从 {design.rates[0]:g} 到 "
             f"{design.rates[-1]:g} 的 {design.trials} 个学习率，每个用 {design.tuning_runs} 个种子；平均{validation.zh}"
             f"最{best_zh}者胜出（持平时看验证损失）。若最佳学习率位于两端，则向外再试 {GROWTH} 个。"
             f"{more_zh}结果使用另外的种子。",
@@ -49,10 +49,9 @@ def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
         Text("Measurement", "测量"),
         Text(
             f"{design.seeds} further seeds at the chosen rate; the {test} is computed only at the end of "
-            "these runs. Every batch size takes the same number of steps, so small batches use fewer samples: "
-            "compare methods at one batch size, not batch sizes of one method.",
-            f"在选定的学习率下用另外 {design.seeds} 个种子训练；{test.zh}只在训练结束时查看一次。各批量的步数相同，"
-            "因此小批量看到的样本更少：请在同一批量下比较方法，而不要比较同一方法的不同批量。",
+            f"these runs. {_samples(task)}: compare methods at one batch size, not batch sizes of one method.",
+            f"在选定的学习率下用另外 {design.seeds} 个种子训练；{test.zh}只在训练结束时查看一次。{_samples(task).zh}："
+            "请在同一批量下比较方法，而不要比较同一方法的不同批量。",
         ),
     )
     at_chance = task.reported.value(task.chance)
@@ -68,6 +67,42 @@ def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
             f"损失不是有限数、或结束时{task.reported.name.zh}按其 95 % 区间不优于猜测的运行视为未训练成功；"
             f"它仍计入所有平均值。中断的运行按猜测的{task.reported.name.zh} {at_chance} 计。",
         ),
+    )
+
+
+def _length(design: Design, task: Task) -> Text:
+    """How long a run is."""
+    if task.max_epochs is None:
+        return Text(f"{design.steps} steps", f" {design.steps} 步")
+    return Text(f"{task.max_epochs:g} epochs", f" {task.max_epochs:g} 轮")
+
+
+def _schedule(task: Task) -> Text:
+    """How the learning rate changes during a run."""
+    known = {
+        "cosine": Text("rate falling to 0 along a half cosine", "学习率沿半个余弦降到 0"),
+        "linear": Text("rate falling linearly to 0", "学习率线性降到 0"),
+        "constant": Text("constant rate", "学习率保持不变"),
+    }
+    own = Text("rate as the task's own schedule says", "学习率按任务自己的调度变化")
+    found = known[task.schedule or "cosine"] if not callable(task.schedule) else own
+    if not task.warmup:
+        return found
+    length = f"{100 * task.warmup:g} %" if task.warmup < 1 else f"{task.warmup:g}"
+    steps = Text("of the steps", "的步数") if task.warmup < 1 else Text("steps", "步")
+    return Text(f"warm-up of {length} {steps}, then {found}", f"先用 {length} {steps.zh}预热，之后{found.zh}")
+
+
+def _samples(task: Task) -> Text:
+    """What the batch sizes have in common, and what they do not."""
+    if task.max_epochs is None:
+        return Text(
+            "Every batch size takes the same number of steps, so small batches use fewer samples",
+            "各批量的步数相同，因此小批量看到的样本更少",
+        )
+    return Text(
+        "Every batch size passes over the data equally often, so large batches take fewer steps",
+        "各批量遍历数据的次数相同，因此大批量的步数更少",
     )
 
 
