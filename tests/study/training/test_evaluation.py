@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from example_metrics import f1, rmse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,15 +19,6 @@ from normkit.study.training.trial import Run, Trial
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(1200, 4, generator=GENERATOR)
 CLASSES = (X[:, 0] + 0.3 * torch.randn(1200, generator=GENERATOR) > 0.8).long()
-
-
-def rmse(outputs: Tensor, targets: Tensor) -> Tensor:
-    return F.mse_loss(outputs, targets).sqrt()
-
-
-def f1(outputs: Tensor, targets: Tensor) -> float:
-    found = outputs.argmax(1)
-    return float(2 * (found * targets).sum() / (found + targets).sum().clamp(min=1))
 
 
 def error(outputs: Tensor, targets: Tensor) -> float:
