@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from normkit.study.task import Task
+from normkit.study.task.metric import ERROR
 from normkit.study.task.scoring import guess
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -118,3 +119,21 @@ def test_outputs_that_know_nothing_seldom_beat_a_guess() -> None:
         )
     # 50 expected; 80 is more than four standard deviations above.
     assert passed < 80
+
+
+class Named(nn.Linear):
+    """A model with one named input."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def test_guessing_counts_all_targets_of_dictionaries_and_of_unpacked_tensors() -> None:
+    labels = torch.cat([torch.zeros(700), torch.ones(500)]).long()
+    for data, unpack in (({"x": X, "labels": labels}, None), ((X, labels), lambda batch: ((batch[0],), batch[1]))):
+        made = Task(Named, data, data, loss=F.cross_entropy, unpack=unpack)
+        assert made.chance == pytest.approx(500 / 1200)
+        assert made.reported == ERROR

@@ -14,7 +14,7 @@ from normkit.errors import ArgumentError
 from normkit.study.task.metric import LOSS, Metric, named
 from normkit.study.task.part import Loader, Part, call
 from normkit.study.task.recipe import checked_loss
-from normkit.study.task.scoring import direction
+from normkit.study.task.scoring import direction, guess
 from normkit.study.task.scoring.scores import number, of_metric
 
 UNTRAINED = 1024
@@ -130,13 +130,17 @@ class OwnScheme:
         return self._guess(name).metric
 
     def beats_guess(self, name: str, value: float) -> bool:
-        """Whether a metric on a part is better than that of an untrained model."""
-        return value > self.guess(name) if self.higher_is_better else value < self.guess(name)
+        """Whether a metric on a part is better than that of an untrained model by its interval."""
+        metric, found = self.reported, self.guess(name)
+        known = guess.Guess(found, abs(found))
+        count = len(getattr(self.task, name))
+        return guess.beats(value, known, count, share=metric.share, higher=metric.higher_is_better)
 
     def _guess(self, name: str) -> Values:
         if name not in self._guesses:
             part = getattr(self.task, name)
-            some = part.cut(part.first(UNTRAINED))
+            # Random samples: the data may be sorted.
+            some = part.cut(guess.representative(part, UNTRAINED))
             self._guesses[name] = measure(
                 self.task, self.task.build("none", 0), some, self.task.evaluation_batch or 256
             )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
+from normkit.study.task.batches import Columns
 from normkit.study.task.part import Part
 from normkit.study.task.scoring.prediction import labels_of
 
@@ -60,8 +61,10 @@ def known_targets(part: Part) -> Any:
 
     They are known for tensors, and for data sets with a list `targets` of them, such as torchvision's `ImageFolder`.
     """
-    if isinstance(part.data, tuple):
+    if isinstance(part.data, tuple) and part.unpack is None:
         return part.data[1]
+    if isinstance(part.data, tuple | Columns):
+        return part.take(torch.arange(len(part)))[1]
     data: Any = part.data
     index = torch.arange(len(part))
     while isinstance(data, Subset):
