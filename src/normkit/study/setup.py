@@ -21,6 +21,7 @@ from normkit.study.suite.networks import UNFIT
 from normkit.study.task import Task, embedded
 from normkit.study.task.variants import OF_LAYERS, OF_WEIGHTS
 from normkit.study.training.design import DTYPES, Design, design
+from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Options
 from normkit.tools.model.tree import norms
 
@@ -41,7 +42,7 @@ def prepared(
     device: str,
     dtype: str,
     seed: int,
-    discard: bool,
+    discard: bool | None,
 ) -> tuple[list[Workload], tuple[Experiment, ...]]:
     """The workloads, with that of the comparison first, and their experiments; arguments as in `compare`."""
     if task is not None and not isinstance(task, Task):
@@ -59,7 +60,6 @@ def prepared(
         dtype=dtype,
         options=drawn(work.search, trials, seed),
         confirm=True,
-        discard=discard,
     )
     if plan.batch_sizes[-1] > len(work.train):
         raise ArgumentError(
@@ -67,8 +67,10 @@ def prepared(
             f"got {plan.batch_sizes[-1]}: choose smaller ones"
         )
     if task is not None:
-        return [Workload("task", work, _buildable(work, plan, strict=methods is not None), timed=True)], ()
+        plan = _buildable(work, plan, strict=methods is not None)
+        return [Workload("task", work, _with_discards(work, plan, discard), timed=True)], ()
     _check_buildable(plan.methods)
+    plan = _with_discards(work, plan, discard)
     main = Workload(MAIN, work, plan, timed=True)
     # Claims are about all methods; who names some wants no other trained.
     wanted = (methods is None) if claims is None else claims
@@ -80,6 +82,16 @@ def prepared(
     for workload in others:
         workload.design = replace(workload.design, seed=seed, device=device, dtype=dtype)
     return [main, *others], experiments
+
+
+def _with_discards(task: Task, plan: Design, asked: bool | None) -> Design:
+    """The design with rates discarded early if that is asked for, or else if it saves time.
+
+    It does not if copies of the model are trained all at once: a smaller batch of trials takes nearly as long.
+    """
+    if asked is None:
+        asked = plan.stack < 2 or not Trainer().stacks(task, plan.methods[-1], plan.batch_sizes[0])
+    return replace(plan, discard=asked)
 
 
 def _check_buildable(methods: Sequence[str]) -> None:
