@@ -7,9 +7,11 @@ these runs, because the first steps of a run are those of a short one.
 from __future__ import annotations
 
 import json
+import pickle
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -24,25 +26,28 @@ from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Run, Trial
 from normkit.study.training.tuning import tuned
 
-FORECAST = ("none", "batch_norm", "layer_norm", "revin", "rms_norm")
+FORECAST = ("none", "batch_norm", "layer_norm", "group_norm", "weight_norm")
 TASKS: dict[str, tuple[tuple[str, ...], tuple[int, ...], int]] = {
     "digits": (embedded.METHODS, (2, 32), 6),
     "forecast": (FORECAST, (8, 32), 3),
     "characters": (("none", "batch_norm", "layer_norm"), (8,), 1),
 }
 """Methods, batch sizes and number of studies."""
-STAGES = {"first": Workload.first_steps, "rates": Workload.rates, "beside": Workload.rates_beside}
 
 
-def full(trainer: Trainer, workload: Workload) -> dict[Trial, Run]:
-    """All rates to the end, those beyond the range included."""
-    runs = {}
-    plan = workload.design
+def full(workload: Workload, kept: Path | None) -> dict[Trial, Run]:
+    """All rates to the end; `kept` is a file for the runs, so that an interrupted call goes on from there."""
+    if kept is not None and kept.exists():
+        runs = [Run.from_dict(each) for each in pickle.loads(kept.read_bytes())]
+        return {run.trial: run for run in runs}
+    trainer, plan, runs = Trainer(), workload.design, []
     for method in plan.methods:
         for size in plan.batch_sizes:
-            trials = [Trial("tune", method, size, rate, seed) for rate in plan.wide_rates for seed in plan.tuning_seeds]
-            runs |= {run.trial: run for run in trainer.execute(workload.task, plan, trials)}
-    return runs
+            trials = [Trial("tune", method, size, rate, seed) for rate in plan.rates for seed in plan.tuning_seeds]
+            runs += trainer.execute(workload.task, plan, trials)
+    if kept is not None:
+        kept.write_bytes(pickle.dumps([run.to_dict() for run in runs]))
+    return {run.trial: run for run in runs}
 
 
 def shortened(run: Run, plan: Design) -> Run:
@@ -59,9 +64,9 @@ def shortened(run: Run, plan: Design) -> Run:
 
 
 def discarded(workload: Workload, runs: dict[Trial, Run]) -> None:
-    """Give the workload the runs that it asks for."""
+    """Give the workload the runs that it asks for; rates beyond the range are left out."""
     for what, ask in (("first", Workload.first_steps), ("rates", Workload.rates), (REPEATED[0], Workload.rates_beside)):
-        while new := [trial for trial in ask(workload) if trial not in workload.runs]:
+        while new := [t for t in ask(workload) if t not in workload.runs and t.rate in workload.design.rates]:
             for trial in new:
                 found = runs[replace(trial, part=1.0)]
                 workload.runs[trial] = shortened(found, workload.design) if trial.part < 1 else found
@@ -69,18 +74,12 @@ def discarded(workload: Workload, runs: dict[Trial, Run]) -> None:
                 break
 
 
-def usual(workload: Workload, runs: dict[Trial, Run]) -> None:
-    """Give the workload all rates, and those beyond the range if the best one is at its end."""
-    for ask in (Workload.all_rates, Workload.rates_beyond):
-        workload.runs |= {trial: runs[trial] for trial in ask(workload)}
-
-
 def steps_of(workload: Workload) -> float:
     """Steps of training, in those of a full run."""
     return sum(trial.part for trial in workload.runs)
 
 
-def study(name: str, seed: int) -> Counter[str]:
+def study(name: str, seed: int, kept: Path | None) -> Counter[str]:
     """One study: how often the same rate is chosen, and the steps."""
     methods, sizes, _ = TASKS[name]
     work = embedded.TASKS[name]() if name != "digits" else embedded.digits(seed)
@@ -88,9 +87,9 @@ def study(name: str, seed: int) -> Counter[str]:
     plan = replace(design(methods, sizes, 2, 7, work.max_steps, seed), lowest_rate=low, highest_rate=high, discard=True)
     early = Workload(name, work, plan)
     late = Workload(name, work, replace(plan, discard=False))
-    runs = full(Trainer(), early)
+    runs = full(early, kept)
     discarded(early, runs)
-    usual(late, runs)
+    late.runs |= {trial: runs[trial] for trial in late.all_rates()}
     found: Counter[str] = Counter()
     found["steps"], found["all steps"] = round(steps_of(early), 1), round(steps_of(late), 1)  # type: ignore[assignment]
     for size in sizes:
@@ -104,15 +103,15 @@ def study(name: str, seed: int) -> Counter[str]:
     return found
 
 
-def main(quick: Annotated[bool, typer.Option(help="One study of each task.")] = False) -> None:
+def main(keep: Annotated[Path | None, typer.Option(help="A folder for the runs, to go on from.")] = None) -> None:
     """Write benchmarks/results/discarded.json."""
     torch.set_num_threads(1)
     total: dict[str, Any] = {}
     for name, (_, _, count) in TASKS.items():
         start = time.process_time()
         sums: Counter[str] = Counter()
-        for seed in range(1 if quick else count):
-            sums.update(study(name, seed))
+        for seed in range(count):
+            sums.update(study(name, seed, keep and keep / f"{name}-{seed}.pkl"))
             print(name, seed, dict(sums), round(time.process_time() - start), flush=True)
         total[name] = dict(sums)
     path = RESULTS / "discarded.json"

@@ -133,7 +133,10 @@ def compare(
     until_resolved: Annotated[
         bool, typer.Option("--until-resolved", help="Add seeds until every method is told apart from the leader.")
     ] = _COMPARE["until_resolved"],
-    discard: Annotated[bool, typer.Option(help="Discard learning rates early.")] = _COMPARE["discard"],
+    discard: Annotated[
+        bool | None,
+        typer.Option("--discard/--no-discard", help="Discard learning rates early.", show_default="if it saves time"),
+    ] = _COMPARE["discard"],
 ) -> None:
     """Find out which normalization to use: train a model under each, with an equal tuning budget.
 

@@ -62,7 +62,7 @@ def compare(
     lang: str = "en",
     checkpoints: bool = False,
     until_resolved: bool = False,
-    discard: bool = True,
+    discard: bool | None = None,
 ) -> Comparison:
     """Train a model under every normalization with an equal tuning budget, and write the report.
 
@@ -108,8 +108,9 @@ def compare(
         until_resolved: double the seeds of the leader, and of the methods that cannot be told apart from it, until
             every method is behind the leader or equal to it, or the `minutes` are over. The probability of a wrong
             verdict is that of a single report.
-        discard: train each learning rate for a tenth of the steps at first, and to the end only those next to the
-            best one; False trains all rates to the end.
+        discard: whether each learning rate is trained for a tenth of the steps at first, and only those next to the
+            best one to the end; by default if copies of the model cannot be trained all at once, because otherwise
+            it saves steps, but no time.
 
     Returns:
         The `Comparison`: data with `to_dict()`, a table as `str`, `answer`, and `path` of the page, which is None
@@ -293,5 +294,5 @@ def _command(
         f"normkit compare {'' if task is None else f'{task.origin} '}--methods {','.join(design.methods)} "
         f"--batch-sizes {sizes} --seeds {design.seeds} --trials {design.trials} --steps {design.steps} "
         f"--seed {design.seed}{'' if task and not task.claims else named}{' --full' if full else ''}"
-        f"{' --until-resolved' if until_resolved else ''}{'' if design.discard else ' --no-discard'}"
+        f"{' --until-resolved' if until_resolved else ''}{' --discard' if design.discard else ' --no-discard'}"
     )

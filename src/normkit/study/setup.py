@@ -22,6 +22,7 @@ from normkit.study.task import Task, embedded
 from normkit.study.task.variants import OF_LAYERS, OF_WEIGHTS
 from normkit.study.training.design import DTYPES, Design, design
 from normkit.study.training.rehearsal import rehearse, with_epochs
+from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Options
 from normkit.tools.model.tree import norms
 
@@ -42,7 +43,7 @@ def prepared(
     device: str,
     dtype: str,
     seed: int,
-    discard: bool,
+    discard: bool | None,
 ) -> tuple[list[Workload], tuple[Experiment, ...]]:
     """The workloads, with that of the comparison first, and their experiments; arguments as in `compare`."""
     if task is not None and not isinstance(task, Task):
@@ -64,7 +65,6 @@ def prepared(
         dtype=dtype,
         options=drawn(work.search, trials, seed),
         confirm=True,
-        discard=discard,
     )
     if plan.batch_sizes[-1] > len(work.train):
         raise ArgumentError(
@@ -79,7 +79,8 @@ def prepared(
         _check_buildable(plan.methods)
     else:
         plan = _buildable(work, plan, strict=methods is not None)
-    main = Workload(MAIN if task is None else "task", work, replace(plan, chance=work.chance), timed=True)
+    plan = replace(_with_discards(work, plan, discard), chance=work.chance)
+    main = Workload(MAIN if task is None else "task", work, plan, timed=True)
     # Claims are about all methods; who names some wants no other trained.
     wanted = (methods is None) if claims is None else claims
     if wanted is False or (task is not None and not task.claims):
@@ -103,6 +104,16 @@ def _check_measurable(experiments: Sequence[Experiment], task: Task) -> None:
             f"with {task.origin} the claims {', '.join(task.claims)} are measured, got {', '.join(others)}: leave the "
             "task out to measure others"
         )
+
+
+def _with_discards(task: Task, plan: Design, asked: bool | None) -> Design:
+    """The design with rates discarded early if that is asked for, or else if it saves time.
+
+    It does not if copies of the model are trained all at once: a smaller batch of trials takes nearly as long.
+    """
+    if asked is None:
+        asked = plan.stack < 2 or not Trainer().stacks(task, plan.methods[-1], plan.batch_sizes[0])
+    return replace(plan, discard=asked)
 
 
 def _check_buildable(methods: Sequence[str]) -> None:

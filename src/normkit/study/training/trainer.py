@@ -77,6 +77,10 @@ class Trainer:
         except Exception as error:
             return Run(trial, "failed", f"{type(error).__name__}: {error}", trace=traceback.format_exc())
 
+    def stacks(self, task: Task, method: str, batch_size: int) -> bool:
+        """Whether copies of the model with a method are trained all at once."""
+        return self._is_stackable(task, Trial("tune", method, batch_size, task.rates[0], 0))
+
     def _sizes(self, task: Task, design: Design, trial: Trial, count: int) -> Sizes:
         if design.device not in self.budget:
             self.budget[design.device] = memory.budget(design.device, self.processes)
