@@ -21,6 +21,7 @@ from normkit.study import claims, report
 from normkit.study.analysis import verdict
 from normkit.study.comparison import Comparison
 from normkit.study.report.figures import panels, plot
+from normkit.study.report.page import decision as page_decision
 from normkit.study.report.page import page
 from normkit.study.report.writing import decision, formatting, texts
 from normkit.study.task import variants
@@ -259,6 +260,19 @@ def test_the_decision_names_every_method_and_its_evidence(found: Comparison) -> 
             assert formatting.inline(choice.method) in str(row["text"])
     section = next(e for e in parsed.all("section", id="decision"))
     assert all(formatting.title(m) in str(section["text"]) for m in made_up.METHODS)
+
+
+def test_what_experiments_found_better_has_the_lower_values(found: Comparison) -> None:
+    shown = page_decision.elsewhere(found, "en")
+    assert shown
+    for row in shown:
+        e = next(e for e in found.evidence if str(e.question) == row["question"])
+        assert e.finding == "supported"
+        means = {str(v.label): np.mean(v.values) for v in e.variants}
+        assert means[row["better"]] < means[row["worse"]]
+    # What was not resolved recommends nothing.
+    doubtful = replace(found, evidence=tuple(replace(e, finding="not resolved") for e in found.evidence))
+    assert page_decision.elsewhere(doubtful, "en") == []
 
 
 def test_a_metric_of_which_more_is_better(regression: Comparison) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from normkit.study.analysis.results import Results
 from normkit.study.report.figures import panels
-from normkit.study.report.page import numbers
+from normkit.study.report.page import methods, numbers
 from normkit.study.report.writing import formatting
 from normkit.study.report.writing.decision import Choice, Decision, decisions, why
 from normkit.study.report.writing.texts import say
@@ -37,6 +38,32 @@ def _choice(found: Results, decision: Decision, choice: Choice, lang: str) -> di
         "why": why(found, decision, choice, lang),
         "link": numbers.pair_id(choice.pair) if compared and choice.pair else row,
     }
+
+
+def elsewhere(found: Results, lang: str) -> list[dict[str, str]]:
+    """The experiments that found one method better than another: in which respect, which ones, and by how much.
+
+    Only those whose effect is the error or loss of one method minus that of another: lower is better.
+    """
+    shown = []
+    for e in found.evidence:
+        if e.finding != "supported" or e.p_corrected is None or e.unit not in ("points", "nats", "loss"):
+            continue
+        first, second, *_ = (*e.variants, None, None)
+        if not first or not second or first.method == second.method or not first.interval or not second.interval:
+            continue
+        if not math.isclose(first.interval.value - second.interval.value, e.effect.value, rel_tol=1e-6, abs_tol=1e-9):
+            continue
+        shown.append(
+            {
+                "question": e.question.to(lang),
+                "better": second.label.to(lang),
+                "worse": first.label.to(lang),
+                "effect": formatting.effect(e, lang)[0],
+                "link": methods.anchor(found, e),
+            }
+        )
+    return shown
 
 
 def reason(found: Results, lang: str) -> dict[str, str] | None:

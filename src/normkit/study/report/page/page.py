@@ -56,6 +56,7 @@ def render(found: Results, lang: str = "en") -> str:
         evidence=answer.parts(found, lang).evidence,
         decisions=decision.rows(found, lang),
         reason=decision.reason(found, lang),
+        elsewhere=decision.elsewhere(found, lang),
         safe=formatting.listing([formatting.inline(method, lang) for method in found.safe], lang),
         chips=_chips(found, lang),
         errors=_panels(found, panels.errors, lang),

@@ -96,6 +96,16 @@ TEXTS: Mapping[str, Text] = {
         ("decision.evidence", "Evidence", "依据"),
         ("decision.none", "nothing: no method was measurably worse", "无：没有方法显著更差"),
         ("decision.open", "undecided", "无法判断"),
+        ("elsewhere", "In other networks and on other tasks", "其他网络与任务"),
+        (
+            "elsewhere.lead",
+            "The experiments that found one method measurably better than another, each in one respect.",
+            "以下实验测得一种方法显著优于另一种，每项实验只针对一个方面。",
+        ),
+        ("elsewhere.question", "Question", "问题"),
+        ("elsewhere.better", "Better", "更好"),
+        ("elsewhere.worse", "Worse", "更差"),
+        ("elsewhere.by", "By", "差值"),
         # Methods
         ("methods", "The methods side by side", "各方法对照"),
         (
