@@ -18,8 +18,9 @@ from normkit.errors import ArgumentError, nearest
 from normkit.study.suite import data, networks
 from normkit.study.suite.forecasting import HORIZON, PERIOD, SERIES, WINDOW, forecaster, series
 from normkit.study.suite.transformers import HEADS, classifier, transformer
+from normkit.study.task.defaults import sgd
 from normkit.study.task.probes import OfImages
-from normkit.study.task.task import Task, sgd
+from normkit.study.task.task import Task
 
 CHANNELS = ((16, 1), (16, 2), (32, 2), (32, 1))
 """Output channels and stride of each convolution; the last two work on 2x2 positions."""

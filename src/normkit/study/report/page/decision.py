@@ -45,12 +45,14 @@ def elsewhere(found: Results, lang: str) -> list[dict[str, str]]:
 
     Only those whose effect is the error or loss of one method minus that of another: lower is better.
     """
-    shown = []
+    shown: list[dict[str, str]] = []
     for e in found.evidence:
         if e.finding != "supported" or e.p_corrected is None or e.unit not in ("points", "nats", "loss"):
             continue
-        first, second, *_ = (*e.variants, None, None)
-        if not first or not second or first.method == second.method or not first.interval or not second.interval:
+        if len(e.variants) < 2:
+            continue
+        first, second = e.variants[:2]
+        if first.method == second.method or not first.interval or not second.interval:
             continue
         if not math.isclose(first.interval.value - second.interval.value, e.effect.value, rel_tol=1e-6, abs_tol=1e-9):
             continue
