@@ -194,7 +194,7 @@ def test_all_that_a_run_executes_is_covered() -> None:
     covered = {path.relative_to(PACKAGE).as_posix() for path in executed(PACKAGE)}
     assert names - covered <= HARMLESS
     assert names & covered >= {
-        "study/training/replicas.py",
+        "study/training/copies/stacked.py",
         "tools/convert/run.py",
         "tools/insert/run.py",
         "layers/group.py",

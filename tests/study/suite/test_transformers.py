@@ -16,7 +16,7 @@ from normkit.study.suite import data
 from normkit.study.suite.transformers import Attention, Transformer, classifier, parts_of, transformer
 from normkit.study.task import embedded
 from normkit.study.task.variants import method_name
-from normkit.study.training.replicas import RecordedSteps, Stacked, can_be_stacked
+from normkit.study.training.copies.stacked import RecordedSteps, Stacked, can_be_stacked
 
 TOKENS = torch.randint(1, 7, (3, 6), generator=torch.Generator().manual_seed(0))
 SIZES = {"width": 16, "depth": 2, "steps": 6}

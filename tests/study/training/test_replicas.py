@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normkit.study.task import Task
-from normkit.study.training import recording, replicas, stacked
+from normkit.study.training.copies import recording, replicas, stacked
 from normkit.study.training.design import Design
 from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Trial

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from normkit.study.suite import networks
 from normkit.study.task import Part, Task, embedded
 from normkit.study.task.embedded import METHODS
-from normkit.study.training import design, replicas
+from normkit.study.training import design
+from normkit.study.training.copies import replicas
 from normkit.study.training.cost import Timing, time_steps
 from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Run, Trial, batches

@@ -14,9 +14,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from normkit.study.task import Task
 from normkit.study.task.part import call
+from normkit.study.training.copies.replicas import Separate
 from normkit.study.training.design import Design
 from normkit.study.training.placement import autocast, model_of, to_device
-from normkit.study.training.replicas import Separate
 from normkit.study.training.steps import batch_of, example
 from normkit.study.training.trial import batches
 

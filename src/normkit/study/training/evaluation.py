@@ -15,9 +15,9 @@ from normkit.study.task import Part, Task
 from normkit.study.task.own import measure
 from normkit.study.task.scoring.scheme import Scheme
 from normkit.study.task.scoring.scores import WholeScore, number, of_metric, samples
+from normkit.study.training.copies.replicas import Replicas
 from normkit.study.training.design import Design
 from normkit.study.training.placement import to_device
-from normkit.study.training.replicas import Replicas
 from normkit.study.training.trial import Run, Trial
 
 PartName = Literal["train", "validation", "test"]

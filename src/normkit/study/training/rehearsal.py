@@ -17,10 +17,10 @@ from normkit.study.task.own import measure
 from normkit.study.task.part import Part, call
 from normkit.study.task.recipe import PerEpoch, factors, steps_of
 from normkit.study.task.variants import OF_WEIGHTS
+from normkit.study.training.copies.optimizers import Made, check_length, made, parameters_of
+from normkit.study.training.copies.replicas import Separate
 from normkit.study.training.design import Design
-from normkit.study.training.optimizers import Made, check_length, made, parameters_of
 from normkit.study.training.placement import autocast, model_of, to_device
-from normkit.study.training.replicas import Separate
 from normkit.study.training.steps import batch_of
 
 SAMPLES = 64

@@ -11,12 +11,12 @@ from torch.utils import _pytree as pytree
 
 from normkit.study.task import Task
 from normkit.study.task.recipe import CHECKS, factors
+from normkit.study.training.copies.optimizers import advance
+from normkit.study.training.copies.replicas import Batch, Replicas, Rows
+from normkit.study.training.copies.stacked import Stacked
 from normkit.study.training.design import Design
 from normkit.study.training.evaluation import validation_metrics
-from normkit.study.training.optimizers import advance
 from normkit.study.training.placement import to_device
-from normkit.study.training.replicas import Batch, Replicas, Rows
-from normkit.study.training.stacked import Stacked
 from normkit.study.training.trial import Trial, batches
 
 

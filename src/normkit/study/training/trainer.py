@@ -12,12 +12,12 @@ from torch import Tensor
 
 from normkit.study.task import Task
 from normkit.study.training import memory
+from normkit.study.training.copies.replicas import Replicas, Separate
+from normkit.study.training.copies.stacked import RecordedSteps, Stacked, can_be_stacked
 from normkit.study.training.design import Design
 from normkit.study.training.evaluation import evaluate
 from normkit.study.training.memory import Sizes
 from normkit.study.training.placement import autocast, model_of
-from normkit.study.training.replicas import Replicas, Separate
-from normkit.study.training.stacked import RecordedSteps, Stacked, can_be_stacked
 from normkit.study.training.steps import Steps, same_shapes
 from normkit.study.training.trial import Run, Trial
 

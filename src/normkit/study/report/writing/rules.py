@@ -22,37 +22,7 @@ def rules(design: Design, task: Task) -> tuple[tuple[Text, Text], ...]:
 
 def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
     metric = task.reported
-    test, validation = metric.label("test"), metric.label("validation")
-    count = len(design.options)
-    more = (
-        f" At the best rate, {count} settings of the optimizer are tried in addition to its defaults." if count else ""
-    )
-    more_zh = f"在最佳学习率下，除默认设置外再试 {count} 组优化器设置。" if count else ""
-    lowest, lowest_zh = ("highest", "最高") if metric.higher_is_better else ("lowest", "最低")
-    part = f"{100 * FIRST_PART:g} %"
-    early = (
-        f" All rates are trained for {part} of the steps at first; the one with the lowest training loss and the next "
-        "higher one are trained to the end, and further ones until the best rate is between two that are worse."
-        if design.discards
-        else ""
-    )
-    early_zh = (
-        f"所有学习率先训练 {part} 的步数；训练损失最低者及其上一档训练到底，再向两侧补充，直到最佳学习率两侧都更差。"
-        if design.discards
-        else ""
-    )
-    tie = (
-        " A method gets the rate that is best on average over all methods instead, if its own best one is better by at "
-        f"most {TIES:g} standard error."
-        if design.confirm
-        else ""
-    )
-    tie_zh = (
-        f"若某方法的最佳学习率与各方法平均最佳的学习率相差不超过 {TIES:g} 个标准误，则改用后者。"
-        if design.confirm
-        else ""
-    )
-    length, schedule = _length(design, task), _schedule(task)
+    test = metric.label("test")
     if task.description:
         zh = task.description.zh if isinstance(task.description, Text) else task.description
         yield Text("Task", "任务"), Text(task.description, zh)
@@ -64,20 +34,7 @@ def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
             "同一随机种子下，所有方法的卷积层与线性层初始权重相同，批次及其顺序也相同，因此两种方法逐个种子配对比较。",
         ),
     )
-    yield (
-        Text("Tuning", "调参"),
-        Text(
-            f"A run takes {length}; {schedule}. Every "
-            f"method at every batch size tries {design.trials} learning rates from {design.rates[0]:g} to "
-            f"{design.rates[-1]:g}, each on {design.tuning_runs} seeds. The rate with the {lowest} mean {validation} "
-            f"is chosen; the validation loss decides between equal ones. If the best rate is at an end of the range, "
-            f"up to {GROWTH} more are tried beyond it.{early}{tie}{more} The results come from other seeds.",
-            f"每次运行训练{length.zh}，{schedule.zh}。每种方法在每个批量下都尝试从 "
-            f"{design.rates[0]:g} 到 {design.rates[-1]:g} 的 {design.trials} 个学习率，每个用 {design.tuning_runs} "
-            f"个随机种子；选取平均{validation.zh}{lowest_zh}者，相同时比较验证损失。最佳学习率若在范围端点，"
-            f"则向外再试至多 {GROWTH} 个。{early_zh}{tie_zh}{more_zh}最终结果使用另外的随机种子。",
-        ),
-    )
+    yield _tuning(design, task)
     yield (
         Text("Measurement", "测量"),
         Text(
@@ -104,6 +61,54 @@ def _training(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
     )
 
 
+def _tuning(design: Design, task: Task) -> tuple[Text, Text]:
+    validation = task.reported.label("validation")
+    count = len(design.options)
+    more = (
+        f" At the best rate, {count} settings of the optimizer are tried in addition to its defaults." if count else ""
+    )
+    more_zh = f"在最佳学习率下，除默认设置外再试 {count} 组优化器设置。" if count else ""
+    lowest, lowest_zh = ("highest", "最高") if task.reported.higher_is_better else ("lowest", "最低")
+    part = f"{100 * FIRST_PART:g} %"
+    early = (
+        f" All rates are trained for {part} of the steps at first; the one with the lowest training loss and the next "
+        "higher one are trained to the end, and further ones until the best rate is between two that are worse."
+        if design.discards
+        else ""
+    )
+    early_zh = (
+        f"所有学习率先训练 {part} 的步数；训练损失最低者及其上一档训练到底，再向两侧补充，直到最佳学习率两侧都更差。"
+        if design.discards
+        else ""
+    )
+    tie = (
+        " A method gets the rate that is best on average over all methods instead, if its own best one is better by at "
+        f"most {TIES:g} standard error."
+        if design.confirm
+        else ""
+    )
+    tie_zh = (
+        f"若某方法的最佳学习率与各方法平均最佳的学习率相差不超过 {TIES:g} 个标准误，则改用后者。"
+        if design.confirm
+        else ""
+    )
+    length, schedule = _length(design, task), _schedule(task)
+    return (
+        Text("Tuning", "调参"),
+        Text(
+            f"A run takes {length}; {schedule}. Every "
+            f"method at every batch size tries {design.trials} learning rates from {design.rates[0]:g} to "
+            f"{design.rates[-1]:g}, each on {design.tuning_runs} seeds. The rate with the {lowest} mean {validation} "
+            f"is chosen; the validation loss decides between equal ones. If the best rate is at an end of the range, "
+            f"up to {GROWTH} more are tried beyond it.{early}{tie}{more} The results come from other seeds.",
+            f"每次运行训练{length.zh}，{schedule.zh}。每种方法在每个批量下都尝试从 "
+            f"{design.rates[0]:g} 到 {design.rates[-1]:g} 的 {design.trials} 个学习率，每个用 {design.tuning_runs} "
+            f"个随机种子；选取平均{validation.zh}{lowest_zh}者，相同时比较验证损失。最佳学习率若在范围端点，"
+            f"则向外再试至多 {GROWTH} 个。{early_zh}{tie_zh}{more_zh}最终结果使用另外的随机种子。",
+        ),
+    )
+
+
 def _length(design: Design, task: Task) -> Text:
     """How long a run is."""
     if task.max_epochs is None:
@@ -124,7 +129,7 @@ def _schedule(task: Task) -> Text:
         return found
     length = f"{100 * task.warmup:g} %" if task.warmup < 1 else f"{task.warmup:g}"
     steps = Text("of the steps", "的步数") if task.warmup < 1 else Text("steps", "步")
-    return Text(f"after a warm-up of {length} {steps} {found}", f"先用 {length} {steps.zh}预热，之后{found.zh}")
+    return Text(f"after a warm-up of {length} {steps}, {found}", f"先用 {length} {steps.zh}预热，之后{found.zh}")
 
 
 def _samples(task: Task) -> Text:

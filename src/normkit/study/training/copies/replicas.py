@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from normkit.study.task.part import call
 from normkit.study.task.recipe import checked_loss
-from normkit.study.training.optimizers import Made, made, needs_closure, parameters_of
+from normkit.study.training.copies.optimizers import Made, made, needs_closure, parameters_of
 from normkit.study.training.trial import Setting
 
 Loss = Callable[[Any, Any], Tensor]

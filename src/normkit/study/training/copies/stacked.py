@@ -19,9 +19,9 @@ from torch.utils import _pytree as pytree
 
 from normkit.errors import StateError
 from normkit.evaluation import arguments
-from normkit.study.training.optimizers import made, needs_closure, parameters_of
-from normkit.study.training.recording import Given, Gradients, Step, Tensors, agree, copied, record
-from normkit.study.training.replicas import (
+from normkit.study.training.copies.optimizers import made, needs_closure, parameters_of
+from normkit.study.training.copies.recording import Given, Gradients, Step, Tensors, agree, copied, record
+from normkit.study.training.copies.replicas import (
     ALL,
     Batch,
     Loss,
