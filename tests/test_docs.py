@@ -16,6 +16,7 @@ from _pytest.mark import ParameterSet
 from typer.testing import CliRunner
 
 import normkit
+import zoo
 from normkit import cli
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +73,8 @@ def examples(document: Path) -> Iterator[ParameterSet]:
 
 @pytest.mark.parametrize(("code", "printed"), [example for document in DOCUMENTS for example in examples(document)])
 def test_every_example_runs(code: str, printed: str | None, capsys: pytest.CaptureFixture[str]):
+    if re.search("import timm|from transformers", code):
+        zoo._torchvision()
     exec(compile(code, "<example>", "exec"), {"__name__": "example"})
     if printed is not None:
         assert capsys.readouterr().out == printed
