@@ -148,6 +148,15 @@ def compare(
         "dtype": dtype,
         "seed": seed,
     }
+    others = {
+        "minutes": minutes,
+        "workers": workers,
+        "executor": executor,
+        "address": address,
+        "time_limit": time_limit,
+        "lang": lang,
+    }
+    study.check(task is not None, **{k: v for k, v in asked.items() if k != "full"}, **others)
     work = study.named_task(task) if task else None
     if dry_run:
         typer.echo(str(study.plan(work, workers=workers, out=out, store=store, **asked)))

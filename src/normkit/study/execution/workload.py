@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from normkit.catalog import Text
 from normkit.study.task import Task
 from normkit.study.training.design import Design
 from normkit.study.training.trial import Run, Setting, Trial
@@ -16,7 +17,10 @@ Times = dict[str, list[float]]
 
 @dataclass
 class Workload:
-    """A task and its design; `runs`, and `times` by batch size, hold the results so far."""
+    """A task and its design; `runs`, and `times` by batch size, hold the results so far.
+
+    `notes` are headings and texts for the report, on decisions that were made before the first run.
+    """
 
     name: str
     task: Task
@@ -24,6 +28,7 @@ class Workload:
     timed: bool = False
     runs: dict[Trial, Run] = field(default_factory=dict)
     times: dict[int, Times] = field(default_factory=dict)
+    notes: tuple[tuple[Text, Text], ...] = ()
 
     def rates(self) -> Iterator[Trial]:
         """All rates on the tuning seeds."""
