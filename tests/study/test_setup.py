@@ -70,7 +70,7 @@ def test_the_model_as_it_is_is_not_trained_twice() -> None:
     assert "unchanged" not in workload.design.methods
     assert {"batch_norm", "rms_norm"} <= {*workload.design.methods}
     ((_, text),) = workload.notes
-    assert str(text).startswith("All norms of the model are batch norm already.")
+    assert str(text).startswith("All norms of the model are batch norm already, so batch norm is")
     named, _ = prepared(Task(convolutions, (X, Y), (X, Y)), batch_sizes=[8], methods=["unchanged", "BN"])
     assert named[0].design.methods == ("none", "unchanged", "batch_norm")
     mixed = Task(lambda: nn.Sequential(convolutions(), nn.LayerNorm(3)), (X, Y), (X, Y))
@@ -97,13 +97,13 @@ def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
     starts = (
         "- seeds must be at least 2, got 1",
         "- steps must be at least 40, got 10",
-        "- no method is called 'group_nrom'",
+        "- no normalization is called 'group_nrom'",
         "- claims have tasks of their own and are measured without another, got claims BN-4 with a task",
         "- minutes must be at least 0, got -5",
         "- device must be one that torch can use here, got 'cuda:9'",
         "- workers must be at least 1, got 0",
         "- executor must be one of processes, ray, got 'prozesses'",
-        "- lang must be",
+        "- the page exists in en and zh, got 'de'",
     )
     assert [line.startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * 9, lines
     assert not (tmp_path / "out").exists()

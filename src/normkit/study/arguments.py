@@ -96,7 +96,8 @@ def _claims(claims: Sequence[str] | bool | None, given: bool) -> None:
     if given and claims:
         named = "all" if isinstance(claims, bool) else ",".join(claims)
         raise ArgumentError(
-            f"claims have tasks of their own and are measured without another, got claims {named} with a task: leave one out"
+            f"claims have tasks of their own and are measured without another, got claims {named} with a task: "
+            "leave one of them out"
         )
     if claims and not isinstance(claims, bool):
         chosen(claims)

@@ -11,7 +11,6 @@ from optuna import create_study
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import RandomSampler
 
-from normkit import catalog
 from normkit.catalog import Text
 from normkit.errors import ArgumentError
 from normkit.study.arguments import check_place
@@ -20,6 +19,7 @@ from normkit.study.claims.experiment import Experiment
 from normkit.study.claims.workloads import MAIN, WORKLOADS
 from normkit.study.execution.database import quiet
 from normkit.study.execution.workload import Workload
+from normkit.study.report.writing.formatting import inline
 from normkit.study.suite.networks import UNFIT
 from normkit.study.task import Task, embedded
 from normkit.study.task.variants import OF_LAYERS, OF_WEIGHTS
@@ -162,14 +162,14 @@ def _buildable(task: Task, plan: Design, strict: bool) -> tuple[Design, tuple[tu
         able.remove("unchanged")
     elif len(kinds) == 1 and kinds <= {*able}:
         able.remove("unchanged")
-        title = catalog.find(kinds.pop()).title
+        name, name_zh = (inline(kind, lang) for kind in kinds for lang in ("en", "zh"))
         notes = (
             (
                 Text("Methods", "方法"),
                 Text(
-                    f"All norms of the model are {title} already. So {title} is the model as it is, which is not "
-                    "trained a second time.",
-                    f"模型中的归一化已全部是{title.zh}，因此{title.zh}就是原模型，不再重复训练。",
+                    f"All norms of the model are {name} already, so {name} is the model as it is, which is not trained "
+                    "a second time.",
+                    f"模型中的归一化已全部是{name_zh}，因此{name_zh}就是原模型，不再重复训练。",
                 ),
             ),
         )
