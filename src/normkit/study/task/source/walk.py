@@ -1,6 +1,8 @@
 """A digest of all that the functions of a task compute with: code, values and states, wherever they are reached.
 
-Over 400 lines, because it is one class whose methods refer to each other, one for each kind of value. A function is followed to the functions, classes and values that it reads: global names, values closed over, defaults,
+Over 400 lines, because it is one class whose methods refer to each other, one for each kind of value.
+
+A function is followed to the functions, classes and values that it reads: global names, values closed over, defaults,
 bound arguments, attributes of objects, parameters of modules. The standard library and installed packages are not
 followed; they count by name and version. The digest is the same in every process that runs the same code.
 """
