@@ -159,6 +159,15 @@ def compare(
         "seed": seed,
         "discard": discard,
     }
+    others = {
+        "minutes": minutes,
+        "workers": workers,
+        "executor": executor,
+        "address": address,
+        "time_limit": time_limit,
+        "lang": lang,
+    }
+    study.check(task or None, **asked, **others)
     work = study.named_task(task) if task else None
     if dry_run:
         typer.echo(str(study.plan(work, workers=workers, out=out, store=store, **asked)))

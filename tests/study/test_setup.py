@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -12,11 +13,16 @@ import torch
 from made_up import prepared
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
+import normkit
+from normkit import study
+from normkit.cli import app
 from normkit.errors import ArgumentError
 from normkit.study import outline, setup
 from normkit.study.suite import networks
 from normkit.study.task import Task, embedded
+from normkit.study.training import design
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -53,6 +59,77 @@ def test_settings_are_drawn_once_and_alike() -> None:
 def test_a_study_that_cannot_be_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         prepared(**{"task": Task(net, (X, Y), (X, Y))} | change)  # type: ignore[arg-type]
+
+
+def convolutions() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def test_the_model_as_it_is_is_not_trained_twice() -> None:
+    (workload,), _ = prepared(Task(convolutions, (X, Y), (X, Y)), batch_sizes=[8])
+    assert "unchanged" not in workload.design.methods
+    assert {"batch_norm", "rms_norm"} <= {*workload.design.methods}
+    ((_, text),) = workload.notes
+    assert str(text).startswith("All norms of the model are batch norm already, so batch norm is")
+    named, _ = prepared(Task(convolutions, (X, Y), (X, Y)), batch_sizes=[8], methods=["unchanged", "BN"])
+    assert named[0].design.methods == ("none", "unchanged", "batch_norm")
+    mixed = Task(lambda: nn.Sequential(convolutions(), nn.LayerNorm(3)), (X, Y), (X, Y))
+    assert "unchanged" in prepared(mixed, batch_sizes=[8])[0][0].design.methods
+
+
+def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        normkit.compare(
+            Task(net, (X, Y), (X, Y)),
+            methods=["BN", "group_nrom"],
+            seeds=1,
+            steps=10,
+            claims=["BN-4"],
+            minutes=-5,
+            device="cuda:9",
+            workers=0,
+            executor="prozesses",
+            lang="de",
+            out=tmp_path / "out",
+        )
+    first, *lines = str(caught.value).splitlines()
+    assert first == "9 arguments must be corrected:"
+    starts = (
+        "- seeds must be at least 2, got 1",
+        "- steps must be at least 40, got 10",
+        "- no normalization is called 'group_nrom'",
+        "- claims have tasks of their own and are measured without another, got claims BN-4 with a task",
+        "- minutes must be at least 0, got -5",
+        "- device must be one that torch can use here, got 'cuda:9'",
+        "- workers must be at least 1, got 0",
+        "- executor must be one of processes, ray, got 'prozesses'",
+        "- the page exists in en and zh, got 'de'",
+    )
+    assert [line.startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * 9, lines
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_are_named_before_a_task_is_imported() -> None:
+    result = CliRunner().invoke(app, ["compare", "no_such_module:task", "--claims", "BN-4", "--minutes", "-1"])
+    assert result.exit_code == 2
+    assert "2 arguments must be corrected" in result.output
+    assert "no_such_module" not in result.output
+
+
+def test_the_command_repeats_the_whole_study() -> None:
+    plan = replace(design.design(("BN",), (8,), 3, 3, 40, 5), device="meta", dtype="bfloat16")
+    command = study._command(plan, None, None, True, True)
+    assert command == (
+        "normkit compare --methods none,batch_norm --batch-sizes 8 --seeds 3 --trials 3 --steps 40 --seed 5 --full "
+        "--device meta --dtype bfloat16"
+    )
+
+
+def test_optuna_says_nothing_and_keeps_the_verbosity_of_the_user(capfd: pytest.CaptureFixture[str]) -> None:
+    before = optuna.logging.get_verbosity()
+    setup.drawn({"weight_decay": [0.0, 1e-4]}, 7, seed=0)
+    assert capfd.readouterr().err == ""
+    assert optuna.logging.get_verbosity() == before
 
 
 README = Path(__file__).parents[2] / "README.md"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from normkit.study.task import Task
     from normkit.study.training.design import Design
 
-__all__ = ["compare", "named_task", "plan"]
+__all__ = ["check", "compare", "named_task", "plan"]
 
 
 # Longer than 80 lines because of its documentation; the body is short.
@@ -80,8 +80,8 @@ def compare(
         trials: learning rates tried for every method at every batch size, on separate seeds.
         steps: training steps of one run; by default those of the task.
         claims: ids of the claims to measure in addition to the comparison, such as ["BN-4"], True for all of them,
-            False for none; by default all of them, but none if methods are named. A claim is measured with the methods
-            that it compares, and those alone. With a task none is measured.
+            False for none; by default all of them, but none if methods or a task are given. A claim is measured with
+            the methods that it compares, and those alone. Not with a task, because claims have tasks of their own.
         full: more seeds for each claim, for narrower intervals.
         minutes: start no further run after this time; the same call continues from there.
         device: where to train, as torch names it.
@@ -99,8 +99,9 @@ def compare(
         resume: raise an error if the study was not begun before; an existing study is continued in any case.
         executor: "processes" on this machine, or "ray" for a cluster (`pip install "normkit[ray]"`).
         address: address of the Ray cluster, such as "auto" or "ray://host:10001"; None starts one on this machine.
-        time_limit: seconds a run may take; then it is stopped and counts as failed. Not with workers=1, because the
-            runs are then made in the calling process.
+        time_limit: seconds a run may take; then it is stopped and counts as failed. Runs that are trained at once and
+            take longer are divided and tried again. Not with workers=1, because the runs are then made in the calling
+            process.
         lang: language of the page, "en" or "zh".
         checkpoints: keep the best run of each method and batch size in the folder `checkpoints` of `out`: the one with
             the best metric on the validation data, trained again from its seed. `torch.load` gives a dictionary with
@@ -143,7 +144,24 @@ def compare(
     from normkit.study.run_study import run_study
     from normkit.study.setup import make_folder, prepared
 
-    report.check(lang)
+    check(
+        task,
+        methods=methods,
+        batch_sizes=batch_sizes,
+        seeds=seeds,
+        trials=trials,
+        steps=steps,
+        claims=claims,
+        minutes=minutes,
+        device=device,
+        dtype=dtype,
+        workers=workers,
+        seed=seed,
+        executor=executor,
+        address=address,
+        time_limit=time_limit,
+        lang=lang,
+    )
     workloads, experiments = prepared(
         task,
         methods=methods,
@@ -158,7 +176,6 @@ def compare(
         seed=seed,
         discard=discard,
     )
-    _check_workers(workers, executor, time_limit)
     where = Location.of(store or Path(out) / "study.sqlite3")
     ranks.check(executor, where.file is not None)
     processes = workers or (machine.cores() if ranks.world() == 1 else ranks.local_world())
@@ -210,7 +227,7 @@ def plan(
     from normkit.study.outline import outline
     from normkit.study.setup import prepared
 
-    _check_workers(workers, "processes", None)
+    check(task, workers=workers, **asked)
     names = [name for name in inspect.signature(prepared).parameters if name != "task"]
     workloads, _ = prepared(task, **{name: DEFAULTS[name] for name in names} | asked)
     where = Location.of(store or Path(out) / "study.sqlite3")
@@ -219,6 +236,27 @@ def plan(
             for workload in workloads:
                 workload.runs |= kept.runs(workload.task, workload.design)
     return outline(workloads, workers or min(machine.cores(), 8))
+
+
+def check(task: Task | str | None, **asked: Any) -> None:
+    """Raise one error that names every mistake in arguments of `compare`, before a task is imported or a model is made.
+
+    Args:
+        task: the task, or its name on the command line.
+        asked: arguments of `compare`; the defaults stand for the others.
+
+    Raises:
+        ArgumentError: at least one argument is not allowed.
+        StateError: a package of the extra is missing.
+    """
+    _require_extra()
+    from normkit.study import arguments
+    from normkit.study.task import embedded
+
+    # Some built-in tasks have claims of their own.
+    own = isinstance(task, str) and task.partition(":")[0] in embedded.TASKS
+    given = task is not None and not own and not getattr(task, "claims", ())
+    arguments.check(given=given, **{name: asked.get(name, DEFAULTS[name]) for name in arguments.NAMES})
 
 
 def named_task(target: str) -> Task:
@@ -258,26 +296,6 @@ def _require_guard() -> None:
         )
 
 
-def _default_workers() -> int:
-    # Imported here, because importing `normkit.study` must not load torch.
-    from normkit.study.execution import machine
-    from normkit.study.execution.workers import ranks
-
-    return machine.cores() if ranks.world() == 1 else 1
-
-
-def _check_workers(asked: int | None, executor: str, limit: float | None) -> None:
-    if asked is not None and asked < 1:
-        raise ArgumentError(f"workers must be at least 1, got {asked}: leave it out for one per core")
-    if limit is not None and not limit > 0:
-        raise ArgumentError(f"time_limit must be more than 0 seconds, got {limit}: leave it out for none")
-    if limit is not None and executor == "processes" and (asked or _default_workers()) == 1:
-        raise ArgumentError(
-            f"time_limit needs runs in separate processes, which can be stopped, got {limit:g} with workers=1: "
-            "give workers=2 or more"
-        )
-
-
 def _command(
     design: Design,
     task: Task | None,
@@ -290,9 +308,11 @@ def _command(
     sizes = ",".join(map(str, design.batch_sizes))
     asked = (not some) if claims is None else claims
     named = f" --claims {','.join(asked)}" if isinstance(asked, Sequence) else " --claims all" if asked else ""
+    unusual = [(name, getattr(design, name)) for name in ("device", "dtype") if getattr(design, name) != DEFAULTS[name]]
     return (
         f"normkit compare {'' if task is None else f'{task.origin} '}--methods {','.join(design.methods)} "
         f"--batch-sizes {sizes} --seeds {design.seeds} --trials {design.trials} --steps {design.steps} "
         f"--seed {design.seed}{'' if task and not task.claims else named}{' --full' if full else ''}"
         f"{' --until-resolved' if until_resolved else ''}{' --discard' if design.discard else ' --no-discard'}"
+        f"{''.join(f' --{name} {value}' for name, value in unusual)}"
     )

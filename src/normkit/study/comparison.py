@@ -122,7 +122,7 @@ def conclude(
     runs = [run for each in (workload, *others) for run in each.runs.values()]
     return Comparison(
         design=design,
-        rules=rules(design, task),
+        rules=(*rules(design, task), *workload.notes),
         task=task.name if isinstance(task.name, Text) else Text(task.name, task.name),
         metric=task.reported,
         cells=tuple(_with_memory(workload, cell) for cell in own.values()),

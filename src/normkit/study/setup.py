@@ -7,26 +7,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from optuna import create_study
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import RandomSampler
 
-from normkit.errors import ArgumentError, nearest
+from normkit.catalog import Text
+from normkit.errors import ArgumentError
+from normkit.study.arguments import check_place
 from normkit.study.claims import chosen
 from normkit.study.claims.experiment import Experiment
 from normkit.study.claims.workloads import MAIN, WORKLOADS
+from normkit.study.execution.database import quiet
 from normkit.study.execution.workload import Workload
+from normkit.study.report.writing.formatting import inline
 from normkit.study.suite.networks import UNFIT
 from normkit.study.task import Task, embedded
 from normkit.study.task.variants import OF_LAYERS, OF_WEIGHTS
-from normkit.study.training.design import DTYPES, Design, design
+from normkit.study.training.design import Design, design
 from normkit.study.training.rehearsal import rehearse, with_epochs
 from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Options
 from normkit.tools.model.tree import norms
 
-OWN_METHODS = ("unchanged", *embedded.METHODS[1:])
+Notes = tuple[tuple[Text, Text], ...]
+"""Headings and texts for the report."""
+OWN_METHODS = ("unchanged", *embedded.METHODS[1:], "rms_norm")
 """The methods for a user's model, if their norms can be placed in it."""
 
 
@@ -48,7 +53,7 @@ def prepared(
     """The workloads, with that of the comparison first, and their experiments; arguments as in `compare`."""
     if task is not None and not isinstance(task, Task):
         raise ArgumentError(f"task must be a normkit.Task, got {type(task).__name__}: make one of your model and data")
-    _check_place(device, dtype)
+    check_place(device, dtype)
     work = embedded.digits(seed) if task is None else task
     usual = embedded.METHODS if task is None else task.methods or OWN_METHODS
     asked = tuple(methods) if methods is not None else usual
@@ -75,12 +80,13 @@ def prepared(
         work = replace(work, max_epochs=None)
         plan = replace(plan, steps=steps)
     plan = with_epochs(work, plan)
+    notes: Notes = ()
     if task is None:
         _check_buildable(plan.methods)
     else:
-        plan = _buildable(work, plan, strict=methods is not None)
+        plan, notes = _buildable(work, plan, strict=methods is not None)
     plan = replace(_with_discards(work, plan, discard), chance=work.chance)
-    main = Workload(MAIN if task is None else "task", work, plan, timed=True)
+    main = Workload(MAIN if task is None else "task", work, plan, timed=True, notes=notes)
     # Claims are about all methods; who names some wants no other trained.
     wanted = (methods is None) if claims is None else claims
     if wanted is False or (task is not None and not task.claims):
@@ -154,7 +160,8 @@ def drawn(search: Mapping[str, Any], count: int, seed: int) -> tuple[Options, ..
         name: values if isinstance(values, BaseDistribution) else CategoricalDistribution(list(values))
         for name, values in search.items()
     }
-    study = create_study(sampler=RandomSampler(seed=seed))
+    with quiet():
+        study = create_study(sampler=RandomSampler(seed=seed))
     found: dict[Options, None] = {}
     # A small search space returns the same settings again.
     for _ in range(20 * count):
@@ -163,26 +170,17 @@ def drawn(search: Mapping[str, Any], count: int, seed: int) -> tuple[Options, ..
     return tuple(sorted(found, key=repr))
 
 
-def _check_place(device: str, dtype: str) -> None:
-    if dtype not in DTYPES:
-        raise ArgumentError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}: {nearest(dtype, DTYPES)}")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise ArgumentError(
-            f"device must be one that torch can use here, got {device!r} ({why}): leave it out"
-        ) from error
-
-
 def _has_cells(experiment: Experiment, main: Workload) -> bool:
     """Whether the comparison trains all cells that the experiment needs from it."""
     have = {(method, size) for method in main.design.methods for size in main.design.batch_sizes}
     return all((variant, size) in have for workload, variant, size in experiment.cells if workload == MAIN)
 
 
-def _buildable(task: Task, plan: Design, strict: bool) -> Design:
-    """The design with the methods that can be applied to the model; if `strict`, all of them must be possible."""
+def _buildable(task: Task, plan: Design, strict: bool) -> tuple[Design, Notes]:
+    """The design with the methods that can be applied to the model; if `strict`, all of them must be possible.
+
+    Also returns notes for the report on what is left out.
+    """
     rehearse(task, plan)
     able = []
     for method in plan.methods:
@@ -193,13 +191,28 @@ def _buildable(task: Task, plan: Design, strict: bool) -> Design:
             if strict or method == "none":
                 raise
     if strict:
-        return plan
+        return plan, ()
     if not set(able) & {*OF_LAYERS, *OF_WEIGHTS}:
         raise ArgumentError("some norm must fit into the model, but none does: name a method to see why")
-    if task.arms is None and not any(True for _ in norms(task.build("unchanged", 0))):
+    notes: Notes = ()
+    kinds = set() if task.arms else {info.kind or "" for _, info in norms(task.build("unchanged", 0))}
+    if task.arms is None and not kinds:
         # Without norms, "unchanged" and "none" are the same model.
         able.remove("unchanged")
-    return replace(plan, methods=tuple(able))
+    elif len(kinds) == 1 and kinds <= {*able}:
+        able.remove("unchanged")
+        name, name_zh = (inline(kind, lang) for kind in kinds for lang in ("en", "zh"))
+        notes = (
+            (
+                Text("Methods", "方法"),
+                Text(
+                    f"All norms of the model are {name} already, so {name} is the model as it is, which is not trained "
+                    "a second time.",
+                    f"模型中的归一化已全部是{name_zh}，因此{name_zh}就是原模型，不再重复训练。",
+                ),
+            ),
+        )
+    return replace(plan, methods=tuple(able)), notes
 
 
 def make_folder(folder: Path) -> Path:

@@ -89,12 +89,13 @@ def test_a_study_loses_only_the_guilty_runs(tmp_path: Path) -> None:
     one = Workload("task", task, replace(many, lowest_rate=1e-7, highest_rate=1e-6))
     with make_executor(Payload.of([one]), 2) as pool, Store(tmp_path / "s.sqlite3") as store:
         start = time.monotonic()
-        assert scheduler.run_stages([one], store, pool, lambda *_: None, limit=20.0)
-    assert time.monotonic() - start < 500
+        assert scheduler.run_stages([one], store, pool, lambda *_: None, limit=60.0)
+    # The run that hangs is stopped with others, with fewer, and alone.
+    assert time.monotonic() - start < 600
     fates = {run.trial.seed: run.message for run in one.runs.values() if run.trial.kind == "measure"}
     died, hung, *fine = (fates[seed] for seed in one.design.evaluation_seeds)
     assert died == "its process died: it ended with status 9"
-    assert hung == "it ran past its time limit of 20 s and was stopped"
+    assert hung == "it ran past its time limit of 60 s and was stopped"
     assert fine == [""] * 4
 
 

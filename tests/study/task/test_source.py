@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -285,6 +286,18 @@ def test_a_state_that_cannot_be_read_is_named_and_never_reused(function: Any, me
         first = digest_of_fields({"loss": function})
     with pytest.warns(RuntimeWarning, match="cannot reuse"):
         assert digest_of_fields({"loss": function}) != first
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_compiled_and_scripted_models_count_by_what_they_were_made_of() -> None:
+    layer, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    compiled = torch.compile(layer)
+    assert digest_of_fields({"f": torch.compile(layer)}) == digest_of_fields({"f": compiled})
+    assert digest_of_fields({"f": torch.compile(other)}) != digest_of_fields({"f": compiled})
+    scripted = torch.jit.script(layer)
+    assert digest_of_fields({"f": torch.jit.script(layer)}) == digest_of_fields({"f": scripted})
+    assert digest_of_fields({"f": torch.jit.script(other)}) != digest_of_fields({"f": scripted})
+    assert digest_of_fields({"f": re.compile("a")}) != digest_of_fields({"f": re.compile("b")})
 
 
 def test_ranks_of_one_torchrun_share_what_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:

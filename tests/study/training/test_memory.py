@@ -55,7 +55,9 @@ def test_a_short_memory_changes_no_result() -> None:
     for one, other in zip(whole, short, strict=True):
         # Sums of 40 losses in fp32 in another order.
         assert one.losses == pytest.approx(other.losses, rel=1e-3)
-        assert (one.trial, one.state, one.test_error) == (other.trial, other.state, other.test_error)
+        assert (one.trial, one.state) == (other.trial, other.state)
+        # Fractions of the same samples, summed over other batches in fp64.
+        assert one.test_error == pytest.approx(other.test_error, abs=1e-12)
 
 
 def test_an_evaluation_batch_of_the_task_is_kept() -> None:

@@ -57,7 +57,7 @@ class Database:
     def study(self, name: str) -> optuna.Study:
         """An optuna study, created if it does not exist. The object is kept, because it caches the trials."""
         if name not in self._studies:
-            with _quiet():
+            with quiet():
                 self._studies[name] = optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
         return self._studies[name]
 
@@ -115,7 +115,7 @@ class Database:
         if self.where.file is not None:
             options = {"connect_args": {"timeout": PATIENCE}}
         try:
-            with _quiet():
+            with quiet():
                 # Without a pool at first, because the connections of a storage that fails here could not be closed.
                 maker = optuna.storages.RDBStorage(
                     self.where.text, engine_kwargs={**options, "poolclass": sqlalchemy.NullPool}
@@ -147,8 +147,8 @@ def _refuse_other_databases(where: Location) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress optuna's message for every new study."""
+def quiet() -> Iterator[None]:
+    """Suppress optuna's message for every new study; the verbosity that the user has set is restored."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from normkit.catalog import Text
 from normkit.study.task import Task
 from normkit.study.training.design import FIRST_PART, Design
 from normkit.study.training.trial import Run, Setting, Trial
@@ -19,7 +20,8 @@ Times = dict[str, list[float]]
 class Workload:
     """A task and its design; `runs`, and `times` by batch size, hold the results so far.
 
-    `seeds` is the number of evaluation seeds of a method at a batch size, if it is not that of the design.
+    `seeds` is the number of evaluation seeds of a method at a batch size, if it is not that of the design. `notes` are
+    headings and texts for the report, on decisions that were made before the first run.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Workload:
     runs: dict[Trial, Run] = field(default_factory=dict)
     times: dict[int, Times] = field(default_factory=dict)
     seeds: dict[tuple[str, int], int] = field(default_factory=dict)
+    notes: tuple[tuple[Text, Text], ...] = ()
 
     def first_steps(self) -> Iterator[Trial]:
         """The first steps of all rates on the tuning seeds, if rates are discarded."""

@@ -170,21 +170,28 @@ def design(
     >>> design(("BN", "none", "batch_norm"), (64, 4), 2, 3, 50, 0).methods
     ('none', 'batch_norm')
     """
+    found = mistakes(batch_sizes, seeds, trials, steps, seed)
+    if found:
+        raise ArgumentError("; ".join(found))
     names = dict.fromkeys(["none", *(method_name(name) for name in methods)])
-    lowest = {
-        "seeds": (2, "an interval needs two"),
-        "trials": (3, "the best of two is always at an end of the range"),
-        "steps": (40, "a shorter run has no learning curve"),
-        "seed": (0, "a random generator takes no negative seed"),
-    }
-    given = {"seeds": seeds, "trials": trials, "steps": steps, "seed": seed}
-    for name, (bound, why) in lowest.items():
-        if given[name] < bound:
-            raise ArgumentError(f"{name} must be at least {bound}, got {given[name]}: {why}")
-    if seeds > MOST_SEEDS:
-        raise ArgumentError(f"seeds must be at most {MOST_SEEDS}, got {seeds}: those above are reserved for tuning")
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise ArgumentError(
-            f"there must be a batch size, and none below 1, got {list(batch_sizes)}: give 2 and 32, say"
-        )
     return Design(tuple(names), tuple(sorted(set(batch_sizes))), seeds, trials, steps, seed)
+
+
+def mistakes(batch_sizes: tuple[int, ...], seeds: int, trials: int, steps: int, seed: int) -> list[str]:
+    """What is wrong with the numbers of a design, one sentence for each of them."""
+    lowest = {
+        "seeds": (seeds, 2, "an interval needs two"),
+        "trials": (trials, 3, "the best of two is always at an end of the range"),
+        "steps": (steps, 40, "a shorter run has no learning curve"),
+        "seed": (seed, 0, "a random generator takes no negative seed"),
+    }
+    found = [
+        f"{name} must be at least {bound}, got {given}: {why}"
+        for name, (given, bound, why) in lowest.items()
+        if given < bound
+    ]
+    if seeds > MOST_SEEDS:
+        found.append(f"seeds must be at most {MOST_SEEDS}, got {seeds}: those above are reserved for tuning")
+    if not batch_sizes or min(batch_sizes) < 1:
+        found.append(f"there must be a batch size, and none below 1, got {list(batch_sizes)}: give 2 and 32, say")
+    return found

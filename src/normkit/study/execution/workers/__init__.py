@@ -13,7 +13,7 @@ from normkit.study.execution import machine
 from normkit.study.execution.workers import local, ranks
 from normkit.study.execution.workers.pool import Failure, WorkerPool
 
-__all__ = ["EXECUTORS", "Failure", "WorkerPool", "make_executor"]
+__all__ = ["EXECUTORS", "Failure", "WorkerPool", "check_executor", "make_executor"]
 
 EXECUTORS = ("processes", "ray")
 
@@ -38,6 +38,17 @@ def make_executor(
     ...     list(pool.work(divmod, [3, 0]))[0]
     (3, (3, 1))
     """
+    check_executor(executor, address)
+    if executor == "ray":
+        from normkit.study.execution.workers.cluster import Cluster
+
+        return Cluster(payload, workers, address)
+    workers = workers or (1 if ranks.world() > 1 else min(machine.cores(), 8))
+    return local.ThisProcess(payload) if workers == 1 else local.Processes(payload, workers)
+
+
+def check_executor(executor: str, address: str | None) -> None:
+    """Refuse an unknown executor, and an address without a cluster."""
     if executor not in EXECUTORS:
         raise ArgumentError(
             f"executor must be one of {', '.join(EXECUTORS)}, got {executor!r}: {nearest(executor, EXECUTORS)}"
@@ -46,9 +57,3 @@ def make_executor(
         raise ArgumentError(
             f"address is that of a Ray cluster, got {address!r} with executor={executor!r}: give executor='ray' too"
         )
-    if executor == "ray":
-        from normkit.study.execution.workers.cluster import Cluster
-
-        return Cluster(payload, workers, address)
-    workers = workers or (1 if ranks.world() > 1 else min(machine.cores(), 8))
-    return local.ThisProcess(payload) if workers == 1 else local.Processes(payload, workers)

@@ -1,5 +1,7 @@
 """A digest of all that the functions of a task compute with: code, values and states, wherever they are reached.
 
+Over 400 lines, because it is one class whose methods refer to each other, one for each kind of value.
+
 A function is followed to the functions, classes and values that it reads: global names, values closed over, defaults,
 bound arguments, attributes of objects, parameters of modules. The standard library and installed packages are not
 followed; they count by name and version. The digest is the same in every process that runs the same code.
@@ -8,6 +10,7 @@ followed; they count by name and version. The digest is the same in every proces
 from __future__ import annotations
 
 import builtins
+import copyreg
 import hashlib
 import sys
 import types
@@ -80,6 +83,7 @@ class Walk:
             (Tensor, Walk._tensor),
             (arrays(), Walk._array),
             (generators(), Walk._generator),
+            ((torch.jit.ScriptModule, torch.jit.ScriptFunction), Walk._scripted),
             (nn.Module, Walk._nn_module),
             (weakref.ref, Walk._weak),
             (IDLE, Walk._idle),
@@ -331,7 +335,16 @@ class Walk:
 
     # Objects
 
+    def _scripted(self, value: Any, path: str) -> None:
+        for name, each in value.named_modules() if isinstance(value, nn.Module) else [("", value)]:
+            self._emit("script", name, getattr(each, "code", ""))
+        self._refer(dict(value.state_dict()) if isinstance(value, nn.Module) else None, path)
+
     def _nn_module(self, value: nn.Module, path: str) -> None:
+        if "_orig_mod" in value._modules:
+            # A compiled module, which holds caches besides the module that it was made of.
+            self._refer(value._modules["_orig_mod"], path)
+            return
         self._emit("nn.Module")
         self._refer(type(value), path)
         for name, each in sorted(vars(value).items()):
@@ -360,7 +373,8 @@ class Walk:
         self._emit("object")
         self._refer(type(value), path)
         try:
-            found = value.__reduce_ex__(4)
+            registered = copyreg.dispatch_table.get(type(value))
+            found = registered(value) if registered else value.__reduce_ex__(4)
             make, given, state, items, pairs = (
                 (found, (), *(None,) * 3) if isinstance(found, str) else (*found, None, None, None)[:5]
             )
