@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 import normkit
+from normkit import study
 from normkit.errors import ArgumentError
 from normkit.study import named_task
 from normkit.study.suite import data
@@ -218,7 +220,34 @@ def test_transformers_bring_their_variants_and_claims() -> None:
     (_, *others), one = prepared(task, methods=["LN"], claims=["QK-1"], batch_sizes=(32,))
     assert {each.claim for each in one} == {"QK-1"}
     assert {workload.name[:5] for workload in others} == {"range"}
+    # The line of a report names the methods, so it asks for the claims too.
+    line = study._command(workloads[0].design, task, None, some=False, full=False)
+    assert line.startswith("normkit compare transformers --methods none,layer_norm,")
+    assert line.endswith(" --claims all")
+    assert prepared(task, methods=["LN"], claims=True, batch_sizes=(32,))[1] == asked
     with pytest.raises(ArgumentError, match=r"with transformers the claims RMS-1, .* are measured, got BN-4: leave"):
         prepared(task, methods=["LN"], claims=["BN-4"], batch_sizes=(32,))
     assert prepared(replace(task, claims=()), methods=["LN"], batch_sizes=(32,))[1] == ()
     assert isinstance(embedded.characters().build("layer_norm:post", 0), Transformer)
+
+
+@pytest.mark.slow
+def test_variants_of_a_transformer_are_compared_from_end_to_end(tmp_path: Path) -> None:
+    found = normkit.compare(
+        named_task("sequences:depth=1,width=16"),
+        methods=["LN", "LN:qk", "DyT:post", "BN"],
+        batch_sizes=[8],
+        seeds=2,
+        trials=3,
+        steps=40,
+        workers=1,
+        out=tmp_path,
+        progress=False,
+    )
+    assert not found.failures
+    names = ["none", "layer_norm", "layer_norm:qk", "dynamic_tanh:post", "batch_norm"]
+    assert [cell.method for cell in found.cells] == names
+    assert "compare sequences:depth=1,width=16 --methods none,layer_norm,layer_norm:qk," in found.command
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "Layer norm (QK-norm)" in page
+    assert "Dynamic tanh (post-norm)" in page
