@@ -45,7 +45,7 @@ def design(width: int, optimizer: Text, rates: str) -> Text:
         f"learning rates {rates}, each on every seed; with layer norm of the queries and keys of each head, and without.",
         f"Python 标准库源代码，每段 {LENGTH} 个字符；注意力与感知机之前使用层归一化的因果 Transformer，两个宽度 {width} 的"
         f"模块；批量 8，训练 150 步，优化器为 {optimizer.zh}，五个学习率（{rates.replace(' to ', ' 至 ').replace('from ', '')}），"
-        "每个种子都全部尝试；各头的查询与键做层归一化或不做。",
+        "每个随机种子都全部尝试；各头的查询与键做层归一化或不做。",
     )
 
 

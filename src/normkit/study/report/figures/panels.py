@@ -64,10 +64,7 @@ def bounds(found: Results, size: int, margin: float) -> tuple[float, float]:
     end, downward = _cut(found, size), found.metric.higher_is_better
     if end is not None:
         values = [v for v in values if (v >= end if downward else v <= end)]
-    low, high = around(values, margin=margin)
-    if not found.metric.share:
-        return low, high
-    return max(0.0, low), min(1.0, high)
+    return found.metric.limited(*around(values, margin=margin))
 
 
 def is_cut(found: Results, size: int) -> bool:

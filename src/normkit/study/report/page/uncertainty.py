@@ -18,26 +18,26 @@ _LEAD = Text(
     "A pair that is not resolved may still differ, by less than these seeds find. The third column is the difference "
     "that they find with a probability of 80 %, the fourth the number of further seeds that are needed to find "
     "{smallest}.",
-    "未定的方法对仍可能有差异，只是小于这些种子所能发现的。第三列是以 80 % 的概率能够发现的差异，"
-    "第四列是要发现 {smallest} 的差异还需要的种子数。",
+    "未能分辨的两种方法仍可能有差异，只是小于这些随机种子所能发现的。第三列是以 80 % 的概率能够发现的差异，"
+    "第四列是要发现 {smallest} 的差异还需要的随机种子数。",
 )
 _PAIRS = (
     Text("methods", "方法"),
     Text("difference", "差值"),
-    Text("these seeds find", "现有种子可发现"),
-    Text("further seeds", "还需种子"),
+    Text("these seeds find", "现有随机种子可发现"),
+    Text("further seeds", "还需随机种子"),
 )
 _MANY = Text("more than {most}", "超过 {most}")
-_ALL = Text("All pairs are resolved.", "所有方法对均已分出结果。")
+_ALL = Text("All pairs are resolved.", "所有两两比较均已有结论。")
 _COMMAND = Text(
     "This resolves the pairs with the leader, or stops at the time limit:",
-    "下列命令补足与领先者比较所需的种子，或到时停止：",
+    "下列命令补足与领先者比较所需的随机种子，或到时停止：",
 )
 _RATES = Text("At other learning rates", "在其他学习率下")
 _RATES_LEAD = Text(
     "A difference counts if it also holds at the rate of the better method, and at the rates that tuning cannot "
     "exclude. These were measured on the same seeds.",
-    "只有在较优方法的学习率下，以及在调参无法排除的学习率下也成立的差异才算数。这些学习率用相同的种子测量。",
+    "只有在较优方法的学习率下，以及在调参无法排除的学习率下也成立的差异才算数。这些学习率用相同的随机种子测量。",
 )
 _AT = (
     Text("methods", "方法"),
@@ -48,7 +48,7 @@ _AT = (
 _LOOKS = Text(
     "Results of this study were reported {count} times, with {seeds} seeds. Each report spends a part of the {alpha} "
     "probability of a wrong verdict; this one may spend {part}.",
-    "本研究的结果已报告 {count} 次，种子数依次为 {seeds}。每次报告都用去 {alpha} 误判概率中的一部分；本次可用 {part}。",
+    "本研究的结果已报告 {count} 次，随机种子数依次为 {seeds}。每次报告都用去 {alpha} 误判概率中的一部分；本次可用 {part}。",
 )
 _SENSITIVITY = Text("How much the learning rate matters", "学习率的影响")
 _SENSITIVITY_LEAD = Text(

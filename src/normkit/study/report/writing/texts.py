@@ -30,6 +30,7 @@ TEXTS: Mapping[str, Text] = {
         ("nav.methods", "Methods", "方法"),
         ("nav.claims", "Claims", "论断"),
         ("nav.figures", "Figures", "图表"),
+        ("nav.uncertainty", "Uncertainty", "不确定性"),
         ("nav.numbers", "Numbers", "数据"),
         ("nav.how", "Rules", "规则"),
         ("nav.origin", "Provenance", "环境"),
@@ -216,7 +217,7 @@ TEXTS: Mapping[str, Text] = {
             "rates.lead",
             "Mean {metric} over {runs} tuning seeds for each learning rate. A ring marks the chosen rate, a cross a rate at "
             "which a run did not train. The flatter the curve, the less the choice matters.",
-            "每个学习率在 {runs} 个调参种子上的平均{metric}。圆环为选定的学习率，叉号表示有运行未训练成功。曲线越平，对学习率越不敏感。",
+            "每个学习率在 {runs} 个调参用的随机种子上的平均{metric}。圆环为选定的学习率，叉号表示有运行未训练成功。曲线越平，对学习率越不敏感。",
         ),
         (
             "sensitivity.lead",
@@ -300,7 +301,7 @@ TEXTS: Mapping[str, Text] = {
             "They have no result and are in no mean. The same command tries them again.",
             "这些运行没有结果，不计入任何均值；再次执行同一命令会重试。",
         ),
-        ("failures.item", "{name}, batch size {size}, rate {rate}, seed {seed}", "{name}，批量 {size}，学习率 {rate}，种子 {seed}"),
+        ("failures.item", "{name}, batch size {size}, rate {rate}, seed {seed}", "{name}，批量 {size}，学习率 {rate}，随机种子 {seed}"),
         ("trace", "Traceback", "错误堆栈"),
         ("messages", "Runs that did not train", "未训练成功的运行"),
         ("messages.broke", "the loss was no longer finite", "损失不再是有限值"),
