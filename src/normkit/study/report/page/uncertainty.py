@@ -48,7 +48,8 @@ _AT = (
 _LOOKS = Text(
     "Results of this study were reported {count} times, with {seeds} seeds. Each report spends a part of the {alpha} "
     "probability of a wrong verdict; this one may spend {part}.",
-    "本研究的结果已报告 {count} 次，随机种子数依次为 {seeds}。每次报告都用去 {alpha} 误判概率中的一部分；本次可用 {part}。",
+    "本研究的结果已报告 {count} 次，随机种子数依次为 {seeds}。每次报告都用去 {alpha} 误判概率中的一部分；"
+    "本次可用 {part}。",
 )
 _SENSITIVITY = Text("How much the learning rate matters", "学习率的影响")
 _SENSITIVITY_LEAD = Text(
