@@ -19,7 +19,7 @@ _LEAD = Text(
     "that they find with a probability of 80 %, the fourth the number of further seeds that are needed to find "
     "{smallest}.",
     "未能分辨的两种方法仍可能有差异，只是小于这些随机种子所能发现的。第三列是以 80 % 的概率能够发现的差异，"
-    "第四列是要发现 {smallest} 的差异还需要的随机种子数。",
+    "第四列是要发现 {smallest}的差异还需要的随机种子数。",
 )
 _PAIRS = (
     Text("methods", "方法"),
@@ -57,7 +57,7 @@ _SENSITIVITY_LEAD = Text(
     "the best rate; 0 means that any rate will do. The last column has the rates at which the {metric} is worse than "
     "the best by less than {smallest}.",
     "敏感度：所有学习率下验证损失的平均值（每个至多取训练前的损失）减去最佳学习率下的损失；0 表示任何学习率都可以。"
-    "最后一列是{metric}比最佳值差不到 {smallest} 的学习率范围。",
+    "最后一列是{metric}比最佳值差不到 {smallest}的学习率范围。",
 )
 _STOPPED = Text(
     " Rates that were discarded early count with their loss at that point, so the value is at most too high.",
