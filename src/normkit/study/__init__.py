@@ -192,7 +192,7 @@ def compare(
             minutes=minutes,
             limit=time_limit,
             checkpoints=folder / "checkpoints" if checkpoints else None,
-            command=_command(workloads[0].design, task, claims, methods is not None, full, until_resolved),
+            command=_command(workloads[0].design, task, claims, methods is not None, full, until_resolved, discard),
             until_resolved=until_resolved,
             report=(lambda found: report.write(found, folder, lang)) if first else None,
             announce=announce,
@@ -303,6 +303,7 @@ def _command(
     some: bool,
     full: bool,
     until_resolved: bool = False,
+    discard: bool | None = None,
 ) -> str:
     """The command line that repeats the study; `some` says whether methods were named."""
     sizes = ",".join(map(str, design.batch_sizes))
@@ -313,6 +314,7 @@ def _command(
         f"normkit compare {'' if task is None else f'{task.origin} '}--methods {','.join(design.methods)} "
         f"--batch-sizes {sizes} --seeds {design.seeds} --trials {design.trials} --steps {design.steps} "
         f"--seed {design.seed}{'' if task and not task.claims else named}{' --full' if full else ''}"
-        f"{' --until-resolved' if until_resolved else ''}{' --discard' if design.discard else ' --no-discard'}"
+        f"{' --until-resolved' if until_resolved else ''}"
+        f"{'' if discard is None else ' --discard' if discard else ' --no-discard'}"
         f"{''.join(f' --{name} {value}' for name, value in unusual)}"
     )

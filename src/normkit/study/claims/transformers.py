@@ -92,22 +92,22 @@ def under_all(
 
 
 def _under(claim: str, method: str, other: str, equivalence: Equivalence, factors: Factors) -> Experiment:
-    first, second = catalog.find(method).title, catalog.find(other).title
+    first, second = _named(method), _named(other)
     more, less = cell(method, factors), cell(other, factors)
     upper = equivalence == "upper"
-    relation = Text("no worse than", "不差于") if upper else Text("the same as", "等同于")
-    claimed = Text("it is not higher", "前者不更高") if upper else Text("there is none", "没有差别")
+    relation = Text("no higher than", "是否不高于") if upper else Text("the same as", "是否等同于")
+    claimed = Text("it is not higher", "前者不更高") if upper else Text("there is no difference", "没有差别")
     value = _value(factors)
     return Experiment(
         claim=claim,
         name=f"{factors.label}",
         question=Text(
-            f"Is {first.lower()} {relation} {second.lower()} with {factors.label}?",
-            f"在{factors.label.zh}的条件下，{first.zh}是否{relation.zh}{second.zh}？",
+            f"Is the {value.lower()} with {first} {relation} with {second} ({factors.label})?",
+            f"使用{first.zh}时，{value.zh}{relation.zh}使用{second.zh}（{factors.label.zh}）？",
         ),
         design=design(factors),
         measure=Text(
-            f"{value}, {first.lower()} minus {second.lower()}; the claim is that {claimed}.",
+            f"{value}, {first} minus {second}; the claim is that {claimed}.",
             f"{value.zh}：{first.zh}减{second.zh}；论断是{claimed.zh}。",
         ),
         unit=_unit(factors),
@@ -121,7 +121,7 @@ def _under(claim: str, method: str, other: str, equivalence: Equivalence, factor
 
 
 def _of_optimizer(claim: str, method: str, other: str, adamw: Factors, sgd: Factors) -> Experiment:
-    first, second = catalog.find(method).title, catalog.find(other).title
+    first, second = _named(method), _named(other)
     one, two = ((cell(method, factors), cell(other, factors)) for factors in (adamw, sgd))
     where = Text(f"{adamw.label}".replace("AdamW, ", ""), adamw.label.zh.replace("AdamW，", ""))
     value = _value(adamw)
@@ -129,13 +129,12 @@ def _of_optimizer(claim: str, method: str, other: str, adamw: Factors, sgd: Fact
         claim=claim,
         name=f"optimizer, {where}",
         question=Text(
-            f"Is the difference between {first.lower()} and {second.lower()} the same with AdamW as with SGD "
-            f"({where})?",
+            f"Is the difference between {first} and {second} the same with AdamW as with SGD ({where})?",
             f"{first.zh}与{second.zh}之差，用 AdamW 与用 SGD 时是否相同（{where.zh}）？",
         ),
-        design=design(adamw, Text("AdamW or SGD with momentum 0.9", "AdamW 或动量 0.9 的 SGD")),
+        design=design(adamw, Text("AdamW or SGD with momentum 0.9", " AdamW 或动量 0.9 的 SGD")),
         measure=Text(
-            f"{value}, {first.lower()} minus {second.lower()}: this difference with AdamW minus that with SGD; the "
+            f"{value}, {first} minus {second}: this difference with AdamW minus that with SGD; the "
             "claim is that both are equal.",
             f"{value.zh}，{first.zh}减{second.zh}：AdamW 下的差减去 SGD 下的差；论断是二者相等。",
         ),
@@ -158,7 +157,7 @@ def conditions() -> tuple[Text, ...]:
 def design(factors: Factors, optimizer: Text | None = None) -> Text:
     """The design of the workload `Factors.tuned`, with another text for the optimizer if one is given."""
     using = optimizer or Text(
-        *({"adamw": ("AdamW",) * 2, "sgd": ("SGD with momentum 0.9", "动量 0.9 的 SGD")}[factors.optimizer])
+        *({"adamw": ("AdamW", " AdamW"), "sgd": ("SGD with momentum 0.9", "动量 0.9 的 SGD")}[factors.optimizer])
     )
     width, batch = factors.width, factors.batch
     if factors.task == "characters":
@@ -167,14 +166,20 @@ def design(factors: Factors, optimizer: Text | None = None) -> Text:
             f"block of width {width}; batches of {batch}, {SHORT} steps, {using}, each method at its own best learning "
             "rate.",
             f"Python 标准库源代码，每段 {LENGTH} 个字符；因果 Transformer，一个宽度 {width} 的模块；批量 {batch}，"
-            f"训练 {SHORT} 步，优化器为 {using.zh}，各方法使用自己的最佳学习率。",
+            f"训练 {SHORT} 步，优化器为{using.zh}，各方法使用自己的最佳学习率。",
         )
     return Text(
         f"Made-up padded sequences in four classes; a Transformer, one block of width {width}; batches of {batch}, "
         f"{SEQUENCE_STEPS} steps, {using}, each method at its own best learning rate.",
         f"带填充的四类模拟序列；Transformer，一个宽度 {width} 的模块；批量 {batch}，训练 {SEQUENCE_STEPS} 步，"
-        f"优化器为 {using.zh}，各方法使用自己的最佳学习率。",
+        f"优化器为{using.zh}，各方法使用自己的最佳学习率。",
     )
+
+
+def _named(method: str) -> Text:
+    """The name of a method inside a sentence."""
+    title = catalog.find(method).title
+    return Text(" ".join(word if word.isupper() else word.lower() for word in title.split(" ")), title.zh)
 
 
 def _value(factors: Factors) -> Text:

@@ -44,9 +44,13 @@ def design(width: int, optimizer: Text, rates: str) -> Text:
         f"before attention and perceptron, two blocks of width {width}; batches of 8, 150 steps, {optimizer}, five "
         f"learning rates {rates}, each on every seed; with layer norm of the queries and keys of each head, and without.",
         f"Python 标准库源代码，每段 {LENGTH} 个字符；注意力与感知机之前使用层归一化的因果 Transformer，两个宽度 {width} 的"
-        f"模块；批量 8，训练 150 步，优化器为 {optimizer.zh}，五个学习率（{rates.replace(' to ', ' 至 ').replace('from ', '')}），"
+        f"模块；批量 8，训练 150 步，优化器为 {optimizer.zh}，五个学习率（{_in_chinese(rates)}），"
         "每个随机种子都全部尝试；各头的查询与键做层归一化或不做。",
     )
+
+
+def _in_chinese(rates: str) -> str:
+    return rates.replace("from ", "").replace(" to ", " 至 ").replace(" or ", " 或 ")
 
 
 RATES: dict[Literal["adamw", "sgd"], str] = {"adamw": "from 0.0032 to 0.32", "sgd": "from 0.032 to 3.2"}
@@ -55,7 +59,6 @@ RATES: dict[Literal["adamw", "sgd"], str] = {"adamw": "from 0.0032 to 0.32", "sg
 def at(factors: Factors) -> tuple[Experiment, Experiment]:
     """Both measures with an optimizer at a width."""
     plain, normed = cells(factors)
-    shared = Text(f"with {factors.label}", f"在{factors.label.zh}的条件下")
     where = design(factors.width, OPTIMIZERS[factors.optimizer], RATES[factors.optimizer])
     near = partial(decades, within=NEAR)
 
@@ -68,7 +71,8 @@ def at(factors: Factors) -> tuple[Experiment, Experiment]:
             claim="QK-1",
             name=f"sensitivity, {factors.label}",
             question=Text(
-                f"Does the loss depend less on the learning rate {shared}?", f"{shared.zh}，损失是否更少依赖学习率？"
+                f"Does the loss depend less on the learning rate with norms of queries and keys ({factors.label})?",
+                f"对查询与键做归一化后，损失是否更少依赖学习率（{factors.label.zh}）？",
             ),
             design=where,
             measure=Text(
@@ -87,8 +91,8 @@ def at(factors: Factors) -> tuple[Experiment, Experiment]:
             claim="QK-1",
             name=f"range of rates, {factors.label}",
             question=Text(
-                f"Is the range of learning rates that are near the best one wider {shared}?",
-                f"{shared.zh}，接近最佳的学习率范围是否更宽？",
+                f"Is the range of learning rates near the best one wider with norms of queries and keys ({factors.label})?",
+                f"对查询与键做归一化后，接近最佳的学习率范围是否更宽（{factors.label.zh}）？",
             ),
             design=where,
             measure=Text(

@@ -88,19 +88,19 @@ def at_width(width: int) -> tuple[Experiment, ...]:
 
 
 def of_optimizer(factors: Factors) -> Experiment:
-    """Whether the advantage of pre-norm without warm-up depends on the optimizer."""
+    """Whether the difference between the placements depends on the optimizer, without warm-up."""
     other = Factors(factors.task, "sgd", factors.width)
     one, two = ((cell(POST, each), cell(PRE, each)) for each in (factors, other))
     return Experiment(
         claim="P-2",
         name=f"optimizer, width {factors.width}",
         question=Text(
-            "Is the advantage of pre-norm over post-norm the same with AdamW and with SGD?",
-            "前置归一化相对后置归一化的优势，用 AdamW 与用 SGD 时是否相同？",
+            "Is the difference between post-norm and pre-norm the same with AdamW as with SGD?",
+            "后置与前置归一化之差，用 AdamW 与用 SGD 时是否相同？",
         ),
         design=design(
             factors,
-            Text("AdamW or SGD with momentum 0.9 without warm-up", "AdamW 或动量 0.9 的 SGD，均不用预热"),
+            Text("AdamW or SGD with momentum 0.9 without warm-up", " AdamW 或动量 0.9 的 SGD，均不用预热"),
         ),
         measure=Text(
             "Test loss per character, post-norm minus pre-norm: this difference with AdamW minus that with SGD; the "
