@@ -133,14 +133,14 @@ def test_compare_passes_every_option_on(asked: dict[str, object]):
         *("compare", "--methods", "none, BN", "--batch-sizes", "2,16", "--seeds", "3", "--trials", "4"),
         *("--steps", "50", "--workers", "1", "--out", "there", "--seed", "7", "--no-progress", "--resume"),
         *("--store", "sqlite:///x", "--executor", "ray", "--address", "auto", "--time-limit", "2.5", "--lang", "zh"),
-        *("--claims", "BN-4, GN-1", "--full", "--minutes", "3", "--device", "cuda:1", "--dtype", "bfloat16"),
+        *("--claims", "BN-4, GN-1", "--full", "--minutes", "3", "--device", "meta", "--dtype", "bfloat16"),
         *("--checkpoints", "--until-resolved", "--no-discard"),
     )
     assert asked == {
         "task": None, "methods": ["none", "BN"], "batch_sizes": [2, 16], "seeds": 3, "trials": 4, "steps": 50,
         "workers": 1, "out": Path("there"), "seed": 7, "progress": False, "store": "sqlite:///x", "resume": True,
         "executor": "ray", "address": "auto", "time_limit": 2.5, "claims": ["BN-4", "GN-1"], "full": True,
-        "minutes": 3.0, "device": "cuda:1", "dtype": "bfloat16", "lang": "zh",
+        "minutes": 3.0, "device": "meta", "dtype": "bfloat16", "lang": "zh",
         "checkpoints": True, "until_resolved": True, "discard": False,
     }  # fmt: skip
     run("compare", "--no-claims")

@@ -18,7 +18,7 @@ from normkit.study.claims.placement import p_2
 from normkit.study.claims.pointwise import dyt_2
 from normkit.study.report.writing.experiments import evidence as written
 from normkit.study.training.trial import Run, Trial
-from normkit.study.training.tuning import chosen, tuning_runs
+from normkit.study.training.tuning import tuned
 
 Loss = Callable[[str, str, float], float]
 """(workload, variant, rate) -> loss."""
@@ -39,8 +39,9 @@ def tables(experiment: Experiment, loss: Loss, noise: float = 0.01) -> dict[str,
                     runs[trial] = Run(
                         trial, "trained", losses=(5.0,) * 20, validation_error=value, validation_loss=value
                     )
-            # The choice follows the noise, and so do the seeds' trials.
-            best = chosen(design, tuning_runs(design, runs, variant, design.batch_sizes[0]))[0]
+        # The choice follows the noise, and so do the seeds' trials.
+        for variant, choice in tuned(design, runs, design.batch_sizes[0]).items():
+            best = choice.setting[0]
             for seed in design.evaluation_seeds:
                 trial = Trial("measure", variant, design.batch_sizes[0], best, seed)
                 value = loss(name, variant, best) + noise * float(draw.standard_normal())

@@ -9,7 +9,7 @@ from typing import Literal
 from normkit.catalog import Text
 from normkit.study.execution.workload import Workload
 from normkit.study.task import embedded, probes
-from normkit.study.task.embedded import WIDTH, WIDTHS, Optimizer, adamw
+from normkit.study.task.embedded import WIDTH, WIDTHS, Optimizer
 from normkit.study.training.design import Design
 
 TaskName = Literal["characters", "sequences"]
@@ -91,9 +91,7 @@ def tuned(factors: Factors, full: bool) -> Workload:
 
 def warmed(warm: bool, width: int, full: bool) -> Workload:
     """Pre-norm and post-norm, with or without warm-up, each at its own best rate."""
-    task = replace(
-        embedded.characters(DEEP, width, "adamw"), optimizer=partial(adamw, warmup=WARM if warm else 0), methods=()
-    )
+    task = replace(embedded.characters(DEEP, width, "adamw"), warmup=WARM if warm else 0, methods=())
     design = Design(
         *(("layer_norm", "layer_norm:post"), (8,), 12 if full else 6, 4, SHORT),
         lowest_rate=RATES["adamw"][0],

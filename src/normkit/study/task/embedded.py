@@ -94,29 +94,9 @@ TRANSFORMER_CLAIMS = ("RMS-1", "DyT-2", "P-2", "QK-1")
 Optimizer = Literal["adamw", "sgd"]
 
 
-def adamw(parameters: Iterable[Tensor], lr: float, warmup: int = 0) -> torch.optim.Optimizer:
-    """AdamW; in the first `warmup` steps the learning rate rises linearly from 0.
-
-    >>> weight = torch.zeros(1, requires_grad=True)
-    >>> optimizer = adamw([weight], 0.5, warmup=4)
-    >>> weight.grad = torch.ones(1)
-    >>> optimizer.step()
-    >>> round(weight.item(), 4)  # the first step of Adam is the rate: 0.5 / 4
-    -0.125
-    """
-    optimizer = torch.optim.AdamW(parameters, lr=lr, fused=True)
-    done = 0
-
-    def warm_up(optimizer: torch.optim.Optimizer, *given: object) -> None:
-        # The trainer sets the rate before each step, so this holds for one step.
-        nonlocal done
-        done += 1
-        for group in optimizer.param_groups:
-            group["lr"] *= min(1.0, done / warmup)
-
-    if warmup:
-        optimizer.register_step_pre_hook(warm_up)
-    return optimizer
+def adamw(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+    """AdamW with its defaults, fused."""
+    return torch.optim.AdamW(parameters, lr=lr, fused=True)
 
 
 _OPTIMIZERS: Mapping[str, tuple[Callable[..., torch.optim.Optimizer], tuple[float, float], Text]] = {
