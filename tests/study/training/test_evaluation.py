@@ -83,14 +83,14 @@ def test_outputs_are_kept_of_few_copies_at_once(monkeypatch: pytest.MonkeyPatch)
     task = Task(lambda: nn.Linear(4, 2), (X, CLASSES), (X, CLASSES), metric=f1, higher_is_better=True)
     at_once = runs(task, seeds=5)
     asked: list[int] = []
-    outputs = replicas.Stacked.outputs
+    outputs = stacked.Stacked.outputs
 
-    def watched(copies: replicas.Stacked, inputs: Any, some: slice = replicas.ALL) -> list[Any]:
+    def watched(copies: stacked.Stacked, inputs: Any, some: slice = replicas.ALL) -> list[Any]:
         found = outputs(copies, inputs, some)
         asked.append(len(found))
         return found
 
-    monkeypatch.setattr(replicas.Stacked, "outputs", watched)
+    monkeypatch.setattr(stacked.Stacked, "outputs", watched)
     # Two copies of the test data: 1200 samples, two numbers of four bytes.
     monkeypatch.setattr(evaluation, "KEPT", 2 * 1200 * 2 * 4)
     assert runs(task, seeds=5) == at_once
