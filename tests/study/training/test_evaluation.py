@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normkit.study.task import Task
-from normkit.study.training import design, evaluation, replicas
+from normkit.study.training import design, evaluation, replicas, stacked
 from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Run, Trial
 
