@@ -196,9 +196,21 @@ def test_what_is_refused():
         report.refusals[0].reason == "it has hooks, which would not see the mixed output: remove them before the fade"
     )
     assert isinstance(normkit.convert(model, to="dyt")[0][1], normkit.DynamicTanh)
-    encoder = nn.TransformerEncoderLayer(8, 2, 8)
-    assert len(normkit.convert(encoder, to="identity", schedule=3)[1].refusals) == 2
-    assert not any(isinstance(module, Fade) for module in encoder.modules())
+
+
+def test_norms_in_the_encoder_of_torch_fade():
+    """Its fast path in evaluation reads their weights, so it is turned off."""
+    encoder = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), 2, enable_nested_tensor=False
+    )
+    x, padding = torch.randn(2, 3, 8), torch.tensor([[False] * 3, [False, False, True]])
+    expected = encoder(x, src_key_padding_mask=padding) if encoder.eval() else None
+    fading, report = normkit.convert(encoder, to="identity", schedule=1)
+    assert len(report.changes) == 4
+    assert torch.equal(fading(x, src_key_padding_mask=padding)[~padding], expected[~padding])
+    normkit.advance(fading)
+    normkit.finish(fading)
+    assert fading(x, src_key_padding_mask=padding).isfinite().all()
 
 
 def test_a_norm_of_the_same_method_does_not_fade():
