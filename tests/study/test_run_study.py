@@ -14,8 +14,8 @@ from torch import nn
 from normkit.errors import ArgumentError, StateError
 from normkit.study.claims import SUITE
 from normkit.study.comparison import Comparison
-from normkit.study.execution import scheduler
-from normkit.study.execution.scheduler import Payload
+from normkit.study.execution import payload, scheduler
+from normkit.study.execution.payload import Payload
 from normkit.study.execution.store import Store
 from normkit.study.execution.workers import make_executor
 from normkit.study.execution.workload import Workload
@@ -84,7 +84,7 @@ def test_a_resumed_study_runs_nothing_twice(tmp_path: Path, monkeypatch: pytest.
     ran: list[Trial] = []
     execute = Trainer.execute
     monkeypatch.setattr(Trainer, "execute", lambda s, t, d, trials: (ran.extend(trials), execute(s, t, d, trials))[1])
-    monkeypatch.setattr(scheduler, "time_steps", lambda *_: pytest.fail("timed again"))
+    monkeypatch.setattr(payload, "time_steps", lambda *_: pytest.fail("timed again"))
     second = whole(DIGITS, p, tmp_path, silent)
     assert ran == []
     assert (second.cells, second.pairs) == (first.cells, first.pairs)
@@ -104,7 +104,7 @@ def test_the_comparison_is_finished_and_reported_before_the_claims(
         return [Run(t, "trained", "", (1.0,) * 40, 0.1, 0.1 + t.rate, 0.1, test_error=0.1) for t in trials]
 
     monkeypatch.setattr(Trainer, "execute", execute)
-    monkeypatch.setattr(scheduler, "time_steps", lambda *_: {"none": [0.1] * 3, "batch_norm": [0.1] * 3})
+    monkeypatch.setattr(payload, "time_steps", lambda *_: {"none": [0.1] * 3, "batch_norm": [0.1] * 3})
     p, q = plan("BN"), plan("BN", seeds=3)
     works = [Workload("digits", DIGITS, p, timed=True), Workload("other", DIGITS, replace(q, seed=1))]
     one = next(each for each in SUITE if each.workloads == ("digits",))

@@ -137,7 +137,7 @@ def compare(
     from normkit.study import report
     from normkit.study.execution import machine
     from normkit.study.execution.location import Location
-    from normkit.study.execution.scheduler import Payload
+    from normkit.study.execution.payload import Payload
     from normkit.study.execution.store import Store
     from normkit.study.execution.workers import make_executor, ranks
     from normkit.study.report.progress import shown

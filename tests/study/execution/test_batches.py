@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from normkit.study.execution import batches, scheduler
 from normkit.study.execution.batches import Batch, Batches
-from normkit.study.execution.scheduler import Payload
+from normkit.study.execution.payload import Payload, train_batch
 from normkit.study.execution.store import Store
 from normkit.study.execution.workers import Failure, make_executor
 from normkit.study.execution.workload import Workload
@@ -99,9 +99,9 @@ def test_a_study_loses_only_the_guilty_runs(tmp_path: Path) -> None:
     assert fine == [""] * 4
 
 
-def test_a_batch_is_what_the_scheduler_trains() -> None:
+def test_a_batch_is_what_a_worker_trains() -> None:
     batch: Batch = (0, (TRIALS[0],))
     one = workload()
-    (run,) = scheduler.train_batch(Payload.of([one]), batch)
+    (run,) = train_batch(Payload.of([one]), batch)
     assert run.trial == TRIALS[0]
     assert run.state != "failed"

@@ -17,8 +17,8 @@ from torch import nn
 import normkit
 from normkit.errors import ArgumentError
 from normkit.study.analysis.cells import cells
-from normkit.study.execution import scheduler
-from normkit.study.execution.scheduler import Payload
+from normkit.study.execution import payload, scheduler
+from normkit.study.execution.payload import Payload
 from normkit.study.execution.store import Store
 from normkit.study.execution.workers import Failure, make_executor
 from normkit.study.execution.workers.local import Processes
@@ -172,7 +172,7 @@ def instant(trainer: object, task: object, design: object, trials: Sequence[Tria
 
 def test_step_times_that_are_lost_are_missing_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "execute", instant)
-    monkeypatch.setattr(scheduler, "time_steps", endless)
+    monkeypatch.setattr(payload, "time_steps", endless)
     one = workload(networks.convnet)
     lost = r"times at 4 images per step are missing .* \(MemoryError: \): the same call"
     with (

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from normkit.study.execution.payload import train_again
 from normkit.study.execution.workers import Failure, WorkerPool
 from normkit.study.execution.workload import Workload
 from normkit.study.training.trial import Run, Trial
@@ -39,18 +39,6 @@ def best_runs(workload: Workload) -> Iterator[Run]:
         if cell not in best or sign * run.validation_error < sign * (best[cell].validation_error or 0.0):
             best[cell] = run
     yield from best.values()
-
-
-def train_again(payload: Any, item: tuple[int, Trial]) -> tuple[Run, dict[str, Tensor]]:
-    """In a worker: the run of a trial, trained alone from its seed, and the state of its model.
-
-    Args:
-        payload: the `Payload` of the scheduler.
-        item: the number of a workload, and one of its trials.
-    """
-    number, trial = item
-    found: tuple[Run, dict[str, Tensor]] = payload.trainer.checkpoint(*payload.studies[number], trial)
-    return found
 
 
 def keep_best(workload: Workload, number: int, pool: WorkerPool, folder: Path, limit: float | None = None) -> None:

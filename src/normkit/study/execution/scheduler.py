@@ -9,49 +9,21 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from normkit.study.execution.batches import Batch, Batches
+from normkit.study.execution.batches import Batches
 from normkit.study.execution.checkpoints import keep_best
+from normkit.study.execution.payload import time_workload, train_batch
 from normkit.study.execution.store import Store
 from normkit.study.execution.workers import Failure, WorkerPool, ranks
-from normkit.study.execution.workload import REPEATED, STAGES, Times, Workload
-from normkit.study.task import Task
-from normkit.study.training.cost import Timing, time_steps
-from normkit.study.training.design import Design
-from normkit.study.training.trainer import Trainer
-from normkit.study.training.trial import Run, Trial
+from normkit.study.execution.workload import REPEATED, STAGES, Workload
+from normkit.study.training.cost import Timing
+from normkit.study.training.trial import Trial
 
 Ask = Callable[[Workload], Iterable[Trial]]
 """The trials that a workload needs now."""
 Progress = Callable[[int, int, str], None]
 """Called with (runs finished, runs in all, the name of the stage)."""
-
-
-@dataclass(frozen=True)
-class Payload:
-    """The data of every worker: task and design of each workload, and a trainer."""
-
-    studies: tuple[tuple[Task, Design], ...]
-    trainer: Trainer = field(default_factory=Trainer)
-
-    @classmethod
-    def of(cls, workloads: Sequence[Workload], processes: int = 1) -> Payload:
-        """The payload for some workloads, in their order, and the number of processes that share the memory."""
-        return cls(tuple((each.task, each.design) for each in workloads), Trainer(processes))
-
-
-def train_batch(payload: Payload, batch: Batch) -> list[Run]:
-    """In a worker: the runs of a batch of trials."""
-    number, trials = batch
-    return payload.trainer.execute(*payload.studies[number], trials)
-
-
-def time_workload(payload: Payload, item: tuple[int, Timing]) -> Times:
-    """In a worker: the step times of a workload."""
-    number, timing = item
-    return time_steps(*payload.studies[number], timing)
 
 
 class _Counter:
