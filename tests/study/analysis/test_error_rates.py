@@ -4,8 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from benchmarks.training import identical
 from scipy.stats import binom
 from simulated import METHODS, Simulation, different, parabola
+
+from normkit.study.execution.workers.pool import one_thread
 
 STEEPNESS = (0, 0.02, 0.05, 0.1, 0.2)
 """Errors rise by this much one decade away from the best rate; runs have a standard deviation of 0.01."""
@@ -95,3 +98,12 @@ def test_until_resolved_finds_differences_and_keeps_the_error_rate() -> None:
     assert until > once + 0.2
     assert runs > 60
     assert found_differences(0.02, 10, 150)[0] > 0.8
+
+
+@pytest.mark.slow
+def test_error_rate_of_networks_that_are_the_same() -> None:
+    """Six names of one perceptron, trained on 24 subsets of the digits."""
+    with one_thread():
+        studies = [identical.study(number)["pairs"] for number in range(24)]
+    for seeds in map(str, identical.SEEDS):
+        assert sum(study[seeds]["compare"][0] > 0 for study in studies) <= most(len(studies))
