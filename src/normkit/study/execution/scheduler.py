@@ -66,6 +66,7 @@ class _Counter:
     def __init__(self, expected: Sequence[int], progress: Progress) -> None:
         self.expected, self.progress = list(expected), progress
         self.counted: list[set[object]] = [set() for _ in expected]
+        self.what = ""
 
     def count(self, items: Iterable[tuple[int, object]]) -> None:
         """Count finished trials and timings, each with the number of its workload."""
@@ -82,8 +83,10 @@ class _Counter:
         """Expect no further runs of some workloads."""
         for number in part:
             self.expected[number] = len(self.counted[number])
+        self.report(self.what)
 
     def report(self, what: str) -> None:
+        self.what = what
         done = [len(found) for found in self.counted]
         self.progress(sum(done), sum(map(max, done, self.expected)), what)
 

@@ -144,9 +144,7 @@ class OwnScheme:
             part = getattr(self.task, name)
             # Random samples: the data may be sorted.
             some = part.cut(guess.representative(part, UNTRAINED))
-            self._guesses[name] = measure(
-                self.task, self.task.build("none", 0), some, self.task.evaluation_batch or 256
-            )
+            self._guesses[name] = measure(self.task, self.task.build("none", 0), some, self.task.evaluation_batch or 64)
         return self._guesses[name]
 
     def check(self) -> None:
