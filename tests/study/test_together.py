@@ -26,7 +26,6 @@ from normkit.study.execution.workload import Workload
 from normkit.study.outline import _row
 from normkit.study.run_study import run_study
 from normkit.study.setup import drawn
-
 from normkit.study.task import Task
 from normkit.study.training import memory, trainer
 from normkit.study.training.design import Design, design
@@ -91,7 +90,8 @@ def test_each_run_is_counted_once(tmp_path: Path, trained: list[Trial]) -> None:
     for more in (False, True):
         trained.clear()
         seen: list[tuple[int, int]] = []
-        found = study(tmp_path, works(), lambda done, total, _: seen.append((done, total)), more=more)
+        note: Callable[[int, int, str], None] = lambda *now, seen=seen: seen.append(now[:2])  # type: ignore[misc]  # noqa: E731
+        found = study(tmp_path, works(), note, more=more)
         assert seen == sorted(seen, key=lambda each: each[0])
         assert all(done <= total for done, total in seen)
         counted = {run.trial for run in found.failures} | {t for t in trained if t.method != "layer_norm"}
