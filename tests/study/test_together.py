@@ -116,6 +116,23 @@ def test_results_that_were_shown_are_a_look_even_if_claims_are_interrupted(tmp_p
 
 
 @pytest.mark.usefixtures("trained")
+def test_results_of_some_seeds_are_a_look_too(tmp_path: Path) -> None:
+    plan = replace(PLAN, seeds=6, methods=("none", "batch_norm"))
+    works = [Workload("task", task(), plan)]
+
+    def interrupt(done: int, total: int, what: str) -> None:
+        measured = [trial for trial in works[0].runs if trial.kind == "measure"]
+        if len({trial.method for trial in measured}) == 2 and what == "measuring":
+            raise KeyboardInterrupt
+
+    cut = study(tmp_path, works, interrupt)
+    assert cut.pairs
+    assert not cut.complete
+    again = study(tmp_path, [Workload("task", task(), replace(plan, seeds=12))])
+    assert [look.seeds for look in again.looks] == [6, 12]
+
+
+@pytest.mark.usefixtures("trained")
 def test_evidence_stays_on_the_page_while_seeds_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("normkit.study.run_study.REWRITTEN", -1.0)
     one = replace(SUITE[0], effect=lambda _: None, cells=(("task", "none", 8),))

@@ -95,7 +95,12 @@ def run_study(
     except Exception as error:
         error.add_note(f"Finished runs are kept in {store.where}: the same call continues from them.")
         raise
-    return conclusion.of(experiments, complete=complete)
+    comparison = conclusion.of(experiments, complete=complete)
+    if comparison.pairs and not resolving.done:
+        # A report of some of the runs is a look too. If the store fails now, the report is still worth having.
+        with suppress(StateError):
+            resolving.record()
+    return comparison
 
 
 class _Conclusion:
