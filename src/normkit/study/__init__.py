@@ -312,7 +312,9 @@ def _command(
     unusual = [(name, getattr(design, name)) for name in ("device", "dtype") if getattr(design, name) != DEFAULTS[name]]
     return (
         f"normkit compare {'' if task is None else f'{task.origin} '}--methods {','.join(design.methods)} "
-        f"--batch-sizes {sizes} --seeds {design.seeds} --trials {design.trials} --steps {design.steps} "
+        f"--batch-sizes {sizes} --seeds {design.seeds} --trials {design.trials} "
+        # Steps would replace the epochs of a task.
+        f"{'' if design.steps_by_size else f'--steps {design.steps} '}"
         f"--seed {design.seed}{'' if task and not task.claims else named}{' --full' if full else ''}"
         f"{' --until-resolved' if until_resolved else ''}"
         f"{'' if discard is None else ' --discard' if discard else ' --no-discard'}"

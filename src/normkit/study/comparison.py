@@ -119,7 +119,7 @@ def conclude(
     tables = {each.name: cells.cells(each.design, each.runs, each.times) for each in others}
     own = tables[workload.name] = cells.cells(design, workload.runs, workload.times, looks[-1].seeds)
     pairs = verdict.pairs(design, own, looks)
-    runs = [run for each in (workload, *others) for run in each.runs.values()]
+    runs = [run for each in (workload, *others) for run in each.own_runs]
     return Comparison(
         design=design,
         rules=(*rules(design, task), *workload.notes),

@@ -86,8 +86,11 @@ def outline(workloads: Sequence[Workload], workers: int) -> Outline:
 def _row(trainer: Trainer, workload: Workload) -> Row:
     design = workload.design
     each = design.runs // (len(design.methods) * len(design.batch_sizes))
-    done = sum(run.state != "failed" for run in workload.runs.values())
-    share = max(0.0, 1 - done / design.runs) if design.runs else 0.0
+    done = sum(run.state != "failed" for run in workload.own_runs)
+    # Which runs are needed besides those that were planned is known once these have ended.
+    left = sum(map(workload.is_open, set(workload.asked())))
+    runs = max(design.runs, done + left) if left else done
+    share = max(0.0, 1 - done / runs) if runs else 0.0
     sizes = design.batch_sizes if share else ()
     if design.discards:
         each -= round(design.trials * (1 - FIRST_PART)) * design.tuning_runs
@@ -98,7 +101,7 @@ def _row(trainer: Trainer, workload: Workload) -> Row:
         methods=design.methods,
         batch_sizes=design.batch_sizes,
         steps=design.steps,
-        runs=design.runs,
+        runs=runs,
         done=done,
         seconds=share * seconds,
     )

@@ -48,6 +48,11 @@ class Resolving:
             for seed in design.seeds_of(need.seeds):
                 yield Trial("measure", need.method, need.batch_size, need.setting[0], seed, need.setting[1])
 
+    def record(self) -> None:
+        """Record the present look, whose results are about to be reported."""
+        if self.workload.design.seeds:
+            self.store.add_look(self.workload.task, self.workload.design, self.seeds)
+
     def grow(self) -> bool:
         """Record the present look, which has all its runs, and add seeds where they are needed.
 
@@ -56,8 +61,7 @@ class Resolving:
         """
         workload, design = self.workload, self.workload.design
         self.done = self.seeds
-        if design.seeds:
-            self.store.add_look(workload.task, design, self.done)
+        self.record()
         if not self.further or 2 * self.done > MOST_SEEDS:
             return False
         table = self._table()

@@ -67,6 +67,12 @@ def run_study(
     resolving = Resolving(workloads[0], store, until_resolved)
     conclusion = _Conclusion(workloads, experiments, pool, command, resolving)
     pages = _Pages(conclusion, progress, report if experiments else None, announce)
+
+    def compared() -> None:
+        # From now on the results are known, however the study ends.
+        resolving.record()
+        pages.begin()
+
     try:
         with pool, _interruptible(pages.notify) as notify:
             complete = run_stages(
@@ -79,7 +85,7 @@ def run_study(
                 checkpoints,
                 confirm=resolving.confirm,
                 grow=resolving.grow,
-                compared=pages.begin,
+                compared=compared,
             )
     except KeyboardInterrupt:
         if not any(workload.runs for workload in workloads):
@@ -89,7 +95,12 @@ def run_study(
     except Exception as error:
         error.add_note(f"Finished runs are kept in {store.where}: the same call continues from them.")
         raise
-    return conclusion.of(experiments, complete=complete)
+    comparison = conclusion.of(experiments, complete=complete)
+    if comparison.pairs and not resolving.done:
+        # A report of some of the runs is a look too. If the store fails now, the report is still worth having.
+        with suppress(StateError):
+            resolving.record()
+    return comparison
 
 
 class _Conclusion:
@@ -123,7 +134,8 @@ class _Conclusion:
 
     def so_far(self) -> Comparison:
         """The comparison while claims are measured, with the experiments whose runs are all finished."""
-        finished = {workload.name for workload in self.workloads if workload.finished}
+        # The first workload is finished, even if seeds are being added to it.
+        finished = {workload.name for i, workload in enumerate(self.workloads) if i == 0 or workload.finished}
         measured = [each for each in self.experiments if finished.issuperset(each.workloads)]
         return self.of(measured, complete=False, awaited=len(self.experiments) - len(measured))
 

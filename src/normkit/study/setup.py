@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from normkit.study.task.variants import OF_LAYERS, OF_WEIGHTS
 from normkit.study.training.design import Design, design
 from normkit.study.training.rehearsal import rehearse, with_epochs
 from normkit.study.training.trainer import Trainer
-from normkit.study.training.trial import Options
+from normkit.study.training.trial import Options, frozen
 from normkit.tools.model.tree import norms
 
 Notes = tuple[tuple[Text, Text], ...]
@@ -156,18 +157,40 @@ def drawn(search: Mapping[str, Any], count: int, seed: int) -> tuple[Options, ..
     """
     if not search:
         return ()
+    for name, values in search.items():
+        for each in () if isinstance(values, BaseDistribution) else values:
+            _check_storable(name, each)
+    # By their numbers, because optuna warns of tuples.
     kinds = {
-        name: values if isinstance(values, BaseDistribution) else CategoricalDistribution(list(values))
+        name: values if isinstance(values, BaseDistribution) else CategoricalDistribution(range(len(values)))
         for name, values in search.items()
     }
+
+    def value(name: str, drawn: Any) -> Any:
+        return frozen(drawn if isinstance(search[name], BaseDistribution) else search[name][drawn])
+
     with quiet():
         study = create_study(sampler=RandomSampler(seed=seed))
     found: dict[Options, None] = {}
     # A small search space returns the same settings again.
     for _ in range(20 * count):
         if len(found) < count - 1:
-            found[tuple(sorted(study.ask(kinds).params.items()))] = None
+            found[tuple(sorted((name, value(name, got)) for name, got in study.ask(kinds).params.items()))] = None
     return tuple(sorted(found, key=repr))
+
+
+def _check_storable(name: str, value: Any) -> None:
+    """Refuse a value that a store cannot give back as it was."""
+    try:
+        hash(frozen(value))
+        same = frozen(json.loads(json.dumps(value))) == frozen(value)
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise ArgumentError(
+            f"search[{name!r}] must have numbers, texts, True, False, None, or tuples of them, got {value!r:.80}: let "
+            "optimizer make the object from one of these"
+        )
 
 
 def _has_cells(experiment: Experiment, main: Workload) -> bool:

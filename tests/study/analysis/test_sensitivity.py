@@ -11,7 +11,12 @@ RATES = (0.001, 0.01, 0.1, 1.0)
 
 def runs(losses: dict[float, tuple[float | None, ...]], part: float = 1.0) -> list[Run]:
     return [
-        Run(Trial("tune", "none", 8, rate, seed, part=part), "trained", validation_error=0.1, validation_loss=loss)
+        Run(
+            Trial("tune", "none", 8, rate, seed, part=part),
+            "untrained" if loss is None else "trained",
+            validation_error=0.1,
+            validation_loss=loss,
+        )
         for rate, values in losses.items()
         for seed, loss in enumerate(values)
     ]

@@ -28,14 +28,22 @@ def task() -> Task:
 @pytest.mark.parametrize("higher", [False, True])
 def test_the_best_run_is_that_with_the_best_validation(higher: bool) -> None:
     runs = {}
-    for seed, (validation, test) in enumerate([(0.2, 0.9), (0.1, 0.5), (0.3, 0.1)]):
+    design = Design(("none",), (8,), 2, 3, 40, lowest_rate=0.1, higher_is_better=higher)
+    for tuning in design.tuning_seeds:
+        tuned = Trial("tune", "none", 8, 0.1, tuning)
+        runs[tuned] = Run(tuned, "trained", validation_error=0.0 if not higher else 1.0)
+    for seed, (validation, test) in enumerate([(0.2, 0.9), (0.1, 0.5), (0.3, 0.1)], 100):
         trial = Trial("measure", "none", 8, 0.1, seed)
         runs[trial] = Run(trial, "trained", validation_error=validation, test_error=test)
-    tuned = Trial("tune", "none", 8, 0.1, 9)
-    runs[tuned] = Run(tuned, "trained", validation_error=0.0 if not higher else 1.0)
-    design = Design(("none",), (8,), 2, 3, 40, higher_is_better=higher)
+    # Runs that are stored, but are not among the results: another rate, another method, another `--seed`.
+    for stray in (
+        Trial("measure", "none", 8, 0.3162, 100),
+        Trial("measure", "batch_norm", 8, 0.1, 100),
+        Trial("measure", "none", 8, 0.1, 1100),
+    ):
+        runs[stray] = Run(stray, "trained", validation_error=float(higher), test_error=0.0)
     (best,) = best_runs(Workload("task", task(), design, runs=runs))
-    assert best.trial.seed == (2 if higher else 1)
+    assert best.trial.seed == (102 if higher else 101)
 
 
 def test_checkpoints_are_written_once_and_load(tmp_path: Path) -> None:

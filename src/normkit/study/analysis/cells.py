@@ -140,7 +140,7 @@ class Cell:
     @property
     def median_steps(self) -> tuple[float, bool] | None:
         """Median of `steps`, and whether it is a lower bound."""
-        return stats.median_steps(self.steps, self.design.steps)
+        return stats.median_steps(self.steps, self.design.steps_at(self.batch_size))
 
     @property
     def time_ratio(self) -> Interval | None:

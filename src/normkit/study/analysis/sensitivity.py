@@ -32,6 +32,8 @@ def sensitivity(
 ) -> Sensitivity | None:
     """The sensitivity of a method; None if there are fewer than two runs at a rate, or none at some rate.
 
+    It is also None if the loss on validation data was not measured.
+
     The standard deviation of a run is pooled over the rates, because each rate has only few runs.
 
     Args:
@@ -40,6 +42,8 @@ def sensitivity(
         short: the runs of the first steps, at all of these rates.
         untrained: the loss before training.
     """
+    if any(run.validation_loss is None and run.state != "failed" and not run.broke for run in (*tuning, *short)):
+        return None
     full, first = (_losses([run for run in runs if not run.trial.options], untrained) for runs in (tuning, short))
     found = {rate: full.get(rate) or first.get(rate) for rate in rates}
     values = [each for each in found.values() if each]

@@ -24,11 +24,11 @@ def test_error(cell: Cell, run: Run) -> float | None:
 
 def steps_to_target(cell: Cell, run: Run) -> float | None:
     """Steps until the smoothed loss reaches the target; a run that does not reach it counts with all its steps."""
-    design = cell.design
+    design, most = cell.design, cell.design.steps_at(cell.batch_size)
     if run.state != "trained":
-        return float(design.steps)
+        return float(most)
     step = stats.arrival(smooth(run.losses, design.window), design.window, design.target_loss)
-    return float(step or design.steps)
+    return float(step or most)
 
 
 def probed(name: str) -> Value:

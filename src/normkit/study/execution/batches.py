@@ -110,7 +110,12 @@ def _groups(workloads: Sequence[Workload], trials: Sequence[tuple[int, Trial]]) 
 
     def work(batch: Batch) -> int:
         number, trials = batch
-        return int(workloads[number].design.steps * trials[0].part * trials[0].batch_size * len(trials))
+        return int(
+            workloads[number].design.steps_at(trials[0].batch_size)
+            * trials[0].part
+            * trials[0].batch_size
+            * len(trials)
+        )
 
     return sorted(batches, key=work, reverse=True)
 

@@ -13,7 +13,8 @@ import torch
 from normkit.study.execution.payload import train_again
 from normkit.study.execution.workers import Failure, WorkerPool
 from normkit.study.execution.workload import Workload
-from normkit.study.training.trial import Run, Trial
+from normkit.study.training.trial import Run, Trial, frozen
+from normkit.study.training.tuning import tuned
 
 
 def file_of(folder: Path, trial: Trial) -> Path:
@@ -28,13 +29,21 @@ def file_of(folder: Path, trial: Trial) -> Path:
 def best_runs(workload: Workload) -> Iterator[Run]:
     """Of each method and batch size the run of the results with the best metric on the validation data.
 
-    The test data choose nothing, so that their metric stays an estimate.
+    The test data choose nothing, so that their metric stays an estimate. Runs at other rates than the chosen one, and
+    those of methods that are not compared now, are not among the results.
     """
-    sign = workload.design.sign
+    design, sign = workload.design, workload.design.sign
+    chosen = {
+        (method, size): found.setting
+        for size in design.batch_sizes
+        for method, found in tuned(design, workload.runs, size).items()
+    }
     best: dict[tuple[str, int], Run] = {}
     for run in workload.runs.values():
         cell = run.trial.method, run.trial.batch_size
         if run.trial.kind != "measure" or run.state != "trained" or run.validation_error is None:
+            continue
+        if chosen.get(cell) != run.trial.setting or not design.has_seed(run.trial.seed):
             continue
         if cell not in best or sign * run.validation_error < sign * (best[cell].validation_error or 0.0):
             best[cell] = run
@@ -95,7 +104,7 @@ def _trial_in(path: Path) -> Trial | None:
         return None
     try:
         found = torch.load(path, map_location="cpu")
-        options = tuple(sorted(found["options"].items()))
+        options = tuple(sorted((name, frozen(value)) for name, value in found["options"].items()))
         return Trial("measure", found["method"], found["batch_size"], found["rate"], found["seed"], options)
     except Exception:
         # A broken file is written again.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -27,13 +28,39 @@ Progress = Callable[[int, int, str], None]
 
 
 class _Counter:
-    """Counts the finished runs, and reports them with the number of all runs."""
+    """Counts each finished run once, and reports their number with that of all runs.
 
-    def __init__(self, total: int, progress: Progress) -> None:
-        self.total, self.done, self.progress = total, 0, progress
+    Args:
+        expected: of each workload the number of runs, its timings included. It is corrected by what a stage asks for.
+        progress: called with every report.
+    """
+
+    def __init__(self, expected: Sequence[int], progress: Progress) -> None:
+        self.expected, self.progress = list(expected), progress
+        self.counted: list[set[object]] = [set() for _ in expected]
+        self.what = ""
+
+    def count(self, items: Iterable[tuple[int, object]]) -> None:
+        """Count finished trials and timings, each with the number of its workload."""
+        for number, item in items:
+            self.counted[number].add(item)
+
+    def expect(self, left: Iterable[tuple[int, object]]) -> None:
+        """Expect these in any case: how many runs there will be is known only in part before the first one."""
+        waiting = Counter(number for number, item in left if item not in self.counted[number])
+        for number, count in waiting.items():
+            self.expected[number] = max(self.expected[number], len(self.counted[number]) + count)
+
+    def end(self, part: Iterable[int]) -> None:
+        """Expect no further runs of some workloads."""
+        for number in part:
+            self.expected[number] = len(self.counted[number])
+        self.report(self.what)
 
     def report(self, what: str) -> None:
-        self.progress(self.done, max(self.done, self.total), what)
+        self.what = what
+        done = [len(found) for found in self.counted]
+        self.progress(sum(done), sum(map(max, done, self.expected)), what)
 
 
 def run_stages(
@@ -73,7 +100,8 @@ def run_stages(
         workload.runs |= store.runs(workload.task, workload.design)
     timed = [(i, workload) for i, workload in enumerate(workloads) if workload.timed]
     timings = [(i, size) for i, workload in timed for size in workload.design.batch_sizes]
-    counter = _Counter(sum(workload.design.runs for workload in workloads) + len(timings), progress)
+    times = Counter(number for number, _ in timings)
+    counter = _Counter([workload.design.runs + times[i] for i, workload in enumerate(workloads)], progress)
 
     def run(stages: Mapping[str, Ask], part: range) -> bool:
         return all(
@@ -101,12 +129,14 @@ def run_stages(
         for number, batch_size in timings if ranks.rank() == 0 else ():
             if number in part:
                 _time(workloads[number], number, batch_size, store, pool, counter, limit)
+        counter.end(part)
         if 0 in part and compared is not None:
             compared()
     measuring = {"measuring": STAGES["measuring"]}
     while grow and grow() and time.perf_counter() < end:
         if not run(measuring, range(1)) or not confirmed():
             break
+    counter.end(range(len(workloads)))
     if checkpoints is not None and ranks.rank() == 0:
         counter.report("keeping the best runs")
         keep_best(workloads[0], 0, pool, checkpoints, limit)
@@ -125,24 +155,25 @@ def _run_stage(
     limit: float | None,
 ) -> bool:
     """Run the trials of one stage of a part of the workloads; returns whether there was time for all of them."""
-    asked = [(i, trial) for i in part for trial in ask(workloads[i])]
+    # A trial may be asked for twice, for example by two looks.
+    asked = dict.fromkeys((i, trial) for i in part for trial in ask(workloads[i]))
     name = what if 0 in part else f"claims: {what}"
     left = [(i, trial) for i, trial in asked if workloads[i].is_open(trial)]
-    counter.done += len(asked) - len(left)
+    counter.count((i, trial) for i, trial in asked if not workloads[i].is_open(trial))
+    counter.expect(left)
     counter.report(name)
     batches = Batches(workloads, store, left, pool.workers)
-    # Runs of other processes are counted together at the end of the stage.
-    after = counter.done + len(left)
     for batch, result in pool.work(train_batch, batches, limit):
         workload, runs = workloads[batch[0]], batches.runs(batch, result)
         for run in runs:
             store.add(workload.task, workload.design, run)
             workload.runs[run.trial] = run
-        counter.done += len(runs)
+        counter.count((batch[0], run.trial) for run in runs)
         counter.report(name)
         if time.perf_counter() > end:
             return False
-    counter.done = after
+    # Runs of other processes are counted together.
+    counter.count(left)
     return True
 
 
@@ -157,6 +188,8 @@ def _time(
 ) -> None:
     """Measure the step times of a workload at a batch size; one at a time, so that they do not disturb each other."""
     timing = Timing(batch_size, workload.trained(batch_size))
+    if not timing.methods:
+        return
     known = store.times(workload.task, workload.design, timing)
     if known is None:
         patience = limit and limit * len(workload.design.methods)
@@ -172,5 +205,5 @@ def _time(
         known = result
         store.add_times(workload.task, workload.design, timing, known)
     workload.times[batch_size] = known
-    counter.done += 1
+    counter.count([(number, timing)])
     counter.report("timing")

@@ -107,8 +107,23 @@ class Workload:
 
     @property
     def finished(self) -> bool:
-        """Whether every trial of every stage has a result."""
-        return not any(self.is_open(trial) for stage in STAGES.values() for trial in stage(self))
+        """Whether every trial of every stage was run, also if it failed."""
+        return all(trial in self.runs for trial in self.asked())
+
+    def asked(self) -> Iterator[Trial]:
+        """The trials of all stages, as far as they are known now."""
+        for stage in STAGES.values():
+            yield from stage(self)
+
+    @property
+    def own_runs(self) -> tuple[Run, ...]:
+        """The runs of the methods, batch sizes and seeds of the design; a store may hold others of the same task."""
+        design = self.design
+        return tuple(
+            run
+            for trial, run in self.runs.items()
+            if trial.method in design.methods and trial.batch_size in design.batch_sizes and design.has_seed(trial.seed)
+        )
 
     def _on_tuning_seeds(self, method: str, batch_size: int, rate: float) -> Iterator[Trial]:
         for seed in self.design.tuning_seeds:

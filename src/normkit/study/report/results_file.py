@@ -19,7 +19,7 @@ from normkit.study.analysis.verdict import AtRate, Look, Pair, Standing
 from normkit.study.report.writing.answer import answer
 from normkit.study.task.metric import Metric
 from normkit.study.training.design import Design
-from normkit.study.training.trial import Options, Run
+from normkit.study.training.trial import Options, Run, frozen
 
 R = TypeVar("R", bound=Results)
 
@@ -196,7 +196,7 @@ def _cell(data: Mapping[str, Any], design: Design, plain: tuple[float, ...]) -> 
     tuning, short, runs, others = (
         tuple(Run.from_dict(run) for run in data[name]) for name in ("tuning", "short", "runs", "others")
     )
-    options: Options = tuple((name, value) for name, value in data["options"])
+    options: Options = tuple((name, frozen(value)) for name, value in data["options"])
     return Cell(
         data["method"],
         data["batch_size"],

@@ -25,9 +25,12 @@ Move = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Values:
-    """The measurements of a model on a part: the reported metric is one of them."""
+    """The measurements of a model on a part: the reported metric is one of them.
 
-    loss: float
+    The loss is None if `evaluate` does not give it: another value has another scale, and perhaps another direction.
+    """
+
+    loss: float | None
     metric: float
     name: str
     others: dict[str, float]
@@ -72,7 +75,7 @@ def measure(task: Any, model: nn.Module, part: Part, size: int, move: Move = lam
     values = {str(name): _number(name, value) for name, value in found.items()}
     name = task.metric_name if task.metric_name in values else next(iter(values))
     others = {key: value for key, value in values.items() if key not in (name, "loss")}
-    return Values(values.get("loss", values[name]), values[name], name, others)
+    return Values(values.get("loss"), values[name], name, others)
 
 
 def _number(name: Any, value: Any) -> float:
@@ -141,9 +144,7 @@ class OwnScheme:
             part = getattr(self.task, name)
             # Random samples: the data may be sorted.
             some = part.cut(guess.representative(part, UNTRAINED))
-            self._guesses[name] = measure(
-                self.task, self.task.build("none", 0), some, self.task.evaluation_batch or 256
-            )
+            self._guesses[name] = measure(self.task, self.task.build("none", 0), some, self.task.evaluation_batch or 64)
         return self._guesses[name]
 
     def check(self) -> None:

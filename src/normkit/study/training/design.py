@@ -140,6 +140,15 @@ class Design:
         """The first evaluation seeds."""
         return tuple(1000 * self.seed + 100 + i for i in range(count))
 
+    def has_seed(self, seed: int) -> bool:
+        """Whether a seed is one of this design's, also with more evaluation seeds, and not one of another `seed`.
+
+        >>> plan = design(("none",), (8,), 2, 7, 50, seed=1)
+        >>> plan.has_seed(1100), plan.has_seed(100)
+        (True, False)
+        """
+        return seed // 1000 == self.seed
+
     @property
     def tuning_seeds(self) -> tuple[int, ...]:
         """Seeds for the choice of the learning rate; no result uses any of them."""

@@ -18,7 +18,7 @@ from normkit.study.task.scoring.scores import WholeScore, number, of_metric, sam
 from normkit.study.training.copies.replicas import Replicas
 from normkit.study.training.design import Design
 from normkit.study.training.placement import to_device
-from normkit.study.training.trial import Run, Trial
+from normkit.study.training.trial import GUESSING, Run, Trial
 
 PartName = Literal["train", "validation", "test"]
 CHUNK = 512
@@ -78,8 +78,8 @@ def _rounded(curve: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(f"{loss:.4g}") for loss in curve)
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _diverged(task: Task, trial: Trial, curve: list[float]) -> Run:
@@ -97,9 +97,12 @@ def _diverged(task: Task, trial: Trial, curve: list[float]) -> Run:
 
 
 class _Scored(NamedTuple):
-    """Scores of a copy on a part of the data; `further` are the further metrics of the task."""
+    """Scores of a copy on a part of the data; `further` are the further metrics of the task.
 
-    loss: float
+    The loss is None if the task's own functions do not measure it.
+    """
+
+    loss: float | None
     metric: float
     further: dict[str, float]
 
@@ -107,11 +110,12 @@ class _Scored(NamedTuple):
 def _state(task: Task, validation: _Scored, test: _Scored | None) -> tuple[Literal["trained", "untrained"], str]:
     """A run trained if its metric is better than guessing by its interval, on the test data if they were used."""
     last, name = (validation, "validation") if test is None else (test, "test")
-    if not all(math.isfinite(part.loss) for part in (validation, test) if part):
-        return "untrained", f"the loss in evaluation was {last.loss}"
+    for part in (validation, test):
+        if part is not None and part.loss is not None and not math.isfinite(part.loss):
+            return "untrained", f"the loss in evaluation was {part.loss}"
     if task.scheme.beats_guess(name, last.metric):
         return "trained", ""
-    return "untrained", "at the end no better than guessing"
+    return "untrained", GUESSING
 
 
 def _scores(
@@ -133,7 +137,7 @@ def _scores(
         metrics: further metrics.
     """
     if task.own:
-        return [_own_scores(task, design, model, part, chunk) for model in copies.unstacked()]
+        return [_own_scores(task, design, model, part, name, chunk) for model in copies.unstacked()]
     found: list[_Scored] = []
     while len(found) < len(copies):
         found += _some_scores(task, design, copies, part, slice(len(found), len(copies)), metrics or {}, name, chunk)
@@ -210,15 +214,16 @@ def _bytes(tree: Any) -> int:
 
 
 @torch.no_grad()
-def validation_metrics(task: Task, design: Design, copies: Replicas) -> list[float]:
+def validation_metrics(task: Task, design: Design, copies: Replicas, chunk: int) -> list[float]:
     """The metric of each copy on the validation data, during training."""
-    chunk = task.evaluation_batch or CHUNK
     return [scored.metric for scored in _scores(task, design, copies, task.validation, "validation", chunk)]
 
 
-def _own_scores(task: Task, design: Design, model: nn.Module, part: Part, chunk: int) -> _Scored:
+def _own_scores(task: Task, design: Design, model: nn.Module, part: Part, name: PartName, chunk: int) -> _Scored:
     """The measurements of a model by the user's own functions."""
     found = measure(task, model, part, chunk, partial(to_device, design))
+    if not math.isfinite(found.metric):
+        return _Scored(math.nan, task.scheme.guess(name), {})
     return _Scored(found.loss, found.metric, found.others)
 
 
@@ -255,5 +260,6 @@ def _gap(task: Task, design: Design, copies: Replicas, batch_size: int, chunk: i
                     training[i] += float(task.loss(outputs, targets)) * batch_size / count
         copies.train(False)
         test = _scores(task, design, copies, task.test, "test", chunk) if copies.statistics_modules() else []
-    gaps = [scored.loss - other for scored, other in zip(evaluation, training, strict=True)]
+    losses = [math.nan if scored.loss is None else scored.loss for scored in evaluation]
+    gaps = [loss - other for loss, other in zip(losses, training, strict=True)]
     return _Training([scored.metric for scored in evaluation], gaps, [scored.metric for scored in test])

@@ -27,9 +27,10 @@ class Steps:
         task, design: as in `Trainer.execute`.
         trials: one for each copy.
         copies: with their optimizers.
+        chunk: samples in one evaluation batch.
     """
 
-    def __init__(self, task: Task, design: Design, trials: Sequence[Trial], copies: Replicas) -> None:
+    def __init__(self, task: Task, design: Design, trials: Sequence[Trial], copies: Replicas, chunk: int) -> None:
         self.task, self.design, self.copies = task, design, copies
         self.batch_size = trials[0].batch_size
         self.count = design.steps_at(self.batch_size)
@@ -39,7 +40,7 @@ class Steps:
         each = [batches(len(task.train), t.batch_size, forwards, t.seed, weights) for t in trials]
         self.order = torch.stack(each, dim=1)
         self.average = None if task.ema is None else Average(copies, task.ema)
-        self.stopping = None if task.patience is None else EarlyStopping(task, design, copies, self.count)
+        self.stopping = None if task.patience is None else EarlyStopping(task, design, copies, self.count, chunk)
 
     def __call__(self, step: int) -> Tensor:
         """Make a step; returns the losses before it."""
@@ -55,9 +56,14 @@ class Steps:
             self.average.update()
         return losses
 
-    def stopped(self, step: int) -> bool:
-        """Whether training ends after this step, because the validation data have shown no progress."""
-        return self.stopping is not None and self.stopping.check(step, self.average)
+    def stopped(self, step: int, losses: Tensor) -> bool:
+        """Whether training ends after this step: a loss is not finite, or the validation data have shown no progress.
+
+        Many metrics raise an error for values that are not finite.
+        """
+        if self.stopping is None:
+            return False
+        return not bool(losses.isfinite().all()) or self.stopping.check(step, self.average)
 
     def finish(self) -> None:
         """Give the copies the weights that are evaluated."""
@@ -114,8 +120,8 @@ class Average:
 class EarlyStopping:
     """Checks a single copy on the validation data, and keeps its best weights."""
 
-    def __init__(self, task: Task, design: Design, copies: Replicas, steps: int) -> None:
-        self.task, self.design, self.copies = task, design, copies
+    def __init__(self, task: Task, design: Design, copies: Replicas, steps: int, chunk: int) -> None:
+        self.task, self.design, self.copies, self.chunk = task, design, copies, chunk
         self.every = max(1, steps // CHECKS)
         self.best: dict[str, Tensor] | None = None
         self.least, self.waited = float("inf"), 0
@@ -128,7 +134,7 @@ class EarlyStopping:
         if average is not None:
             assign(self.copies, average.values)
         self.copies.train(False)
-        (value,) = validation_metrics(self.task, self.design, self.copies)
+        (value,) = validation_metrics(self.task, self.design, self.copies, self.chunk)
         self.copies.train()
         value *= self.design.sign
         if value < self.least:

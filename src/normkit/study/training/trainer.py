@@ -55,8 +55,11 @@ class Trainer:
             design: the numbers of the training.
             trials: trials of one method and one batch size.
         """
-        start = time.perf_counter()
         most = self._sizes(task, design, trials[0], len(trials)).copies
+        if len(trials) > 1 and design.stack > 1:
+            self._is_stackable(task, trials[0])
+        # What is found out once is no part of the time of a run, from which the next batches are sized.
+        start = time.perf_counter()
         groups = [trials[i : i + most] for i in range(0, len(trials), most)]
         runs = [run for group in groups for run in self._execute(task, design, group)]
         share = (time.perf_counter() - start) / len(trials)
@@ -89,6 +92,10 @@ class Trainer:
             self.sizes[key] = memory.sizes(task, design, trial, count, self.budget[design.device])
         return self.sizes[key]
 
+    def _chunk(self, task: Task, design: Design, trials: Sequence[Trial]) -> int:
+        """Samples in an evaluation batch."""
+        return self._sizes(task, design, trials[0], len(trials)).evaluation
+
     def _id(self, task: Task) -> int:
         self.tasks[id(task)] = task
         return id(task)
@@ -115,14 +122,13 @@ class Trainer:
         """Train and evaluate; with `stacked` all copies are trained at once. Exceptions are not caught."""
         with torch.random.fork_rng(devices=[]), autocast(design):
             copies, losses = self.fit(task, design, trials, stacked)
-            chunk = self._sizes(task, design, trials[0], len(trials)).evaluation
-            return evaluate(task, design, trials, copies, losses, chunk)
+            return evaluate(task, design, trials, copies, losses, self._chunk(task, design, trials))
 
     def checkpoint(self, task: Task, design: Design, trial: Trial) -> tuple[Run, dict[str, Tensor]]:
         """Train one trial: its run, and the state of the model. Exceptions are not caught."""
         with torch.random.fork_rng(devices=[]), autocast(design):
             copies, losses = self.fit(task, design, [trial], stacked=False)
-            (run,) = evaluate(task, design, [trial], copies, losses)
+            (run,) = evaluate(task, design, [trial], copies, losses, self._chunk(task, design, [trial]))
             (model,) = copies.unstacked()
             return run, {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
@@ -136,13 +142,13 @@ class Trainer:
         else:
             copies = Separate(models, task.training_step, task.manual)
         copies.optimize(task.optimizer, [trial.setting for trial in trials], task.parameters)
-        steps = Steps(task, design, trials, copies)
+        steps = Steps(task, design, trials, copies, self._chunk(task, design, trials))
         losses: list[Tensor] = []
         for step in range(max(1, round(trials[0].part * steps.count))):
             losses.append(steps(step))
             if step % 20 == 19 and not losses[-1].isfinite().any():
                 break
-            if steps.stopped(step):
+            if steps.stopped(step, losses[-1]):
                 break
         steps.finish()
         return copies, torch.stack(losses).cpu()

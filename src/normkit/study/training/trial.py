@@ -10,10 +10,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+GUESSING = "at the end no better than guessing"
+"""The message of a run that did not train although its losses were finite."""
 Options = tuple[tuple[str, Any], ...]
 """Names and values, sorted by name."""
 Setting = tuple[float, Options]
 """A learning rate and options."""
+
+
+def frozen(value: Any) -> Any:
+    """A value of an option with tuples instead of lists, which JSON makes of tuples.
+
+    >>> frozen([0.9, [0.99]])
+    (0.9, (0.99,))
+    """
+    return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,11 @@ class Run:
     trace: str = ""
     seconds: float = 0.0
 
+    @property
+    def broke(self) -> bool:
+        """Whether a loss was not finite."""
+        return self.state == "untrained" and self.message != GUESSING
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for stores and results.json, in which the key of the trial is "job"."""
         data = asdict(self)
@@ -72,7 +88,7 @@ class Run:
     def from_dict(cls, data: dict[str, Any]) -> Run:
         """Make a run from the data of `to_dict`."""
         job = data["job"]
-        options = tuple((name, value) for name, value in job.get("options", ()))
+        options = tuple((name, frozen(value)) for name, value in job.get("options", ()))
         given = {name: value for name, value in data.items() if name != "job"}
         return cls(**given | {"trial": Trial(**job | {"options": options}), "losses": tuple(data["losses"])})
 

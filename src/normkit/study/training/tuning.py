@@ -75,7 +75,7 @@ def early_losses(design: Design, runs: Mapping[Trial, Run], method: str, batch_s
         trials = [Trial("tune", method, batch_size, rate, seed, part=FIRST_PART) for seed in design.tuning_seeds]
         short = [run for run in pick(runs, trials) if run.state != "failed"]
         if short:
-            broke = any(run.state == "untrained" and run.validation_loss is None for run in short)
+            broke = any(run.broke for run in short)
             found[rate] = math.inf if broke else _mean([_mean(run.losses[-half:]) for run in short])
     return found
 
@@ -123,8 +123,7 @@ def _value(design: Design, run: Run) -> float | None:
     if run.validation_error is None:
         return None
     if design.choose == "training":
-        broke = run.state == "untrained" and run.validation_loss is None
-        return math.inf if broke else _mean(run.losses)
+        return math.inf if run.broke else _mean(run.losses)
     return design.sign * run.validation_error
 
 

@@ -95,9 +95,7 @@ def untrained(found: Results, lang: str) -> list[tuple[str, str]]:
     shown = []
     for cell in found.cells:
         why = Counter(
-            "messages.guess" if run.validation_loss is not None else "messages.broke"
-            for run in cell.runs
-            if run.state == "untrained"
+            "messages.broke" if run.broke else "messages.guess" for run in cell.runs if run.state == "untrained"
         )
         if why:
             count = say("messages.count", lang, count=cell.untrained, runs=len(cell.runs))
