@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normkit.errors import ArgumentError
+from normkit.errors import ArgumentError, NormkitError
 from normkit.study.task import recipe
-from normkit.study.task.batches import EVALUATED, Collate, Unpack, unpacked
+from normkit.study.task.batches import EVALUATED, Collate, Unpack, shown, unpacked
 from normkit.study.task.defaults import sgd, usual_loss
 from normkit.study.task.masks import give_masks
 from normkit.study.task.metric import Metric
@@ -339,7 +340,20 @@ class Task:
         assert self.loss is not None
         model = self.build("none", 0)
         inputs, targets = self.train.take(self.train.first(4))
-        loss = self.loss(call(model, inputs), targets)
+        outputs = call(model, inputs)
+        try:
+            with warnings.catch_warnings():
+                # Losses of torch repeat targets for outputs of another shape, and train on wrong pairs.
+                warnings.filterwarnings("error", "Using a target size")
+                loss = self.loss(outputs, targets)
+        except (RuntimeError, IndexError, TypeError, ValueError, AssertionError, UserWarning) as error:
+            if isinstance(error, NormkitError):
+                raise
+            raise ArgumentError(
+                f"loss must take outputs and targets of a batch, but with outputs {shown(outputs)} and targets "
+                f"{shown(targets)} it raised {type(error).__name__}: {error}. Cross entropy takes whole numbers from 0 "
+                "and an output for each class; other losses of torch take targets of the shape of the outputs"
+            ) from error
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.isfinite():
             raise ArgumentError(
                 f"loss must give one finite number as a tensor, got {loss!r} from the untrained model: return the mean "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Sequence
@@ -139,13 +140,26 @@ class Trainer:
         steps = Steps(task, design, trials, copies)
         losses: list[Tensor] = []
         for step in range(max(1, round(trials[0].part * steps.count))):
-            losses.append(steps(step))
+            try:
+                losses.append(steps(step))
+            except Exception:
+                # Some losses refuse what a diverged model gives, as a binary cross entropy does NaN.
+                if len(trials) > 1 or _finite(copies):
+                    raise
+                break
             if step % 20 == 19 and not losses[-1].isfinite().any():
                 break
             if steps.stopped(step):
                 break
         steps.finish()
-        return copies, torch.stack(losses).cpu()
+        if len(trials) == 1 and not _finite(copies):
+            losses.append(torch.full((1,), math.nan))
+        return copies, torch.stack([loss.cpu() for loss in losses])
+
+
+def _finite(copies: Replicas) -> bool:
+    """Whether all weights are finite; after a step at a rate that is much too high they are not."""
+    return all(bool(p.isfinite().all()) for model in copies.unstacked() for p in model.parameters())
 
 
 def _needs_separate(task: Task, batch_size: int) -> bool:
