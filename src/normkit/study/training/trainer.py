@@ -16,6 +16,7 @@ from normkit.study.training import memory
 from normkit.study.training.copies.replicas import Replicas, Separate
 from normkit.study.training.copies.stacked import RecordedSteps, Stacked, can_be_stacked
 from normkit.study.training.design import Design
+from normkit.study.training.diverged import is_finite
 from normkit.study.training.evaluation import evaluate
 from normkit.study.training.memory import Sizes
 from normkit.study.training.placement import autocast, model_of
@@ -143,7 +144,7 @@ class Trainer:
             try:
                 losses.append(steps(step))
             except Exception:
-                # Some losses refuse what a diverged model gives, as a binary cross entropy does NaN.
+                # A step of the user may raise an error for a diverged model.
                 if len(trials) > 1 or _finite(copies):
                     raise
                 break
@@ -159,7 +160,7 @@ class Trainer:
 
 def _finite(copies: Replicas) -> bool:
     """Whether all weights are finite; after a step at a rate that is much too high they are not."""
-    return all(bool(p.isfinite().all()) for model in copies.unstacked() for p in model.parameters())
+    return all(is_finite(list(model.parameters())) for model in copies.unstacked())
 
 
 def _needs_separate(task: Task, batch_size: int) -> bool:
