@@ -339,11 +339,11 @@ class Task:
             return
         assert self.loss is not None
         model = self.build("none", 0)
-        loss = self._try_loss(model, *self.train.take(self.train.first(4)), "")
+        loss = self._try_loss(model, self.train.take(self.train.first(4)))
         for name in ("train", "validation", "test"):
             part: Part = getattr(self, name)
             if (extremes := part.extremes()) is not None:
-                self._try_loss(model, *part.take(extremes), f" of the {name} data with the lowest and highest targets")
+                self._try_loss(model, part.take(extremes), f" with the lowest and highest targets of the {name} data")
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.isfinite():
             raise ArgumentError(
                 f"loss must give one finite number as a tensor, got {loss!r} from the untrained model: return the mean "
@@ -351,8 +351,10 @@ class Task:
             )
         self.scheme.check()
 
-    def _try_loss(self, model: nn.Module, inputs: Any, targets: Any, which: str) -> Any:
+    def _try_loss(self, model: nn.Module, batch: tuple[Any, Any], which: str = "") -> Any:
+        """The loss of a batch; `which` says in a message how its samples were chosen."""
         assert self.loss is not None
+        inputs, targets = batch
         outputs = call(model, inputs)
         try:
             with warnings.catch_warnings():
@@ -362,10 +364,11 @@ class Task:
         except Exception as error:
             if isinstance(error, NormkitError):
                 raise
+            why = f"{type(error).__name__}: {str(error).rstrip('.')}"
             raise ArgumentError(
                 f"loss must take outputs and targets of a batch{which}, but with outputs {shown(outputs)} and targets "
-                f"{shown(targets)} it raised {type(error).__name__}: {str(error).rstrip('.')}. Cross entropy takes whole numbers from 0 "
-                "and an output for each class; other losses of torch take targets of the shape of the outputs"
+                f"{shown(targets)} it raised {why}. Cross entropy takes whole numbers from 0 and an output for each "
+                "class; other losses of torch take targets of the shape of the outputs"
             ) from error
         if _repeats_targets(self.loss, outputs, targets, loss):
             raise ArgumentError(

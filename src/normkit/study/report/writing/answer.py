@@ -141,8 +141,7 @@ def _groups(found: Results, standing: Standing, seeds: int, lang: str) -> list[s
     worse = [method for method in standing.behind if method not in lost]
     unclear = [method for method in standing.unresolved if method not in lost]
     untrained, behind, equal, unresolved = (
-        [formatting.inline(method, lang) for method in group]
-        for group in (lost, worse, standing.equal_to, unclear)
+        [formatting.inline(method, lang) for method in group] for group in (lost, worse, standing.equal_to, unclear)
     )
     said = []
     if equal:
@@ -150,7 +149,9 @@ def _groups(found: Results, standing: Standing, seeds: int, lang: str) -> list[s
         said.append(_EQUAL.to(lang).format(names=formatting.listing(equal, lang), verb=verb, least=least))
     if unresolved:
         one = len(unresolved) == 1
-        named = formatting.listing(unresolved, lang) if standing.behind or lost or equal or one else _ALL_OTHERS.to(lang)
+        named = (
+            formatting.listing(unresolved, lang) if standing.behind or lost or equal or one else _ALL_OTHERS.to(lang)
+        )
         said.append((_ONE_UNRESOLVED if one else _UNRESOLVED).to(lang).format(names=named, seeds=seeds))
     if behind:
         some = bool(equal or unresolved or untrained)
