@@ -144,9 +144,9 @@ def test_a_method_of_which_no_run_trained_is_not_recommended(found: Comparison) 
     assert [choice.method for choice in decision.avoid] == [lost]
     assert lost not in [choice.method for choice in decision.take]
     text = answer(study_)
-    assert f"no run of {formatting.inline(lost, 'en')} trained" in text.en
-    assert "rule out none" not in text.en
-    assert "all other methods" not in text.en
+    assert f"no run of {formatting.inline(lost, 'en')} trained" in text.to("en")
+    assert "rule out none" not in text.to("en")
+    assert "all other methods" not in text.to("en")
     assert "not resolved with" in why(study_, decision, decision.avoid[0], "en")
     assert "未能分辨" in why(study_, decision, decision.avoid[0], "zh")
 
