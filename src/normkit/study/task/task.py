@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normkit.errors import ArgumentError, NormkitError
+from normkit.errors import ArgumentError
 from normkit.study.task import recipe
-from normkit.study.task.batches import EVALUATED, Collate, Unpack, shown, unpacked
+from normkit.study.task.batches import EVALUATED, Collate, Unpack, unpacked
+from normkit.study.task.checked_loss import checked_loss
 from normkit.study.task.defaults import sgd, usual_loss
 from normkit.study.task.masks import give_masks
 from normkit.study.task.metric import Metric
@@ -339,11 +339,13 @@ class Task:
             return
         assert self.loss is not None
         model = self.build("none", 0)
-        loss = self._try_loss(model, self.train.take(self.train.first(4)))
+        loss = checked_loss(self.loss, model, self.train.take(self.train.first(4)))
         for name in ("train", "validation", "test"):
             part: Part = getattr(self, name)
             if (extremes := part.extremes()) is not None:
-                self._try_loss(model, part.take(extremes), f" with the lowest and highest targets of the {name} data")
+                checked_loss(
+                    self.loss, model, part.take(extremes), f" with the lowest and highest targets of the {name} data"
+                )
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.isfinite():
             raise ArgumentError(
                 f"loss must give one finite number as a tensor, got {loss!r} from the untrained model: return the mean "
@@ -351,51 +353,10 @@ class Task:
             )
         self.scheme.check()
 
-    def _try_loss(self, model: nn.Module, batch: tuple[Any, Any], which: str = "") -> Any:
-        """The loss of a batch; `which` says in a message how its samples were chosen."""
-        assert self.loss is not None
-        inputs, targets = batch
-        outputs = call(model, inputs)
-        try:
-            with warnings.catch_warnings():
-                # Losses of torch repeat targets for outputs of another shape, and train on wrong pairs.
-                warnings.filterwarnings("error", "Using a target size")
-                loss = self.loss(outputs, targets)
-        except Exception as error:
-            if isinstance(error, NormkitError):
-                raise
-            why = f"{type(error).__name__}: {str(error).rstrip('.')}"
-            raise ArgumentError(
-                f"loss must take outputs and targets of a batch{which}, but with outputs {shown(outputs)} and targets "
-                f"{shown(targets)} it raised {why}. Cross entropy takes whole numbers from 0 and an output for each "
-                "class; other losses of torch take targets of the shape of the outputs"
-            ) from error
-        if _repeats_targets(self.loss, outputs, targets, loss):
-            raise ArgumentError(
-                f"loss must compare each output with its own target, but with outputs {shown(outputs)} and targets "
-                f"{shown(targets)} it compares each one with all targets: give both one shape, as by "
-                "targets.unsqueeze(1)"
-            )
-        return loss
-
     def fingerprint(self) -> str:
         """A digest that changes with the data and with the code and the values that the functions compute with."""
         counted = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _WITHOUT_EFFECT}
         return digest_of_fields({k: v.digest() if isinstance(v, Part) else v for k, v in counted.items()})[:16]
-
-
-def _repeats_targets(loss: Loss, outputs: Any, targets: Any, value: Any) -> bool:
-    """Whether a loss of numbers takes outputs (N, 1) and targets (N,), or the reverse, for N x N pairs."""
-    if not all(isinstance(each, Tensor) and each.is_floating_point() for each in (outputs, targets, value)):
-        return False
-    if sorted((outputs.shape, targets.shape)) != [(len(targets),), (len(targets), 1)]:
-        return False
-    try:
-        own = loss(outputs.reshape(targets.shape), targets)
-    except Exception:
-        # It indexes a dimension of the outputs, so it knows their shape.
-        return False
-    return not torch.allclose(own, value, rtol=1e-3)
 
 
 _WITHOUT_EFFECT = (
