@@ -211,8 +211,8 @@ def _judgement(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
             f"t test gives p < {first:g}, with Holm's correction over all pairs at all batch sizes.{at_rates} A method "
             "is *behind* if any other is better than it. It is *equal* to the leader if the corrected interval of "
             f"their difference is within ±{least}, at the rate of either. Every other method is *not resolved*: its "
-            "difference to the leader is within what these seeds can resolve. It is not recommended if none of its runs "
-            "trained and one of the leader did. If seeds are added later, "
+            "difference to the leader is within what these seeds can resolve. It is not recommended if none of its "
+            "runs trained and one of the leader did. If seeds are added later, "
             f"{design.alpha - first:g} is left for all further reports, so that the probability of a wrong *better* "
             f"is {design.alpha:g} in all.",
             f"在每个批量下，只要有方法优于猜测，平均{test.zh}{lowest_zh}的方法就*领先*。若两种方法的平均差不小于"
