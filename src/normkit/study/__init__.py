@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -296,6 +297,19 @@ def _require_guard() -> None:
         )
 
 
+def _name(task: Task) -> str:
+    """The name of a task on the command line; of one that is no global name of a module a placeholder."""
+    if task.origin != type(task).origin:
+        return task.origin
+    for name, module in list(sys.modules.items()):
+        found = next((key for key, value in list(vars(module).items()) if value is task), None)
+        file = getattr(module, "__file__", None)
+        if found and file:
+            # The main script is imported by its file name.
+            return f"{Path(file).stem if name == '__main__' else name}:{found}"
+    return task.origin
+
+
 def _command(
     design: Design,
     task: Task | None,
@@ -311,7 +325,7 @@ def _command(
     named = f" --claims {','.join(asked)}" if isinstance(asked, Sequence) else " --claims all" if asked else ""
     unusual = [(name, getattr(design, name)) for name in ("device", "dtype") if getattr(design, name) != DEFAULTS[name]]
     return (
-        f"normkit compare {'' if task is None else f'{task.origin} '}--methods {','.join(design.methods)} "
+        f"normkit compare {'' if task is None else f'{_name(task)} '}--methods {','.join(design.methods)} "
         f"--batch-sizes {sizes} --seeds {design.seeds} --trials {design.trials} "
         # Steps would replace the epochs of a task.
         f"{'' if design.steps_by_size else f'--steps {design.steps} '}"

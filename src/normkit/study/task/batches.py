@@ -129,6 +129,21 @@ def _shapes(samples: list[Any]) -> str:
     return ", ".join(sorted(found)[:6])
 
 
+def shown(value: Any) -> str:
+    """A value in a message: the shape and the kind of a tensor, what a tuple or dictionary holds, else its type.
+
+    >>> shown(torch.zeros(2, 3)), shown((torch.zeros(2), None))
+    ('(2, 3) float32', '[(2,) float32, NoneType]')
+    """
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {shown(item)}' for name, item in value.items())}}}"
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(shown, value[:6]))}]"
+    return type(value).__name__
+
+
 def count_of(tree: Any) -> int:
     """The number of samples in tensors: the size of the first one."""
     return next(len(leaf) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor))

@@ -122,6 +122,18 @@ class Part:
         """The indices of the first samples; of an iterable they are read."""
         return torch.arange(min(count, self.stream.read(count) if self.stream else len(self)))
 
+    def extremes(self) -> Tensor | None:
+        """The indices of the samples with the lowest and the highest target, if these are whole numbers in memory.
+
+        >>> Part((torch.zeros(4, 2), torch.tensor([1, 0, 7, 2]))).extremes()
+        tensor([1, 2])
+        """
+        targets = self.data[1] if isinstance(self.data, tuple) else None
+        if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
+            return None
+        flat = targets.reshape(len(targets), -1)
+        return torch.stack([flat.amin(1).argmin(), flat.amax(1).argmax()]) if flat.numel() else None
+
     @property
     def stream(self) -> Stream | None:
         """The iterable that the samples are read from, if it is one."""

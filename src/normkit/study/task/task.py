@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from normkit.errors import ArgumentError
 from normkit.study.task import recipe
 from normkit.study.task.batches import EVALUATED, Collate, Unpack, unpacked
+from normkit.study.task.checked_loss import checked_loss
 from normkit.study.task.defaults import sgd, usual_loss
 from normkit.study.task.masks import give_masks
 from normkit.study.task.metric import Metric
@@ -338,8 +339,13 @@ class Task:
             return
         assert self.loss is not None
         model = self.build("none", 0)
-        inputs, targets = self.train.take(self.train.first(4))
-        loss = self.loss(call(model, inputs), targets)
+        loss = checked_loss(self.loss, model, self.train.take(self.train.first(4)))
+        for name in ("train", "validation", "test"):
+            part: Part = getattr(self, name)
+            if (extremes := part.extremes()) is not None:
+                checked_loss(
+                    self.loss, model, part.take(extremes), f" with the lowest and highest targets of the {name} data"
+                )
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.isfinite():
             raise ArgumentError(
                 f"loss must give one finite number as a tensor, got {loss!r} from the untrained model: return the mean "

@@ -17,6 +17,7 @@ from normkit.study.task.scoring.scheme import Scheme
 from normkit.study.task.scoring.scores import WholeScore, number, of_metric, samples
 from normkit.study.training.copies.replicas import Replicas
 from normkit.study.training.design import Design
+from normkit.study.training.diverged import is_finite, tolerant
 from normkit.study.training.placement import to_device
 from normkit.study.training.trial import GUESSING, Run, Trial
 
@@ -188,7 +189,12 @@ class _Running:
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take a chunk; after a loss that is not finite no metric is computed, because many would raise an error."""
-        self.loss.update(outputs, targets)
+        try:
+            self.loss.update(outputs, targets)
+        except Exception:
+            if is_finite(outputs):
+                raise
+            self.loss.total = math.nan
         self.is_finite = self.is_finite and not math.isinf(self.loss.total) and not math.isnan(self.loss.total)
         if self.is_finite:
             for score in (self.metric, *self.further.values()):
@@ -257,7 +263,7 @@ def _gap(task: Task, design: Design, copies: Replicas, batch_size: int, chunk: i
                 numbered(number)
                 inputs, targets = to_device(design, inputs), to_device(design, targets)
                 for i, outputs in enumerate(copies.outputs(inputs)):
-                    training[i] += float(task.loss(outputs, targets)) * batch_size / count
+                    training[i] += float(tolerant(task.loss)(outputs, targets)) * batch_size / count
         copies.train(False)
         test = _scores(task, design, copies, task.test, "test", chunk) if copies.statistics_modules() else []
     losses = [math.nan if scored.loss is None else scored.loss for scored in evaluation]

@@ -61,26 +61,34 @@ def _try_data(name: str, part: Part) -> None:
 
 def _try_model(task: Task, design: Design) -> None:
     """The model with a batch, and the mask that its norms get."""
-    if task.own and task.mask is None:
-        return
-    model = model_of(task, design, "none", 0).eval()
     inputs, _ = to_device(design, task.train.take(task.train.first(2)))
     try:
-        with torch.no_grad(), autocast(design):
-            call(model, inputs)
+        # To replace norms, the model is called to see the shapes there.
+        model = model_of(task, design, "none", 0).eval()
+        if not task.own or task.mask is not None:
+            with torch.no_grad(), autocast(design):
+                call(model, inputs)
     except NormkitError:
         raise
     except Exception as error:
+        own = " A call shows the shapes at the places of norms, also if training_step and evaluate make none."
         raise ArgumentError(
             f"the model must take a batch of the data, but {_called(inputs)} raised {type(error).__name__}: {error}. A "
             "tuple is passed as model(*inputs), a dictionary as model(**inputs), anything else as model(inputs); "
-            "unpack=, batch -> (inputs, targets), says what the inputs are"
+            f"unpack=, batch -> (inputs, targets), says what the inputs are.{own if task.own else ''}"
         ) from error
     if task.mask is not None:
-        # Norms of torch take no mask, so that an unchanged model may have no place for it.
-        for method in [m for m in design.methods if m.partition(":")[0] not in ("none", "unchanged", *OF_WEIGHTS)][:1]:
-            with torch.no_grad(), autocast(design):
-                check_masks(model_of(task, design, method, 0).eval(), inputs, call)
+        # Norms of torch take no mask, so that an unchanged model may have no place for it. Methods that do not fit into
+        # the model are left out, or refused, by the caller.
+        for method in design.methods:
+            if method.partition(":")[0] not in ("none", "unchanged", *OF_WEIGHTS):
+                try:
+                    masked = model_of(task, design, method, 0).eval()
+                except ArgumentError:
+                    continue
+                with torch.no_grad(), autocast(design):
+                    check_masks(masked, inputs, call)
+                break
 
 
 def _called(inputs: Any) -> str:

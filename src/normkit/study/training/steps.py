@@ -15,6 +15,7 @@ from normkit.study.training.copies.optimizers import advance
 from normkit.study.training.copies.replicas import Batch, Replicas, Rows
 from normkit.study.training.copies.stacked import Stacked
 from normkit.study.training.design import Design
+from normkit.study.training.diverged import tolerant
 from normkit.study.training.evaluation import validation_metrics
 from normkit.study.training.placement import to_device
 from normkit.study.training.trial import Trial, batches
@@ -48,8 +49,10 @@ class Steps:
         copies.scale_rates(self.factors[step])
         each = task.accumulate
         rows = self.order[step * each : (step + 1) * each]
+        # Stacked copies do not branch on values; if their loss raises an error, they are trained one after the other.
+        loss = task.loss if task.loss is None or isinstance(copies, Stacked) else tolerant(task.loss)
         # Without a loss there is a `training_step`, which computes it.
-        losses = copies.step_over(task.loss, [self._batch(index) for index in rows])  # type: ignore[arg-type]
+        losses = copies.step_over(loss, [self._batch(index) for index in rows])  # type: ignore[arg-type]
         for scheduler in copies.schedulers:
             advance(scheduler, self._ends_epoch(step))
         if self.average is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Sequence
@@ -11,13 +12,15 @@ import torch
 from torch import Tensor
 
 from normkit.study.task import Task
+from normkit.study.task.part import call
 from normkit.study.training import memory
 from normkit.study.training.copies.replicas import Replicas, Separate
 from normkit.study.training.copies.stacked import RecordedSteps, Stacked, can_be_stacked
 from normkit.study.training.design import Design
+from normkit.study.training.diverged import is_finite
 from normkit.study.training.evaluation import evaluate
 from normkit.study.training.memory import Sizes
-from normkit.study.training.placement import autocast, model_of
+from normkit.study.training.placement import autocast, model_of, to_device
 from normkit.study.training.steps import Steps, same_shapes
 from normkit.study.training.trial import Run, Trial
 
@@ -145,13 +148,34 @@ class Trainer:
         steps = Steps(task, design, trials, copies, self._chunk(task, design, trials))
         losses: list[Tensor] = []
         for step in range(max(1, round(trials[0].part * steps.count))):
-            losses.append(steps(step))
+            try:
+                losses.append(steps(step))
+            except Exception:
+                # A step of the user may raise an error for a diverged model.
+                if len(trials) > 1 or _finite(task, design, copies):
+                    raise
+                losses.append(torch.full((1,), math.nan))
+                break
             if step % 20 == 19 and not losses[-1].isfinite().any():
                 break
             if steps.stopped(step, losses[-1]):
                 break
         steps.finish()
-        return copies, torch.stack(losses).cpu()
+        return copies, torch.stack([loss.cpu() for loss in losses])
+
+
+@torch.no_grad()
+def _finite(task: Task, design: Design, copies: Replicas) -> bool:
+    """Whether weights and outputs of all copies are finite; they are not after steps at a rate much too high."""
+    models = copies.unstacked()
+    if not all(is_finite(list(model.parameters())) for model in models):
+        return False
+    inputs, _ = to_device(design, task.train.take(task.train.first(8)))
+    try:
+        return all(is_finite(call(model, inputs)) for model in models)
+    except Exception:
+        # A model may have no forward for the data, or refuse what it computed itself.
+        return True
 
 
 def _needs_separate(task: Task, batch_size: int) -> bool:

@@ -118,10 +118,12 @@ def _looks(found: Results, lang: str) -> str:
 
 def _unresolved(found: Results, left: Sequence[Pair], lang: str) -> Iterator[list[str]]:
     for pair in left:
-        finds = "–" if pair.detectable is None else found.metric.difference(pair.detectable).lstrip("+")
+        # Two fractions differ by at most 1: some pairs have too few seeds for any difference.
+        known = pair.detectable is not None and not (found.metric.share and pair.detectable > 1)
+        finds = found.metric.difference(pair.detectable or 0.0).lstrip("+") if known else "–"
         seeds = pair.difference.n + (pair.more_seeds or 0)
-        known = pair.more_seeds is not None and seeds <= MOST_SEEDS
-        more = str(pair.more_seeds) if known else _MANY.to(lang).format(most=MOST_SEEDS)
+        few = pair.more_seeds is not None and seeds <= MOST_SEEDS
+        more = str(pair.more_seeds) if few else _MANY.to(lang).format(most=MOST_SEEDS)
         yield [
             _names(found, pair, lang),
             " ".join(formatting.difference(pair.difference, found.metric, lang)),

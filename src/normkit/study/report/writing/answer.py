@@ -8,7 +8,7 @@ from normkit.catalog import Text
 from normkit.study.analysis.results import Results
 from normkit.study.analysis.verdict import Standing
 from normkit.study.report.writing import formatting
-from normkit.study.report.writing.decision import EXTREMES, Decision, decisions
+from normkit.study.report.writing.decision import EXTREMES, Decision, decisions, untrained_methods
 
 _USE = Text("Use {names} at {where}", "{where}：选用{names}")
 _ANY = Text("any of the {count} methods", "这 {count} 种方法中的任意一种")
@@ -137,12 +137,11 @@ def _evidence(found: Results, standing: Standing, lang: str) -> str:
 
 def _groups(found: Results, standing: Standing, seeds: int, lang: str) -> list[str]:
     """The other methods at a batch size; a group that follows from the others is not named."""
-    cells = [found.cell(method, standing.batch_size) for method in standing.behind]
-    lost = [cell.method for cell in cells if cell.untrained == len(cell.runs)]
+    lost = untrained_methods(found, standing)
     worse = [method for method in standing.behind if method not in lost]
+    unclear = [method for method in standing.unresolved if method not in lost]
     untrained, behind, equal, unresolved = (
-        [formatting.inline(method, lang) for method in group]
-        for group in (lost, worse, standing.equal_to, standing.unresolved)
+        [formatting.inline(method, lang) for method in group] for group in (lost, worse, standing.equal_to, unclear)
     )
     said = []
     if equal:
@@ -150,7 +149,9 @@ def _groups(found: Results, standing: Standing, seeds: int, lang: str) -> list[s
         said.append(_EQUAL.to(lang).format(names=formatting.listing(equal, lang), verb=verb, least=least))
     if unresolved:
         one = len(unresolved) == 1
-        named = formatting.listing(unresolved, lang) if standing.behind or equal or one else _ALL_OTHERS.to(lang)
+        named = (
+            formatting.listing(unresolved, lang) if standing.behind or lost or equal or one else _ALL_OTHERS.to(lang)
+        )
         said.append((_ONE_UNRESOLVED if one else _UNRESOLVED).to(lang).format(names=named, seeds=seeds))
     if behind:
         some = bool(equal or unresolved or untrained)

@@ -16,6 +16,7 @@ _UNRESOLVED = Text("not resolved with {seeds} seeds", "用 {seeds} 个随机种�
 _BEHIND = Text("measurably worse", "显著更差")
 _THAN = Text("measurably worse than {name}", "显著差于{name}")
 _UNTRAINED = Text("no run trained", "没有运行训练成功")
+_ALSO = Text("; the difference is {why}", "；差异{why}")
 _DIFFERENCE = Text("{why}: {value} ({more})", "{why}：{value}（{more}）")
 _POINTS = Text(" points", " 个百分点")
 EXTREMES = {False: Text("lowest", "最低"), True: Text("highest", "最高")}
@@ -49,11 +50,24 @@ def _decision(found: Results, standing: Standing) -> Decision:
         return Decision(size, (), ())
     cells = ordered(found, (cell for cell in found.cells if cell.batch_size == size and cell.error is not None))
     choices = [Choice(cell.method, place(found, cell), _pair(found, standing, cell.method)) for cell in cells]
+    lost = untrained_methods(found, standing)
     return Decision(
         size,
-        tuple(choice for choice in choices if choice.method in standing.front),
-        tuple(choice for choice in choices if choice.method in standing.behind),
+        tuple(choice for choice in choices if choice.method in standing.front and choice.method not in lost),
+        tuple(choice for choice in choices if choice.method in (*standing.behind, *lost)),
     )
+
+
+def untrained_methods(found: Results, standing: Standing) -> tuple[str, ...]:
+    """Methods besides the leader of which no run trained, if one of the leader did; few seeds may not resolve this."""
+
+    def none_trained(method: str | None) -> bool:
+        cell = found.cell(method, standing.batch_size) if method else None
+        return cell is not None and cell.untrained == len(cell.runs)
+
+    if none_trained(standing.leader):
+        return ()
+    return tuple(filter(none_trained, (*standing.behind, *standing.unresolved)))
 
 
 def _pair(found: Results, standing: Standing, method: str) -> Pair | None:
@@ -82,8 +96,9 @@ def _why(found: Results, decision: Decision, choice: Choice, lang: str) -> str:
         extreme = EXTREMES[found.metric.higher_is_better].to(lang)
         metric = found.metric.name.to(lang)
         return _LEADS.to(lang).format(extreme=extreme, metric=metric, value=value, spread=spread)
-    if cell.untrained == len(cell.runs):
-        return _UNTRAINED.to(lang)
+    if choice in decision.avoid and cell.untrained == len(cell.runs):
+        unresolved = _UNRESOLVED.to(lang).format(seeds=len(cell.runs)) if choice.place == "not resolved" else ""
+        return _UNTRAINED.to(lang) + (_ALSO.to(lang).format(why=unresolved) if unresolved else "")
     if choice.pair is None:
         return _BEHIND.to(lang)
     other = choice.pair.second if choice.pair.first == choice.method else choice.pair.first

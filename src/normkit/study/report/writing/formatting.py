@@ -131,8 +131,12 @@ def difference(interval: Interval, metric: Metric = ERROR, lang: str = "en") -> 
 
     >>> difference(Interval(0.031, 0.012, 0.05, 8))
     ('+3.1', '+1.2 to +5.0')
+    >>> difference(Interval(0.02, -9.4, 9.4, 2))
+    ('+2.0', '−100.0 to +100.0')
     """
-    low, high = metric.difference(interval.low), metric.difference(interval.high)
+    # Two fractions differ by at most 1.
+    least = -1.0 if metric.share else -math.inf
+    low, high = (metric.difference(min(max(end, least), -least)) for end in (interval.low, interval.high))
     return metric.difference(interval.value), span(low, high, lang)
 
 

@@ -211,7 +211,8 @@ def _judgement(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
             f"t test gives p < {first:g}, with Holm's correction over all pairs at all batch sizes.{at_rates} A method "
             "is *behind* if any other is better than it. It is *equal* to the leader if the corrected interval of "
             f"their difference is within ±{least}, at the rate of either. Every other method is *not resolved*: its "
-            "difference to the leader is within what these seeds can resolve. If seeds are added later, "
+            "difference to the leader is within what these seeds can resolve. It is not recommended if none of its "
+            "runs trained and one of the leader did. If seeds are added later, "
             f"{design.alpha - first:g} is left for all further reports, so that the probability of a wrong *better* "
             f"is {design.alpha:g} in all.",
             f"在每个批量下，只要有方法优于猜测，平均{test.zh}{lowest_zh}的方法就*领先*。若两种方法的平均差不小于"
@@ -219,6 +220,7 @@ def _judgement(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
             "则一种方法*优于*另一种。"
             f"{at_rates_zh}有其他方法优于它的方法*落后*。若在双方各自的学习率下，与领先者之差的校正后置信区间都落在 "
             f"±{least_zh}以内，则与其*相当*。其余方法*未能分辨*：它与领先者的差异用现有的随机种子还无法分辨。"
+            "若它没有运行训练成功，而领先者有，则不推荐它。"
             f"若之后增加随机种子，余下的 {design.alpha - first:g} 供以后的各次报告使用，因此误判*优于*的总概率为 "
             f"{design.alpha:g}。",
         ),
