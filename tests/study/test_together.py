@@ -18,8 +18,8 @@ from normkit.study.analysis.sensitivity import sensitivity
 from normkit.study.claims import SUITE
 from normkit.study.claims.experiment import Experiment
 from normkit.study.comparison import Comparison, conclude
-from normkit.study.execution import scheduler
-from normkit.study.execution.scheduler import Payload
+from normkit.study.execution import payload
+from normkit.study.execution.payload import Payload
 from normkit.study.execution.store import Store
 from normkit.study.execution.workers import make_executor
 from normkit.study.execution.workload import Workload
@@ -65,7 +65,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
         return [made_up(trial) for trial in trials]
 
     monkeypatch.setattr(Trainer, "execute", execute)
-    monkeypatch.setattr(scheduler, "time_steps", lambda payload, plan, timing: {m: [0.1] * 3 for m in timing.methods})
+    monkeypatch.setattr(payload, "time_steps", lambda task, plan, timing: {m: [0.1] * 3 for m in timing.methods})
     return found
 
 

@@ -22,7 +22,7 @@ def is_finite(tree: Any) -> bool:
 def tolerant(loss: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """The loss, but NaN where it raises an error for outputs that are not finite, as a binary cross entropy does.
 
-    >>> outputs = torch.tensor([float("nan")], requires_grad=True)
+    >>> outputs = torch.tensor([float("nan")])
     >>> float(tolerant(torch.nn.functional.binary_cross_entropy)(outputs, torch.ones(1)))
     nan
     """
