@@ -12,8 +12,6 @@ TIES = 1.0
 """A method takes the common rate if that is within this many standard errors of its own best one."""
 RIVALS = 2.0
 """Tuning does not exclude a rate whose mean is within this many standard errors of the lowest one."""
-FAR = 4.0
-"""Means count at most this many standard errors above the lowest one when the common rate is chosen."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +38,9 @@ class Curve:
         return tuple(self.rates[i] for i in sorted(near, key=lambda i: (i != self.best, self.means[i])))
 
     def value(self, rate: float) -> float:
-        """The mean at a rate, up to a bound; a rate that was not tried has the bound."""
+        """The mean at a rate, up to that of a rate that the method would not take; so has one that was not tried."""
         known = dict(zip(self.rates, self.means, strict=True))
-        return min(known.get(rate, math.inf), self.means[self.best] + FAR * self.error)
+        return min(known.get(rate, math.inf), self.means[self.best] + TIES * self.error)
 
 
 def curve_of(tried: Mapping[float, Sequence[float]], second: Mapping[float, float] | None = None) -> Curve | None:
@@ -70,7 +68,7 @@ def curve_of(tried: Mapping[float, Sequence[float]], second: Mapping[float, floa
 
 
 def common_rate(curves: Sequence[Curve]) -> float | None:
-    """The rate at which the mean of several curves is lowest.
+    """The rate at which the mean of several curves is lowest; a curve has no say between rates it would not take.
 
     >>> curves = [curve_of({0.1: [value, value], 1.0: [0.5, 0.6]}) for value in (0.2, 0.6)]
     >>> common_rate(curves)
