@@ -13,16 +13,21 @@ from normkit.study.training.tuning import tuned
 Errors = dict[str, tuple[float, float, float]]
 
 
-def settings(errors: Errors, **change: object) -> dict[str, Setting | None]:
-    """The settings by errors at three rates; the two tuning seeds are 0.01 above and below."""
+def settings(errors: Errors, exchanged: int | None = None, **change: object) -> dict[str, Setting | None]:
+    """The settings by errors at three rates; the two tuning seeds are 0.01 above and below, or below and above."""
     plan = replace(design(tuple(errors), (8,), 2, 3, 50, 0), **change)  # type: ignore[arg-type]
     runs = {}
     for method, found in errors.items():
-        for rate, error in zip(plan.rates, found, strict=True):
-            for seed, shift in zip(plan.tuning_seeds, (0.01, -0.01), strict=True):
+        for number, (rate, error) in enumerate(zip(plan.rates, found, strict=True)):
+            shifts = (-0.01, 0.01) if number == exchanged else (0.01, -0.01)
+            for seed, shift in zip(plan.tuning_seeds, shifts, strict=True):
                 trial = Trial("tune", method, 8, rate, seed)
                 runs[trial] = Run(trial, "trained", validation_error=error + shift, validation_loss=error)
     return {method: found.setting for method, found in tuned(plan, runs, 8).items()}
+
+
+def rates_of(found: dict[str, Setting | None]) -> list[float | None]:
+    return [setting and setting[0] for setting in found.values()]
 
 
 def run(rate: float, seed: int, error: float, loss: float = 1.0, options: tuple[tuple[str, float], ...] = ()) -> Run:
@@ -50,11 +55,19 @@ def test_a_higher_metric_is_chosen_if_that_is_better() -> None:
     assert best(plan, [run(0.01, 0, 0.2), run(0.1, 0, 0.9), run(1.0, 0, 0.15)]) == 0.1
 
 
-def test_methods_share_a_rate_that_cannot_be_told_from_their_own() -> None:
-    errors: Errors = {"none": (0.5, 0.2, 0.205), "batch_norm": (0.5, 0.105, 0.1), "layer_norm": (0.5, 0.12, 0.1)}
-    rates = design(tuple(errors), (8,), 2, 3, 50, 0).rates
-    assert [setting and setting[0] for setting in settings(errors).values()] == [rates[1], rates[2], rates[2]]
-    assert {setting and setting[0] for setting in settings(errors, confirm=True).values()} == {rates[2]}
+def test_methods_share_a_lower_rate_that_cannot_be_told_from_their_own() -> None:
+    errors: Errors = {"none": (0.5, 0.2, 0.205), "batch_norm": (0.5, 0.105, 0.1), "layer_norm": (0.5, 0.1, 0.12)}
+    low, high = design(tuple(errors), (8,), 2, 3, 50, 0).rates[1:]
+    assert rates_of(settings(errors)) == [low, high, low]
+    # Both seeds of batch norm are worse at the lower rate, unless they are exchanged there.
+    assert rates_of(settings(errors, confirm=True)) == [low, high, low]
+    assert rates_of(settings(errors, exchanged=1, confirm=True)) == [low, low, low]
+
+
+def test_no_method_takes_a_higher_rate_than_its_own() -> None:
+    errors: Errors = {"none": (0.5, 0.1, 0.105), "batch_norm": (0.5, 0.3, 0.1), "layer_norm": (0.5, 0.3, 0.1)}
+    low, high = design(tuple(errors), (8,), 2, 3, 50, 0).rates[1:]
+    assert rates_of(settings(errors, exchanged=2, confirm=True)) == [low, high, high]
 
 
 def test_a_method_keeps_its_own_rate_if_that_is_clearly_better() -> None:

@@ -24,12 +24,24 @@ class Curve:
         best: index of the best rate.
         error: the standard error of the difference of two means, pooled over the rates near the best one; 0 with one
             run a rate.
+        worse: for each rate whether every run is worse than that of the same seed at the best rate.
     """
 
     rates: tuple[float, ...]
     means: tuple[float, ...]
     best: int
     error: float
+    worse: tuple[bool, ...] = ()
+
+    def takes(self, rate: float) -> bool:
+        """Whether a method would take this rate instead of its own best one.
+
+        Its runs cannot tell the two apart, not all of its seeds are worse there, and the rate is no higher: a higher
+        one may break with seeds that tuning has not tried.
+        """
+        at = self.rates.index(rate) if rate in self.rates else self.best
+        seen = not self.worse or not self.worse[at]
+        return rate in self.within(TIES) and rate <= self.rates[self.best] and seen
 
     def within(self, errors: float) -> tuple[float, ...]:
         """The rates whose means are within this many standard errors of the lowest one, the best first."""
@@ -39,8 +51,8 @@ class Curve:
 
     def value(self, rate: float) -> float:
         """The mean at a rate, up to that of a rate that the method would not take; so has one that was not tried."""
-        known = dict(zip(self.rates, self.means, strict=True))
-        return min(known.get(rate, math.inf), self.means[self.best] + TIES * self.error)
+        most = self.means[self.best] + TIES * self.error
+        return self.means[self.rates.index(rate)] if self.takes(rate) else most
 
 
 def curve_of(tried: Mapping[float, Sequence[float]], second: Mapping[float, float] | None = None) -> Curve | None:
@@ -64,7 +76,9 @@ def curve_of(tried: Mapping[float, Sequence[float]], second: Mapping[float, floa
     best = min(finite, key=lambda i: (means[i], second.get(rates[i], 0.0), rates[i]))
     near = sorted(finite, key=lambda i: means[i])[:4]
     variance = float(np.mean([np.var(tried[rates[i]], ddof=1) for i in near])) if count > 1 else 0.0
-    return Curve(rates, means, best, math.sqrt(2 * variance / count))
+    own = tried[rates[best]]
+    worse = tuple(count > 1 and all(a > b for a, b in zip(tried[rate], own, strict=False)) for rate in rates)
+    return Curve(rates, means, best, math.sqrt(2 * variance / count), worse)
 
 
 def common_rate(curves: Sequence[Curve]) -> float | None:

@@ -34,7 +34,8 @@ def tuned(design: Design, runs: Mapping[Trial, Run], batch_size: int) -> dict[st
     """The tuning of every method at a batch size.
 
     Each method gets the rate with the lowest mean. If the design confirms differences, a method gets the common rate
-    instead, at which the mean over methods is lowest, if its runs cannot tell this rate from its own best one.
+    instead, at which the mean over methods is lowest, if its runs cannot tell this rate from its own best one and the
+    common rate is no higher.
     """
     at_rates = {method: _at_rates(design, runs, method, batch_size) for method in design.methods}
     curves = {method: curve(design, found) for method, found in at_rates.items()}
@@ -101,7 +102,7 @@ def _with_options(
     """The tuning of one method: its rate, and the options that are best at this rate."""
     if found is None:
         return Tuned(at_rates, None, None)
-    rate = common if common is not None and common in found.within(rates.TIES) else found.rates[found.best]
+    rate = common if common is not None and found.takes(common) else found.rates[found.best]
     others = pick(
         runs,
         [Trial("tune", *where, rate, seed, options) for options in design.options for seed in design.tuning_seeds],

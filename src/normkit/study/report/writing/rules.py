@@ -82,13 +82,14 @@ def _tuning(design: Design, task: Task) -> tuple[Text, Text]:
         else ""
     )
     tie = (
-        " A method gets the rate that is best on average over all methods instead, if its own best one is better by at "
-        f"most {TIES:g} standard error."
+        " A method gets the rate that is best on average over all methods instead, if that is no higher, its own best "
+        f"one is better by at most {TIES:g} standard error, and not with every seed."
         if design.confirm
         else ""
     )
     tie_zh = (
-        f"若某方法的最佳学习率与各方法平均最佳的学习率相差不超过 {TIES:g} 个标准误，则改用后者。"
+        f"若各方法平均最佳的学习率不高于某方法自身的最佳学习率，且后者的优势不超过 {TIES:g} 个标准误、"
+        "也不是在每个随机种子上都更优，则该方法改用前者。"
         if design.confirm
         else ""
     )
