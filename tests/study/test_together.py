@@ -245,11 +245,14 @@ def test_memory_bounds_every_evaluation_and_its_measurement_is_no_part_of_a_run(
 
     clock = [0.0]
 
-    def measured(*_: object) -> Sizes:
-        clock[0] += 100.0
-        return Sizes(2, 10)
+    class Measured:
+        def __init__(self, *_: object) -> None:
+            clock[0] += 100.0
 
-    monkeypatch.setattr(memory, "sizes", measured)
+        def sizes(self, *_: object) -> Sizes:
+            return Sizes(2, 10)
+
+    monkeypatch.setattr(memory, "need", Measured)
     monkeypatch.setattr(trainer.time, "perf_counter", lambda: clock[0])
     work = task(training_step=step, evaluate=recorded, higher_is_better=True, patience=3, metric_name="accuracy")
     for name in ("validation", "test"):

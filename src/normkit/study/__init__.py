@@ -145,38 +145,30 @@ def compare(
     from normkit.study.run_study import run_study
     from normkit.study.setup import make_folder, prepared
 
+    asked: dict[str, Any] = {
+        "methods": methods,
+        "batch_sizes": batch_sizes,
+        "seeds": seeds,
+        "trials": trials,
+        "steps": steps,
+        "claims": claims,
+        "full": full,
+        "device": device,
+        "dtype": dtype,
+        "seed": seed,
+        "discard": discard,
+    }
     check(
         task,
-        methods=methods,
-        batch_sizes=batch_sizes,
-        seeds=seeds,
-        trials=trials,
-        steps=steps,
-        claims=claims,
+        **asked,
         minutes=minutes,
-        device=device,
-        dtype=dtype,
         workers=workers,
-        seed=seed,
         executor=executor,
         address=address,
         time_limit=time_limit,
         lang=lang,
     )
-    workloads, experiments = prepared(
-        task,
-        methods=methods,
-        batch_sizes=batch_sizes,
-        seeds=seeds,
-        trials=trials,
-        steps=steps,
-        claims=claims,
-        full=full,
-        device=device,
-        dtype=dtype,
-        seed=seed,
-        discard=discard,
-    )
+    workloads, experiments = prepared(task, **asked)
     where = Location.of(store or Path(out) / "study.sqlite3")
     ranks.check(executor, where.file is not None)
     processes = workers or (machine.cores() if ranks.world() == 1 else ranks.local_world())

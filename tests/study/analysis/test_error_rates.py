@@ -52,17 +52,23 @@ def found_differences(second: float, seeds: int, studies: int, **given: bool) ->
     return hits / (2 * studies), wrong, runs / studies
 
 
+def seeds_added_by_hand(studies: int, last: int) -> list[bool]:
+    """For studies of equal methods, whether any report after 5, 10, ... seeds found a difference."""
+    generator = np.random.default_rng(2)
+    found = []
+    for _ in range(studies):
+        study = Simulation(lambda _, rate: parabola(0.05, -1.5)(rate), 3, 5, generator, changes={"smallest": 0.002})
+        found.append(any(different(study.pairs(seeds)) for seeds in range(5, last + 1, 5)))
+    return found
+
+
 def test_equal_methods_rarely_differ() -> None:
     # The steepness at which 7 methods with separately chosen rates differ in about half of the studies.
     assert equal_methods(0.02, 7, 20, studies=20) <= most(20)
 
 
 def test_adding_seeds_until_a_winner_appears_finds_no_more() -> None:
-    generator = np.random.default_rng(2)
-    found = []
-    for _ in range(12):
-        study = Simulation(lambda _, rate: parabola(0.05, -1.5)(rate), 3, 5, generator, changes={"smallest": 0.002})
-        found.append(any(different(study.pairs(seeds)) for seeds in range(5, 31, 5)))
+    found = seeds_added_by_hand(12, last=30)
     assert sum(found) <= most(len(found))
 
 
@@ -82,11 +88,7 @@ def test_error_rate_with_different_best_rates(steepness: float) -> None:
 
 @pytest.mark.slow
 def test_error_rate_if_seeds_are_added_by_hand() -> None:
-    generator = np.random.default_rng(2)
-    found = []
-    for _ in range(300):
-        study = Simulation(lambda _, rate: parabola(0.05, -1.5)(rate), 3, 5, generator, changes={"smallest": 0.002})
-        found.append(any(different(study.pairs(seeds)) for seeds in range(5, 51, 5)))
+    found = seeds_added_by_hand(300, last=50)
     assert sum(found) <= most(len(found))
 
 

@@ -36,15 +36,15 @@ WEIGHTS = 4 * sum(p.numel() for p in Net().parameters())
 
 
 def test_few_copies_are_trained_at_once_where_memory_is_short() -> None:
-    plenty = memory.sizes(TASK, PLAN, TRIALS[0], 6, budget=1e9)
+    plenty = memory.need(TASK, PLAN, TRIALS[0]).sizes(6, budget=1e9)
     assert plenty == memory.Sizes(6, memory.CHUNK)
     # Weights and their gradients count too; the rest is that of a step: inputs, outputs of both layers.
-    short = memory.sizes(TASK, PLAN, TRIALS[0], 6, budget=2.5 * (memory.WEIGHTS * WEIGHTS + 8 * 4 * 300 * 2.5))
+    short = memory.need(TASK, PLAN, TRIALS[0]).sizes(6, budget=2.5 * (memory.WEIGHTS * WEIGHTS + 8 * 4 * 300 * 2.5))
     assert short.copies == 2
-    assert memory.sizes(TASK, PLAN, TRIALS[0], 6, budget=1.0) == memory.Sizes(1, 1)
+    assert memory.need(TASK, PLAN, TRIALS[0]).sizes(6, budget=1.0) == memory.Sizes(1, 1)
     # A step that fails limits nothing: the run itself says why it failed.
     broken = replace(TASK, loss=lambda outputs, targets: 1 / 0)
-    assert memory.sizes(broken, PLAN, TRIALS[0], 6, budget=1.0) == memory.Sizes(6, memory.CHUNK)
+    assert memory.need(broken, PLAN, TRIALS[0]).sizes(6, budget=1.0) == memory.Sizes(6, memory.CHUNK)
 
 
 def test_a_short_memory_changes_no_result() -> None:
@@ -63,7 +63,7 @@ def test_a_short_memory_changes_no_result() -> None:
 def test_an_evaluation_batch_of_the_task_is_kept() -> None:
     task = Task(Net, DATA, DATA)
     object.__setattr__(task, "evaluation_batch", 7)
-    assert memory.sizes(task, PLAN, TRIALS[0], 6, budget=1.0) == memory.Sizes(1, 7)
+    assert memory.need(task, PLAN, TRIALS[0]).sizes(6, budget=1.0) == memory.Sizes(1, 7)
 
 
 def write(root: Path, name: str, text: str) -> None:

@@ -37,25 +37,46 @@ class Sizes:
     evaluation: int
 
 
-def sizes(task: Task, design: Design, trial: Trial, wanted: int, budget: float) -> Sizes:
-    """The sizes for copies of the model of a trial.
+@dataclass(frozen=True)
+class Need:
+    """What a copy of a model needs.
 
-    Args:
-        task, design, trial: what is trained; `Task.evaluation_batch` is taken as it is, if it is given.
-        wanted: the number of trials.
-        budget: bytes that this process may use.
+    Attributes:
+        batch_size: samples in a training step.
+        saved: bytes that a training step saves for its backward pass; None if the step fails.
+        weights: bytes of the parameters.
+        evaluation: samples in an evaluation batch, if the task says so.
     """
-    given = task.evaluation_batch
+
+    batch_size: int
+    saved: int | None
+    weights: int
+    evaluation: int | None
+
+    def sizes(self, wanted: int, budget: float) -> Sizes:
+        """The sizes that fit.
+
+        Args:
+            wanted: the number of trials.
+            budget: bytes that this process may use.
+        """
+        if self.saved is None:
+            # The step fails; the run will say why.
+            return Sizes(wanted, self.evaluation or CHUNK)
+        most = budget / max(1.0, TRAINING * self.saved + WEIGHTS * self.weights)
+        copies = max(1, min(wanted, int(most)))
+        samples = budget / max(1.0, EVALUATION * copies * self.saved / self.batch_size)
+        return Sizes(copies, self.evaluation or max(1, min(CHUNK, int(samples))))
+
+
+def need(task: Task, design: Design, trial: Trial) -> Need:
+    """What a copy of the model of a trial needs, measured by one step; `Task.evaluation_batch` is taken as it is."""
     saved = step_memory(task, design, trial.method, trial.batch_size)
     if saved is None:
-        # The step fails; the run will say why.
-        return Sizes(wanted, given or CHUNK)
+        return Need(trial.batch_size, None, 0, task.evaluation_batch)
     with torch.random.fork_rng(devices=[]):
         weights = sum(t.untyped_storage().nbytes() for t in task.build(trial.method, trial.seed).parameters())
-    most = budget / max(1.0, TRAINING * saved + WEIGHTS * weights)
-    copies = max(1, min(wanted, int(most)))
-    samples = budget / max(1.0, EVALUATION * copies * saved / trial.batch_size)
-    return Sizes(copies, given or max(1, min(CHUNK, int(samples))))
+    return Need(trial.batch_size, saved, weights, task.evaluation_batch)
 
 
 def budget(device: str, processes: int) -> float:

@@ -31,7 +31,7 @@ class Curve:
     means: tuple[float, ...]
     best: int
     error: float
-    worse: tuple[bool, ...] = ()
+    worse: tuple[bool, ...]
 
     def takes(self, rate: float) -> bool:
         """Whether a method would take this rate instead of its own best one.
@@ -39,9 +39,8 @@ class Curve:
         Its runs cannot tell the two apart, not all of its seeds are worse there, and the rate is no higher: a higher
         one may break with seeds that tuning has not tried.
         """
-        at = self.rates.index(rate) if rate in self.rates else self.best
-        seen = not self.worse or not self.worse[at]
-        return rate in self.within(TIES) and rate <= self.rates[self.best] and seen
+        near = rate in self.within(TIES) and rate <= self.rates[self.best]
+        return near and not self.worse[self.rates.index(rate)]
 
     def within(self, errors: float) -> tuple[float, ...]:
         """The rates whose means are within this many standard errors of the lowest one, the best first."""

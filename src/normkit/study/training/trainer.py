@@ -19,7 +19,7 @@ from normkit.study.training.copies.stacked import RecordedSteps, Stacked, can_be
 from normkit.study.training.design import Design
 from normkit.study.training.diverged import is_finite
 from normkit.study.training.evaluation import evaluate
-from normkit.study.training.memory import Sizes
+from normkit.study.training.memory import Need, Sizes
 from normkit.study.training.placement import autocast, model_of, to_device
 from normkit.study.training.steps import Steps, same_shapes
 from normkit.study.training.trial import Run, Trial
@@ -35,7 +35,7 @@ class Trainer:
     Attributes:
         processes: number of processes that share the memory of this machine.
         budget: bytes that this process may use, by device.
-        sizes: the numbers of copies and samples that fit, for a task, method, batch size and number of trials.
+        needs: what a copy of the model needs, for a task, method and batch size.
         tasks: the tasks of the facts, by their ids; kept here, so that no other object gets one of these ids.
         stackable: for a task, method and batch size, whether copies of the model can be stacked.
         recorded: recorded training steps, by everything that they depend on; many runs may use the same one.
@@ -43,7 +43,7 @@ class Trainer:
 
     processes: int = 1
     budget: dict[str, float] = field(default_factory=dict)
-    sizes: dict[tuple[int, str, int, int], Sizes] = field(default_factory=dict)
+    needs: dict[tuple[int, str, int], Need] = field(default_factory=dict)
     tasks: dict[int, Task] = field(default_factory=dict)
     stackable: dict[tuple[int, str, int], bool] = field(default_factory=dict)
     recorded: dict[tuple[int, str, int, str, str], RecordedSteps] = field(default_factory=dict)
@@ -90,10 +90,10 @@ class Trainer:
     def _sizes(self, task: Task, design: Design, trial: Trial, count: int) -> Sizes:
         if design.device not in self.budget:
             self.budget[design.device] = memory.budget(design.device, self.processes)
-        key = (self._id(task), trial.method, trial.batch_size, count)
-        if key not in self.sizes:
-            self.sizes[key] = memory.sizes(task, design, trial, count, self.budget[design.device])
-        return self.sizes[key]
+        key = (self._id(task), trial.method, trial.batch_size)
+        if key not in self.needs:
+            self.needs[key] = memory.need(task, design, trial)
+        return self.needs[key].sizes(count, self.budget[design.device])
 
     def _chunk(self, task: Task, design: Design, trials: Sequence[Trial]) -> int:
         """Samples in an evaluation batch."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from normkit.study.analysis.cells import Cell
 from normkit.study.analysis.results import Results
+from normkit.study.analysis.sensitivity import good_rates
 from normkit.study.report.figures.panels import HEIGHT, WIDTH, axis_value, cells_at, colour
 from normkit.study.report.figures.plot import Plot, Scale, around, cut, shape_of
 from normkit.study.report.writing import formatting
@@ -94,14 +95,9 @@ def sensitivity(found: Results, method: str, lang: str) -> str | None:
 def near_best(found: Results, points: Mapping[float, tuple[float, bool]]) -> tuple[float, float]:
     """The lowest and the highest rate around the best one whose means differ from its mean by `smallest` at most."""
     turn = -1 if found.metric.higher_is_better else 1
-    rates, heights = list(points), [turn * value for value, _ in points.values()]
-    first = last = heights.index(min(heights))
-    limit = heights[first] + found.design.smallest
-    while first > 0 and heights[first - 1] <= limit:
-        first -= 1
-    while last + 1 < len(rates) and heights[last + 1] <= limit:
-        last += 1
-    return rates[first], rates[last]
+    near = good_rates({rate: turn * value for rate, (value, _) in points.items()}, found.design.smallest)
+    assert near is not None
+    return near
 
 
 def by_rate(cell: Cell) -> dict[float, tuple[float, bool]]:
