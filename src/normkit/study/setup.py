@@ -119,7 +119,9 @@ def _with_discards(task: Task, plan: Design, asked: bool | None) -> Design:
     It does not if copies of the model are trained all at once: a smaller batch of trials takes nearly as long.
     """
     if asked is None:
-        asked = plan.stack < 2 or not Trainer().stacks(task, plan.methods[-1], plan.batch_sizes[0])
+        # Copies are tried only where rates could be discarded, because that takes a second.
+        able = replace(plan, discard=True).discards
+        asked = able and (plan.stack < 2 or not Trainer().stacks(task, plan.methods[-1], plan.batch_sizes[0]))
     return replace(plan, discard=asked)
 
 
