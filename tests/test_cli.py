@@ -148,6 +148,12 @@ def test_compare_passes_every_option_on(asked: dict[str, object]):
     assert "exclude each other: give one" in run("compare", "--claims", "BN-1", "--no-claims", code=2)
 
 
+def test_a_mistyped_task_is_answered_with_those_that_are_built_in():
+    printed = run("compare", "transformrs", code=2)
+    assert "a task is built in, or named as pkg.module:name" in printed
+    assert "did you mean 'transformers'" in printed
+
+
 def test_compare_takes_a_task_by_name(asked: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "given_task.py").write_text(
         "import torch, normkit\n"

@@ -25,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normkit.errors import ArgumentError, StateError
+from normkit.errors import ArgumentError, StateError, nearest
 
 if TYPE_CHECKING:
     from normkit.study.comparison import Comparison
@@ -261,7 +261,12 @@ def named_task(target: str) -> Task:
     from normkit.study.task import Task, embedded
     from normkit.tools.load import named
 
-    found = embedded.named(target) or named(target)
+    found = embedded.named(target)
+    if found is None and ":" not in target:
+        raise ArgumentError(
+            f"a task is built in, or named as pkg.module:name, got {target!r}: {nearest(target, tuple(embedded.TASKS))}"
+        )
+    found = found or named(target)
     made = found if isinstance(found, Task) or not callable(found) else found()
     if not isinstance(made, Task):
         raise ArgumentError(
