@@ -1,6 +1,6 @@
 """Measures the harm that each rule of ``normkit audit`` warns of: ``python -m benchmarks.audit_harm [NK301 ...]``.
 
-Small networks, synthetic data or scikit-learn's digits, fixed seeds; it takes seconds. The pages in docs/audit quote
+Small networks, synthetic data or scikit-learn's digits, fixed seeds; it takes seconds. The pages in docs/en/audit quote
 benchmarks/results/audit_harm.json.
 """
 

@@ -1,4 +1,4 @@
-"""Writes docs/audit from the rules, their examples and the measured harm: ``python -m benchmarks.audit_pages``."""
+"""Writes docs/en/audit from the rules, their examples and the measured harm: ``python -m benchmarks.audit_pages``."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def imports(code: str, names: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    folder = Path(__file__).parent.parent / "docs" / "audit"
+    folder = Path(__file__).parent.parent / "docs" / "en" / "audit"
     folder.mkdir(exist_ok=True)
     for name, text in pages().items():
         (folder / name).write_text(text, encoding="utf-8")

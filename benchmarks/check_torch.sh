@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tests normkit with another torch: makes an environment with it, builds the kernels there, runs the tests that depend on
-# torch, prints a row of the table in docs/pytorch.md, and deletes all it made. PyPI's builds are CUDA's: 8 GB of disk.
+# torch, prints a row of the table in docs/en/engine/pytorch.md, and deletes all it made. PyPI's builds are CUDA's: 8 GB of disk.
 #
 #   benchmarks/check_torch.sh 2.12.0
 #   PYTHON=python3.13 benchmarks/check_torch.sh 2.14.1 -n 2        # what follows the version goes to pytest

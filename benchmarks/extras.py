@@ -54,7 +54,7 @@ def main() -> None:
     if len(sys.argv) > 2:
         return
     where = "gpu" if on_gpu else "cpu"
-    page = RESULTS.parents[1] / "docs" / "extras.md"
+    page = RESULTS.parents[1] / "docs" / "en" / "engine" / "extras.md"
     facts = f"One run of {machine()['date']} on {machine()['cpu']}, {machine()['threads']} threads:"
     if not on_gpu:
         before, *_ = page.read_text().split("<!-- extras -->\n")

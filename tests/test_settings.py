@@ -27,7 +27,7 @@ def test_no_other_module_reads_a_variable_of_normkit(path: Path):
 
 
 def test_every_variable_named_anywhere_is_a_setting():
-    files = [*SOURCE.rglob("*.py"), *ROOT.glob("docs/*.md"), *ROOT.glob("decisions/*.md"), ROOT / "setup.py"]
+    files = [*SOURCE.rglob("*.py"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("decisions/*.md"), ROOT / "setup.py"]
     named = {name for path in files for name in VARIABLE.findall(path.read_text(encoding="utf-8"))}
     read = re.findall(r'getenv\("(\w+)"\)', "".join(path.read_text() for path in ROOT.glob("csrc/**/*.*")))
     assert named == NAMES
@@ -35,7 +35,7 @@ def test_every_variable_named_anywhere_is_a_setting():
 
 
 def test_the_page_is_up_to_date():
-    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "en" / "engine" / "settings.md").read_text(encoding="utf-8")
     assert page == settings.markdown(), (
         'python -c "from normkit import settings; print(settings.markdown(), end=str())"'
     )

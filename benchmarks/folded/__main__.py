@@ -2,7 +2,7 @@
 
 ``PYTHONPATH=tests python -m benchmarks.folded [seconds]``: the sizes are those of the smallest GPT-2, weights are
 random; forward in float32 without gradients. transformers must be installed. Numbers go to
-benchmarks/results/folded.json and into docs/fold.md. The folded norms are normkit's, so the model of `normkit.convert`,
+benchmarks/results/folded.json and into docs/en/tools/fold.md. The folded norms are normkit's, so the model of `normkit.convert`,
 whose norms are too, is timed as well: the difference between the two is that of folding.
 """
 
@@ -46,7 +46,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     facts = machine()
     (RESULTS / "folded.json").write_text(json.dumps({"machine": facts, "cells": rows}, indent=1) + "\n")
-    page = RESULTS.parents[1] / "docs" / "fold.md"
+    page = RESULTS.parents[1] / "docs" / "en" / "tools" / "fold.md"
     mark = "<!-- folded -->\n"
     before, _, rest = page.read_text().partition(mark)
     after = rest.partition("<!-- /folded -->\n")[2]

@@ -1,4 +1,4 @@
-"""Tables of a GPU's results, and a figure of bars: `benchmarks.show` writes them into docs/gpu.md."""
+"""Tables of a GPU's results, and a figure of bars: `benchmarks.show` writes them into docs/en/engine/gpu.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws docs/watch.svg from a training run: ``python -m benchmarks.watch.picture``, some seconds."""
+"""Draws docs/figures/watch.svg from a training run: ``python -m benchmarks.watch.picture``, some seconds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def main() -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    watched.heat_map(Path(__file__).parents[2] / "docs" / "watch.svg", value="grad_output")
+    watched.heat_map(Path(__file__).parents[2] / "docs" / "figures" / "watch.svg", value="grad_output")
 
 
 if __name__ == "__main__":

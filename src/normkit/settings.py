@@ -86,7 +86,7 @@ SETTINGS = (NATIVE, FASTPATH, ISA, TRITON, AUTOTUNE, CACHE, STORE)
 
 
 def markdown() -> str:
-    """All settings as a page; `docs/settings.md` is generated from it."""
+    """All settings as a page; `docs/en/engine/settings.md` is generated from it."""
     rows = [("Variable", "Values", "Default", "Meaning", "Read"), ("---",) * 5]
     rows += [(f"`{each.name}`", each.values, each.default, each.meaning, each.read) for each in SETTINGS]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -71,7 +71,7 @@ def test_a_file_that_cannot_be_read_is_an_error(found: Comparison, tmp_path: Pat
 
 
 def test_every_field_of_the_file_is_documented(found: Comparison) -> None:
-    text = (Path(__file__).parents[3] / "docs" / "compare.md").read_text("utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "en" / "compare" / "compare.md").read_text("utf-8")
     rows = [re.findall(r"^\| (`.*?) \|", part, flags=re.M) for part in text.split("\n## ")]
     tables = [set(re.findall(r"\w+", " ".join(names))) for names in rows]
     data = found.to_dict()

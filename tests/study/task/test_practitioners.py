@@ -1,4 +1,4 @@
-"""The tasks of docs/tasks.md: each is compared as it stands there, with few steps."""
+"""The tasks of docs/en/compare/tasks.md: each is compared as it stands there, with few steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import normkit
 import zoo
 from normkit.study.task import Task
 
-PAGE = (Path(__file__).parents[3] / "docs" / "tasks.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "en" / "compare" / "tasks.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"\n## ([^\n]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", PAGE, re.DOTALL))
 LARGE = (
     "A Transformer on padded sequences",

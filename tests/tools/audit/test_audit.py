@@ -17,7 +17,7 @@ from normkit.tools.audit import examples
 from normkit.tools.audit.measure.moments import moments, padded_share
 from normkit.tools.audit.rules import RULES
 
-DOCS = Path(__file__).parents[3] / "docs" / "audit"
+DOCS = Path(__file__).parents[3] / "docs" / "en" / "audit"
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 

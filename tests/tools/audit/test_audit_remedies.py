@@ -13,7 +13,7 @@ import normkit
 import zoo
 from normkit.tools.audit.rules import RULES
 
-DOCS = Path(__file__).parents[3] / "docs" / "audit"
+DOCS = Path(__file__).parents[3] / "docs" / "en" / "audit"
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 KEEPS = {"NK101", "NK104", "NK105", "NK106", "NK107", "NK201", "NK307", "NK308", "NK309"}

@@ -1,4 +1,4 @@
-"""For each rule a model that trips it and one that does not; the pages in docs/audit show them, the tests run them.
+"""For each rule a model that trips it and one that does not; the pages in docs/en/audit show them, the tests run them.
 
 Those of some rules on training are in `normkit.tools.audit.examples_training`.
 

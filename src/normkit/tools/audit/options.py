@@ -148,5 +148,5 @@ def _checked(path: Path, key: str, value: Any) -> tuple[str, Any]:
     lists = [*value.values()] if isinstance(value, dict) else []
     if type(value) is not wanted or not all(isinstance(codes, list) for codes in lists):
         kind = "list or a table of lists" if wanted is dict else wanted.__name__
-        raise DtypeError(f"{key} in {path} must be of type {kind}, got {value!r}: see docs/audit.md")
+        raise DtypeError(f"{key} in {path} must be of type {kind}, got {value!r}: see docs/en/tools/audit.md")
     return name, value

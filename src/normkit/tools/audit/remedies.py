@@ -1,4 +1,4 @@
-"""The fix of each rule as code, for the example that trips it; pages in docs/audit show them, the tests run them."""
+"""The fix of each rule as code, for the example that trips it; pages in docs/en/audit show them, the tests run them."""
 
 # ruff: noqa: N802
 from __future__ import annotations

@@ -71,7 +71,7 @@ def audit(
         >>> [(finding.code, finding.module) for finding in report.findings]
         [('NK101', '0'), ('NK301', '')]
 
-    Source: each rule names its own; see docs/audit/index.md.
+    Source: each rule names its own; see docs/en/audit/index.md.
     """
     given: dict[str, Any] = {"batch_size": batch_size, "world_size": world_size, "accumulate": accumulate}
     return examine(model, example, loader, optimizer, ignore, per_sample=per_sample, invariance=invariance, **given)
