@@ -7,6 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Modules are compiled to bytecode when they are first imported, and most never are.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+# Bytecode is kept in .venv, so that the many processes of a study and of the tests compile no module again.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/bytecode
 # The kernels' and layers' tests run once more with an instruction set that is not the best of this machine.
 LESSER_ISA := $(shell grep -qw avx512f /proc/cpuinfo 2>/dev/null && echo avx2 || echo baseline)
 NUMERIC := not triton and not cross and not instruction_set and not processes and not opcheck \

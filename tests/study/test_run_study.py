@@ -132,6 +132,42 @@ def test_the_comparison_is_finished_and_reported_before_the_claims(
     assert not any(stage.startswith("claims") for stage in stages[: stages.index("timing")])
 
 
+def test_a_long_study_has_a_page_when_half_of_the_seeds_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def execute(_: Trainer, task: Task, plan: design.Design, trials: Sequence[Trial]) -> list[Run]:
+        # The methods differ so much that a test would say so; but no difference is confirmed yet.
+        errors = {t: 0.1 + 0.2 * (t.method == "none") + 0.001 * (t.seed % 7) + 1e-4 * t.rate for t in trials}
+        return [Run(t, "trained", "", (1.0,) * 40, e, e, 0.1, test_error=e) for t, e in errors.items()]
+
+    monkeypatch.setattr(Trainer, "execute", execute)
+    pages: list[Comparison] = []
+    said: list[str] = []
+
+    def report(found: Comparison) -> Path:
+        pages.append(found)
+        return tmp_path / "index.html"
+
+    def run(seeds: int) -> Comparison:
+        work = Workload("digits", DIGITS, plan("BN", seeds=seeds))
+        with Store(tmp_path / "study.sqlite3") as store:
+            pool = make_executor(Payload.of([work]), 1)
+            return run_study([work], [], store, pool, progress=silent, report=report, announce=said.append)
+
+    assert run(4).complete
+    assert not pages, "a short study has one page"
+    monkeypatch.setattr(scheduler, "LONG", 0.0)
+    found = run(8)
+    assert not pages, "half of the seeds were measured before"
+    found = run(20)
+    (early,) = pages
+    assert (early.preliminary, early.complete, early.looks[-1].seeds) == (True, False, 20)
+    assert {len(cell.runs) for cell in early.cells} == {10}
+    assert (found.preliminary, found.complete) == (False, True)
+    assert {len(cell.runs) for cell in found.cells} == {20}
+    assert said == [f"Half of the seeds are measured, for a preliminary report: {tmp_path / 'index.html'}"]
+
+
 def test_an_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
     def stop(done: int, total: int, what: str) -> None:
         if done == 6:

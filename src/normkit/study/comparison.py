@@ -104,6 +104,7 @@ def conclude(
     command: str,
     seconds: float,
     awaited: int = 0,
+    preliminary: bool = False,
 ) -> Comparison:
     """Apply the rules to the finished runs.
 
@@ -112,7 +113,7 @@ def conclude(
         others: further workloads that experiments use.
         experiments: the experiments on claims.
         looks: the looks at the results so far, the present one last; by default it is the only one.
-        complete, machine, command, seconds, awaited: as in `Results`.
+        complete, machine, command, seconds, awaited, preliminary: as in `Results`.
     """
     task, design = workload.task, workload.design
     looks = tuple(looks) or verdict.looks_of(design)
@@ -137,6 +138,7 @@ def conclude(
         looks=looks,
         trained=sum(run.state != "failed" for run in runs),
         awaited=awaited,
+        preliminary=preliminary,
     )
 
 

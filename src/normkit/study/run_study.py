@@ -57,21 +57,23 @@ def run_study(
         command: the command that repeats the study, for the report.
         checkpoints: folder for the best run of each method; None for none.
         until_resolved: whether seeds are added to the comparison until it is resolved, or the time is over.
-        report: writes a page as soon as the comparison is finished, and every minute while claims are measured. The
-            last page is written by the caller, from the returned comparison.
-        announce: called with a message when the first page is written.
+        report: writes a page when half of the seeds are measured, if that takes a while, when the comparison is
+            finished, and every minute while claims are measured. The last page is written by the caller, from the
+            returned comparison.
+        announce: called with a message when one of the first two pages is written.
 
     Raises:
         StateError: the store cannot be used, or no process can be started.
     """
     resolving = Resolving(workloads[0], store, until_resolved)
     conclusion = _Conclusion(workloads, experiments, pool, command, resolving)
-    pages = _Pages(conclusion, progress, report if experiments else None, announce)
+    pages = _Pages(conclusion, progress, report, announce)
 
     def compared() -> None:
         # From now on the results are known, however the study ends.
         resolving.record()
-        pages.begin()
+        if experiments:
+            pages.compared()
 
     try:
         with pool, _interruptible(pages.notify) as notify:
@@ -85,6 +87,7 @@ def run_study(
                 checkpoints,
                 confirm=resolving.confirm,
                 grow=resolving.grow,
+                halfway=pages.halfway,
                 compared=compared,
             )
     except KeyboardInterrupt:
@@ -118,7 +121,9 @@ class _Conclusion:
         self.resolving = resolving
         self.start = time.perf_counter()
 
-    def of(self, experiments: Sequence[Experiment], *, complete: bool, awaited: int = 0) -> Comparison:
+    def of(
+        self, experiments: Sequence[Experiment], *, complete: bool, awaited: int = 0, preliminary: bool = False
+    ) -> Comparison:
         """The comparison, with the evidence of these experiments."""
         return conclude(
             self.workloads[0],
@@ -130,7 +135,12 @@ class _Conclusion:
             command=self.command,
             seconds=time.perf_counter() - self.start,
             awaited=awaited,
+            preliminary=preliminary,
         )
+
+    def halfway(self) -> Comparison:
+        """The comparison from half of the seeds, without claims."""
+        return self.of((), complete=False, awaited=len(self.experiments), preliminary=True)
 
     def so_far(self) -> Comparison:
         """The comparison while claims are measured, with the experiments whose runs are all finished."""
@@ -153,26 +163,32 @@ class _Pages:
         self.conclusion, self.progress, self.report, self.announce = conclusion, progress, report, announce
         self.written: float | None = None
 
-    def begin(self) -> None:
-        """Write the first page."""
-        path = self._write()
-        if path is not None and self.announce is not None:
-            self.announce(f"The comparison is finished, claims are still being measured. Report: {path}")
+    def halfway(self) -> None:
+        """Write a preliminary page."""
+        self._announce("Half of the seeds are measured, for a preliminary report", self._write(self.conclusion.halfway))
+
+    def compared(self) -> None:
+        """Write the page of the comparison, which is written again from now on."""
+        path = self._write(self.conclusion.so_far)
+        self.written = time.monotonic()
+        self._announce("The comparison is finished, claims are still being measured. Report", path)
 
     def notify(self, done: int, total: int, what: str) -> None:
         """Pass the progress on, and write a page if the last one is a minute old."""
         self.progress(done, total, what)
         if self.written is not None and time.monotonic() - self.written > REWRITTEN:
-            self._write()
+            self._write(self.conclusion.so_far)
+            self.written = time.monotonic()
 
-    def _write(self) -> Path | None:
-        if self.report is None:
-            return None
+    def _write(self, conclusion: Callable[[], Comparison]) -> Path | None:
         path = None
         with suppress(StateError):
-            path = self.report(self.conclusion.so_far())
-        self.written = time.monotonic()
+            path = self.report and self.report(conclusion())
         return path
+
+    def _announce(self, text: str, path: Path | None) -> None:
+        if path is not None and self.announce is not None:
+            self.announce(f"{text}: {path}")
 
 
 @contextmanager

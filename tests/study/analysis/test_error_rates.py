@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from benchmarks.training import identical
 from scipy.stats import binom
-from simulated import METHODS, Simulation, different, parabola
+from benchmarks.training.simulated import METHODS, Simulation, different, parabola
 
 from normkit.study.execution.workers.pool import one_thread
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
-from simulated import SIZE, Simulation, parabola
+from benchmarks.training.simulated import SIZE, Simulation, parabola
 
 from normkit.study.training import tuning
 from normkit.study.training.design import FIRST_PART, Design, design

@@ -232,6 +232,14 @@ def test_a_page_before_the_claims_are_measured_says_how_many(found: Comparison, 
     assert texts.say("incomplete.text", lang) not in text
 
 
+@pytest.mark.parametrize("lang", LANGS)
+def test_a_page_from_half_of_the_seeds_says_so(found: Comparison, lang: str) -> None:
+    text = page.render(replace(found, complete=False, awaited=5, preliminary=True), lang)
+    seeds = found.design.seeds
+    assert texts.say("preliminary", lang, done=seeds // 2, all=seeds) in text
+    assert texts.say("awaited.text", lang) not in text
+
+
 def test_a_method_of_which_no_run_trained_has_no_place(found: Comparison) -> None:
     broken = tuple(replace(c, runs=tuple(replace(r, state="untrained") for r in c.runs)) for c in found.cells)
     lost = replace(found, cells=broken, standings=tuple(verdict.Standing(s, None) for s in made_up.SIZES), pairs=())

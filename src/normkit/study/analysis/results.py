@@ -36,6 +36,7 @@ class Results:
         seconds: wall time of this call.
         trained: number of finished training runs, those of the experiments included.
         awaited: number of experiments that this call has still to measure; the report is written before that too.
+        preliminary: True while only half of the seeds are measured and no difference is confirmed.
         path: the page, once it is written.
     """
 
@@ -54,6 +55,7 @@ class Results:
     seconds: float = 0.0
     trained: int = 0
     awaited: int = 0
+    preliminary: bool = False
     path: Path | None = None
     looks: tuple[Look, ...] = ()
 

@@ -90,6 +90,11 @@ class Workload:
                 for seed in self.design.tuning_seeds:
                     yield Trial("tune", method, batch_size, rate, seed, options)
 
+    def first_results(self) -> Iterator[Trial]:
+        """The results on the first half of the evaluation seeds, for a page before the others are measured."""
+        half = set(self.design.seeds_of(self.design.seeds // 2))
+        return (trial for trial in self.results() if trial.seed in half)
+
     def results(self) -> Iterator[Trial]:
         """The chosen rate and options on every evaluation seed."""
         for method, batch_size, (rate, options) in self._settings():

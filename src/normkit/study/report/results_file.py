@@ -51,6 +51,7 @@ def to_dict(found: Results) -> dict[str, Any]:
         "seconds": round(found.seconds, 1),
         "trained": found.trained,
         "awaited": found.awaited,
+        "preliminary": found.preliminary,
     }
     plain: dict[str, Any] = _plain(data)
     return plain
@@ -180,6 +181,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": data["seconds"],
         "trained": data.get("trained", 0),
         "awaited": data.get("awaited", 0),
+        "preliminary": data.get("preliminary", False),
     }
 
 

@@ -41,6 +41,13 @@ TEXTS: Mapping[str, Text] = {
             "The study was interrupted, and this page shows the finished runs. The same command continues the study.",
             "研究被中断，本页只包含已完成的运行。再次执行同一命令即可继续。",
         ),
+        ("preliminary", "Preliminary: {done} of {all} seeds.", "初步结果：{all} 个随机种子中已测完 {done} 个。"),
+        (
+            "preliminary.text",
+            "The other seeds are being measured, and differences are not confirmed yet. This page is written again when the "
+            "comparison is finished: reload it.",
+            "其余随机种子仍在测量，各方法之间的差异尚未确认。比较完成后会更新本页，刷新即可查看。",
+        ),
         ("awaited", "Claims are still being measured: {done} of {all} experiments.", "论断仍在测量中：已完成 {done} / {all} 项实验。"),
         (
             "awaited.text",
