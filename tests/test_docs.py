@@ -109,7 +109,12 @@ GENERATED = [
 
 def test_every_generated_file_has_its_command():
     targets = {command[-1] for command in GENERATED}
-    assert targets == {"docs/en/methods/index.md", "docs/zh/methods/index.md", "docs/figures/regions.svg", "docs/figures/regions.zh.svg"}
+    assert targets == {
+        "docs/en/methods/index.md",
+        "docs/zh/methods/index.md",
+        "docs/figures/regions.svg",
+        "docs/figures/regions.zh.svg",
+    }
 
 
 @pytest.mark.parametrize("line", GENERATED, ids=lambda line: line[-1])

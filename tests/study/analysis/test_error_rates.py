@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from benchmarks.training import identical
-from scipy.stats import binom
 from benchmarks.training.simulated import METHODS, Simulation, different, parabola
+from scipy.stats import binom
 
 from normkit.study.execution.workers.pool import one_thread
 

@@ -84,7 +84,7 @@ def test_a_page_is_written_after_the_comparison_and_every_minute(monkeypatch: py
     now[0] += 1000
     pages.notify(1, 9, "measuring")
     assert conclusion.drawn == 0, "there is no page before the comparison is finished"
-    pages.begin()
+    pages.compared()
     assert conclusion.drawn == 1
     assert said == ["The comparison is finished, claims are still being measured. Report: index.html"]
     pages.notify(2, 9, "claims: measuring")
@@ -100,7 +100,7 @@ def test_a_page_that_cannot_be_written_ends_no_study() -> None:
         raise StateError("no space")
 
     conclusion, said = _Recorded(), []
-    _Pages(conclusion, lambda *_: None, full, said.append).begin()
+    _Pages(conclusion, lambda *_: None, full, said.append).compared()
     assert (conclusion.drawn, said) == (1, [])
-    _Pages(conclusion, lambda *_: None, None, said.append).begin()
-    assert conclusion.drawn == 1, "without claims the only page is that at the end"
+    _Pages(conclusion, lambda *_: None, None, said.append).compared()
+    assert conclusion.drawn == 1, "nothing is concluded for a report that nobody writes"

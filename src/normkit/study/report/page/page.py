@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
+from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
@@ -14,8 +15,8 @@ from normkit.catalog import LANGUAGES
 from normkit.errors import ArgumentError
 from normkit.study.analysis.results import Results
 from normkit.study.report.figures import learning_rates, panels
-from normkit.study.report.page import claims, decision, methods, numbers, uncertainty
-from normkit.study.report.writing import answer, backends, formatting
+from normkit.study.report.page import claims, decision, methods, numbers
+from normkit.study.report.writing import answer, backends, formatting, uncertainty
 from normkit.study.report.writing.texts import TEXTS, say
 
 PANELS: tuple[tuple[str, Callable[[Results, int, str], str | None]], ...] = (
@@ -78,10 +79,20 @@ def render(found: Results, lang: str = "en") -> str:
         untrained=numbers.untrained(found, lang),
         on_edge=numbers.on_edge(found, lang),
         recalibrated=numbers.recalibrated(found, lang),
-        uncertainty=uncertainty.section(found, lang),
+        uncertainty=found.pairs and _uncertainty(found, lang),
         rules=[(heading.to(lang), _emphasis(text.to(lang))) for heading, text in found.rules],
         facts=_facts(found, lang),
     )
+
+
+def _uncertainty(found: Results, lang: str) -> dict[str, Any]:
+    return {
+        "heading": uncertainty.HEADING.to(lang),
+        "paragraphs": uncertainty.paragraphs(found, lang),
+        "tables": uncertainty.tables(found, lang),
+        "resolving": uncertainty.resolving(found, lang),
+        "command": uncertainty.more_seeds(found),
+    }
 
 
 def check(lang: str) -> None:

@@ -1,11 +1,10 @@
-"""The section of the page on what the seeds can tell apart: differences, further rates, looks, learning rates."""
+"""What the seeds of a study can tell apart, as text: differences, further rates, reports, learning rates."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-
-from markupsafe import Markup
+from dataclasses import dataclass
 
 from normkit.catalog import Text
 from normkit.study.analysis.results import Results
@@ -13,7 +12,7 @@ from normkit.study.analysis.verdict import Pair
 from normkit.study.report.writing import formatting
 from normkit.study.training.design import MOST_SEEDS
 
-_HEADING = Text("What these seeds can tell apart", "这些随机种子能分辨什么")
+HEADING = Text("What these seeds can tell apart", "这些随机种子能分辨什么")
 _LEAD = Text(
     "A pair that is not resolved may still differ, by less than these seeds find. The third column is the difference "
     "that they find with a probability of 80 %, the fourth the number of further seeds that are needed to find "
@@ -28,6 +27,7 @@ _PAIRS = (
     Text("further seeds", "还需随机种子"),
 )
 _MANY = Text("more than {most}", "超过 {most}")
+_OTHERS = Text("{count} more pairs, without the leader of their batch size", "其余 {count} 对（不含该批量的领先者）")
 _ALL = Text("All pairs are resolved.", "所有两两比较均已有结论。")
 _COMMAND = Text(
     "This resolves the pairs with the leader, or stops at the time limit:",
@@ -71,37 +71,51 @@ _CELLS = (
 )
 
 
-def section(found: Results, lang: str) -> Markup:
-    """The section as HTML; empty if nothing was measured."""
-    if not found.pairs:
-        return Markup("")
+@dataclass(frozen=True)
+class Table:
+    """A table with a title and a text before it; `others` are rows that are shown on request, `summary` says which."""
+
+    title: str
+    lead: str
+    headings: tuple[str, ...]
+    rows: list[list[str]]
+    others: list[list[str]]
+    summary: str
+
+
+def paragraphs(found: Results, lang: str) -> list[str]:
+    """The texts before the tables."""
+    texts = [_looks(found, lang)] if len(found.looks) > 1 else []
+    resolved = all(pair.relation != "not resolved" for pair in found.pairs)
+    return [*texts, _ALL.to(lang)] if resolved else texts
+
+
+def tables(found: Results, lang: str) -> list[Table]:
+    """The pairs that are not resolved, the differences at other rates, and the sensitivities; none without rows."""
     smallest = found.metric.amount(found.design.smallest, lang)
-    parts = [
-        Markup('<section id="uncertainty" aria-labelledby="h-uncertainty"><h2 id="h-uncertainty">{}</h2>').format(
-            _HEADING.to(lang)
-        )
-    ]
-    if len(found.looks) > 1:
-        parts.append(_paragraph(_looks(found, lang)))
+    stopped = any(cell.sensitivity and cell.sensitivity.stopped for cell in found.cells)
+    lead = _SENSITIVITY_LEAD.to(lang).format(metric=found.metric.label("validation").to(lang), smallest=smallest)
+    leaders = {standing.batch_size: standing.leader for standing in found.standings}
     left = [pair for pair in found.pairs if pair.relation == "not resolved"]
-    if left:
-        parts += [
-            _paragraph(_LEAD.to(lang).format(smallest=smallest)),
-            _table(_PAIRS, list(_unresolved(found, left, lang)), lang),
-        ]
-        parts += [_paragraph(_COMMAND.to(lang)), Markup("<pre>{}</pre>").format(more_seeds(found))]
-    else:
-        parts.append(_paragraph(_ALL.to(lang)))
-    confirmed = list(_confirmed(found, lang))
-    if confirmed:
-        parts += [_title(_RATES, lang), _paragraph(_RATES_LEAD.to(lang)), _table(_AT, confirmed, lang)]
-    rows = list(_sensitivities(found, lang))
-    if rows:
-        lead = _SENSITIVITY_LEAD.to(lang).format(metric=found.metric.label("validation").to(lang), smallest=smallest)
-        stopped = any(cell.sensitivity and cell.sensitivity.stopped for cell in found.cells)
-        lead += _STOPPED.to(lang) if stopped else ""
-        parts += [_title(_SENSITIVITY, lang), _paragraph(lead), _table(_CELLS, rows, lang)]
-    return Markup("\n").join([*parts, Markup("</section>")])
+    led = [pair for pair in left if (leader := leaders[pair.batch_size]) and pair.has(leader)]
+    others = list(_unresolved(found, [pair for pair in left if pair not in led], lang))
+    made = [
+        _table("", _LEAD.to(lang).format(smallest=smallest), _PAIRS, list(_unresolved(found, led, lang)), lang, others),
+        _table(_RATES.to(lang), _RATES_LEAD.to(lang), _AT, list(_confirmed(found, lang)), lang),
+        _table(
+            _SENSITIVITY.to(lang),
+            lead + (_STOPPED.to(lang) if stopped else ""),
+            _CELLS,
+            list(_sensitivities(found, lang)),
+            lang,
+        ),
+    ]
+    return [table for table in made if table.rows or table.others]
+
+
+def resolving(found: Results, lang: str) -> str:
+    """What the command of `more_seeds` does; empty if all pairs are resolved."""
+    return _COMMAND.to(lang) if any(pair.relation == "not resolved" for pair in found.pairs) else ""
 
 
 def more_seeds(found: Results) -> str:
@@ -162,20 +176,13 @@ def _names(found: Results, pair: Pair, lang: str) -> str:
     return f"{names} ({pair.batch_size})" if len(found.design.batch_sizes) > 1 else names
 
 
-def _title(text: Text, lang: str) -> Markup:
-    return Markup("<h3>{}</h3>").format(text.to(lang))
-
-
-def _paragraph(text: str) -> Markup:
-    return Markup('<p class="lead">{}</p>').format(text)
-
-
-def _table(headings: Sequence[Text], rows: Sequence[Sequence[str]], lang: str) -> Markup:
-    head = Markup("").join(Markup('<th scope="col">{}</th>').format(text.to(lang)) for text in headings)
-    body = Markup("").join(
-        Markup("<tr>{}</tr>").format(Markup("").join(Markup("<td>{}</td>").format(cell) for cell in row))
-        for row in rows
-    )
-    return Markup('<div class="scroll"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>').format(
-        head, body
-    )
+def _table(
+    title: str,
+    lead: str,
+    headings: Sequence[Text],
+    rows: list[list[str]],
+    lang: str,
+    others: Sequence[list[str]] = (),
+) -> Table:
+    summary = _OTHERS.to(lang).format(count=len(others))
+    return Table(title, lead, tuple(text.to(lang) for text in headings), rows, list(others), summary)
