@@ -2,8 +2,9 @@
 
 ``PYTHONPATH=tests python -m benchmarks.folded [seconds]``: the sizes are those of the smallest GPT-2, weights are
 random; forward in float32 without gradients. transformers must be installed. Numbers go to
-benchmarks/results/folded.json and into docs/en/tools/fold.md. The folded norms are normkit's, so the model of `normkit.convert`,
-whose norms are too, is timed as well: the difference between the two is that of folding.
+benchmarks/results/folded.json and into docs/en/tools/fold.md and docs/zh/tools/fold.md. The folded norms are
+normkit's, so the model of `normkit.convert`, whose norms are too, is timed as well: the difference between the two is
+that of folding.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +35,29 @@ CONTESTANTS: dict[str, Callable[[nn.Module, Any], nn.Module]] = {
 """What is timed, made of the model; the first is what the others are compared with. The last has the norms that
 `normkit.to_rms_norm` makes of a whole model: the input of a block alone is not known to be centred."""
 
+FACTS = {
+    "en": "One run of {date} on {cpu}, {threads} threads, torch {torch}:",
+    "zh": "{date} 的一次测量，处理器 {cpu}，{threads} 个线程，torch {torch}：",
+}
+"""The sentence before the table, in the languages of the pages."""
+
+CHINESE = {
+    "RMS norms, folded": "RMS 归一化且折叠",
+    "folded": "折叠后",
+    "converted": "转换后",
+    "original": "原模型",
+    ", ms": "，ms",
+    "ratio": "比值",
+    "block, ": "单个块，",
+    " layers, ": " 层，",
+    " tokens": " 个词元",
+    " (not quiet)": "（受到干扰）",
+}
+"""All words of the table; replaced in this order."""
+
+MARKS = "<!-- folded -->\n", "<!-- /folded -->\n"
+"""The lines of a page before and after the table."""
+
 
 def main() -> None:
     """Time all subjects and print their times over that of the original."""
@@ -44,14 +69,11 @@ def main() -> None:
         times, calm = quiet({key: call_of(each, example) for key, each in made.items()}, seconds)
         rows.append({"name": name, "milliseconds": times, "quiet": calm})
         print(rows[-1], flush=True)
-    facts = machine()
-    (RESULTS / "folded.json").write_text(json.dumps({"machine": facts, "cells": rows}, indent=1) + "\n")
-    page = RESULTS.parents[1] / "docs" / "en" / "tools" / "fold.md"
-    mark = "<!-- folded -->\n"
-    before, _, rest = page.read_text().partition(mark)
-    after = rest.partition("<!-- /folded -->\n")[2]
-    what = f"One run of {facts['date']} on {facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}:"
-    page.write_text(f"{before}{mark}{what}\n\n{table(rows)}\n<!-- /folded -->\n{after}")
+    content = {"machine": machine(), "cells": rows}
+    (RESULTS / "folded.json").write_text(json.dumps(content, indent=1) + "\n")
+    for lang in FACTS:
+        page = page_of(lang)
+        page.write_text(filled(page.read_text(encoding="utf-8"), section(content, lang)), encoding="utf-8")
 
 
 def subjects() -> Iterator[tuple[str, nn.Module, Any]]:
@@ -72,6 +94,26 @@ def call_of(model: nn.Module, example: Any) -> Call:
             return model(**example) if isinstance(example, dict) else model(*example)
 
     return run
+
+
+def page_of(lang: str) -> Path:
+    """The page that shows the table."""
+    return RESULTS.parents[1] / "docs" / lang / "tools" / "fold.md"
+
+
+def filled(page: str, text: str) -> str:
+    """The page with this text between the marks."""
+    before, rest = page.split(MARKS[0])
+    _, after = rest.split(MARKS[1])
+    return before + MARKS[0] + text + MARKS[1] + after
+
+
+def section(content: Mapping[str, Any], lang: str) -> str:
+    """What is between the marks: when and where it was measured, and the table."""
+    text = table(content["cells"])
+    for english, chinese in CHINESE.items() if lang == "zh" else ():
+        text = text.replace(english, chinese)
+    return f"{FACTS[lang].format_map(content['machine'])}\n\n{text}\n"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
