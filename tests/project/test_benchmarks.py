@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import run, show
+from benchmarks import extras, run, show
 from benchmarks.speed import oracle
 from benchmarks.speed.contestants import contestants
+from benchmarks.speed.measure import RESULTS
 from benchmarks.speed.workloads import Cell, cells
 from typer.testing import CliRunner
 
@@ -64,6 +65,37 @@ def test_two_cells_from_the_command_line_to_the_pictures(tmp_path: Path):
     for name in ("part-speedups.svg", "part-roofline.svg"):
         assert f"]({name})" in page
         assert (tmp_path / name).read_text().rstrip().endswith("</svg>")
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_the_pages_show_the_results(lang: str):
+    pages = RESULTS.parents[1] / "docs" / lang / "engine"
+    results = json.loads((RESULTS / "cpu.json").read_text())
+    again = "python -m benchmarks.show benchmarks/results/cpu.json --docs docs/en/engine/performance.md"
+    assert show.summary(results, lang) in (pages / "performance.md").read_text(encoding="utf-8"), again
+    results = json.loads((RESULTS / "extras.json").read_text())
+    assert extras.part(results, lang) in (pages / "extras.md").read_text(encoding="utf-8")
+
+
+def test_both_languages_are_shown(tmp_path: Path):
+    facts = {"quiet": True, "size": "memory", "limit": True, "error": {"torch": 1.0, "normkit": 0.5}, "name": "a"}
+    path = tmp_path / "cpu.json"
+    machine = dict.fromkeys(("cpu", "isa", "threads", "torch", "date"), "x")
+    path.write_text(json.dumps({"machine": machine, "cells": [times(6.0, 2.0, 1.8, False, **facts, failed={})]}))
+    pages = [tmp_path / "docs" / lang / "page.md" for lang in ("en", "zh")]
+    for page in pages:
+        page.parent.mkdir(parents=True)
+    for given in pages:
+        for page in pages:
+            page.write_text(f"before\n{show.MARKER}\nold\n{show.MARKER}\nafter\n")
+        result = CliRunner().invoke(show.app, [str(path), "--docs", str(given)])
+        assert result.exit_code == 0, result.output
+        english, chinese = (page.read_text(encoding="utf-8") for page in pages)
+        assert "| target | required | measured | met |" in english
+        assert "| 目标 | 要求 | 实测 | 是否达到 |" in chinese
+        for text in (english, chinese):
+            assert "old" not in text
+            assert text.count("](../../cpu-") == 2
 
 
 def test_a_part_does_not_replace_all_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
