@@ -64,7 +64,12 @@ def harm(code: str, lang: str, measured: Mapping[str, Any]) -> str:
 def index(lang: str = "en") -> str:
     """The table of all rules."""
     comma = Text(", ", "、").to(lang)
-    lines = [f"# {RULES_PAGE.to(lang)}", "", f"| {' | '.join(name.to(lang) for name in COLUMNS)} |", "|---|---|---|---|"]
+    lines = [
+        f"# {RULES_PAGE.to(lang)}",
+        "",
+        f"| {' | '.join(name.to(lang) for name in COLUMNS)} |",
+        "|---|---|---|---|",
+    ]
     for rule in RULES.values():
         needs = comma.join(NEEDS[need].to(lang) for need in rule.needs if need in NEEDS) or MODEL.to(lang)
         lines.append(f"| [{rule.code}]({rule.code}.md) | {rule.severity} | {rule.words(lang).title} | {needs} |")

@@ -40,7 +40,8 @@ COLUMNS = (
 MACHINE = Text(
     "{cpu}, {isa}, {threads} threads, torch {torch}, {date}; {quiet} of {every} cells were measured while nothing else "
     "ran; only those count.",
-    "{cpu}，{isa}，{threads} 个线程，torch {torch}，{date}；{every} 项中有 {quiet} 项在没有其他程序运行时测得，只计入这些项。",
+    "{cpu}，{isa}，{threads} 个线程，torch {torch}，{date}；"
+    "{every} 项中有 {quiet} 项在没有其他程序运行时测得，只计入这些项。",
 )
 EXPLANATION = Text(
     "The tables show how many times as fast normkit is as torch eager and torch.compile (geometric means), the "
@@ -48,7 +49,8 @@ EXPLANATION = Text(
     "relative to that contestant, and the fraction of the limit reached (median, lowest in brackets). The first "
     "table is by size, the second by method for cells with 16K elements or more:",
     "两张表列出 normkit 相对 torch eager 和 torch.compile 的加速比（几何平均），比最快的另一方慢 5 % 以上的项数，"
-    "相对这一方的最低速度，以及达到极限的比例（中位数，括号内为最低值）。第一张按大小，第二张按方法，只含元素不少于 16K 的项：",
+    "相对这一方的最低速度，以及达到极限的比例（中位数，括号内为最低值）。"
+    "第一张按大小，第二张按方法，只含元素不少于 16K 的项：",
 )
 PICTURES = {
     "bars": Text("the cells by group", "按组汇总的各项"),
@@ -262,7 +264,8 @@ def main(
         draw(given, target)
     for lang, page in translations(docs).items() if docs is not None else ():
         before, _, after = page.read_text(encoding="utf-8").split(MARKER)
-        links = [f"![{name.to(lang)}]({os.path.relpath(to.resolve(), page.resolve().parent)})" for name, to in drawn.items()]
+        folder = page.resolve().parent
+        links = [f"![{name.to(lang)}]({os.path.relpath(to.resolve(), folder)})" for name, to in drawn.items()]
         inside = "\n\n".join((tables(results, lang), *links))
         page.write_text(f"{before}{MARKER}\n\n{inside}\n\n{MARKER}{after}", encoding="utf-8")
     typer.echo(tables(results))

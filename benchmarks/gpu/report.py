@@ -25,7 +25,10 @@ Cells = Sequence[dict[str, Any]]
 TARGET = (Text("target", "目标"), Text("required", "要求"), Text("measured", "实测"), Text("met", "是否达到"))
 COUNT = Text("{} of {}", "{} / {}")
 OVER_EAGER, OVER_COMPILE = Text("over eager", "对 eager"), Text("over compile", "对 compile")
-TRAINING, INFERENCE = Text("training: torch's norms", "训练：torch 的归一化"), Text("inference: torch's norms", "推理：torch 的归一化")
+TRAINING, INFERENCE = (
+    Text("training: torch's norms", "训练：torch 的归一化"),
+    Text("inference: torch's norms", "推理：torch 的归一化"),
+)
 OURS = Text("normkit's", "normkit 的")
 ERROR = Text(
     "error of y in eps (1 + abs(mean) / std): worst cell", "y 的误差，单位 eps (1 + abs(mean) / std)：最差的一项"
@@ -102,7 +105,9 @@ def groups(cells: Cells, lang: str = "en") -> list[tuple[str, Cells]]:
     """The cells of each dtype, group of methods and pass, and all of a pass."""
     found: list[tuple[str, Cells]] = []
     dtypes = list(dict.fromkeys(cell["dtype"] for cell in cells))
-    for dtype, (backward, way) in product(dtypes, ((False, Text("forward", "前向")), (True, Text("forward+backward", "前向加反向")))):
+    for dtype, (backward, way) in product(
+        dtypes, ((False, Text("forward", "前向")), (True, Text("forward+backward", "前向加反向")))
+    ):
         some = [cell for cell in cells if (cell["dtype"], cell["backward"]) == (dtype, backward)]
         what = Text(", ", "，").to(lang) + f"{dtype} {way.to(lang)}"
         found += [(name.to(lang) + what, [c for c in some if c["method"] in m]) for name, m in GROUPS.items()]

@@ -117,7 +117,7 @@ CHINESE: Mapping[str, str] = {
 
 def markdown(lang: str = "en") -> str:
     """All settings as a page: `docs/en/engine/settings.md`, or with ``"zh"`` the one in `docs/zh`."""
-    rows = [("Variable", "Values", "Default", "Meaning", "Read"), ("---",) * 5]
+    rows: list[tuple[str, ...]] = [("Variable", "Values", "Default", "Meaning", "Read"), ("---",) * 5]
     rows += [(f"`{each.name}`", each.values, each.default, each.meaning, each.read) for each in SETTINGS]
     if lang == "zh":
         rows = [tuple(map(_chinese, row)) for row in rows]
