@@ -18,7 +18,7 @@ from normkit.tools.audit.sarif import sarif
 SEVERITIES = ("info", "warning", "error")
 """From the mildest up. info: worth knowing, often deliberate; warning: costs accuracy or work; error: it breaks."""
 
-WHY, FIX = Text("why: {why} ({source})", "原因：{why}（{source}）"), Text("fix: {fix}", "修正：{fix}")
+WHY, FIX = Text("why: {why} ({source})", "原因：{why}来源：{source}。"), Text("fix: {fix}", "修正：{fix}")
 
 
 def rank(severity: str) -> int:
