@@ -103,7 +103,7 @@ CHINESE: Mapping[str, Words] = {
     ),
     "NK201": Words(
         "批归一化每个通道的元素太少",
-        "元素这么少，均值和方差主要由偶然决定：训练噪声大，滑动统计量也与训练时用到的不符。"
+        "元素这么少，均值和方差的随机误差很大：训练噪声大，滑动统计量也与训练时用到的不符。"
         "梯度累积不会增大归一化所用的批次。",
         "增大每个 rank 的批大小；有多个 rank 时，用 normkit.SyncBatchNorm.convert(model)：推理的输出不变。"
         "也可以用组归一化，normkit.convert(model, 'group_norm')：输出会改变，需重新训练。",
@@ -261,6 +261,5 @@ CHINESE: Mapping[str, Words] = {
         "训练按每个批次自己的均值和方差归一化，推理按它们的平均，而这个平均与哪个批次都不符："
         "各个批次轮流来自单一的域或类别。",
         "打乱数据，或在每个批次中混合各个域。也可以为每个域各设一个批归一化，或用组归一化：输出会改变。",
-        "Chang et al. 2019, Domain-Specific Batch Normalization, arXiv:1906.03950；Wu & Johnson 2021, arXiv:2105.07576",
     ),
 }

@@ -54,7 +54,7 @@ class Rule:
         """Its texts in one language, ``"en"`` or ``"zh"``; those of a finding are the same."""
         if lang == "zh":
             words = CHINESE[self.code]
-            return words if words.source else words._replace(source=self.source)
+            return words if words.source else words._replace(source=self.source.replace("; ", "；"))
         return Words(self.title, self.why, self.fix, self.source)
 
     def missing(self, subject: Subject) -> str:
