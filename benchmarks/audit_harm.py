@@ -1,7 +1,7 @@
 """Measures the harm that each rule of ``normkit audit`` warns of: ``python -m benchmarks.audit_harm [NK301 ...]``.
 
-Small networks, synthetic data or scikit-learn's digits, fixed seeds; it takes seconds. The pages in docs/en/audit quote
-benchmarks/results/audit_harm.json.
+Small networks, synthetic data or scikit-learn's digits, fixed seeds; it takes seconds. The pages in docs/en/audit and
+docs/zh/audit quote benchmarks/results/audit_harm.json.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def nk104() -> Result:
     torch.manual_seed(0)
     (ratio, right), (plain, right_plain) = variances(nn.Dropout(0.5)), variances(nn.Dropout(0.0))
     return (
-        f"Running over true variance in evaluation: {ratio:.2f} with dropout 0.5 before, {plain:.2f} without "
-        f"({right:.1f}% and {right_plain:.1f}% of the digits right).",
+        f"Running variance over true variance, in evaluation: {ratio:.2f} with dropout 0.5 before, "
+        f"{plain:.2f} without ({right:.1f}% and {right_plain:.1f}% of the digits right).",
         {"ratio": ratio, "plain": plain, "right": right, "right_plain": right_plain},
     )
 
@@ -204,7 +204,8 @@ def nk304() -> Result:
 def nk305() -> Result:
     x = torch.tensor([70000.0])
     lost = abs(float(x - x.bfloat16().float()))
-    return f"70000 in float16 is {float(x.half())}; in bfloat16 it is off by {lost:g}.", {"half": str(float(x.half()))}
+    numbers = {"half": str(float(x.half())), "lost": lost}
+    return f"70000 in float16 is {numbers['half']}; in bfloat16 it is off by {lost:g}.", numbers
 
 
 def nk306() -> Result:

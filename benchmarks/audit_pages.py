@@ -1,4 +1,7 @@
-"""Writes docs/en/audit from the rules, their examples and the measured harm: ``python -m benchmarks.audit_pages``."""
+"""Writes docs/en/audit and docs/zh/audit from the rules, their examples and the measured harm.
+
+``python -m benchmarks.audit_pages``
+"""
 
 from __future__ import annotations
 
@@ -11,47 +14,91 @@ from pathlib import Path
 from typing import Any
 
 import normkit
+from benchmarks.harm.chinese import SENTENCES
 from benchmarks.speed.measure import RESULTS
+from normkit.catalog import LANGUAGES, Text
 from normkit.tools.audit import examples, examples_training, remedies
 from normkit.tools.audit.rules import RULES
 
 EXAMPLES = vars(examples) | vars(examples_training)
 HELPERS = (examples.images, examples.settled, examples.TwoDomains, examples.Branch, examples.HalfNorm)
 HELPERS += (examples_training.domains,)
-NEEDS = {"batch_size": "`batch_size`", "example": "an example", "optimizer": "the optimizer", "loader": "the loader"}
-NEEDS |= {"world_size": "`world_size` above 1", "per_sample": "`per_sample=True`"}
+NEEDS = {
+    "batch_size": Text("`batch_size`", "`batch_size`"),
+    "example": Text("an example", "示例输入"),
+    "optimizer": Text("the optimizer", "优化器"),
+    "loader": Text("the loader", "loader"),
+    "world_size": Text("`world_size` above 1", "`world_size` 大于 1"),
+    "per_sample": Text("`per_sample=True`", "`per_sample=True`"),
+}
+MODEL = Text("the model", "模型")
+RULES_PAGE = Text("The rules of normkit audit", "normkit audit 的规则")
+COLUMNS = (Text("code", "代码"), Text("severity", "严重程度"), Text("finds", "发现的问题"), Text("needs", "需要"))
+HEADING = Text("# {code}: {title}", "# {code}：{title}")
+REASON = Text("Severity: {severity}. {why}", "严重程度：{severity}。{why}")
+FIX = Text("**Fix.** {fix}", "**修正方法**：{fix}")
+TRIPS = Text("## A model with the fault", "## 有此问题的模型")
+REMEDY = Text("## The fix, as code", "## 修正的代码")
+CONTINUED = Text("With the model above:", "接上面的模型：")
+CLEAN = Text("## A model without the fault", "## 没有此问题的模型")
+HARM = Text("## The harm, measured", "## 实测的危害")
+ORIGIN = Text(
+    "By `benchmarks/audit_harm.py`; numbers in `benchmarks/results/audit_harm.json`.",
+    "由 `benchmarks/audit_harm.py` 测得，数据在 `benchmarks/results/audit_harm.json` 中。",
+)
+SOURCE = Text("Source: {source}.", "来源：{source}。")
 
 
-def pages() -> dict[str, str]:
-    """Every page, by the name of its file."""
-    harm = json.loads((RESULTS / "audit_harm.json").read_text(encoding="utf-8"))["rules"]
-    made = {f"{code}.md": page(code, harm[code]["said"]) for code in RULES}
-    return made | {"index.md": index()}
+def pages(lang: str = "en") -> dict[str, str]:
+    """Every page in one language, by the name of its file."""
+    measured = json.loads((RESULTS / "audit_harm.json").read_text(encoding="utf-8"))["rules"]
+    made = {f"{code}.md": page(code, lang, harm(code, lang, measured[code])) for code in RULES}
+    return made | {"index.md": index(lang)}
 
 
-def index() -> str:
+def harm(code: str, lang: str, measured: Mapping[str, Any]) -> str:
+    """The sentence on what was measured; the English one was made by the measurement."""
+    return str(measured["said"]) if lang == "en" else SENTENCES[code].format(**measured["numbers"])
+
+
+def index(lang: str = "en") -> str:
     """The table of all rules."""
-    lines = ["# The rules of normkit audit", "", "| code | severity | finds | needs |", "|---|---|---|---|"]
+    comma = Text(", ", "、").to(lang)
+    lines = [
+        f"# {RULES_PAGE.to(lang)}",
+        "",
+        f"| {' | '.join(name.to(lang) for name in COLUMNS)} |",
+        "|---|---|---|---|",
+    ]
     for rule in RULES.values():
-        needs = ", ".join(NEEDS[need] for need in rule.needs if need in NEEDS) or "the model"
-        lines.append(f"| [{rule.code}]({rule.code}.md) | {rule.severity} | {rule.title} | {needs} |")
+        needs = comma.join(NEEDS[need].to(lang) for need in rule.needs if need in NEEDS) or MODEL.to(lang)
+        lines.append(f"| [{rule.code}]({rule.code}.md) | {rule.severity} | {rule.words(lang).title} | {needs} |")
     return "\n".join(lines) + "\n"
 
 
-def page(code: str, harm: str) -> str:
+def page(code: str, lang: str, harm: str) -> str:
     """The page of one rule."""
     rule = RULES[code]
-    parts = [f"# {code}: {rule.title}", f"Severity: {rule.severity}. {rule.why}", f"**Fix.** {rule.fix}"]
-    parts += ["## Trips it", block(EXAMPLES[f"{code}_trips"])]
-    parts += ["## The fix, as code", "With the model above:", block(getattr(remedies, code), alone=False)]
-    parts += ["## Does not", block(EXAMPLES[f"{code}_clean"])]
-    parts += [
-        "## The harm, measured",
+    words = rule.words(lang)
+    parts = [
+        HEADING.to(lang).format(code=code, title=words.title),
+        REASON.to(lang).format(severity=rule.severity, why=words.why),
+        FIX.to(lang).format(fix=words.fix),
+        TRIPS.to(lang),
+        block(EXAMPLES[f"{code}_trips"]),
+        REMEDY.to(lang),
+        CONTINUED.to(lang),
+        block(getattr(remedies, code), alone=False),
+        CLEAN.to(lang),
+        block(EXAMPLES[f"{code}_clean"]),
+        HARM.to(lang),
         harm,
-        "By `benchmarks/audit_harm.py`; numbers in `benchmarks/results/audit_harm.json`.",
+        ORIGIN.to(lang),
+        SOURCE.to(lang).format(source=words.source),
     ]
-    parts += [f"Source: {rule.source}."]
-    return "\n\n".join(textwrap.fill(part, 120) if "\n" not in part else part for part in parts) + "\n"
+    if lang == "en":
+        parts = [textwrap.fill(part, 120) if "\n" not in part else part for part in parts]
+    return "\n\n".join(parts) + "\n"
 
 
 def block(function: Callable[..., Any], alone: bool = True) -> str:
@@ -79,10 +126,11 @@ def imports(code: str, names: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    folder = Path(__file__).parent.parent / "docs" / "en" / "audit"
-    folder.mkdir(exist_ok=True)
-    for name, text in pages().items():
-        (folder / name).write_text(text, encoding="utf-8")
+    for lang in LANGUAGES:
+        folder = Path(__file__).parent.parent / "docs" / lang / "audit"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in pages(lang).items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

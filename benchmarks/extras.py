@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.extras [seconds] [case ...]``: images and tokens of 25 and of half a megabyte, a mask also of
 100 MB and more, both layouts, float32 and bfloat16, forward without gradients and forward with backward. On a GPU, if
-there is one. Without names of cases, numbers go to benchmarks/results/extras.json, or extras-gpu.json.
+there is one. Without names of cases, numbers go to benchmarks/results/extras.json, or extras-gpu.json, and those of a
+CPU to the pages in docs/en and docs/zh.
 """
 
 from __future__ import annotations
@@ -20,10 +21,37 @@ import torch
 from benchmarks.composed import CASES, ROWS, Case, Side, by_normkit, operands
 from benchmarks.gpu.clock import GpuClock
 from benchmarks.speed.measure import RESULTS, Call, keep_memory, machine, quiet
+from normkit.catalog import LANGUAGES, Text
 
 LARGE = (32, 64, 112, 112), (32, 512, 2048)
 IMAGES, TOKENS = ((8, 32, 28, 28), (32, 64, 56, 56), LARGE[0]), ((4, 128, 512), (16, 512, 768), LARGE[1])
 GPU_IMAGES, GPU_TOKENS = ((32, 64, 56, 56), (64, 256, 56, 56)), ((32, 256, 1152), (8, 2048, 4096))
+MARKERS = "<!-- extras -->\n", "<!-- /extras -->\n"
+COLUMNS = (
+    Text("", ""),
+    Text("cells", "项数"),
+    Text("speed-up over composed torch", "相对 torch 组合的加速比"),
+    Text("slower", "更慢"),
+    Text("worst", "最差"),
+    Text("time relative to the plain norm", "时间与单独的归一化之比"),
+    Text("and to the bytes added", "再计入增加的字节数"),
+)
+MEASURED = Text("One run of {date} on {cpu}, {threads} threads:", "{date} 的一次测量，{cpu}，{threads} 个线程：")
+CHINESE = {
+    "residual": "残差",
+    "mask": "掩码",
+    "mask, 100 MB": "掩码，100 MB",
+    "cast before": "先转换 dtype",
+    "zero-centred weight": "以 0 为中心的 weight",
+    "strided rows": "行间有间隔",
+    "gate": "门控",
+    "gate first": "先门控",
+    "skip": "skip",
+    "skip and relu": "skip 与 relu",
+    "modulation": "调制",
+    "all": "全部",
+}
+"""Names of cases; activations have the same in both languages."""
 
 
 def main() -> None:
@@ -49,18 +77,28 @@ def main() -> None:
             row = _timed(name, case, (method, shape, layout, dtype, backward), time)
             rows.append(row)
             print(_line(row), flush=True)
-    table = summary(rows)
-    print(table)
+    print(summary(rows))
     if len(sys.argv) > 2:
         return
-    where = "gpu" if on_gpu else "cpu"
-    page = RESULTS.parents[1] / "docs" / "en" / "engine" / "extras.md"
-    facts = f"One run of {machine()['date']} on {machine()['cpu']}, {machine()['threads']} threads:"
+    results = {"machine": machine(), "cells": rows}
+    name = "extras-gpu.json" if on_gpu else "extras.json"
+    (RESULTS / name).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if not on_gpu:
-        before, *_ = page.read_text().split("<!-- extras -->\n")
-        page.write_text(f"{before}<!-- extras -->\n{facts}\n\n{table}\n<!-- /extras -->\n")
-    name = "extras.json" if where == "cpu" else "extras-gpu.json"
-    (RESULTS / name).write_text(json.dumps({"machine": machine(), "cells": rows}, indent=1) + "\n")
+        show(results)
+
+
+def show(results: dict[str, Any]) -> None:
+    """Replace the part between the markers of the pages."""
+    for lang in LANGUAGES:
+        page = RESULTS.parents[1] / "docs" / lang / "engine" / "extras.md"
+        text = page.read_text(encoding="utf-8")
+        before, after = text.split(MARKERS[0])[0], text.split(MARKERS[1])[1]
+        page.write_text(f"{before}{MARKERS[0]}{part(results, lang)}{MARKERS[1]}{after}", encoding="utf-8")
+
+
+def part(results: dict[str, Any], lang: str) -> str:
+    """What a page shows of the results."""
+    return f"{MEASURED.to(lang).format(**results['machine'])}\n\n{summary(results['cells'], lang)}\n"
 
 
 Cell = tuple[str, tuple[int, ...], str, torch.dtype, bool]
@@ -93,13 +131,9 @@ def _line(row: dict[str, Any]) -> str:
     return f"{over:5.2f} x torch composed, {limit:4.2f} of the plain norm and the bytes added  {row['name']}"
 
 
-def summary(rows: list[dict[str, Any]]) -> str:
+def summary(rows: list[dict[str, Any]], lang: str = "en") -> str:
     """A line for each case, as a Markdown table."""
-    lines = [
-        "| | cells | speed-up over composed torch | slower | worst | time relative to the plain norm "
-        "| and to the bytes added |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
+    lines = [f"| {' | '.join(name.to(lang) for name in COLUMNS)} |", "|---|--:|--:|--:|--:|--:|--:|"]
     for case in [*CASES, "all"]:
         times = [row["milliseconds"] for row in rows if case in (row["case"], "all") and row["quiet"]]
         if not times:
@@ -108,7 +142,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
         slower = sum(ratio < 0.95 for ratio in over)
         plain, limit = ([t["normkit"] / t[key] for t in times] for key in ("plain", "limit"))
         means = [f"{statistics.geometric_mean(ratios):.2f}" for ratios in (over, plain, limit)]
-        lines.append(f"| {case} | {len(times)} | {means[0]} | {slower} | {min(over):.2f} | {means[1]} | {means[2]} |")
+        label = CHINESE.get(case, case) if lang == "zh" else case
+        lines.append(f"| {label} | {len(times)} | {means[0]} | {slower} | {min(over):.2f} | {means[1]} | {means[2]} |")
     return "\n".join(lines)
 
 

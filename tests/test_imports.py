@@ -69,7 +69,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "normkit.tools.audit.measure": ["moments", "batches", "facts", "trials", "sample_call", "invariance"],
     "normkit.tools.audit.rules": [
-        *("rule", "axes", "structure", "placement", "size", "state", "constants", "training", "usage"),
+        *("chinese", "rule", "axes", "structure", "placement", "size", "state", "constants", "training", "usage"),
     ],
     "benchmarks": [
         *("speed", "gpu", "harm", "show", "run", "accuracy", "compiled", "converted", "folded", "composed", "extras"),
@@ -78,7 +78,7 @@ ORDER: dict[str, list[str]] = {
     "benchmarks.gpu": ["cells", "clock", "layers", "models", "report", "run", "check"],
     "benchmarks.watch": ["cost", "picture"],
     "benchmarks.speed": ["measure", "workloads", "peers", "contestants", "oracle", "pictures"],
-    "benchmarks.harm": ["experiments", "later_rules"],
+    "benchmarks.harm": ["experiments", "later_rules", "chinese"],
 }
 # In these, each file that the package's `__init__` imports has methods; the others are shared by the methods.
 METHODS = ["normkit.functional", "normkit.layers"]

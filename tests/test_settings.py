@@ -34,10 +34,11 @@ def test_every_variable_named_anywhere_is_a_setting():
     assert read == [settings.ISA.name]
 
 
-def test_the_page_is_up_to_date():
-    page = (ROOT / "docs" / "en" / "engine" / "settings.md").read_text(encoding="utf-8")
-    assert page == settings.markdown(), (
-        'python -c "from normkit import settings; print(settings.markdown(), end=str())"'
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_the_page_is_up_to_date(lang: str):
+    page = (ROOT / "docs" / lang / "engine" / "settings.md").read_text(encoding="utf-8")
+    assert page == settings.markdown(lang), (
+        f"python -c 'from normkit import settings; print(settings.markdown(\"{lang}\"), end=str())'"
     )
 
 

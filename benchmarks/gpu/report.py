@@ -1,4 +1,4 @@
-"""Tables of a GPU's results, and a figure of bars: `benchmarks.show` writes them into docs/en/engine/gpu.md."""
+"""Tables of a GPU's results, and a figure of bars: `benchmarks.show` writes them into engine/gpu.md."""
 
 from __future__ import annotations
 
@@ -8,17 +8,46 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from normkit.catalog import Text
+
 WITHIN = 1.05
 FAR_OFF = 20.0
 """Error of another library in units of eps (1 + |mean| / std) that its time is worth nothing with."""
 OWN = ("torch", "compile", "compile max-autotune", "normkit")
 GROUPS = {
-    "batch norm": ("batch_norm",),
-    "group, instance norm": ("group_norm", "instance_norm"),
-    "layer norm of pixels": ("layer_norm2d",),
-    "rows": ("rms_norm", "layer_norm"),
+    Text("batch norm", "批归一化"): ("batch_norm",),
+    Text("group, instance norm", "组归一化与实例归一化"): ("group_norm", "instance_norm"),
+    Text("layer norm of pixels", "逐像素层归一化"): ("layer_norm2d",),
+    Text("rows", "按行"): ("rms_norm", "layer_norm"),
 }
 Cells = Sequence[dict[str, Any]]
+
+TARGET = (Text("target", "目标"), Text("required", "要求"), Text("measured", "实测"), Text("met", "是否达到"))
+COUNT = Text("{} of {}", "{} / {}")
+OVER_EAGER, OVER_COMPILE = Text("over eager", "对 eager"), Text("over compile", "对 compile")
+TRAINING, INFERENCE = (
+    Text("training: torch's norms", "训练：torch 的归一化"),
+    Text("inference: torch's norms", "推理：torch 的归一化"),
+)
+OURS = Text("normkit's", "normkit 的")
+ERROR = Text(
+    "error of y in eps (1 + abs(mean) / std): worst cell", "y 的误差，单位 eps (1 + abs(mean) / std)：最差的一项"
+)
+COPY = Text("copy of {size} MiB at {speed:.2f} TB/s", "复制 {size} MiB 的速度为 {speed:.2f} TB/s")
+MACHINE = Text(
+    "{gpu}, torch {torch}, Triton {triton}, driver {driver}, {date}; {copy}; torch's own replacements: {native}.",
+    "{gpu}，torch {torch}，Triton {triton}，驱动 {driver}，{date}；{copy}；torch 自己的替换：{native}。",
+)
+FAILED = Text("{who} failed: {why}", "{who} 失败：{why}")
+OTHERWISE = Text("{who} computes something else", "{who} 计算的不是同一个函数")
+WAITED = Text("the GPU waited for {who} in some calls", "某些调用中，GPU 等待 {who}")
+WHERE = Text("{what} (in {count} cells, such as {first})", "{what}（共 {count} 项，例如 {first}）")
+NO_TIME = Text("no time for {what}", "来不及测量 {what}")
+
+
+def met(reached: bool, lang: str) -> str:
+    """Whether a target is reached, for a table."""
+    return (Text("yes", "是") if reached else Text("no", "否")).to(lang)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -72,81 +101,100 @@ def limits(cells: Cells) -> tuple[float | None, float | None]:
     return (statistics.median(known), min(known)) if known else (None, None)
 
 
-def groups(cells: Cells) -> list[tuple[str, Cells]]:
+def groups(cells: Cells, lang: str = "en") -> list[tuple[str, Cells]]:
     """The cells of each dtype, group of methods and pass, and all of a pass."""
     found: list[tuple[str, Cells]] = []
     dtypes = list(dict.fromkeys(cell["dtype"] for cell in cells))
-    for dtype, (backward, way) in product(dtypes, ((False, "forward"), (True, "forward+backward"))):
+    for dtype, (backward, way) in product(
+        dtypes, ((False, Text("forward", "前向")), (True, Text("forward+backward", "前向加反向")))
+    ):
         some = [cell for cell in cells if (cell["dtype"], cell["backward"]) == (dtype, backward)]
-        what = f"{dtype} {way}"
-        found += [(f"{name}, {what}", [c for c in some if c["method"] in methods]) for name, methods in GROUPS.items()]
-        found.append((f"all, {what}", some))
+        what = Text(", ", "，").to(lang) + f"{dtype} {way.to(lang)}"
+        found += [(name.to(lang) + what, [c for c in some if c["method"] in m]) for name, m in GROUPS.items()]
+        found.append((Text("all", "全部").to(lang) + what, some))
     return [(name, some) for name, some in found if some]
 
 
-def targets(cells: Cells) -> str:
+def targets(cells: Cells, lang: str = "en") -> str:
     """What the kernels are to reach, and what they reach."""
     ways = [[cell for cell in cells if cell["backward"] == backward] for backward in (False, True)]
     good, number = share(cells)
     errors = [error for cell in cells if (error := cell["error"].get("normkit")) is not None]
     asked = [
-        ("over eager: geometric mean", "≥", 2.0, _mean([over(cell, "torch") for cell in cells])),
-        ("over torch.compile: geometric mean", "≥", 1.0, _mean([over(cell, "compile") for cell in cells])),
-        ("share of cells within 5 % of the best", "≥", 1.0, good / number if number else None),
-        ("limit, forward: median", "≥", 0.9, limits(ways[0])[0]),
-        ("limit, forward and backward: median", "≥", 0.8, limits(ways[1])[0]),
-        ("limit: worst cell", "≥", 0.6, limits(cells)[1]),
-        ("error of y in eps (1 + abs(mean) / std): worst cell", "≤", 4.0, max(errors, default=None)),
+        (
+            Text("over eager: geometric mean", "对 eager：几何平均"),
+            "≥",
+            2.0,
+            _mean([over(cell, "torch") for cell in cells]),
+        ),
+        (
+            Text("over torch.compile: geometric mean", "对 torch.compile：几何平均"),
+            "≥",
+            1.0,
+            _mean([over(cell, "compile") for cell in cells]),
+        ),
+        (
+            Text("share of cells within 5 % of the best", "与最快者相差不超过 5 % 的比例"),
+            "≥",
+            1.0,
+            good / number if number else None,
+        ),
+        (Text("limit, forward: median", "极限，前向：中位数"), "≥", 0.9, limits(ways[0])[0]),
+        (Text("limit, forward and backward: median", "极限，前向加反向：中位数"), "≥", 0.8, limits(ways[1])[0]),
+        (Text("limit: worst cell", "极限：最差的一项"), "≥", 0.6, limits(cells)[1]),
+        (ERROR, "≤", 4.0, max(errors, default=None)),
     ]
     rows = []
     for what, sign, wanted, value in asked:
-        met = value is not None and (value >= wanted if sign == "≥" else value <= wanted)
-        rows.append((what, f"{sign} {wanted:.2f}", _text(value), "yes" if met else "no"))
-    return markdown(("target", "required", "measured", "met"), rows)
+        reached = value is not None and (value >= wanted if sign == "≥" else value <= wanted)
+        rows.append((what.to(lang), f"{sign} {wanted:.2f}", _text(value), met(reached, lang)))
+    return markdown([name.to(lang) for name in TARGET], rows)
 
 
-def by_group(cells: Cells) -> str:
-    head = ("", "within 5 % of the best", "over eager", "over compile", "limit, median", "limit, worst")
+def by_group(cells: Cells, lang: str = "en") -> str:
+    within, median = Text("within 5 % of the best", "与最快者相差不超过 5 %"), Text("limit, median", "极限，中位数")
+    head = (Text("", ""), within, OVER_EAGER, OVER_COMPILE, median, Text("limit, worst", "极限，最差"))
     rows = []
-    for name, some in groups(cells):
+    for name, some in groups(cells, lang):
         good, number = share(some)
         means = [_mean([over(cell, who) for cell in some]) for who in ("torch", "compile")]
-        rows.append((name, f"{good} of {number}", *map(_text, means), *map(_text, limits(some))))
-    return markdown(head, rows)
+        rows.append((name, COUNT.to(lang).format(good, number), *map(_text, means), *map(_text, limits(some))))
+    return markdown([name.to(lang) for name in head], rows)
 
 
-def by_cell(cells: Cells) -> str:
+def by_cell(cells: Cells, lang: str = "en") -> str:
     """Microseconds of every cell."""
-    head = ("cell", "torch", "compile", "best peer", "normkit", "of the best", "of the limit")
+    ends = Text("of the best", "与最快者之比"), Text("of the limit", "达到极限的比例")
+    head = (Text("cell", "项"), "torch", "compile", Text("best peer", "最快的其他库"), "normkit", *ends)
     rows = []
     for cell in cells:
         best = peer(cell)
         times = [ms(cell, "torch"), ms(cell, "compile", "compile max-autotune")]
         theirs = "–" if best is None else f"{best[0]} {1e3 * best[1]:.0f}"
         mine = ms(cell, "normkit")
-        ends = [_text(over_all(cell)), _text(of_limit(cell))]
+        ratios = [_text(over_all(cell)), _text(of_limit(cell))]
         micro = [_text(None if t is None else 1e3 * t, ".0f") for t in (*times, mine)]
-        rows.append((cell["name"], *micro[:2], theirs, micro[2], *ends))
-    return markdown(head, rows)
+        rows.append((cell["name"], *micro[:2], theirs, micro[2], *ratios))
+    return markdown([name.to(lang) if isinstance(name, Text) else name for name in head], rows)
 
 
-def by_call(calls: Cells) -> str:
+def by_call(calls: Cells, lang: str = "en") -> str:
     """Microseconds of CPU time for one call."""
     who = ("torch", "compile", "normkit")
     rows = [(row["name"], *(_text(row["microseconds"].get(name), ".1f") for name in who)) for row in calls]
-    return markdown(("call of a layer", *who), rows)
+    return markdown((Text("call of a layer", "层的调用").to(lang), *who), rows)
 
 
-def by_model(models: Cells) -> str:
+def by_model(models: Cells, lang: str = "en") -> str:
     rows = []
     for row in models:
-        cells = [row["name"] + (", compiled" if row["compiled"] else "")]
+        cells = [row["name"] + (Text(", compiled", "，编译").to(lang) if row["compiled"] else "")]
         for what in ("training", "inference"):
             times = row["milliseconds"].get(what, {})
             cells += [_text(times.get(who)) for who in ("torch", "normkit")]
         rows.append(cells)
-    head = ("model", "training: torch's norms", "normkit's", "inference: torch's norms", "normkit's")
-    return markdown(head, rows)
+    head = (Text("model", "模型"), TRAINING, OURS, INFERENCE, OURS)
+    return markdown([name.to(lang) for name in head], rows)
 
 
 def failures(results: dict[str, Any]) -> list[str]:
@@ -155,37 +203,36 @@ def failures(results: dict[str, Any]) -> list[str]:
     return [f"{part}: {row['name']}: {row['failed']}" for part in parts for row in results[part] if row.get("failed")]
 
 
-def notes(results: dict[str, Any]) -> list[str]:
+def notes(results: dict[str, Any], lang: str = "en") -> list[str]:
     """Contestants that failed, what could not be compared, and what there was no time for."""
     failed: dict[str, list[str]] = {}
     for cell in results["cells"]:
         for who, why in cell["failed by"].items():
-            failed.setdefault(f"{who} failed: {why}", []).append(cell["name"])
+            failed.setdefault(FAILED.to(lang).format(who=who, why=why), []).append(cell["name"])
         for who, error in cell["error"].items():
             if who not in OWN and not error <= FAR_OFF:
-                failed.setdefault(f"{who} computes something else", []).append(f"{cell['name']}: {error:.3g}")
+                failed.setdefault(OTHERWISE.to(lang).format(who=who), []).append(f"{cell['name']}: {error:.3g}")
         for who, times in cell["times"].items():
             if times["queued"] < 1:
-                failed.setdefault(f"the GPU waited for {who} in some calls", []).append(cell["name"])
-    found = [f"{why} (in {len(names)} cells, such as {names[0]})" for why, names in failed.items()]
+                failed.setdefault(WAITED.to(lang).format(who=who), []).append(cell["name"])
+    found = [WHERE.to(lang).format(what=what, count=len(names), first=names[0]) for what, names in failed.items()]
     for part in ("calls", "models"):
         found += [f"{part}: {row['name']}: {row['note']}" for row in results.get(part, ()) if row.get("note")]
-    return [*found, *(f"no time for {what}" for what in results["left out"])]
+    return [*found, *(NO_TIME.to(lang).format(what=what) for what in results["left out"])]
 
 
-def summary(results: dict[str, Any]) -> str:
-    """All tables."""
-    machine, copy = results["machine"], results["copy"]
-    versions = f"torch {machine['torch']}, Triton {machine['triton']}, driver {machine.get('driver')}"
-    speed = f"copy of {copy['bytes'] >> 20} MiB at {copy['bytes per ms'] / 1e9:.2f} TB/s"
+def summary(results: dict[str, Any], lang: str = "en") -> str:
+    """All tables, in one language."""
+    machine, copy, cells = results["machine"], results["copy"], results["cells"]
+    speed = COPY.to(lang).format(size=copy["bytes"] >> 20, speed=copy["bytes per ms"] / 1e9)
     parts = [
-        f"{machine['gpu']}, {versions}, {machine['date']}; {speed}; torch's own replacements: {machine['native']}.",
-        targets(results["cells"]) if results["cells"] else "",
-        by_group(results["cells"]) if results["cells"] else "",
-        by_cell(results["cells"]) if results["cells"] else "",
-        by_call(results["calls"]) if results["calls"] else "",
-        by_model(results["models"]) if results["models"] else "",
-        "\n".join(f"- {note}" for note in notes(results)),
+        MACHINE.to(lang).format(**{"driver": None, **machine}, copy=speed),
+        targets(cells, lang) if cells else "",
+        by_group(cells, lang) if cells else "",
+        by_cell(cells, lang) if cells else "",
+        by_call(results["calls"], lang) if results["calls"] else "",
+        by_model(results["models"], lang) if results["models"] else "",
+        "\n".join(f"- {note}" for note in notes(results, lang)),
     ]
     return "\n\n".join(part for part in parts if part)
 

@@ -71,8 +71,8 @@ def nk112() -> Result:
     pairs = [variances(nn.Sequential(nn.Dropout(rate), nn.AvgPool2d(2))) for rate in (0.5, 0.0)]
     (ratio, right), (plain, right_plain) = pairs
     return (
-        f"Running over true variance in evaluation: {ratio:.2f} with dropout 0.5 and a pool before, {plain:.2f} "
-        f"with the pool alone ({right:.1f}% and {right_plain:.1f}% of the digits right).",
+        f"Running variance over true variance, in evaluation: {ratio:.2f} with dropout 0.5 and a pool before, "
+        f"{plain:.2f} with the pool alone ({right:.1f}% and {right_plain:.1f}% of the digits right).",
         {"ratio": ratio, "plain": plain, "right": right, "right_plain": right_plain},
     )
 

@@ -304,6 +304,9 @@ def audit(
         str | None, typer.Option(help="A report of --format json; its findings are not reported again.")
     ] = None,
     form: Annotated[str | None, typer.Option("--format", help="text, json or sarif.", show_default="text")] = None,
+    lang: Annotated[
+        Lang | None, typer.Option(help="Language of titles, reasons and fixes in the text.", show_default="en")
+    ] = None,
     fail_on: Annotated[
         str | None,
         typer.Option(help="Exit with 1 from this severity up, or never.", show_default="warning"),
@@ -335,6 +338,7 @@ def audit(
         ignore=_listed(ignore),
         baseline=baseline,
         format=form,
+        lang=lang,
         fail_on=fail_on,
     )
     text, code = command.run(asked)

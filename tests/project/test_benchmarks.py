@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import run, show
+from benchmarks import extras, run, show
 from benchmarks.speed import oracle
 from benchmarks.speed.contestants import contestants
+from benchmarks.speed.measure import RESULTS
 from benchmarks.speed.workloads import Cell, cells
 from typer.testing import CliRunner
 
@@ -31,7 +32,7 @@ def times(torch_ms: float | None, normkit_ms: float, copy_ms: float, backward: b
 
 
 def test_two_cells_from_the_command_line_to_the_pictures(tmp_path: Path):
-    path, document = tmp_path / "part.json", tmp_path / "page.md"
+    path, documents = tmp_path / "part.json", [tmp_path / "docs" / lang / "page.md" for lang in ("en", "zh")]
     options = ["--match", "rms_norm [4, 16]", "--seconds", "0.01", "--no-compile", "--save", str(path)]
     result = CliRunner().invoke(run.app, options)
     assert result.exit_code == 0, result.output
@@ -52,18 +53,40 @@ def test_two_cells_from_the_command_line_to_the_pictures(tmp_path: Path):
     assert CliRunner().invoke(run.app, [*options, "--resume"]).exit_code == 0
     assert json.loads(path.read_text())["cells"] == content["cells"]
 
-    document.write_text(f"before\n{show.MARKER}\nold\n{show.MARKER}\nafter\n")
-    result = CliRunner().invoke(show.app, [str(path), "--docs", str(document)])
+    for document in documents:
+        document.parent.mkdir(parents=True)
+        document.write_text(f"before\n{show.MARKER}\nold\n{show.MARKER}\nafter\n")
+    result = CliRunner().invoke(show.app, [str(path), "--docs", str(documents[0])])
     assert result.exit_code == 0, result.output
-    page = document.read_text()
-    assert page.startswith("before\n")
-    assert page.endswith("after\n")
-    assert "old" not in page
-    assert "2 of 2 cells" in page
+    english, chinese = pages = [document.read_text(encoding="utf-8") for document in documents]
+    assert "2 of 2 cells" in english
+    assert "2 项中有 2 项" in chinese
+    assert "| 目标 | 要求 | 实测 | 是否达到 |" in chinese
+    for page in pages:
+        assert page.startswith("before\n")
+        assert page.endswith("after\n")
+        assert "old" not in page
+        assert page.count("\n|") == english.count("\n|") > 9
     assert "rms_norm [4, 16] contiguous float32 forward+backward" in path.with_suffix(".md").read_text()
     for name in ("part-speedups.svg", "part-roofline.svg"):
-        assert f"]({name})" in page
+        assert all(f"](../../{name})" in page for page in pages)
         assert (tmp_path / name).read_text().rstrip().endswith("</svg>")
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_the_pages_show_the_results(lang: str):
+    pages = RESULTS.parents[1] / "docs" / lang / "engine"
+    results = json.loads((RESULTS / "cpu.json").read_text())
+    again = "python -m benchmarks.show benchmarks/results/cpu.json --docs docs/en/engine/performance.md"
+    assert show.summary(results, lang) in (pages / "performance.md").read_text(encoding="utf-8"), again
+    results = json.loads((RESULTS / "extras.json").read_text())
+    assert extras.part(results, lang) in (pages / "extras.md").read_text(encoding="utf-8")
+
+
+def test_a_page_is_found_in_both_languages():
+    found = {"en": Path("docs/en/engine/gpu.md"), "zh": Path("docs/zh/engine/gpu.md")}
+    assert show.translations(found["en"]) == show.translations(found["zh"]) == found
+    assert show.translations(Path("page.md")) == {"en": Path("page.md")}
 
 
 def test_a_part_does_not_replace_all_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -386,6 +386,7 @@ def test_tables_of_results():
     assert "| rms_norm forward | 4000 | 2000 | quack 1000 | 1000 | 1.00 | 0.90 |" in text
     assert "| LayerNorm forward | 20.0 | – | 10.0 |" in text
     assert "| net, compiled | 2.00 | – | – | – |" in text
+    assert "| 全部，bfloat16 前向 | 1 / 2 | 5.66 | 1.00 | 0.70 | 0.50 |" in report.summary(made_up(), "zh")
 
 
 def test_results_are_shown_in_the_page(tmp_path: Path):

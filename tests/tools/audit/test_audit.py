@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import audit_pages
+from benchmarks.harm.chinese import SENTENCES
+from benchmarks.speed.measure import RESULTS
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,9 +18,13 @@ from normkit.errors import ArgumentError, DtypeError, StateError
 from normkit.tools.audit import examples
 from normkit.tools.audit.measure.moments import moments, padded_share
 from normkit.tools.audit.rules import RULES
+from normkit.tools.audit.rules.chinese import CHINESE
 
-DOCS = Path(__file__).parents[3] / "docs" / "en" / "audit"
+TREES = Path(__file__).parents[3] / "docs"
+DOCS = TREES / "en" / "audit"
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+NUMBER = re.compile(r"(?<![\w.])\d[\d.]*(?:e-?\d+)?(?<!\.)")
+NAME = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*\([^)]*\)|arXiv:[\d.]+|[\w-]+/[\w-]+#\d+")
 
 
 @pytest.mark.parametrize("code", RULES)
@@ -36,11 +42,29 @@ def test_the_code_of_a_page_does_what_the_page_says(code):
         assert (code in names["report"].codes) is found
 
 
-def test_pages_are_up_to_date():
-    made = audit_pages.pages()
-    assert {path.name for path in DOCS.glob("*.md")} == set(made), "run: python -m benchmarks.audit_pages"
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_pages_are_up_to_date(lang):
+    made, folder = audit_pages.pages(lang), TREES / lang / "audit"
+    assert {path.name for path in folder.glob("*.md")} == set(made), "run: python -m benchmarks.audit_pages"
     for name, text in made.items():
-        assert (DOCS / name).read_text(encoding="utf-8") == text, "run: python -m benchmarks.audit_pages"
+        assert (folder / name).read_text(encoding="utf-8") == text, "run: python -m benchmarks.audit_pages"
+
+
+def test_every_rule_is_in_chinese():
+    assert set(CHINESE) == set(RULES), "src/normkit/tools/audit/rules/chinese.py"
+    assert set(SENTENCES) == set(RULES), "benchmarks/harm/chinese.py"
+
+
+@pytest.mark.parametrize("code", RULES)
+def test_chinese_has_the_names_and_numbers_of_the_english(code):
+    measured = json.loads((RESULTS / "audit_harm.json").read_text(encoding="utf-8"))["rules"][code]
+    texts = [RULES[code].words(lang) for lang in ("en", "zh")]
+    harms = [audit_pages.harm(code, lang, measured) for lang in ("en", "zh")]
+    assert all(re.search("[\u4e00-\u9fff]", text) for text in (*texts[1][:3], harms[1]))
+    for pattern, (english, chinese) in [(NAME, map(" ".join, texts)), (NUMBER, map(" ".join, texts)), (NUMBER, harms)]:
+        assert sorted(pattern.findall(chinese)) == sorted(pattern.findall(english))
+    raised = measured["numbers"].get("raises")
+    assert raised is None or (raised and all(raised in harm for harm in harms))
 
 
 def small():
@@ -207,6 +231,9 @@ def test_report_as_text_json_and_sarif():
     report = examples.NK102_trips()
     assert "NK102 warning: two norms in a row" in str(report)
     assert json.loads(report.to_json())["findings"][0]["module"] == "2"
+    chinese = report.text("zh")
+    assert "NK102 warning: 两个归一化层相连" in chinese
+    assert "  修正：只保留其中一个。" in chinese
     run = report.to_sarif()["runs"][0]
     assert [result["ruleId"] for result in run["results"]] == ["NK102"]
     assert run["tool"]["driver"]["rules"][run["results"][0]["ruleIndex"]]["id"] == "NK102"

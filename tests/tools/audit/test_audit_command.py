@@ -94,6 +94,7 @@ def places(*words, code=1):
 
 def test_command_line():
     assert "NK102 warning" in command("audited_net:make", "--shape", "2,8", code=1)
+    assert "两个归一化层相连" in command("audited_net:make", "--shape", "2,8", "--lang", "zh", code=1)
     assert "not run" in command("audited_net:make")
     assert json.loads(command("audited_net:make", "--format", "sarif"))["version"] == "2.1.0"
     assert json.loads(command("audited_net:make", "--shape", "2,8", "--format", "json", "--ignore", "NK102"))
@@ -227,6 +228,7 @@ def test_settings_of_a_file(folder):
         ("[tool.normkit.audit]\nignore = 'NK101'", "must be of type list or a table of lists, got 'NK101'"),
         ("[tool.normkit.audit.ignore]\na = 'NK101'", "must be of type list or a table of lists, got {'a': 'NK101'}"),
         ("[tool.normkit.audit]\nfail-on = 'warnin'", "got 'warnin': did you mean 'warning'?"),
+        ("[tool.normkit.audit]\nlang = 'fr'", "--lang must be one of en, zh, got 'fr'"),
         ("[tool", "bad.toml must be a TOML file, got TOMLDecodeError"),
     ],
 )

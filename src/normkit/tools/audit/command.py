@@ -39,7 +39,7 @@ def run(asked: Options) -> tuple[str, int]:
     code = report.exit_code(asked.fail_on)
     if asked.format == "sarif":
         return json.dumps(report.to_sarif(), indent=2, allow_nan=False), code
-    return report.to_json() if asked.format == "json" else str(report), code
+    return report.to_json() if asked.format == "json" else report.text(asked.lang), code
 
 
 def _batches(target: str) -> object:

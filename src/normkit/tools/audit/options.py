@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from normkit.catalog import LANGUAGES
 from normkit.errors import ArgumentError, DtypeError, nearest
 from normkit.tools.audit.report import SEVERITIES, rank
 
@@ -30,6 +31,7 @@ class Options:
         ignore: codes by pattern of module names.
         baseline: a report in JSON; its findings are not reported again.
         format: ``"text"``, ``"json"`` or ``"sarif"``.
+        lang: language of titles, reasons and fixes in the format text, ``"en"`` or ``"zh"``.
         fail_on: the mildest severity that makes the exit code 1; ``"never"`` for none.
     """
 
@@ -46,10 +48,11 @@ class Options:
     ignore: Mapping[str, list[str]] = field(default_factory=dict)
     baseline: str | None = None
     format: str = "text"
+    lang: str = "en"
     fail_on: str = "warning"
 
     def __post_init__(self) -> None:
-        for key, words in (("format", FORMATS), ("fail-on", (*SEVERITIES, "never"))):
+        for key, words in (("format", FORMATS), ("lang", LANGUAGES), ("fail-on", (*SEVERITIES, "never"))):
             value = getattr(self, key.replace("-", "_"))
             if value not in words:
                 raise ArgumentError(

@@ -9,12 +9,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from normkit.catalog import Text
 from normkit.errors import ArgumentError, nearest
 from normkit.tools.audit.measure.invariance import Invariance
+from normkit.tools.audit.rules import RULES
 from normkit.tools.audit.sarif import sarif
 
 SEVERITIES = ("info", "warning", "error")
 """From the mildest up. info: worth knowing, often deliberate; warning: costs accuracy or work; error: it breaks."""
+
+WHY, FIX = Text("why: {why} ({source})", "原因：{why}来源：{source}。"), Text("fix: {fix}", "修正：{fix}")
 
 
 def rank(severity: str) -> int:
@@ -153,15 +157,22 @@ class Report:
         return sarif(self.to_dict())
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, lang: str = "en") -> str:
+        """The report as text; titles, reasons and fixes in one language, ``"en"`` or ``"zh"``, all else in English."""
         counts = [f"{sum(f.severity == s for f in self.findings)} {s}" for s in reversed(SEVERITIES)]
         lines = [f"{self.model}: {self.norms} norms; {', '.join(counts)}"]
         groups: dict[tuple[str, str], list[Finding]] = {}
         for finding in self.findings:
             groups.setdefault((finding.code, finding.severity), []).append(finding)
         for (code, severity), found in groups.items():
-            lines += ["", f"{code} {severity}: {found[0].title}"]
+            words = RULES[code].words(lang)
+            lines += ["", f"{code} {severity}: {words.title}"]
             lines += [f"  {finding.module or '(model)'}{_location(finding)}: {finding.message}" for finding in found]
-            lines += _indented(f"why: {found[0].why} ({found[0].source})") + _indented(f"fix: {found[0].fix}")
+            for text in (WHY.to(lang).format(**words._asdict()), FIX.to(lang).format(**words._asdict())):
+                # Chinese has no spaces to break at, and the terminal breaks it anywhere.
+                lines += [f"  {text}"] if lang == "zh" else _indented(text)
         if self.suppressed:
             lines += ["", f"suppressed: {len(self.suppressed)}"]
         reasons: dict[str, list[str]] = {}

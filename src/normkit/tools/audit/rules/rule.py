@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from normkit.tools.audit.measure.facts import Subject
+from normkit.tools.audit.rules.chinese import CHINESE, Words
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,13 @@ class Rule:
     check: Callable[[Subject], Iterator[Hit]]
     needs: tuple[str, ...] = ()
     of_failure: bool = False
+
+    def words(self, lang: str) -> Words:
+        """Its texts in one language, ``"en"`` or ``"zh"``; those of a finding are the same."""
+        if lang == "zh":
+            words = CHINESE[self.code]
+            return words if words.source else words._replace(source=self.source.replace("; ", "；"))
+        return Words(self.title, self.why, self.fix, self.source)
 
     def missing(self, subject: Subject) -> str:
         """Why it cannot run on these facts; empty if it can."""

@@ -283,7 +283,10 @@ RULES = (
         code="NK305",
         severity="warning",
         title="exploding input",
-        why="Values near the end of float16 overflow in half precision; one that works gives its norms about 1.",
+        why=(
+            "Values near the largest float16 overflow in half precision; in a network that works, norms get values of "
+            "about 1."
+        ),
         source="Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740",
         fix=(
             "Find the layer in front that lets values grow; check the learning rate, the preprocessing and residual "
@@ -303,7 +306,8 @@ RULES = (
         source="pytorch/pytorch#88474",
         fix=(
             "normkit.recalibrate(model, batches) makes the statistics anew; parameters come from an earlier "
-            "checkpoint. Outputs change. Skip batches whose loss is not finite, as normkit's layers do."
+            "checkpoint. Outputs change. Skip batches whose loss is not finite; normkit's layers record no statistics "
+            "that are not finite."
         ),
         check=not_finite,
         needs=("values",),

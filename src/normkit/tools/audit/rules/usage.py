@@ -82,7 +82,7 @@ RULES = (
         ),
         source="documentation of torch.optim: construct the optimizer after the model is changed",
         fix=(
-            "Make the optimizer last, of normkit.param_groups(model, weight_decay=...); or freeze what is meant to "
+            "Make the optimizer last, with normkit.param_groups(model, weight_decay=...); or freeze what is meant to "
             "stay."
         ),
         check=not_optimized,
@@ -98,7 +98,7 @@ RULES = (
         ),
         source="van Laarhoven 2017, L2 Regularization versus Batch and Weight Normalization, arXiv:1706.05350",
         fix=(
-            "Make the optimizer of normkit.param_groups(model, weight_decay=...), which leaves g without decay; or "
+            "Make the optimizer with normkit.param_groups(model, weight_decay=...), which leaves g without decay; or "
             "keep it if the layer's scale is to be regularized."
         ),
         check=decayed_length,
