@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,6 +19,31 @@ from benchmarks.speed.measure import RESULTS, machine
 from benchmarks.training.simulated import METHODS, Simulation, different, parabola
 
 STEEPNESS, MIDDLE, SPREAD = 0.05, -1.5, 0.01
+DOCS = RESULTS.parents[1] / "docs"
+MARKS = "<!-- power -->\n", "<!-- /power -->\n"
+"""The lines of a page before and after the table."""
+HEADINGS = {
+    "en": (
+        "methods",
+        "seeds",
+        "difference, in standard deviations of a run",
+        "`compare`: found",
+        "wrong",
+        "runs",
+        "own rates only: found",
+        "wrong",
+    ),
+    "zh": (
+        "方法数",
+        "随机种子数",
+        "差异，以单次运行的标准差为单位",
+        "`compare`：检出",
+        "误判",
+        "运行数",
+        "只用各自的学习率：检出",
+        "误判",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -67,8 +93,32 @@ def studies(case: Case, count: int, confirm: bool) -> dict[str, Any]:
     }
 
 
+def page_of(lang: str) -> Path:
+    """The page that shows the table."""
+    return DOCS / lang / "compare" / "statistics.md"
+
+
+def filled(page: str, results: dict[str, Any], lang: str) -> str:
+    """The page with the table of these results: studies with equal seeds, at the steepness of the others."""
+    headings = HEADINGS[lang]
+    lines = ["| " + " | ".join(headings) + " |", "|" + "--:|" * len(headings)]
+    for row in results["rows"]:
+        case = row["case"]
+        if case["steepness"] and not case["until_resolved"]:
+            found = [f"{100 * row[rule]['found']:.0f} %" for rule in ("compare", "own rates only")]
+            wrong = [
+                f"{100 * row[rule]['studies with a wrong difference'] / results['studies']:.0f} %"
+                for rule in ("compare", "own rates only")
+            ]
+            runs = f"{row['compare']['runs']:.1f}"
+            cells = (case["methods"], case["seeds"], case["apart"], found[0], wrong[0], runs, found[1], wrong[1])
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    before, _, rest = page.partition(MARKS[0])
+    return before + MARKS[0] + "\n".join(lines) + "\n" + MARKS[1] + rest.partition(MARKS[1])[2]
+
+
 def main(count: Annotated[int, typer.Option(help="Studies of each case.")] = 100) -> None:
-    """Write benchmarks/results/power.json."""
+    """Write benchmarks/results/power.json, and the table of docs/en/compare/statistics.md and its Chinese page."""
     rows = []
     for case in CASES:
         row = {"case": vars(case), "compare": studies(case, count, confirm=True)}
@@ -76,8 +126,11 @@ def main(count: Annotated[int, typer.Option(help="Studies of each case.")] = 100
             row["own rates only"] = studies(case, count, confirm=False)
         rows.append(row)
         print(json.dumps(row), flush=True)
-    path = RESULTS / "power.json"
-    path.write_text(json.dumps({"machine": machine(), "studies": count, "rows": rows}, indent=1) + "\n")
+    results = {"machine": machine(), "studies": count, "rows": rows}
+    (RESULTS / "power.json").write_text(json.dumps(results, indent=1) + "\n")
+    for lang in HEADINGS:
+        page = page_of(lang)
+        page.write_text(filled(page.read_text(encoding="utf-8"), results, lang), encoding="utf-8")
 
 
 if __name__ == "__main__":
