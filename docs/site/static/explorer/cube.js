@@ -12,7 +12,7 @@
   function marksOf(found, side) {
     const { own, places } = found.sides[side];
     const gaps = places.map((index, place) => {
-      if (place === 0) return 0;
+      if (place === 0 || !found.coloured) return 0;
       const before = places[place - 1];
       return own.some((level, k) => !found.levels[level].reduced && index[k] !== before[k]) ? 1 : 0;
     });
@@ -113,7 +113,7 @@
         let place = 0;
         // Many gaps are smaller, so that the cube stays a cube.
         const { gaps, total } = cube.marks[axis];
-        const gap = (this.apart * Math.min(1, (0.55 * cube.counts[axis]) / Math.max(1, total))) / 1;
+        const gap = this.apart * Math.min(1, (0.55 * cube.counts[axis]) / Math.max(1, total));
         return gaps.map((mark, i) => (place += (i ? 1 : 0) + mark * gap));
       };
       const now = at(this.cube);
@@ -145,7 +145,7 @@
       const [cy, sy, cp, sp] = [Math.cos(yaw), Math.sin(yaw), Math.cos(pitch), Math.sin(pitch)];
       // Turning does not change the scale: the base is taken as its circle.
       const base = Math.hypot(n, c);
-      const scale = Math.min((box.width - 90) / base, (box.height - 56) / (p * cp + base * Math.abs(sp)), 46);
+      const scale = Math.min((box.width - 130) / base, (box.height - 56) / (p * cp + base * Math.abs(sp)), 46);
       const project = (x, y, z) => {
         const [dx, dy, dz] = [x - n / 2, y - c / 2, z - p / 2];
         const away = dx * sy + dy * cy;
@@ -267,7 +267,8 @@
         const far = Math.hypot(dx, dy) || 1;
         context.textAlign = Math.abs(dx) < 12 ? "center" : dx > 0 ? "left" : "right";
         context.fillStyle = this.theme.text;
-        context.fillText(label, x + (dx / far) * 10, y + (dy / far) * 10 + (axis === 2 ? 0 : 6));
+        const left = context.textAlign === "right" ? context.measureText(label).width + 4 : 4;
+        context.fillText(label, Math.max(left, x + (dx / far) * 10), y + (dy / far) * 10 + (axis === 2 ? 0 : 6));
       }
     }
 

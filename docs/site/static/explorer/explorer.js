@@ -50,6 +50,9 @@
       for (const each of [document.documentElement, document.body]) watch.observe(each, { attributeFilter: ["data-theme"] });
       dark.addEventListener("change", () => this.follow(dark));
       this.follow(dark);
+      new ResizeObserver(() => {
+        if (this.found?.coloured && nk.columnsIn(this.root.clientWidth - 34) !== this.columns) this.showPlan(false);
+      }).observe(this.root);
     }
 
     /** Light or dark as the site is: its themes set data-theme on html or body; "auto" leaves it to the reader. */
@@ -76,12 +79,8 @@
         h("form", { class: "nkx-controls", onsubmit: (event) => event.preventDefault() }, ...this.buildControls()),
         h("div", { class: "nkx-main" }, this.buildStage(), this.buildCell()),
         (this.planBox = h("section", { class: "nkx-card", "aria-label": t("planHeading") })),
-        h(
-          "div",
-          { class: "nkx-two" },
-          (this.formulaBox = h("section", { class: "nkx-card", "aria-label": t("formulaHeading") })),
-          (this.codeBox = h("section", { class: "nkx-card", "aria-label": t("codeHeading") })),
-        ),
+        (this.formulaBox = h("section", { class: "nkx-card", "aria-label": t("formulaHeading") })),
+        (this.codeBox = h("section", { class: "nkx-card", "aria-label": t("codeHeading") })),
       );
       this.cube = new nk.Cube(this.canvas, {
         hover: (places) => this.show(places ?? this.element),
@@ -118,7 +117,7 @@
         oninput: () => this.typePattern(this.input.value),
       });
       return [
-        h("div", { class: "nkx-chips" }, ...this.quick.map(([, button]) => button)),
+        (this.chips = h("div", { class: "nkx-chips" }, ...this.quick.map(([, button]) => button))),
         h(
           "div",
           { class: "nkx-fields" },
@@ -216,6 +215,7 @@
         "div",
         { class: "nkx-cell nkx-card" },
         h("p", { class: "nkx-count" }, (this.count = h("strong", {})), (this.countText = h("span", {}))),
+        (this.without = h("p", {})),
         (this.product = h("p", { class: "nkx-product" })),
         (this.facts = h("dl", { class: "nkx-facts" })),
         h("h3", {}, t("element")),
@@ -240,15 +240,7 @@
     }
 
     typePattern(pattern) {
-      let text = pattern;
-      try {
-        text = nk.parse(pattern).text;
-      } catch {
-        // The error is shown by update().
-      }
-      const same = nk.catalog.methods.filter((method) => method.patterns.includes(text));
-      const kept = same.find((method) => method.name === this.state.method);
-      this.set({ pattern, method: (kept ?? same[0])?.name ?? "" });
+      this.set({ pattern, method: nk.methodOf(pattern, this.state.method) });
     }
 
     typeSize(name, input, example, most) {
@@ -275,7 +267,11 @@
     update() {
       const { state, method } = this;
       history.replaceState(null, "", nk.toHash(state));
-      for (const [name, button] of this.quick) button.setAttribute("aria-pressed", String(name === state.method));
+      for (const [name, button] of this.quick) {
+        button.setAttribute("aria-pressed", String(name === state.method));
+        // On a phone the row of buttons is wider than the screen.
+        if (name === state.method) this.chips.scrollLeft = button.offsetLeft - this.chips.clientWidth / 2 + button.offsetWidth / 2;
+      }
       this.select.value = state.method;
       this.ownOption.hidden = state.method !== "";
       if (this.input.value !== state.pattern) this.input.value = state.pattern;
@@ -293,6 +289,7 @@
       this.error.textContent = error ?? "";
       this.input.setAttribute("aria-invalid", String(error !== null));
       this.root.classList.toggle("nkx-wrong", error !== null);
+      this.root.classList.toggle("nkx-empty", !this.found);
       if (error === null) this.showAll(none);
     }
 
@@ -318,7 +315,8 @@
       this.sizes.groups.box.hidden = none || !found.takesGroups;
       this.cube.labels = SIDES.map((side, i) => {
         const { size, own } = found.sides[side];
-        return own.length ? `${["N", "C", found.positions.length > 1 ? "H·W" : "L"][i]} = ${size}` : "";
+        const named = own.map((level) => found.names[level].toUpperCase()).join("·");
+        return own.length ? `${["N", "C", named][i]} = ${size}` : "";
       });
       this.cube.show(found);
       const sizes = { n: found.sides.samples.size, c: found.sides.channels.size, p: found.sides.positions.size };
@@ -367,6 +365,8 @@
       this.countText.textContent = none ? "" : t(words);
       const reduced = found.levels.map((level, i) => [level, found.names[i]]).filter(([level]) => level.reduced);
       this.product.textContent = none ? "" : `N = ${reduced.map(([level, name]) => `${level.size} ${name}`).join(" × ")}`;
+      this.without.textContent = none ? t("noRegion", { method: this.title(method) }) : "";
+      this.without.hidden = !none;
       const facts = [[t("shape"), h("code", {}, nk.tuple(found.shape))]];
       if (!none) {
         facts.push([t("cells"), found.cells.toLocaleString("en")]);
@@ -375,11 +375,11 @@
       }
       if (method) facts.push([t("statisticsPer"), method.statistics[this.lang]]);
       this.facts.replaceChildren(...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
-      const cut = SIDES.filter((side) => !found.sides[side].whole).map((side) => {
-        const name = t(`side${side[0].toUpperCase()}${side.slice(1)}`);
-        return t("notAll", { drawn: found.sides[side].places.length, size: found.sides[side].size, side: name });
-      });
-      this.note.textContent = [...cut, ...(none ? [] : [t("hint")])].join(" ");
+      const cut = SIDES.filter((side) => !found.sides[side].whole).map((side) =>
+        t(`drawn${side[0].toUpperCase()}${side.slice(1)}`, { drawn: found.sides[side].places.length, size: found.sides[side].size }),
+      );
+      const drawn = cut.length ? [t("drawn", { parts: cut.join(t("comma")) })] : [];
+      this.note.textContent = [...drawn, ...(none ? [] : [t("hint")])].join(this.lang === "zh" ? "" : " ");
     }
 
     showPlan(none) {
@@ -398,7 +398,8 @@
         sentences.push(t("weightIndex", { index: nk.weightIndex(plan) }));
         if (plan.slabs > 1) sentences.push(t("slabs", { slabs: plan.slabs }));
       }
-      const grid = nk.memoryGrid(found, { name: t(found.region.hasFeatures ? "memory" : "memoryNoWeights") });
+      this.columns = nk.columnsIn(this.root.clientWidth - 34);
+      const grid = nk.memoryGrid(found, { name: t(found.region.hasFeatures ? "memory" : "memoryNoWeights") }, this.columns);
       const part = grid.rows < grid.allRows || grid.columns < grid.allColumns ? ` ${t("memoryPart", grid)}` : "";
       grid.svg.addEventListener("pointermove", (event) => {
         const square = event.target.closest("[data-cell]");
@@ -422,8 +423,11 @@
       const runs = nk.runsOf(levels, plan.memory);
       const places = nk.placesOf(runs);
       const axes = ["", "", "", ""];
-      const split = runs.length && nk.product(plan.view) && !places.every((place, i) => plan.view[place] === runs[i][1]);
-      if (!split) places.forEach((place, i) => (axes[place] = runs[i][2].map((axis) => names[axis]).join(" ")));
+      runs.forEach(([, size, own], i) => {
+        // Without a level R0, what is kept is K0. A row that was cut into repetitions of its weights has no name.
+        const place = places[i] === 2 && plan.view[1] === 1 ? 0 : places[i];
+        if (plan.view[place] === size) axes[place] = own.map((axis) => names[axis]).join(" ");
+      });
       const box = (size, i) => {
         const reduced = i % 2 === 1;
         const name = `${reduced ? "R" : "K"}${i < 2 ? 0 : 1}`;
@@ -444,8 +448,8 @@
       const lines = none ? [] : nk.statistics(found, method);
       this.formulaBox.replaceChildren(
         h("h3", {}, t("formulaHeading")),
-        h("pre", { class: "nkx-code nkx-formula", tabindex: "0" }, nk.formulaOf(found, method)),
-        ...(lines.length ? [h("pre", { class: "nkx-code", tabindex: "0" }, lines.join("\n"))] : []),
+        h("p", { class: "nkx-mono nkx-formula" }, nk.formulaOf(found, method)),
+        ...(lines.length ? [h("div", { class: "nkx-math", tabindex: "0" }, ...lines.map((line) => nk.mathOf(line)))] : []),
         ...(method ? [h("p", {}, method.principle[this.lang])] : []),
       );
     }
@@ -453,17 +457,14 @@
     showCode(none) {
       const { found, t, method } = this;
       const made = nk.code(none ? null : found, method);
-      const block = (name, text) =>
-        text === null
-          ? []
-          : [
-              h("div", { class: "nkx-code-head" }, h("h4", {}, t(name)), this.copyButton(t("copy"), () => text)),
-              h("pre", { class: "nkx-code", tabindex: "0" }, text),
-            ];
+      const block = (name, text) => {
+        if (text === null) return null;
+        const head = h("div", { class: "nkx-code-head" }, h("h4", {}, t(name)), this.copyButton(t("copy"), () => text));
+        return h("div", { class: "nkx-block" }, head, h("pre", { class: "nkx-code", tabindex: "0" }, text));
+      };
       this.codeBox.replaceChildren(
         h("h3", {}, t("codeHeading")),
-        ...block("layerCode", made.layer),
-        ...block("functionCode", made.function),
+        h("div", { class: "nkx-two" }, block("layerCode", made.layer), block("functionCode", made.function)),
         this.copyButton(t("copyLink"), () => location.href),
       );
     }

@@ -3,7 +3,7 @@
   "use strict";
 
   const SQUARE = 26;
-  const COLUMNS = 24;
+  const MOST_COLUMNS = 24;
   const LINES = 7;
   const ARROW = 22;
   const SVG = "http://www.w3.org/2000/svg";
@@ -23,12 +23,15 @@
     return slab * period + (Math.floor(within / inner) % period);
   };
 
-  /** The grid as an element, and how much of memory it shows. */
-  nk.memoryGrid = function (found, labels) {
+  /** How many elements of a line fit in a box of this width, in pixels. */
+  nk.columnsIn = (width) => Math.min(MOST_COLUMNS, Math.max(4, Math.floor((width - ARROW - 18) / SQUARE)));
+
+  /** The grid as an element, and how much of memory it shows: at most `most` elements of a line. */
+  nk.memoryGrid = function (found, labels, most) {
     const { view, columns } = found.plan;
     const width = columns ? view[2] * view[3] : view[3];
     const lines = found.total / width;
-    const shown = { columns: Math.min(width, COLUMNS), rows: Math.min(lines, LINES) };
+    const shown = { columns: Math.min(width, most), rows: Math.min(lines, LINES) };
     const svg = make("svg", {
       viewBox: `0 0 ${ARROW + shown.columns * SQUARE + 18} ${ARROW + shown.rows * SQUARE + 14}`,
       class: "nkx-memory",

@@ -211,13 +211,26 @@
     return `#${words}`;
   }
 
+  /** The method of a pattern: the one named, if it has that region, else the first of the catalog that has it. */
+  function methodOf(pattern, named = "") {
+    let text = pattern;
+    try {
+      text = nk.parse(pattern).text;
+    } catch (error) {
+      if (!(error instanceof nk.NormkitError)) throw error;
+    }
+    const same = nk.catalog.methods.filter((method) => method.patterns.includes(text));
+    return (same.find((method) => method.name === named) ?? same[0])?.name ?? "";
+  }
+
   function fromHash(hash, state) {
     const words = new URLSearchParams(hash.replace(/^#/, ""));
     if (!words.has("p") && !words.has("m")) return null;
     const out = { ...state };
     const method = nk.catalog.methods.find((each) => each.name === words.get("m"));
-    out.method = method ? method.name : "";
     out.pattern = words.get("p") ?? method?.patterns[0] ?? "";
+    // A method without a region has no pattern, and no pattern names it.
+    out.method = method && !method.patterns.length && !out.pattern ? method.name : methodOf(out.pattern, method?.name);
     const one = (key, name) => {
       const sizes = readSizes(words.get(key) ?? "", 1);
       if (sizes?.length) out[name] = sizes[0];
@@ -232,25 +245,19 @@
     return out;
   }
 
-  /** The sum that a statistic is, as text: kept and reduced names, and the elements in it. */
+  /** The statistics of a cell: each with its symbol, the names of all, kept and reduced axes, and what is summed. */
   function statistics(found, method) {
-    const name = (i) => found.names[i];
-    const all = found.levels.map((_, i) => name(i));
+    const all = found.names;
     const kept = all.filter((_, i) => !found.levels[i].reduced);
     const reduced = all.filter((_, i) => found.levels[i].reduced);
-    const at = kept.length ? `[${kept.join(", ")}]` : "";
-    const sum = `sum over ${reduced.join(", ")} of`;
-    const x = `x[${all.join(", ")}]`;
+    const line = (symbol, of, root = false) => ({ symbol, of, root, all, kept, reduced, count: found.count });
     const formula = method?.formula ?? "";
-    const share = `1/${found.count}`;
-    if (formula.includes("||x||")) return [`||x||${at} = sqrt(${sum} ${x}²)`];
-    if (formula.includes("mean(x²)")) return [`mean(x²)${at} = ${share} · ${sum} ${x}²`];
+    if (formula.includes("||x||")) return [line("‖x‖", "square", true)];
+    if (formula.includes("mean(x²)")) return [line("mean(x²)", "square")];
+    // Its region is that of a covariance matrix.
     if (formula.includes("whitening")) return [];
-    const variance = formula.includes("batch_var") && found.levels[0].reduced ? "batch_var" : "var";
-    return [
-      `mean${at} = ${share} · ${sum} ${x}`,
-      `${variance}${at} = ${share} · ${sum} (${x} - mean${at})²`,
-    ];
+    const name = formula.includes("batch_var") && found.levels[0].reduced ? "batch_var" : "var";
+    return [line("mean", "value"), line(name, "deviation")];
   }
 
   /** The formula: the method's own, or that of standardization. */
@@ -260,5 +267,5 @@
   }
 
   Object.assign(nk, { LARGEST, cellOf, describe, elementAt, formulaOf, fromHash, indexOf, offsetOf, readSizes });
-  Object.assign(nk, { rolesOf, statistics, toHash });
+  Object.assign(nk, { methodOf, rolesOf, statistics, toHash });
 })((globalThis.normkitExplorer ??= {}));

@@ -42,13 +42,11 @@
     reset: ["Reset view", "复原视角"],
     turnLeft: ["Turn left", "向左转"],
     turnRight: ["Turn right", "向右转"],
-    notAll: [
-      "Not all elements are drawn: the first {drawn} of {size} {side}.",
-      "未画出全部元素：{side}只画出 {size} 个中的前 {drawn} 个。",
-    ],
-    sideSamples: ["samples", "样本"],
-    sideChannels: ["channels", "通道"],
-    sidePositions: ["positions", "位置"],
+    drawn: ["The drawing shows {parts}.", "图中画出 {parts}。"],
+    drawnSamples: ["{drawn} of {size} samples", "{size} 个样本中的 {drawn} 个"],
+    drawnChannels: ["{drawn} of {size} channels", "{size} 个通道中的 {drawn} 个"],
+    drawnPositions: ["{drawn} of {size} positions", "{size} 个位置中的 {drawn} 个"],
+    comma: [", ", "、"],
     shareOne: ["elements share one mean and one variance", "个元素共用一个均值和一个方差"],
     shareStatistics: ["elements share their statistics", "个元素共用统计量"],
     shareSquare: ["elements share one mean square", "个元素共用一个均方值"],
@@ -109,6 +107,10 @@
     copy: ["Copy", "复制"],
     copied: ["Copied", "已复制"],
     copyLink: ["Copy link to this view", "复制当前视图的链接"],
+    noRegion: [
+      "{method} has no region: no elements share a mean and a variance.",
+      "{method}没有统计域：没有元素共用均值和方差。",
+    ],
     noPlan: ["This method has no region, so there is nothing to plan.", "该方法没有统计域，因此没有执行计划。"],
   };
 
