@@ -42,10 +42,13 @@
       `DynamicErf(${a.channels}, channels_last=False)`,
       "dynamic_erf(x, torch.tensor([0.5]), channels_last=False)",
     ],
-    switchable_norm: (a) => [
-      `SwitchableNorm(${a.channels})`,
-      "switchable_norm(x, None, None, torch.ones(3), torch.ones(3), training=True)",
-    ],
+    switchable_norm: (a) =>
+      a.positions.length
+        ? [
+            `SwitchableNorm(${a.channels})`,
+            "switchable_norm(x, None, None, torch.ones(3), torch.ones(3), training=True)",
+          ]
+        : null,
     power_norm: (a) => [`PowerNorm(${a.channels})`, `power_norm(x, ${ones(a)}, training=True, warmup=True)`],
     iter_norm: (a) => [
       `IterNorm(${a.channels}, num_groups=${a.groups})`,
@@ -56,7 +59,7 @@
   const ON_LAYERS = ["weight_norm", "weight_standardization", "spectral_norm"];
   // `Norm` with the pattern computes the same as these.
   const PLAIN = ["batch_norm", "layer_norm", "instance_norm", "group_norm", "layer_norm2d"];
-  // These return their statistics as well.
+  // These functions return their statistics as well.
   const TWO_RESULTS = ["revin"];
 
   function sized(name, a) {
@@ -109,15 +112,15 @@
     const own = method ? ofMethod(found, method) : [null, null];
     const pattern = found ? ofPattern(found) : [null, null];
     const same = method && PLAIN.includes(method.name);
+    const results = own[1] && TWO_RESULTS.includes(method.name) ? "y, statistics" : "y";
     const block = (place, lines) => {
       const first = own[place] ?? pattern[place];
-      const more = own[place] && same ? ["", "# the same, written as a region", ...lines(pattern[place], "y")] : [];
-      const result = own[place] && TWO_RESULTS.includes(method.name) ? "y, statistics" : "y";
-      return ["import torch, normkit", "", found ? tensor(found) : DEFAULT, ...lines(first, result), ...more].join("\n");
+      const more = own[place] && same ? ["", "# the same, written as a region", ...lines(pattern[place])] : [];
+      return ["import torch, normkit", "", found ? tensor(found) : DEFAULT, ...lines(first), ...more].join("\n");
     };
     return {
-      layer: block(0, (call, result) => [`layer = normkit.${call}`, `${result} = layer(x)`]),
-      function: block(1, (call, result) => [`${result} = normkit.functional.${call}`]),
+      layer: block(0, (call) => [`layer = normkit.${call}`, "y = layer(x)"]),
+      function: block(1, (call) => [`${results} = normkit.functional.${call}`]),
     };
   };
 })((globalThis.normkitExplorer ??= {}));

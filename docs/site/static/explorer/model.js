@@ -200,15 +200,24 @@
 
   /** The state as the part of an address after "#", and back. What cannot be read keeps its value. */
   function toHash(state) {
-    const words = new URLSearchParams();
-    words.set("p", state.pattern);
-    if (state.method) words.set("m", state.method);
-    words.set("b", state.batch);
-    words.set("c", state.channels.join("x"));
-    words.set("x", state.positions.join("x"));
-    words.set("g", state.groups);
-    if (state.layout !== "contiguous") words.set("layout", state.layout);
-    return `#${words}`;
+    const words = { p: state.pattern, m: state.method, b: state.batch, c: state.channels.join("x") };
+    Object.assign(words, { x: state.positions.join("x"), g: state.groups, layout: state.layout });
+    const parts = Object.entries(words).filter(([key]) => !(key === "m" && !state.method));
+    return `#${parts.map(([key, value]) => `${key}=${encodeURIComponent(value).replaceAll("%20", "+")}`).join("&")}`;
+  }
+
+  function readHash(hash) {
+    const words = new Map();
+    for (const part of hash.replace(/^#/, "").split("&")) {
+      const [key, ...rest] = part.split("=");
+      const value = rest.join("=").replaceAll("+", " ");
+      try {
+        words.set(key, decodeURIComponent(value));
+      } catch {
+        words.set(key, value); // written by hand, with a lone "%"
+      }
+    }
+    return words;
   }
 
   /** The method of a pattern: the one named, if it has that region, else the first of the catalog that has it. */
@@ -224,7 +233,7 @@
   }
 
   function fromHash(hash, state) {
-    const words = new URLSearchParams(hash.replace(/^#/, ""));
+    const words = readHash(hash);
     if (!words.has("p") && !words.has("m")) return null;
     const out = { ...state };
     const method = nk.catalog.methods.find((each) => each.name === words.get("m"));
