@@ -83,7 +83,8 @@ def test_the_code_of_every_method_runs_and_gives_the_same_twice():
             assert list(x.shape) == each["found"]["shape"]
             assert list(x.stride()) == each["found"]["strides"]
         if method.name not in other_start:
-            assert torch.equal(layer["y"], function["y"]), choice
+            # With a weight of 1 and a bias of 0, y rounds once more: by half an eps of float32, for |y| below 4.
+            assert torch.allclose(layer["y"], function["y"], rtol=0, atol=1e-6), choice
     assert own == {method.name for method in METHODS if not method.of_weights}
 
 
@@ -217,7 +218,9 @@ def test_every_text_is_there_in_both_languages():
         assert chinese.strip(), name
         assert set(_values(english)) == set(_values(chinese)), name
     used = (FOLDER / "explorer.js").read_text(encoding="utf-8")
-    assert [name for name in texts if f'"{name}"' not in used and f"{name}:" not in used and not name.startswith("drawn")] == []
+    assert [
+        name for name in texts if f'"{name}"' not in used and f"{name}:" not in used and not name.startswith("drawn")
+    ] == []
 
 
 def _values(text: str) -> list[str]:

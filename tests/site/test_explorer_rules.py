@@ -41,7 +41,9 @@ ANSWER = """question => {
 Case = dict[str, Any]
 
 
-def case(pattern: str, shape: tuple[int, ...] | None = None, strides: tuple[int, ...] | None = None, **more: Any) -> Case:
+def case(
+    pattern: str, shape: tuple[int, ...] | None = None, strides: tuple[int, ...] | None = None, **more: Any
+) -> Case:
     dense = dense_strides(shape, range(len(shape))) if shape is not None and strides is None else strides
     return {"pattern": pattern, "sizes": {}, "shape": shape, "strides": dense, "varying": None, "slabs": True} | more
 
@@ -63,9 +65,7 @@ def expected(asked: Case) -> dict[str, Any]:
         if asked["shape"] is None:
             return out
         levels = region.levels(asked["shape"], asked["varying"])
-        made = plan(
-            region, asked["shape"], asked["strides"], asked["varying"], slabs_in_regions=asked["slabs"]
-        )
+        made = plan(region, asked["shape"], asked["strides"], asked["varying"], slabs_in_regions=asked["slabs"])
     except NormkitError as error:
         return {"error": type(error).__name__, "text": str(error)}
     out["levels"] = [[lv.name, lv.dim, lv.size, lv.reduced, lv.feature] for lv in levels]
@@ -216,7 +216,9 @@ def drawn(random: random.Random) -> Case:
     pattern = " ".join(words) + ("]" if open_ else "")
     if random.random() < 0.25 and pattern:
         at = random.randrange(len(pattern))
-        pattern = pattern[:at] + random.choice(["", "[", "]", "(", ")", " ", "=", "c", "...", "é", "'"]) + pattern[at + 1 :]
+        pattern = (
+            pattern[:at] + random.choice(["", "[", "]", "(", ")", " ", "=", "c", "...", "é", "'"]) + pattern[at + 1 :]
+        )
     rank = len(names) + (random.randint(0, 2) if "..." in pattern else 0) - (random.random() < 0.05)
     shape = tuple(random.choice([1, 2, 3, 6, 12]) for _ in range(rank))
     if math.prod(shape) > 600:

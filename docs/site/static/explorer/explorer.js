@@ -206,7 +206,7 @@
         const show = () => this.choose(this.sliders.map((each) => Number(each.input.value)));
         input.addEventListener("input", show);
         input.addEventListener("focus", show);
-        const value = h("output", {});
+        const value = h("b", {});
         const box = h("label", { class: `nkx-slider nkx-side-${i}` }, h("span", {}, t(name)), input, value);
         return { box, input, value };
       };
