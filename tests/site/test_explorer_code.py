@@ -1,4 +1,4 @@
-"""What the explorer shows of a choice: shapes, counts, links, texts, and code that runs and computes what the page says."""
+"""What the explorer shows of a choice: shape, counts, link, texts, and code that computes what the page says."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks import explorer_catalog
 from javascript import FOLDER, answers
 
-from benchmarks import explorer_catalog
 from normkit import functional
 from normkit.catalog import METHODS, find
 
@@ -178,7 +178,7 @@ def test_a_link_holds_the_whole_state():
         START | {"method": "weight_norm", "pattern": ""},
         START | {"pattern": "b [c] é=2 & 100% #", "channels": [2, 3], "positions": [1, 16384, 7]},
     ]
-    ask = f"state => [nk.toHash(state), nk.fromHash(nk.toHash(state), {{}})]"
+    ask = "state => [nk.toHash(state), nk.fromHash(nk.toHash(state), {})]"
     for state, (hash_, back) in zip(states, answers(ask, states), strict=True):
         assert back == state
         assert hash_.startswith("#p=")
@@ -203,8 +203,8 @@ def test_a_link_that_is_not_whole_keeps_the_rest(hash_: str, change: dict[str, A
 
 @pytest.mark.parametrize(
     ("text", "sizes"),
-    [("4", [4]), ("2×3", [2, 3]), ("2 x 3", [2, 3]), ("2,3,4", [2, 3, 4]), ("", []), ("0", None), ("a", None), ("-1", None),
-     ("1.5", None), ("16384", [16384]), ("16385", None), ("1 2 3 4 5", None), ("007", None)],
+    [("4", [4]), ("2×3", [2, 3]), ("2 x 3", [2, 3]), ("2,3,4", [2, 3, 4]), ("", []), ("0", None), ("a", None),
+     ("-1", None), ("1.5", None), ("16384", [16384]), ("16385", None), ("1 2 3 4 5", None), ("007", None)],
 )  # fmt: skip
 def test_sizes_are_read(text: str, sizes: list[int] | None):
     assert answers("text => nk.readSizes(text)", [text]) == [sizes]
