@@ -182,6 +182,10 @@ MORE = [
     case("b [h c]", (2, 2, 600)),
     case("[b] c [...]", (2, 3, 8, 8)),  # rows of 64: along rows
     case("[b] c [...]", (2, 3, 7, 9)),  # of 63: down columns
+    case("[b] c [...]", (3, 2, 8), varying=[True, True, False]),  # weights change in rows of 8: a copy
+    case("[b] c [...]", (3, 2, 9), varying=[True, True, False]),  # of 9: none
+    case("[h c]", (2, 512)),  # a long row that repeats 512 weights: down columns
+    case("[h c]", (2, 513)),  # 513 weights: along rows
     case("b (g=2 [c]) [...]", (2, 4, 3, 3), dense_strides((2, 4, 3, 3), [0, 2, 3, 1])),
     case("b (g=2 [c]) [...]", (2, 128, 5), dense_strides((2, 128, 5), [0, 2, 1])),
     case("[...]", (2, 3)),
