@@ -206,6 +206,18 @@ def test_a_link_brings_the_same_view(opened: Open) -> None:
     assert shown.locator("#nkx-pattern").input_value() == ""
 
 
+def test_the_address_keeps_the_heading_that_it_names(opened: Open) -> None:
+    shown = opened("#what-the-parts-mean", permissions=["clipboard-read", "clipboard-write"])
+    assert shown.url.endswith("#what-the-parts-mean")
+    shown.locator("text=Copy link to this view").click()
+    shown.locator("text=Copied").wait_for()
+    link = shown.evaluate("() => navigator.clipboard.readText()")
+    assert link.endswith("#p=b+(g+%5Bc%5D)+%5B...%5D&m=group_norm&b=3&c=6&x=2x3&g=2&layout=contiguous")
+    shown.locator("text=as in a ResNet").click()
+    assert "&c=256&" in shown.url
+    assert "16 of 256 channels" in shown.locator(".nkx-stage .nkx-note").inner_text()
+
+
 def test_sizes_that_are_no_numbers_are_refused(opened: Open) -> None:
     shown = opened()
     field = shown.locator("#nkx-positions")

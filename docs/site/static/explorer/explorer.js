@@ -40,6 +40,8 @@
       this.element = null; // chosen places on the three sides; null for none
       this.build();
       this.update();
+      // The address changes when the reader changes something: it may name a heading of this page.
+      this.changed = true;
       addEventListener("hashchange", () => {
         const state = nk.fromHash(location.hash, this.state);
         if (state && nk.toHash(state) !== nk.toHash(this.state)) this.set(state);
@@ -266,7 +268,7 @@
 
     update() {
       const { state, method } = this;
-      history.replaceState(null, "", nk.toHash(state));
+      if (this.changed) history.replaceState(null, "", nk.toHash(state));
       for (const [name, button] of this.quick) {
         button.setAttribute("aria-pressed", String(name === state.method));
         // On a phone the row of buttons is wider than the screen.
@@ -465,7 +467,7 @@
       this.codeBox.replaceChildren(
         h("h3", {}, t("codeHeading")),
         h("div", { class: "nkx-two" }, block("layerCode", made.layer), block("functionCode", made.function)),
-        this.copyButton(t("copyLink"), () => location.href),
+        this.copyButton(t("copyLink"), () => location.href.split("#")[0] + nk.toHash(this.state)),
       );
     }
 
