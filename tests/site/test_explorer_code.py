@@ -145,11 +145,11 @@ def test_the_sum_of_a_statistic_is_over_the_elements_of_a_cell():
 def test_drawn_elements_are_elements_of_the_tensor():
     sizes = {"batch": 32, "channels": [256], "positions": [14, 14], "groups": 32}
     found = shown(**sizes)["found"]
-    for name, size in (("samples", 32), ("channels", 256), ("positions", 196)):
+    for name, size, drawn in (("samples", 32, 8), ("channels", 256, 16), ("positions", 196, 16)):
         side = found["sides"][name]
         assert side["size"] == size
         assert not side["whole"]
-        assert len(side["places"]) == 16
+        assert len(side["places"]) == drawn
         limits = [found["levels"][level]["size"] for level in side["own"]]
         assert all(index < limit for place in side["places"] for index, limit in zip(place, limits, strict=True))
 

@@ -269,7 +269,7 @@ def test_the_theme_is_that_of_the_site(opened: Open) -> None:
 
 def test_every_control_has_a_name(opened: Open) -> None:
     shown = opened("#m=layer_norm")
-    controls = shown.locator(".normkit-explorer :is(button, input, select, canvas, svg)")
+    controls = shown.locator(".normkit-explorer :is(button, input, select, canvas, svg:not([aria-hidden]))")
     names = controls.evaluate_all(
         """all => all.map(e => e.getAttribute("aria-label") || [...(e.labels ?? [])].map(l => l.innerText).join()
              || e.innerText.trim())"""

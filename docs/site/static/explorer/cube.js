@@ -54,6 +54,7 @@
       }
       this.cube = { found, counts, marks, cells, colours };
       this.lit = null;
+      this.fills = [];
       const same = before && before.counts.every((count, i) => count === counts[i]);
       this.before = same && !this.still.matches ? before : null;
       if (this.before) this.animate();
@@ -67,7 +68,10 @@
         if (this.run !== run) return;
         const part = Math.min(1, Math.max(0, (now - start) / DURATION));
         this.progress = 1 - (1 - part) ** 3;
-        if (part === 1) this.before = null;
+        if (part === 1) {
+          this.before = null;
+          this.fills = [];
+        }
         this.paint();
         if (part < 1) requestAnimationFrame(step);
       };
@@ -130,7 +134,10 @@
       canvas.width = Math.round(box.width * ratio);
       canvas.height = Math.round(box.height * ratio);
       context.setTransform(ratio, 0, 0, ratio, 0, 0);
-      this.theme = readTheme(canvas);
+      const theme = readTheme(canvas);
+      // While colours change, none are kept.
+      if (theme.dark !== this.theme?.dark || this.before) this.fills = [];
+      this.theme = theme;
       const starts = [0, 1, 2].map((axis) => this.starts(axis));
       const lengths = starts.map((places) => places.at(-1) + 1);
       const project = this.projection(box, lengths);
@@ -215,7 +222,13 @@
       this.polygons.push([corners, [...place]]);
     }
 
+    /** The colour of a face; the same one until the picture changes. */
     fill(axis, voxel, bright) {
+      const flipped = this.view.pitch < 0 ? 1 : 0;
+      return (this.fills[((voxel * 3 + axis) * 2 + flipped) * 2 + (bright ? 1 : 0)] ??= this.mixed(axis, voxel, bright));
+    }
+
+    mixed(axis, voxel, bright) {
       const { colours } = this.cube;
       const { dark } = this.theme;
       const flipped = axis === 2 && this.view.pitch < 0 ? -0.16 : 0;

@@ -96,7 +96,7 @@
       this.quick = QUICK.map((name) => {
         const method = nk.catalog.methods.find((each) => each.name === name);
         const attributes = { type: "button", class: "nkx-chip", title: method.aliases[0], onclick: () => this.pickMethod(name) };
-        return [name, h("button", attributes, this.title(method))];
+        return [name, h("button", attributes, nk.icon(method.patterns[0]), this.title(method))];
       });
       const options = (wanted) =>
         nk.catalog.methods

@@ -7,7 +7,7 @@
   style.rel = "stylesheet";
   style.href = new URL("explorer.css", here);
   document.head.append(style);
-  const names = ["pattern", "plan", "catalog", "texts", "colours", "model", "code", "formula", "cube", "memory", "explorer"];
+  const names = ["pattern", "plan", "catalog", "texts", "colours", "model", "code", "formula", "cube", "icon", "memory", "explorer"];
   for (const name of names) {
     const script = document.createElement("script");
     script.async = false; // in this order

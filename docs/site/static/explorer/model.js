@@ -3,8 +3,8 @@
   "use strict";
 
   const LARGEST = 16384;
-  // No more places than these of each side of the cube are drawn.
-  const DRAWN = 16;
+  // No more places than these of each side of the cube are drawn, so that it turns without delay.
+  const DRAWN = { samples: 8, channels: 16, positions: 16 };
 
   /** Which dimensions of a region are samples, channels and positions; a leading "..." is samples and positions. */
   function rolesOf(region) {
@@ -81,10 +81,10 @@
   }
 
   /** How many places of each level are drawn. */
-  function drawnSizes(sizes) {
-    let most = DRAWN;
+  function drawnSizes(sizes, limit) {
+    let most = limit;
     const drawn = () => sizes.map((size) => Math.min(size, most));
-    while (nk.product(drawn()) > DRAWN && most > 2) most -= 1;
+    while (nk.product(drawn()) > limit && most > 2) most -= 1;
     return drawn();
   }
 
@@ -92,7 +92,7 @@
   function sideOf(name, levels, sides) {
     const own = [...levels.keys()].filter((i) => sides[levels[i].dim] === name);
     const sizes = own.map((i) => levels[i].size);
-    const drawn = drawnSizes(sizes);
+    const drawn = drawnSizes(sizes, DRAWN[name]);
     const places = [];
     for (let place = 0; place < nk.product(drawn); place += 1) {
       const index = Array(own.length);
