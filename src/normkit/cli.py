@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,15 +96,17 @@ _NARROW = 110
 """In fewer columns the table of methods would split words."""
 _Language = Annotated[Lang, typer.Option(help="Language of the texts.")]
 _COMPARE = study.DEFAULTS
-_TRAINED, _RUN, _RESULTS = "What is trained", "How it runs", "Results"
-"""The headings of the options of ``normkit compare``."""
 _MARKED = re.compile(r"(•|·|[+-]|[A-Za-z]+\d?-\d+)\s*(.+)")
 """An entry of a list: its mark, which stands in a column of its own, and its text."""
 
 
-def _option(panel: str, *names: str, **settings: Any) -> Any:
-    """An option below a heading of the help."""
-    return typer.Option(*names, rich_help_panel=panel, **settings)
+def _below(heading: str) -> Callable[..., Any]:
+    """Options below a heading of the help."""
+    return partial(typer.Option, rich_help_panel=heading)
+
+
+_trained, _running, _result = _below("What is trained"), _below("How it runs"), _below("Results")
+"""The options of ``normkit compare``."""
 
 
 def _version(asked: bool) -> None:
@@ -134,65 +137,54 @@ def compare(
     ] = None,
     methods: Annotated[
         str,
-        _option(
-            _TRAINED,
+        _trained(
             help="Names of methods, or unchanged, separated by commas; only these and none are trained.",
             show_default="BN,LN,IN,GN,WN",
         ),
     ] = "",
-    batch_sizes: Annotated[str, _option(_TRAINED, help="Samples per training step, separated by commas.")] = ",".join(
+    batch_sizes: Annotated[str, _trained(help="Samples per training step, separated by commas.")] = ",".join(
         map(str, _COMPARE["batch_sizes"])
     ),
-    seeds: Annotated[int, _option(_TRAINED, help="Training runs for each result.")] = _COMPARE["seeds"],
-    trials: Annotated[int, _option(_TRAINED, help="Learning rates tried for each method.")] = _COMPARE["trials"],
+    seeds: Annotated[int, _trained(help="Training runs for each result.")] = _COMPARE["seeds"],
+    trials: Annotated[int, _trained(help="Learning rates tried for each method.")] = _COMPARE["trials"],
     discard: Annotated[
         bool | None,
-        _option(
-            _TRAINED, "--discard/--no-discard", help="Discard learning rates early.", show_default="if it saves time"
-        ),
+        _trained("--discard/--no-discard", help="Discard learning rates early.", show_default="if it saves time"),
     ] = _COMPARE["discard"],
-    steps: Annotated[
-        int | None, _option(_TRAINED, help="Training steps of one run.", show_default="the task's")
-    ] = _COMPARE["steps"],
+    steps: Annotated[int | None, _trained(help="Training steps of one run.", show_default="the task's")] = _COMPARE[
+        "steps"
+    ],
     until_resolved: Annotated[
-        bool,
-        _option(_TRAINED, "--until-resolved", help="Add seeds until every method is told apart from the leader."),
+        bool, _trained("--until-resolved", help="Add seeds until every method is told apart from the leader.")
     ] = _COMPARE["until_resolved"],
-    seed: Annotated[int, _option(_TRAINED, help="The seed of all random numbers.")] = _COMPARE["seed"],
+    seed: Annotated[int, _trained(help="The seed of all random numbers.")] = _COMPARE["seed"],
     claims: Annotated[
         str,
-        _option(
-            _TRAINED,
+        _trained(
             help="Claims of the catalog to measure too, such as BN-4,GN-1, or all; with the methods that they compare.",
             show_default="all, none with a task or --methods",
         ),
     ] = "",
-    no_claims: Annotated[bool, _option(_TRAINED, "--no-claims", help="Only the comparison.")] = False,
-    full: Annotated[bool, _option(_TRAINED, "--full", help="More seeds for each claim.")] = _COMPARE["full"],
-    dry_run: Annotated[bool, _option(_RUN, "--dry-run", help="Show the plan and its time, and stop.")] = False,
-    minutes: Annotated[float | None, _option(_RUN, help="Minutes after which no run starts.")] = _COMPARE["minutes"],
-    time_limit: Annotated[float | None, _option(_RUN, help="Seconds a run may take.")] = _COMPARE["time_limit"],
-    device: Annotated[str, _option(_RUN, help="Where to train: cpu, cuda, cuda:1.")] = _COMPARE["device"],
-    dtype: Annotated[str, _option(_RUN, help="float32, float64, or bfloat16 for autocast.")] = _COMPARE["dtype"],
-    workers: Annotated[int | None, _option(_RUN, help="Processes.", show_default="one per core")] = _COMPARE["workers"],
-    executor: Annotated[str, _option(_RUN, help="processes, or ray for a cluster.")] = _COMPARE["executor"],
-    address: Annotated[str | None, _option(_RUN, help="Address of the Ray cluster.")] = _COMPARE["address"],
-    progress: Annotated[bool, _option(_RUN, help="Show a progress bar.")] = _COMPARE["progress"],
-    out: Annotated[Path, _option(_RESULTS, file_okay=False, help="Folder of the report.")] = Path(_COMPARE["out"]),
-    lang: Annotated[Lang, _option(_RESULTS, help="Language of the texts.")] = Lang.EN,
+    no_claims: Annotated[bool, _trained("--no-claims", help="Only the comparison.")] = False,
+    full: Annotated[bool, _trained("--full", help="More seeds for each claim.")] = _COMPARE["full"],
+    dry_run: Annotated[bool, _running("--dry-run", help="Show the plan and its time, and stop.")] = False,
+    minutes: Annotated[float | None, _running(help="Minutes after which no run starts.")] = _COMPARE["minutes"],
+    time_limit: Annotated[float | None, _running(help="Seconds a run may take.")] = _COMPARE["time_limit"],
+    device: Annotated[str, _running(help="Where to train: cpu, cuda, cuda:1.")] = _COMPARE["device"],
+    dtype: Annotated[str, _running(help="float32, float64, or bfloat16 for autocast.")] = _COMPARE["dtype"],
+    workers: Annotated[int | None, _running(help="Processes.", show_default="one per core")] = _COMPARE["workers"],
+    executor: Annotated[str, _running(help="processes, or ray for a cluster.")] = _COMPARE["executor"],
+    address: Annotated[str | None, _running(help="Address of the Ray cluster.")] = _COMPARE["address"],
+    progress: Annotated[bool, _running(help="Show a progress bar.")] = _COMPARE["progress"],
+    out: Annotated[Path, _result(file_okay=False, help="Folder of the report.")] = Path(_COMPARE["out"]),
+    lang: Annotated[Lang, _result(help="Language of the texts.")] = Lang.EN,
     checkpoints: Annotated[
-        bool,
-        _option(_RESULTS, "--checkpoints", help="Keep the best run of each method in the folder checkpoints of --out."),
+        bool, _result("--checkpoints", help="Keep the best run of each method in the folder checkpoints of --out.")
     ] = _COMPARE["checkpoints"],
-    resume: Annotated[bool, _option(_RESULTS, "--resume", help="Fail if there is nothing to resume.")] = False,
+    resume: Annotated[bool, _result("--resume", help="Fail if there is nothing to resume.")] = False,
     store: Annotated[
         str | None,
-        _option(
-            _RESULTS,
-            envvar=settings.STORE.name,
-            help="URL of a database for the finished runs.",
-            show_default="a file in --out",
-        ),
+        _result(envvar=settings.STORE.name, help="URL of a database for the runs.", show_default="a file in --out"),
     ] = _COMPARE["store"],
 ) -> None:
     """Find out which normalization to use: train a model under each, with an equal tuning budget.
@@ -391,8 +383,7 @@ def audit(
     ] = None,
     form: Annotated[str | None, typer.Option("--format", help="text, json or sarif.", show_default="text")] = None,
     fail_on: Annotated[
-        str | None,
-        typer.Option(help="Exit with 1 from this severity up, or never.", show_default="warning"),
+        str | None, typer.Option(help="Exit with 1 from this severity up, or never.", show_default="warning")
     ] = None,
     config: Annotated[
         Path | None,
