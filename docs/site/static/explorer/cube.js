@@ -54,6 +54,7 @@
       }
       this.cube = { found, counts, marks, cells, colours };
       this.lit = null;
+      this.element = null;
       this.fills = [];
       const same = before && before.counts.every((count, i) => count === counts[i]);
       this.before = same && !this.still.matches ? before : null;
@@ -143,6 +144,7 @@
       const project = this.projection(box, lengths);
       this.polygons = [];
       this.paintCells(starts, project);
+      this.paintChosen();
       this.paintLabels(lengths, project);
     }
 
@@ -186,6 +188,20 @@
       }
     }
 
+    /** The outline of the chosen element, over all that was drawn. */
+    paintChosen() {
+      const { context } = this;
+      context.strokeStyle = this.theme.text;
+      context.lineWidth = 2.2;
+      for (const [corners, place] of this.polygons) {
+        if (!this.element?.every((index, i) => index === place[i])) continue;
+        context.beginPath();
+        corners.forEach(([x, y], i) => (i ? context.lineTo(x, y) : context.moveTo(x, y)));
+        context.closePath();
+        context.stroke();
+      }
+    }
+
     /** Whether a face is covered by the next element, which touches it and is as bright. */
     isHidden(axis, place, voxel, step, bright, starts, project) {
       const away = project.away[axis];
@@ -212,10 +228,9 @@
       context.beginPath();
       corners.forEach(([x, y], i) => (i ? context.lineTo(x, y) : context.moveTo(x, y)));
       context.closePath();
-      const chosen = bright && this.element && this.element.every((index, i) => index === place[i]);
       context.fillStyle = this.fill(axis, voxel, bright);
-      context.strokeStyle = chosen ? this.theme.text : bright ? this.theme.edge : this.theme.faint;
-      context.lineWidth = chosen ? 2.2 : Math.min(1, project.scale / 18);
+      context.strokeStyle = bright ? this.theme.edge : this.theme.faint;
+      context.lineWidth = Math.min(1, project.scale / 18);
       context.lineJoin = "round";
       context.fill();
       context.stroke();

@@ -392,10 +392,11 @@
         return;
       }
       const { plan } = found;
-      const [, r0, k1, r1] = plan.view;
+      const [k0, r0, k1, r1] = plan.view;
       const sentences = [];
       if (plan.prepare === nk.PREPARE.REGROUP) sentences.push(t("copies"));
-      sentences.push(plan.columns ? t("columns", { width: k1 * r1, r0 }) : t("rows", { r1 }));
+      const columns = k0 > 1 ? "columnsInBlocks" : "columns";
+      sentences.push(plan.columns ? t(columns, { k0, width: k1 * r1, r0 }) : t("rows", { r1 }));
       if (found.region.hasFeatures) {
         sentences.push(t("weightIndex", { index: nk.weightIndex(plan) }));
         if (plan.slabs > 1) sentences.push(t("slabs", { slabs: plan.slabs }));

@@ -4,7 +4,7 @@
 
   const SQUARE = 26;
   const MOST_COLUMNS = 24;
-  const LINES = 7;
+  const LINES = 10;
   const ARROW = 22;
   const SVG = "http://www.w3.org/2000/svg";
 

@@ -82,6 +82,10 @@
       "The kernel walks down columns: it reads {width} neighbouring elements, {r0} times, and keeps sums for each of the {width} columns.",
       "内核沿列遍历：每次读取 {width} 个相邻元素，共 {r0} 次，并为 {width} 列分别累计。",
     ],
+    columnsInBlocks: [
+      "The kernel walks down columns inside each of {k0} blocks: it reads {width} neighbouring elements, {r0} times, and keeps sums for each of the {width} columns.",
+      "内核在 {k0} 个块中分别沿列遍历：每次读取 {width} 个相邻元素，共 {r0} 次，并为 {width} 列分别累计。",
+    ],
     copies: [
       "The tensor is copied first: its memory as it is does not fit four levels.",
       "先复制张量：现有的内存次序无法用四级视图表示。",
