@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
@@ -32,13 +34,76 @@ def run(*arguments: str, code: int = 0) -> str:
     return result.output
 
 
+def test_without_arguments_it_fits_a_screen():
+    printed = run()
+    assert printed == cli.START
+    assert len(printed.splitlines()) <= 24
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "\x1b[" in CliRunner().invoke(cli.app, [], color=True).output
+
+
+def test_python_that_is_shown_first_runs_when_pasted():
+    shown = cli.START.split("In Python:\n")[1].split("In a shell:")[0]
+    names: dict[str, Any] = {}
+    exec(shown, names)
+    assert names["norm"](names["torch"].randn(2, 8, 5, 5)).shape == (2, 8, 5, 5)
+    assert [type(layer).__name__ for layer in names["model"]] == ["Conv2d", "GroupNorm"]
+    assert len(names["changes"].changes) == 1
+
+
+def test_commands_that_are_shown_first_run_when_pasted(asked: dict[str, object]):
+    shown = cli.START.split("In a shell:\n")[1].splitlines()
+    commands = [shlex.split(line) for line in shown if line.startswith("normkit ")]
+    assert [command[1] for command in commands] == ["compare", "explain"]
+    for command in commands:
+        assert run(*command[1:])
+    assert (asked["methods"], asked["steps"]) == (["BN", "GN"], 50)
+    named = re.findall(r"normkit[ .](\w+|--help)", shown[-1])
+    assert named == ["--help", "compare", "convert"]
+    assert "What is trained" in run("compare", "--help")
+    assert callable(normkit.convert)
+
+
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_explain_prints_the_card(lang: str):
     printed = run("explain", "GroupNorm", "--lang", lang)
     for label, lines in show.card(METHODS[3], lang):
         assert label in printed
-        assert all(line in printed for line in lines)
+        assert all(re.sub(r"  +", " ", line) in printed for line in lines)
     assert "b (g [c]) [...]" in printed
+
+
+def test_explain_takes_every_name_of_a_method():
+    card = run("explain", "GN")
+    for names in (["gn"], ["group", "norm"], ["Group", "Normalization"], ["GroupNorm"], ["组归一化"]):
+        assert run("explain", *names) == card
+    assert run("explain", "layer norm") != card
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+@pytest.mark.parametrize("command", [("explain", "BN"), ("methods",)])
+def test_a_pipe_gets_neither_colour_nor_spaces_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], lang: str
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    printed = run(*command, "--lang", lang)
+    assert "\x1b" not in printed
+    lines = printed.splitlines()
+    assert max(map(cell_len, lines)) <= 80
+    assert [line for line in lines if line != line.rstrip()] == []
+
+
+def test_lines_of_a_list_stay_to_the_right_of_its_marks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert (
+        "Claimed weaknesses  - sensitive to kernel size and to the number of channels and\n"
+        "                      groups\n"
+        "Claims to measure   GN-1 group norm still works well at small batches\n"
+    ) in run("explain", "GN")
+    monkeypatch.setenv("COLUMNS", "55")
+    assert "- sensitive to kernel size and to\n                      the number of channels and groups\n" in run(
+        "explain", "GN"
+    )
 
 
 def test_methods_prints_every_cell_of_the_table():

@@ -1,10 +1,15 @@
-"""The command line: arguments and printing only; all work is done by the modules it calls."""
+"""The command line: arguments and printing only; all work is done by the modules it calls.
+
+Over 400 lines, because typer reads every option of a command from its signature.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +20,9 @@ from normkit.errors import NormkitError
 try:
     import typer
     from rich import box
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.table import Table
+    from rich.text import Text
     from typer.core import TyperGroup
 except ModuleNotFoundError as error:
     # The core does not need them, and users of the console script should not see a traceback.
@@ -25,8 +31,43 @@ except ModuleNotFoundError as error:
     ) from None
 
 
+START = """\
+normkit: one engine for every normalization, and the tools to choose, check and
+change the normalization of a PyTorch model.
+
+In Python:
+
+import torch, normkit
+# The layer: every norm of torch.nn and many more, or any region as a pattern.
+norm = normkit.Norm("b (g [c]) [...]", num_features=8, num_groups=4)
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), normkit.BatchNorm2d(8))
+# Check: audit finds problems, watch records statistics while a model trains.
+print(normkit.audit(model, torch.randn(4, 3, 16, 16)))
+# Change: convert, insert, fold, freeze, recalibrate and others.
+model, changes = normkit.convert(model, "group_norm", num_groups=4)
+
+In a shell:
+
+# Choose: compare trains a model under each normalization, and writes a report.
+normkit compare digits --methods BN,GN --seeds 3 --steps 50
+# Look up: one method, or all.
+normkit explain GN
+
+Read more: normkit --help, normkit compare --help, help(normkit.convert).
+"""
+"""What ``normkit`` shows without arguments. Lines of code start at the margin, so that they can be pasted."""
+
+
 class _Group(TyperGroup):
     """Shows normkit's own errors as text; any other error is a bug and keeps its traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            for line in START.splitlines():
+                comment, heading = line.startswith("#"), line.startswith("In ")
+                typer.secho(line, fg="cyan" if comment else None, bold=heading or None)
+            ctx.exit()
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -46,7 +87,6 @@ class Lang(StrEnum):
 app = typer.Typer(
     cls=_Group,
     help="One engine for every normalization, and the tools to choose, check and change the normalization of a model.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -56,6 +96,17 @@ _NARROW = 110
 """In fewer columns the table of methods would split words."""
 _Language = Annotated[Lang, typer.Option(help="Language of the texts.")]
 _COMPARE = study.DEFAULTS
+_MARKED = re.compile(r"(•|·|[+-]|[A-Za-z]+\d?-\d+)\s*(.+)")
+"""An entry of a list: its mark, which stands in a column of its own, and its text."""
+
+
+def _below(heading: str) -> Callable[..., Any]:
+    """Options below a heading of the help."""
+    return partial(typer.Option, rich_help_panel=heading)
+
+
+_trained, _running, _result = _below("What is trained"), _below("How it runs"), _below("Results")
+"""The options of ``normkit compare``."""
 
 
 def _version(asked: bool) -> None:
@@ -86,59 +137,59 @@ def compare(
     ] = None,
     methods: Annotated[
         str,
-        typer.Option(
+        _trained(
             help="Names of methods, or unchanged, separated by commas; only these and none are trained.",
             show_default="BN,LN,IN,GN,WN",
         ),
     ] = "",
-    batch_sizes: Annotated[str, typer.Option(help="Samples per training step, separated by commas.")] = ",".join(
+    batch_sizes: Annotated[str, _trained(help="Samples per training step, separated by commas.")] = ",".join(
         map(str, _COMPARE["batch_sizes"])
     ),
-    seeds: Annotated[int, typer.Option(help="Training runs for each result.")] = _COMPARE["seeds"],
-    trials: Annotated[int, typer.Option(help="Learning rates tried for each method.")] = _COMPARE["trials"],
-    steps: Annotated[int | None, typer.Option(help="Training steps of one run.", show_default="the task's")] = _COMPARE[
+    seeds: Annotated[int, _trained(help="Training runs for each result.")] = _COMPARE["seeds"],
+    trials: Annotated[int, _trained(help="Learning rates tried for each method.")] = _COMPARE["trials"],
+    discard: Annotated[
+        bool | None,
+        _trained("--discard/--no-discard", help="Discard learning rates early.", show_default="if it saves time"),
+    ] = _COMPARE["discard"],
+    steps: Annotated[int | None, _trained(help="Training steps of one run.", show_default="the task's")] = _COMPARE[
         "steps"
     ],
+    until_resolved: Annotated[
+        bool, _trained("--until-resolved", help="Add seeds until every method is told apart from the leader.")
+    ] = _COMPARE["until_resolved"],
+    seed: Annotated[int, _trained(help="The seed of all random numbers.")] = _COMPARE["seed"],
     claims: Annotated[
         str,
-        typer.Option(
+        _trained(
             help="Claims of the catalog to measure too, such as BN-4,GN-1, or all; with the methods that they compare.",
             show_default="all, none with a task or --methods",
         ),
     ] = "",
-    no_claims: Annotated[bool, typer.Option("--no-claims", help="Only the comparison.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="More seeds for each claim.")] = _COMPARE["full"],
-    minutes: Annotated[float | None, typer.Option(help="Minutes after which no run starts.")] = _COMPARE["minutes"],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its time, and stop.")] = False,
-    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1.")] = _COMPARE["device"],
-    dtype: Annotated[str, typer.Option(help="float32, float64, or bfloat16 for autocast.")] = _COMPARE["dtype"],
-    workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one per core")] = _COMPARE["workers"],
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the report.")] = Path(_COMPARE["out"]),
-    seed: Annotated[int, typer.Option(help="The seed of all random numbers.")] = _COMPARE["seed"],
-    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = _COMPARE["progress"],
+    no_claims: Annotated[bool, _trained("--no-claims", help="Only the comparison.")] = False,
+    full: Annotated[bool, _trained("--full", help="More seeds for each claim.")] = _COMPARE["full"],
+    dry_run: Annotated[bool, _running("--dry-run", help="Show the plan and its time, and stop.")] = False,
+    minutes: Annotated[float | None, _running(help="Minutes after which no run starts.")] = _COMPARE["minutes"],
+    time_limit: Annotated[float | None, _running(help="Seconds a run may take.")] = _COMPARE["time_limit"],
+    device: Annotated[str, _running(help="Where to train: cpu, cuda, cuda:1.")] = _COMPARE["device"],
+    dtype: Annotated[str, _running(help="float32, float64, or bfloat16 for autocast.")] = _COMPARE["dtype"],
+    workers: Annotated[int | None, _running(help="Processes.", show_default="one per core")] = _COMPARE["workers"],
+    executor: Annotated[str, _running(help="processes, or ray for a cluster.")] = _COMPARE["executor"],
+    address: Annotated[str | None, _running(help="Address of the Ray cluster.")] = _COMPARE["address"],
+    progress: Annotated[bool, _running(help="Show a progress bar.")] = _COMPARE["progress"],
+    out: Annotated[Path, _result(file_okay=False, help="Folder of the report.")] = Path(_COMPARE["out"]),
+    lang: Annotated[Lang, _result(help="Language of the texts.")] = Lang.EN,
+    checkpoints: Annotated[
+        bool, _result("--checkpoints", help="Keep the best run of each method in the folder checkpoints of --out.")
+    ] = _COMPARE["checkpoints"],
+    resume: Annotated[bool, _result("--resume", help="Fail if there is nothing to resume.")] = False,
     store: Annotated[
         str | None,
-        typer.Option(
-            envvar=settings.STORE.name, help="URL of a database for the finished runs.", show_default="a file in --out"
-        ),
+        _result(envvar=settings.STORE.name, help="URL of a database for the runs.", show_default="a file in --out"),
     ] = _COMPARE["store"],
-    resume: Annotated[bool, typer.Option("--resume", help="Fail if there is nothing to resume.")] = False,
-    executor: Annotated[str, typer.Option(help="processes, or ray for a cluster.")] = _COMPARE["executor"],
-    address: Annotated[str | None, typer.Option(help="Address of the Ray cluster.")] = _COMPARE["address"],
-    time_limit: Annotated[float | None, typer.Option(help="Seconds a run may take.")] = _COMPARE["time_limit"],
-    lang: _Language = Lang.EN,
-    checkpoints: Annotated[
-        bool, typer.Option("--checkpoints", help="Keep the best run of each method in the folder checkpoints of --out.")
-    ] = _COMPARE["checkpoints"],
-    until_resolved: Annotated[
-        bool, typer.Option("--until-resolved", help="Add seeds until every method is told apart from the leader.")
-    ] = _COMPARE["until_resolved"],
-    discard: Annotated[
-        bool | None,
-        typer.Option("--discard/--no-discard", help="Discard learning rates early.", show_default="if it saves time"),
-    ] = _COMPARE["discard"],
 ) -> None:
     """Find out which normalization to use: train a model under each, with an equal tuning budget.
+
+    For instance: normkit compare my_project.tasks:task --methods BN,GN --dry-run
 
     Without a task and methods it trains a small network on built-in data and measures every claim of the catalog.
     It takes minutes, and writes index.html and results.json to --out.
@@ -205,18 +256,21 @@ def compare(
 
 @app.command()
 def explain(
-    name: Annotated[str, typer.Argument(help="A method: group_norm, GN, GroupNorm ...")],
+    name: Annotated[list[str], typer.Argument(help="A method: group_norm, GN, GroupNorm, group norm ...")],
     lang: _Language = Lang.EN,
 ) -> None:
     """Show the facts about one method: region, formula, use, claims, paper."""
-    method = catalog.find(name)
-    _print_card(Console(), f"[bold]{method.title.to(lang)}[/]  {method.name}", show.card(method, lang))
+    method = catalog.find(" ".join(name))
+    title = Text(method.title.to(lang), style="bold").append(f"  {method.name}", style="not bold")
+    _print(title, Text(), _card(show.card(method, lang)))
 
 
 @app.command()
 def methods(
-    as_json: Annotated[bool, typer.Option("--json", help="As data: the whole catalog.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="As a page: the whole catalog.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole catalog as JSON.")] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the whole catalog as a page in Markdown.")
+    ] = False,
     lang: _Language = Lang.EN,
 ) -> None:
     """Compare all methods: region, statistics, use, claimed strengths and weaknesses."""
@@ -229,31 +283,52 @@ def methods(
         typer.echo(show.markdown(lang), nl=False)
         return
     headings, rows = show.table(lang)
-    console = Console()
-    if console.width < _NARROW:
+    if Console().width < _NARROW:
         for title, *cells in rows:
             lines = [(heading, cell.split("\n")) for heading, cell in zip(headings[1:], cells, strict=True)]
-            _print_card(console, f"[bold]{title}[/]", lines)
-            console.print()
+            _print(Text(title, style="bold"), Text(), _card(lines), Text())
     else:
         table = Table(box=box.SIMPLE_HEAD, show_lines=True)
         for heading in headings:
-            # Folded, not cut: Chinese has no spaces for line breaks. A pattern is one word.
+            # A pattern is one word.
             table.add_column(heading, overflow="fold", no_wrap=heading == headings[1])
         for row in rows:
-            table.add_row(*(cell.replace("[", r"\[") for cell in row))
-        console.print(table)
+            table.add_row(*(_lines(cell.split("\n")) for cell in row))
+        _print(table)
 
 
-def _print_card(console: Console, title: str, lines: Iterable[tuple[str, Iterable[str]]]) -> None:
-    grid = Table.grid(padding=(0, 2))
+def _card(facts: Iterable[tuple[str, Sequence[str]]]) -> Table:
+    """Labels, and what is known under each."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="cyan", no_wrap=True)
     grid.add_column(overflow="fold")
-    for label, texts in lines:
-        # rich would read the brackets of a pattern as markup.
-        grid.add_row(label, "\n".join(text.replace("[", r"\[") for text in texts))
-    console.print(f"{title}\n", highlight=False)
-    console.print(grid)
+    for label, texts in facts:
+        grid.add_row(label, _lines(texts))
+    return grid
+
+
+def _lines(texts: Sequence[str]) -> RenderableType:
+    """Texts below one another. The entries of a list have their marks to the left of all their lines."""
+    marked = [_MARKED.fullmatch(text) for text in texts]
+    if not all(marked):
+        # Folded, not cut: Chinese has no spaces for line breaks.
+        return Text("\n".join(texts), overflow="fold")
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for match in marked:
+        grid.add_row(*(match.groups() if match else ()))
+    return grid
+
+
+def _print(*parts: RenderableType) -> None:
+    """On a terminal in colour; elsewhere without the spaces that fill a column."""
+    console = Console(markup=False, highlight=False, emoji=False)
+    with console.capture() as printed:
+        for part in parts:
+            console.print(part)
+    text = printed.get()
+    typer.echo(text if console.is_terminal else re.sub(r" +$", "", text, flags=re.MULTILINE), nl=False)
 
 
 @app.command("draw")
@@ -264,7 +339,10 @@ def draw_(
     ] = None,
     lang: _Language = Lang.EN,
 ) -> None:
-    """Draw regions as SVG: a single one, or several in a row with their names."""
+    r"""Draw regions as SVG: a single one, or several in a row with their names.
+
+    For instance: normkit draw "b (g \[c]) [...]" -o region.svg
+    """
     if len(subjects) == 1:
         picture = draw.svg(subjects[0], standalone=True)
     else:
@@ -308,8 +386,7 @@ def audit(
         Lang | None, typer.Option(help="Language of titles, reasons and fixes in the text.", show_default="en")
     ] = None,
     fail_on: Annotated[
-        str | None,
-        typer.Option(help="Exit with 1 from this severity up, or never.", show_default="warning"),
+        str | None, typer.Option(help="Exit with 1 from this severity up, or never.", show_default="warning")
     ] = None,
     config: Annotated[
         Path | None,
@@ -318,6 +395,9 @@ def audit(
 ) -> None:
     """Find problems with the normalization in a model.
 
+    For instance: normkit audit torchvision.models:resnet18 --shape 4,3,224,224
+
+    It exits with 1 if it finds a problem of the severity --fail-on or above, and with 0 if it finds none.
     The table tool.normkit.audit in pyproject.toml may have the same settings; options given here override it.
     """
     from normkit.tools.audit import command
