@@ -35,7 +35,7 @@ template <class S, class T> class Upstream {
   bool is_read() const { return is_dy() && !dskip_; }
 
  public:
-  Upstream(const View& v, const Backward& f)
+  OUT_OF_LINE Upstream(const View& v, const Backward& f)
       : x_(static_cast<const S*>(f.x)), dy_(static_cast<const S*>(f.dy)), kept_(nullptr), mask_(f.fused),
         padding_(f.fused), gaps_(v), dgate_(f.fused ? f.fused->dgate : nullptr, v.numel()),
         dskip_(f.fused ? f.fused->dskip : nullptr, v.numel()) {

@@ -95,7 +95,7 @@ template <class S, class T> class ColumnsForward {
   }
 
   // Padding is replaced by the first valid value of its cell until `remove_padding` takes it out again.
-  void find_padding(const Tile& t, A* padding) const {
+  OUT_OF_LINE void find_padding(const Tile& t, A* padding) const {
     bool found[TILE] = {};
     for (int64_t j = 0; j < t.n; ++j) padding[j] = 0;
     int64_t open = t.n;
@@ -120,26 +120,25 @@ template <class S, class T> class ColumnsForward {
     for (int64_t j = 0; j < t.n; ++j) padding[j] = padding[j % v.width() / v.r1 * v.r1];
   }
 
-  void moments_of_chunk(const Tile& t, int64_t c, const A* padding, ColumnMoments& m) const {
+  OUT_OF_LINE void moments_of_chunk(const Tile& t, int64_t c, const A* padding, ColumnMoments& m) const {
     m.count = 0;
     const int64_t end = tiles.chunk_end(c);
-    const auto plain = [x = source.x](int64_t at, int64_t n, T* buffer) { return load(x + at, buffer, n); };
-    const auto fused = [&source = source, padding](int64_t at, int64_t n, T* buffer) {
-      return source(at, n, buffer, Along<A>{padding});
-    };
     // A short panel first: it takes two passes to find the mean that the others are guessed from.
     for (int64_t r = tiles.chunk_start(c), rows; r < end; r += rows) {
       rows = min(m.count == 0 && f.center ? FIRST_PANEL : tiles.panel, end - r);
       const int64_t at = t.at(tiles, r), stride = tiles.row_width, ahead = prefetches ? tiles.ahead : 0;
       const bool valid = source.mask && !source.computes() && source.mask.is_all_valid(at, (rows - 1) * stride + t.n);
-      Panel<S, T> panel(source, padding, at, stride, rows, t.n, ahead, f);
-      source.is_plain() || valid ? panel.merge_into(m, plain) : panel.merge_into(m, fused);
+      const bool plain = source.is_plain() || valid;
+      Panel<S, T>(source, padding, at, stride, rows, t.n, ahead, f)
+          .merge_into(m, [&source = source, padding, plain](int64_t offset, int64_t n, T* buffer) {
+            return plain ? load(source.x + offset, buffer, n) : source(offset, n, buffer, Along<A>{padding});
+          });
     }
   }
 
   // From the moments of columns to those of cells and to the factors of columns. True where the values for padding were
   // so far from the mean that precision was lost: they are the means now, and the moments have to be computed again.
-  bool finish(const Tile& t, const ColumnMoments& m, Factors& to) const {
+  OUT_OF_LINE bool finish(const Tile& t, const ColumnMoments& m, Factors& to) const {
     CellMoments cells;
     const int64_t n = t.cells(tiles), first = t.cell(v, 0);
     A *means = mean ? mean + first : nullptr, *stds = std ? std + first : nullptr;
@@ -204,11 +203,7 @@ template <class S, class T> class ColumnsForward {
   void standardize(const Tile& t, int64_t n, const CellMoments& cells, Factors& to) const {
     A mu[TILE], rstd[TILE], shift[TILE];
     scales_of(n, cells.mean, cells.var, f.eps, mu, rstd, shift);
-    if (tiles.slabs > 1)
-      return weights.broadcast(t, tiles, [&](int64_t i, int64_t column, A, A) {
-        to.mu[column] = mu[i], to.factor[column] = rstd[i], to.shift[column] = shift[i];
-      });
-    if (sizeof(S) == 2 && f.cast_first)
+    if (tiles.slabs > 1 || (sizeof(S) == 2 && f.cast_first))
       return weights.broadcast(t, tiles, [&](int64_t i, int64_t column, A w, A b) {
         to.mu[column] = mu[i], to.factor[column] = rstd[i], to.shift[column] = shift[i];
         to.w[column] = w, to.b[column] = b;
@@ -239,7 +234,7 @@ template <class S, class T> class ColumnsForward {
   }
 
   // Each slab with weights of its own.
-  void apply_slabs(const Tile& t, int64_t from, int64_t end, const Factors& with) const {
+  OUT_OF_LINE void apply_slabs(const Tile& t, int64_t from, int64_t end, const Factors& with) const {
     if (tiles.slabs == 1) return apply_rows(t, from, end, with);
     const bool rounds = sizeof(S) == 2 && f.cast_first;
     for (int64_t next; from < end; from = next) {
@@ -259,7 +254,8 @@ template <class S, class T> class ColumnsForward {
     else apply_rows(t, from, end, with, Function<Activation::none>());
   }
   template <class Finally>
-  void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with, const Finally& finally) const {
+  OUT_OF_LINE void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with,
+                              const Finally& finally) const {
     T bx[TILE];
     Writer<S, T> writer(y, v.numel(), f.fused, relu);
     const int64_t n = t.n;

@@ -92,7 +92,7 @@ template <class S, class T> class ColumnsBackward {
       });
   }
 
-  void prepare(const Tile& t, Factors& to) const {
+  OUT_OF_LINE void prepare(const Tile& t, Factors& to) const {
     const int64_t cells = t.cells(tiles), first = t.cell(v, 0);
     double cell_mean[TILE], cell_var[TILE];
     const A *means = mean + first, *stds = std + first;
@@ -113,13 +113,13 @@ template <class S, class T> class ColumnsBackward {
     });
   }
   // The same with the weights of a slab.
-  Factors of_slab(const Tile& t, int64_t slab, const Factors& with) const {
+  OUT_OF_LINE Factors of_slab(const Tile& t, int64_t slab, const Factors& with) const {
     Factors own = with;
     weights.broadcast(t, tiles, [&](int64_t, int64_t j, A w, A b) { own.w[j] *= w, own.b[j] = b; }, slab);
     return own;
   }
   // Adds the sums of a chunk: those of a slab are the gradients of its weights, by which the total is weighted.
-  void add(const Tile& t, int64_t c, const Factors& with, const ColumnSums& part, ColumnSums& total) {
+  OUT_OF_LINE void add(const Tile& t, int64_t c, const Factors& with, const ColumnSums& part, ColumnSums& total) {
     if (tiles.slabs == 1) return total.add(part, t.n);
     const int64_t slab = c / tiles.per_slab;
     const Factors own = of_slab(t, slab, with);
@@ -145,7 +145,7 @@ template <class S, class T> class ColumnsBackward {
     if (tiles.slabs > 1 && !plain) return sums_of_rows(index, t, c, of_slab(t, c / tiles.per_slab, with), sums);
     sums_of_rows(index, t, c, with, sums);
   }
-  void sums_of_rows(int64_t index, const Tile& t, int64_t c, const Factors& with, ColumnSums& sums) {
+  OUT_OF_LINE void sums_of_rows(int64_t index, const Tile& t, int64_t c, const Factors& with, ColumnSums& sums) {
     A g[TILE], gx[TILE];
     T buffer[8 * TILE];
     const auto nothing = [](int64_t, int64_t, int64_t) {};  // with two tensors to read, prefetching gains nothing
@@ -186,7 +186,7 @@ template <class S, class T> class ColumnsBackward {
     row.x = source.input(at, t.n, bx, Along<A>{with.mu});
     row.g = source.gradient(at, t.n, bg, row.x, z_of(t, r, with, false));
   }
-  void add_row_gradient(int64_t slot, int64_t n, const Row& row, const A* mu, const A* rstd) {
+  OUT_OF_LINE void add_row_gradient(int64_t slot, int64_t n, const Row& row, const A* mu, const A* rstd) {
     const TwoSums two = sum_two<T>(n, [=, x = row.x, g = row.g](auto at, auto& db, auto& dw) {
       db = at(g);
       dw = db * ((at(x) - at(mu)) * at(rstd));
@@ -195,7 +195,7 @@ template <class S, class T> class ColumnsBackward {
     grads.w[slot] = A(two.b);
   }
 
-  void finish(const Tile& t, const ColumnSums& sums, Factors& to) {
+  OUT_OF_LINE void finish(const Tile& t, const ColumnSums& sums, Factors& to) {
     for (int64_t j = 0; j < t.n && grads.wanted() && !by_row && tiles.slabs == 1; ++j) {
       const int64_t slot = t.block * tiles.row_width + t.left + j;
       grads.b[slot] = A(sums.g[j]);
@@ -224,7 +224,7 @@ template <class S, class T> class ColumnsBackward {
     if (tiles.slabs == 1) apply_rows(t, from, end, with);
     else apply_rows(t, from, end, of_slab(t, c / tiles.per_slab, with));
   }
-  void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with) const {
+  OUT_OF_LINE void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with) const {
     T bx[TILE], bg[TILE];
     Writer<S, T> writer(dx, v.numel(), f.fused);  // its fence also serves the gradients of gate and skip
     const int64_t n = t.n;
@@ -245,7 +245,7 @@ template <class S, class T> class ColumnsBackward {
     }
   }
 
-  void reduce_weight_gradients() const {
+  OUT_OF_LINE void reduce_weight_gradients() const {
     if (!by_row)
       return grads.reduce(
           tiles.row_width, v.period, [&](int64_t j) { return j % v.width() / v.inner % v.period; }, tiles.slabs);

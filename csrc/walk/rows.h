@@ -130,7 +130,7 @@ template <class S, class T> class RowsForward {
 
   // The first block in two passes; its mean is the guess that all others deviate from, in one pass. Where it is more
   // than a standard deviation off, or the squares leave the range, each block is taken by itself.
-  Moments moments_of_span(int64_t cell, int64_t s) const {
+  OUT_OF_LINE Moments moments_of_span(int64_t cell, int64_t s) const {
     Moments first;
     Lanes<T> lanes;
     T buffer[BLOCK];
@@ -187,7 +187,7 @@ template <class S, class T> class RowsForward {
     return Scale<A>(m.mean, var, f.eps);
   }
 
-  void apply_span(int64_t cell, int64_t s, const Scale<A>& scale, Writer<S, T>& writer) const {
+  OUT_OF_LINE void apply_span(int64_t cell, int64_t s, const Scale<A>& scale, Writer<S, T>& writer) const {
     T buffer[BLOCK];
     const int64_t step = prefetches_cell ? BURST : BLOCK, gap = applied.gaps.before(cell);
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t ahead) {

@@ -179,7 +179,7 @@ template <class S, class T> class RowsBackward {
     for (int64_t s = dx ? spans.per_cell : 0; s-- > 0;) apply_span(cell, s, scale, sums, writer);
   }
 
-  CellSums sums_of_span(int64_t cell, int64_t s, const Scale<A>& scale) {
+  OUT_OF_LINE CellSums sums_of_span(int64_t cell, int64_t s, const Scale<A>& scale) {
     CellSums sums;
     T bx[BLOCK], bg[BLOCK];
     const A m = scale.mean, rstd = scale.rstd;
@@ -221,7 +221,8 @@ template <class S, class T> class RowsBackward {
     return sums;
   }
 
-  void apply_span(int64_t cell, int64_t s, const Scale<A>& scale, const CellSums& sums, Writer<S, T>& writer) const {
+  OUT_OF_LINE void apply_span(int64_t cell, int64_t s, const Scale<A>& scale, const CellSums& sums,
+                              Writer<S, T>& writer) const {
     T bx[BLOCK], bg[BLOCK];
     const double count = count_of(cell);
     const A m = scale.mean, rstd = scale.rstd;

@@ -31,7 +31,7 @@ struct Tiles {
   int64_t ahead;       // rows to prefetch ahead
   bool split;          // whether chunks are tasks, not tiles
 
-  Tiles(const View& view, const Pool& pool, bool by_row, bool chunks_in_slabs)
+  OUT_OF_LINE Tiles(const View& view, const Pool& pool, bool by_row, bool chunks_in_slabs)
       : v(view), slabs(view.has_slabs_in_regions() ? view.slabs : 1) {
     const int64_t alike = v.r0 / slabs;
     joined = by_row ? 1 : min(JOINED_WIDTH / v.width(), alike);
@@ -93,7 +93,8 @@ template <class A> struct TileAffine {
   A row_bias(const Tile& t, int64_t r) const { return by_row ? affine.b(of_row(t, r)) : A(0); }
 
   // body(cell of the tile, column, weight, bias) for every column of a tile, of one slab; 1 and 0 where rows have them.
-  template <class Body> void broadcast(const Tile& t, const Tiles& tiles, const Body& body, int64_t slab = 0) const {
+  template <class Body>
+  OUT_OF_LINE void broadcast(const Tile& t, const Tiles& tiles, const Body& body, int64_t slab = 0) const {
     const int64_t first = slab * affine.period;
     const A *w = affine.weight ? affine.weight + first : nullptr, *b = affine.bias ? affine.bias + first : nullptr;
     const int64_t columns = t.n / tiles.joined;
