@@ -14,6 +14,7 @@ struct View {
   int64_t k0, r0, k1, r1, period, inner;
   bool columns;
   int64_t slabs = 1, group = 0, pitch = 0, outer = 0;
+  Storage storage = Storage::f32;  // of x, set when a call begins
 
   int64_t width() const { return k1 * r1; }
   int64_t numel() const { return k0 * r0 * k1 * r1; }

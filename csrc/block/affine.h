@@ -45,10 +45,8 @@ struct Convention {
 
 template <class S> constexpr Storage STORAGE = Storage::f32;
 template <> constexpr Storage STORAGE<double> = Storage::f64;
-template <> constexpr Storage STORAGE<bf16> = Storage::bf16;
-template <> constexpr Storage STORAGE<f16> = Storage::f16;
-template <class S> Convention convention(const Forward& f) {
-  return {f.zero_centered, f.cast_first ? STORAGE<S> : Storage::f64};
+inline Convention convention(const Forward& f, const View& v) {
+  return {f.zero_centered, f.cast_first ? v.storage : Storage::f64};
 }
 
 template <class A> struct Affine {

@@ -18,6 +18,9 @@ namespace {
 
 struct bf16 { uint16_t bits; };
 struct f16 { uint16_t bits; };
+// One of the two. For walks that see floats they differ in conversions alone, which are told by a Format when the call
+// begins, so that one copy of a walk serves both.
+struct half { uint16_t bits; };
 
 template <class S> struct arithmetic_of { using type = float; };
 template <> struct arithmetic_of<double> { using type = double; };

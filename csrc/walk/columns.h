@@ -37,7 +37,7 @@ template <class S, class T> class ColumnsForward {
   ColumnsForward(const View& view, const Forward& forward, const Pool& threads)
       : v(view), f(forward), pool(threads), source(v, f.x, f.fused),
         applied((f.fixed ? source : source.again()).unmasked()), y(static_cast<S*>(f.y)), mean(static_cast<A*>(f.mean)),
-        std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias, convention<S>(f)), weights(v, affine),
+        std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias, convention(f, v)), weights(v, affine),
         tiles(v, pool, weights.by_row, false), prefetches(needs_prefetch<S>(v.numel())),
         prefetches_tile(needs_prefetch<S>((f.fixed || tiles.split ? 1 : 4) * tiles.rows * tiles.width)),
         relu(is_in_loop(f.fused) && !(sizeof(S) == 2 && f.cast_first)) {}
@@ -105,7 +105,7 @@ template <class S, class T> class ColumnsForward {
         const int64_t head = remainder(j, v.width()) / v.r1 * v.r1;
         if (found[head]) return;
         found[head] = true;
-        padding[head] = stored<S>(source.unread(at + j));
+        padding[head] = source.format.stored(source.unread(at + j));
         open -= tiles.joined * v.r1;
       };
       const auto same = [&](int64_t start, int64_t length, bool is_valid) {
@@ -131,7 +131,7 @@ template <class S, class T> class ColumnsForward {
       const bool plain = source.is_plain() || valid;
       Panel<S, T>(source, padding, at, stride, rows, t.n, ahead, f)
           .merge_into(m, [&source = source, padding, plain](int64_t offset, int64_t n, T* buffer) {
-            return plain ? load(source.x + offset, buffer, n) : source(offset, n, buffer, Along<A>{padding});
+            return plain ? load(source.format, source.x + offset, buffer, n) : source(offset, n, buffer, Along<A>{padding});
           });
     }
   }
@@ -196,7 +196,7 @@ template <class S, class T> class ColumnsForward {
       cells.var[i] = valid ? (m2 > 0 ? m2 / valid : 0) : 1;
       far_off |= f.center && sum * off > FAR_OFF * m2;
       for (int64_t j = i * v.r1; j < t.n; j += v.width())
-        for (int64_t c = 0; c < v.r1; ++c) padding[j + c] = stored<S>(A(cells.mean[i]));
+        for (int64_t c = 0; c < v.r1; ++c) padding[j + c] = source.format.stored(A(cells.mean[i]));
     }
     return far_off;
   }
@@ -228,9 +228,9 @@ template <class S, class T> class ColumnsForward {
     const auto hat = [=, p = p + left](auto at) { return (at(p) - at(mu)) * at(rstd) + at(shift); };
     const bool finally = rounds_before<T>(f.fused), biased = affine.bias;
     if (weights.by_row)
-      apply_rounded_constant<S, T>(q + left, n, finally, hat, weights.row_weight(t, r), weights.row_bias(t, r), biased);
+      apply_rounded_constant(source.format, q + left, n, finally, hat, weights.row_weight(t, r), weights.row_bias(t, r), biased);
     else
-      apply_rounded_along<S, T>(q + left, n, finally, hat, with.w + left, biased ? with.b + left : nullptr);
+      apply_rounded_along(source.format, q + left, n, finally, hat, with.w + left, biased ? with.b + left : nullptr);
   }
 
   // Each slab with weights of its own.
@@ -257,7 +257,7 @@ template <class S, class T> class ColumnsForward {
   OUT_OF_LINE void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with,
                               const Finally& finally) const {
     T bx[TILE];
-    Writer<S, T> writer(y, v.numel(), f.fused, relu);
+    Writer<S, T> writer(y, v, f.fused, relu);
     const int64_t n = t.n;
     const A *mu = with.mu, *factor = with.factor, *shift = with.shift;
     for (int64_t r = from; r < end; ++r) {

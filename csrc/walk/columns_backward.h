@@ -156,10 +156,11 @@ template <class S, class T> class ColumnsBackward {
       const int64_t rows = min(tiles.panel, end - r0), at = t.at(tiles, r0);
       const bool simple = is_simple(t, r0, rows);
       const S *x = source.x() + at, *dy = source.dy() + at;
+      const Format<S>& format = source.format();
       const auto row = [&, x, dy, n, stride, simple, by_row = by_row](int64_t r, int k) {
         T *bx = buffer + k * TILE, *bg = buffer + (4 + k) * TILE;
         Row ready{nullptr, nullptr, A(1)};
-        if (simple) ready.x = load(x + r * stride, bx, n), ready.g = load(dy + r * stride, bg, n);
+        if (simple) ready.x = load(format, x + r * stride, bx, n), ready.g = load(format, dy + r * stride, bg, n);
         else read_fused(t, r0 + r, with, bx, bg, ready);
         if (!by_row) return ready;
         ready.w = weights.row_weight(t, r0 + r);
@@ -226,15 +227,15 @@ template <class S, class T> class ColumnsBackward {
   }
   OUT_OF_LINE void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with) const {
     T bx[TILE], bg[TILE];
-    Writer<S, T> writer(dx, v.numel(), f.fused);  // its fence also serves the gradients of gate and skip
+    Writer<S, T> writer(dx, v, f.fused);  // its fence also serves the gradients of gate and skip
     const int64_t n = t.n;
     for (int64_t r = from; r < end; ++r) {
       const int64_t offset = t.at(tiles, r);
       if (source.mask() && (r - from) % MASK_LOOKAHEAD == 0)
         writer.look_ahead(dx + offset, (min(MASK_LOOKAHEAD, end - r) - 1) * tiles.row_width + n);
-      const T* p = plain ? load(source.x() + offset, bx, n) : applied.input(offset, n, bx, Constant<A>{0});
+      const T* p = plain ? load(source.format(), source.x() + offset, bx, n) : applied.input(offset, n, bx, Constant<A>{0});
       const T* g =
-          plain ? load(source.dy() + offset, bg, n) : applied.gradient(offset, n, bg, p, z_of(t, r, with, true));
+          plain ? load(source.format(), source.dy() + offset, bg, n) : applied.gradient(offset, n, bg, p, z_of(t, r, with, true));
       T* q = writer.open(dx + offset);
       const A row_weight = weights.row_weight(t, r);
       each<T>(0, n, [=, mu = with.mu, rstd = with.rstd, w = with.w, c1 = with.c1, c2 = with.c2](auto at) {

@@ -38,7 +38,7 @@ template <class S, class T> class RowPadding {
         };
         source.mask.runs(at, n, same, by_bytes);
       });
-    values[cell] = count ? stored<S>(A(sum / count)) : A(0);
+    values[cell] = count ? source.format.stored(A(sum / count)) : A(0);
   }
 
   // From the moments of all elements to those of the valid ones. Precision is lost where the value is far from their
@@ -52,7 +52,7 @@ template <class S, class T> class RowPadding {
     m.mean = double(values[cell]) + shift;
     m.count = valid;
     const bool far_off = f.center && sum * shift > FAR_OFF * m.m2;
-    values[cell] = stored<S>(A(m.mean));
+    values[cell] = source.format.stored(A(m.mean));
     return far_off;
   }
 };
