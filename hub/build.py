@@ -45,6 +45,14 @@ BACKENDS = ("cpu", "cuda", "rocm", "xpu")
 STABLE = "torch-stable-abi210"
 """The variant for CPUs with compiled kernels: they need the stable ABI of torch 2.10, and no Python."""
 
+TEXTS = {
+    'import_module("normkit._fastpath")': 'import_module("..._fastpath", __name__)',
+    "the package was installed without a C++ compiler": "this variant of the package has none",
+    "install g++ and reinstall normkit": "take a variant with compiled kernels, or pip install normkit",
+    "; normkit.show_backends() tells more.": ".",
+}
+"""What is different in the package."""
+
 IMPORT = re.compile(r"^(\s*)from normkit((?:\.\w+)*) import", re.MULTILINE)
 
 
@@ -92,7 +100,9 @@ def renamed(text: str, operators: str) -> str:
     """The code of a module with operators in another namespace, and the fast path looked for in the same package."""
     text = text.replace('Library("normkit"', f'Library("{operators}"').replace("normkit::", f"{operators}::")
     text = re.sub(r"torch\.ops\.normkit(_native)?\b", lambda found: f"torch.ops.{operators}{found[1] or ''}", text)
-    return text.replace('import_module("normkit._fastpath")', 'import_module("..._fastpath", __name__)')
+    for old, new in TEXTS.items():
+        text = text.replace(old, new)
+    return text
 
 
 def files() -> dict[str, str]:
@@ -103,7 +113,10 @@ def files() -> dict[str, str]:
         if name not in ("normkit", "normkit.functional"):
             made[place] = relative(path.read_text(encoding="utf-8"), name, path.name == "__init__.py")
     functions = sorted(each for names in OFFERED.values() for each in names)
-    imports = [f"from .{name.removeprefix('normkit.functional.')} import {', '.join(OFFERED[name])}" for name in sorted(OFFERED)]
+    imports = [
+        f"from .{name.removeprefix('normkit.functional.')} import {', '.join(OFFERED[name])}"
+        for name in sorted(OFFERED)
+    ]
     listed = f"__all__ = {json.dumps(functions)}\n"
     made["functional/__init__.py"] = '"""Normalizations as functions."""\n\n' + "\n".join(imports) + f"\n\n{listed}"
     layers = (HERE / "layers.py").read_text(encoding="utf-8")
@@ -190,7 +203,15 @@ def digest(folder: Path) -> dict[str, Any]:
 
 def compile_kernels(to: Path, operators: str) -> None:
     """Compile csrc/ with its operators registered as ``operators + "_native"``."""
-    setup = [sys.executable, "setup.py", "build_ext", "--build-lib", "build/hub-native", "--build-temp", "build/hub-temp"]
+    setup = [
+        sys.executable,
+        "setup.py",
+        "build_ext",
+        "--build-lib",
+        "build/hub-native",
+        "--build-temp",
+        "build/hub-temp",
+    ]
     define = f"-Dnormkit_native={operators}_native"
     flags = {"NORMKIT_FASTPATH": "0", "CPPFLAGS": f"{os.environ.get('CPPFLAGS', '')} {define}"}
     subprocess.run(setup, cwd=ROOT, check=True, env={**os.environ, **flags})

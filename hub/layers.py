@@ -1,9 +1,7 @@
-"""Layers for `kernels.kernelize`: each has a forward and no state; weight, bias and eps are those of the module it is put on.
+"""Layers for `kernels.kernelize`, by the names that transformers gives to its layers.
 
-The names are those that transformers gives to its layers.
+Each has a forward and no state: weight, bias and eps are those of the module that it is put on.
 """
-
-from typing import Optional
 
 import torch
 from torch import nn
@@ -20,9 +18,7 @@ class RMSNorm(nn.Module):
     variance_epsilon: float
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return functional.rms_norm(
-            hidden_states, self.weight.shape, self.weight, self.variance_epsilon, cast="before"
-        )
+        return functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon, cast="before")
 
 
 class RMSNormZeroCentered(nn.Module):
@@ -46,7 +42,7 @@ class RMSNormGated(nn.Module):
     variance_epsilon: float
     activation: str
 
-    def forward(self, hidden_states: torch.Tensor, gate: Optional[torch.Tensor] = None) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
         return functional.gated_rms_norm(
             hidden_states, gate, self.weight, self.variance_epsilon, gate_activation=self.activation, cast="before"
         )
@@ -57,9 +53,9 @@ class LayerNorm(nn.Module):
 
     has_backward = True
     can_torch_compile = True
-    normalized_shape: tuple
-    weight: Optional[torch.Tensor]
-    bias: Optional[torch.Tensor]
+    normalized_shape: tuple[int, ...]
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
     eps: float
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

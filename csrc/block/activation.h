@@ -202,7 +202,8 @@ OUT_OF_LINE void multiply_by_gate(Activation kind, const A* gate, const A* x, A*
 }
 // out = x * f(gate) + skip; out may be x.
 template <class A>
-OUT_OF_LINE void multiply_by_gate_and_add(Activation kind, const A* gate, const A* skip, const A* x, A* out, int64_t n) {
+OUT_OF_LINE void multiply_by_gate_and_add(
+    Activation kind, const A* gate, const A* skip, const A* x, A* out, int64_t n) {
   with_gate(kind, [=](auto f) {
     all_of<A>(n, [=](auto at) { at.put(out, at(x) * f.value(at(gate)) + at(skip)); });
   });

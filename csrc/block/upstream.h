@@ -139,7 +139,8 @@ template <class S, class T> class Upstream {
     A inside[BLOCK], wide[BLOCK];
     if (activation_ != Activation::none || dgate_) z(p, inside);
     if constexpr (WIDE) {
-      const A *gate = multiplies() ? converted(format_, gate_ + at, wide, n) : nullptr, *g = converted(format_, dy_ + at, buffer, n);
+      const A* gate = multiplies() ? converted(format_, gate_ + at, wide, n) : nullptr;
+      const A* g = converted(format_, dy_ + at, buffer, n);
       if (activation_ != Activation::none)
         g = before_activation(inside, gate, g, dskip_ ? dskip_.open(at, buffer) : buffer, at, n);
       if (dskip_) {

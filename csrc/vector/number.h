@@ -10,8 +10,8 @@
 // For what a hot loop calls: without it the compiler inlines while its budget for the whole file lasts, and a loop with
 // a call is not vectorized.
 #define ALWAYS_INLINE __attribute__((always_inline)) inline
-// For what is called once for a tile, a span or a call, but from several places, each of which would get a copy. And for
-// what is fused: kept out of the loops of calls that fuse nothing, which would lose registers to it.
+// For what is called once for a tile, a span or a call, but from several places, each of which would get a copy. And
+// for what is fused: kept out of the loops of calls that fuse nothing, which would lose registers to it.
 #define OUT_OF_LINE __attribute__((noinline))
 
 namespace {

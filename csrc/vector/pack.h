@@ -52,7 +52,8 @@ template <class T, class Body> inline void each(int64_t i, int64_t end, const Bo
 template <class S> using Seen = typename std::conditional<PACKED<S>, S, arithmetic<S>>::type;
 
 // At most BLOCK elements in the arithmetic type: the memory itself where it has that, else a copy in `buffer`.
-template <class S> const arithmetic<S>* converted(const Format<S>& format, const S* x, arithmetic<S>* buffer, int64_t n) {
+template <class S>
+const arithmetic<S>* converted(const Format<S>& format, const S* x, arithmetic<S>* buffer, int64_t n) {
   if constexpr (std::is_same<S, arithmetic<S>>::value) {
     return x;
   } else {

@@ -131,7 +131,8 @@ template <class S, class T> class ColumnsForward {
       const bool plain = source.is_plain() || valid;
       Panel<S, T>(source, padding, at, stride, rows, t.n, ahead, f)
           .merge_into(m, [&source = source, padding, plain](int64_t offset, int64_t n, T* buffer) {
-            return plain ? load(source.format, source.x + offset, buffer, n) : source(offset, n, buffer, Along<A>{padding});
+            if (plain) return load(source.format, source.x + offset, buffer, n);
+            return source(offset, n, buffer, Along<A>{padding});
           });
     }
   }
@@ -228,7 +229,8 @@ template <class S, class T> class ColumnsForward {
     const auto hat = [=, p = p + left](auto at) { return (at(p) - at(mu)) * at(rstd) + at(shift); };
     const bool finally = rounds_before<T>(f.fused), biased = affine.bias;
     if (weights.by_row)
-      apply_rounded_constant(source.format, q + left, n, finally, hat, weights.row_weight(t, r), weights.row_bias(t, r), biased);
+      apply_rounded_constant(
+          source.format, q + left, n, finally, hat, weights.row_weight(t, r), weights.row_bias(t, r), biased);
     else
       apply_rounded_along(source.format, q + left, n, finally, hat, with.w + left, biased ? with.b + left : nullptr);
   }

@@ -233,9 +233,14 @@ template <class S, class T> class ColumnsBackward {
       const int64_t offset = t.at(tiles, r);
       if (source.mask() && (r - from) % MASK_LOOKAHEAD == 0)
         writer.look_ahead(dx + offset, (min(MASK_LOOKAHEAD, end - r) - 1) * tiles.row_width + n);
-      const T* p = plain ? load(source.format(), source.x() + offset, bx, n) : applied.input(offset, n, bx, Constant<A>{0});
-      const T* g =
-          plain ? load(source.format(), source.dy() + offset, bg, n) : applied.gradient(offset, n, bg, p, z_of(t, r, with, true));
+      const T *p, *g;
+      if (plain) {
+        p = load(source.format(), source.x() + offset, bx, n);
+        g = load(source.format(), source.dy() + offset, bg, n);
+      } else {
+        p = applied.input(offset, n, bx, Constant<A>{0});
+        g = applied.gradient(offset, n, bg, p, z_of(t, r, with, true));
+      }
       T* q = writer.open(dx + offset);
       const A row_weight = weights.row_weight(t, r);
       each<T>(0, n, [=, mu = with.mu, rstd = with.rstd, w = with.w, c1 = with.c1, c2 = with.c2](auto at) {

@@ -1,4 +1,4 @@
-"""`kernelize`: lets norms of other libraries compute with normkit, by the hook of Hugging Face's ``kernels`` package."""
+"""`kernelize`: gives norms of other libraries normkit's forward, by the hook of Hugging Face's ``kernels``."""
 
 from normkit.tools.kernelize.report import Kernelized, KernelizeReport
 from normkit.tools.kernelize.run import kernelize

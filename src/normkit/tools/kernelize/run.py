@@ -95,12 +95,15 @@ def kernelize(
 
 def _package() -> Any:
     try:
-        return import_module("kernels")
-    except ModuleNotFoundError as error:
+        package = import_module("kernels")
+    except ModuleNotFoundError:
+        package = None
+    if not hasattr(package, "kernelize"):  # a folder of that name can be imported, too
         raise StateError(
-            f"kernelize needs Hugging Face's kernels package, which is not installed ({error.name}): pip install it in "
-            "the version that your transformers asks for, or call normkit.convert, which needs no package"
-        ) from error
+            "kernelize needs Hugging Face's kernels package, which is not installed: pip install it in the version "
+            "that your transformers asks for, or call normkit.convert, which needs no package"
+        )
+    return package
 
 
 def _device(model: nn.Module) -> str:
