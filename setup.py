@@ -29,8 +29,8 @@ if MACHINE.lower() in ("x86_64", "amd64"):
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 FASTPATH_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden"]
 FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-g0"]
-if sys.platform == "linux":  # to compile in less time: decisions/0020-compile-time.md
-    FLAGS += ["--param", "vect-epilogues-nomask=0", "-fno-ipa-cp-clone"]
+if sys.platform == "linux":
+    FLAGS.append("-fno-ipa-cp-clone")  # copies of functions for some of their arguments, which take longer to compile
 LINK = ["-s"] if sys.platform == "linux" else []
 if sys.platform == "darwin":
     FLAGS += ["-arch", MACHINE]  # instead of all those that a universal Python was built for

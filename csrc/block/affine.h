@@ -120,14 +120,15 @@ template <class A> struct AffineGrads {
   // Slots in vectors of `width`; slot j of each adds to weight `index(j)` of `period`. Of several slabs, each has an
   // equal part of the slots.
   template <class Index> void reduce(int64_t width, int64_t period, Index&& index, int64_t slabs = 1) const {
+    Array<int64_t> to(width == period ? 0 : width);  // else there is one slot for each weight, in the same order
+    for (int64_t j = 0; j < to.size(); ++j) to[j] = index(j);
     for (int64_t s = 0; s < slabs; ++s)
-      reduce_part(s * w.size() / slabs, (s + 1) * w.size() / slabs, width, period, index, s * period);
+      reduce_part(s * w.size() / slabs, (s + 1) * w.size() / slabs, width, period, to, s * period);
   }
 
  private:
-  template <class Index>
-  OUT_OF_LINE void reduce_part(int64_t first, int64_t end, int64_t width, int64_t period, Index&& index,
-                               int64_t to) const {
+  OUT_OF_LINE void reduce_part(
+      int64_t first, int64_t end, int64_t width, int64_t period, const Array<int64_t>& index, int64_t to) const {
     Array<double> sw(width), sb(width), tw(period), tb(period);
     for (int64_t from = first; from < end; from += width) {
       const A *pw = w.data() + from, *pb = b.data() + from;
@@ -136,7 +137,7 @@ template <class A> struct AffineGrads {
       for (int64_t j = 0; j < width; ++j) qw[j] += double(pw[j]), qb[j] += double(pb[j]);
     }
     for (int64_t j = 0; j < width; ++j) {
-      const int64_t i = width == period ? j : index(j);  // there is one slot for each weight, in the same order
+      const int64_t i = index.size() ? index.data()[j] : j;
       tw[i] += sw[j];
       tb[i] += sb[j];
     }

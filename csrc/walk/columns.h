@@ -204,23 +204,13 @@ template <class S, class T> class ColumnsForward {
   void standardize(const Tile& t, int64_t n, const CellMoments& cells, Factors& to) const {
     A mu[TILE], rstd[TILE], shift[TILE];
     scales_of(n, cells.mean, cells.var, f.eps, mu, rstd, shift);
-    if (tiles.slabs > 1 || (sizeof(S) == 2 && f.cast_first))
-      return weights.broadcast(t, tiles, [&](int64_t i, int64_t column, A w, A b) {
-        to.mu[column] = mu[i], to.factor[column] = rstd[i], to.shift[column] = shift[i];
-        to.w[column] = w, to.b[column] = b;
-      });
-    weights.broadcast(t, tiles, [&](int64_t i, int64_t column, A w, A b) {
-      to.mu[column] = mu[i];
-      to.factor[column] = rstd[i] * w;
-      to.shift[column] = shift[i] * w + b;
-    });
+    const bool apart = tiles.slabs > 1 || (sizeof(S) == 2 && f.cast_first);
+    weights.broadcast(
+        t, tiles, ToColumns<A>{mu, rstd, shift, to.mu, to.factor, to.shift, to.w, to.b, apart});
   }
   void divide_by_length(const Tile& t, int64_t n, const CellMoments& cells, A* lengths, Factors& to) const {
     for (int64_t i = 0; i < n; ++i) lengths[i] = A(length_of(cells.var[i] * double(v.count())));
-    weights.broadcast(t, tiles, [&](int64_t i, int64_t column, A w, A) {
-      to.mu[column] = to.shift[column] = 0;
-      to.factor[column] = w / lengths[i];
-    });
+    weights.broadcast(t, tiles, ByLength<A>{lengths, to.mu, to.factor, to.shift});
   }
 
   OUT_OF_LINE void cast_first(const Tile& t, int64_t r, int64_t left, int64_t n, const T* p, T* q,
@@ -243,11 +233,12 @@ template <class S, class T> class ColumnsForward {
       const int64_t slab = from / tiles.slab_rows;
       next = min((slab + 1) * tiles.slab_rows, end);
       Factors own;
-      weights.broadcast(t, tiles, [&](int64_t, int64_t j, A w, A b) {
-        own.mu[j] = with.mu[j], own.w[j] = w, own.b[j] = b;
-        own.factor[j] = rounds ? with.factor[j] : with.factor[j] * w;
-        own.shift[j] = rounds ? with.shift[j] : with.shift[j] * w + b;
-      }, slab);
+      weights.broadcast(t, tiles, WeightsOnly<A>{own.w, own.b}, slab);
+      for (int64_t j = 0; j < t.n; ++j) {
+        own.mu[j] = with.mu[j];
+        own.factor[j] = rounds ? with.factor[j] : with.factor[j] * own.w[j];
+        own.shift[j] = rounds ? with.shift[j] : with.shift[j] * own.w[j] + own.b[j];
+      }
       apply_rows(t, from, next, own);
     }
   }

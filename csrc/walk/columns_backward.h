@@ -104,18 +104,15 @@ template <class S, class T> class ColumnsBackward {
     }
     A mu[TILE], rstd[TILE], unused[TILE];
     scales_of(cells, cell_mean, cell_var, f.eps, mu, rstd, unused);
-    const bool alike = tiles.slabs == 1;
-    weights.broadcast(t, tiles, [&](int64_t i, int64_t column, A w, A b) {
-      to.b[column] = alike ? b : A(0);
-      to.mu[column] = mu[i];
-      to.rstd[column] = rstd[i];
-      to.w[column] = alike ? w : A(1);
-    });
+    // c1 and c2 are not known yet.
+    weights.broadcast(t, tiles, ToColumns<A>{mu, rstd, rstd, to.mu, to.rstd, to.c1, to.w, to.b, true});
+    for (int64_t j = 0; j < t.n && tiles.slabs > 1; ++j) to.w[j] = 1, to.b[j] = 0;
   }
   // The same with the weights of a slab.
   OUT_OF_LINE Factors of_slab(const Tile& t, int64_t slab, const Factors& with) const {
     Factors own = with;
-    weights.broadcast(t, tiles, [&](int64_t, int64_t j, A w, A b) { own.w[j] *= w, own.b[j] = b; }, slab);
+    weights.broadcast(t, tiles, WeightsOnly<A>{own.w, own.b}, slab);
+    for (int64_t j = 0; j < t.n; ++j) own.w[j] *= with.w[j];
     return own;
   }
   // Adds the sums of a chunk: those of a slab are the gradients of its weights, by which the total is weighted.

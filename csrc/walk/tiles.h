@@ -74,6 +74,37 @@ struct Tile {
   int64_t cells(const Tiles& t) const { return n / t.joined / t.v.r1; }
 };
 
+// What `TileAffine::broadcast` does with the columns of a tile: structs, so that all walks of one arithmetic type share
+// a copy of it. Of cells to columns: mean, factor and shift, with weight and bias in them or `apart`.
+template <class A> struct ToColumns {
+  const A *mu, *rstd, *shift;
+  A *to_mu, *to_factor, *to_shift, *to_w, *to_b;
+  bool apart;
+
+  void operator()(int64_t i, int64_t column, A w, A b) const {
+    to_mu[column] = mu[i];
+    to_factor[column] = apart ? rstd[i] : rstd[i] * w;
+    to_shift[column] = apart ? shift[i] : shift[i] * w + b;
+    to_w[column] = w, to_b[column] = b;
+  }
+};
+// The same for cells that are divided by their length.
+template <class A> struct ByLength {
+  const A* lengths;
+  A *to_mu, *to_factor, *to_shift;
+
+  void operator()(int64_t i, int64_t column, A w, A) const {
+    to_mu[column] = to_shift[column] = 0;
+    to_factor[column] = w / lengths[i];
+  }
+};
+// Only weight and bias.
+template <class A> struct WeightsOnly {
+  A *to_w, *to_b;
+
+  void operator()(int64_t, int64_t column, A w, A b) const { to_w[column] = w, to_b[column] = b; }
+};
+
 // The weights of a tile: one for each column, or one for each row.
 template <class A> struct TileAffine {
   const View& v;

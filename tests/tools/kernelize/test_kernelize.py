@@ -94,7 +94,8 @@ class CenteredWeightNorm(LlamaNorm):
     kernel_layer_name = "RMSNormZeroCentered"
 
     def forward(self, x: Tensor) -> Tensor:
-        return ((1 + self.weight) * self.hat(x)).to(x.dtype)
+        hat = self.hat(x)
+        return ((1 + self.weight.to(hat.dtype)) * hat).to(x.dtype)
 
 
 class GatedNorm(LlamaNorm):
