@@ -11,6 +11,7 @@ import copy
 import enum
 import inspect
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import distributions
 from types import MethodType, ModuleType
@@ -238,9 +239,10 @@ def test_a_model_of_transformers():
         results.append([out.logits, *[p.grad for p in each.parameters()]])
     # Two layers of float32 with sums in another order, each 1e-7 of its terms.
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
-    # The package's own function, without a mapping, gives the forward of the class back.
+    # The package's own function, without a mapping, gives the forward of the class back; some versions warn.
     import kernels
 
-    with pytest.warns(UserWarning, match="No kernel mapping found"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         kernels.kernelize(model, mode=kernels.Mode.INFERENCE, device="cpu")
-    torch.testing.assert_close(model(ids).logits, before(ids).logits, rtol=0, atol=0)
+    assert torch.equal(model(ids).logits, before(ids).logits)
