@@ -28,7 +28,9 @@ if MACHINE.lower() in ("x86_64", "amd64"):
 # clang joins a product and a sum of two statements only where contraction is asked for; g++ does it by itself.
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 FASTPATH_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden"]
-FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-g0"]
+if sys.platform == "linux":
+    FLAGS.append("-fno-ipa-cp-clone")  # copies of functions for some of their arguments, which take longer to compile
 LINK = ["-s"] if sys.platform == "linux" else []
 if sys.platform == "darwin":
     FLAGS += ["-arch", MACHINE]  # instead of all those that a universal Python was built for

@@ -35,7 +35,7 @@ ORDER: dict[str, list[str]] = {
     "normkit.parametrize": ["checks", "weight", "standardize", "weight_init", "spectral"],
     "normkit.tools": [
         *("model", "load", "freeze", "recalibrate", "param_groups", "fold_training", "convert", "fold", "to_rms_norm"),
-        *("finish", "insert", "replace_placement", "watch", "audit"),
+        *("kernelize", "finish", "insert", "replace_placement", "watch", "audit"),
     ],
     "normkit.tools.model": [
         *("info", "refusal", "names", "statistics", "wrapped", "valid", "activated", "frozen", "probe", "own"),
@@ -59,6 +59,7 @@ ORDER: dict[str, list[str]] = {
         *("fold_math", "check", "norms", "ties", "evidence", "report", "writer", "readers", "folding", "run"),
     ],
     "normkit.tools.to_rms_norm": ["report", "channels", "change", "trial", "streams", "plan", "conversion", "run"],
+    "normkit.tools.kernelize": ["layers", "report", "run"],
     "normkit.tools.replace_placement": [
         *("undo", "norm_units", "record", "residuals", "source", "roles", "report", "plan", "calibrate", "run"),
     ],

@@ -171,17 +171,17 @@ template <class A, class Body> void all_of(int64_t n, const Body& body) {
   else each<A>(0, n, body);
 }
 // z = f(z), of values as loops see them.
-template <class T> void activate(Activation kind, T* z, int64_t n) {
+template <class T> OUT_OF_LINE void activate(Activation kind, T* z, int64_t n) {
   with(kind, [=](auto f) { all_of<T>(n, [=](auto at) { at.put(z, f.value(at(z))); }); });
 }
 // out = g * f'(z); out may be g.
-template <class A> void multiply_by_slope(Activation kind, const A* z, const A* g, A* out, int64_t n) {
+template <class A> OUT_OF_LINE void multiply_by_slope(Activation kind, const A* z, const A* g, A* out, int64_t n) {
   with(kind, [=](auto f) { all_of<A>(n, [=](auto at) { at.put(out, at(g) * f.slope(at(z))); }); });
 }
 
 // The same with z + skip in place of z.
 template <class A>
-void multiply_by_slope_after(Activation kind, const A* z, const A* skip, const A* g, A* out, int64_t n) {
+OUT_OF_LINE void multiply_by_slope_after(Activation kind, const A* z, const A* skip, const A* g, A* out, int64_t n) {
   with(kind, [=](auto f) { all_of<A>(n, [=](auto at) { at.put(out, at(g) * f.slope(at(z) + at(skip))); }); });
 }
 
@@ -190,25 +190,28 @@ template <class Body> void with_gate(Activation kind, const Body& body) {
   with(kind, body);
 }
 // f(gate) of one.
-template <class A> A value_of(Activation kind, A gate) {
+template <class A> OUT_OF_LINE A value_of(Activation kind, A gate) {
   A value = 0;
   with_gate(kind, [&](auto f) { value = f.value(gate); });
   return value;
 }
 // out = x * f(gate); out may be x.
-template <class A> void multiply_by_gate(Activation kind, const A* gate, const A* x, A* out, int64_t n) {
+template <class A>
+OUT_OF_LINE void multiply_by_gate(Activation kind, const A* gate, const A* x, A* out, int64_t n) {
   with_gate(kind, [=](auto f) { all_of<A>(n, [=](auto at) { at.put(out, at(x) * f.value(at(gate))); }); });
 }
 // out = x * f(gate) + skip; out may be x.
 template <class A>
-void multiply_by_gate_and_add(Activation kind, const A* gate, const A* skip, const A* x, A* out, int64_t n) {
+OUT_OF_LINE void multiply_by_gate_and_add(
+    Activation kind, const A* gate, const A* skip, const A* x, A* out, int64_t n) {
   with_gate(kind, [=](auto f) {
     all_of<A>(n, [=](auto at) { at.put(out, at(x) * f.value(at(gate)) + at(skip)); });
   });
 }
 // From g, the gradient of x * f(gate): dgate = g * x * f'(gate), and dx = g * f(gate); dx may be g.
 template <class A>
-void gate_gradients(Activation kind, const A* gate, const A* x, const A* g, A* dx, A* dgate, int64_t n) {
+OUT_OF_LINE void gate_gradients(
+    Activation kind, const A* gate, const A* x, const A* g, A* dx, A* dgate, int64_t n) {
   with_gate(kind, [=](auto f) {
     all_of<A>(n, [=](auto at) {
       const auto upstream = at(g), own = at(gate);

@@ -14,8 +14,8 @@ using normkit::View;
 constexpr int64_t SHORT_RUN = 64;
 constexpr int64_t VECTOR = 256;
 
-// One value after the other, from what is stored to the arithmetic type: out[i] = finish(data[i]).
-template <class A, class Finish> void read_parameter(const Parameter& p, int64_t n, A* out, const Finish& finish) {
+// From what is stored to the arithmetic type.
+template <class A> OUT_OF_LINE void read_parameter(const Parameter& p, int64_t n, A* out) {
   const auto as = [=]<class S>(S) {
     const S* in = static_cast<const S*>(p.data);
     if constexpr (sizeof(S) == 2) {
@@ -23,10 +23,10 @@ template <class A, class Finish> void read_parameter(const Parameter& p, int64_t
       for (int64_t i = 0; i < n; i += VECTOR) {
         const int64_t some = min(VECTOR, n - i);
         widen(in + i, wide, some);
-        for (int64_t j = 0; j < some; ++j) out[i + j] = finish(A(wide[j]));
+        for (int64_t j = 0; j < some; ++j) out[i + j] = A(wide[j]);
       }
     } else {
-      for (int64_t i = 0; i < n; ++i) out[i] = finish(A(in[i]));
+      for (int64_t i = 0; i < n; ++i) out[i] = A(in[i]);
     }
   };
   switch (p.storage) {
@@ -45,10 +45,8 @@ struct Convention {
 
 template <class S> constexpr Storage STORAGE = Storage::f32;
 template <> constexpr Storage STORAGE<double> = Storage::f64;
-template <> constexpr Storage STORAGE<bf16> = Storage::bf16;
-template <> constexpr Storage STORAGE<f16> = Storage::f16;
-template <class S> Convention convention(const Forward& f) {
-  return {f.zero_centered, f.cast_first ? STORAGE<S> : Storage::f64};
+inline Convention convention(const Forward& f, const View& v) {
+  return {f.zero_centered, f.cast_first ? v.storage : Storage::f64};
 }
 
 template <class A> struct Affine {
@@ -58,7 +56,7 @@ template <class A> struct Affine {
   int64_t period, inner;
   bool vector, whole_row;
 
-  Affine(const View& v, const Parameter& w, const Parameter& b, const Convention& how)
+  OUT_OF_LINE Affine(const View& v, const Parameter& w, const Parameter& b, const Convention& how)
       : weight(in_arithmetic(w, v.weights(), A(how.zero_centered ? 1 : 0), how.rounded, read_weight)),
         bias(in_arithmetic(b, v.weights(), A(0), how.rounded, read_bias)), period(v.period), inner(v.inner) {
     vector = !v.columns && inner < v.r1 && inner < SHORT_RUN;
@@ -82,15 +80,15 @@ template <class A> struct Affine {
   A b(int64_t index) const { return bias ? bias[index] : A(0); }
 
   // Where the values are: in memory, or in `room`, where they are not stored as they are applied.
-  static const A* in_arithmetic(const Parameter& p, int64_t n, A more, Storage rounded, Array<A>& room) {
+  OUT_OF_LINE static const A* in_arithmetic(const Parameter& p, int64_t n, A more, Storage rounded, Array<A>& room) {
     const bool rounds = rounded == Storage::bf16 || rounded == Storage::f16;
     if (!p.data || (p.storage == STORAGE<A> && !more && !rounds)) return static_cast<const A*>(p.data);
     room.resize(n);
     A* out = room.data();
-    if (rounded == Storage::bf16) read_parameter(p, n, out, [=](A a) { return stored<bf16>(float(a + more)); });
-    else if (rounded == Storage::f16) read_parameter(p, n, out, [=](A a) { return stored<f16>(float(a + more)); });
-    else if (more) read_parameter(p, n, out, [=](A a) { return a + more; });
-    else read_parameter(p, n, out, [](A a) { return a; });
+    read_parameter(p, n, out);
+    for (int64_t i = 0; (more || rounds) && i < n; ++i) out[i] += more;
+    for (int64_t i = 0; rounds && i < n; ++i)
+      out[i] = rounded == Storage::bf16 ? stored<bf16>(float(out[i])) : stored<f16>(float(out[i]));
     return room.data();
   }
 
@@ -122,13 +120,15 @@ template <class A> struct AffineGrads {
   // Slots in vectors of `width`; slot j of each adds to weight `index(j)` of `period`. Of several slabs, each has an
   // equal part of the slots.
   template <class Index> void reduce(int64_t width, int64_t period, Index&& index, int64_t slabs = 1) const {
+    Array<int64_t> to(width == period ? 0 : width);  // else there is one slot for each weight, in the same order
+    for (int64_t j = 0; j < to.size(); ++j) to[j] = index(j);
     for (int64_t s = 0; s < slabs; ++s)
-      reduce_part(s * w.size() / slabs, (s + 1) * w.size() / slabs, width, period, index, s * period);
+      reduce_part(s * w.size() / slabs, (s + 1) * w.size() / slabs, width, period, to, s * period);
   }
 
  private:
-  template <class Index>
-  void reduce_part(int64_t first, int64_t end, int64_t width, int64_t period, Index&& index, int64_t to) const {
+  OUT_OF_LINE void reduce_part(
+      int64_t first, int64_t end, int64_t width, int64_t period, const Array<int64_t>& index, int64_t to) const {
     Array<double> sw(width), sb(width), tw(period), tb(period);
     for (int64_t from = first; from < end; from += width) {
       const A *pw = w.data() + from, *pb = b.data() + from;
@@ -137,7 +137,7 @@ template <class A> struct AffineGrads {
       for (int64_t j = 0; j < width; ++j) qw[j] += double(pw[j]), qb[j] += double(pb[j]);
     }
     for (int64_t j = 0; j < width; ++j) {
-      const int64_t i = width == period ? j : index(j);  // there is one slot for each weight, in the same order
+      const int64_t i = index.size() ? index.data()[j] : j;
       tw[i] += sw[j];
       tb[i] += sb[j];
     }

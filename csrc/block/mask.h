@@ -7,9 +7,6 @@ namespace {
 
 using normkit::Fusion;
 
-// For what is fused: kept out of the loops of calls that fuse nothing, which would lose registers to it.
-#define OUT_OF_LINE __attribute__((noinline))
-
 // What padding is replaced by: one value, or one for each column.
 template <class A> struct Constant {
   A value;

@@ -67,7 +67,7 @@ Moments conclude(const T* x, int64_t n, arithmetic<T> guess, const TwoSums& sums
   if (m.m2 < 0) m.m2 = 0;
   return m;
 }
-template <class T> Moments moments_of(const T* x, int64_t n, bool center, double eps) {
+template <class T> OUT_OF_LINE Moments moments_of(const T* x, int64_t n, bool center, double eps) {
   const arithmetic<T> guess = guess_mean(x, n, center);
   return conclude(x, n, guess, deviations(x, n, guess), center, eps);
 }

@@ -12,9 +12,10 @@ template <class S> struct Output {
   static constexpr bool SAME = std::is_same<S, A>::value;
   S* base;
   bool past_cache;
+  Format<S> format;
 
-  Output(void* to, int64_t elements)
-      : base(static_cast<S*>(to)), past_cache(elements * int64_t(sizeof(S)) >= PAST_CACHE) {}
+  Output(void* to, const normkit::View& v)
+      : base(static_cast<S*>(to)), past_cache(v.numel() * int64_t(sizeof(S)) >= PAST_CACHE), format(v) {}
   explicit operator bool() const { return base; }
 
   A* open(int64_t at, A* buffer) const {
@@ -27,11 +28,11 @@ template <class S> struct Output {
       if (past_cache) stream(results, to, n * int64_t(sizeof(S)));
       else if (results != to) std::memcpy(to, results, size_t(n) * sizeof(S));
     } else if (past_cache) {
-      S half[BLOCK];
-      narrow(results, half, n);
-      stream(half, to, n * int64_t(sizeof(S)));
+      S narrow[BLOCK];
+      format.write(results, narrow, n);
+      stream(narrow, to, n * int64_t(sizeof(S)));
     } else {
-      narrow(results, to, n);
+      format.write(results, to, n);
     }
   }
 };

@@ -17,10 +17,11 @@ template <class S, class T> struct Source {
   Mask mask{nullptr};
   Gaps gaps;
   bool prefetches = false;
+  Format<S> format;
 
   Source(const View& v, const void* from, const Fusion* f)
       : x(static_cast<const S*>(from)), mask(f), gaps(v),
-        prefetches(needs_prefetch<S>(v.numel())) {
+        prefetches(needs_prefetch<S>(v.numel())), format(v) {
     if (!f) return;
     if (f->gate_first) gate = static_cast<const S*>(f->gate), gate_activation = f->gate_activation;
     if (!f->sum) return;
@@ -47,24 +48,25 @@ template <class S, class T> struct Source {
   // may lie apart, `gap` is what lies before theirs.
   template <class Fill>
   const T* operator()(int64_t at, int64_t n, T* buffer, const Fill& fill, int64_t gap = 0) const {
-    return is_plain() ? load(x + at + gap, buffer, n) : fused(at, n, buffer, fill, gap);
+    return is_plain() ? load(format, x + at + gap, buffer, n) : fused(at, n, buffer, fill, gap);
   }
   // One element of a block that has been read, for dense rows; and one that may not have been read.
   double value(int64_t at, A fill) const {
     if (mask && !mask.is_valid(at)) return double(fill);
-    const double one = double(widen((sum ? sum : x)[at]));
-    return gate ? one * value_of(gate_activation, double(widen(gate[at]))) : one;
+    const double one = double(format.wide((sum ? sum : x)[at]));
+    return gate ? one * value_of(gate_activation, double(format.wide(gate[at]))) : one;
   }
   A unread(int64_t at, int64_t gap = 0) const {
-    const A one = widen(x[at + gap]);
-    return gate ? one * value_of(gate_activation, widen(gate[at])) : residual ? one + widen(residual[at]) : one;
+    const A one = format.wide(x[at + gap]);
+    if (gate) return one * value_of(gate_activation, format.wide(gate[at]));
+    return residual ? one + format.wide(residual[at]) : one;
   }
 
  private:
   template <class Fill>
   OUT_OF_LINE const T* fused(int64_t at, int64_t n, T* buffer, const Fill& fill, int64_t gap) const {
     if (residual) add_residual(x + at + gap, at, n);
-    const T* in = load(residual ? sum + at : x + at + gap, buffer, n);
+    const T* in = load(format, residual ? sum + at : x + at + gap, buffer, n);
     if constexpr (std::is_same<T, A>::value) {
       if (gate) in = gated(in, at, n, buffer);
     }
@@ -78,7 +80,7 @@ template <class S, class T> struct Source {
       const S* p = gate + at + i;
       const int64_t some = min(BURST, n - i);
       if (prefetches) prefetch(p + AHEAD, some);
-      multiply_by_gate(gate_activation, converted(p, wide, some), in + i, buffer + i, some);
+      multiply_by_gate(gate_activation, converted(format, p, wide, some), in + i, buffer + i, some);
     }
     return buffer;
   }
@@ -87,10 +89,10 @@ template <class S, class T> struct Source {
       each<S>(0, n, [p = from, r = residual + at, q = sum + at](auto i) { i.put(q, i(p) + i(r)); });
     } else {
       A a[BLOCK], b[BLOCK];
-      widen(from, a, n);
-      widen(residual + at, b, n);
+      format.read(from, a, n);
+      format.read(residual + at, b, n);
       for (int64_t i = 0; i < n; ++i) a[i] += b[i];
-      narrow(a, sum + at, n);
+      format.write(a, sum + at, n);
     }
   }
 };

@@ -29,16 +29,17 @@ template <class S, class T> class Upstream {
   const S *gate_ = nullptr, *skip_ = nullptr;
   bool gate_first_ = false, recomputes_ = false, is_second_ = false;
   Output<S> dgate_, dskip_;
+  Format<S> format_;
 
   bool multiplies() const { return gate_ && !gate_first_; }
   bool is_dy() const { return activation_ == Activation::none && !multiplies(); }
   bool is_read() const { return is_dy() && !dskip_; }
 
  public:
-  Upstream(const View& v, const Backward& f)
+  OUT_OF_LINE Upstream(const View& v, const Backward& f)
       : x_(static_cast<const S*>(f.x)), dy_(static_cast<const S*>(f.dy)), kept_(nullptr), mask_(f.fused),
-        padding_(f.fused), gaps_(v), dgate_(f.fused ? f.fused->dgate : nullptr, v.numel()),
-        dskip_(f.fused ? f.fused->dskip : nullptr, v.numel()) {
+        padding_(f.fused), gaps_(v), dgate_(f.fused ? f.fused->dgate : nullptr, v),
+        dskip_(f.fused ? f.fused->dskip : nullptr, v), format_(v) {
     if (!f.fused) return;
     activation_ = f.fused->activation, gate_activation_ = f.fused->gate_activation;
     gate_ = static_cast<const S*>(f.fused->gate), skip_ = static_cast<const S*>(f.fused->skip);
@@ -80,12 +81,13 @@ template <class S, class T> class Upstream {
   const S* x() const { return x_; }
   const Gaps& gaps() const { return gaps_; }
   const S* dy() const { return dy_; }
+  const Format<S>& format() const { return format_; }
   // After results that were written here past the cache.
   void end() const { if ((dgate_ && dgate_.past_cache) || (dskip_ && dskip_.past_cache)) fence(); }
 
   // Where rows may lie apart, `gap` is what lies before theirs in x.
   template <class Fill> const T* input(int64_t at, int64_t n, T* buffer, const Fill& fill, int64_t gap = 0) const {
-    const T* in = load(x_ + at + gap, buffer, n);
+    const T* in = load(format_, x_ + at + gap, buffer, n);
     if constexpr (WIDE) {
       if (gate_first_) in = gated(in, at, n, buffer);
     }
@@ -93,7 +95,7 @@ template <class S, class T> class Upstream {
   }
   // z(p, out) writes what skip, gate and activation were applied to, for the n elements of x at p.
   template <class Z> const T* gradient(int64_t at, int64_t n, T* buffer, const T* p, const Z& z) const {
-    const T* in = is_read() ? load(dy_ + at, buffer, n) : computed(at, n, buffer, p, z);
+    const T* in = is_read() ? load(format_, dy_ + at, buffer, n) : computed(at, n, buffer, p, z);
     return mask_ ? filled(in, at, n, buffer, Constant<A>{0}) : in;
   }
   // Where the gate comes first, n gradients of x * f(gate) become those of x, and those of the gate are written.
@@ -112,13 +114,13 @@ template <class S, class T> class Upstream {
   }
   OUT_OF_LINE const A* gated(const A* in, int64_t at, int64_t n, A* buffer) const {
     A wide[BLOCK];
-    multiply_by_gate(gate_activation_, converted(gate_ + at, wide, n), in, buffer, n);
+    multiply_by_gate(gate_activation_, converted(format_, gate_ + at, wide, n), in, buffer, n);
     return buffer;
   }
   OUT_OF_LINE void split(A* ds, int64_t at, int64_t n, int64_t gap) const {
     A wide_x[BLOCK], wide_gate[BLOCK];
-    const A* px = converted(x_ + at + gap, wide_x, n);
-    multiply_back(ds, px, converted(gate_ + at, wide_gate, n), ds, at, n);
+    const A* px = converted(format_, x_ + at + gap, wide_x, n);
+    multiply_back(ds, px, converted(format_, gate_ + at, wide_gate, n), ds, at, n);
   }
   // From g, the gradient of factor * f(gate), to `out`, that of the factor; the gate's is written if it is wanted.
   void multiply_back(const A* g, const A* factor, const A* gate, A* out, int64_t at, int64_t n) const {
@@ -137,7 +139,8 @@ template <class S, class T> class Upstream {
     A inside[BLOCK], wide[BLOCK];
     if (activation_ != Activation::none || dgate_) z(p, inside);
     if constexpr (WIDE) {
-      const A *gate = multiplies() ? converted(gate_ + at, wide, n) : nullptr, *g = converted(dy_ + at, buffer, n);
+      const A* gate = multiplies() ? converted(format_, gate_ + at, wide, n) : nullptr;
+      const A* g = converted(format_, dy_ + at, buffer, n);
       if (activation_ != Activation::none)
         g = before_activation(inside, gate, g, dskip_ ? dskip_.open(at, buffer) : buffer, at, n);
       if (dskip_) {
@@ -150,7 +153,7 @@ template <class S, class T> class Upstream {
       if (kept_ && kept_ != dskip_.base) keep(g, at, n);
       return g;
     } else {
-      multiply_by_slope(activation_, inside, converted(dy_ + at, wide, n), wide, n);
+      multiply_by_slope(activation_, inside, converted(format_, dy_ + at, wide, n), wide, n);
       return rounded(wide, at, n, buffer);
     }
   }
@@ -158,13 +161,13 @@ template <class S, class T> class Upstream {
   const A* before_activation(const A* z, const A* gate, const A* g, A* out, int64_t at, int64_t n) const {
     A q[BLOCK], wide[BLOCK];
     if (gate) multiply_by_gate(gate_activation_, gate, z, q, n), z = q;
-    if (skip_) multiply_by_slope_after(activation_, z, converted(skip_ + at, wide, n), g, out, n);
+    if (skip_) multiply_by_slope_after(activation_, z, converted(format_, skip_ + at, wide, n), g, out, n);
     else multiply_by_slope(activation_, z, g, out, n);
     return out;
   }
   void keep(const A* g, int64_t at, int64_t n) const {
     if constexpr (SAME) std::memcpy(kept_ + at, g, size_t(n) * sizeof(A));
-    else narrow(g, kept_ + at, n);
+    else format_.write(g, kept_ + at, n);
   }
   // Where there is only an activation, its gradient is rounded to the type of dx in any case.
   const T* rounded(const A* g, int64_t at, int64_t n, T* buffer) const {
@@ -172,12 +175,12 @@ template <class S, class T> class Upstream {
       if (kept_) keep(g, at, n);
       return g;
     } else if constexpr (WIDE) {
-      S half[BLOCK], *to = kept_ ? kept_ + at : half;
-      narrow(g, to, n);
-      return load(to, buffer, n);
+      S narrow[BLOCK], *to = kept_ ? kept_ + at : narrow;
+      format_.write(g, to, n);
+      return load(format_, to, buffer, n);
     } else {
       S* to = kept_ ? kept_ + at : buffer;
-      narrow(g, to, n);
+      format_.write(g, to, n);
       return to;
     }
   }

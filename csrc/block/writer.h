@@ -15,17 +15,18 @@ template <class S, class T> class Writer {
   const Fusion* fused_;
   const bool past_cache_, prefetches_;
   const Activation activation_;
+  const Format<S> format_;
   bool after_;  // whether fusion changes the results
   S* y_ = nullptr;
   alignas(LINE) T buffer_[BLOCK];
 
  public:
-  // For the results of a call: `elements` of them from `base` on. `activated`: they come with the activation applied.
-  Writer(S* base, int64_t elements, const Fusion* fused, bool activated = false)
-      : base_(base), fused_(fused), past_cache_(elements * int64_t(sizeof(S)) >= PAST_CACHE),
-        prefetches_(needs_prefetch<S>(elements)),
+  // For the results of a call, from `base` on. `activated`: they come with the activation applied.
+  Writer(S* base, const normkit::View& v, const Fusion* fused, bool activated = false)
+      : base_(base), fused_(fused), past_cache_(v.numel() * int64_t(sizeof(S)) >= PAST_CACHE),
+        prefetches_(needs_prefetch<S>(v.numel())),
         activation_(fused && !fused->backward && !activated ? fused->activation : Activation::none),
-        after_(changes() || (fused && fused->mask)) {}
+        format_(v), after_(changes() || (fused && fused->mask)) {}
   ~Writer() { if (past_cache_) fence(); }
   Writer(const Writer&) = delete;
   Writer& operator=(const Writer&) = delete;
@@ -47,11 +48,11 @@ template <class S, class T> class Writer {
     if constexpr (SAME) {
       if (past_cache_) stream(buffer_, y_, n * int64_t(sizeof(S)));
     } else if (past_cache_) {
-      S half[BLOCK];
-      narrow(buffer_, half, n);
-      stream(half, y_, n * int64_t(sizeof(S)));
+      S narrow[BLOCK];
+      format_.write(buffer_, narrow, n);
+      stream(narrow, y_, n * int64_t(sizeof(S)));
     } else {
-      narrow(buffer_, y_, n);
+      format_.write(buffer_, y_, n);
     }
   }
 
@@ -78,7 +79,7 @@ template <class S, class T> class Writer {
     const auto read = [&](const void* from, A* wide) {
       const S* p = static_cast<const S*>(from) + at;
       if (prefetches_) prefetch(p + AHEAD, n);
-      return converted(p, wide, n);
+      return converted(format_, p, wide, n);
     };
     const A* gate = fused_->gate && !fused_->gate_first ? read(fused_->gate, wide_gate) : nullptr;
     const A* skip = fused_->skip ? read(fused_->skip, wide_skip) : nullptr;
@@ -86,10 +87,10 @@ template <class S, class T> class Writer {
     else if (gate) multiply_by_gate(fused_->gate_activation, gate, z, z, n);
     else if (skip) add(z, skip, z, n);
   }
-  static void add_gradient(T* q, const S* more, int64_t n) {
+  void add_gradient(T* q, const S* more, int64_t n) const {
     if constexpr (std::is_same<T, A>::value) {
       A wide[BLOCK];
-      add(q, converted(more, wide, n), q, n);
+      add(q, converted(format_, more, wide, n), q, n);
     } else {
       each<T>(0, n, [=](auto i) { i.put(q, i(q) + i(more)); });
     }

@@ -1,5 +1,6 @@
 // Arrays of stored numbers to the arithmetic type and back.
 #pragma once
+#include "kernel.h"
 #include "vector/simd.h"
 
 namespace {
@@ -44,5 +45,33 @@ template <class S> inline void round_to(float* x, int64_t n) {
 #pragma omp simd
   for (int64_t k = i; k < n; ++k) x[k] = stored<S>(x[k]);
 }
+
+// How elements that are stored as S are converted.
+template <class S> struct Format {
+  using A = arithmetic<S>;
+
+  explicit Format(const normkit::View&) {}
+  A wide(S x) const { return widen(x); }
+  A stored(A a) const { return ::stored<S>(a); }
+  void read(const S* x, A* out, int64_t n) const { widen(x, out, n); }
+  void write(const A* x, S* out, int64_t n) const { narrow(x, out, n); }
+  void round(A* x, int64_t n) const { round_to<S>(x, n); }
+};
+template <> struct Format<half> {
+  bool is_bf16;
+
+  explicit Format(const normkit::View& v) : is_bf16(v.storage == normkit::Storage::bf16) {}
+  float wide(half x) const { return is_bf16 ? widen(bf16{x.bits}) : widen(f16{x.bits}); }
+  float stored(float a) const { return is_bf16 ? ::stored<bf16>(a) : ::stored<f16>(a); }
+  void read(const half* x, float* out, int64_t n) const {
+    if (is_bf16) widen(reinterpret_cast<const bf16*>(x), out, n);
+    else widen(reinterpret_cast<const f16*>(x), out, n);
+  }
+  void write(const float* x, half* out, int64_t n) const {
+    if (is_bf16) narrow(x, reinterpret_cast<bf16*>(out), n);
+    else narrow(x, reinterpret_cast<f16*>(out), n);
+  }
+  void round(float* x, int64_t n) const { is_bf16 ? round_to<bf16>(x, n) : round_to<f16>(x, n); }
+};
 
 }  // namespace

@@ -10,11 +10,17 @@
 // For what a hot loop calls: without it the compiler inlines while its budget for the whole file lasts, and a loop with
 // a call is not vectorized.
 #define ALWAYS_INLINE __attribute__((always_inline)) inline
+// For what is called once for a tile, a span or a call, but from several places, each of which would get a copy. And
+// for what is fused: kept out of the loops of calls that fuse nothing, which would lose registers to it.
+#define OUT_OF_LINE __attribute__((noinline))
 
 namespace {
 
 struct bf16 { uint16_t bits; };
 struct f16 { uint16_t bits; };
+// One of the two. For walks that see floats they differ in conversions alone, which are told by a Format when the call
+// begins, so that one copy of a walk serves both.
+struct half { uint16_t bits; };
 
 template <class S> struct arithmetic_of { using type = float; };
 template <> struct arithmetic_of<double> { using type = double; };

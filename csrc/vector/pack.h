@@ -29,7 +29,7 @@ struct Part {
   template <class S> void put(S* q, Pack v) const { store_pack(q + i, some, v); }
 };
 // Whether loops over what is stored as S see packs, and whether arithmetic in A may use them.
-template <class S> constexpr bool PACKED = HAS_PACKS && sizeof(S) == 2;
+template <class S> constexpr bool PACKED = HAS_PACKS && sizeof(S) == 2 && !std::is_same<S, half>::value;
 template <class A> constexpr bool USES_PACKS = HAS_PACKS && std::is_same<A, float>::value;
 
 // body(at) for the elements from `i` to `end`, sixteen at once.
@@ -52,16 +52,19 @@ template <class T, class Body> inline void each(int64_t i, int64_t end, const Bo
 template <class S> using Seen = typename std::conditional<PACKED<S>, S, arithmetic<S>>::type;
 
 // At most BLOCK elements in the arithmetic type: the memory itself where it has that, else a copy in `buffer`.
-inline const float* converted(const float* x, float*, int64_t) { return x; }
-inline const double* converted(const double* x, double*, int64_t) { return x; }
-template <class S> const float* converted(const S* x, float* buffer, int64_t n) {
-  widen(x, buffer, n);
-  return buffer;
+template <class S>
+const arithmetic<S>* converted(const Format<S>& format, const S* x, arithmetic<S>* buffer, int64_t n) {
+  if constexpr (std::is_same<S, arithmetic<S>>::value) {
+    return x;
+  } else {
+    format.read(x, buffer, n);
+    return buffer;
+  }
 }
 // The same as loops see them.
-template <class S, class T> const T* load(const S* x, T* buffer, int64_t n) {
+template <class S, class T> const T* load(const Format<S>& format, const S* x, T* buffer, int64_t n) {
   if constexpr (std::is_same<S, T>::value) return x;
-  else return converted(x, buffer, n);
+  else return converted(format, x, buffer, n);
 }
 
 }  // namespace

@@ -37,7 +37,7 @@ template <class S, class T> class ColumnsForward {
   ColumnsForward(const View& view, const Forward& forward, const Pool& threads)
       : v(view), f(forward), pool(threads), source(v, f.x, f.fused),
         applied((f.fixed ? source : source.again()).unmasked()), y(static_cast<S*>(f.y)), mean(static_cast<A*>(f.mean)),
-        std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias, convention<S>(f)), weights(v, affine),
+        std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias, convention(f, v)), weights(v, affine),
         tiles(v, pool, weights.by_row, false), prefetches(needs_prefetch<S>(v.numel())),
         prefetches_tile(needs_prefetch<S>((f.fixed || tiles.split ? 1 : 4) * tiles.rows * tiles.width)),
         relu(is_in_loop(f.fused) && !(sizeof(S) == 2 && f.cast_first)) {}
@@ -95,7 +95,7 @@ template <class S, class T> class ColumnsForward {
   }
 
   // Padding is replaced by the first valid value of its cell until `remove_padding` takes it out again.
-  void find_padding(const Tile& t, A* padding) const {
+  OUT_OF_LINE void find_padding(const Tile& t, A* padding) const {
     bool found[TILE] = {};
     for (int64_t j = 0; j < t.n; ++j) padding[j] = 0;
     int64_t open = t.n;
@@ -105,7 +105,7 @@ template <class S, class T> class ColumnsForward {
         const int64_t head = remainder(j, v.width()) / v.r1 * v.r1;
         if (found[head]) return;
         found[head] = true;
-        padding[head] = stored<S>(source.unread(at + j));
+        padding[head] = source.format.stored(source.unread(at + j));
         open -= tiles.joined * v.r1;
       };
       const auto same = [&](int64_t start, int64_t length, bool is_valid) {
@@ -120,26 +120,26 @@ template <class S, class T> class ColumnsForward {
     for (int64_t j = 0; j < t.n; ++j) padding[j] = padding[j % v.width() / v.r1 * v.r1];
   }
 
-  void moments_of_chunk(const Tile& t, int64_t c, const A* padding, ColumnMoments& m) const {
+  OUT_OF_LINE void moments_of_chunk(const Tile& t, int64_t c, const A* padding, ColumnMoments& m) const {
     m.count = 0;
     const int64_t end = tiles.chunk_end(c);
-    const auto plain = [x = source.x](int64_t at, int64_t n, T* buffer) { return load(x + at, buffer, n); };
-    const auto fused = [&source = source, padding](int64_t at, int64_t n, T* buffer) {
-      return source(at, n, buffer, Along<A>{padding});
-    };
     // A short panel first: it takes two passes to find the mean that the others are guessed from.
     for (int64_t r = tiles.chunk_start(c), rows; r < end; r += rows) {
       rows = min(m.count == 0 && f.center ? FIRST_PANEL : tiles.panel, end - r);
       const int64_t at = t.at(tiles, r), stride = tiles.row_width, ahead = prefetches ? tiles.ahead : 0;
       const bool valid = source.mask && !source.computes() && source.mask.is_all_valid(at, (rows - 1) * stride + t.n);
-      Panel<S, T> panel(source, padding, at, stride, rows, t.n, ahead, f);
-      source.is_plain() || valid ? panel.merge_into(m, plain) : panel.merge_into(m, fused);
+      const bool plain = source.is_plain() || valid;
+      Panel<S, T>(source, padding, at, stride, rows, t.n, ahead, f)
+          .merge_into(m, [&source = source, padding, plain](int64_t offset, int64_t n, T* buffer) {
+            if (plain) return load(source.format, source.x + offset, buffer, n);
+            return source(offset, n, buffer, Along<A>{padding});
+          });
     }
   }
 
   // From the moments of columns to those of cells and to the factors of columns. True where the values for padding were
   // so far from the mean that precision was lost: they are the means now, and the moments have to be computed again.
-  bool finish(const Tile& t, const ColumnMoments& m, Factors& to) const {
+  OUT_OF_LINE bool finish(const Tile& t, const ColumnMoments& m, Factors& to) const {
     CellMoments cells;
     const int64_t n = t.cells(tiles), first = t.cell(v, 0);
     A *means = mean ? mean + first : nullptr, *stds = std ? std + first : nullptr;
@@ -197,34 +197,20 @@ template <class S, class T> class ColumnsForward {
       cells.var[i] = valid ? (m2 > 0 ? m2 / valid : 0) : 1;
       far_off |= f.center && sum * off > FAR_OFF * m2;
       for (int64_t j = i * v.r1; j < t.n; j += v.width())
-        for (int64_t c = 0; c < v.r1; ++c) padding[j + c] = stored<S>(A(cells.mean[i]));
+        for (int64_t c = 0; c < v.r1; ++c) padding[j + c] = source.format.stored(A(cells.mean[i]));
     }
     return far_off;
   }
   void standardize(const Tile& t, int64_t n, const CellMoments& cells, Factors& to) const {
     A mu[TILE], rstd[TILE], shift[TILE];
     scales_of(n, cells.mean, cells.var, f.eps, mu, rstd, shift);
-    if (tiles.slabs > 1)
-      return weights.broadcast(t, tiles, [&](int64_t i, int64_t column, A, A) {
-        to.mu[column] = mu[i], to.factor[column] = rstd[i], to.shift[column] = shift[i];
-      });
-    if (sizeof(S) == 2 && f.cast_first)
-      return weights.broadcast(t, tiles, [&](int64_t i, int64_t column, A w, A b) {
-        to.mu[column] = mu[i], to.factor[column] = rstd[i], to.shift[column] = shift[i];
-        to.w[column] = w, to.b[column] = b;
-      });
-    weights.broadcast(t, tiles, [&](int64_t i, int64_t column, A w, A b) {
-      to.mu[column] = mu[i];
-      to.factor[column] = rstd[i] * w;
-      to.shift[column] = shift[i] * w + b;
-    });
+    const bool apart = tiles.slabs > 1 || (sizeof(S) == 2 && f.cast_first);
+    weights.broadcast(
+        t, tiles, ToColumns<A>{mu, rstd, shift, to.mu, to.factor, to.shift, to.w, to.b, apart});
   }
   void divide_by_length(const Tile& t, int64_t n, const CellMoments& cells, A* lengths, Factors& to) const {
     for (int64_t i = 0; i < n; ++i) lengths[i] = A(length_of(cells.var[i] * double(v.count())));
-    weights.broadcast(t, tiles, [&](int64_t i, int64_t column, A w, A) {
-      to.mu[column] = to.shift[column] = 0;
-      to.factor[column] = w / lengths[i];
-    });
+    weights.broadcast(t, tiles, ByLength<A>{lengths, to.mu, to.factor, to.shift});
   }
 
   OUT_OF_LINE void cast_first(const Tile& t, int64_t r, int64_t left, int64_t n, const T* p, T* q,
@@ -233,24 +219,26 @@ template <class S, class T> class ColumnsForward {
     const auto hat = [=, p = p + left](auto at) { return (at(p) - at(mu)) * at(rstd) + at(shift); };
     const bool finally = rounds_before<T>(f.fused), biased = affine.bias;
     if (weights.by_row)
-      apply_rounded_constant<S, T>(q + left, n, finally, hat, weights.row_weight(t, r), weights.row_bias(t, r), biased);
+      apply_rounded_constant(
+          source.format, q + left, n, finally, hat, weights.row_weight(t, r), weights.row_bias(t, r), biased);
     else
-      apply_rounded_along<S, T>(q + left, n, finally, hat, with.w + left, biased ? with.b + left : nullptr);
+      apply_rounded_along(source.format, q + left, n, finally, hat, with.w + left, biased ? with.b + left : nullptr);
   }
 
   // Each slab with weights of its own.
-  void apply_slabs(const Tile& t, int64_t from, int64_t end, const Factors& with) const {
+  OUT_OF_LINE void apply_slabs(const Tile& t, int64_t from, int64_t end, const Factors& with) const {
     if (tiles.slabs == 1) return apply_rows(t, from, end, with);
     const bool rounds = sizeof(S) == 2 && f.cast_first;
     for (int64_t next; from < end; from = next) {
       const int64_t slab = from / tiles.slab_rows;
       next = min((slab + 1) * tiles.slab_rows, end);
       Factors own;
-      weights.broadcast(t, tiles, [&](int64_t, int64_t j, A w, A b) {
-        own.mu[j] = with.mu[j], own.w[j] = w, own.b[j] = b;
-        own.factor[j] = rounds ? with.factor[j] : with.factor[j] * w;
-        own.shift[j] = rounds ? with.shift[j] : with.shift[j] * w + b;
-      }, slab);
+      weights.broadcast(t, tiles, WeightsOnly<A>{own.w, own.b}, slab);
+      for (int64_t j = 0; j < t.n; ++j) {
+        own.mu[j] = with.mu[j];
+        own.factor[j] = rounds ? with.factor[j] : with.factor[j] * own.w[j];
+        own.shift[j] = rounds ? with.shift[j] : with.shift[j] * own.w[j] + own.b[j];
+      }
       apply_rows(t, from, next, own);
     }
   }
@@ -259,9 +247,10 @@ template <class S, class T> class ColumnsForward {
     else apply_rows(t, from, end, with, Function<Activation::none>());
   }
   template <class Finally>
-  void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with, const Finally& finally) const {
+  OUT_OF_LINE void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with,
+                              const Finally& finally) const {
     T bx[TILE];
-    Writer<S, T> writer(y, v.numel(), f.fused, relu);
+    Writer<S, T> writer(y, v, f.fused, relu);
     const int64_t n = t.n;
     const A *mu = with.mu, *factor = with.factor, *shift = with.shift;
     for (int64_t r = from; r < end; ++r) {

@@ -92,7 +92,7 @@ template <class S, class T> class ColumnsBackward {
       });
   }
 
-  void prepare(const Tile& t, Factors& to) const {
+  OUT_OF_LINE void prepare(const Tile& t, Factors& to) const {
     const int64_t cells = t.cells(tiles), first = t.cell(v, 0);
     double cell_mean[TILE], cell_var[TILE];
     const A *means = mean + first, *stds = std + first;
@@ -104,22 +104,19 @@ template <class S, class T> class ColumnsBackward {
     }
     A mu[TILE], rstd[TILE], unused[TILE];
     scales_of(cells, cell_mean, cell_var, f.eps, mu, rstd, unused);
-    const bool alike = tiles.slabs == 1;
-    weights.broadcast(t, tiles, [&](int64_t i, int64_t column, A w, A b) {
-      to.b[column] = alike ? b : A(0);
-      to.mu[column] = mu[i];
-      to.rstd[column] = rstd[i];
-      to.w[column] = alike ? w : A(1);
-    });
+    // c1 and c2 are not known yet.
+    weights.broadcast(t, tiles, ToColumns<A>{mu, rstd, rstd, to.mu, to.rstd, to.c1, to.w, to.b, true});
+    for (int64_t j = 0; j < t.n && tiles.slabs > 1; ++j) to.w[j] = 1, to.b[j] = 0;
   }
   // The same with the weights of a slab.
-  Factors of_slab(const Tile& t, int64_t slab, const Factors& with) const {
+  OUT_OF_LINE Factors of_slab(const Tile& t, int64_t slab, const Factors& with) const {
     Factors own = with;
-    weights.broadcast(t, tiles, [&](int64_t, int64_t j, A w, A b) { own.w[j] *= w, own.b[j] = b; }, slab);
+    weights.broadcast(t, tiles, WeightsOnly<A>{own.w, own.b}, slab);
+    for (int64_t j = 0; j < t.n; ++j) own.w[j] *= with.w[j];
     return own;
   }
   // Adds the sums of a chunk: those of a slab are the gradients of its weights, by which the total is weighted.
-  void add(const Tile& t, int64_t c, const Factors& with, const ColumnSums& part, ColumnSums& total) {
+  OUT_OF_LINE void add(const Tile& t, int64_t c, const Factors& with, const ColumnSums& part, ColumnSums& total) {
     if (tiles.slabs == 1) return total.add(part, t.n);
     const int64_t slab = c / tiles.per_slab;
     const Factors own = of_slab(t, slab, with);
@@ -145,7 +142,7 @@ template <class S, class T> class ColumnsBackward {
     if (tiles.slabs > 1 && !plain) return sums_of_rows(index, t, c, of_slab(t, c / tiles.per_slab, with), sums);
     sums_of_rows(index, t, c, with, sums);
   }
-  void sums_of_rows(int64_t index, const Tile& t, int64_t c, const Factors& with, ColumnSums& sums) {
+  OUT_OF_LINE void sums_of_rows(int64_t index, const Tile& t, int64_t c, const Factors& with, ColumnSums& sums) {
     A g[TILE], gx[TILE];
     T buffer[8 * TILE];
     const auto nothing = [](int64_t, int64_t, int64_t) {};  // with two tensors to read, prefetching gains nothing
@@ -156,10 +153,11 @@ template <class S, class T> class ColumnsBackward {
       const int64_t rows = min(tiles.panel, end - r0), at = t.at(tiles, r0);
       const bool simple = is_simple(t, r0, rows);
       const S *x = source.x() + at, *dy = source.dy() + at;
+      const Format<S>& format = source.format();
       const auto row = [&, x, dy, n, stride, simple, by_row = by_row](int64_t r, int k) {
         T *bx = buffer + k * TILE, *bg = buffer + (4 + k) * TILE;
         Row ready{nullptr, nullptr, A(1)};
-        if (simple) ready.x = load(x + r * stride, bx, n), ready.g = load(dy + r * stride, bg, n);
+        if (simple) ready.x = load(format, x + r * stride, bx, n), ready.g = load(format, dy + r * stride, bg, n);
         else read_fused(t, r0 + r, with, bx, bg, ready);
         if (!by_row) return ready;
         ready.w = weights.row_weight(t, r0 + r);
@@ -186,7 +184,7 @@ template <class S, class T> class ColumnsBackward {
     row.x = source.input(at, t.n, bx, Along<A>{with.mu});
     row.g = source.gradient(at, t.n, bg, row.x, z_of(t, r, with, false));
   }
-  void add_row_gradient(int64_t slot, int64_t n, const Row& row, const A* mu, const A* rstd) {
+  OUT_OF_LINE void add_row_gradient(int64_t slot, int64_t n, const Row& row, const A* mu, const A* rstd) {
     const TwoSums two = sum_two<T>(n, [=, x = row.x, g = row.g](auto at, auto& db, auto& dw) {
       db = at(g);
       dw = db * ((at(x) - at(mu)) * at(rstd));
@@ -195,7 +193,7 @@ template <class S, class T> class ColumnsBackward {
     grads.w[slot] = A(two.b);
   }
 
-  void finish(const Tile& t, const ColumnSums& sums, Factors& to) {
+  OUT_OF_LINE void finish(const Tile& t, const ColumnSums& sums, Factors& to) {
     for (int64_t j = 0; j < t.n && grads.wanted() && !by_row && tiles.slabs == 1; ++j) {
       const int64_t slot = t.block * tiles.row_width + t.left + j;
       grads.b[slot] = A(sums.g[j]);
@@ -224,17 +222,22 @@ template <class S, class T> class ColumnsBackward {
     if (tiles.slabs == 1) apply_rows(t, from, end, with);
     else apply_rows(t, from, end, of_slab(t, c / tiles.per_slab, with));
   }
-  void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with) const {
+  OUT_OF_LINE void apply_rows(const Tile& t, int64_t from, int64_t end, const Factors& with) const {
     T bx[TILE], bg[TILE];
-    Writer<S, T> writer(dx, v.numel(), f.fused);  // its fence also serves the gradients of gate and skip
+    Writer<S, T> writer(dx, v, f.fused);  // its fence also serves the gradients of gate and skip
     const int64_t n = t.n;
     for (int64_t r = from; r < end; ++r) {
       const int64_t offset = t.at(tiles, r);
       if (source.mask() && (r - from) % MASK_LOOKAHEAD == 0)
         writer.look_ahead(dx + offset, (min(MASK_LOOKAHEAD, end - r) - 1) * tiles.row_width + n);
-      const T* p = plain ? load(source.x() + offset, bx, n) : applied.input(offset, n, bx, Constant<A>{0});
-      const T* g =
-          plain ? load(source.dy() + offset, bg, n) : applied.gradient(offset, n, bg, p, z_of(t, r, with, true));
+      const T *p, *g;
+      if (plain) {
+        p = load(source.format(), source.x() + offset, bx, n);
+        g = load(source.format(), source.dy() + offset, bg, n);
+      } else {
+        p = applied.input(offset, n, bx, Constant<A>{0});
+        g = applied.gradient(offset, n, bg, p, z_of(t, r, with, true));
+      }
       T* q = writer.open(dx + offset);
       const A row_weight = weights.row_weight(t, r);
       each<T>(0, n, [=, mu = with.mu, rstd = with.rstd, w = with.w, c1 = with.c1, c2 = with.c2](auto at) {
@@ -245,7 +248,7 @@ template <class S, class T> class ColumnsBackward {
     }
   }
 
-  void reduce_weight_gradients() const {
+  OUT_OF_LINE void reduce_weight_gradients() const {
     if (!by_row)
       return grads.reduce(
           tiles.row_width, v.period, [&](int64_t j) { return j % v.width() / v.inner % v.period; }, tiles.slabs);

@@ -21,7 +21,7 @@ template <class S, class T> class RowPadding {
   Constant<A> of(int64_t cell) const { return Constant<A>{source.mask ? values[cell] : A(0)}; }
 
   // The mean of the first few valid elements.
-  void find(int64_t cell) {
+  OUT_OF_LINE void find(int64_t cell) {
     double sum = 0, count = 0;
     for (int64_t s = 0; s < spans.per_cell && count == 0 && f.center; ++s)
       spans.blocks(cell, s, [&, gap = source.gaps.before(cell)](int64_t at, int64_t, int64_t n, int64_t) {
@@ -38,12 +38,12 @@ template <class S, class T> class RowPadding {
         };
         source.mask.runs(at, n, same, by_bytes);
       });
-    values[cell] = count ? stored<S>(A(sum / count)) : A(0);
+    values[cell] = count ? source.format.stored(A(sum / count)) : A(0);
   }
 
   // From the moments of all elements to those of the valid ones. Precision is lost where the value is far from their
   // mean: then the result is true, the value is now the mean, and the moments have to be computed again.
-  bool remove(int64_t cell, Moments& m) {
+  OUT_OF_LINE bool remove(int64_t cell, Moments& m) {
     const double valid = f.fused->counts[cell];
     if (valid == m.count) return false;
     const double sum = (m.mean - double(values[cell])) * m.count, shift = valid ? sum / valid : 0;
@@ -52,7 +52,7 @@ template <class S, class T> class RowPadding {
     m.mean = double(values[cell]) + shift;
     m.count = valid;
     const bool far_off = f.center && sum * shift > FAR_OFF * m.m2;
-    values[cell] = stored<S>(A(m.mean));
+    values[cell] = source.format.stored(A(m.mean));
     return far_off;
   }
 };

@@ -37,7 +37,7 @@ template <class S, class T> class RowsForward {
   RowsForward(const View& view, const Forward& forward, const Pool& threads)
       : v(view), f(forward), pool(threads), source(v, f.x, f.fused), again(source.again()),
         applied((f.fixed ? source : again).unmasked()), y(static_cast<S*>(f.y)), mean(static_cast<A*>(f.mean)),
-        std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias, convention<S>(f)), spans(v),
+        std(static_cast<A*>(f.std)), affine(v, f.weight, f.bias, convention(f, v)), spans(v),
         prefetches(needs_prefetch<S>(v.numel())), prefetches_cell(needs_prefetch<S>(4 * v.count())),
         burst(prefetches ? BURST : BLOCK), rows_ahead(AHEAD / max(v.r1, 1)),
         relu(is_in_loop(f.fused) && !(sizeof(S) == 2 && f.cast_first) && !is_transposed(v, affine)),
@@ -62,7 +62,7 @@ template <class S, class T> class RowsForward {
       scales[cell] = Scale<A>(double(mean[cell]), square(std[cell]), f.eps);
     parallel(pool, ceil_div(v.rows(), step), [&, r1, step, size, prefetches = prefetches](int64_t task) {
       T buffer[BLOCK];
-      Writer<S, T> writer(y, v.numel(), f.fused, relu);
+      Writer<S, T> writer(y, v, f.fused, relu);
       const int64_t end = min((task + 1) * step, v.rows());
       for (int64_t row = task * step; row < end; ++row) {
         const Scale<A>& scale = scales[v.cell_of_row(row)];
@@ -93,14 +93,14 @@ template <class S, class T> class RowsForward {
       if (!far_off || twice) break;
     }
     parallel(pool, tasks, [&](int64_t t) {
-      Writer<S, T> writer(y, v.numel(), f.fused, relu);
+      Writer<S, T> writer(y, v, f.fused, relu);
       apply_span(t / spans.per_cell, t % spans.per_cell, scales[t / spans.per_cell], writer);
     });
   }
 
   // The cells of one task.
   void whole_cells(int64_t cell, int64_t end) {
-    Writer<S, T> writer(y, v.numel(), f.fused, relu);
+    Writer<S, T> writer(y, v, f.fused, relu);
     if (is_transposed(v, affine) && source.is_plain()) {
       for (; cell < end; cell += SIDE) transposed(cell, min(SIDE, end - cell), writer);
     } else if (v.r0 == 1 && v.r1 <= BLOCK && (!source.mask || source.mask.has_whole_rows(v.r1))) {
@@ -130,7 +130,7 @@ template <class S, class T> class RowsForward {
 
   // The first block in two passes; its mean is the guess that all others deviate from, in one pass. Where it is more
   // than a standard deviation off, or the squares leave the range, each block is taken by itself.
-  Moments moments_of_span(int64_t cell, int64_t s) const {
+  OUT_OF_LINE Moments moments_of_span(int64_t cell, int64_t s) const {
     Moments first;
     Lanes<T> lanes;
     T buffer[BLOCK];
@@ -187,7 +187,7 @@ template <class S, class T> class RowsForward {
     return Scale<A>(m.mean, var, f.eps);
   }
 
-  void apply_span(int64_t cell, int64_t s, const Scale<A>& scale, Writer<S, T>& writer) const {
+  OUT_OF_LINE void apply_span(int64_t cell, int64_t s, const Scale<A>& scale, Writer<S, T>& writer) const {
     T buffer[BLOCK];
     const int64_t step = prefetches_cell ? BURST : BLOCK, gap = applied.gaps.before(cell);
     spans.blocks(cell, s, [&](int64_t at, int64_t j, int64_t n, int64_t ahead) {
@@ -243,8 +243,8 @@ template <class S, class T> class RowsForward {
     };
     const A *w = affine.weight, *b = affine.bias;
     const bool finally = rounds_before<T>(f.fused);
-    if (affine.vector) apply_rounded_along<S, T>(q, n, finally, hat, w ? w + index : w, b ? b + index : b);
-    else apply_rounded_constant<S, T>(q, n, finally, hat, affine.w(index), affine.b(index), b != nullptr);
+    if (affine.vector) apply_rounded_along(source.format, q, n, finally, hat, w ? w + index : w, b ? b + index : b);
+    else apply_rounded_constant(source.format, q, n, finally, hat, affine.w(index), affine.b(index), b != nullptr);
   }
 
   // Prefetches one of four parts of the row that comes AHEAD of `row`: the parts are asked for among the steps.
@@ -349,7 +349,7 @@ template <class S, class T> class RowsForward {
     double mu[SIDE], var[SIDE];
     const int64_t n = v.r1;
     S dense[TINY * SIDE];
-    read_transposed(adjacent_rows(source.x, source.gaps, first, n, rows, dense), n, rows, in);
+    read_transposed(source.format, adjacent_rows(source.x, source.gaps, first, n, rows, dense), n, rows, in);
     transposed_moments(in, n, f.center, f.eps, mu, var);
     const Scales<A, SIDE> s(mu, var, f.eps);
 #pragma omp simd
@@ -361,8 +361,9 @@ template <class S, class T> class RowsForward {
       const A w = affine.w(j), b = affine.b(j);
       if (rounds) {
         for (int k = 0; k < SIDE; ++k) {
-          const A z = stored<S>(stored<S>((in[j][k] - s.mean[k]) * s.rstd[k] + s.shift[k]) * w);
-          in[j][k] = affine.bias ? stored<S>(z + b) : z;
+          const A hat = source.format.stored((in[j][k] - s.mean[k]) * s.rstd[k] + s.shift[k]);
+          const A z = source.format.stored(hat * w);
+          in[j][k] = affine.bias ? source.format.stored(z + b) : z;
         }
         continue;
       }

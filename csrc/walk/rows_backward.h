@@ -107,7 +107,7 @@ template <class S, class T> class RowsBackward {
     for (int64_t cell = 0; cell < scales.size(); ++cell) scales[cell] = scale_of(cell);
     parallel(pool, ceil_div(v.rows(), step), [&](int64_t t) {
       T bx[BLOCK], bg[BLOCK];
-      Writer<S, T> writer(dx, v.numel(), f.fused);
+      Writer<S, T> writer(dx, v, f.fused);
       const int64_t end = min(t * step + step, v.rows());
       for (int64_t row = t * step; row < end; ++row) {
         const Scale<A>& scale = scales[v.cell_of_row(row)];
@@ -149,14 +149,14 @@ template <class S, class T> class RowsBackward {
     if (dx)
       parallel(pool, tasks, [&](int64_t t) {
         const int64_t cell = t / spans.per_cell;
-        Writer<S, T> writer(dx, v.numel(), f.fused);
+        Writer<S, T> writer(dx, v, f.fused);
         apply_span(cell, t % spans.per_cell, scale_of(cell), total[cell], writer);
       });
   }
 
   // The cells of one task.
   void whole_cells(int64_t first, int64_t end) {
-    Writer<S, T> writer(dx, v.numel(), f.fused);
+    Writer<S, T> writer(dx, v, f.fused);
     if (is_transposed(v, affine) && !f.fused && (affine.whole_row || !grads.wanted())) {
       const int64_t vector = grads.wanted() ? first / slots.per_vector * v.r1 : 0;
       for (int64_t cell = first; cell < end; cell += SIDE) transposed(cell, min(SIDE, end - cell), vector, writer);
@@ -179,7 +179,7 @@ template <class S, class T> class RowsBackward {
     for (int64_t s = dx ? spans.per_cell : 0; s-- > 0;) apply_span(cell, s, scale, sums, writer);
   }
 
-  CellSums sums_of_span(int64_t cell, int64_t s, const Scale<A>& scale) {
+  OUT_OF_LINE CellSums sums_of_span(int64_t cell, int64_t s, const Scale<A>& scale) {
     CellSums sums;
     T bx[BLOCK], bg[BLOCK];
     const A m = scale.mean, rstd = scale.rstd;
@@ -221,7 +221,8 @@ template <class S, class T> class RowsBackward {
     return sums;
   }
 
-  void apply_span(int64_t cell, int64_t s, const Scale<A>& scale, const CellSums& sums, Writer<S, T>& writer) const {
+  OUT_OF_LINE void apply_span(int64_t cell, int64_t s, const Scale<A>& scale, const CellSums& sums,
+                              Writer<S, T>& writer) const {
     T bx[BLOCK], bg[BLOCK];
     const double count = count_of(cell);
     const A m = scale.mean, rstd = scale.rstd;
@@ -289,8 +290,8 @@ template <class S, class T> class RowsBackward {
     A hat[TINY][SIDE], g[TINY][SIDE], s1[SIDE] = {}, s2[SIDE] = {};
     const int64_t n = v.r1;
     S dense[TINY * SIDE];
-    read_transposed(adjacent_rows(source.x(), source.gaps(), first, n, rows, dense), n, rows, hat);
-    read_transposed(source.dy() + first * n, n, rows, g);
+    read_transposed(source.format(), adjacent_rows(source.x(), source.gaps(), first, n, rows, dense), n, rows, hat);
+    read_transposed(source.format(), source.dy() + first * n, n, rows, g);
     const Scales<A, SIDE> s = scales_from<SIDE>(first, rows, rows - 1);
     A* tw = grads.wanted() ? grads.w.data() + vector : nullptr;
     A* tb = grads.b.data() + vector;

@@ -31,7 +31,7 @@ struct Tiles {
   int64_t ahead;       // rows to prefetch ahead
   bool split;          // whether chunks are tasks, not tiles
 
-  Tiles(const View& view, const Pool& pool, bool by_row, bool chunks_in_slabs)
+  OUT_OF_LINE Tiles(const View& view, const Pool& pool, bool by_row, bool chunks_in_slabs)
       : v(view), slabs(view.has_slabs_in_regions() ? view.slabs : 1) {
     const int64_t alike = v.r0 / slabs;
     joined = by_row ? 1 : min(JOINED_WIDTH / v.width(), alike);
@@ -74,6 +74,37 @@ struct Tile {
   int64_t cells(const Tiles& t) const { return n / t.joined / t.v.r1; }
 };
 
+// What `TileAffine::broadcast` does with the columns of a tile: structs, so that all walks of one arithmetic type share
+// a copy of it. Of cells to columns: mean, factor and shift, with weight and bias in them or `apart`.
+template <class A> struct ToColumns {
+  const A *mu, *rstd, *shift;
+  A *to_mu, *to_factor, *to_shift, *to_w, *to_b;
+  bool apart;
+
+  void operator()(int64_t i, int64_t column, A w, A b) const {
+    to_mu[column] = mu[i];
+    to_factor[column] = apart ? rstd[i] : rstd[i] * w;
+    to_shift[column] = apart ? shift[i] : shift[i] * w + b;
+    to_w[column] = w, to_b[column] = b;
+  }
+};
+// The same for cells that are divided by their length.
+template <class A> struct ByLength {
+  const A* lengths;
+  A *to_mu, *to_factor, *to_shift;
+
+  void operator()(int64_t i, int64_t column, A w, A) const {
+    to_mu[column] = to_shift[column] = 0;
+    to_factor[column] = w / lengths[i];
+  }
+};
+// Only weight and bias.
+template <class A> struct WeightsOnly {
+  A *to_w, *to_b;
+
+  void operator()(int64_t, int64_t column, A w, A b) const { to_w[column] = w, to_b[column] = b; }
+};
+
 // The weights of a tile: one for each column, or one for each row.
 template <class A> struct TileAffine {
   const View& v;
@@ -93,7 +124,8 @@ template <class A> struct TileAffine {
   A row_bias(const Tile& t, int64_t r) const { return by_row ? affine.b(of_row(t, r)) : A(0); }
 
   // body(cell of the tile, column, weight, bias) for every column of a tile, of one slab; 1 and 0 where rows have them.
-  template <class Body> void broadcast(const Tile& t, const Tiles& tiles, const Body& body, int64_t slab = 0) const {
+  template <class Body>
+  OUT_OF_LINE void broadcast(const Tile& t, const Tiles& tiles, const Body& body, int64_t slab = 0) const {
     const int64_t first = slab * affine.period;
     const A *w = affine.weight ? affine.weight + first : nullptr, *b = affine.bias ? affine.bias + first : nullptr;
     const int64_t columns = t.n / tiles.joined;

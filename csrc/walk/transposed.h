@@ -27,9 +27,10 @@ const S* adjacent_rows(const S* x, const Gaps& gaps, int64_t first, int64_t n, i
   return dense;
 }
 // SIDE rows of n elements as n vectors; lanes beyond the last row repeat it.
-template <class S, class A> void read_transposed(const S* x, int64_t n, int64_t rows, A (*out)[SIDE]) {
+template <class S, class A>
+void read_transposed(const Format<S>& format, const S* x, int64_t n, int64_t rows, A (*out)[SIDE]) {
   A buffer[TINY * SIDE];
-  const A* in = converted(x, buffer, n * rows);
+  const A* in = converted(format, x, buffer, n * rows);
   if constexpr (USES_PACKS<A>) {
     transpose_in(in, n, rows, out);
   } else {

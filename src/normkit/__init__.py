@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from normkit.tools.freeze import freeze as freeze
     from normkit.tools.freeze import unfreeze as unfreeze
     from normkit.tools.insert import insert as insert
+    from normkit.tools.kernelize import kernelize as kernelize
     from normkit.tools.param_groups import param_groups as param_groups
     from normkit.tools.recalibrate import recalibrate as recalibrate
     from normkit.tools.replace_placement import replace_placement as replace_placement
@@ -106,6 +107,7 @@ _NAMES = {
     "normkit.tools.fold_training": "TrainableFold fold_for_training",
     "normkit.tools.finish": "finish",
     "normkit.tools.insert": "insert",
+    "normkit.tools.kernelize": "kernelize",
     "normkit.tools.to_rms_norm": "to_rms_norm",
     "normkit.tools.replace_placement": "replace_placement",
     "normkit.tools.watch": "watch",
