@@ -1,0 +1,60 @@
+"""Builds the documentation site in both languages: `make docs`, or `python docs/site/build.py --out build/site`.
+
+Everything is made on this machine and nothing on a page asks the network. A warning of Sphinx ends the build.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+SITE = Path(__file__).parent
+ROOT = SITE.parents[1]
+
+
+def build(lang: str, sources: Path, out: Path) -> None:
+    """Build the site of one language from its staged sources; raises SystemExit if there is a warning."""
+    from sphinx.cmd.build import main
+
+    os.environ["NORMKIT_SITE_EXTRA"] = str(sources / "extra" / lang)
+    arguments = ["-q", "-W", "--keep-going", "-b", "html", "-c", SITE, "-d", sources / f"{lang}-doctrees", "-t", lang]
+    sys.exit(main([str(each) for each in (*arguments, sources / lang, out / lang)]))
+
+
+def main() -> int:
+    """Stage the sources, and build both languages at the same time."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "site", help="folder for the site")
+    parser.add_argument("--work", type=Path, default=None, help="folder for what is needed while building")
+    options = parser.parse_args()
+    out = options.out.resolve()
+    work = (options.work or out.parent / "site-work").resolve()
+    start = time.monotonic()
+    sys.path.insert(0, str(SITE))
+    from builder.stage import stage
+    from builder.words import LANGUAGES
+
+    stage(ROOT, work)
+    # What staging has imported, torch above all, need not be imported again by processes that begin as copies.
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=build, args=(lang, work, out)) for lang in LANGUAGES]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    failed = [lang for lang, process in zip(LANGUAGES, processes, strict=True) if process.exitcode]
+    if failed:
+        print(f"The site was not built: {' and '.join(failed)} has warnings, which are above.", file=sys.stderr)
+        return 1
+    shutil.copyfile(SITE / "entry.html", out / "index.html")
+    print(f"The site is in {out}: open {out / 'index.html'} ({time.monotonic() - start:.0f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
