@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import shutil
 import sys
 import time
@@ -21,8 +20,11 @@ def build(lang: str, sources: Path, out: Path) -> None:
     """Build the site of one language from its staged sources; raises SystemExit if there is a warning."""
     from sphinx.cmd.build import main
 
-    os.environ["NORMKIT_SITE_EXTRA"] = str(sources / "extra" / lang)
-    arguments = ["-q", "-W", "--keep-going", "-b", "html", "-c", SITE, "-d", sources / f"{lang}-doctrees", "-t", lang]
+    arguments = [
+        *("-q", "-W", "--keep-going", "-b", "html", "-t", lang),
+        *("-c", SITE, "-d", sources / f"{lang}-doctrees"),
+        *("-D", f"html_extra_path={sources / 'extra' / lang}"),
+    ]
     sys.exit(main([str(each) for each in (*arguments, sources / lang, out / lang)]))
 
 

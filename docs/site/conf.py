@@ -1,12 +1,9 @@
 """Settings of Sphinx for the documentation site; `build.py` sets the language and the folders."""
 
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-
-from builder.words import say
 
 import normkit
 
@@ -51,8 +48,9 @@ html_show_copyright = False
 html_use_index = False
 html_domain_indices = False
 html_last_updated_fmt = None
-html_extra_path = [os.environ["NORMKIT_SITE_EXTRA"]] if os.path.isdir(os.environ["NORMKIT_SITE_EXTRA"]) else []
 html_theme_options = {"top_of_page_buttons": []}
-html_context = {"lang": lang, "other": "zh" if lang == "en" else "en", "say": say}
+html_context = {"lang": lang, "other": "zh" if lang == "en" else "en"}
+html_favicon = "static/favicon.svg"
+html_theme_options = {"top_of_page_buttons": []}
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"

@@ -124,7 +124,7 @@ def _public(module: ModuleType) -> list[str]:
 def _directive(module: str, name: str) -> str:
     value = getattr(importlib.import_module(module), name)
     if inspect.isclass(value):
-        return f".. autoclass:: {name}\n   :members:\n   :show-inheritance:"
+        return f".. autoclass:: {name}\n   :members:"
     if callable(value):
         return f".. autofunction:: {name}"
     return f".. autodata:: {name}\n   :no-value:"
