@@ -1,4 +1,4 @@
-"""Writes the audit and the picture of training that the gallery shows: ``python -m benchmarks.watch.gallery``, a minute.
+"""Writes the audit and the picture that the gallery shows: ``python -m benchmarks.watch.gallery``, a minute.
 
 The model is timm's resnet18 with random weights, made for images of 32 x 32 pixels, trained on scikit-learn's digits.
 """
@@ -9,11 +9,11 @@ import re
 from pathlib import Path
 
 import torch
-import zoo
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 import normkit
+import zoo
 from normkit.tools.audit import Report
 from normkit.tools.watch import Watch
 
@@ -53,7 +53,7 @@ def watched() -> tuple[nn.Module, Watch]:
 
 
 def audited(net: nn.Module) -> Report:
-    """What the audit finds before the model is trained on with AdamW, decaying every parameter, two images at a time."""
+    """What the audit finds before the model is trained on with AdamW, which decays all, two images at a time."""
     images, _ = data()
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05)
     return normkit.audit(net, images[:2], optimizer=optimizer, batch_size=2)
@@ -68,7 +68,10 @@ def main() -> None:
         page = DOCS / lang / "gallery" / "index.md"
         old = page.read_text(encoding="utf-8")
         new, count = re.subn(
-            r"(<!-- audit -->\n\n```text\n).*?(```)", lambda match: match[1] + text + "\n" + match[2], old, flags=re.DOTALL
+            r"(<!-- audit -->\n\n```text\n).*?(```)",
+            lambda match: match[1] + text + "\n" + match[2],
+            old,
+            flags=re.DOTALL,
         )
         if count != 1:
             raise ValueError(f"{page} must have one block of text after <!-- audit -->")

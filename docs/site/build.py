@@ -6,6 +6,7 @@ Everything is made on this machine and nothing on a page asks the network. A war
 from __future__ import annotations
 
 import argparse
+import importlib
 import multiprocessing
 import shutil
 import sys
@@ -16,10 +17,22 @@ SITE = Path(__file__).parent
 ROOT = SITE.parents[1]
 
 
+# Imported before the processes begin, which are copies of this one; torch above all takes its time.
+SHARED = (
+    "builder.stage",
+    "builder.extension",
+    "myst_parser.sphinx_ext.main",
+    "sphinx.builders.html",
+    "sphinx.ext.napoleon",
+)
+
+
 def build(lang: str, sources: Path, out: Path) -> None:
-    """Build the site of one language from its staged sources; raises SystemExit if there is a warning."""
+    """Stage and build the site of one language; raises SystemExit with 1 if there is a warning."""
+    from builder.stage import stage
     from sphinx.cmd.build import main
 
+    stage(ROOT, sources, lang)
     arguments = [
         *("-q", "-W", "--keep-going", "-b", "html", "-t", lang),
         *("-c", SITE, "-d", sources / f"{lang}-doctrees"),
@@ -38,11 +51,10 @@ def main() -> int:
     work = (options.work or out.parent / "site-work").resolve()
     start = time.monotonic()
     sys.path.insert(0, str(SITE))
-    from builder.stage import stage
+    for module in SHARED:
+        importlib.import_module(module)
     from builder.words import LANGUAGES
 
-    stage(ROOT, work)
-    # What staging has imported, torch above all, need not be imported again by processes that begin as copies.
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=build, args=(lang, work, out)) for lang in LANGUAGES]
     for process in processes:

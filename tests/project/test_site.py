@@ -49,8 +49,12 @@ def tables(text: str) -> list[tuple[int, ...]]:
 
 
 def links(text: str) -> set[str]:
-    """The pages and files that a text leads to; anchors are in the language of the page."""
-    return {target.partition("#")[0] for target in LINK.findall(without_code(text)) if "://" not in target}
+    """The pages and files that a text leads to; anchors and letters in pictures are in the language of the page."""
+    return {
+        target.partition("#")[0].replace(".zh.svg", ".svg")
+        for target in LINK.findall(without_code(text))
+        if "://" not in target
+    }
 
 
 def comments(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The documentation site is built without warnings; its links lead somewhere; it can be used with a keyboard and a phone."""
+"""The documentation site is built without warnings, its links lead somewhere, and a keyboard or a phone is enough."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ PHONE, DESK = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 TAG = re.compile(r"<(\w+)((?:\s+[\w:@-]+(?:=(?:\"[^\"]*\"|'[^']*'|[^\s>\"']+))?)*)\s*/?>")
 ATTRIBUTE = re.compile(r"([\w:-]+)=(?:\"([^\"]*)\"|'([^']*)')")
 
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f'not installed: {", ".join(MISSING)}; pip install "normkit[docs]"')
+pytestmark = pytest.mark.skipif(
+    bool(MISSING), reason=f'not installed: {", ".join(MISSING)}; pip install "normkit[docs]"'
+)
 
 
 @pytest.fixture(scope="module")

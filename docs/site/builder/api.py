@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
-from builder.words import Text, say
-
 import normkit
+from builder.words import Text, say
 from normkit import functional, layers, parametrize
 
 _CLASSES_OF = {

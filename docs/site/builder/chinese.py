@@ -22,9 +22,10 @@ class Chinese(SearchLanguage):
     js_stemmer_code = "class Stemmer { stemWord(word) { return word; } }"
     js_splitter_code = r"""
 function splitQuery(query) {
+  const chinese = "[\\u3400-\\u4dbf\\u4e00-\\u9fff]";
   const terms = [];
-  for (const [run, chinese] of query.matchAll(/([\u3400-\u4dbf\u4e00-\u9fff]+)|[^\s\p{P}\p{S}\u3400-\u4dbf\u4e00-\u9fff]+/gu)) {
-    if (!chinese || run.length === 1) terms.push(run);
+  for (const [run] of query.matchAll(new RegExp(`${chinese}+|(?:(?!${chinese})[\\p{L}\\p{N}_])+`, "gu"))) {
+    if (run.length === 1 || !run.match(chinese)) terms.push(run);
     else for (let i = 0; i + 1 < run.length; i++) terms.push(run.slice(i, i + 2));
   }
   return terms;

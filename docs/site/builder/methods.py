@@ -8,11 +8,10 @@ import textwrap
 from collections.abc import Sequence
 from html import escape
 
+import normkit
 from builder import studies
 from builder.studies import Study
 from builder.words import Text, say
-
-import normkit
 from normkit import catalog, draw, functional
 from normkit.catalog import Method, Statement
 from normkit.catalog.show import entry_points
@@ -79,9 +78,7 @@ def _page(method: Method, study: Study | None, lang: str) -> str:
 
 def _picture(method: Method, lang: str) -> str:
     key = "cube" if method.patterns else "cube plain"
-    title = say(
-        key, lang, name=method.title.to(lang), statistics=method.statistics.to(lang), formula=method.formula
-    )
+    title = say(key, lang, name=method.title.to(lang), statistics=method.statistics.to(lang), formula=method.formula)
     return draw.svg(method.name, title=title).replace(_NAMESPACE, "").strip()
 
 
@@ -113,9 +110,7 @@ def _facts(method: Method, lang: str) -> str:
 def _links(method: Method) -> str:
     names = method.layers or (method.name,)
     shown = entry_points(method).split(", ")
-    return ", ".join(
-        f"[`{text}`](../api/normkit.{name}.rst)" for name, text in zip(names, shown, strict=True)
-    )
+    return ", ".join(f"[`{text}`](../api/normkit.{name}.rst)" for name, text in zip(names, shown, strict=True))
 
 
 def _example(method: Method) -> str:
@@ -200,7 +195,9 @@ def _badge(shown: dict[str, str]) -> str:
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in line) + " |" for line in lines
+    )
 
 
 __all__ = ["Text", "grid", "linked", "pages"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from html import escape
 from pathlib import Path
 
 from builder import api, methods, studies
@@ -25,17 +26,15 @@ PROJECT = "project"
 """Pages of the repository that are no documents of a tree, such as decisions, are staged below this folder."""
 
 
-def stage(root: Path, target: Path) -> None:
-    """Write the sources of both sites below `target`: `en`, `zh`, and what is copied unchanged, `extra/en`, `extra/zh`.
+def stage(root: Path, target: Path, lang: str) -> None:
+    """Write the sources of the site in one language into `target/LANG`, and what is copied to `target/extra/LANG`.
 
     Files that are as they should be are left alone, so that Sphinx reads again only what has changed.
     """
     found = studies.found(root / "docs" / "en" / "gallery")
-    for lang in LANGUAGES:
-        files = Tree(root, lang, found).files()
-        _write(target / lang, files)
-        extra = studies.extra(list(found.values()), lang)
-        _write(target / "extra" / lang, {f"gallery/{name}": text for name, text in extra.items()})
+    _write(target / lang, Tree(root, lang, found).files())
+    extra = studies.extra(list(found.values()), lang)
+    _write(target / "extra" / lang, {f"gallery/{name}": text for name, text in extra.items()})
 
 
 class Tree:
@@ -68,8 +67,7 @@ class Tree:
 
     def _add_order(self) -> None:
         """A hidden table of contents on the start page and on the index of each folder."""
-        sections = [f"{navigation('index', self.lang)} <self>"]
-        sections += [f"{navigation(name, self.lang)} <{name}>" for name in SECTIONS if self._exists(name)]
+        sections = [f"{navigation(name, self.lang)} <{name}>" for name in SECTIONS if self._exists(name)]
         self.made["index.md"] = f"{self.made['index.md']}\n{_toctree(sections)}"
         for name in [name for name in self.made if name.endswith("/index.md") and not name.startswith(PROJECT)]:
             folder = name.removesuffix("index.md")
@@ -99,6 +97,8 @@ class Tree:
             if not path or "://" in path or path.startswith("mailto:"):
                 return match[0]
             goal = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
+            if image and (drawn := _inline(self.root / goal, label)):
+                return drawn
             staged = self._staged(goal, bool(image))
             if staged is None:
                 # The site has no copy of it: the name is all that a reader gets.
@@ -125,6 +125,15 @@ class Tree:
             text = self._links(path.read_text(encoding="utf-8"), goal, staged)
             self.made[staged] = f"---\norphan: true\n---\n\n{text}"
         return staged
+
+
+def _inline(path: Path, label: str) -> str:
+    """A picture of regions as a part of the page, whose colours it then takes; "" for any other picture."""
+    if path.suffix != ".svg" or 'class="normkit-region"' not in (text := path.read_text(encoding="utf-8")):
+        return ""
+    text = re.sub(r"<style>.*?</style>|<title>.*?</title>| (?:width|height|xmlns)=\"[^\"]*\"(?=[^>]*role=)", "", text)
+    text = re.sub(r'aria-label="[^"]*"', lambda _: f'aria-label="{escape(label)}"', text, count=1)
+    return f'<div class="nk-regions" tabindex="0">{text.strip()}</div>'
 
 
 def _toctree(entries: list[str]) -> str:

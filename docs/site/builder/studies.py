@@ -10,11 +10,10 @@ from html import escape
 from pathlib import Path
 
 from builder.words import say
-
 from normkit.study.comparison import Comparison
 from normkit.study.report import render
 from normkit.study.report.figures import files, panels
-from normkit.study.report.writing import formatting
+from normkit.study.report.writing import answer, formatting, texts
 
 EMBEDDED = "embedded"
 """The study of the built-in data, whose verdicts the pages of the methods show."""
@@ -84,14 +83,20 @@ def _summary(study: Study, lang: str) -> str:
     if results.seconds:
         chips.append(f"<li><b>{escape(formatting.duration(results.seconds, lang))}</b></li>")
     figures = [
-        f'<a href="{href(study)}"><img src="{study.name}-{size}.svg" loading="lazy" alt="'
-        + escape(say("figure", lang, metric=metric[:1].upper() + metric[1:] if lang == "en" else metric, size=size))
-        + '"></a>'
+        f'<figure><img src="{study.name}-{size}.svg" loading="lazy" alt="'
+        f'{escape(say("figure", lang, metric=metric[:1].upper() + metric[1:], size=size))}">'
+        f"<figcaption>{escape(texts.say('batch', lang, size=size))}</figcaption></figure>"
         for size in results.design.batch_sizes
         if panels.errors(results, size, lang) is not None
     ]
+    parts = answer.parts(results, lang)
+    clauses = "<br>".join(
+        f"{escape(clause.before)}<strong>{escape(clause.names)}</strong>{escape(clause.after)}"
+        for clause in parts.clauses
+    )
+    evidence = "".join(f"<p>{escape(sentence)}</p>" for sentence in parts.evidence)
     return (
-        f'<div class="nk-study"><p class="nk-answer">{escape(results.answer.to(lang))}</p>'
+        f'<div class="nk-study"><p class="nk-answer">{clauses}</p>{evidence}'
         f'<ul class="nk-chips">{"".join(chips)}</ul><div class="nk-figures">{"".join(figures)}</div>'
         f'<p><a class="nk-button" href="{href(study)}">{escape(say("open report", lang))}</a></p></div>\n\n'
         f"{say('repeat', lang)}{'：' if lang == 'zh' else ':'}\n\n```sh\n{results.command}\n```"

@@ -61,8 +61,8 @@ _TEXTS: Mapping[str, Text] = {
     "example": Text("Example", "示例"),
     "claims": Text("Strengths and weaknesses", "优点与缺点"),
     "claims lead": Text(
-        "These are claims of papers and of practice. Where an experiment of the [built-in study]({study}) tests a claim, "
-        "its verdict is shown. A verdict holds for the networks and the data of that study.",
+        "These are claims of papers and of practice. Where an experiment of the [built-in study]({study}) tests a "
+        "claim, its verdict is shown. A verdict holds for the networks and the data of that study.",
         "以下是论文与实践中的说法。[内置研究]({study})中有实验检验某条说法时，给出其结论。结论只适用于该研究的网络与数据。",
     ),
     "strengths": Text("Claimed strengths", "据称的优点"),
