@@ -19,7 +19,7 @@ from normkit.tools.watch import Watch
 
 DOCS = Path(__file__).parents[2] / "docs"
 PICTURE = DOCS / "figures" / "watch-resnet18.svg"
-STEPS, BATCH = 200, 32
+STEPS, BATCH = 100, 16
 
 
 def model() -> nn.Module:
@@ -42,7 +42,7 @@ def watched() -> tuple[nn.Module, Watch]:
     """The model after some steps of SGD, and what was recorded."""
     net, (images, labels) = model(), data()
     optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
-    with normkit.watch(net, every=5) as records:
+    with normkit.watch(net, every=2) as records:
         for _ in range(STEPS):
             chosen = torch.randint(len(images), (BATCH,))
             loss = cross_entropy(net(images[chosen]), labels[chosen])

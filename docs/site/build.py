@@ -63,7 +63,7 @@ def main() -> int:
         process.join()
     failed = [lang for lang, process in zip(LANGUAGES, processes, strict=True) if process.exitcode]
     if failed:
-        print(f"The site was not built: {' and '.join(failed)} has warnings, which are above.", file=sys.stderr)
+        print(f"The site was not built: {' and '.join(failed)} failed with what is above.", file=sys.stderr)
         return 1
     shutil.copyfile(SITE / "entry.html", out / "index.html")
     print(f"The site is in {out}: open {out / 'index.html'} ({time.monotonic() - start:.0f} s)")

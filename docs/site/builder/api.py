@@ -12,9 +12,9 @@ import normkit
 from builder.words import Text, say
 from normkit import functional, layers, parametrize
 
-_CLASSES_OF = {
+_WITH = {
     "audit": "normkit.tools.audit",
-    "compare": "normkit.study.comparison",
+    "compare": "normkit.study.comparison:Comparison",
     "convert": "normkit.tools.convert",
     "fold": "normkit.tools.fold",
     "fold_for_training": "normkit.tools.fold_training",
@@ -28,9 +28,16 @@ _CLASSES_OF = {
     "to_rms_norm": "normkit.tools.to_rms_norm",
     "watch": "normkit.tools.watch",
 }
-"""For a public function, the module whose other public names its page describes: its report, for instance."""
-_MODULES = ("normkit.functional.extras", "normkit.errors", "normkit.draw", "normkit.catalog", "normkit.settings")
-"""Modules that docstrings and guides refer to, each on one page."""
+"""For a public name, the module whose other public names its page describes, such as a report; or some of them."""
+_MODULES = {
+    "normkit.functional.extras": "",
+    "normkit.errors": "NormkitError PatternError ShapeError ArgumentError DtypeError StateError",
+    "normkit.pattern": "parse Region Axis Level",
+    "normkit.plan": "plan Plan",
+    "normkit.draw": "svg row",
+    "normkit.catalog": "find METHODS CLAIMS EVIDENCE Method Statement Claim Paper Mark Text",
+}
+"""Modules that docstrings and guides refer to, each on one page, and which of their names; "" for all."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ def groups() -> list[Group]:
         Group(Text("Norms of weights", "权重的归一化"), _dotted("normkit", of_weights)),
         Group(Text("Comparison", "比较"), _dotted("normkit", study)),
         Group(Text("Tools", "工具"), _dotted("normkit", rest)),
-        Group(Text("Modules", "模块"), _MODULES),
+        Group(Text("Modules", "模块"), tuple(_MODULES)),
     ]
 
 
@@ -97,17 +104,17 @@ def _module(name: str, lang: str) -> str:
     """A module with all that it defines for users."""
     module = importlib.import_module(name)
     parts = [_heading(name, "="), *_note(lang), f".. automodule:: {name}", f".. currentmodule:: {name}"]
-    parts += [_directive(name, each) for each in _public(module)]
+    parts += [_directive(name, each) for each in _MODULES[name].split() or _public(module)]
     return "\n\n".join(parts) + "\n"
 
 
 def _others(name: str) -> list[tuple[str, str]]:
     """The public names that share the page of a function: module and name of each."""
-    home = _CLASSES_OF.get(name)
-    if home is None:
+    home, _, names = _WITH.get(name, "").partition(":")
+    if not home:
         return []
-    module = importlib.import_module(home)
-    return [(home, other) for other in _public(module) if other not in normkit.__all__]
+    others = names.split() or _public(importlib.import_module(home))
+    return [(home, other) for other in others if other not in normkit.__all__]
 
 
 def _public(module: ModuleType) -> list[str]:

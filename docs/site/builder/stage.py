@@ -42,7 +42,7 @@ class Tree:
 
     def __init__(self, root: Path, lang: str, found: dict[str, studies.Study]) -> None:
         self.root, self.lang, self.studies = root, lang, found
-        self.docs = root / "docs"
+        self.docs, self.own = root / "docs", f"docs/{lang}/"
         self.made: dict[str, str | bytes] = {}
 
     def files(self) -> dict[str, str | bytes]:
@@ -97,12 +97,19 @@ class Tree:
             if not path or "://" in path or path.startswith("mailto:"):
                 return match[0]
             goal = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
+            if goal.startswith(self.own) and source.startswith(self.own):
+                # Sphinx names the page and the line if there is no such page.
+                return match[0]
             if image and (drawn := _inline(self.root / goal, label)):
                 return drawn
+            if not (self.root / goal).exists():
+                raise ValueError(f"{source} links to {link}, which does not exist")
             staged = self._staged(goal, bool(image))
             if staged is None:
                 # The site has no copy of it: the name is all that a reader gets.
                 return label
+            if goal.startswith("docs/") and not goal.startswith(self.own):
+                mark = anchor = ""  # anchors are in the language of a page
             return f"{image}[{label}]({posixpath.relpath(staged, posixpath.dirname(page) or '.')}{mark}{anchor})"
 
         return CODE_OR_LINK.sub(replaced, text)
@@ -111,6 +118,7 @@ class Tree:
         """Where a file of the repository is in the site's sources; it is staged if it is not yet there."""
         for lang in LANGUAGES:
             if goal.startswith(f"docs/{lang}/"):
+                # The pages of the repository link to English pages; the site stays in its language.
                 return goal.removeprefix(f"docs/{lang}/")
         path = self.root / goal
         if image or path.suffix in (".svg", ".png"):
