@@ -20,6 +20,18 @@ _TEXTS = (
 )
 """What the theme writes, and what is shown in its place."""
 _OPTIONAL = (
+    *(
+        (f"<title>{name}</title>", Text(f"<title>{name}</title>", f"<title>{chinese}</title>"))
+        for name, chinese in {
+            "Contents": "目录",
+            "Menu": "菜单",
+            "Expand": "展开",
+            "Light mode": "明亮",
+            "Dark mode": "深色",
+            "Auto light/dark, in light mode": "跟随系统（明亮）",
+            "Auto light/dark, in dark mode": "跟随系统（深色）",
+        }.items()
+    ),
     (r"\bOn this page\b", Text("On this page", "本页内容")),
     (r"Toggle navigation of ", Text("Pages of ", "展开：")),
     (r"<span>(Next|下一页)</span>", Text("<span>Next</span>", "<span>下一页</span>")),
