@@ -52,5 +52,5 @@ html_theme_options = {"top_of_page_buttons": []}
 html_context = {"lang": lang, "other": "zh" if lang == "en" else "en"}
 html_favicon = "static/favicon.svg"
 html_theme_options = {"top_of_page_buttons": []}
-pygments_style = "friendly"
+pygments_style = "github-light"
 pygments_dark_style = "github-dark"

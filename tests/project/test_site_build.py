@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import importlib
 import importlib.util
 import os
 import re
@@ -45,6 +46,50 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, cwd=out.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
+
+
+@pytest.fixture
+def builder(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Gives the modules that build the site."""
+    monkeypatch.syspath_prepend(ROOT / "docs" / "site")
+    return lambda name: importlib.import_module(f"builder.{name}")
+
+
+def test_links_are_those_of_the_site(builder: Callable[[str], Any]) -> None:
+    tree = builder("stage").Tree(ROOT, "zh", {})
+
+    def links(text: str, source: str = "docs/zh/engine/gpu.md", page: str = "engine/gpu.md") -> str:
+        return tree._links(text, source, page)
+
+    assert links("[a](../tools/fold.md#b)") == "[a](../tools/fold.md#b)"
+    assert links("`[a](../../../csrc)` [`csrc/`](../../../csrc)") == "`[a](../../../csrc)` `csrc/`"
+    decision = "decisions/0004-one-view.md"
+    assert links(f"[a](../../../{decision})") == f"[a](../project/{decision})"
+    assert f"project/{decision}" in tree.made
+    assert links("[a](../docs/en/engine/gpu.md#x)", decision, f"project/{decision}") == "[a](../../engine/gpu.md)"
+    drawn = links("![the regions](../../figures/regions.zh.svg)")
+    assert 'aria-label="the regions"' in drawn
+    assert "<style>" not in drawn
+    with pytest.raises(ValueError, match=r"gpu\.md links to \.\./\.\./\.\./none\.md, which does not exist"):
+        links("[a](../../../none.md)")
+
+
+def test_a_study_without_results_is_named(builder: Callable[[str], Any]) -> None:
+    with pytest.raises(ValueError, match="the gallery names the study 'none', got results of no study"):
+        builder("studies").with_summaries("<!-- study: none -->", {}, "en")
+
+
+def test_chinese_is_searched_by_pairs_of_characters(builder: Callable[[str], Any]) -> None:
+    chinese = builder("chinese").Chinese({})
+    terms = "批 归 一 化 批归 归一 一化 BatchNorm2d 用 法 用法"
+    assert " ".join(chinese.split("批归一化 BatchNorm2d用法")) == terms
+    assert chinese.stem("BatchNorm2d") == "batchnorm2d"
+    assert not chinese.word_filter("2026")
+
+
+def test_another_template_of_the_theme_is_refused(builder: Callable[[str], Any]) -> None:
+    with pytest.raises(ValueError, match=r"adapt builder/frame\.py"):
+        builder("frame").framed("<body></body>", "zh", "../en/index.html", "1")
 
 
 @functools.cache

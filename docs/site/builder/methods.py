@@ -11,7 +11,7 @@ from html import escape
 import normkit
 from builder import studies
 from builder.studies import Study
-from builder.words import Text, say
+from builder.words import say
 from normkit import catalog, draw, functional
 from normkit.catalog import Method, Statement
 from normkit.catalog.show import entry_points
@@ -198,6 +198,3 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in line) + " |" for line in lines
     )
-
-
-__all__ = ["Text", "grid", "linked", "pages"]

@@ -63,7 +63,9 @@ def with_summaries(markdown: str, studies: dict[str, Study], lang: str) -> str:
 
     def summary(match: re.Match[str]) -> str:
         if match[1] not in studies:
-            raise ValueError(f"the gallery names the study {match[1]!r}, got results of {', '.join(studies) or 'none'}")
+            raise ValueError(
+                f"the gallery names the study {match[1]!r}, got results of {', '.join(studies) or 'no study'}"
+            )
         return _summary(studies[match[1]], lang)
 
     return PLACE.sub(summary, markdown)

@@ -42,10 +42,8 @@ _NAVIGATION = {
 """The sidebar names a section in one word, which may differ from the heading of its page."""
 
 _TEXTS: Mapping[str, Text] = {
-    "tagline": Text("one engine for every normalization", "统一的归一化引擎"),
     "other language": Text("中文", "English"),
     "switch": Text("本页的中文版", "This page in English"),
-    "sections": Text("Sections", "章节"),
     # Methods
     "region": Text("Region", "统计域"),
     "statistics": Text("Statistics per", "统计粒度"),
@@ -101,7 +99,6 @@ _TEXTS: Mapping[str, Text] = {
     "reports": Text("Reports and other classes", "报告及其他类"),
     # Gallery
     "open report": Text("Open the report", "打开报告"),
-    "in chinese": Text("the same in Chinese", "英文版"),
     "runs": Text("training runs", "次训练"),
     "seeds": Text("seeds", "个随机种子"),
     "methods": Text("methods", "种方法"),
