@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from html import escape
 
+from sphinx import addnodes
 from sphinx.environment import BuildEnvironment
 
 from builder.words import SECTIONS, navigation
@@ -29,13 +30,19 @@ def tree(env: BuildEnvironment, page: str, lang: str, pathto: Callable[[str], st
 
 
 def _section(env: BuildEnvironment, section: str, page: str, lang: str, pathto: Callable[[str], str]) -> str:
-    pages = [] if section == START else env.toctree_includes.get(section, [])
+    pages = {} if section == START else _named(env, section)
     inside = page == section or page in pages
-    title = navigation(section, lang)
+    heading = navigation(section, lang)
     if not (pages and inside):
-        return _entry(1, section, title, page, pathto)
-    own = "".join(_entry(2, name, env.titles[name].astext(), page, pathto) for name in pages)
-    return _entry(1, section, title, page, pathto, f"<ul>{own}</ul>", inside=inside)
+        return _entry(1, section, heading, page, pathto)
+    own = "".join(_entry(2, name, title, page, pathto) for name, title in pages.items())
+    return _entry(1, section, heading, page, pathto, f"<ul>{own}</ul>", inside=inside)
+
+
+def _named(env: BuildEnvironment, section: str) -> dict[str, str]:
+    """The pages of a section with the names that its index gives them."""
+    entries = [entry for node in env.tocs[section].findall(addnodes.toctree) for entry in node["entries"]]
+    return {name: title or env.titles[name].astext() for title, name in entries}
 
 
 def _entry(

@@ -1,7 +1,7 @@
 """Copies the pages of both trees to where Sphinx reads them, and adds those that are made from code and data.
 
 The committed pages are plain Markdown that a code host shows as well. What only the site needs is added to the copies:
-the order of pages in the sidebar, which is that of the links in the index of a folder, and the pages of the repository
+the sidebar, whose order and names are those of the links in the index of a folder, and the pages of the repository
 that the documents link to.
 """
 
@@ -72,10 +72,14 @@ class Tree:
         for name in [name for name in self.made if name.endswith("/index.md") and not name.startswith(PROJECT)]:
             folder = name.removesuffix("index.md")
             pages = [page.removeprefix(folder).removesuffix(".md") for page in self.made if page.startswith(folder)]
-            linked = [link.partition("#")[0].removesuffix(".md") for _, _, link in LINK.findall(str(self.made[name]))]
-            order = [page for page in dict.fromkeys(linked) if page in pages and page != "index"]
+            order: dict[str, str] = {}
+            for _, label, link in LINK.findall(str(self.made[name])):
+                page = link.partition("#")[0].removesuffix(".md")
+                if page in pages and page != "index":
+                    order.setdefault(page, label.replace("`", ""))
             if order:
-                self.made[name] = f"{self.made[name]}\n{_toctree(order)}"
+                entries = [f"{label} <{page}>" for page, label in order.items()]
+                self.made[name] = f"{self.made[name]}\n{_toctree(entries)}"
 
     def _exists(self, name: str) -> bool:
         return any(f"{name}{suffix}" in self.made for suffix in (".md", ".rst"))
