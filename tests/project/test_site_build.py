@@ -209,7 +209,7 @@ Open = Callable[..., Any]
 
 
 @pytest.fixture
-def opened(browser: Any, address: str) -> Iterator[Open]:
+def opened(browser: Any, address: str, site: Path) -> Iterator[Open]:
     """Opens a page; at the end nothing may have been asked of another place, and nothing have gone wrong."""
     contexts, wrong = [], []
 
@@ -222,8 +222,9 @@ def opened(browser: Any, address: str) -> Iterator[Open]:
             "console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None
         )
         shown.on("pageerror", lambda error: wrong.append(str(error)))
-        shown.on("request", lambda asked: None if asked.url.startswith((address, "data:")) else wrong.append(asked.url))
-        shown.goto(f"{address}/{path}")
+        own = (address, "data:", site.as_uri())
+        shown.on("request", lambda asked: None if asked.url.startswith(own) else wrong.append(asked.url))
+        shown.goto(path if ":" in path else f"{address}/{path}")
         return shown
 
     yield open_
@@ -294,6 +295,12 @@ def test_the_keyboard_reaches_text_and_search(opened: Open) -> None:
 def test_search_finds_a_page(opened: Open, lang: str, query: str, page: str) -> None:
     shown = opened(f"{lang}/search.html?q={query}")
     shown.locator(f'#search-results a[href^="{page}"]').first.wait_for(state="attached")
+
+
+@in_browser
+def test_search_works_without_a_server(opened: Open, site: Path) -> None:
+    shown = opened(f"{(site / 'zh' / 'search.html').as_uri()}?q=批归一化")
+    shown.locator('#search-results a[href^="methods/batch_norm.html"]').first.wait_for(state="attached")
 
 
 @in_browser
