@@ -1,6 +1,6 @@
 # Two commands do everything, set-up included: `make compare` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help compare test format bench bench-gpu clean
+.PHONY: help compare test docs format bench bench-gpu clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -32,7 +32,12 @@ $(VENV)/compare.stamp: $(VENV)/torch.stamp $(SOURCES)
 	@$(PIP) --no-build-isolation --editable '.[compare]'
 	@touch $@
 
-$(VENV)/test.stamp: $(VENV)/compare.stamp
+$(VENV)/docs.stamp: $(VENV)/compare.stamp
+	@echo "Installing what builds the documentation site ..."
+	@$(PIP) sphinx myst-parser furo
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/docs.stamp
 	@echo "Installing the checkers ..."
 	@$(PIP) pytest pytest-xdist hypothesis expecttest ruff mypy pre-commit
 	@$(PIP) torchvision timm transformers onnx onnxruntime onnxscript tensorboard
@@ -53,6 +58,9 @@ test: $(VENV)/test.stamp ## lint, types and tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 	@echo "Tests of the kernels and layers once more, with $(LESSER_ISA) ..."
 	OMP_NUM_THREADS=1 NORMKIT_ISA=$(LESSER_ISA) $(BIN)/pytest -n 2 --dist worksteal tests/kernels tests/layers tests/test_contract.py -k '$(NUMERIC)'
+
+docs: $(VENV)/docs.stamp ## build the documentation site in build/site, in English and Chinese
+	OMP_NUM_THREADS=1 $(BIN)/python docs/site/build.py
 
 format: $(VENV)/test.stamp ## format the code
 	$(BIN)/ruff check --fix .

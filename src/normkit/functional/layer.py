@@ -106,7 +106,7 @@ def layer_norm(
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, mean and variance over `normalized_shape`.
 
     Args:
-        input: (..., *normalized_shape), any strides.
+        input: ``(..., *normalized_shape)``, any strides.
         normalized_shape: the sizes of the last dimensions.
         weight, bias: of shape `normalized_shape`; or with as many dimensions as the input, each of size 1 or the
             input's, such as (N, 1, C); or None.

@@ -73,7 +73,7 @@ def rms_norm(
     ``y = x / sqrt(mean(x ** 2) + eps) * weight``.
 
     Args:
-        input: (..., *normalized_shape), any strides.
+        input: ``(..., *normalized_shape)``, any strides.
         normalized_shape: the sizes of the last dimensions.
         weight: of shape `normalized_shape`, or with as many dimensions as the input, each of size 1 or the input's;
             or None. Float64 is rounded to the arithmetic of the input.
