@@ -223,8 +223,9 @@ def test_recognition_changes_nothing():
 
 def test_multiplying_after_the_cast_is_seen():
     module = zoo.language_model("llama")[0].model.norm
-    assert not describe(module).rounds_twice
-    assert describe(module.bfloat16()).rounds_twice
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        info = describe(module.to(dtype))
+        assert (info.rounds_twice, info.rounds_its_own_way) == (True, False)
 
 
 def calls_super(base):
@@ -277,8 +278,9 @@ def test_neither_dtype_nor_size_decide(name, dtype):
     module = make().to(dtype)
     facts = describe(module)
     assert (facts.kind, facts.reason) == (kind, "")
-    # Only where weight and normalized value are rounded one by one is there a second rounding to keep.
-    assert facts.rounds_twice == (name == "layer norm by hand" and dtype.itemsize == 2)
+    # Only where weight and normalized value are rounded one by one is there a second rounding to keep. This one rounds
+    # its mean and variance, too.
+    assert facts.rounds_twice == facts.rounds_its_own_way == (name == "layer norm by hand")
     converted, report = normkit.convert(nn.Sequential(module))
     assert not report.refusals
     assert type(converted[0]).__module__.startswith("normkit.")

@@ -35,10 +35,10 @@ def _affine(a: Arguments) -> Tensor:
     weight, bias = a.weight, a.bias
     if weight is not None and a.zero_centered:
         weight = weight + 1
-    if a.varying() is None and not a.cast_first:
+    if a.varying() is None and not a.is_rounded():
         return _torch_norm(a._replace(weight=weight, zero_centered=False))
     y = _torch_norm(a._replace(weight=None, bias=None, cast_first=False))
-    if a.cast_first:
+    if a.is_rounded():
         weight, bias = (None if t is None else t.to(y.dtype) for t in (weight, bias))
     features = {level.dim for level in parse(a.pattern).levels(a.x.shape) if level.feature}
     y = y if weight is None else y * broadcastable(weight, a.x, features)

@@ -113,11 +113,12 @@ def equivalent(module: nn.Module, info: NormInfo) -> nn.Module:
     cls = LayerNorm2dLast if info.channels_last else cls
     cls = NormBesideWeight if cls is Norm and "weight" in module._non_persistent_buffers_set else cls
     if info.offset or info.rounds_twice:
-        if cls not in (LayerNorm, RMSNorm, GatedRMSNorm) or info.offset not in (0, 1):
+        if cls in (LayerNorm, RMSNorm, GatedRMSNorm) and info.offset in (0, 1):
+            arguments |= {"zero_centered": bool(info.offset), "cast": "before" if info.rounds_twice else "after"}
+        elif info.offset or any(p.dtype.itemsize == 2 for p in module.parameters()):
             raise RefusedError(
                 "its weight is stored or rounded in a way that normkit's layer of that kind does not know"
             )
-        arguments |= {"zero_centered": bool(info.offset), "cast": "before" if info.rounds_twice else "after"}
     if any(cls in layers.values() for layers in BY_RANK.values()):
         arguments |= {"momentum": module.momentum, "track_running_stats": module.track_running_stats}
     return _made(module, info, cls, arguments, adopt_statistics=True)
@@ -158,6 +159,8 @@ def other(
     if info.axis == "first":
         _refuse_erasing(info, method, groups, shapes)
     cls, arguments = _choice(info, method, groups, info.rank, weight, bias)
+    if info.rounds_twice and cls in (LayerNorm, RMSNorm):
+        arguments |= {"cast": "before"}
     return _made(module, info, cls, arguments)
 
 

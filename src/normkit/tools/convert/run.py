@@ -181,6 +181,7 @@ class _Plan:
             elif same:
                 new = equivalent(place.module, info)
                 _check_keys(place.module, new)
+                note = _rounding_note(info, new)
             else:
                 new = self._other(place.module, info, method)
                 self.encoder_layers += encoder_layers(place)
@@ -260,6 +261,12 @@ class _Plan:
             if old not in self.same:
                 self.new[old] = Fade(old, new, self.fading)
                 self.changes[old] = self.changes[old].with_note(f"fades in, {how}")
+
+
+def _rounding_note(info: NormInfo, new: nn.Module) -> str:
+    """Whether outputs in half precision differ, of a layer that computes the same in higher precision."""
+    same = not info.rounds_its_own_way and info.rounds_twice == (getattr(new, "cast", "after") == "before")
+    return "" if same else "in half precision the old norm rounds elsewhere, so that outputs differ by rounding"
 
 
 def _values(module: nn.Module) -> dict[str, Tensor]:

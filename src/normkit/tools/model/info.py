@@ -43,7 +43,10 @@ class NormInfo:
         eps: added to the variance; None for the machine epsilon.
         weight, bias: whether it has these parameters.
         offset: what is added to the stored weight before use: 1 in Gemma's norm, whose weight starts at 0.
-        rounds_twice: in half precision, the normalized value is rounded before it is multiplied by the weight.
+        rounds_twice: in half precision, the normalized value is rounded before it is multiplied by the weight. Known
+            also of a module in float32, which may be cast later.
+        rounds_its_own_way: in half precision, it rounds elsewhere than `rounds_twice` says, for example its sums. Not
+            determined of methods with running statistics.
         channels_last: whether its output is in that memory format whatever its input is, as of a norm that permutes.
         running: whether it has running statistics.
         synced: whether it takes statistics over several processes.
@@ -67,6 +70,7 @@ class NormInfo:
     bias: bool = False
     offset: float = 0.0
     rounds_twice: bool = False
+    rounds_its_own_way: bool = False
     channels_last: bool = False
     running: bool = False
     synced: bool = False

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import enum
 import inspect
 import itertools
 import math
@@ -11,7 +11,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,18 +33,27 @@ them, a second rounding a quarter."""
 GATES = ("gate", "z", "g")
 """The names of a gate in transformers, mamba_ssm and flash-linear-attention."""
 
-HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.bfloat16, torch.float16)
 
 WIDE = (torch.float64, torch.float32)
 """The dtypes in which formulas are compared, the better one first."""
 
 
-class Agreement(enum.Enum):
-    """How a module compares with a definition."""
+class Rounding(NamedTuple):
+    """Which share of a module's outputs in half precision has other bits than the method has with each order of casts.
 
-    NONE = "none"
-    ROUNDED_ONCE = "rounded once"
-    ROUNDED_TWICE = "rounded twice"
+    `once`: the weight is multiplied in float32, and the result is cast. `twice`: x_hat is cast, then multiplied by the
+    weight in half precision. Both are 0 of a module that cannot be run in half precision, has no weight, or is of a
+    method with running statistics.
+    """
+
+    once: float = 0.0
+    twice: float = 0.0
+
+    @property
+    def is_twice(self) -> bool:
+        """Whether the second order is the module's, or nearer to it."""
+        return self.twice < self.once
 
 
 def misfit(module: nn.Module, info: NormInfo) -> str:
@@ -70,21 +79,21 @@ def _arguments(module: nn.Module) -> list[inspect.Parameter]:
     return [*inspect.signature(type(module).forward).parameters.values()][1:]
 
 
-def agreement(module: nn.Module, info: NormInfo) -> Agreement:
-    """Whether the module computes what `info` says: outputs, gradients and running statistics.
+def agreement(module: nn.Module, info: NormInfo) -> Rounding | None:
+    """How the module rounds in half precision if it computes what `info` says, else None.
 
-    On a copy with random parameters (initial ones hide differences), in training and evaluation, on inputs of
-    several ranks, one of them so small that eps decides. In float64, or float32 where it cannot do that, so that
-    the result does not depend on the dtype of the module; its own dtype is used only to compare roundings.
+    It has to agree in outputs, gradients and running statistics, on a copy with random parameters (initial ones hide
+    differences), in training and evaluation, on inputs of several ranks, one of them so small that eps decides. In
+    float64, or float32 where it cannot do that, so that the result does not depend on the dtype of the module.
     """
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         try:
             agrees = next((found for dtype in WIDE if (found := _agrees(module, info, dtype)) is not None), False)
-            return _rounding(module, info) if agrees else Agreement.NONE
+            return _rounding(module, info) if agrees else None
         except Exception:  # a foreign forward may raise anything; then it is not what was guessed
-            return Agreement.NONE
+            return None
 
 
 def computes_as(module: nn.Module, info: NormInfo, twin_of: Callable[[nn.Module], nn.Module]) -> bool:
@@ -156,28 +165,44 @@ def _agrees_on(subject: nn.Module, info: NormInfo, inputs: tuple[Tensor, ...], s
     return all(_close(a, b, TOLERANCE, size) for (a, b), size in zip(pairs, sizes, strict=True))
 
 
-def _rounding(module: nn.Module, info: NormInfo) -> Agreement:
-    """How a module whose arithmetic is known rounds its outputs, which have the dtype of its input."""
+def _rounding(module: nn.Module, info: NormInfo) -> Rounding | None:
+    """How a module whose arithmetic is known rounds in half precision; None if outputs in its own dtype are others.
+
+    In half precision also where the module is not, because the model may be cast after its conversion.
+    """
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    tried, flipped = False, 0.0
+    found = _rounding_in(module, info, dtype)
+    if found is None or dtype in HALF or not info.weight or info.may_keep_statistics:
+        return found
+    for half in HALF:
+        with contextlib.suppress(Exception):  # of a module that cannot be cast
+            cast_found = _rounding_in(module, info, half)
+            if cast_found is not None:
+                return cast_found
+    return found
+
+
+@torch.no_grad()
+def _rounding_in(module: nn.Module, info: NormInfo, dtype: torch.dtype) -> Rounding | None:
+    """The same in one dtype; None if the module takes no input of it, or is not as near as rounding allows."""
+    shares: list[tuple[float, float]] = []
     for shape in _shapes(info):
         subject = _copy(module, dtype).eval()
         inputs = _inputs(info, shape, 1.0, dtype)
         try:
-            y, _, _ = _run(subject, inputs)
+            y = _outputs(subject, inputs)
         except Exception:  # this rank is not for it
             continue
         if y.shape != shape:
             continue
-        tried = True
-        expected, _, _ = _definition(_twin(subject), info, inputs)
-        if y.dtype != dtype or not _close(y, expected, HALF_TOLERANCE if dtype in HALF else TOLERANCE, 1.0):
-            return Agreement.NONE
-        if dtype in HALF:
-            flipped = max(flipped, (y != expected.to(dtype)).double().mean().item())
-    if not tried:
-        return Agreement.NONE
-    return Agreement.ROUNDED_TWICE if flipped > REROUNDED else Agreement.ROUNDED_ONCE
+        once, twice = (_defined_outputs(_twin(subject), info, inputs, order) for order in (False, True))
+        if y.dtype != dtype or not _close(y, once, HALF_TOLERANCE if dtype in HALF else TOLERANCE, 1.0):
+            return None
+        flipped = [(y != expected.to(dtype)).double().mean().item() for expected in (once, twice)]
+        shares.append((flipped[0], flipped[1]))
+    if not shares:
+        return None
+    return Rounding(*map(max, zip(*shares, strict=True))) if dtype in HALF else Rounding()
 
 
 def gives_channels_last(module: nn.Module, info: NormInfo) -> bool:
@@ -246,12 +271,17 @@ def _run(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Output, gradients of inputs and parameters, and statistics afterwards; the past of random numbers is fixed."""
     inputs = tuple(t.detach().clone().requires_grad_() for t in inputs)
+    y = _outputs(module, inputs, then)
+    return y.detach(), _gradients(module, inputs, y), [b for b in module._buffers.values() if b is not None]
+
+
+def _outputs(module: nn.Module, inputs: tuple[Tensor, ...], then: Sequence[nn.Module | None] = ()) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         y: Tensor = type(module).forward(module, *inputs)
         for child in then:
             y = y if child is None else child(y)
-    return y.detach(), _gradients(module, inputs, y), [b for b in module._buffers.values() if b is not None]
+    return y
 
 
 def _gradients(module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> list[Tensor]:
@@ -265,20 +295,35 @@ def _definition(
     module: nn.Module, info: NormInfo, inputs: tuple[Tensor, ...]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The same of the method that `info` names, in float64 and plain torch; extras get half precision rounded once."""
-    dtype = inputs[0].dtype
-    if info.eps is None:
-        info = replace(info, eps=torch.finfo(torch.promote_types(dtype, torch.float32)).eps)
     inputs = tuple(t.clone().requires_grad_() for t in inputs)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        y = _normalized(module, info, *(t.double() for t in inputs))
-        dtype = dtype if dtype in HALF else torch.float64
-        for name in info.extras:
-            y = module._modules[name].to(dtype)(y.to(dtype))  # type: ignore[union-attr]
+    y = _defined_outputs(module, info, inputs)
     return y.detach(), _gradients(module, inputs, y), [b for b in module._buffers.values() if b is not None]
 
 
-def _normalized(module: nn.Module, info: NormInfo, x: Tensor, gate: Tensor | None = None) -> Tensor:
+def _defined_outputs(
+    module: nn.Module, info: NormInfo, inputs: tuple[Tensor, ...], cast_first: bool = False
+) -> Tensor:
+    """Its output; with `cast_first` x_hat and the weight are cast to the dtype of the input before their product."""
+    dtype = inputs[0].dtype
+    if info.eps is None:
+        info = replace(info, eps=torch.finfo(torch.promote_types(dtype, torch.float32)).eps)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        y = _normalized(module, info, *(t.double() for t in inputs), to=dtype if cast_first else torch.float64)
+        dtype = dtype if dtype in HALF else torch.float64
+        for name in info.extras:
+            y = module._modules[name].to(dtype)(y.to(dtype))  # type: ignore[union-attr]
+    return y
+
+
+def _normalized(
+    module: nn.Module, info: NormInfo, x: Tensor, gate: Tensor | None = None, *, to: torch.dtype = torch.float64
+) -> Tensor:
+    """``x_hat * weight + bias``, each step rounded to a dtype, times the gate."""
+
+    def rounded(t: Tensor) -> Tensor:
+        return t.to(to).double()
+
     weight, bias = (None if p is None else p.double() for p in map(module._parameters.get, ("weight", "bias")))
     features = (1, -1, *(1,) * (x.dim() - 2)) if info.axis == "first" else info.shape
     factor = None if gate is None or info.gate is None else ACTIVATIONS[info.gate.activation](gate)
@@ -296,8 +341,8 @@ def _normalized(module: nn.Module, info: NormInfo, x: Tensor, gate: Tensor | Non
         variance = (view - mean).square().mean(dims, keepdim=True)
         z = ((view - mean) / (variance + (info.eps or 0.0)).sqrt()).reshape(x.shape)
     if weight is not None:
-        z = z * (weight + info.offset).reshape(features)
-    z = z if bias is None else z + bias.reshape(features)
+        z = rounded(rounded(z) * rounded(weight + info.offset).reshape(features))
+    z = z if bias is None else rounded(rounded(z) + rounded(bias).reshape(features))
     return z if factor is None else z * factor
 
 

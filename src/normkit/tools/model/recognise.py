@@ -126,8 +126,8 @@ def _with_options(module: nn.Module, info: NormInfo) -> NormInfo:
     if not type(module).__module__.startswith("normkit."):
         return info
     offset = 1.0 if getattr(module, "zero_centered", False) else info.offset
-    half = any(p.dtype.itemsize == 2 for p in module.parameters())
-    twice = half and getattr(module, "cast", "after") == "before"
+    # Another layer may have taken over the attribute from its predecessor.
+    twice = "cast" in getattr(module, "options", ()) and cast("Any", module).cast == "before"
     return replace(info, activation=getattr(module, "activation", None), offset=offset, rounds_twice=twice)
 
 
@@ -282,11 +282,14 @@ def _verified(module: nn.Module, info: NormInfo, possible: Iterator[NormInfo]) -
     if unfit:
         return replace(info, kind=None, gate=None, reason=unfit)
     for guess in possible:
-        found = probe.agreement(module, replace(guess, extras=info.extras))
-        if found is not probe.Agreement.NONE:
+        rounding = probe.agreement(module, replace(guess, extras=info.extras))
+        if rounding is not None:
             # Only the layers that normalize the last dimensions have two ways to round.
-            twice = found is probe.Agreement.ROUNDED_TWICE and guess.axis == "last"
+            twice = rounding.is_twice and guess.axis == "last"
+            flipped = rounding.twice if twice else rounding.once
+            another = flipped > probe.REROUNDED and not guess.may_keep_statistics
             last = guess.kind in OF_CHANNELS.values() and probe.gives_channels_last(module, guess)
-            return replace(guess, extras=info.extras, rounds_twice=twice, channels_last=last)
+            guess = replace(guess, extras=info.extras, channels_last=last)
+            return replace(guess, rounds_twice=twice, rounds_its_own_way=another)
     reason = f"{type(module).__name__} computes something that no method of normkit agrees with"
     return replace(info, kind=None, gate=None, reason=reason)
