@@ -1,10 +1,16 @@
 """Asserts in the shared contract explain themselves as those in tests do; a test draws the same numbers each time."""
 
+import gc
 import os
 import signal
 
 import pytest
-import torch
+
+# What is imported and collected stays until the end: looking through it for garbage, again and again, takes a fifth of
+# the time of collecting, and each full look during the tests takes as long as many tests.
+gc.disable()
+
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     # Triton reads it when it is first imported, which may be by torch's own testing package.
@@ -15,6 +21,15 @@ pytest.register_assert_rewrite("contract")
 # Started in the background, a shell has its commands ignore Ctrl-C, and they hand that down to what they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries complain at the end of what they cannot release
 
 
 @pytest.fixture(autouse=True)

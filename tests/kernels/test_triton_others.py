@@ -44,9 +44,10 @@ WEIGHTS = [
 @pytest.mark.parametrize(
     ("dtype", "shape", "dim"),
     [
-        slow_if(math.prod(shape) > 50000 and dtype is not torch.float32, dtype, shape, dim)
-        for dtype in DTYPES
-        for shape, dim in WEIGHTS
+        # The shape decides how a tensor is read, the dtype how a number is: each dtype has every other shape.
+        slow_if(dtype is not torch.float32 and (math.prod(shape) > 50000 or (i + j) % 2 == 1), dtype, shape, dim)
+        for i, dtype in enumerate(DTYPES)
+        for j, (shape, dim) in enumerate(WEIGHTS)
     ],
 )
 def test_weight_norm(shape, dim, dtype):

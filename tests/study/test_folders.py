@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -42,8 +43,9 @@ def rank(module: str) -> int:
     return FOLDERS.index(folder) if folder in FOLDERS else len(FOLDERS)
 
 
-def named(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+@functools.cache
+def imports() -> dict[str, set[str]]:
+    return {module_of(path): set(imported(path.read_text("utf-8"))) for path in FILES}
 
 
 def test_every_form_of_an_import_is_seen() -> None:
@@ -53,17 +55,14 @@ def test_every_form_of_an_import_is_seen() -> None:
     assert list(imported(f"def f():\n    import {NAME}.setup")) == [f"{NAME}.setup"]
 
 
-@pytest.mark.parametrize("path", FILES, ids=named)
-def test_a_folder_imports_only_from_those_before_it(path: Path) -> None:
-    here = module_of(path)
-    for other in imported(path.read_text("utf-8")):
-        assert rank(other) <= rank(here), f"{here} imports from a later folder: {other}"
+def test_a_folder_imports_only_from_those_before_it() -> None:
+    found = {here: [other for other in others if rank(other) > rank(here)] for here, others in imports().items()}
+    assert not {here: later for here, later in found.items() if later}, "these import from a later folder"
 
 
 def test_no_import_is_circular() -> None:
-    graph = {module_of(path): set(imported(path.read_text("utf-8"))) for path in FILES}
     try:
-        tuple(TopologicalSorter(graph).static_order())
+        tuple(TopologicalSorter(imports()).static_order())
     except CycleError as error:
         pytest.fail(f"these modules import each other: {' <- '.join(error.args[1])}")
 
@@ -75,10 +74,13 @@ def test_every_room_is_there_and_none_is_too_large() -> None:
         assert len(files) <= 14, f"{folder} has {len(files)} files: divide it"
 
 
-@pytest.mark.parametrize("path", FILES, ids=named)
-def test_functions_are_short(path: Path) -> None:
+def test_functions_are_short() -> None:
     """At most 80 lines; a public signature with its documentation may be longer than its body."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.FunctionDef):
-            first = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0]
-            assert (node.end_lineno or 0) - first.lineno < 80, node.name
+    long = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                first = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0]
+                if (node.end_lineno or 0) - first.lineno >= 80:
+                    long.append(f"{path.relative_to(ROOT)}: {node.name}")
+    assert not long

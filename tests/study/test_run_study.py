@@ -168,6 +168,19 @@ def test_a_long_study_has_a_page_when_half_of_the_seeds_are_measured(
     assert said == [f"Half of the seeds are measured, for a preliminary report: {tmp_path / 'index.html'}"]
 
 
+@pytest.fixture
+def without_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what does not depend on the numbers of a run: they are made up, and differ between methods and rates."""
+
+    def execute(_: Trainer, task: Task, plan: design.Design, trials: Sequence[Trial]) -> list[Run]:
+        errors = {t: 0.1 + 0.1 * t.rate + 0.1 * (t.method == "none") + 0.01 * (t.seed % 7) for t in trials}
+        return [Run(t, "trained", "", (1.0,) * plan.steps, e, e, 0.1, test_error=e) for t, e in errors.items()]
+
+    monkeypatch.setattr(Trainer, "execute", execute)
+    monkeypatch.setattr(payload, "time_steps", lambda *_: {"none": [0.1] * 3, "batch_norm": [0.1] * 3})
+
+
+@pytest.mark.usefixtures("without_training")
 def test_an_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
     def stop(done: int, total: int, what: str) -> None:
         if done == 6:
@@ -183,6 +196,7 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
     assert len(rest.cell("batch_norm", 4).runs) == 2
 
 
+@pytest.mark.usefixtures("without_training")
 def test_an_interrupt_that_is_lost_on_its_way_ends_the_study_too(tmp_path: Path) -> None:
     def swallow(done: int, total: int, what: str) -> None:
         if done == 6:
@@ -204,6 +218,7 @@ def test_an_interrupt_before_anything_is_passed_on(tmp_path: Path) -> None:
         whole(DIGITS, plan("BN"), tmp_path, stop)
 
 
+@pytest.mark.usefixtures("without_training")
 def test_an_unforeseen_error_says_what_is_kept(tmp_path: Path) -> None:
     def fail(done: int, total: int, what: str) -> None:
         raise ZeroDivisionError

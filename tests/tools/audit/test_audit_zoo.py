@@ -1,5 +1,6 @@
 """Faults planted in models that nobody here wrote are found where they are; untouched models are left in peace."""
 
+import functools
 import warnings
 
 import pytest
@@ -16,6 +17,12 @@ NAMES = [*zoo.IMAGES, *zoo.TEXT, *zoo.SOUND]
 def subject(name):
     torch.manual_seed(0)
     return zoo.image_model(name) if name in zoo.IMAGES else zoo.language_model(name)
+
+
+@functools.cache
+def found_before(name):
+    """What the audit says of a model as it comes: many faults are planted in few models."""
+    return {(f.code, f.module) for f in audit(*subject(name)).findings}
 
 
 def settled(model, x):
@@ -205,8 +212,8 @@ def _(model, x):
 
 @pytest.mark.parametrize(("name", "code", "place", "plant"), PLANTED)
 def test_a_planted_fault_is_found_where_it_is(name, code, place, plant):
+    before = found_before(name)
     model, x = subject(name)
-    before = {(f.code, f.module) for f in audit(model, x).findings}
     given = plant(model, x) or {}
     x = given.pop("x", x)
     new = {(f.code, f.module) for f in audit(model, x, **given).findings} - before
