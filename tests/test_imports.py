@@ -18,20 +18,8 @@ SOURCE = Path(normkit.__file__).parent
 # In each package, from the foundation up: a file may import only from what comes before it.
 ORDER: dict[str, list[str]] = {
     "normkit": [
-        *(
-            "errors",
-            "settings",
-            "build",
-            "pattern",
-            "catalog",
-            "plan",
-            "merging",
-            "kernels",
-            "backends",
-            "functional",
-            "layers",
-        ),
-        *("evaluation", "parametrize", "tools", "draw", "study", "cli", "__main__"),
+        *("errors", "settings", "build", "pattern", "catalog", "plan", "merging", "kernels", "backends", "functional"),
+        *("layers", "evaluation", "parametrize", "tools", "draw", "study", "cli", "__main__"),
     ],
     "normkit.catalog": ["row", "claims", "rows", "methods", "show"],
     "normkit.kernels": [

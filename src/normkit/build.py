@@ -1,7 +1,7 @@
 """Builds the fast path for the PyTorch that is installed: ``python -m normkit.build``.
 
 A wheel has the C++ kernels, which work with every PyTorch, and the sources of the fast path, which works with one
-PyTorch and one Python. What this command builds is kept in the folder of `NORMKIT_CACHE`, and `find` looks for it there.
+PyTorch and one Python. What this command builds is kept in the folder of `NORMKIT_CACHE`, where `find` looks for it.
 `setup.py` takes the list of sources and the flags from here, so this module imports torch only when it is needed.
 """
 
@@ -100,11 +100,23 @@ def find() -> tuple[Any, str]:
     path = place()
     if path is None:
         return None, reason
-    if path.exists():
+    if _is_whole(path):
         module, reason = _checked(lambda: load(path))
         if module is not None:
             return module, f"{reason}, by {COMMAND}"
     return None, f"{reason}: {COMMAND} builds it"
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether it is as it was built: to load a file that was cut off kills the process."""
+    try:
+        return path.with_suffix(".sha256").read_text() == _digest(path)
+    except OSError:
+        return False
 
 
 def load(path: Path) -> Any:
@@ -159,16 +171,21 @@ def build(say: Callable[[str], object] = print) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target.parent / "lock", say):
-            if target.exists() and _checked(lambda: load(target))[0] is not None:
+            if _is_whole(target):
                 return target
             say(f"Building the fast path for torch {built_for()} with {compiler[0]}, which takes about 20 seconds ...")
             with tempfile.TemporaryDirectory(dir=target.parent) as folder:
                 made = Path(folder) / target.name
                 _compile(compile_command(compiler, root, made))
-                os.replace(made, target)  # at once: another process finds the whole file, or none
+                _try(made)
+                mark = made.with_suffix(".sha256")
+                mark.write_text(_digest(made))
+                for file in (made, mark):  # each appears at once, as a whole
+                    os.replace(file, target.with_suffix(file.suffix))
     except OSError as error:
         raise StateError(
-            f"the fast path is kept in {target.parent}, which cannot be written ({error}): set NORMKIT_CACHE to a folder"
+            f"the fast path is kept in {target.parent}, which cannot be written ({error}): "
+            "set NORMKIT_CACHE to a folder that can"
         ) from error
     return target
 
@@ -226,12 +243,16 @@ def _requirements() -> list[str]:
 
 
 def _compile(command: Sequence[str]) -> None:
-    """Run the compiler, and load what it made: in a process of its own, which may be killed by what is wrong."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        made = command[command.index("-o") + 1]
-        code = "import sys; from normkit import build; build.refuse(build.Path(sys.argv[1]))"
-        done = subprocess.run([sys.executable, "-c", code, made], capture_output=True, text=True, check=False)
+    _check(subprocess.run(command, capture_output=True, text=True, check=False))
+
+
+def _try(path: Path) -> None:
+    """Load what was built in a process of its own: a library that is wrong can end a process."""
+    code = "import sys; from normkit import build; build.refuse(build.Path(sys.argv[1]))"
+    _check(subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False))
+
+
+def _check(done: subprocess.CompletedProcess[str]) -> None:
     if done.returncode != 0:
         last = "\n".join(done.stderr.strip().splitlines()[-20:])
         raise StateError(f"the fast path could not be built; normkit works without it. The last lines were:\n{last}")
