@@ -29,6 +29,8 @@ MACHINES = ("x86_64", "aarch64")
 ISAS = {"x86_64": ("baseline", "avx2", "avx512", "avx512_bf16"), "aarch64": ("baseline",)}
 LIBRARY = "normkit/_native.abi3.so"
 KEPT_OUTSIDE = "libtorch_cpu.so"
+SYSTEM = ("libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1")
+"""The libraries that every system of `POLICY` has."""
 
 
 def run(*words: str | Path, **variables: str) -> str:
@@ -59,7 +61,7 @@ def make_sdist(out: Path) -> Path:
 
 
 def make_wheel(sdist: Path, machine: str, out: Path) -> Path:
-    """The wheel for a processor, built from the source distribution and tagged by auditwheel."""
+    """The wheel for a processor, built from the source distribution, examined by auditwheel and tagged `POLICY`."""
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(sdist) as archive:
             archive.extractall(folder, filter="data")
@@ -67,12 +69,14 @@ def make_wheel(sdist: Path, machine: str, out: Path) -> Path:
         variables = {"NORMKIT_FASTPATH": "0", **compiler_for(machine)}
         run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", folder, source, **variables)
         (made,) = Path(folder).glob("*.whl")
-        # libtorch_cpu.so is the torch of the user.
-        tag = f"{POLICY}_{machine}"
-        words = ("--plat", tag, "--only-plat", "--exclude", KEPT_OUTSIDE, "--wheel-dir", out)
+        # auditwheel finds the oldest system that has all the symbols; libtorch_cpu.so is the torch of the user.
+        words = ("--plat", "auto", "--only-plat", "--exclude", KEPT_OUTSIDE, "--wheel-dir", Path(folder) / "found")
         run(sys.executable, "-m", "auditwheel", "repair", *words, made)
-    (tagged,) = out.glob(f"*{tag}.whl")
-    return tagged
+        (found,) = Path(folder).glob("found/*.whl")
+        run(sys.executable, "-m", "wheel", "tags", "--remove", "--platform-tag", f"{POLICY}_{machine}", found)
+        (tagged,) = Path(folder).glob("found/*.whl")
+        print(f"{tagged.name}: auditwheel found {tag_of(found)}")
+        return Path(shutil.copy(tagged, out))
 
 
 def problems(wheel: Path, torch_library: Path | None = None) -> list[str]:
@@ -94,8 +98,10 @@ def problems(wheel: Path, torch_library: Path | None = None) -> list[str]:
         content = library.read_bytes()
         found += [f"there are no kernels for {isa}" for isa in ISAS[machine] if f"{isa}\0".encode() not in content]
         seen = symbols.symbols(library)
-        if KEPT_OUTSIDE not in symbols.needed_libraries(library):
-            found.append(f"it is not linked with {KEPT_OUTSIDE}")
+        linked = symbols.needed_libraries(library)
+    if KEPT_OUTSIDE not in linked:
+        found.append(f"it is not linked with {KEPT_OUTSIDE}")
+    found += [f"it is linked with {name}" for name in linked if name not in (KEPT_OUTSIDE, *SYSTEM)]
     found += [f"{name} is not in the stable ABI" for name in symbols.unstable(seen)]
     found += [f"{name} is newer than {POLICY}" for name in symbols.too_new(seen)]
     exported = [each.name for each in seen if not each.is_needed]
