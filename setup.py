@@ -63,7 +63,7 @@ class BuildKernels(build_ext):
             source, folder, extra = job
             return compiler.compile([source], os.path.join(temp, folder), include_dirs=includes, extra_postargs=extra)
 
-        link, folders = [*LINK], library_paths()
+        link, folders, first = [*LINK], library_paths(), []
         if ext is fastpath:
             libraries = fast.LIBRARIES
             jobs = [("csrc/fastpath/module.cpp", "fastpath", [*fast.FLAGS, f'-DNORMKIT_TORCH="{fast.built_for()}"'])]
@@ -72,7 +72,7 @@ class BuildKernels(build_ext):
             if sys.platform == "linux":
                 link.append("-Wl,--version-script=csrc/exports.map")
             if IS_CROSS:
-                folders = [self.stub("torch_cpu", compile_one)]
+                folders, first = [self.stub("torch_cpu", compile_one)], ["-Wl,--no-as-needed"]
         with ThreadPoolExecutor(2) as workers:
             objects = [path for paths in workers.map(compile_one, jobs) for path in paths]
         compiler.link_shared_object(
@@ -80,6 +80,7 @@ class BuildKernels(build_ext):
             self.get_ext_fullpath(ext.name),
             libraries=list(libraries),
             library_dirs=folders,
+            extra_preargs=first,
             extra_postargs=link,
             target_lang="c++",
         )
