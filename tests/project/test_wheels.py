@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,6 +59,31 @@ def test_versions_that_an_old_system_lacks_are_found():
     found = [Symbol(name, version, True, False) for name, version in names]
     assert symbols.too_new(found) == ["exp@GLIBC_2.29", "f@GLIBCXX_3.4.29", "h@CXXABI_1.3.13", "other@LIBFOO_1.0"]
     assert symbols.too_new([Symbol("exp", "GLIBC_2.29", False, False)]) == []
+
+
+@READELF
+def test_a_wheel_that_is_not_fit_to_be_published_is_refused(tmp_path: Path):
+    def wheel(machine: str, files: dict[str, bytes]) -> Path:
+        path = tmp_path / f"normkit-0.1.0-cp311-abi3-manylinux_2_28_{machine}.whl"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        return path
+
+    empty = wheel("aarch64", {"normkit/__init__.py": b""})
+    assert wheels.problems(empty) == [f"the kernels were not compiled: there is no {wheels.LIBRARY}"]
+    assert wheels.tag_of(empty) == "cp311-abi3-manylinux_2_28_aarch64"
+    content = FASTPATH.read_bytes()
+    wrong = wheels.problems(wheel("x86_64", {wheels.LIBRARY: content, f"normkit/{FASTPATH.name}": content}))
+    for text in (
+        f"normkit/{FASTPATH.name} belongs to one torch and one Python",
+        "the sources of the fast path are not there",
+        "there are no kernels for avx512",
+        "it is linked with libtorch_python.so",
+        "PyErr_Clear is not in the stable ABI",
+    ):
+        assert text in wrong, wrong
+    assert any(text.startswith("it exports ") for text in wrong)
 
 
 # What setup.py makes ------------------------------------------------------------------------------------------
@@ -188,7 +214,8 @@ def test_many_at_once_build_it_once_and_it_is_found(apart: Path, monkeypatch: py
 def test_a_damaged_one_is_not_used_and_is_built_again(apart: Path, monkeypatch: pytest.MonkeyPatch):
     compiler(apart, monkeypatch, f"cp {FASTPATH} $target")
     path = build.build(lambda _: None)
-    path.write_bytes(FASTPATH.read_bytes()[:5000])  # to load it would kill this process
+    path.unlink()  # it is in the memory of this process
+    path.write_bytes(FASTPATH.read_bytes()[:5000])  # to load it would end this process
     module, reason = build.find()
     assert module is None
     assert reason.startswith("not built for torch")
