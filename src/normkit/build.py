@@ -173,7 +173,7 @@ def build(say: Callable[[str], object] = print) -> Path:
         with _locked(target.parent / "lock", say):
             if _is_whole(target):
                 return target
-            say(f"Building the fast path for torch {built_for()} with {compiler[0]}, which takes about 20 seconds ...")
+            say(f"Building the fast path for torch {built_for()} with {compiler[0]}; it takes about half a minute ...")
             with tempfile.TemporaryDirectory(dir=target.parent) as folder:
                 made = Path(folder) / target.name
                 _compile(compile_command(compiler, root, made))
