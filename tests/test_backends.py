@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from normkit import build
 from normkit.kernels import fastpath
 
 INSTALLED = f"{torch.__version__} {torch.version.git_version}"
+REMEDY = ": python -m normkit.build builds it"
 
 
 def fast_path(**variables):
@@ -39,19 +41,21 @@ def test_backends_say_whether_it_is_in_use():
     [
         (INSTALLED, f"built for torch {INSTALLED}"),
         # Two builds from source have the same version number, with or without the part after "+".
-        (f"{torch.__version__} 0123abc", f"built for torch {torch.__version__} 0123abc, not for {INSTALLED}"),
-        (torch.__version__, f"built for torch {torch.__version__}, not for {INSTALLED}"),
-        (ModuleNotFoundError("_fastpath"), "not built, or not for this Python"),
-        (ImportError("undefined symbol"), "built for another torch"),
+        (f"{torch.__version__} 0123abc", f"built for torch {torch.__version__} 0123abc, not for {INSTALLED}{REMEDY}"),
+        (torch.__version__, f"built for torch {torch.__version__}, not for {INSTALLED}{REMEDY}"),
+        (ModuleNotFoundError("_fastpath"), f"not built for torch {INSTALLED} and this Python{REMEDY}"),
+        (ImportError("undefined symbol"), f"built for another torch{REMEDY}"),
     ],
 )
-def test_one_of_another_torch_is_refused(built, reason, monkeypatch):
+def test_one_of_another_torch_is_refused(built, reason, monkeypatch, tmp_path):
+    monkeypatch.setenv("NORMKIT_CACHE", str(tmp_path))  # in which none has been built
+
     def found(name):
         if isinstance(built, Exception):
             raise built
         return SimpleNamespace(torch_version=built, ignore_mode=lambda _: None)
 
-    monkeypatch.setattr(fastpath, "import_module", found)
+    monkeypatch.setattr(build, "import_module", found)
     module, given = fastpath._load()
     assert given == reason
     assert (module is None) == (built != INSTALLED)

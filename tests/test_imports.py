@@ -19,8 +19,8 @@ SOURCE = Path(normkit.__file__).parent
 # In each package, from the foundation up: a file may import only from what comes before it.
 ORDER: dict[str, list[str]] = {
     "normkit": [
-        *("errors", "settings", "pattern", "catalog", "plan", "merging", "kernels", "backends", "functional", "layers"),
-        *("evaluation", "parametrize", "tools", "draw", "study", "cli", "__main__"),
+        *("errors", "settings", "build", "pattern", "catalog", "plan", "merging", "kernels", "backends", "functional"),
+        *("layers", "evaluation", "parametrize", "tools", "draw", "study", "cli", "__main__"),
     ],
     "normkit.catalog": ["row", "claims", "rows", "methods", "show"],
     "normkit.kernels": [
@@ -81,6 +81,7 @@ ORDER: dict[str, list[str]] = {
     "benchmarks.watch": ["cost", "picture"],
     "benchmarks.speed": ["measure", "workloads", "peers", "contestants", "oracle", "pictures"],
     "benchmarks.harm": ["experiments", "later_rules", "chinese"],
+    "release": ["symbols", "wheels"],
 }
 # In these, each file that the package's `__init__` imports has methods; the others are shared by the methods.
 METHODS = ["normkit.functional", "normkit.layers"]
@@ -92,7 +93,7 @@ def module_of(path: Path) -> str:
     return ".".join(path.relative_to(top).with_suffix("").parts).removesuffix(".__init__")
 
 
-FILES = sorted([*SOURCE.rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
+FILES = sorted([*SOURCE.rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "release").rglob("*.py")])
 MODULES = {module_of(path): path for path in FILES}
 
 
@@ -178,7 +179,7 @@ def test_no_import_is_circular():
 
 def test_no_folder_is_too_large():
     found = {}
-    for top in ("src", "csrc", "tests", "benchmarks"):
+    for top in ("src", "csrc", "tests", "benchmarks", "release"):
         for folder in {path.parent for path in (ROOT / top).rglob("*") if path.suffix in SUFFIXES}:
             files = [path for path in folder.iterdir() if path.suffix in SUFFIXES]
             if len(files) > 14:

@@ -73,8 +73,9 @@ CACHE = Setting(
     "NORMKIT_CACHE",
     "a folder",
     "`~/.cache/normkit`",
-    "The folder for the schedules that `NORMKIT_AUTOTUNE=1` chooses.",
-    "at each new shape",
+    "The folder for the fast paths that `python -m normkit.build` builds, and the schedules that `NORMKIT_AUTOTUNE=1` "
+    "chooses.",
+    "at import, and at each new shape",
 )
 STORE = Setting(
     "NORMKIT_STORE",

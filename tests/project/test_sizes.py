@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 # Lines of a function without its docstring. Between the two, one of Python has a comment above: "# Over 80 lines, ...".
 SHORT, LONG = 80, 120
 LINES = 400
-PYTHON = sorted(path for top in ("src", "benchmarks") for path in (ROOT / top).rglob("*.py"))
+PYTHON = sorted(path for top in ("src", "benchmarks", "release") for path in (ROOT / top).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 CPP = sorted(path for suffix in ("*.h", "*.cpp") for path in (ROOT / "csrc").rglob(suffix))
 # From the longest match on: a comment, a string or a character, in which braces mean nothing.

@@ -1,5 +1,7 @@
 """The fast path of eager calls, if it was built for the installed torch; without it results are the same.
 
+`normkit.build` builds it where it was not installed with normkit, and finds it.
+
 `norm` and `weight_norm` carry out a whole call in C++ (csrc/fastpath/), gradients included. They return None to a call
 that is not plain, wrong, or the first of its shape. Python then takes the call, raises the errors, and makes the plan
 known by `cache_plan` for the next one, or by `cache_gpu_plan` after `connect_gpu`: kernels/triton/recipes.py.
@@ -8,7 +10,6 @@ known by `cache_plan` for the next one, or by `cache_gpu_plan` after `connect_gp
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,17 @@ import torch
 from torch import Tensor
 from torch.utils._device import DeviceContext
 
-from normkit import settings
+from normkit import build, settings
 from normkit.kernels.native import native_path
 
 
 def _load() -> tuple[Any, str]:
     if settings.FASTPATH.turned_off:
         return None, settings.FASTPATH.turned_off
-    try:
-        module = import_module("normkit._fastpath")
-    except ModuleNotFoundError:
-        return None, "not built, or not for this Python"
-    except ImportError:  # symbols that this torch does not have
-        return None, "built for another torch"
-    installed = f"{torch.__version__} {torch.version.git_version}"
-    if module.torch_version != installed:
-        return None, f"built for torch {module.torch_version}, not for {installed}"
-    module.ignore_mode(DeviceContext)
-    return module, f"built for torch {installed}"
+    module, reason = build.find()
+    if module is not None:
+        module.ignore_mode(DeviceContext)
+    return module, reason
 
 
 _module, reason = _load()

@@ -113,7 +113,7 @@ def native() -> Native:
         return Native(None, settings.NATIVE.turned_off)
     library = native_path()
     if library is None:
-        reason = f"no compiled kernels in {_FOLDER}: the package was installed without a C++ compiler"
+        reason = f"no compiled kernels in {_FOLDER}: it was installed from source without a C++ compiler"
     else:
         try:
             torch.ops.load_library(str(library))
@@ -122,4 +122,4 @@ def native() -> Native:
         else:
             operators = torch.ops.normkit_native
             return Native(CompiledKernels(operators), f"{operators.isa()} kernels from {library.name}")
-    return unavailable("", reason, "install g++ and reinstall normkit")
+    return unavailable("", reason, "install g++ and reinstall normkit, or install its wheel")
