@@ -1,10 +1,6 @@
 # Two commands do everything, set-up included: `make compare` and `make test`.
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help compare test docs format bench bench-gpu clean
-=======
-.PHONY: help compare test format bench bench-gpu wheels clean
->>>>>>> wheels
+.PHONY: help compare test docs format bench bench-gpu wheels clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -45,7 +41,7 @@ $(VENV)/test.stamp: $(VENV)/docs.stamp
 	@echo "Installing the checkers ..."
 	@$(PIP) pytest pytest-xdist hypothesis expecttest ruff mypy pre-commit
 	@$(PIP) torchvision timm transformers onnx onnxruntime onnxscript tensorboard
-	@$(PIP) pandas pyarrow playwright matplotlib triton
+	@$(PIP) pandas pyarrow playwright matplotlib triton mini-racer
 	@touch $@
 
 compare: $(VENV)/compare.stamp ## compare the normalizations on built-in data and write report/index.html

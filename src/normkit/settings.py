@@ -104,13 +104,14 @@ CHINESE: Mapping[str, str] = {
     "at import, and by `setup.py`": "导入时，以及由 `setup.py` 读取",
     "once, at the first call, by the C++ kernels": "一次，首次调用时，由 C++ 内核读取",
     "at each new shape": "每次遇到新的形状时",
+    "at import, and at each new shape": "导入时，以及每次遇到新的形状时",
     "by each `normkit compare`": "每次执行 `normkit compare` 时",
     NATIVE.meaning: "`0` 关闭 C++ 内核。",
     FASTPATH.meaning: "`0` 关闭 eager 调用的 C++ 快速路径。从源码安装时若已设置，则不编译快速路径。",
     ISA.meaning: "C++ 内核使用的指令集；可以低于处理器支持的最高一级。",
     TRITON.meaning: "`0` 关闭 GPU 内核。",
     AUTOTUNE.meaning: "`1` 对每种新的形状测量 GPU 内核的几种调度，并保留最快的一种。",
-    CACHE.meaning: "存放 `NORMKIT_AUTOTUNE=1` 所选调度的文件夹。",
+    CACHE.meaning: "存放 `python -m normkit.build` 编译的快速路径，以及 `NORMKIT_AUTOTUNE=1` 所选调度的文件夹。",
     STORE.meaning: "未给出 `--store` 时，`normkit compare` 用来保存已完成运行的数据库。",
 }
 """The words of the page in Chinese."""
