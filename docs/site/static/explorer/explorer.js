@@ -14,7 +14,7 @@
   };
   const SIZES = {
     small: { batch: 3, channels: [6], positions: [2, 3], groups: 2 },
-    real: { batch: 32, channels: [256], positions: [14, 14], groups: 32 },
+    resnet: { batch: 32, channels: [256], positions: [14, 14], groups: 32 },
   };
   const SIDES = ["samples", "channels", "positions"];
 
@@ -165,7 +165,7 @@
           h("legend", {}, t("layout")),
           h("div", { class: "nkx-segments" }, ...this.layouts.map(([, label]) => label)),
         ),
-        h("div", { class: "nkx-presets" }, h("span", {}, t("sizes")), preset("small"), preset("real")),
+        h("div", { class: "nkx-presets" }, h("span", {}, t("sizes")), preset("small"), preset("resnet")),
       );
     }
 
