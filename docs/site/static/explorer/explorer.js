@@ -1,4 +1,5 @@
 // The page: controls, and everything that is shown for what was chosen. The state is in the address after "#".
+// Over 400 lines, because one class builds and updates all parts of the page, which share its state.
 (function (nk) {
   "use strict";
 
