@@ -97,7 +97,7 @@ _NARROW = 110
 _Language = Annotated[Lang, typer.Option(help="Language of the texts.")]
 _COMPARE = study.DEFAULTS
 _MARKED = re.compile(r"(•|·|[+-]|[A-Za-z]+\d?-\d+)\s*(.+)")
-"""An entry of a list: its mark, which stands in a column of its own, and its text."""
+"""An entry of a list: its mark, which has a separate column, and its text."""
 
 
 def _below(heading: str) -> Callable[..., Any]:

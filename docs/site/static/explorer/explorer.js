@@ -1,4 +1,5 @@
 // The page: controls, and everything that is shown for what was chosen. The state is in the address after "#".
+// Over 400 lines, because one class builds and updates all parts of the page, which share its state.
 (function (nk) {
   "use strict";
 
@@ -14,7 +15,7 @@
   };
   const SIZES = {
     small: { batch: 3, channels: [6], positions: [2, 3], groups: 2 },
-    real: { batch: 32, channels: [256], positions: [14, 14], groups: 32 },
+    resnet: { batch: 32, channels: [256], positions: [14, 14], groups: 32 },
   };
   const SIDES = ["samples", "channels", "positions"];
 
@@ -165,7 +166,7 @@
           h("legend", {}, t("layout")),
           h("div", { class: "nkx-segments" }, ...this.layouts.map(([, label]) => label)),
         ),
-        h("div", { class: "nkx-presets" }, h("span", {}, t("sizes")), preset("small"), preset("real")),
+        h("div", { class: "nkx-presets" }, h("span", {}, t("sizes")), preset("small"), preset("resnet")),
       );
     }
 

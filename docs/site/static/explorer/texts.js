@@ -27,7 +27,7 @@
       "请写 1 到 {most} 的整数，例如 {example}。",
     ],
     small: ["small", "小"],
-    real: ["as in a ResNet", "如 ResNet"],
+    resnet: ["as in a ResNet", "如 ResNet"],
     sizes: ["Sizes", "尺寸"],
     cube: [
       "Cube of {n} samples, {c} channels and {p} positions, in {cells} cells of {count} elements. Arrow keys turn it, plus and minus pull the cells apart, Home puts it back.",
