@@ -156,6 +156,17 @@ def test_half_precision_and_autocast(dtype: torch.dtype, device: str):
     assert of_normkit(graphs) == set()
 
 
+@pytest.mark.gpu
+def test_autocast_on_a_gpu_casts_torchs_norms_and_not_these():
+    x = torch.randn(8, 4, 6, device="cuda", dtype=torch.bfloat16)
+    pairs = [(normkit.LayerNorm(6), nn.LayerNorm(6)), (normkit.GroupNorm(2, 4), nn.GroupNorm(2, 4))]
+    pairs += [(normkit.RMSNorm(6), nn.RMSNorm(6))]
+    with torch.autocast("cuda", torch.bfloat16):
+        for ours, theirs in pairs:
+            assert ours.cuda()(x).dtype is torch.bfloat16
+            assert theirs.cuda()(x).dtype is torch.float32
+
+
 BESIDES = [
     pytest.param(name, marks=pytest.mark.slow) for name in ("batch", "group", "layer", "instance", "weight_norm")
 ]

@@ -47,6 +47,13 @@ def test_standard_operators(name):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_the_order_of_casts_changes_nothing_in_float32():
+    layer = normkit.RMSNorm(6, cast="before").eval()
+    program = torch.onnx.export(layer, (sample(),), dynamo=True, verbose=False, opset_version=23)
+    assert [node.op_type for node in program.model_proto.graph.node] == ["RMSNormalization"]
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_an_activation_and_a_residual_stand_beside_the_standard_operator():
     layer = normkit.InstanceNorm1d(4, affine=True, activation="relu").eval()
     residual = {"residual": sample()}

@@ -132,7 +132,7 @@ def layer_norm(
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
     """
     fused = (mask, lengths, residual, return_residual, activation, gate, skip, gate_activation, gate_first)
-    if cast != "after":
+    if cast != "after" and cast != "before":  # without a call for either
         check_cast("layer_norm", cast)
     pattern = LAST_DIM if len(normalized_shape) == 1 else last_dims_pattern(len(normalized_shape))
     return carry_out(LAYER[cast, zero_centered], pattern, input, weight, bias, eps, fused, normalized_shape)

@@ -100,7 +100,7 @@ def rms_norm(
     Source: Zhang & Sennrich 2019, arXiv:1910.07467.
     """
     fused = (mask, lengths, residual, return_residual, activation, gate, skip, gate_activation, gate_first)
-    if cast != "after":
+    if cast != "after" and cast != "before":  # without a call for either
         check_cast("rms_norm", cast)
     pattern = LAST_DIM if len(normalized_shape) == 1 else last_dims_pattern(len(normalized_shape))
     return carry_out(RMS[cast, zero_centered], pattern, input, weight, None, eps, fused, normalized_shape)

@@ -1,4 +1,4 @@
-"""A conversion in float32 keeps the order in which the norm rounds in half precision: a model may be cast afterwards."""
+"""A conversion in float32 keeps the order in which a norm rounds in half precision: models may be cast afterwards."""
 
 import copy
 
@@ -115,7 +115,7 @@ def equal_after_cast(norm):
     return new
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ORDERS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ORDERS])
 def test_a_norm_that_is_cast_after_its_conversion_rounds_as_before(name):
     torch.manual_seed(0)
     make, order = ORDERS[name]
@@ -169,8 +169,8 @@ def test_a_norm_that_rounds_in_an_order_of_its_own_has_a_note():
     note = "in half precision the old norm rounds elsewhere, so that outputs differ by rounding"
     # The second adds 1 to its weight in half precision. The third rounds before the weight, and `normkit.Norm`, which
     # has a bias, does not.
-    norms = {InHalfNorm(): True, norm_of("nemotron", "NemotronLayerNorm1P", 32): True, RMSNorm(8, 1e-6, bias=True): False}
-    for norm, own_way in norms.items():
+    nemotron = norm_of("nemotron", "NemotronLayerNorm1P", 32)
+    for norm, own_way in ((InHalfNorm(), True), (nemotron, True), (RMSNorm(8, 1e-6, bias=True), False)):
         assert describe(norm).rounds_its_own_way == own_way
         assert [change.note for change in normkit.convert(norm)[1].changes] == [note]
 

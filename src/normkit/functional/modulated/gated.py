@@ -118,7 +118,7 @@ def gated_rms_norm(
     if gate is not None and gate.dtype is not input.dtype:
         gate = gate.to(input.dtype)
     around = (gate, skip, None, False) if gate is None else (gate, skip, gate_activation, gate_first)
-    if cast != "after":
+    if cast != "after" and cast != "before":  # without a call for either
         check_cast("gated_rms_norm", cast)
     fused = (mask, lengths, residual, return_residual, activation, *around)
     return carry_out(GATED[cast, zero_centered], pattern, input, weight, None, eps, fused, width)

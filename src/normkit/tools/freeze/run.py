@@ -14,6 +14,9 @@ from normkit.tools.model.names import Where, chosen
 from normkit.tools.model.statistics import keeps_statistics, kind_of, norms_of_statistics
 from normkit.tools.model.wrapped import refuse_wrapped
 
+PARTS = ("statistics", "affine")
+"""What can be frozen of a norm, in the order in which reports name it."""
+
 
 @dataclass(frozen=True)
 class Freezing:
@@ -148,7 +151,7 @@ def _refuse_wrapped(function: str, model: nn.Module, parts: Mapping[str, tuple[s
 
 
 def _parts(statistics: bool, affine: bool) -> tuple[str, ...]:
-    return tuple(name for name, asked in (("statistics", statistics), ("affine", affine)) if asked)
+    return tuple(name for name, asked in zip(PARTS, (statistics, affine), strict=True) if asked)
 
 
 def _noted(state: Mapping[str, Any], model: nn.Module) -> tuple[dict[str, tuple[str, ...]], dict[str, nn.Module]]:
@@ -159,7 +162,9 @@ def _noted(state: Mapping[str, Any], model: nn.Module) -> tuple[dict[str, tuple[
             f"like= must be a state_dict with its metadata, got a {type(state).__name__} without: "
             "give what state_dict() or torch.load returned, not a copy of its items"
         )
-    noted = {name: tuple(entry[MARK]) for name, entry in metadata.items() if MARK in entry}
+    noted = {
+        name: tuple(part for part in PARTS if part in entry[MARK]) for name, entry in metadata.items() if MARK in entry
+    }
     norms = norms_of_statistics(model)
     # Another norm can be noted for its parameters, if it took the place of a frozen one.
     norms |= {name: m for name, m in model.named_modules() if noted.get(name) == ("affine",) and m._parameters}

@@ -300,9 +300,7 @@ def _definition(
     return y.detach(), _gradients(module, inputs, y), [b for b in module._buffers.values() if b is not None]
 
 
-def _defined_outputs(
-    module: nn.Module, info: NormInfo, inputs: tuple[Tensor, ...], cast_first: bool = False
-) -> Tensor:
+def _defined_outputs(module: nn.Module, info: NormInfo, inputs: tuple[Tensor, ...], cast_first: bool = False) -> Tensor:
     """Its output; with `cast_first` x_hat and the weight are cast to the dtype of the input before their product."""
     dtype = inputs[0].dtype
     if info.eps is None:

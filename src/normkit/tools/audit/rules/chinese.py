@@ -52,7 +52,7 @@ CHINESE: Mapping[str, Words] = {
     ),
     "NK106": Words(
         "使用已弃用的 torch.nn.utils.weight_norm",
-        "它把权重存为普通属性，由钩子反复改写：前向之后 deepcopy 会失败，而且该函数已标记为弃用。",
+        "它把权重存为普通属性，由 hook 反复改写：前向之后 deepcopy 会失败，而且该函数已标记为弃用。",
         "先执行 torch.nn.utils.remove_weight_norm(layer)，再用 normkit.weight_norm(layer) 或 "
         "torch.nn.utils.parametrizations.weight_norm(layer)：权重不变。两者都能读取旧的 state dict。",
         "torch.nn.utils.weight_norm 的文档；pytorch/pytorch#102981",
