@@ -6,7 +6,7 @@ import copy
 import io
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pytest
 import torch
@@ -90,7 +90,8 @@ def _upstreams(y: Tensor) -> dict[str, Tensor]:
     return {name: LAYOUTS[name](dy) for name in names} | {"of a sum": ones}
 
 
-def gradients(case: Case, dtypes: str, layout: str) -> None:
+def gradients(case: Case, dtypes: str, layout: str, upstreams: Collection[str] | None = None) -> None:
+    """With gradients of every layout from above, or of those named."""
     dtype, parameter_dtype = DTYPES[dtypes]
     for layer in modes(make_layer(case, parameter_dtype)):
         state = {name: t.requires_grad_(t.is_floating_point()) for name, t in state_of(layer).items()}
@@ -99,7 +100,8 @@ def gradients(case: Case, dtypes: str, layout: str) -> None:
         names = [name for name, _ in layer.named_parameters()]
         reference = expected(case, layer, wide, state)
         scale = condition(case, layer, x, state).max().detach()
-        for upstream in _upstreams(reference.detach().to(dtype)).values():
+        given = _upstreams(reference.detach().to(dtype))
+        for upstream in given.values() if upstreams is None else map(given.__getitem__, upstreams):
             y = layer(x)
             ours = torch.autograd.grad(y, [x, *layer.parameters()], upstream)
             theirs = torch.autograd.grad(

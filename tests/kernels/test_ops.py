@@ -1,10 +1,5 @@
 """The operators: registration, shapes under tracing, gradients, and what the kernels promise beyond right numbers."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -18,8 +13,6 @@ from normkit.kernels.native import native
 
 PATTERNS = ["[b] c [...]", "b [c ...]", "b [c] ...", "b c [...]", "b (g=2 [c]) [...]", "[b] c [h] w"]
 OPS = torch.ops.normkit
-BARE = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(sys.path)}
-"""The environment of a process that tests one variable."""
 
 
 def worst(got, want):
@@ -155,101 +148,6 @@ def test_kernels_agree_with_the_reference(shape, layout, pattern):
         assert worst(one, other) <= 4 * bound
 
 
-ISAS = ["baseline", "avx2", "avx512", "avx512_bf16"]
-NUMBERS = """
-import torch
-from normkit.functional import normalize
-from normkit.kernels import formula
-torch.manual_seed(0)
-for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-    for pattern in ("[b] c [...]", "b [c] ...", "... [c]", "b (g=2 [c]) [...]"):
-        for fmt in (torch.contiguous_format, torch.channels_last):
-            x = torch.randn(3, 6, 19, 6).to(dtype).contiguous(memory_format=fmt)
-            w = torch.randn(6).to(dtype)
-            leaves = [x.clone(memory_format=fmt).requires_grad_(), w.clone().requires_grad_()]
-            y = normalize(leaves[0], pattern, leaves[1])
-            exact = [t.double().requires_grad_() for t in (x, w)]
-            y64, _, mean, std = formula.norm(formula.Arguments(*exact, None, pattern, 1e-5, True))
-            bound = 4 * torch.finfo(dtype).eps * (1 + (mean.abs() / std).max().item())
-            assert (y.double() - y64).abs().max() <= bound * max(1, y64.abs().max().item()), (dtype, pattern)
-            dy = torch.randn(x.shape).to(dtype)
-            for g, h in zip(torch.autograd.grad(y, leaves, dy), torch.autograd.grad(y64, exact, dy.double())):
-                assert (g.double() - h).abs().max() <= 4 * bound * max(1, h.abs().max().item()), (dtype, pattern)
-"""
-# Standardizing with mean 0 and std 1 and no eps is the identity: what went in must come out, bit for bit.
-CONVERSION = """
-import torch
-import normkit.kernels.operator
-from normkit.kernels.native import native
-bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
-for dtype in (torch.float16, torch.bfloat16):
-    x = bits.view(dtype)
-    x = x[x.isfinite()].view(1, 1, -1)
-    y = torch.ops.normkit.norm.default(x, None, None, "[b] c [...]", 0.0, True, torch.zeros(1), torch.ones(1))[0]
-    # The instruction takes subnormals for zero.
-    if dtype is torch.bfloat16 and native().reason.startswith("avx512_bf16"):
-        x = torch.where(x.abs() < torch.finfo(dtype).smallest_normal, 0, x)
-    assert torch.equal(y, x)
-    # rounding on the way out, against torch's own
-    f = torch.randn(1, 1, 100_000).mul(torch.logspace(-9, 5, 100_000))
-    w = f.view(-1)
-    one = torch.ones(1, 100_000, dtype=dtype)
-    got = torch.ops.normkit.norm.default(one, w, None, "[b] [c]", 0.0, True, torch.zeros(1), torch.ones(1))[0]
-    assert torch.equal(got.view(-1), w.to(dtype))
-"""
-# One process for each, because the choice is made once. They fork from one that has loaded torch, and not normkit.
-FORKS = """
-import json, os, sys, traceback
-import torch
-codes = json.loads(sys.stdin.read())
-for isa in sys.argv[1:]:
-    sys.stdout.flush()
-    if not os.fork():
-        os.environ["NORMKIT_ISA"] = isa
-        found = {}
-        for name, code in codes.items():
-            try:
-                exec(code, {})
-                found[name] = ""
-            except BaseException:
-                found[name] = traceback.format_exc()
-        from normkit.kernels.native import native
-        print(json.dumps([isa, native().reason.split()[0], found]), flush=True)
-        os._exit(0)
-    os.wait()
-"""
-
-
-@pytest.fixture(scope="module")
-def by_isa():
-    """For each instruction set that is asked for: the one that is used, and what went wrong in each of the codes."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKS, "", *ISAS],
-        input=json.dumps({"numbers": NUMBERS, "conversion": CONVERSION}),
-        capture_output=True,
-        text=True,
-        env=BARE,
-    )
-    found = {isa: (used, wrong) for isa, used, wrong in map(json.loads, done.stdout.splitlines())}
-    assert list(found) == ["", *ISAS], done.stderr
-    return found
-
-
-@pytest.mark.parametrize("isa", ["", *ISAS])
-def test_every_instruction_set_gives_right_numbers(isa, by_isa):
-    used, wrong = by_isa[isa]
-    assert not wrong["numbers"], wrong["numbers"]
-    # Of the machine, and not of this process, which may have been asked for less.
-    best = by_isa[""][0]
-    assert used == (ISAS[min(ISAS.index(isa), ISAS.index(best))] if isa else best)
-
-
-@pytest.mark.parametrize("isa", ["", *ISAS])
-def test_half_precision_conversion_is_exact_for_every_number(isa, by_isa):
-    _, wrong = by_isa[isa]
-    assert not wrong["conversion"], wrong["conversion"]
-
-
 @pytest.fixture
 def threads():
     before = torch.get_num_threads()
@@ -304,39 +202,6 @@ def test_squares_of_half_precision_that_underflow(shape):
     x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-30).bfloat16()
     want = (x.double() - x.double().mean(1, keepdim=True)) / 1e-5**0.5
     torch.testing.assert_close(normalize(x, "b [c]").double(), want, rtol=2**-8, atol=want.abs().max().item() * 2**-8)
-
-
-def test_without_kernels_everything_runs_on_the_reference_and_one_warning_is_given():
-    code = """
-import warnings
-import torch
-from normkit.kernels import native as module
-module._FOLDER = module._FOLDER / "nowhere"
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    from normkit.functional import layer_norm
-    import normkit
-    x = torch.randn(4, 8, requires_grad=True)
-    layer_norm(x, (8,)).sum().backward()
-    layer_norm(x, (8,))
-assert x.grad is not None
-assert len(caught) == 1, caught
-print(caught[0].message)
-print(normkit.show_backends())
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "normkit runs on plain torch, which is right but slower (no compiled kernels in" in done.stdout
-    assert "Remedy: install g++ and reinstall normkit" in done.stdout
-    assert "C++ kernels     not in use" in done.stdout
-
-
-def test_kernels_can_be_turned_off(monkeypatch):
-    code = "import normkit; print(normkit.show_backends())"
-    env = BARE | {"NORMKIT_NATIVE": "0"}
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
-    assert "turned off by NORMKIT_NATIVE=0" in done.stdout
 
 
 def test_a_plan_that_does_not_cover_the_tensor_is_refused():

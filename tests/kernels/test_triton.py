@@ -55,7 +55,9 @@ def test_kernels_give_what_the_definition_gives(shape, layout, pattern):
 
 def test_offsets_of_64_bits(monkeypatch):
     monkeypatch.setattr(passes, "FAR", 0)
-    for pattern, layout in itertools.product(("batch", "group", "rows", "mixed", "all"), LAYOUTS):
+    # In the interpreter each pattern in one of the layouts: offsets are computed in the same way in all.
+    pairs = list(itertools.product(("batch", "group", "rows", "mixed", "all"), LAYOUTS))
+    for pattern, layout in pairs if DEVICE != "cpu" else (pair for i, pair in enumerate(pairs) if (i + i // 2) % 2):
         check(PATTERNS[pattern], SHAPES[1], layout, torch.float32, affine=True)
 
 
@@ -167,7 +169,8 @@ def test_the_contract_of_every_method(case):
     for layout in ("contiguous", "channels_last") if len(case.shape) == 4 else ("contiguous", "inside"):
         contract.values(case, "float32", layout)
         contract.values(case, "bfloat16 beside float32", layout)
-    contract.gradients(case, "float32", "contiguous")
+    # What comes from above is brought into the layout of x before it reaches the kernels, the same for all of them.
+    contract.gradients(case, "float32", "contiguous", ("permuted", "of a sum") if DEVICE == "cpu" else None)
     contract.empty(case)
     if case.torch:
         contract.running_statistics(case)

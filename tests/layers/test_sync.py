@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import normkit
 from normkit.errors import ArgumentError, ShapeError, StateError
 from normkit.functional.batch import sync
+from transforms.ranks import run_ranks
 
 CHANNELS = 5
 # The shape of each process's batch. Different sizes, empty ones, one value on one process, channels_last as well.
@@ -277,17 +277,13 @@ def work(rank: int, world: int, file: str, thorough: bool) -> None:
         dist.destroy_process_group()
 
 
-def spawn(world: int, tmp_path: Path, thorough: bool) -> None:
-    torch.multiprocessing.spawn(work, (world, str(tmp_path / "store"), thorough), nprocs=world)
-
-
 def test_two_processes_are_one(tmp_path):
-    spawn(2, tmp_path, thorough=False)
+    run_ranks(work, 2, str(tmp_path / "store"), False)
 
 
 @pytest.mark.slow
 def test_three_processes_are_one_in_every_precision(tmp_path):
-    spawn(3, tmp_path, thorough=True)
+    run_ranks(work, 3, str(tmp_path / "store"), True)
 
 
 # Without processes ----------------------------------------------------------------------------------------

@@ -13,16 +13,16 @@ from normkit.study import report
 from normkit.study.comparison import Comparison
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def found() -> Comparison:
     return made_up.of_digits()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pages(found: Comparison) -> dict[str, str]:
     return {lang: report.render(found, lang) for lang in ("en", "zh")}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def regression() -> Comparison:
     return made_up.of_regression()

@@ -125,11 +125,6 @@ def test_a_loss_that_fails_for_finite_outputs_is_a_failure() -> None:
     assert (run.state, run.message) == ("failed", "ValueError: broken")
 
 
-@pytest.fixture(scope="module")
-def found() -> Comparison:
-    return made_up.of_digits()
-
-
 def test_a_method_of_which_no_run_trained_is_not_recommended(found: Comparison) -> None:
     size = made_up.SIZES[0]
     leader, lost, *others = made_up.METHODS

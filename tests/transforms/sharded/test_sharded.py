@@ -24,6 +24,7 @@ from torch.distributed.tensor.parallel import parallelize_module
 import normkit
 from normkit import functional
 from normkit.errors import ArgumentError
+from transforms.ranks import run_ranks
 from transforms.sharded.blocks import LlamaLike, ViTLike, llama_plan, vit_plan
 from transforms.sharded.regions import REGIONS, SHAPE, Function
 
@@ -282,7 +283,7 @@ def check_compiled(mesh: DeviceMesh, rank: int) -> None:
 
 
 def spawn(world: int, tmp_path: Path, check: Callable[[DeviceMesh, int], None]) -> None:
-    torch.multiprocessing.spawn(work, (world, str(tmp_path / "store"), check), nprocs=world)
+    run_ranks(work, world, str(tmp_path / "store"), check)
 
 
 def test_two_processes_are_one(tmp_path: Path):
