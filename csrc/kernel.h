@@ -13,8 +13,8 @@ enum class Storage : int { f64 = 0, f32 = 1, bf16 = 2, f16 = 3 };
 struct View {
   int64_t k0, r0, k1, r1, period, inner;
   bool columns;
-  Storage storage = Storage::f32;  // of x, known when a call begins
   int64_t slabs = 1, group = 0, pitch = 0, outer = 0;
+  Storage storage = Storage::f32;  // of x, known when a call begins
 
   int64_t width() const { return k1 * r1; }
   int64_t numel() const { return k0 * r0 * k1 * r1; }

@@ -44,7 +44,7 @@ Plans& plans() {
 }
 int64_t add_plan(int64_t k0, int64_t r0, int64_t k1, int64_t r1, int64_t period, int64_t inner, bool columns,
                  int64_t slabs, int64_t group, int64_t pitch, int64_t outer) {
-  return plans().add({k0, r0, k1, r1, period, inner, columns, normkit::Storage::f32, slabs, group, pitch, outer});
+  return plans().add({k0, r0, k1, r1, period, inner, columns, slabs, group, pitch, outer});
 }
 void forget_plan(int64_t plan) { plans().forget(plan); }
 View view_of(const Tensor& x, int64_t plan) {
