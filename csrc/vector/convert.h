@@ -63,15 +63,15 @@ template <> struct Format<half> {
   explicit Format(const normkit::View& v) : is_bf16(v.storage == normkit::Storage::bf16) {}
   float wide(half x) const { return is_bf16 ? widen(bf16{x.bits}) : widen(f16{x.bits}); }
   float stored(float a) const { return is_bf16 ? ::stored<bf16>(a) : ::stored<f16>(a); }
-  void read(const half* x, float* out, int64_t n) const {
+  OUT_OF_LINE void read(const half* x, float* out, int64_t n) const {
     if (is_bf16) widen(reinterpret_cast<const bf16*>(x), out, n);
     else widen(reinterpret_cast<const f16*>(x), out, n);
   }
-  void write(const float* x, half* out, int64_t n) const {
+  OUT_OF_LINE void write(const float* x, half* out, int64_t n) const {
     if (is_bf16) narrow(x, reinterpret_cast<bf16*>(out), n);
     else narrow(x, reinterpret_cast<f16*>(out), n);
   }
-  void round(float* x, int64_t n) const { is_bf16 ? round_to<bf16>(x, n) : round_to<f16>(x, n); }
+  OUT_OF_LINE void round(float* x, int64_t n) const { is_bf16 ? round_to<bf16>(x, n) : round_to<f16>(x, n); }
 };
 
 }  // namespace

@@ -128,12 +128,18 @@ template <class S, class T> class ColumnsForward {
       rows = min(m.count == 0 && f.center ? FIRST_PANEL : tiles.panel, end - r);
       const int64_t at = t.at(tiles, r), stride = tiles.row_width, ahead = prefetches ? tiles.ahead : 0;
       const bool valid = source.mask && !source.computes() && source.mask.is_all_valid(at, (rows - 1) * stride + t.n);
+      Panel<S, T> panel(source, padding, at, stride, rows, t.n, ahead, f);
       const bool plain = source.is_plain() || valid;
-      Panel<S, T>(source, padding, at, stride, rows, t.n, ahead, f)
-          .merge_into(m, [&source = source, padding, plain](int64_t offset, int64_t n, T* buffer) {
-            if (plain) return load(source.format, source.x + offset, buffer, n);
-            return source(offset, n, buffer, Along<A>{padding});
-          });
+      if constexpr (std::is_same<S, T>::value) {  // then a row is only a pointer, and a branch for each would show
+        if (plain) {
+          panel.merge_into(m, [x = source.x](int64_t offset, int64_t, T*) { return x + offset; });
+          continue;
+        }
+      }
+      panel.merge_into(m, [&source = source, padding, plain](int64_t offset, int64_t n, T* buffer) {
+        if (plain) return load(source.format, source.x + offset, buffer, n);
+        return source(offset, n, buffer, Along<A>{padding});
+      });
     }
   }
 

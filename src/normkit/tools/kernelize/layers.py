@@ -53,10 +53,12 @@ class PureLayer:
 
         def layer_norm(self: Any, hidden_states: Tensor) -> Tensor:
             shape = self.normalized_shape if self.weight is None else self.weight.shape
-            return functional.layer_norm(hidden_states, shape, self.weight, self.bias, eps_of(self), **options)
+            y: Tensor = functional.layer_norm(hidden_states, shape, self.weight, self.bias, eps_of(self), **options)
+            return y
 
         def rms_norm(self: Any, hidden_states: Tensor) -> Tensor:
-            return functional.rms_norm(hidden_states, self.weight.shape, self.weight, eps_of(self), **options)
+            y: Tensor = functional.rms_norm(hidden_states, self.weight.shape, self.weight, eps_of(self), **options)
+            return y
 
         if self.gate is None:
             return layer_norm if self.kind == "layer_norm" else rms_norm
@@ -64,7 +66,8 @@ class PureLayer:
         options = {**options, **around, "gate_activation": _name(self.gate.activation)}
 
         def gated_rms_norm(self: Any, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor:
-            return functional.gated_rms_norm(hidden_states, gate, self.weight, eps_of(self), **options)
+            y: Tensor = functional.gated_rms_norm(hidden_states, gate, self.weight, eps_of(self), **options)
+            return y
 
         return gated_rms_norm
 
@@ -81,7 +84,7 @@ def _name(activation: str) -> str | None:
     return None if activation == "none" else activation
 
 
-def _reader(eps: str | float | None) -> Callable[[Any], float | None]:
+def _reader(eps: str | float | None) -> Callable[[Any], Any]:
     if not isinstance(eps, str):
         return lambda _: eps
-    return lambda norm: getattr(norm, eps)  # type: ignore[no-any-return]
+    return lambda norm: getattr(norm, eps)
