@@ -9,7 +9,7 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional.call.checks import check_dimensions
-from normkit.functional.call.precision import Cast, check_cast
+from normkit.functional.call.precision import CASTS, Cast, check_cast
 from normkit.functional.call.spec import Spec, carry_out, with_conventions
 from normkit.functional.extras import Epilogues, Output
 
@@ -132,7 +132,7 @@ def layer_norm(
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
     """
     fused = (mask, lengths, residual, return_residual, activation, gate, skip, gate_activation, gate_first)
-    if cast != "after" and cast != "before":  # without a call for either
+    if cast not in CASTS:
         check_cast("layer_norm", cast)
     pattern = LAST_DIM if len(normalized_shape) == 1 else last_dims_pattern(len(normalized_shape))
     return carry_out(LAYER[cast, zero_centered], pattern, input, weight, bias, eps, fused, normalized_shape)

@@ -7,7 +7,7 @@ from typing import Literal, Unpack, overload
 
 from torch import Tensor
 
-from normkit.functional.call.precision import Cast, check_cast
+from normkit.functional.call.precision import CASTS, Cast, check_cast
 from normkit.functional.call.spec import Spec, carry_out, with_conventions
 from normkit.functional.extras import Epilogues, Output
 from normkit.functional.layer import LAST_DIM, check_last, last_dims_pattern
@@ -100,7 +100,7 @@ def rms_norm(
     Source: Zhang & Sennrich 2019, arXiv:1910.07467.
     """
     fused = (mask, lengths, residual, return_residual, activation, gate, skip, gate_activation, gate_first)
-    if cast != "after" and cast != "before":  # without a call for either
+    if cast not in CASTS:
         check_cast("rms_norm", cast)
     pattern = LAST_DIM if len(normalized_shape) == 1 else last_dims_pattern(len(normalized_shape))
     return carry_out(RMS[cast, zero_centered], pattern, input, weight, None, eps, fused, normalized_shape)

@@ -14,13 +14,15 @@ Cast = Literal["after", "before"]
 """When the result is cast to the input's dtype: after the weight, multiplied in float32 (torch, T5 in mixed precision,
 Gemma), or before it, the product then in the input's dtype (Llama, Mistral, Qwen)."""
 
+CASTS: tuple[str, ...] = ("after", "before")
+
 
 def check_cast(name: str, cast: str) -> None:
     """One of the two conventions."""
-    if cast not in ("after", "before"):
+    if cast not in CASTS:
         raise ArgumentError(
             f"cast of {name} must be 'after' (the weight in float32, then the cast) or 'before' (the cast, then the "
-            f"weight), got {cast!r}: {nearest(str(cast), ('after', 'before'))}"
+            f"weight), got {cast!r}: {nearest(str(cast), CASTS)}"
         )
 
 

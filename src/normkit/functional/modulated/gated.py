@@ -9,7 +9,7 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, whole_number
 from normkit.functional.call.checks import check_call
-from normkit.functional.call.precision import Cast, check_cast
+from normkit.functional.call.precision import CASTS, Cast, check_cast
 from normkit.functional.call.spec import Spec, carry_out, with_conventions
 from normkit.functional.extras import Fusions, Output
 from normkit.functional.layer import LAST_DIM, check_last
@@ -118,7 +118,7 @@ def gated_rms_norm(
     if gate is not None and gate.dtype is not input.dtype:
         gate = gate.to(input.dtype)
     around = (gate, skip, None, False) if gate is None else (gate, skip, gate_activation, gate_first)
-    if cast != "after" and cast != "before":  # without a call for either
+    if cast not in CASTS:
         check_cast("gated_rms_norm", cast)
     fused = (mask, lengths, residual, return_residual, activation, *around)
     return carry_out(GATED[cast, zero_centered], pattern, input, weight, None, eps, fused, width)
