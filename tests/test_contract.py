@@ -69,8 +69,9 @@ def test_gradients_in_every_layout(case: Case, layout: str):
 
 
 @every
-def test_first_and_second_derivatives_numerically(case: Case):
-    contract.second_derivatives(case)
+@pytest.mark.parametrize("fast", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["fast", "whole"])
+def test_first_and_second_derivatives_numerically(case: Case, fast: bool):
+    contract.second_derivatives(case, fast)
 
 
 @every

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -39,10 +41,14 @@ LIMITS = {
 @pytest.fixture(params=LIMITS)
 def limits(request, monkeypatch):
     """Limits so low that small tensors are walked in the ways of large ones."""
-    for name, value in LIMITS[request.param].items():
-        monkeypatch.setattr(passes, name, value)
-    layout.forget_plans()
+    set_limits(monkeypatch, request.param)
     return request.param
+
+
+def set_limits(patch: pytest.MonkeyPatch, limits: str) -> None:
+    for name, value in LIMITS[limits].items():
+        patch.setattr(passes, name, value)
+    layout.forget_plans()
 
 
 def shape_for(pattern: str) -> tuple[int, ...]:
@@ -50,14 +56,35 @@ def shape_for(pattern: str) -> tuple[int, ...]:
     return ROWS if pattern == "rows" else SHAPE
 
 
-def made(pattern: str, shape: tuple[int, ...], memory: torch.memory_format) -> schedule.Schedule:
+def made(
+    pattern: str, shape: tuple[int, ...], memory: torch.memory_format, itemsize: int = 4, chunk: int = 256
+) -> schedule.Schedule:
     x = torch.empty(shape, device="cpu").contiguous(memory_format=memory)
     plan = layout.plan_of(PATTERNS[pattern], x.shape, x.stride())
-    return schedule.schedule(plan.view, plan.period, plan.inner, 4, chunk=256)
+    return schedule.schedule(plan.view, plan.period, plan.inner, itemsize, chunk=chunk)
 
 
-@pytest.mark.parametrize("memory", LAYOUTS)
-@pytest.mark.parametrize("pattern", PATTERNS)
+def under_limits(patterns: Iterable[str], *cases: tuple[torch.memory_format, ...]) -> list[Any]:
+    """Limits, patterns, and the layouts of each case.
+
+    Limits that lead to the schedule that others have led to make the same launches: they are slow in the interpreter.
+    """
+    seen: set[str] = set()
+    values = []
+    for pattern, memories, limits in itertools.product(patterns, cases, LIMITS):
+        with pytest.MonkeyPatch.context() as patch:
+            set_limits(patch, limits)
+            of_all = itertools.product(memories, (2, 4), (256, schedule.CHUNK))
+            key = repr([pattern, memories, *(made(pattern, shape_for(pattern), *of_one) for of_one in of_all)])
+        values.append(slow_if(key in seen, limits, pattern, *(memories if len(memories) == 1 else ())))
+        seen.add(key)
+    layout.forget_plans()
+    return values
+
+
+@pytest.mark.parametrize(
+    ("limits", "pattern", "memory"), under_limits(PATTERNS, *((memory,) for memory in LAYOUTS)), indirect=["limits"]
+)
 def test_every_walk_gives_what_the_definition_gives(monkeypatch, limits, pattern, memory):
     monkeypatch.setattr(schedule.schedule, "__defaults__", (2, 1, passes.Gaps(), 256))
     shape = shape_for(pattern)
@@ -89,7 +116,11 @@ def test_the_limits_reach_every_walk_and_way_to_add_up(monkeypatch):
 # Bounds ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pattern", ["batch", "group", "image", "pixel", "rows"])
+@pytest.mark.parametrize(
+    ("limits", "pattern"),
+    under_limits(["batch", "group", "image", "pixel", "rows"], tuple(LAYOUTS)),
+    indirect=["limits"],
+)
 @pytest.mark.parametrize("largest", [slow_if(True, 1e18), 3e38])
 def test_values_whose_squares_exceed_the_range(limits, pattern, largest):
     """Such values are taken again, multiplied by a small power of two."""
@@ -146,13 +177,15 @@ def test_an_infinite_value_under_rms_norm(limits):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "memory"),
+    ("limits", "pattern", "memory"),
     # In the interpreter each pattern in one of the layouts: the test of every walk has them all.
     [
-        slow_if((i + j) % 2 == 1, pattern, memory)
+        slow_if((i + j) % 2 == 1 or bool(case.marks), *case.values)
         for i, pattern in enumerate(["batch", "instance", "group", "pixel", "rows", "image"])
         for j, memory in enumerate(LAYOUTS)
+        for case in under_limits([pattern], (memory,))
     ],
+    indirect=["limits"],
 )
 def test_a_large_mean(limits, pattern, memory):
     """The published bound: 4 eps (1 + |mean| / std)."""

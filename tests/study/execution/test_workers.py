@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from lost_items import Number, odd
 from torch import nn
 
 import normkit
@@ -28,35 +29,6 @@ from normkit.study.task import embedded
 from normkit.study.training import design
 from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Run, Trial
-
-
-class TwoPartsError(Exception):
-    """Cannot be read back from a pickle: its arguments are not those of its constructor."""
-
-    def __init__(self, first: str, second: str) -> None:
-        super().__init__(first + second)
-
-
-class Number(int):
-    """A payload of this module, so that a worker imports the module when it starts and not within a time limit."""
-
-
-def odd(payload: int, item: str) -> Any:
-    """Fails in the way that the item names."""
-    match item:
-        case "raise":
-            raise TwoPartsError("no ", "room")
-        case "memory":
-            raise MemoryError("4 GiB")
-        case "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        case "leave":
-            os._exit(3)
-        case "hang":
-            time.sleep(100)
-        case "lambda":
-            return lambda: payload
-    return int(payload) + int(item), torch.get_num_threads()
 
 
 def outcome(workers: int, items: list[str], limit: float | None = None) -> dict[str, Any]:
