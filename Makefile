@@ -14,7 +14,11 @@ export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/bytecode
 LESSER_ISA := $(shell grep -qw avx512f /proc/cpuinfo 2>/dev/null && echo avx2 || echo baseline)
 NUMERIC := not triton and not cross and not instruction_set and not processes and not opcheck \
 	and not gpu and not stub and not one_graph and not export and not turned_off and not without_kernels and not conversion_is_exact \
-	and not derivatives and not compiled_and_eager
+	and not derivatives and not compiled_and_eager \
+	and not fastpath and not traced and not test_state and not test_inputs and not test_norm and not test_sync \
+	and not refus and not copies and not wrong and not errors and not misuse and not said and not checkpoint and not tools
+# Files without such tests are not even imported.
+NOT_NUMERIC := --ignore-glob='*triton*' --ignore-glob='*fastpath*' --ignore=tests/kernels/stub
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
 help: ## this list
@@ -37,11 +41,14 @@ $(VENV)/docs.stamp: $(VENV)/compare.stamp
 	@$(PIP) sphinx myst-parser furo
 	@touch $@
 
+# Types are checked while pip waits for the network; `make test` then finds mypy's cache.
 $(VENV)/test.stamp: $(VENV)/docs.stamp
 	@echo "Installing the checkers ..."
-	@$(PIP) pytest pytest-xdist hypothesis expecttest ruff mypy pre-commit
-	@$(PIP) torchvision timm transformers onnx onnxruntime onnxscript tensorboard
-	@$(PIP) pandas pyarrow playwright matplotlib triton mini-racer
+	@$(PIP) pytest pytest-xdist hypothesis expecttest ruff mypy
+	@$(BIN)/mypy > /dev/null 2>&1 & types=$$!; \
+	$(PIP) torchvision timm transformers onnx onnxruntime onnxscript tensorboard && \
+	$(PIP) pandas pyarrow playwright matplotlib triton mini-racer; installed=$$?; \
+	wait $$types; exit $$installed
 	@touch $@
 
 compare: $(VENV)/compare.stamp ## compare the normalizations on built-in data and write report/index.html
@@ -57,7 +64,7 @@ test: $(VENV)/test.stamp ## lint, types and tests
 	@echo "All tests, in two processes ..."
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 	@echo "Tests of the kernels and layers once more, with $(LESSER_ISA) ..."
-	OMP_NUM_THREADS=1 NORMKIT_ISA=$(LESSER_ISA) $(BIN)/pytest -n 2 --dist worksteal tests/kernels tests/layers tests/test_contract.py -k '$(NUMERIC)'
+	OMP_NUM_THREADS=1 NORMKIT_ISA=$(LESSER_ISA) $(BIN)/pytest -n 2 --dist worksteal tests/kernels tests/layers tests/test_contract.py -k '$(NUMERIC)' $(NOT_NUMERIC)
 
 docs: $(VENV)/docs.stamp ## build the documentation site in build/site, in English and Chinese
 	OMP_NUM_THREADS=1 $(BIN)/python docs/site/build.py
