@@ -78,7 +78,7 @@ ORDER: dict[str, list[str]] = {
         *("recalibration", "training", "trials", "watch", "audit_harm", "audit_pages"),
     ],
     "benchmarks.gpu": ["cells", "clock", "layers", "models", "report", "run", "check"],
-    "benchmarks.watch": ["cost", "picture"],
+    "benchmarks.watch": ["cost", "picture", "gallery"],
     "benchmarks.speed": ["measure", "workloads", "peers", "contestants", "oracle", "pictures"],
     "benchmarks.harm": ["experiments", "later_rules", "chinese"],
     "release": ["symbols", "wheels"],

@@ -16,7 +16,7 @@ import torch
 from normkit import build
 from normkit.errors import StateError
 
-CSRC = Path(__file__).parents[1] / "csrc"
+CSRC = Path(__file__).parents[2] / "csrc"
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 FASTPATH = Path(build.__file__).parent / f"_fastpath{SUFFIX}"
 IN_ANOTHER_PROCESS = build._try
