@@ -48,7 +48,9 @@ STABLE = "torch-stable-abi210"
 TEXTS = {
     'import_module("normkit._fastpath")': 'import_module("..._fastpath", __name__)',
     "it was installed from source without a C++ compiler": "this variant of the package has none",
-    "install g++ and reinstall normkit, or install its wheel": "take a variant with compiled kernels, or pip install normkit",
+    "install g++ and reinstall normkit, or install its wheel": (
+        "take a variant with compiled kernels, or pip install normkit"
+    ),
     "; normkit.show_backends() tells more.": ".",
 }
 """What is different in the package."""
