@@ -21,6 +21,7 @@ import torch
 from benchmarks.composed import CASES, ROWS, Case, Side, by_normkit, operands
 from benchmarks.gpu.clock import GpuClock
 from benchmarks.speed.measure import RESULTS, Call, keep_memory, machine, quiet
+from benchmarks.speed.pages import filled
 from normkit.catalog import LANGUAGES, Text
 
 LARGE = (32, 64, 112, 112), (32, 512, 2048)
@@ -91,9 +92,8 @@ def show(results: dict[str, Any]) -> None:
     """Replace the part between the markers of the pages."""
     for lang in LANGUAGES:
         page = RESULTS.parents[1] / "docs" / lang / "engine" / "extras.md"
-        text = page.read_text(encoding="utf-8")
-        before, after = text.split(MARKERS[0])[0], text.split(MARKERS[1])[1]
-        page.write_text(f"{before}{MARKERS[0]}{part(results, lang)}{MARKERS[1]}{after}", encoding="utf-8")
+        text = filled(page.read_text(encoding="utf-8"), part(results, lang), MARKERS)
+        page.write_text(text, encoding="utf-8")
 
 
 def part(results: dict[str, Any], lang: str) -> str:

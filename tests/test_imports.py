@@ -79,7 +79,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "benchmarks.gpu": ["cells", "clock", "layers", "models", "report", "run", "check"],
     "benchmarks.watch": ["cost", "picture", "gallery"],
-    "benchmarks.speed": ["measure", "workloads", "peers", "contestants", "oracle", "pictures"],
+    "benchmarks.speed": ["measure", "pages", "workloads", "peers", "contestants", "oracle", "pictures"],
     "benchmarks.harm": ["experiments", "later_rules", "chinese"],
     "release": ["symbols", "wheels"],
 }

@@ -13,6 +13,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import nn
 
 import normkit
 import zoo
+from benchmarks.speed import pages
 from benchmarks.speed.measure import RESULTS, Call, keep_memory, machine, quiet
 
 TOKENS = ((1, 1), (1, 32), (1, 128), (8, 128))
@@ -57,6 +59,8 @@ CHINESE = {
 
 MARKS = "<!-- folded -->\n", "<!-- /folded -->\n"
 """The lines of a page before and after the table."""
+
+filled = partial(pages.filled, marks=MARKS)
 
 
 def main() -> None:
@@ -99,13 +103,6 @@ def call_of(model: nn.Module, example: Any) -> Call:
 def page_of(lang: str) -> Path:
     """The page that shows the table."""
     return RESULTS.parents[1] / "docs" / lang / "tools" / "fold.md"
-
-
-def filled(page: str, text: str) -> str:
-    """The page with this text between the marks."""
-    before, rest = page.split(MARKS[0])
-    _, after = rest.split(MARKS[1])
-    return before + MARKS[0] + text + MARKS[1] + after
 
 
 def section(content: Mapping[str, Any], lang: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import typer
 
 from benchmarks.speed.measure import RESULTS, machine
+from benchmarks.speed.pages import filled
 from benchmarks.training.simulated import METHODS, Simulation, different, parabola
 
 STEEPNESS, MIDDLE, SPREAD = 0.05, -1.5, 0.01
@@ -98,7 +99,7 @@ def page_of(lang: str) -> Path:
     return DOCS / lang / "compare" / "statistics.md"
 
 
-def filled(page: str, results: dict[str, Any], lang: str) -> str:
+def shown(page: str, results: dict[str, Any], lang: str) -> str:
     """The page with the table of these results: studies with equal seeds, at the steepness of the others."""
     headings = HEADINGS[lang]
     lines = ["| " + " | ".join(headings) + " |", "|" + "--:|" * len(headings)]
@@ -113,8 +114,7 @@ def filled(page: str, results: dict[str, Any], lang: str) -> str:
             runs = f"{row['compare']['runs']:.1f}"
             cells = (case["methods"], case["seeds"], case["apart"], found[0], wrong[0], runs, found[1], wrong[1])
             lines.append("| " + " | ".join(map(str, cells)) + " |")
-    before, _, rest = page.partition(MARKS[0])
-    return before + MARKS[0] + "\n".join(lines) + "\n" + MARKS[1] + rest.partition(MARKS[1])[2]
+    return filled(page, "\n".join(lines) + "\n", MARKS)
 
 
 def main(count: Annotated[int, typer.Option(help="Studies of each case.")] = 100) -> None:
@@ -130,7 +130,7 @@ def main(count: Annotated[int, typer.Option(help="Studies of each case.")] = 100
     (RESULTS / "power.json").write_text(json.dumps(results, indent=1) + "\n")
     for lang in HEADINGS:
         page = page_of(lang)
-        page.write_text(filled(page.read_text(encoding="utf-8"), results, lang), encoding="utf-8")
+        page.write_text(shown(page.read_text(encoding="utf-8"), results, lang), encoding="utf-8")
 
 
 if __name__ == "__main__":

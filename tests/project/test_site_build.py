@@ -8,7 +8,6 @@ import importlib
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -18,17 +17,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import chromium
 import pytest
+from chromium import Open, in_browser
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = ("en", "zh")
 NEEDED = ("sphinx", "myst_parser", "furo", "jinja2")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
-PHONE, DESK = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
+PHONE = {"width": 360, "height": 740}
 TAG = re.compile(r"<(\w+)((?:\s+[\w:@-]+(?:=(?:\"[^\"]*\"|'[^']*'|[^\s>\"']+))?)*)\s*/?>")
 ATTRIBUTE = re.compile(r"([\w:-]+)=(?:\"([^\"]*)\"|'([^']*)')")
 
@@ -171,11 +168,6 @@ def test_pictures_and_languages_have_names(site: Path) -> None:
 
 # In a browser
 
-browser_missing = "" if CHROMIUM and importlib.util.find_spec("playwright") else "no chromium or no playwright"
-in_browser = pytest.mark.skipif(
-    bool(browser_missing) and os.environ.get("NORMKIT_BROWSER") != "1", reason=browser_missing or "a browser is there"
-)
-
 
 @pytest.fixture(scope="module")
 def address(site: Path) -> Iterator[str]:
@@ -195,42 +187,21 @@ def address(site: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if browser_missing:
-        pytest.fail(f"NORMKIT_BROWSER=1 asks for a browser: {browser_missing}")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=[*QUIET])
+    with chromium.started() as started:
         yield started
-        started.close()
-
-
-Open = Callable[..., Any]
 
 
 @pytest.fixture
 def opened(browser: Any, address: str, site: Path) -> Iterator[Open]:
     """Opens a page; at the end nothing may have been asked of another place, and nothing have gone wrong."""
-    contexts, wrong = [], []
+    with chromium.pages(browser, (address, "data:", site.as_uri()), seconds=20) as new_page:
 
-    def open_(path: str, *, size: dict[str, int] = DESK, **options: object) -> Any:
-        context = browser.new_context(viewport=size, **options)
-        contexts.append(context)
-        context.set_default_timeout(20_000)
-        shown = context.new_page()
-        shown.on(
-            "console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None
-        )
-        shown.on("pageerror", lambda error: wrong.append(str(error)))
-        own = (address, "data:", site.as_uri())
-        shown.on("request", lambda asked: None if asked.url.startswith(own) else wrong.append(asked.url))
-        shown.goto(path if ":" in path else f"{address}/{path}")
-        return shown
+        def open_(path: str, **options: object) -> Any:
+            shown = new_page(**options)
+            shown.goto(path if ":" in path else f"{address}/{path}")
+            return shown
 
-    yield open_
-    for context in contexts:
-        context.close()
-    assert wrong == []
+        yield open_
 
 
 # One page of each kind; those with wide tables, long code and long signatures among them.

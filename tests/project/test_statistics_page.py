@@ -11,7 +11,7 @@ from benchmarks.training import power
 def test_the_page_shows_the_last_run(lang: str) -> None:
     results = json.loads((RESULTS / "power.json").read_text(encoding="utf-8"))
     page = power.page_of(lang).read_text(encoding="utf-8")
-    assert power.filled(page, results, lang) == page
+    assert power.shown(page, results, lang) == page
 
 
 def test_a_large_difference_is_found_the_right_way_round() -> None:

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import chromium
 import made_up
 import pytest
+from chromium import DESK, Open
 
 from normkit.study.report.page import page
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-FORCED = os.environ.get("NORMKIT_BROWSER") == "1"
 PHONE = {"width": 375, "height": 800}
-DESK = {"width": 1280, "height": 900}
 
-
-def missing() -> str:
-    if find_spec("playwright") is None:
-        return "playwright is not installed: pip install playwright"
-    return "" if CHROMIUM else "no chromium on the path: install it with the system's package manager"
-
-
-pytestmark = pytest.mark.skipif(bool(missing()) and not FORCED, reason=missing() or "a browser is there")
+pytestmark = chromium.in_browser
 
 
 @pytest.fixture(scope="module")
@@ -42,42 +29,21 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if missing():
-        pytest.fail(f"NORMKIT_BROWSER=1 asks for a browser: {missing()}")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # A container has no sandbox to offer.
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium.started() as started:
         yield started
-        started.close()
-
-
-Open = Callable[..., Any]
 
 
 @pytest.fixture
 def opened(browser: Any, urls: dict[str, str]) -> Iterator[Open]:
     """Opens the page; at the end nothing may have been asked of the network, and nothing have gone wrong."""
-    contexts, wrong = [], []
+    with chromium.pages(browser) as new_page:
 
-    def open_(lang: str = "en", *, size: dict[str, int] = DESK, script: bool = True, **options: object) -> Any:
-        context = browser.new_context(viewport=size, java_script_enabled=script, **options)
-        contexts.append(context)
-        context.set_default_timeout(10_000)
-        shown = context.new_page()
-        shown.on(
-            "console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None
-        )
-        shown.on("pageerror", lambda error: wrong.append(str(error)))
-        shown.on("request", lambda request: None if request.url.startswith("file:") else wrong.append(request.url))
-        shown.goto(urls[lang])
-        return shown
+        def open_(lang: str = "en", *, script: bool = True, **options: object) -> Any:
+            shown = new_page(java_script_enabled=script, **options)
+            shown.goto(urls[lang])
+            return shown
 
-    yield open_
-    for context in contexts:
-        context.close()
-    assert wrong == []
+        yield open_
 
 
 def column(shown: Any, number: int) -> list[str]:

@@ -13,9 +13,9 @@ from normkit.functional.call.precision import Cast
 from normkit.tools.kernelize.layers import PureLayer, is_one
 from normkit.tools.kernelize.report import Kernelized, KernelizeReport
 from normkit.tools.model.info import NormInfo
-from normkit.tools.model.recognise import describe, identity
+from normkit.tools.model.recognise import identity
 from normkit.tools.model.refusal import Refusal, RefusedError, refuse_strictly
-from normkit.tools.model.tree import copy_of, norms
+from normkit.tools.model.tree import norms
 from normkit.tools.model.wrapped import refuse_unready
 
 M = TypeVar("M", bound=nn.Module)
@@ -132,9 +132,7 @@ def _layer_for(module: nn.Module, info: NormInfo) -> PureLayer:
         raise RefusedError("normkit's layer for the hook takes a weight and no bias")
     if info.offset not in (0, 1):
         raise RefusedError(f"it adds {info.offset:g} to its weight, and normkit adds 0 or 1")
-    # In float32 nothing shows where a norm rounds, and the model may be cast later.
-    half = describe(copy_of(module).to(torch.bfloat16))
-    cast: Cast = "before" if half is not None and half.rounds_twice else "after"
+    cast: Cast = "before" if info.rounds_twice else "after"
     return PureLayer(kind, _eps_of(module, info), cast, info.offset == 1, info.gate)
 
 
