@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from benchmarks.show import summary
 from benchmarks.speed import oracle
 from benchmarks.speed.contestants import calls, contestants
 from benchmarks.speed.measure import RESULTS, keep_memory, machine, quiet
+from benchmarks.speed.report import summary
 from benchmarks.speed.workloads import Cell, cells
 from normkit import show_backends
 
@@ -29,7 +29,12 @@ def main(
     least: Annotated[int, typer.Option(help="only cells with at least this number of elements")] = 0,
     most: Annotated[int, typer.Option(help="only cells with at most this number of elements")] = 1 << 62,
     seconds: Annotated[float, typer.Option(help="seconds for each cell")] = 0.4,
-    save: Annotated[Path, typer.Option(help="result file, written after every cell")] = RESULTS / "cpu.json",
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="result file, written after every cell; by default by the instruction set", show_default=False
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="keep what the file has, unless the machine was not quiet")
     ] = False,
@@ -40,6 +45,7 @@ def main(
     every, parts = list(cells()), match.split()
     chosen = [c for c in every if least <= c.elements <= most and all(f" {word}" in f" {c.name}" for word in parts)]
     console = Console(width=160, highlight=False)
+    save = save or RESULTS / f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}.json"
     results: dict[str, Any] = {"machine": machine(), **show_backends().to_dict(), "cells": []}
     if resume and save.exists():
         before = json.loads(save.read_text())
@@ -60,7 +66,7 @@ def main(
         console.print(escape(_line(row)), soft_wrap=True)
     if warm:
         return
-    console.print(summary(results), markup=False, soft_wrap=True)
+    console.print(summary([results]), markup=False, soft_wrap=True)
     errors = {row["name"]: row["error"]["normkit"] for row in results["cells"]}
     wrong = [name for name, error in errors.items() if error is None or error > oracle.BOUND]
     if wrong:
