@@ -23,7 +23,7 @@ from normkit.study.execution.payload import Payload
 from normkit.study.execution.store import Store
 from normkit.study.execution.workers import make_executor
 from normkit.study.execution.workload import Workload
-from normkit.study.outline import _row
+from normkit.study.outline import outline
 from normkit.study.run_study import run_study
 from normkit.study.setup import drawn
 from normkit.study.task import Task
@@ -161,7 +161,7 @@ def test_a_finished_workload_has_nothing_left(trained: list[Trial], tmp_path: Pa
     plan = replace(PLAN, methods=("none", "batch_norm"))
     workload = Workload("task", task(), plan)
     study(tmp_path, [workload])
-    row = _row(Trainer(), workload)
+    (row,) = outline([workload], 1).rows
     assert row.done == row.runs == len({*trained})
     assert row.seconds == 0
 

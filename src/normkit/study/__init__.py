@@ -324,7 +324,7 @@ def _command(
     return (
         f"normkit compare {'' if task is None else f'{_name(task)} '}--methods {','.join(design.methods)} "
         f"--batch-sizes {sizes} --seeds {design.seeds} --trials {design.trials} "
-        # Steps would replace the epochs of a task.
+        # Steps would replace the epochs of a task, or its limit of samples.
         f"{'' if design.steps_by_size else f'--steps {design.steps} '}"
         f"--seed {design.seed}{'' if task and not task.claims else named}{' --full' if full else ''}"
         f"{' --until-resolved' if until_resolved else ''}"

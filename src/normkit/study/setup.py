@@ -25,7 +25,7 @@ from normkit.study.suite.networks import UNFIT
 from normkit.study.task import Task, embedded
 from normkit.study.task.variants import OF_LAYERS, OF_WEIGHTS
 from normkit.study.training.design import Design, design
-from normkit.study.training.rehearsal import rehearse, with_epochs
+from normkit.study.training.rehearsal import rehearse, with_lengths
 from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Options, frozen
 from normkit.tools.model.tree import norms
@@ -66,6 +66,7 @@ def prepared(
         lowest_rate=work.rates[0],
         highest_rate=work.rates[1],
         smallest=work.smallest or 0.01,
+        target_loss=work.target_loss,
         higher_is_better=work.scheme.higher_is_better,
         device=device,
         dtype=dtype,
@@ -77,10 +78,11 @@ def prepared(
             f"batch sizes must be at most {len(work.train)}, the number of samples to train on, "
             f"got {plan.batch_sizes[-1]}: choose smaller ones"
         )
-    if steps is not None and work.max_epochs is not None:
-        work = replace(work, max_epochs=None)
+    if steps is not None:
+        # The steps that are asked for hold at every batch size.
+        work = replace(work, max_epochs=None, max_samples=None)
         plan = replace(plan, steps=steps)
-    plan = with_epochs(work, plan)
+    plan = with_lengths(work, plan)
     notes: Notes = ()
     if task is None:
         _check_buildable(plan.methods)

@@ -11,6 +11,8 @@ from normkit.study.training.trial import Options
 
 DTYPES = ("float32", "float64", "bfloat16")
 MOST_SEEDS = 800
+FEWEST_STEPS = 40
+"""A shorter run has no learning curve."""
 FIRST_PART = 0.1
 """The part of the steps after which rates are discarded."""
 SHORTEST = 200
@@ -27,7 +29,8 @@ class Design:
         methods: "none" first; for each seed all of them have the same weights and the same order of batches.
         batch_sizes: in ascending order.
         seeds, trials, steps, seed: as in `compare`; `trials` is the number of learning rates.
-        target_loss: the training loss that a run should reach, averaged over the last `window` steps.
+        target_loss: the training loss that a run should reach, averaged over the last `window` steps; None for one
+            that is computed from the losses at each batch size.
         window: number of steps over which a training loss is averaged.
         lowest_rate, highest_rate: ends of the range of learning rates; during a run a rate falls to 0 along a half
             cosine.
@@ -54,7 +57,7 @@ class Design:
     trials: int
     steps: int
     seed: int = 0
-    target_loss: float = 0.5
+    target_loss: float | None = 0.5
     window: int = 20
     lowest_rate: float = 1e-3
     highest_rate: float = 1.0
@@ -191,7 +194,7 @@ def mistakes(batch_sizes: tuple[int, ...], seeds: int, trials: int, steps: int, 
     lowest = {
         "seeds": (seeds, 2, "an interval needs two"),
         "trials": (trials, 3, "the best of two is always at an end of the range"),
-        "steps": (steps, 40, "a shorter run has no learning curve"),
+        "steps": (steps, FEWEST_STEPS, "a shorter run has no learning curve"),
         "seed": (seed, 0, "a random generator takes no negative seed"),
     }
     found = [

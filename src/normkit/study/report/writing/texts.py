@@ -288,6 +288,7 @@ TEXTS: Mapping[str, Text] = {
         ("col.batch", "Batch", "批量"),
         ("col.verdict", "Standing", "位次"),
         ("col.steps", "Steps to loss {target:g}", "损失降到 {target:g} 的步数"),
+        ("col.steps.target", "Steps to target loss", "达到目标损失的步数"),
         ("col.gap", "Train/eval gap", "训练/推理差距"),
         ("col.time", "Time of a step", "每步时间"),
         ("col.ratio", "Relative to no norm", "相对无归一化"),
