@@ -220,7 +220,8 @@ def cells(
 def _halfway(design: Design, found: Sequence[Cell]) -> float | None:
     """A training loss that suits losses of any scale, for the cells of a batch size.
 
-    None if no method learned anything. It is halfway from the mean loss of the first step to the lowest mean loss of a method in the last steps.
+    It is halfway from the mean loss of the first step to the lowest mean loss of a method in the last steps. None if no
+    method learned anything.
     """
     starts = [run.losses[0] for cell in found for run in cell.runs if run.losses and math.isfinite(run.losses[0])]
     ends = [

@@ -47,10 +47,14 @@ def deep(full: bool) -> Workload:
     variants = ("none", "none:init", "batch_norm", "batch_norm:last", "batch_norm:after", "layer_norm", "weight_norm")
     build = partial(with_placement, channels=DEEP, images=data.digits((800, 200, 797), 0.2)[0][0][:64])
     task = _digits("deep convolutional net", build)
-    seeds = 16 if full else 8
-    return Workload(
-        "deep", task, Design((*variants, "weight_norm:init"), (16,), seeds, 7, 200, target_loss=1.0, choose="training")
+    design = Design(
+        *((*variants, "weight_norm:init"), (16,), 16 if full else 8, 5, 200),
+        target_loss=1.0,
+        lowest_rate=10**-2.5,
+        highest_rate=10**-0.5,
+        choose="training",
     )
+    return Workload("deep", task, design)
 
 
 def rates(full: bool) -> Workload:
@@ -58,7 +62,13 @@ def rates(full: bool) -> Workload:
     variants = ("none", "batch_norm", "group_norm")
     runs = 20 if full else 10
     design = Design(
-        variants, (16,), 0, 9, 100, lowest_rate=1e-3, highest_rate=10.0, choose="training", tuning_runs=runs
+        *(variants, (16,), 0, 7, 100),
+        lowest_rate=1e-2,
+        highest_rate=10.0,
+        choose="training",
+        tuning_runs=runs,
+        # Equal batches of trials, because a step is recorded for each number of copies.
+        stack=35,
     )
     return Workload("rates", _digits("deep convolutional net", partial(convnet, channels=DEEP)), design)
 
@@ -76,8 +86,8 @@ def mlp_at(batch_size: int, full: bool) -> Workload:
 def noise(full: bool) -> Workload:
     """Few images, a large batch, and statistics over parts of it."""
     task = _digits("few images", partial(convnet, channels=FLAT), train=300)
-    variants = ("batch_norm", "batch_norm:ghost-4", "batch_norm:ghost-16", "batch_norm:dropout-0.1")
-    design = Design(variants, (64,), 24 if full else 12, 5, 150, lowest_rate=1e-2)
+    variants = ("batch_norm", "batch_norm:ghost-16", "batch_norm:dropout-0.1")
+    design = Design(variants, (64,), 24 if full else 12, 4, 150, lowest_rate=0.1, highest_rate=10**0.5)
     return Workload("noise", task, design)
 
 
