@@ -25,7 +25,7 @@ from normkit.study.suite.networks import UNFIT
 from normkit.study.task import Task, embedded
 from normkit.study.task.variants import OF_LAYERS, OF_WEIGHTS
 from normkit.study.training.design import Design, design
-from normkit.study.training.rehearsal import rehearse, with_lengths
+from normkit.study.training.rehearsal import rehearse, with_epochs
 from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Options, frozen
 from normkit.tools.model.tree import norms
@@ -42,7 +42,7 @@ def prepared(
     methods: Sequence[str] | None,
     batch_sizes: Sequence[int],
     seeds: int,
-    trials: int,
+    trials: int | None,
     steps: int | None,
     claims: Sequence[str] | bool | None,
     full: bool,
@@ -59,7 +59,8 @@ def prepared(
     usual = embedded.METHODS if task is None else task.methods or OWN_METHODS
     asked = tuple(methods) if methods is not None else usual
     length = work.max_steps if steps is None else steps
-    plan = design(asked, tuple(batch_sizes), seeds, trials, length if work.max_epochs is None else 40, seed)
+    count = work.trials if trials is None else trials
+    plan = design(asked, tuple(batch_sizes), seeds, count, length if work.max_epochs is None else 40, seed)
     work = work.read(length * plan.batch_sizes[-1] * work.accumulate)
     plan = replace(
         plan,
@@ -70,7 +71,7 @@ def prepared(
         higher_is_better=work.scheme.higher_is_better,
         device=device,
         dtype=dtype,
-        options=drawn(work.search, trials, seed),
+        options=drawn(work.search, count, seed),
         confirm=True,
     )
     if plan.batch_sizes[-1] > len(work.train):
@@ -78,11 +79,10 @@ def prepared(
             f"batch sizes must be at most {len(work.train)}, the number of samples to train on, "
             f"got {plan.batch_sizes[-1]}: choose smaller ones"
         )
-    if steps is not None:
-        # The steps that are asked for hold at every batch size.
-        work = replace(work, max_epochs=None, max_samples=None)
+    if steps is not None and work.max_epochs is not None:
+        work = replace(work, max_epochs=None)
         plan = replace(plan, steps=steps)
-    plan = with_lengths(work, plan)
+    plan = with_epochs(work, plan)
     notes: Notes = ()
     if task is None:
         _check_buildable(plan.methods)

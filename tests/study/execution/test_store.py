@@ -75,7 +75,7 @@ def test_a_store_finds_what_others_add_and_reads_each_run_once(tmp_path: Path, m
         return run
 
     others = [replace(TRIAL, seed=seed) for seed in range(100, 105)]
-    path = str(tmp_path / "study.sqlite3")
+    path = tmp_path / "study.sqlite3"
     with opened(path) as one, opened(path) as two:
         one.add(RUN)
         for trial in others:

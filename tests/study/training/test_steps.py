@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 import normkit
 from normkit.errors import ArgumentError
-from normkit.study.report.writing import rules
 from normkit.study.task import Task
 from normkit.study.task.recipe import factors
 from normkit.study.training.design import Design
@@ -136,18 +135,6 @@ def test_epochs_give_each_batch_size_its_steps() -> None:
     assert len(run.losses) == 60
     with pytest.raises(ArgumentError, match=r"max_epochs must give at least 40 steps, got 1 epochs .* 10 steps"):
         prepared(task(max_epochs=1), methods=["LN"], batch_sizes=[2, 8])
-
-
-def test_a_limit_of_samples_shortens_runs_of_large_batches() -> None:
-    work = task(max_steps=120, max_samples=640)
-    (workload,), _ = prepared(work, methods=["LN"], batch_sizes=[4, 8, 40], steps=None)
-    assert [workload.design.steps_at(size) for size in (4, 8, 40)] == [120, 80, 40]
-    text = next(text for heading, text in rules.rules(workload.design, workload.task) if heading == "Tuning")
-    assert "120 steps at batch size 4, 80 steps at batch size 8 and 40 steps at batch size 40" in text
-    (workload,), _ = prepared(work, methods=["LN"], batch_sizes=[4, 8], steps=60)
-    assert [workload.design.steps_at(size) for size in (4, 8)] == [60, 60]
-    with pytest.raises(ArgumentError, match=r"max_samples must be at least 1, got 0"):
-        task(max_samples=0)
 
 
 def test_a_scheduler_of_the_optimizer_makes_its_steps() -> None:

@@ -99,8 +99,7 @@ class Task:
         claims: ids of claims of the catalog to measure in addition, if `compare` names no methods.
         target_loss: the training loss to which steps are counted; by default, at each batch size, halfway from the
             loss at the start to the lowest at the end.
-        max_samples: largest number of training samples that a run processes: where `max_steps` steps would process
-            more, because the batch is large, a run is shorter, though not below 40 steps.
+        trials: number of learning rates to try for each method at each batch size, evenly spaced in log.
 
     Raises:
         ArgumentError: data that are empty or no data set, a model that is not a function, or an option out of range.
@@ -151,7 +150,7 @@ class Task:
     methods: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
     target_loss: float | None = None
-    max_samples: int | None = None
+    trials: int = 7
 
     def __post_init__(self) -> None:
         if self.arms is None and (not callable(self.model) or isinstance(self.model, nn.Module)):
@@ -367,7 +366,7 @@ class Task:
 
 _WITHOUT_EFFECT = (
     *("name", "description", "origin", "metric_name", "share", "smallest", "max_steps", "max_epochs", "samples"),
-    *("target_loss", "evaluation_batch"),
+    *("target_loss", "trials", "evaluation_batch"),
     # A trial has its own method, rate and options.
     *("methods", "claims", "rates", "search"),
 )

@@ -11,8 +11,6 @@ from normkit.study.training.trial import Options
 
 DTYPES = ("float32", "float64", "bfloat16")
 MOST_SEEDS = 800
-FEWEST_STEPS = 40
-"""A shorter run has no learning curve."""
 FIRST_PART = 0.1
 """The part of the steps after which rates are discarded."""
 SHORTEST = 200
@@ -194,7 +192,7 @@ def mistakes(batch_sizes: tuple[int, ...], seeds: int, trials: int, steps: int, 
     lowest = {
         "seeds": (seeds, 2, "an interval needs two"),
         "trials": (trials, 3, "the best of two is always at an end of the range"),
-        "steps": (steps, FEWEST_STEPS, "a shorter run has no learning curve"),
+        "steps": (steps, 40, "a shorter run has no learning curve"),
         "seed": (seed, 0, "a random generator takes no negative seed"),
     }
     found = [

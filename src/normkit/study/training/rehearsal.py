@@ -19,7 +19,7 @@ from normkit.study.task.recipe import PerEpoch, factors, steps_of
 from normkit.study.task.variants import OF_WEIGHTS
 from normkit.study.training.copies.optimizers import Made, check_length, made, parameters_of
 from normkit.study.training.copies.replicas import Separate
-from normkit.study.training.design import FEWEST_STEPS, Design
+from normkit.study.training.design import Design
 from normkit.study.training.placement import autocast, model_of, to_device
 from normkit.study.training.steps import batch_of
 
@@ -169,24 +169,20 @@ def _try_step(task: Task, design: Design) -> None:
         measure(task, copy.deepcopy(copies.models[0]), some, task.evaluation_batch or 8, lambda b: to_device(design, b))
 
 
-def with_lengths(task: Task, design: Design) -> Design:
-    """The design with the steps at each batch size, if the task counts epochs or limits the samples; else itself.
+def with_epochs(task: Task, design: Design) -> Design:
+    """The design with the steps of the task's epochs at each batch size; itself if the task counts steps.
 
     Raises:
         ArgumentError: fewer than 40 steps at a batch size.
     """
     if task.max_epochs is None:
-        if task.max_samples is None:
-            return design
-        most = task.max_samples // task.accumulate
-        each = tuple((size, min(design.steps, max(FEWEST_STEPS, most // size))) for size in design.batch_sizes)
-        return replace(design, steps=max(steps for _, steps in each), steps_by_size=each)
+        return design
     steps = {size: steps_of(len(task.train), size, task.max_epochs, task.accumulate) for size in design.batch_sizes}
     for size, count in steps.items():
-        if count < FEWEST_STEPS:
+        if count < 40:
             raise ArgumentError(
-                f"max_epochs must give at least {FEWEST_STEPS} steps, got {task.max_epochs:g} epochs of "
-                f"{len(task.train)} samples, {count} steps at batch size {size}: a shorter run has no learning curve; "
-                "choose more or smaller batches"
+                f"max_epochs must give at least 40 steps, got {task.max_epochs:g} epochs of {len(task.train)} samples, "
+                f"{count} steps at batch size {size}: a shorter run has no learning curve; choose more or smaller "
+                "batches"
             )
     return replace(design, steps=max(steps.values()), steps_by_size=tuple(steps.items()))

@@ -112,10 +112,6 @@ def _tuning(design: Design, task: Task) -> tuple[Text, Text]:
 
 def _length(design: Design, task: Task) -> Text:
     """How long a run is."""
-    if task.max_epochs is None and design.steps_by_size:
-        each = [f"{steps} steps at batch size {size}" for size, steps in design.steps_by_size]
-        each_zh = [f"批量 {size} 时 {steps} 步" for size, steps in design.steps_by_size]
-        return Text(" and ".join(filter(None, (", ".join(each[:-1]), each[-1]))), "，".join(each_zh))
     if task.max_epochs is None:
         return Text(f"{design.steps} steps", f" {design.steps} 步")
     return Text(f"{task.max_epochs:g} epochs", f" {task.max_epochs:g} 轮")
