@@ -79,7 +79,12 @@ def mlp_at(batch_size: int, full: bool) -> Workload:
     build = partial(mlp, inputs=64, width=96, depth=4)
     task = _digits("perceptron", build, noise=0.3)
     asked = variants.get(batch_size, ("batch_norm", "group_norm"))
-    design = Design(asked, (batch_size,), 16 if full else 8, 6, SAMPLES // batch_size, highest_rate=0.3162)
+    lowest = 1e-2 if batch_size == MLP_BATCHES[-1] else 1e-3
+    design = Design(
+        *(asked, (batch_size,), 16 if full else 8, 4, SAMPLES // batch_size),
+        lowest_rate=lowest,
+        highest_rate=lowest * 10**1.5,
+    )
     return Workload(f"mlp-{batch_size}", task, design)
 
 
@@ -97,14 +102,15 @@ def sequence(batch_size: int, full: bool) -> Workload:
     variants = ("none", "batch_norm", "layer_norm", *(("batch_norm:each-step",) if full else ()))
     build = partial(recurrent, inputs=8, width=48, steps=8)
     task = Task(None, train, test, validation=validation, arms=build, name="recurrent net")
-    steps = {4: 600, 32: 200}[batch_size]
-    return Workload(f"sequence-{batch_size}", task, Design(variants, (batch_size,), 16 if full else 8, 6, steps))
+    steps, lowest, highest = {4: (600, 10**-2.4, 10**-0.6), 32: (200, 10**-1.8, 1.0)}[batch_size]
+    design = Design(variants, (batch_size,), 16 if full else 8, 4, steps, lowest_rate=lowest, highest_rate=highest)
+    return Workload(f"sequence-{batch_size}", task, design)
 
 
 def text(full: bool) -> Workload:
     """The next character of Python's standard library, by a recurrent net."""
     design = Design(
-        ("batch_norm", "layer_norm"), (8,), 12 if full else 6, 4, 250, lowest_rate=3.162e-2, stack=16, smallest=0.05
+        ("batch_norm", "layer_norm"), (8,), 12 if full else 6, 3, 250, lowest_rate=0.1, stack=16, smallest=0.05
     )
     return Workload("text", _text(partial(characters, width=64, steps=24)), design)
 
@@ -135,7 +141,7 @@ def contrast(full: bool) -> Workload:
     variants = ("batch_norm", "layer_norm", "instance_norm")
     build = partial(convnet, channels=SMALL, classes=6, padding="replicate")
     task = Task(None, train, test, validation=validation, arms=build, name="classes by contrast")
-    return Workload("contrast", task, Design(variants, (16,), 12 if full else 6, 6, 150))
+    return Workload("contrast", task, Design(variants, (16,), 12 if full else 6, 4, 150, lowest_rate=10**-1.8))
 
 
 def groups(width: int, full: bool) -> Workload:
@@ -160,7 +166,8 @@ def stylizer(style: str, full: bool) -> Workload:
         smallest=0.05,
         name=f"stylizer, {style}",
     )
-    design = Design(("batch_norm", "instance_norm"), (8,), 12 if full else 6, 6, 150, lowest_rate=1e-4)
+    methods = ("batch_norm", "instance_norm")
+    design = Design(methods, (8,), 12 if full else 6, 4, 150, lowest_rate=10**-3.2, highest_rate=10**-0.8)
     return Workload(f"stylizer-{style}", task, design)
 
 
@@ -180,7 +187,7 @@ def responses(full: bool) -> Workload:
     task = _digits("responses", partial(convnet, channels=FLAT))
     probe = partial(probes.channel_distance, images=task.test.data[0][:64])
     variants, seeds = ("layer_norm2d", "global_response_norm"), 16 if full else 8
-    design = Design(variants, (16,), seeds, 5, 120, lowest_rate=1e-2)
+    design = Design(variants, (16,), seeds, 4, 120, lowest_rate=1e-2, highest_rate=10**-0.5)
     return Workload("responses", replace(task, probe=probe), design)
 
 
@@ -208,7 +215,7 @@ def spectral(full: bool) -> Workload:
     """A perceptron with plain weights and with bounded ones."""
     task = _digits("bounded weights", partial(mlp, inputs=64, width=96, depth=4))
     probe = partial(probes.steepness, images=task.test.data[0][:64])
-    design = Design(("none", "spectral_norm"), (32,), 16 if full else 8, 5, 100, lowest_rate=1e-2, tuning_runs=1)
+    design = Design(("none", "spectral_norm"), (32,), 16 if full else 8, 4, 100, lowest_rate=10**-1.5, tuning_runs=1)
     return Workload("spectral", replace(task, probe=probe), design)
 
 
