@@ -178,7 +178,14 @@ def small(batch_size: int, full: bool) -> Workload:
     task = _digits("few positions", partial(convnet, channels=FEW))
     probe = partial(probes.of_statistics, images=task.test.data[0])
     steps, seeds = FEWER_SAMPLES // batch_size, 12 if full else 6
-    design = Design(tuple(variants), (batch_size,), seeds, 4, steps, target_loss=1.0, lowest_rate=1e-2, tuning_runs=1)
+    lowest = 1e-2 if batch_size == LARGER else 10 ** (-8 / 3)
+    design = Design(
+        *(tuple(variants), (batch_size,), seeds, 4, steps),
+        target_loss=1.0,
+        lowest_rate=lowest,
+        highest_rate=100 * lowest,
+        tuning_runs=1,
+    )
     return Workload(f"small-{batch_size}", replace(task, probe=probe), design)
 
 
