@@ -18,8 +18,8 @@ from normkit.study.training.design import FIRST_PART
 from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Trial
 
-STEPS = 5
-"""Steps of a short training, from which the time of a full one is estimated."""
+STEPS = 4
+"""The difference in steps between two short trainings, from which the time of a full one is estimated."""
 
 
 @dataclass(frozen=True)
@@ -130,18 +130,21 @@ class _Clock:
     def _measured(self, workload: Workload, trials: Sequence[Trial]) -> tuple[float, float]:
         """Seconds of a run: those spent once, mostly on evaluation, and those of each step."""
         task, design = workload.task, replace(workload.design, steps=1, steps_by_size=())
-        # Evaluation takes a time for each copy, so two are enough.
-        few = trials[:2]
-        runs = self.trainer.execute(task, design, few)
+        # Evaluation takes a time for each copy, so two are enough. The first call takes longer than any other.
+        for _ in range(2):
+            runs = self.trainer.execute(task, design, trials[:2])
         if any(run.state == "failed" for run in runs):
             return math.nan, math.nan
         need = self.trainer.needs[id(task), trials[0].method, trials[0].batch_size]
         trials = trials[: need.sizes(len(trials), self.trainer.budget[design.device]).copies]
         stacked = len(trials) > 1 and self.trainer.stacks(task, trials[0].method, trials[0].batch_size)
         trials = trials if stacked else trials[:1]
-        start = time.perf_counter()
-        self.trainer.fit(task, replace(design, steps=STEPS), trials, stacked)
-        return runs[0].seconds, (time.perf_counter() - start) / (STEPS * len(trials))
+        took = []
+        for steps in (1, 1 + STEPS):
+            start = time.perf_counter()
+            self.trainer.fit(task, replace(design, steps=steps), trials, stacked)
+            took.append(time.perf_counter() - start)
+        return runs[0].seconds, max(0.0, took[1] - took[0]) / (STEPS * len(trials))
 
 
 def _network(task: Task) -> object:
