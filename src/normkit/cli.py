@@ -146,7 +146,9 @@ def compare(
         map(str, _COMPARE["batch_sizes"])
     ),
     seeds: Annotated[int, _trained(help="Training runs for each result.")] = _COMPARE["seeds"],
-    trials: Annotated[int, _trained(help="Learning rates tried for each method.")] = _COMPARE["trials"],
+    trials: Annotated[
+        int | None, _trained(help="Learning rates tried for each method.", show_default="the task's")
+    ] = _COMPARE["trials"],
     discard: Annotated[
         bool | None,
         _trained("--discard/--no-discard", help="Discard learning rates early.", show_default="if it saves time"),

@@ -132,7 +132,7 @@ def test_the_comparison_is_finished_and_reported_before_the_claims(
     assert not any(stage.startswith("claims") for stage in stages[: stages.index("timing")])
 
 
-def test_a_long_study_has_a_page_when_half_of_the_seeds_are_measured(
+def test_a_long_study_has_a_page_when_a_third_of_the_seeds_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def execute(_: Trainer, task: Task, plan: design.Design, trials: Sequence[Trial]) -> list[Run]:
@@ -158,14 +158,14 @@ def test_a_long_study_has_a_page_when_half_of_the_seeds_are_measured(
     assert not pages, "a short study has one page"
     monkeypatch.setattr(scheduler, "LONG", 0.0)
     found = run(8)
-    assert not pages, "half of the seeds were measured before"
-    found = run(20)
+    assert not pages, "a third of the seeds were measured before"
+    found = run(30)
     (early,) = pages
-    assert (early.preliminary, early.complete, early.looks[-1].seeds) == (True, False, 20)
+    assert (early.preliminary, early.complete, early.looks[-1].seeds) == (True, False, 30)
     assert {len(cell.runs) for cell in early.cells} == {10}
     assert (found.preliminary, found.complete) == (False, True)
-    assert {len(cell.runs) for cell in found.cells} == {20}
-    assert said == [f"Half of the seeds are measured, for a preliminary report: {tmp_path / 'index.html'}"]
+    assert {len(cell.runs) for cell in found.cells} == {30}
+    assert said == [f"A third of the seeds are measured, for a preliminary report: {tmp_path / 'index.html'}"]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +21,13 @@ from normkit import study
 from normkit.cli import app
 from normkit.errors import ArgumentError
 from normkit.study import outline, setup
+from normkit.study.execution.workload import Workload
 from normkit.study.suite import networks
 from normkit.study.task import Task, embedded
 from normkit.study.training import design
+from normkit.study.training.design import Design
+from normkit.study.training.trainer import Trainer
+from normkit.study.training.trial import Run, Trial
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -173,6 +178,23 @@ def test_the_plan_is_timed_on_one_thread_as_the_workers_train() -> None:
     finally:
         torch.set_num_threads(before)
     assert seen == {1}
+
+
+def test_workloads_with_the_same_network_are_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[int] = []
+    execute = Trainer.execute
+
+    def counted(self: Trainer, task: Task, plan: Design, trials: Sequence[Trial]) -> list[Run]:
+        trained.append(task.arms.keywords["width"])  # type: ignore[union-attr]
+        return execute(self, task, plan, trials)
+
+    monkeypatch.setattr(Trainer, "execute", counted)
+    plan = Design(("layer_norm",), (8,), 2, 3, 40, lowest_rate=1e-2, highest_rate=0.1)
+    tasks = [embedded.characters(1, width, optimizer) for width in (16, 32) for optimizer in ("adamw", "sgd")]
+    rows = outline.outline([Workload(f"{i}", task, plan) for i, task in enumerate(tasks)], 1).rows
+    assert trained == [16, 16, 32, 32]
+    assert rows[0].seconds == rows[1].seconds > 0
+    assert rows[2].seconds == rows[3].seconds > 0
 
 
 def test_methods_beyond_the_usual_ones_are_trained_where_they_are_named(tmp_path: Path) -> None:

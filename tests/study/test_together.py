@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from normkit.errors import ArgumentError
 from normkit.study import _command
-from normkit.study.analysis.cells import Cell
+from normkit.study.analysis.cells import Cell, cells
 from normkit.study.analysis.sensitivity import sensitivity
 from normkit.study.claims import SUITE
 from normkit.study.claims.experiment import Experiment
@@ -23,7 +23,7 @@ from normkit.study.execution.payload import Payload
 from normkit.study.execution.store import Store
 from normkit.study.execution.workers import make_executor
 from normkit.study.execution.workload import Workload
-from normkit.study.outline import _row
+from normkit.study.outline import outline
 from normkit.study.run_study import run_study
 from normkit.study.setup import drawn
 from normkit.study.task import Task
@@ -161,7 +161,7 @@ def test_a_finished_workload_has_nothing_left(trained: list[Trial], tmp_path: Pa
     plan = replace(PLAN, methods=("none", "batch_norm"))
     workload = Workload("task", task(), plan)
     study(tmp_path, [workload])
-    row = _row(Trainer(), workload)
+    (row,) = outline([workload], 1).rows
     assert row.done == row.runs == len({*trained})
     assert row.seconds == 0
 
@@ -192,6 +192,26 @@ def test_steps_that_did_not_suffice_are_those_of_the_batch_size() -> None:
     trial = Trial("measure", "none", 8, 0.1, 100)
     cell = Cell("none", 8, plan, (), (Run(trial, "trained", losses=(2.0,) * 100),))
     assert cell.median_steps == (100.0, True)
+
+
+def test_a_target_suits_the_scale_of_the_loss() -> None:
+    """Halfway from the mean of the first losses, (8 + 12) / 2, to the lowest mean of the last ones, 2."""
+    plan = replace(PLAN, methods=("none", "batch_norm"), steps=100, target_loss=None, window=20, seeds=2)
+    runs = {}
+    for method, end in (("none", 4.0), ("batch_norm", 2.0)):
+        tune = [Trial("tune", method, 8, rate, seed) for rate in plan.rates for seed in plan.tuning_seeds]
+        runs |= {t: Run(t, "trained", losses=(10.0,) + (end,) * 99, validation_error=t.rate) for t in tune}
+        for seed, first in zip(plan.evaluation_seeds, (8.0, 12.0), strict=True):
+            t = Trial("measure", method, 8, plan.rates[0], seed)
+            runs[t] = Run(t, "trained", losses=(first,) * 40 + (end,) * 60, test_error=0.1)
+    table = cells(plan, runs, {})
+    assert {cell.target for cell in table.values()} == {6.0}
+    # 8 (20 - k) + 4 k <= 6 * 20 from k = 10 on; 12, 4: 15; with an end of 2: 7 and 12.
+    assert table["none", 8].steps == (50, 55)
+    assert table["batch_norm", 8].steps == (47, 52)
+    flat = {t: replace(run, losses=(10.0,) * 100) for t, run in runs.items()}
+    assert all((cell.target, cell.steps) == (None, ()) for cell in cells(plan, flat, {}).values())
+    assert cells(replace(plan, target_loss=2.5), runs, {})["none", 8].target == 2.5
 
 
 def step(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

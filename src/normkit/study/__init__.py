@@ -44,7 +44,7 @@ def compare(
     methods: Sequence[str] | None = None,
     batch_sizes: Sequence[int] = (2, 32),
     seeds: int = 10,
-    trials: int = 7,
+    trials: int | None = None,
     steps: int | None = None,
     claims: Sequence[str] | bool | None = None,
     full: bool = False,
@@ -78,7 +78,8 @@ def compare(
         batch_sizes: samples per training step, at most the number of training samples; everything is measured at
             each of them.
         seeds: evaluation runs of every method at every batch size.
-        trials: learning rates tried for every method at every batch size, on separate seeds.
+        trials: learning rates tried for every method at every batch size, on separate seeds; by default those of the
+            task: 7 of your own, unless it says another number, and 6 of the built-in digits.
         steps: training steps of one run; by default those of the task.
         claims: ids of the claims to measure in addition to the comparison, such as ["BN-4"], True for all of them,
             False for none; by default all of them, but none if methods or a task are given. A claim is measured with

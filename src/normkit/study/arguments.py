@@ -24,7 +24,7 @@ def check(
     methods: Sequence[str] | None,
     batch_sizes: Sequence[int],
     seeds: int,
-    trials: int,
+    trials: int | None,
     steps: int | None,
     claims: Sequence[str] | bool | None,
     minutes: float | None,
@@ -60,7 +60,7 @@ def check(
         partial(check_executor, executor, address),
         partial(check_language, lang),
     ]
-    numbers = mistakes(tuple(batch_sizes), seeds, trials, 40 if steps is None else steps, seed)
+    numbers = mistakes(tuple(batch_sizes), seeds, 3 if trials is None else trials, 40 if steps is None else steps, seed)
     found = [*numbers, *(message for each in checks for message in _messages(each))]
     if len(found) == 1:
         raise ArgumentError(found[0])

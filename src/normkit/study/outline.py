@@ -6,18 +6,20 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from normkit.study.execution.workers.pool import one_thread
 from normkit.study.execution.workload import Workload
 from normkit.study.report.writing import formatting
+from normkit.study.task import Task
 from normkit.study.training.design import FIRST_PART
 from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Trial
 
-SHORT, LONG = 3, 9
-"""Steps of two short trainings, from which the time of a full one is estimated."""
+STEPS = 4
+"""The difference in steps between two short trainings, from which the time of a full one is estimated."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,13 @@ def outline(workloads: Sequence[Workload], workers: int) -> Outline:
         workloads: the workloads of the study.
         workers: number of processes that share the work.
     """
-    trainer = Trainer()
+    clock = _Clock()
     with one_thread():  # as in the workers
-        rows = tuple(_row(trainer, workload) for workload in workloads)
+        rows = tuple(_row(clock, workload) for workload in workloads)
     return Outline(rows, workers, sum(row.seconds for row in rows) / workers)
 
 
-def _row(trainer: Trainer, workload: Workload) -> Row:
+def _row(clock: _Clock, workload: Workload) -> Row:
     design = workload.design
     each = design.runs // (len(design.methods) * len(design.batch_sizes))
     done = sum(run.state != "failed" for run in workload.own_runs)
@@ -94,7 +96,7 @@ def _row(trainer: Trainer, workload: Workload) -> Row:
     sizes = design.batch_sizes if share else ()
     if design.discards:
         each -= round(design.trials * (1 - FIRST_PART)) * design.tuning_runs
-    seconds = sum(len(design.methods) * each * _seconds(trainer, workload, size) for size in sizes)
+    seconds = sum(len(design.methods) * each * clock.seconds(workload, size) for size in sizes)
     return Row(
         workload=workload.name,
         task=workload.task.name,
@@ -107,19 +109,47 @@ def _row(trainer: Trainer, workload: Workload) -> Row:
     )
 
 
-def _seconds(trainer: Trainer, workload: Workload, batch_size: int) -> float:
-    """Time of one run in a batch of trials, measured on the last method, which has a norm."""
-    method = workload.design.methods[-1]
-    wanted = (trial for trial in workload.all_rates() if (trial.method, trial.batch_size) == (method, batch_size))
-    trials = list(islice(wanted, workload.design.stack))
-    _timed(trainer, workload, trials, SHORT)
-    first, second = _timed(trainer, workload, trials, SHORT), _timed(trainer, workload, trials, LONG)
-    slope = max(0.0, second - first) / (LONG - SHORT)
-    return (first + slope * (workload.design.steps_at(batch_size) - SHORT)) / len(trials)
+class _Clock:
+    """Estimates the time of runs from a few steps; workloads that train the same network share a measurement."""
+
+    def __init__(self) -> None:
+        self.trainer = Trainer()
+        self.known: dict[object, tuple[float, float]] = {}
+
+    def seconds(self, workload: Workload, batch_size: int) -> float:
+        """Time of one run in a batch of trials, measured on the last method, which has a norm."""
+        method = workload.design.methods[-1]
+        wanted = (trial for trial in workload.all_rates() if (trial.method, trial.batch_size) == (method, batch_size))
+        trials = list(islice(wanted, workload.design.stack))
+        key = (_network(workload.task), method, batch_size, len(trials))
+        if key not in self.known:
+            self.known[key] = self._measured(workload, trials)
+        once, step = self.known[key]
+        return once + step * workload.design.steps_at(batch_size)
+
+    def _measured(self, workload: Workload, trials: Sequence[Trial]) -> tuple[float, float]:
+        """Seconds of a run: those spent once, mostly on evaluation, and those of each step."""
+        task, design = workload.task, replace(workload.design, steps=1, steps_by_size=())
+        # Evaluation takes a time for each copy, so two are enough. The first call takes longer than any other.
+        for _ in range(2):
+            runs = self.trainer.execute(task, design, trials[:2])
+        if any(run.state == "failed" for run in runs):
+            return math.nan, math.nan
+        need = self.trainer.needs[id(task), trials[0].method, trials[0].batch_size]
+        trials = trials[: need.sizes(len(trials), self.trainer.budget[design.device]).copies]
+        stacked = len(trials) > 1 and self.trainer.stacks(task, trials[0].method, trials[0].batch_size)
+        trials = trials if stacked else trials[:1]
+        took = []
+        for steps in (1, 1 + STEPS):
+            start = time.perf_counter()
+            self.trainer.fit(task, replace(design, steps=steps), trials, stacked)
+            took.append(time.perf_counter() - start)
+        return runs[0].seconds, max(0.0, took[1] - took[0]) / (STEPS * len(trials))
 
 
-def _timed(trainer: Trainer, workload: Workload, trials: Sequence[Trial], steps: int) -> float:
-    start = time.perf_counter()
-    runs = trainer.execute(workload.task, replace(workload.design, steps=steps, steps_by_size=()), trials)
-    failed = next((run for run in runs if run.state == "failed"), None)
-    return math.nan if failed else time.perf_counter() - start
+def _network(task: Task) -> object:
+    """Equal for tasks that make the same networks for the same number of samples; the optimizer takes little time."""
+    make = task.arms
+    if isinstance(make, partial):
+        return make.func, make.args, frozenset(make.keywords.items()), len(task.validation)
+    return id(task)

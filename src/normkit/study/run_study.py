@@ -57,7 +57,7 @@ def run_study(
         command: the command that repeats the study, for the report.
         checkpoints: folder for the best run of each method; None for none.
         until_resolved: whether seeds are added to the comparison until it is resolved, or the time is over.
-        report: writes a page when half of the seeds are measured, if that takes a while, when the comparison is
+        report: writes a page when a third of the seeds are measured, if that takes a while, when the comparison is
             finished, and every minute while claims are measured. The last page is written by the caller, from the
             returned comparison.
         announce: called with a message when one of the first two pages is written.
@@ -87,7 +87,7 @@ def run_study(
                 checkpoints,
                 confirm=resolving.confirm,
                 grow=resolving.grow,
-                halfway=pages.halfway,
+                preliminary=pages.preliminary,
                 compared=compared,
             )
     except KeyboardInterrupt:
@@ -138,8 +138,8 @@ class _Conclusion:
             preliminary=preliminary,
         )
 
-    def halfway(self) -> Comparison:
-        """The comparison from half of the seeds, without claims."""
+    def preliminary(self) -> Comparison:
+        """The comparison from a third of the seeds, without claims."""
         return self.of((), complete=False, awaited=len(self.experiments), preliminary=True)
 
     def so_far(self) -> Comparison:
@@ -163,9 +163,10 @@ class _Pages:
         self.conclusion, self.progress, self.report, self.announce = conclusion, progress, report, announce
         self.written: float | None = None
 
-    def halfway(self) -> None:
+    def preliminary(self) -> None:
         """Write a preliminary page."""
-        self._announce("Half of the seeds are measured, for a preliminary report", self._write(self.conclusion.halfway))
+        path = self._write(self.conclusion.preliminary)
+        self._announce("A third of the seeds are measured, for a preliminary report", path)
 
     def compared(self) -> None:
         """Write the page of the comparison, which is written again from now on."""

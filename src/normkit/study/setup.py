@@ -42,7 +42,7 @@ def prepared(
     methods: Sequence[str] | None,
     batch_sizes: Sequence[int],
     seeds: int,
-    trials: int,
+    trials: int | None,
     steps: int | None,
     claims: Sequence[str] | bool | None,
     full: bool,
@@ -59,17 +59,19 @@ def prepared(
     usual = embedded.METHODS if task is None else task.methods or OWN_METHODS
     asked = tuple(methods) if methods is not None else usual
     length = work.max_steps if steps is None else steps
-    plan = design(asked, tuple(batch_sizes), seeds, trials, length if work.max_epochs is None else 40, seed)
+    count = work.trials if trials is None else trials
+    plan = design(asked, tuple(batch_sizes), seeds, count, length if work.max_epochs is None else 40, seed)
     work = work.read(length * plan.batch_sizes[-1] * work.accumulate)
     plan = replace(
         plan,
         lowest_rate=work.rates[0],
         highest_rate=work.rates[1],
         smallest=work.smallest or 0.01,
+        target_loss=work.target_loss,
         higher_is_better=work.scheme.higher_is_better,
         device=device,
         dtype=dtype,
-        options=drawn(work.search, trials, seed),
+        options=drawn(work.search, count, seed),
         confirm=True,
     )
     if plan.batch_sizes[-1] > len(work.train):

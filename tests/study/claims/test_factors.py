@@ -136,17 +136,21 @@ def test_sensitivity_counts_what_diverged_as_untrained() -> None:
     rates = cell.design.rates
     assert len(rates) == 5
     share = sum(rate > 0.02 for rate in rates) / 5
-    assert measures.sensitivity(cell) == pytest.approx(dict.fromkeys(cell.design.tuning_seeds, share))
+    assert measures.sensitivity_by_seed(cell) == pytest.approx(dict.fromkeys(cell.design.tuning_seeds, share))
     lost = [replace(run, validation_loss=None) if run.trial.rate == rates[-1] else run for run in cell.tuning]
     far = [replace(run, validation_loss=1e9) if run.trial.rate == rates[-1] else run for run in cell.tuning]
     for tuning in (lost, far):
         # One of five losses rose from 3 to 5, the first training loss.
         changed: Cell = replace(cell, tuning=tuple(tuning))
-        assert measures.sensitivity(changed) == pytest.approx(dict.fromkeys(cell.design.tuning_seeds, share + 0.4))
+        assert measures.sensitivity_by_seed(changed) == pytest.approx(
+            dict.fromkeys(cell.design.tuning_seeds, share + 0.4)
+        )
     # Rates beyond the range do not count, and a seed that lacks a rate is left out.
     beyond = replace(cell.tuning[0], trial=replace(cell.tuning[0].trial, rate=100.0), validation_loss=1.0)
-    assert measures.sensitivity(replace(cell, tuning=(*cell.tuning, beyond))) == measures.sensitivity(cell)
-    assert len(measures.sensitivity(replace(cell, tuning=cell.tuning[1:]))) == len(cell.design.tuning_seeds) - 1
+    assert measures.sensitivity_by_seed(replace(cell, tuning=(*cell.tuning, beyond))) == measures.sensitivity_by_seed(
+        cell
+    )
+    assert len(measures.sensitivity_by_seed(replace(cell, tuning=cell.tuning[1:]))) == len(cell.design.tuning_seeds) - 1
     low = [rate for rate in rates if rate <= 0.02]
     expected = np.log10(max(low) / min(low))
     assert measures.decades(cell, 0.1) == pytest.approx(dict.fromkeys(cell.design.tuning_seeds, expected))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import fmean
 from typing import NamedTuple
 
 from normkit.study.analysis import stats
@@ -38,7 +39,8 @@ class Cell:
     `plain_seconds` are step times, round by round, of the method and of no norm; `saved_bytes` is the memory that one
     training step saves for its backward pass. `setting` is the chosen rate with options, None before tuning; `rivals`
     are further settings that tuning cannot exclude as the best ones. `others` are runs of evaluation seeds at other
-    rates, by which differences are confirmed; `short` are the short runs by which rates were discarded.
+    rates, by which differences are confirmed; `short` are the short runs by which rates were discarded. `halfway` is a
+    training loss between start and end, if the design names none that a run should reach.
     """
 
     method: str
@@ -53,6 +55,12 @@ class Cell:
     rivals: tuple[Setting, ...] = ()
     others: tuple[Run, ...] = ()
     short: tuple[Run, ...] = ()
+    halfway: float | None = None
+
+    @property
+    def target(self) -> float | None:
+        """The training loss that a run should reach; None if no method learned anything."""
+        return self.halfway if self.design.target_loss is None else self.design.target_loss
 
     @property
     def rate(self) -> float | None:
@@ -128,12 +136,12 @@ class Cell:
 
     @property
     def steps(self) -> tuple[int | None, ...]:
-        """Steps to the target loss of each run; None if it did not reach it."""
-        design = self.design
+        """Steps to the target loss of each run; None if it did not reach it. Empty if there is no target."""
+        window, target = self.design.window, self.target
+        if target is None:
+            return ()
         return tuple(
-            stats.arrival(smooth(run.losses, design.window), design.window, design.target_loss)
-            if run.state == "trained"
-            else None
+            stats.arrival(smooth(run.losses, window), window, target) if run.state == "trained" else None
             for run in self.runs
         )
 
@@ -185,10 +193,11 @@ def cells(
             short.setdefault((trial.method, trial.batch_size), []).append(run)
     for batch_size in design.batch_sizes:
         seconds = times.get(batch_size, {})
+        at_size: dict[Key, Cell] = {}
         for method, (tried, _, setting, rivals) in tuned(design, runs, batch_size).items():
             key = method, batch_size
             trials = [Trial("measure", *key, setting[0], seed, setting[1]) for seed in last] if setting else []
-            found[key] = Cell(
+            at_size[key] = Cell(
                 method,
                 batch_size,
                 design,
@@ -203,7 +212,26 @@ def cells(
                 ),
                 short=tuple(run for run in short.get(key, ()) if run.trial.rate in design.rates),
             )
+        halfway = _halfway(design, list(at_size.values())) if design.target_loss is None else None
+        found |= {key: replace(cell, halfway=halfway) for key, cell in at_size.items()}
     return found
+
+
+def _halfway(design: Design, found: Sequence[Cell]) -> float | None:
+    """A training loss that suits losses of any scale, for the cells of a batch size.
+
+    It is halfway from the mean loss of the first step to the lowest mean loss of a method in the last steps. None if no
+    method learned anything.
+    """
+    starts = [run.losses[0] for cell in found for run in cell.runs if run.losses and math.isfinite(run.losses[0])]
+    ends = [
+        fmean(fmean(run.losses[-design.window :]) for run in cell.runs)
+        for cell in found
+        if cell.runs and all(run.losses and not run.broke and run.state != "failed" for run in cell.runs)
+    ]
+    if not starts or not ends or min(ends) >= (start := fmean(starts)):
+        return None
+    return float(f"{(start + min(ends)) / 2:.3g}")
 
 
 def paired(a: Cell, b: Cell, value: Callable[[Run], float | None]) -> list[float]:

@@ -36,7 +36,7 @@ class Results:
         seconds: wall time of this call.
         trained: number of finished training runs, those of the experiments included.
         awaited: number of experiments that this call has still to measure; the report is written before that too.
-        preliminary: True while only half of the seeds are measured and no difference is confirmed.
+        preliminary: True while only a third of the seeds are measured and no difference is confirmed.
         path: the page, once it is written.
     """
 

@@ -27,12 +27,23 @@ class Sensitivity:
     stopped: int
 
 
+def above_best(losses: Sequence[float], best: float) -> float:
+    """The formula of the sensitivity: the mean of the losses at all rates, minus the loss at the best one.
+
+    >>> above_best([2.0, 1.0, 3.0], best=1.0)
+    1.0
+    """
+    return _mean(losses) - best
+
+
 def sensitivity(
     rates: Sequence[float], tuning: Sequence[Run], short: Sequence[Run], untrained: float
 ) -> Sensitivity | None:
-    """The sensitivity of a method; None if there are fewer than two runs at a rate, or none at some rate.
+    """The sensitivity of a method, from the means over its seeds.
 
-    It is also None if the loss on validation data was not measured.
+    It is None if there are fewer than two runs at a rate, none at some rate, or no loss on validation data. The best
+    rate is that of the means; the lowest loss of each seed would be too low by chance. Experiments on claims, which
+    compare methods seed by seed, use `claims.measures.sensitivity_by_seed`.
 
     The standard deviation of a run is pooled over the rates, because each rate has only few runs.
 
@@ -51,7 +62,7 @@ def sensitivity(
     if len(values) < len(rates) or count < 2 or not full:
         return None
     best = min(_mean(each) for each in full.values())
-    value = _mean([_mean(each) for each in values]) - best
+    value = above_best([_mean(each) for each in values], best)
     spread = math.sqrt(np.mean([np.var(each, ddof=1) for each in values]))
     # The best rate is one of those in the mean, so it counts 1 - 1/n, and each other one 1/n.
     half = stats.quantile(0.975, len(values) * (count - 1)) * spread * math.sqrt((1 - 1 / len(values)) / count)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from normkit.study.analysis import stats
 from normkit.study.analysis.cells import Cell, paired
+from normkit.study.analysis.sensitivity import above_best
 from normkit.study.claims.experiment import CellName, Measured, Tables
 from normkit.study.training.trial import Run, smooth
 
@@ -27,7 +28,7 @@ def steps_to_target(cell: Cell, run: Run) -> float | None:
     design, most = cell.design, cell.design.steps_at(cell.batch_size)
     if run.state != "trained":
         return float(most)
-    step = stats.arrival(smooth(run.losses, design.window), design.window, design.target_loss)
+    step = None if cell.target is None else stats.arrival(smooth(run.losses, design.window), design.window, cell.target)
     return float(step or most)
 
 
@@ -82,7 +83,7 @@ def steps(more: CellName, less: CellName) -> Effect:
     def effect(tables: Tables) -> Measured | None:
         a, b = _cell(tables, more), _cell(tables, less)
         shared = {run.trial.seed for run in a.runs} & {run.trial.seed for run in b.runs}
-        found = stats.log2_ratios(_arrivals(a, shared), _arrivals(b, shared), a.design.steps)
+        found = stats.log2_ratios(_arrivals(a, shared), _arrivals(b, shared), a.design.steps_at(a.batch_size))
         return None if found is None else Measured(*found)
 
     return effect
@@ -115,16 +116,15 @@ def highest_rates(cell: Cell, target: float) -> dict[int, float]:
     return found
 
 
-def sensitivity(cell: Cell) -> dict[int, float]:
+def sensitivity_by_seed(cell: Cell) -> dict[int, float]:
     """For each tuning seed, the learning-rate sensitivity: the mean over the rates of the loss above that of the best.
 
     A loss above that of the untrained model counts as that one, and so does one that is not finite. Wortsman et al.
-    2023, arXiv:2309.14322, section 2.2.
+    2023, arXiv:2309.14322, section 2.2. `analysis.sensitivity` has that of the report, with the best rate of the means
+    over seeds. Here each seed has its own best rate, so that methods can be compared seed by seed; the lowest of
+    several losses is too low by chance, which cancels in the difference of methods that are equally noisy.
     """
-    found: dict[int, float] = {}
-    for seed, losses in _by_rate(cell).items():
-        found[seed] = math.fsum(losses.values()) / len(losses) - min(losses.values())
-    return found
+    return {seed: above_best([*losses.values()], min(losses.values())) for seed, losses in _by_rate(cell).items()}
 
 
 def decades(cell: Cell, within: float) -> dict[int, float]:

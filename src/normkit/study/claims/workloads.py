@@ -47,10 +47,14 @@ def deep(full: bool) -> Workload:
     variants = ("none", "none:init", "batch_norm", "batch_norm:last", "batch_norm:after", "layer_norm", "weight_norm")
     build = partial(with_placement, channels=DEEP, images=data.digits((800, 200, 797), 0.2)[0][0][:64])
     task = _digits("deep convolutional net", build)
-    seeds = 16 if full else 8
-    return Workload(
-        "deep", task, Design((*variants, "weight_norm:init"), (16,), seeds, 7, 200, target_loss=1.0, choose="training")
+    design = Design(
+        *((*variants, "weight_norm:init"), (16,), 16 if full else 8, 5, 200),
+        target_loss=1.0,
+        lowest_rate=10**-2.5,
+        highest_rate=10**-0.5,
+        choose="training",
     )
+    return Workload("deep", task, design)
 
 
 def rates(full: bool) -> Workload:
@@ -58,7 +62,13 @@ def rates(full: bool) -> Workload:
     variants = ("none", "batch_norm", "group_norm")
     runs = 20 if full else 10
     design = Design(
-        variants, (16,), 0, 9, 100, lowest_rate=1e-3, highest_rate=10.0, choose="training", tuning_runs=runs
+        *(variants, (16,), 0, 7, 100),
+        lowest_rate=1e-2,
+        highest_rate=10.0,
+        choose="training",
+        tuning_runs=runs,
+        # Equal batches of trials, because a step is recorded for each number of copies.
+        stack=35,
     )
     return Workload("rates", _digits("deep convolutional net", partial(convnet, channels=DEEP)), design)
 
@@ -69,15 +79,20 @@ def mlp_at(batch_size: int, full: bool) -> Workload:
     build = partial(mlp, inputs=64, width=96, depth=4)
     task = _digits("perceptron", build, noise=0.3)
     asked = variants.get(batch_size, ("batch_norm", "group_norm"))
-    design = Design(asked, (batch_size,), 16 if full else 8, 6, SAMPLES // batch_size, highest_rate=0.3162)
+    lowest = 1e-2 if batch_size == MLP_BATCHES[-1] else 1e-3
+    design = Design(
+        *(asked, (batch_size,), 16 if full else 8, 4, SAMPLES // batch_size),
+        lowest_rate=lowest,
+        highest_rate=lowest * 10**1.5,
+    )
     return Workload(f"mlp-{batch_size}", task, design)
 
 
 def noise(full: bool) -> Workload:
     """Few images, a large batch, and statistics over parts of it."""
     task = _digits("few images", partial(convnet, channels=FLAT), train=300)
-    variants = ("batch_norm", "batch_norm:ghost-4", "batch_norm:ghost-16", "batch_norm:dropout-0.1")
-    design = Design(variants, (64,), 24 if full else 12, 5, 150, lowest_rate=1e-2)
+    variants = ("batch_norm", "batch_norm:ghost-16", "batch_norm:dropout-0.1")
+    design = Design(variants, (64,), 24 if full else 12, 4, 150, lowest_rate=0.1, highest_rate=10**0.5)
     return Workload("noise", task, design)
 
 
@@ -87,14 +102,15 @@ def sequence(batch_size: int, full: bool) -> Workload:
     variants = ("none", "batch_norm", "layer_norm", *(("batch_norm:each-step",) if full else ()))
     build = partial(recurrent, inputs=8, width=48, steps=8)
     task = Task(None, train, test, validation=validation, arms=build, name="recurrent net")
-    steps = {4: 600, 32: 200}[batch_size]
-    return Workload(f"sequence-{batch_size}", task, Design(variants, (batch_size,), 16 if full else 8, 6, steps))
+    steps, lowest, highest = {4: (600, 10**-2.4, 10**-0.6), 32: (200, 10**-1.8, 1.0)}[batch_size]
+    design = Design(variants, (batch_size,), 16 if full else 8, 4, steps, lowest_rate=lowest, highest_rate=highest)
+    return Workload(f"sequence-{batch_size}", task, design)
 
 
 def text(full: bool) -> Workload:
     """The next character of Python's standard library, by a recurrent net."""
     design = Design(
-        ("batch_norm", "layer_norm"), (8,), 12 if full else 6, 4, 250, lowest_rate=3.162e-2, stack=16, smallest=0.05
+        ("batch_norm", "layer_norm"), (8,), 12 if full else 6, 3, 250, lowest_rate=0.1, stack=16, smallest=0.05
     )
     return Workload("text", _text(partial(characters, width=64, steps=24)), design)
 
@@ -125,7 +141,7 @@ def contrast(full: bool) -> Workload:
     variants = ("batch_norm", "layer_norm", "instance_norm")
     build = partial(convnet, channels=SMALL, classes=6, padding="replicate")
     task = Task(None, train, test, validation=validation, arms=build, name="classes by contrast")
-    return Workload("contrast", task, Design(variants, (16,), 12 if full else 6, 6, 150))
+    return Workload("contrast", task, Design(variants, (16,), 12 if full else 6, 4, 150, lowest_rate=10**-1.8))
 
 
 def groups(width: int, full: bool) -> Workload:
@@ -150,7 +166,8 @@ def stylizer(style: str, full: bool) -> Workload:
         smallest=0.05,
         name=f"stylizer, {style}",
     )
-    design = Design(("batch_norm", "instance_norm"), (8,), 12 if full else 6, 6, 150, lowest_rate=1e-4)
+    methods = ("batch_norm", "instance_norm")
+    design = Design(methods, (8,), 12 if full else 6, 4, 150, lowest_rate=10**-3.2, highest_rate=10**-0.8)
     return Workload(f"stylizer-{style}", task, design)
 
 
@@ -161,7 +178,14 @@ def small(batch_size: int, full: bool) -> Workload:
     task = _digits("few positions", partial(convnet, channels=FEW))
     probe = partial(probes.of_statistics, images=task.test.data[0])
     steps, seeds = FEWER_SAMPLES // batch_size, 12 if full else 6
-    design = Design(tuple(variants), (batch_size,), seeds, 4, steps, target_loss=1.0, lowest_rate=1e-2, tuning_runs=1)
+    lowest = 1e-2 if batch_size == LARGER else 10 ** (-8 / 3)
+    design = Design(
+        *(tuple(variants), (batch_size,), seeds, 4, steps),
+        target_loss=1.0,
+        lowest_rate=lowest,
+        highest_rate=100 * lowest,
+        tuning_runs=1,
+    )
     return Workload(f"small-{batch_size}", replace(task, probe=probe), design)
 
 
@@ -170,7 +194,7 @@ def responses(full: bool) -> Workload:
     task = _digits("responses", partial(convnet, channels=FLAT))
     probe = partial(probes.channel_distance, images=task.test.data[0][:64])
     variants, seeds = ("layer_norm2d", "global_response_norm"), 16 if full else 8
-    design = Design(variants, (16,), seeds, 5, 120, lowest_rate=1e-2)
+    design = Design(variants, (16,), seeds, 4, 120, lowest_rate=1e-2, highest_rate=10**-0.5)
     return Workload("responses", replace(task, probe=probe), design)
 
 
@@ -198,7 +222,7 @@ def spectral(full: bool) -> Workload:
     """A perceptron with plain weights and with bounded ones."""
     task = _digits("bounded weights", partial(mlp, inputs=64, width=96, depth=4))
     probe = partial(probes.steepness, images=task.test.data[0][:64])
-    design = Design(("none", "spectral_norm"), (32,), 16 if full else 8, 5, 100, lowest_rate=1e-2, tuning_runs=1)
+    design = Design(("none", "spectral_norm"), (32,), 16 if full else 8, 4, 100, lowest_rate=10**-1.5, tuning_runs=1)
     return Workload("spectral", replace(task, probe=probe), design)
 
 

@@ -77,7 +77,7 @@ def run_stages(
     checkpoints: Path | None = None,
     confirm: Ask | None = None,
     grow: Callable[[], bool] | None = None,
-    halfway: Callable[[], None] | None = None,
+    preliminary: Callable[[], None] | None = None,
     compared: Callable[[], None] | None = None,
 ) -> bool:
     """Run the trials of the workloads that are not in the store yet, and add all runs to the workloads.
@@ -94,7 +94,7 @@ def run_stages(
         checkpoints: folder for the best run of each method of the first workload; None for none.
         confirm: the trials that the verdicts need in addition; asked again until it names no new one.
         grow: called when everything is done; it may add seeds to the workloads, and returns whether it did.
-        halfway: called when half of the seeds of the first workload are measured, if tuning took a while.
+        preliminary: called when a third of the seeds of the first workload are measured, if tuning took a while.
         compared: called when the first workload, which is trained before the others, is finished.
 
     Returns:
@@ -127,19 +127,19 @@ def run_stages(
     def confirmed() -> bool:
         return confirm is None or settled("confirming", confirm, range(1))
 
-    def half_measured() -> bool:
-        """Run half of the seeds of the first workload, and report it, if the study is long enough for that."""
+    def first_measured() -> bool:
+        """Run a third of the seeds of the first workload, and report it, if the study is long enough for that."""
         new = any(workloads[0].is_open(trial) for trial in workloads[0].first_results())
-        if halfway is None or not new or time.perf_counter() - start < LONG:
+        if preliminary is None or not new or time.perf_counter() - start < LONG:
             return True
-        if not run({"measuring half of the seeds": Workload.first_results}, range(1)):
+        if not run({"measuring a third of the seeds": Workload.first_results}, range(1)):
             return False
-        halfway()
+        preliminary()
         return True
 
     for part in (range(1), range(1, len(workloads))):
         for what, ask in STAGES.items() if part else ():
-            if 0 in part and ask is Workload.results and not half_measured():
+            if 0 in part and ask is Workload.results and not first_measured():
                 return False
             if not (settled(what, ask, part) if what in REPEATED else run({what: ask}, part)):
                 return False

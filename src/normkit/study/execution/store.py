@@ -49,6 +49,8 @@ class Store:
         self.where = where if isinstance(where, Location) else Location.of(where)
         self._resume = resume
         self._prefixes: dict[tuple[int, int], tuple[str, Task, Design]] = {}
+        self._indexed: dict[str, dict[Trial, Run]] = {}
+        self._read: dict[str, set[int]] = {}
         self._owner = uuid.uuid4().hex
         if resume and self.where.file is not None and not self.where.file.exists():
             raise StateError(
@@ -184,9 +186,15 @@ class Store:
                 about.set_user_attr(study, normkit.__version__)
 
     def _find(self, place: str, trial: Trial) -> Run | None:
-        study = self._database.study(place)
-        runs = (Run.from_dict(t.user_attrs["run"]) for t in study.get_trials(False, (TrialState.COMPLETE,)))
-        return next((run for run in runs if run.trial == trial), None)
+        runs = self._indexed.setdefault(place, {})
+        read = self._read.setdefault(place, set())
+        # Only records that are new since the last call are read: others may have written some of them.
+        for record in self._database.study(place).get_trials(False, (TrialState.COMPLETE,)):
+            if record.number not in read:
+                run = Run.from_dict(record.user_attrs["run"])
+                runs.setdefault(run.trial, run)
+                read.add(record.number)
+        return runs.get(trial)
 
     def _place(self, task: Task, design: Design, trial: Trial) -> str:
         return f"{self._prefix(task, design)}/{trial.kind}/{trial.method}/batch {trial.batch_size}"

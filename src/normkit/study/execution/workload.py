@@ -16,6 +16,15 @@ Times = dict[str, list[float]]
 """Seconds per training step of each method, round by round."""
 
 
+def first_part(seeds: int) -> int:
+    """The number of evaluation seeds of a preliminary page: a third of them, but two at least, for an interval.
+
+    >>> first_part(10), first_part(3), first_part(2)
+    (3, 2, 0)
+    """
+    return max(2, seeds // 3) if seeds > 2 else 0
+
+
 @dataclass
 class Workload:
     """A task and its design; `runs`, and `times` by batch size, hold the results so far.
@@ -91,9 +100,9 @@ class Workload:
                     yield Trial("tune", method, batch_size, rate, seed, options)
 
     def first_results(self) -> Iterator[Trial]:
-        """The results on the first half of the evaluation seeds, for a page before the others are measured."""
-        half = set(self.design.seeds_of(self.design.seeds // 2))
-        return (trial for trial in self.results() if trial.seed in half)
+        """The results on the first third of the evaluation seeds, for a page before the others are measured."""
+        first = set(self.design.seeds_of(first_part(self.design.seeds)))
+        return (trial for trial in self.results() if trial.seed in first)
 
     def results(self) -> Iterator[Trial]:
         """The chosen rate and options on every evaluation seed."""

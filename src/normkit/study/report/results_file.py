@@ -122,6 +122,7 @@ def _cell_dict(cell: Cell) -> dict[str, Any]:
         "train_error": _interval_dict(cell.train_error),
         "recalibrated_error": _interval_dict(cell.recalibrated_error),
         "gap": _interval_dict(cell.gap),
+        "target_loss": cell.target,
         "median_steps": cell.median_steps,
         "steps": cell.steps,
         "time_ratio": _interval_dict(cell.time_ratio),
@@ -212,6 +213,7 @@ def _cell(data: Mapping[str, Any], design: Design, plain: tuple[float, ...]) -> 
         rivals=tuple((rate, options) for rate in data["rivals"]),
         others=others,
         short=short,
+        halfway=data.get("target_loss") if design.target_loss is None else None,
     )
 
 

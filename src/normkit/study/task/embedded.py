@@ -54,6 +54,10 @@ def digits(seed: int = 0) -> Task:
         test=test,
         arms=partial(networks.convnet, channels=CHANNELS),
         probe=OfImages(*test),
+        target_loss=0.5,
+        # A lower rate is far too low for every method, at any of the usual batch sizes.
+        rates=(10**-2.5, 1.0),
+        trials=6,
         name=NAME,
         description=Text(
             f"scikit-learn digits, 8x8 pixels, 10 classes, Gaussian pixel noise {NOISE:g} of the pixel range; "

@@ -92,6 +92,7 @@ def check(task: Any) -> None:
         ("patience", task.patience, 1),
         ("samples", task.samples, 1),
         ("max_steps", task.max_steps, 1),
+        ("trials", task.trials, 3),
     )
     for name, value, bound in lowest:
         if value is not None and (value < bound or value != int(value)):

@@ -97,6 +97,9 @@ class Task:
             loader gives all batches of one part of the data.
         methods: the methods to compare if `compare` names none; by default all that fit into the model.
         claims: ids of claims of the catalog to measure in addition, if `compare` names no methods.
+        target_loss: the training loss to which steps are counted; by default, at each batch size, halfway from the
+            loss at the start to the lowest at the end.
+        trials: number of learning rates to try for each method at each batch size, evenly spaced in log.
 
     Raises:
         ArgumentError: data that are empty or no data set, a model that is not a function, or an option out of range.
@@ -146,6 +149,8 @@ class Task:
     evaluate: Callable[[nn.Module, Any], Mapping[str, Any]] | None = None
     methods: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
+    target_loss: float | None = None
+    trials: int = 7
 
     def __post_init__(self) -> None:
         if self.arms is None and (not callable(self.model) or isinstance(self.model, nn.Module)):
@@ -361,7 +366,7 @@ class Task:
 
 _WITHOUT_EFFECT = (
     *("name", "description", "origin", "metric_name", "share", "smallest", "max_steps", "max_epochs", "samples"),
-    "evaluation_batch",
+    *("target_loss", "trials", "evaluation_batch"),
     # A trial has its own method, rate and options.
     *("methods", "claims", "rates", "search"),
 )

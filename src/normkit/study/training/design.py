@@ -27,7 +27,8 @@ class Design:
         methods: "none" first; for each seed all of them have the same weights and the same order of batches.
         batch_sizes: in ascending order.
         seeds, trials, steps, seed: as in `compare`; `trials` is the number of learning rates.
-        target_loss: the training loss that a run should reach, averaged over the last `window` steps.
+        target_loss: the training loss that a run should reach, averaged over the last `window` steps; None for one
+            that is computed from the losses at each batch size.
         window: number of steps over which a training loss is averaged.
         lowest_rate, highest_rate: ends of the range of learning rates; during a run a rate falls to 0 along a half
             cosine.
@@ -54,7 +55,7 @@ class Design:
     trials: int
     steps: int
     seed: int = 0
-    target_loss: float = 0.5
+    target_loss: float | None = 0.5
     window: int = 20
     lowest_rate: float = 1e-3
     highest_rate: float = 1.0

@@ -37,9 +37,10 @@ def experiment(name: str, more: str, less: str, question: Text) -> Experiment:
         name=name,
         question=question,
         design=Text(
-            "Eight convolutions, batch 16, 100 steps, nine learning rates from 0.001 to 10 in half decades, each on "
-            "every seed.",
-            "八个卷积层，批量 16，训练 100 步，从 0.001 到 10 每半个数量级取一个学习率，共九个，每个随机种子都全部尝试。",
+            "Eight convolutions, batch 16, 100 steps, seven learning rates from 0.01 to 10 in half decades, each on "
+            "every seed; where none of them trains, half a decade below them counts.",
+            "八个卷积层，批量 16，训练 100 步，从 0.01 到 10 每半个数量级取一个学习率，共七个，每个随机种子都全部尝试；"
+            "若都不能训练，则按再低半个数量级计。",
         ),
         measure=Text(
             f"The highest rate at which the training loss over the last 20 steps is below {TRAINS} (guessing is 2.3).",

@@ -74,6 +74,6 @@ EXPERIMENTS = (
         Text("And less than a network with group norm?", "与组归一化相比呢？"),
     ),
     stylizer("stylizer-flower", Text("another photograph", "另一张照片")),
-    stylizer("stylizer-brick", Text("a brick wall", "砖墙")),
+    stylizer("stylizer-brick", Text("a brick wall", "砖墙"), extended=True),
     stylizer("stylizer-gravel", Text("gravel", "碎石"), extended=True),
 )

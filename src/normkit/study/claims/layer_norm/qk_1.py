@@ -14,7 +14,7 @@ from normkit.study.claims.measures import (
     decades,
     interaction_of_rates,
     of_rates,
-    sensitivity,
+    sensitivity_by_seed,
     shown_of_rates,
 )
 from normkit.study.claims.transformers import conditions
@@ -80,9 +80,9 @@ def at(factors: Factors) -> tuple[Experiment, Experiment]:
                 f"{SENSITIVITY.zh}：查询与键不做归一化减去做归一化。",
             ),
             unit="nats",
-            effect=of_rates(plain, normed, sensitivity),
+            effect=of_rates(plain, normed, sensitivity_by_seed),
             cells=(plain, normed),
-            show=shown_of_rates(sensitivity),
+            show=shown_of_rates(sensitivity_by_seed),
             smallest=SMALLEST,
             of_tuning=True,
             extended=factors not in USUAL[:1],
@@ -112,7 +112,7 @@ def at(factors: Factors) -> tuple[Experiment, Experiment]:
 def of_optimizer(width: int) -> Experiment:
     """Whether the effect on the sensitivity depends on the optimizer."""
     one, two = (cells(Factors(optimizer=optimizer, width=width)) for optimizer in OPTIMIZERS)
-    effect: Effect = interaction_of_rates(one, two, sensitivity)
+    effect: Effect = interaction_of_rates(one, two, sensitivity_by_seed)
     return Experiment(
         claim="QK-1",
         name=f"optimizer, width {width}",
@@ -133,7 +133,7 @@ def of_optimizer(width: int) -> Experiment:
         unit="nats",
         effect=effect,
         cells=(*one, *two),
-        show=shown_of_rates(sensitivity),
+        show=shown_of_rates(sensitivity_by_seed),
         smallest=SMALLEST,
         equivalence=True,
         of_tuning=True,

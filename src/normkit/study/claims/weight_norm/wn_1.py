@@ -66,6 +66,7 @@ EXPERIMENTS = (
         effect=steps(PLAIN_SET, NORMED_SET),
         cells=(PLAIN_SET, NORMED_SET),
         show=steps_to_target,
+        extended=True,
     ),
     Experiment(
         claim="WN-1",

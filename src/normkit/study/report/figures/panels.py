@@ -101,10 +101,10 @@ def curves(found: Results, size: int, lang: str) -> str | None:
     ]
     return curve_plot(
         [(method, css, curve) for method, css, curve in drawn if curve.steps],
-        design.steps,
+        design.steps_at(size),
         lang,
         say("alt.curves", lang, size=size),
-        target=design.target_loss,
+        target=next((cell.target for cell in cells_at(found, size)), None),
     )
 
 

@@ -14,6 +14,7 @@ from normkit import catalog
 from normkit.catalog import LANGUAGES
 from normkit.errors import ArgumentError
 from normkit.study.analysis.results import Results
+from normkit.study.execution.workload import first_part
 from normkit.study.report.figures import learning_rates, panels
 from normkit.study.report.page import claims, decision, methods, numbers
 from normkit.study.report.writing import answer, backends, formatting, uncertainty
@@ -48,6 +49,8 @@ def render(found: Results, lang: str = "en") -> str:
         html_lang={"zh": "zh-Hans"}.get(lang, lang),
         t=partial(_say, lang),
         found=found,
+        first_part=first_part,
+        measured=max((len(cell.runs) for cell in found.cells), default=0),
         task=found.task.to(lang),
         metric=found.metric,
         test=_capitalized(found.metric.label("test").to(lang)),

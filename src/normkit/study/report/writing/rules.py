@@ -165,13 +165,13 @@ def _judgement(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
         if design.confirm
         else ""
     )
+    target = _target(design)
     yield (
         Text("Steps to target", "达到目标所需步数"),
         Text(
             f"The first step at which the training loss, averaged over {design.window} steps, is at most "
-            f"{design.target_loss:g}. A run that does not reach it gives a lower bound, not a number.",
-            f"训练损失的 {design.window} 步滑动平均首次不超过 {design.target_loss:g} 时的步数。"
-            "未达到的运行只给出下界，不给出数值。",
+            f"{target}. A run that does not reach it gives a lower bound, not a number.",
+            f"训练损失的 {design.window} 步滑动平均首次不超过{target.zh}时的步数。未达到的运行只给出下界，不给出数值。",
         ),
     )
     yield (
@@ -225,4 +225,15 @@ def _judgement(design: Design, task: Task) -> Iterator[tuple[Text, Text]]:
             f"若之后增加随机种子，余下的 {design.alpha - first:g} 供以后的各次报告使用，因此误判*优于*的总概率为 "
             f"{design.alpha:g}。",
         ),
+    )
+
+
+def _target(design: Design) -> Text:
+    """The training loss to which steps are counted."""
+    if design.target_loss is not None:
+        return Text(f"{design.target_loss:g}", f" {design.target_loss:g} ")
+    return Text(
+        "a target that suits the scale of the loss: at each batch size, halfway from the mean loss of the first step "
+        f"to the lowest mean loss of a method over the last {design.window} steps",
+        f"与损失量级相适应的目标（各批量下，首步平均损失与各方法最后 {design.window} 步平均损失中最低者的中点）",
     )

@@ -26,9 +26,9 @@ _HEADINGS = {
 }
 _NOTE = Text(
     "batch: samples of one training step. {metric}: on the test data, mean over the seeds. steps: training steps until "
-    "the training loss is {target:g}. time: of one training step, divided by that of no norm. gap: loss in evaluation "
+    "the training loss is {target}. time: of one training step, divided by that of no norm. gap: loss in evaluation "
     "mode minus loss in training mode. untrained: runs that did not train.",
-    "批量：每个训练步的样本数。{metric}：在测试数据上，各随机种子的均值。步数：训练损失降到 {target:g} 所需的训练步数。"
+    "批量：每个训练步的样本数。{metric}：在测试数据上，各随机种子的均值。步数：训练损失降到{target}所需的训练步数。"
     "耗时：每个训练步的时间与无归一化之比。差距：推理模式的损失减训练模式的损失。未训练成功：未训练成功的运行数。",
 )
 _INTERRUPTED = Text(
@@ -43,6 +43,14 @@ _ONE_FAILED = Text(
     "One run failed, with {method} at batch size {size} ({message}). ",
     "1 次运行失败：{method}，批量 {size}（{message}）。",
 )
+_NUMBER = Text("{target:g}", " {target:g} ")
+_HALFWAY = Text(
+    "halfway between that of the first step and the lowest of a method at the end",
+    "首步损失与各方法最终损失中最低者的中点",
+)
+_VALUES = Text(" ({listed})", "（{listed}）")
+_AT = Text("{target:g} at batch size {size}", "批量 {size} 时为 {target:g}")
+_LISTED = Text(", ", "，")
 _OF = Text("{part} of {all}", "{part}/{all}")
 
 
@@ -102,10 +110,19 @@ def note(found: Results) -> Text:
     en, zh = (
         ("" if found.complete else _INTERRUPTED.to(lang))
         + _failed(found, lang)
-        + _NOTE.to(lang).format(target=found.design.target_loss, metric=found.metric.name.to(lang))
+        + _NOTE.to(lang).format(target=target(found, lang), metric=found.metric.name.to(lang))
         for lang in LANGUAGES
     )
     return Text(en, zh)
+
+
+def target(found: Results, lang: str) -> str:
+    """The training loss that counts in the number of steps, with its value at each batch size if they differ."""
+    if found.design.target_loss is not None:
+        return _NUMBER.to(lang).format(target=found.design.target_loss)
+    values = {cell.batch_size: cell.target for cell in found.cells if cell.target is not None}
+    listed = _LISTED.to(lang).join(_AT.to(lang).format(target=v, size=size) for size, v in sorted(values.items()))
+    return _HALFWAY.to(lang) + (_VALUES.to(lang).format(listed=listed) if listed else "")
 
 
 def choices(found: Results, lang: str = "en") -> list[tuple[str, str, str, str]]:

@@ -44,9 +44,11 @@ TEXTS: Mapping[str, Text] = {
         ("preliminary", "Preliminary: {done} of {all} seeds.", "初步结果：{all} 个随机种子中已测完 {done} 个。"),
         (
             "preliminary.text",
-            "The other seeds are being measured, and differences are not confirmed yet. This page is written again when the "
-            "comparison is finished: reload it.",
-            "其余随机种子仍在测量，各方法之间的差异尚未确认。比较完成后会更新本页，刷新即可查看。",
+            "The other seeds are being measured. With so few seeds only large differences can be found, and none of them "
+            "is confirmed at other learning rates yet, so methods that are not resolved here may still be told apart. "
+            "This page is written again when the comparison is finished: reload it.",
+            "其余随机种子仍在测量。随机种子这样少，只能发现较大的差异，而且这些差异都尚未在其他学习率下确认，"
+            "因此此处未能分辨的方法之后仍可能分出高下。比较完成后会更新本页，刷新即可查看。",
         ),
         ("awaited", "Claims are still being measured: {done} of {all} experiments.", "论断仍在测量中：已完成 {done} / {all} 项实验。"),
         (
@@ -286,6 +288,7 @@ TEXTS: Mapping[str, Text] = {
         ("col.batch", "Batch", "批量"),
         ("col.verdict", "Standing", "位次"),
         ("col.steps", "Steps to loss {target:g}", "损失降到 {target:g} 的步数"),
+        ("col.steps.target", "Steps to target loss", "达到目标损失的步数"),
         ("col.gap", "Train/eval gap", "训练/推理差距"),
         ("col.time", "Time of a step", "每步时间"),
         ("col.ratio", "Relative to no norm", "相对无归一化"),
