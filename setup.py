@@ -40,6 +40,7 @@ FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp-simd", "-ffp-contract=fast", "-
 FLAGS += ["-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-g0"]
 if sys.platform == "linux":
     FLAGS.append("-fno-ipa-cp-clone")  # copies of functions for some of their arguments, which take longer to compile
+    FLAGS.append("-fno-loop-unroll-and-jam")  # it joins steps of a loop around a vector loop, which is then scalar
 LINK = ["-s"] if sys.platform == "linux" else []
 if sys.platform == "darwin":
     FLAGS += ["-arch", MACHINE]  # instead of all those that a universal Python was built for

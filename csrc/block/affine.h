@@ -10,9 +10,10 @@ using normkit::Parameter;
 using normkit::Storage;
 using normkit::View;
 
-// Runs shorter than this are written out, so that the loops below see vectors.
+// Runs shorter than this are written out, so that the loops below see vectors: of VECTOR elements or more, and of
+// LONG_VECTOR where rows are so long that it pays.
 constexpr int64_t SHORT_RUN = 64;
-constexpr int64_t VECTOR = 256;
+constexpr int64_t VECTOR = 256, LONG_VECTOR = 1024;
 
 // From what is stored to the arithmetic type.
 template <class A> OUT_OF_LINE void read_parameter(const Parameter& p, int64_t n, A* out) {
@@ -61,15 +62,17 @@ template <class A> struct Affine {
         bias(in_arithmetic(b, v.weights(), A(0), how.rounded, read_bias)), period(v.period), inner(v.inner) {
     vector = !v.columns && inner < v.r1 && inner < SHORT_RUN;
     whole_row = vector && inner == 1 && period == v.r1;
-    if (!vector || (inner == 1 && (period >= VECTOR || period == v.r1))) return;
-    const int64_t once = period * inner, times = once >= VECTOR ? 1 : (VECTOR + once - 1) / once;
+    const int64_t least = v.r1 >= 16 * LONG_VECTOR ? LONG_VECTOR : VECTOR;
+    if (!vector || (inner == 1 && (period >= least || period == v.r1))) return;
+    const int64_t once = period * inner, times = ceil_div(least, once);
     written_out.resize(2 * once * times);
-    for (int64_t i = 0; i < once * times; ++i) {
-      if (weight) written_out[i] = weight[i / inner % period];
-      if (bias) written_out[once * times + i] = bias[i / inner % period];
+    for (const A** values : {&weight, &bias}) {
+      A* const out = written_out.data() + (values == &bias ? once * times : 0);
+      if (!*values) continue;
+      for (int64_t i = 0; i < once; ++i) out[i] = (*values)[divide(i, inner)];
+      for (int64_t i = 1; i < times; ++i) std::memcpy(out + i * once, out, size_t(once) * sizeof(A));
+      *values = out;
     }
-    if (weight) weight = written_out.data();
-    if (bias) bias = written_out.data() + once * times;
     period = once * times;
     inner = 1;
   }

@@ -22,6 +22,8 @@
 namespace {
 
 constexpr int PACK = 16;
+// A length that is known to the compiler.
+using Three = std::integral_constant<int64_t, 3>;
 using Pack = float __attribute__((vector_size(64)));
 // One bit for each lane of a Pack; the first n of them.
 using PackMask = uint16_t;
@@ -105,17 +107,38 @@ inline void lane_sums(const Pack* in, float* out) {
   _mm512_storeu_ps(out, _mm512_shuffle_f32x4(r[0], r[0], 0xd8));
 }
 
-// Sixteen rows of n elements to n packs, and back: lane k is row k. Lanes beyond the last row repeat it.
+// Sixteen rows of n elements to n packs, and back: lane k is row k.
 inline __m512i lane_numbers() { return _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
-inline void transpose_in(const float* in, int64_t n, int64_t rows, float (*out)[PACK]) {
-  const __m512i last = _mm512_set1_epi32(int(rows - 1));
-  const __m512i row = _mm512_mullo_epi32(_mm512_min_epi32(lane_numbers(), last), _mm512_set1_epi32(int(n)));
+inline void transpose_in(const float* in, int64_t n, float (*out)[PACK]) {
+  const __m512i row = _mm512_mullo_epi32(lane_numbers(), _mm512_set1_epi32(int(n)));
   for (int64_t j = 0; j < n; ++j) _mm512_storeu_ps(out[j], _mm512_i32gather_ps(row, in + j, 4));
 }
-inline void transpose_out(const float (*in)[PACK], int64_t n, int64_t rows, float* out) {
+inline void transpose_out(const float (*in)[PACK], int64_t n, float* out) {
   const __m512i row = _mm512_mullo_epi32(lane_numbers(), _mm512_set1_epi32(int(n)));
-  const PackMask some = first_lanes(rows);
-  for (int64_t j = 0; j < n; ++j) _mm512_mask_i32scatter_ps(out + j, some, row, _mm512_loadu_ps(in[j]), 4);
+  for (int64_t j = 0; j < n; ++j) _mm512_i32scatter_ps(out + j, row, _mm512_loadu_ps(in[j]), 4);
+}
+// The same for rows of three, without a gather: from the first two packs together, and from the third.
+inline void transpose_in(const float* in, Three, float (*out)[PACK]) {
+  const __m512 a = _mm512_loadu_ps(in), b = _mm512_loadu_ps(in + PACK), c = _mm512_loadu_ps(in + 2 * PACK);
+  const __m512i first = _mm512_mullo_epi32(lane_numbers(), _mm512_set1_epi32(3));
+  for (int j = 0; j < 3; ++j) {
+    const __m512i from = _mm512_add_epi32(first, _mm512_set1_epi32(j));
+    const __mmask16 last = _mm512_cmpge_epi32_mask(from, _mm512_set1_epi32(2 * PACK));
+    const __m512 both = _mm512_permutex2var_ps(a, from, b);
+    _mm512_storeu_ps(out[j], _mm512_mask_permutexvar_ps(both, last, from, c));
+  }
+}
+inline void transpose_out(const float (*in)[PACK], Three, float* out) {
+  const __m512 a = _mm512_loadu_ps(in[0]), b = _mm512_loadu_ps(in[1]), c = _mm512_loadu_ps(in[2]);
+  for (int v = 0; v < 3; ++v) {
+    const __m512i place = _mm512_add_epi32(lane_numbers(), _mm512_set1_epi32(v * PACK));
+    const __m512i row = _mm512_srli_epi32(_mm512_mullo_epi32(place, _mm512_set1_epi32(171)), 9);  // place / 3
+    const __m512i j = _mm512_sub_epi32(place, _mm512_mullo_epi32(row, _mm512_set1_epi32(3)));
+    const __m512i of_two = _mm512_or_epi32(row, _mm512_slli_epi32(j, 4));  // j = 1 asks for b
+    const __mmask16 last = _mm512_cmpeq_epi32_mask(j, _mm512_set1_epi32(2));
+    const __m512 both = _mm512_permutex2var_ps(a, of_two, b);
+    _mm512_storeu_ps(out + v * PACK, _mm512_mask_permutexvar_ps(both, last, row, c));
+  }
 }
 
 // Which of 64 bytes are not 0; the same of `some` bytes out of sixteen.

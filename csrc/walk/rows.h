@@ -102,7 +102,7 @@ template <class S, class T> class RowsForward {
   void whole_cells(int64_t cell, int64_t end) {
     Writer<S, T> writer(y, v, f.fused, relu);
     if (is_transposed(v, affine) && source.is_plain()) {
-      for (; cell < end; cell += SIDE) transposed(cell, min(SIDE, end - cell), writer);
+      with_length(v.r1, [&](auto n) { transposed(n, cell, end, writer); });
     } else if (v.r0 == 1 && v.r1 <= BLOCK && (!source.mask || source.mask.has_whole_rows(v.r1))) {
       if (!USES_PACKS<A> || v.r1 > SHORT) in_stages(cell, end - cell, writer);
       else
@@ -344,33 +344,45 @@ template <class S, class T> class RowsForward {
     }
   }
 
-  void transposed(int64_t first, int64_t rows, Writer<S, T>& writer) const {
-    A in[TINY][SIDE], roots[SIDE];
-    double mu[SIDE], var[SIDE];
-    const int64_t n = v.r1;
-    S dense[TINY * SIDE];
-    read_transposed(source.format, adjacent_rows(source.x, source.gaps, first, n, rows, dense), n, rows, in);
-    transposed_moments(in, n, f.center, f.eps, mu, var);
-    const Scales<A, SIDE> s(mu, var, f.eps);
-#pragma omp simd
-    for (int k = 0; k < SIDE; ++k) roots[k] = A(std::sqrt(var[k]));
-    for (int64_t k = 0; k < rows && mean; ++k) mean[first + k] = A(mu[k]);
-    for (int64_t k = 0; k < rows && std; ++k) std[first + k] = roots[k];
+  template <class Length>
+  OUT_OF_LINE void transposed(Length n, int64_t first, int64_t end, Writer<S, T>& writer) const {
+    constexpr bool DIRECT = std::is_same<T, A>::value;
+    S dense[BLOCK];
+    A wide[BLOCK], results[DIRECT ? 1 : BLOCK], *out = results;
+    for (int64_t rows, row = first; row < end; row += rows) {
+      rows = min(rows_of_block(n), end - row);
+      const A* in = converted(source.format, adjacent_rows(source.x, source.gaps, row, n, rows, dense), wide, n * rows);
+      T* q = writer.open(y + row * n);
+      if constexpr (DIRECT) out = q;
+      for (int64_t k = 0; k < rows; k += SIDE)
+        normalize_transposed(n, in + k * n, row + k, min(SIDE, rows - k), out + k * n);
+      if constexpr (!DIRECT) each<T>(0, n * rows, [p = out, q](auto at) { at.put(q, at(p)); });
+      writer.close(n * rows);
+    }
+  }
+  // SIDE rows at most, the first of them `cell`.
+  template <class Length>
+  ALWAYS_INLINE void normalize_transposed(Length n, const A* in, int64_t cell, int64_t rows, A* out) const {
+    alignas(LINE) A x[TINY][SIDE];
+    TransposedMoments<A> m;
+    read_transposed(in, n, rows, x);
+    m.find(x, in, n, rows, f.center, f.eps);
+    if (mean) copy_lanes(m.mean, mean + cell, rows);
+    if (std) copy_lanes(m.std, std + cell, rows);
     const bool rounds = sizeof(S) == 2 && f.cast_first;
     for (int64_t j = 0; j < n; ++j) {
       const A w = affine.w(j), b = affine.b(j);
       if (rounds) {
         for (int k = 0; k < SIDE; ++k) {
-          const A hat = source.format.stored((in[j][k] - s.mean[k]) * s.rstd[k] + s.shift[k]);
-          const A z = source.format.stored(hat * w);
-          in[j][k] = affine.bias ? source.format.stored(z + b) : z;
+          const A z = source.format.stored(source.format.stored(x[j][k] * m.rstd[k]) * w);
+          x[j][k] = affine.bias ? source.format.stored(z + b) : z;
         }
         continue;
       }
 #pragma omp simd
-      for (int k = 0; k < SIDE; ++k) in[j][k] = ((in[j][k] - s.mean[k]) * s.rstd[k] + s.shift[k]) * w + b;
+      for (int k = 0; k < SIDE; ++k) x[j][k] = x[j][k] * m.rstd[k] * w + b;
     }
-    write_transposed(in, n, rows, y + first * n, writer);
+    write_transposed(x, n, rows, out);
   }
 };
 

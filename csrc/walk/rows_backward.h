@@ -159,7 +159,7 @@ template <class S, class T> class RowsBackward {
     Writer<S, T> writer(dx, v, f.fused);
     if (is_transposed(v, affine) && !f.fused && (affine.whole_row || !grads.wanted())) {
       const int64_t vector = grads.wanted() ? first / slots.per_vector * v.r1 : 0;
-      for (int64_t cell = first; cell < end; cell += SIDE) transposed(cell, min(SIDE, end - cell), vector, writer);
+      with_length(v.r1, [&](auto n) { transposed(n, first, end, vector, writer); });
     } else if (v.r0 == 1 && affine.whole_row && v.r1 <= BLOCK) {
       const bool side = USES_PACKS<A> && v.r1 <= SIDE_BACKWARD;
       const int64_t step = side ? SIDE : 4;
@@ -249,11 +249,11 @@ template <class S, class T> class RowsBackward {
     });
   }
 
-  // The scales of `rows` rows from `first` on; the rest of G are those of row `other`.
-  template <int G> Scales<A, G> scales_from(int64_t first, int64_t rows, int64_t other) const {
+  // The scales of `rows` rows from `first` on; the rest of G are those of the first.
+  template <int G> Scales<A, G> scales_from(int64_t first, int64_t rows) const {
     double mu[G], var[G];
     for (int64_t k = 0; k < G; ++k) {
-      const int64_t cell = first + (k < rows ? k : other);
+      const int64_t cell = first + (k < rows ? k : 0);
       mu[k] = f.center || f.fixed ? double(mean[cell]) : 0;
       var[k] = square(std[cell]);
     }
@@ -263,7 +263,7 @@ template <class S, class T> class RowsBackward {
   template <int G> void short_rows(int64_t first, int64_t rows, Writer<S, T>& writer) {
     const int64_t n = v.r1;
     const Upstream<S, T> blocks = source.once();
-    ShortRows<S, T, G> r(n, rows, affine.weight, scales_from<G>(first, rows, 0));
+    ShortRows<S, T, G> r(n, rows, affine.weight, scales_from<G>(first, rows));
     for (int64_t k = 0; k < rows; ++k) {
       const int64_t at = (first + k) * n, room = k * ShortRows<S, T, G>::ROOM, gap = source.gaps().before(first + k);
       r.x[k] = blocks.input(at, n, r.bx + room, Constant<A>{r.scales.mean[k]}, gap);
@@ -286,38 +286,56 @@ template <class S, class T> class RowsBackward {
   }
 
   // `vector`: where the sums of weight gradients are.
-  void transposed(int64_t first, int64_t rows, int64_t vector, Writer<S, T>& writer) {
-    A hat[TINY][SIDE], g[TINY][SIDE], s1[SIDE] = {}, s2[SIDE] = {};
-    const int64_t n = v.r1;
-    S dense[TINY * SIDE];
-    read_transposed(source.format(), adjacent_rows(source.x(), source.gaps(), first, n, rows, dense), n, rows, hat);
-    read_transposed(source.format(), source.dy() + first * n, n, rows, g);
-    const Scales<A, SIDE> s = scales_from<SIDE>(first, rows, rows - 1);
-    A* tw = grads.wanted() ? grads.w.data() + vector : nullptr;
-    A* tb = grads.b.data() + vector;
+  template <class Length>
+  OUT_OF_LINE void transposed(Length n, int64_t first, int64_t end, int64_t vector, Writer<S, T>& writer) {
+    constexpr bool DIRECT = std::is_same<T, A>::value;
+    S dense[BLOCK];
+    A wide_x[BLOCK], wide_g[BLOCK], results[BLOCK], *out = results;
+    for (int64_t rows, row = first; row < end; row += rows) {
+      rows = min(rows_of_block(n), end - row);
+      const S* x = adjacent_rows(source.x(), source.gaps(), row, n, rows, dense);
+      const A* in = converted(source.format(), x, wide_x, n * rows);
+      const A* g = converted(source.format(), source.dy() + row * n, wide_g, n * rows);
+      T* q = dx ? writer.open(dx + row * n) : nullptr;
+      if constexpr (DIRECT) out = dx ? q : results;
+      alignas(LINE) A dw[TINY][SIDE] = {}, db[TINY][SIDE] = {};
+      for (int64_t k = 0; k < rows; k += SIDE)
+        differentiate_transposed(n, in + k * n, g + k * n, row + k, min(SIDE, rows - k), out + k * n, dw, db);
+      for (int64_t j = 0; j < n && grads.wanted(); ++j) {
+        grads.w[vector + j] += A(total<SIDE>(dw[j]));
+        grads.b[vector + j] += A(total<SIDE>(db[j]));
+      }
+      if (!dx) continue;
+      if constexpr (!DIRECT) each<T>(0, n * rows, [p = out, q](auto at) { at.put(q, at(p)); });
+      writer.close(n * rows);
+    }
+  }
+  // SIDE rows at most, the first of them `cell`. Adds to dw and db.
+  template <class Length>
+  ALWAYS_INLINE void differentiate_transposed(Length n, const A* in, const A* upstream, int64_t cell, int64_t rows,
+                                              A* out, A (*dw)[SIDE], A (*db)[SIDE]) const {
+    alignas(LINE) A hat[TINY][SIDE], g[TINY][SIDE], s1[SIDE] = {}, s2[SIDE] = {};
+    TransposedMoments<A> m;
+    read_transposed(in, n, rows, hat);
+    read_transposed(upstream, n, rows, g);
+    m.read(f.center || f.fixed ? mean + cell : nullptr, std + cell, rows, f.eps);
     for (int64_t j = 0; j < n; ++j) {
       const A w = affine.w(j);
-      A sw[SIDE], sb[SIDE];
 #pragma omp simd
       for (int k = 0; k < SIDE; ++k) {
-        hat[j][k] = (hat[j][k] - s.mean[k]) * s.rstd[k];
-        sw[k] = k < rows ? g[j][k] * hat[j][k] : A(0);
-        sb[k] = k < rows ? g[j][k] : A(0);
+        hat[j][k] = (hat[j][k] - m.mean[k]) * m.rstd[k];
+        dw[j][k] += g[j][k] * hat[j][k];
+        db[j][k] += g[j][k];
         g[j][k] *= w;
         s1[k] += g[j][k];
         s2[k] += g[j][k] * hat[j][k];
       }
-      if (tw) {
-        tw[j] += A(total<SIDE>(sw));
-        tb[j] += A(total<SIDE>(sb));
-      }
     }
-    if (!dx) return;
-    const A per = f.fixed ? A(0) : A(1.0 / double(n)), per1 = f.center ? per : A(0);
+    const A per = f.fixed ? A(0) : A(1) / A(int64_t(n)), per1 = f.center ? per : A(0);
     for (int64_t j = 0; j < n; ++j)
 #pragma omp simd
-      for (int k = 0; k < SIDE; ++k) g[j][k] = s.rstd[k] * (g[j][k] - s1[k] * per1 - hat[j][k] * (s2[k] * per));
-    write_transposed(g, n, rows, dx + first * n, writer);
+      for (int k = 0; k < SIDE; ++k) g[j][k] = m.rstd[k] * (g[j][k] - s1[k] * per1 - hat[j][k] * (s2[k] * per));
+    write_transposed(g, n, rows, out);
   }
 };
 

@@ -186,14 +186,39 @@ def test_a_sample_has_the_same_bits_in_every_batch(layout, pattern):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "shape"), [("b [c]", (70, 8)), ("b c [...]", (3, 6, 4, 4)), ("b [c] ...", (2, 5, 3, 70))]
+    ("pattern", "shape"),
+    [("b [c]", (70, 3)), ("b [c]", (70, 8)), ("b c [...]", (3, 6, 4, 4)), ("b [c] ...", (2, 5, 3, 70))],
 )
 def test_a_neighbour_out_of_range_changes_no_bits(pattern, shape):
     """Squares of 1e30 leave float32 and are summed again in double: for that statistic, not for those beside it."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    calm = normalize(x, pattern)
-    x[0] *= 1e30
-    assert torch.equal(normalize(x, pattern)[1:], calm[1:])
+    wild = x.clone()
+    wild[0] *= 1e30
+    calm, other = (normalize(leaf.requires_grad_(), pattern) for leaf in (x, wild))
+    assert torch.equal(other[1:], calm[1:])
+    dy = torch.randn(shape)
+    assert torch.equal(torch.autograd.grad(other, wild, dy)[0][1:], torch.autograd.grad(calm, x, dy)[0][1:])
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 16])
+@pytest.mark.parametrize(("mean", "scale", "eps"), [(0, 1, 1e-5), (1e4, 1, 1e-5), (0, 1e30, 1e-5), (0, 1e-25, 0)], ids=str)
+def test_rows_of_a_few_elements(n, mean, scale, eps):
+    """They are computed in float32, sixteen at once. Here are one block, several, and a last group that is not full."""
+    x = (torch.randn(1500, n, generator=torch.Generator().manual_seed(0)) * scale + mean).requires_grad_()
+    weight, bias, dy = sample(n, dtype=torch.float32), sample(n, dtype=torch.float32), sample(1500, n).float()
+    exact = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    want, _, means, stds = formula.norm(Arguments(*exact, "b [c]", eps, True))
+    bound = 4 * torch.finfo(torch.float32).eps * (1 + means.abs() / stds).view(-1, 1)
+    got = normalize(x, "b [c]", weight, bias, eps=eps)
+    assert ((got.double() - want).abs() / bound).max() <= want.abs().max()
+    # A gradient of x is of the size of weight * dy / std. In the sums over rows, errors add up as in a random walk.
+    ours = torch.autograd.grad(got, (x, weight, bias), dy)
+    theirs = torch.autograd.grad(want, exact, dy.double())
+    size, walk = (weight.abs().max() * dy.abs().max()).item(), bound.square().sum().sqrt()
+    for g, h, of in zip(ours, theirs, (bound / stds.view(-1, 1), walk, walk), strict=True):
+        assert ((g.double() - h).abs() <= of * size).all()
+    part = normalize(x[700:719].detach(), "b [c]", weight, bias, eps=eps)
+    assert torch.equal(part, got[700:719])
 
 
 @pytest.mark.parametrize("shape", [(200, 165), (200, 777), (3, 5000)])
