@@ -125,12 +125,17 @@ template <class S, class T> class Panel {
     }
     // In a separate loop, and counted in the arithmetic's width: mixed widths would cost several times as much.
     using Count = typename std::conditional<sizeof(A) == 4, int32_t, int64_t>::type;
-    const A twice = center ? A(2 * per) : A(0), high = A(HUGE_SQUARES);
+    #ifdef V_FAR
+    constexpr double LIMIT = sizeof(S) == 2 ? FAR_OFF : 2;
+#else
+    constexpr double LIMIT = 1;
+#endif
+    const A too_far = center ? A((1 + 1 / LIMIT) * per) : A(0), high = A(HUGE_SQUARES);
     const A low = eps < TINY_SQUARES ? A(TINY_SQUARES) : A(0);
     Count far = 0, odd = 0;
 #pragma omp simd reduction(+ : far, odd)
     for (int64_t j = 0; j < n; ++j) {
-      far += twice * s[j] * s[j] > q[j] ? 1 : 0;
+      far += too_far * s[j] * s[j] > q[j] ? 1 : 0;
       odd += !(q[j] < high) || q[j] < low ? 1 : 0;
     }
     outside = odd > 0;

@@ -163,7 +163,11 @@ template <class S, class T> class ColumnsForward {
     }
     if (!f.fixed && stds) {
 #pragma omp simd
+#ifdef V_ROOT
+      for (int64_t i = 0; i < n; ++i) stds[i] = std::sqrt(A(cells.var[i]));
+#else
       for (int64_t i = 0; i < n; ++i) stds[i] = A(std::sqrt(cells.var[i]));
+#endif
     }
     f.length ? divide_by_length(t, n, cells, stds, to) : standardize(t, n, cells, to);
     return far_off;

@@ -145,7 +145,9 @@ template <class S, class T> class ColumnsBackward {
   OUT_OF_LINE void sums_of_rows(int64_t index, const Tile& t, int64_t c, const Factors& with, ColumnSums& sums) {
     A g[TILE], gx[TILE];
     T buffer[8 * TILE];
-    const auto nothing = [](int64_t, int64_t, int64_t) {};  // with two tensors to read, prefetching gains nothing
+#ifdef V_FETCH
+    const int64_t ahead = needs_prefetch<S>(v.numel()) ? tiles.ahead : 0;
+#endif
     const A *mu = with.mu, *rstd = with.rstd;
     for (int64_t j = 0; j < t.n; ++j) sums.g[j] = sums.gx[j] = 0;
     const int64_t end = tiles.chunk_end(c), n = t.n, stride = tiles.row_width;
@@ -153,6 +155,15 @@ template <class S, class T> class ColumnsBackward {
       const int64_t rows = min(tiles.panel, end - r0), at = t.at(tiles, r0);
       const bool simple = is_simple(t, r0, rows);
       const S *x = source.x() + at, *dy = source.dy() + at;
+#ifdef V_FETCH
+      const auto fetch = [=](int64_t r, int64_t j, int64_t some) {
+        if (!ahead) return;
+        prefetch(x + (r + ahead) * stride + j, some);
+        prefetch(dy + (r + ahead) * stride + j, some);
+      };
+#else
+      const auto fetch = [](int64_t, int64_t, int64_t) {};
+#endif
       const Format<S>& format = source.format();
       const auto row = [&, x, dy, n, stride, simple, by_row = by_row](int64_t r, int k) {
         T *bx = buffer + k * TILE, *bg = buffer + (4 + k) * TILE;
@@ -164,7 +175,7 @@ template <class S, class T> class ColumnsBackward {
         if (grads.wanted()) add_row_gradient(index * v.r0 + r0 + r, n, ready, mu, rstd);
         return ready;
       };
-      sum_columns<T>(rows, t.n, g, gx, row, nothing, [=](const Row& p, auto at, auto& a, auto& b) {
+      sum_columns<T>(rows, t.n, g, gx, row, fetch, [=](const Row& p, auto at, auto& a, auto& b) {
         a = at(p.g) * p.w;
         b = a * ((at(p.x) - at(mu)) * at(rstd));
       });
