@@ -26,16 +26,22 @@ struct Like {
   std::optional<at::ScalarType> asked() const { return exists ? std::optional(dtype) : std::nullopt; }
   // From a gradient as the kernels write it: flat, and in the arithmetic type.
   Tensor operator()(const Tensor& flat) const {
-    if (is_small(flat)) return rounded(flat);
+    if (is_ours(flat)) {
+      if (flat.scalar_type() == at::kFloat && (dtype == at::kHalf || dtype == at::kBFloat16) && flat.numel() <= SMALL)
+        return rounded(flat);
+      flat.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
+      return flat.scalar_type() == dtype ? flat : flat.to(dtype);
+    }
     const Tensor shaped = sizes.size() == 1 ? flat : flat.view(sizes);
     return shaped.scalar_type() == dtype ? shaped : shaped.to(dtype);
   }
 
  private:
-  // Short enough that torch's dispatcher would take longer than the values.
-  bool is_small(const Tensor& flat) const {
-    return flat.numel() <= 1024 && flat.scalar_type() == at::kFloat && (dtype == at::kHalf || dtype == at::kBFloat16) &&
-           is_plain(flat) && flat.is_cpu() && flat.is_contiguous() && !flat.requires_grad();
+  // With so few values torch's dispatcher takes longer than they do.
+  static constexpr int64_t SMALL = 1024;
+  // Whether nothing else holds or follows the tensor, so that it may be changed.
+  bool is_ours(const Tensor& flat) const {
+    return is_plain(flat) && flat.is_cpu() && flat.use_count() == 1 && flat.is_contiguous() && !flat.requires_grad();
   }
   Tensor rounded(const Tensor& flat) const {
     const Tensor out = at::detail::empty_cpu(sizes, dtype);

@@ -14,10 +14,7 @@ constexpr int64_t PANEL = 128, FIRST_PANEL = 16;
 // Elements and panels, at least, of a chunk: threads share a block chunk by chunk.
 constexpr int64_t CHUNK = 16384, CHUNK_PANELS = 4;
 // The width up to which narrow rows are joined.
-#ifndef V_JOINED
-#define V_JOINED 192
-#endif
-constexpr int64_t JOINED_WIDTH = V_JOINED;
+constexpr int64_t JOINED_WIDTH = 192;
 
 struct Tiles {
   const View& v;
