@@ -26,9 +26,8 @@ template <class A> ALWAYS_INLINE A positive(A z) { return z < 0 ? A(0) : z; }
 template <class A> ALWAYS_INLINE A if_positive(A z, A yes, A no) { return z > 0 ? yes : no; }
 template <class A> ALWAYS_INLINE A if_negative(A z, A yes, A no) { return z < 0 ? yes : no; }
 
-// The same for sixteen numbers at once.
-#if defined(__AVX512F__)
-ALWAYS_INLINE Pack quotient(Pack a, Pack b) { return a * inverse(b); }
+// The same for a pack.
+#if defined(NORMKIT_PACKS)
 ALWAYS_INLINE Pack one(Pack) { return pack_of(1.0f); }
 ALWAYS_INLINE Pack if_positive(Pack z, float yes, float no) { return z > 0.0f ? pack_of(yes) : pack_of(no); }
 ALWAYS_INLINE Pack if_negative(Pack z, float yes, float no) { return z < 0.0f ? pack_of(yes) : pack_of(no); }
@@ -50,7 +49,7 @@ ALWAYS_INLINE float exp_of(float x) {
   const float e = exp_near_0((x - n * 0.693359375f) + n * 2.12194440e-4f);
   return e * from_bits((to_bits(shifted) - to_bits(12582912.0f) + 127u) << 23);
 }
-#if defined(__AVX512F__)
+#if defined(NORMKIT_PACKS)
 // What is above 87 counts as 87, so that 1 + exp(x) has an inverse.
 ALWAYS_INLINE Pack exp_of(Pack x) {
   x = clamp(x, -87.0f, 87.0f);
@@ -88,7 +87,7 @@ template <class V> ALWAYS_INLINE V tanh_of(V x) {
 // The numbers in a value that loops see.
 template <class V> using Number = typename std::conditional<std::is_same<V, double>::value, double, float>::type;
 
-// f(z) and f'(z) of a number, or of sixteen. NaN stays NaN.
+// f(z) and f'(z) of a number, or of a pack. NaN stays NaN.
 template <Activation K> struct Function;
 template <> struct Function<Activation::relu> {
   template <class V> ALWAYS_INLINE static V value(V z) { return positive(z); }
@@ -165,7 +164,7 @@ template <class Body> void with(Activation kind, const Body& body) {
     case Activation::plus_one: return body(Function<Activation::plus_one>());
   }
 }
-// body(at) for n elements of what is stored as A, sixteen at once where there are packs.
+// body(at) for n elements of what is stored as A, in packs where they are faster.
 template <class A, class Body> void all_of(int64_t n, const Body& body) {
   if constexpr (USES_PACKS<A>) in_packs(0, n, body);
   else each<A>(0, n, body);

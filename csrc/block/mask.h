@@ -95,6 +95,9 @@ struct Mask {
         const PackMask some = end - i < PACK ? first_lanes(end - i) : PackMask(0xFFFF);
         blend_some(some, nonzero_16(bytes + i, some), from + i, to + i, fill(Part{i, some}));
       }
+    } else if constexpr (PACKED<T>) {
+      for (; i + PACK <= end; i += PACK) blend(bytes + i, from + i, to + i, fill(Whole{i}));
+      for (; i < end; ++i) to[i] = bytes[i] ? from[i] : narrow(float(fill(Element<float>{i})), T{});
     } else {
       for (int64_t j = i; j < end; ++j) to[j] = bytes[j] ? from[j] : T(fill(Element<arithmetic<T>>{j}));
     }

@@ -84,6 +84,21 @@ void scales_of(int64_t n, const double* mu, const double* var, double eps, A* me
     shift[k] = A((double(mean[k]) - mu[k]) * r);
   }
 }
+// The same for values that are stored in half precision, for which roots in the arithmetic type are exact enough; where
+// all variances are in its range.
+inline void scales_of_halves(
+    int64_t n, const double* mu, const double* var, double eps, float* mean, float* rstd, float* shift) {
+  int64_t outside = 0;
+#pragma omp simd reduction(+ : outside)
+  for (int64_t k = 0; k < n; ++k) outside += var[k] + eps > 1e-37 && var[k] + eps < 1e37 ? 0 : 1;
+  if (outside) return scales_of(n, mu, var, eps, mean, rstd, shift);
+#pragma omp simd
+  for (int64_t k = 0; k < n; ++k) {
+    mean[k] = float(mu[k]);
+    rstd[k] = 1.0f / std::sqrt(float(var[k] + eps));
+    shift[k] = float(double(mean[k]) - mu[k]) * rstd[k];
+  }
+}
 
 // One of them.
 template <class A> struct Scale {

@@ -24,9 +24,34 @@ struct Like {
     if (t.defined()) sizes = t.sizes(), dtype = t.scalar_type(), exists = true;
   }
   std::optional<at::ScalarType> asked() const { return exists ? std::optional(dtype) : std::nullopt; }
+  // From a gradient as the kernels write it: flat, and in the arithmetic type.
   Tensor operator()(const Tensor& flat) const {
+    if (is_ours(flat)) {
+      if (flat.scalar_type() == at::kFloat && (dtype == at::kHalf || dtype == at::kBFloat16) && flat.numel() <= SMALL)
+        return rounded(flat);
+      flat.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
+      return flat.scalar_type() == dtype ? flat : flat.to(dtype);
+    }
     const Tensor shaped = sizes.size() == 1 ? flat : flat.view(sizes);
     return shaped.scalar_type() == dtype ? shaped : shaped.to(dtype);
+  }
+
+ private:
+  // With so few values torch's dispatcher takes longer than they do.
+  static constexpr int64_t SMALL = 1024;
+  // Whether nothing else holds or follows the tensor, so that it may be changed.
+  bool is_ours(const Tensor& flat) const {
+    return is_plain(flat) && flat.is_cpu() && flat.use_count() == 1 && flat.is_contiguous() && !flat.requires_grad();
+  }
+  Tensor rounded(const Tensor& flat) const {
+    const Tensor out = at::detail::empty_cpu(sizes, dtype);
+    const float* from = flat.const_data_ptr<float>();
+    const auto go = [&]<class S>(S* to) {
+      for (int64_t i = 0; i < flat.numel(); ++i) to[i] = S(from[i]);
+    };
+    if (dtype == at::kHalf) go(out.mutable_data_ptr<at::Half>());
+    else go(out.mutable_data_ptr<at::BFloat16>());
+    return out;
   }
 };
 

@@ -40,8 +40,12 @@ template <class S> inline void narrow(const float* x, S* out, int64_t n) {
 // x = x rounded to S.
 template <class S> inline void round_to(float* x, int64_t n) {
   int64_t i = 0;
-  if constexpr (HALVES<S> > 0)
+  if constexpr (HAS_PACKS) {
+    arithmetic<S>* to = x;  // as above
+    for (; i + PACK <= n; i += PACK) store_pack(to + i, stored<S>(load_pack(to + i)));
+  } else if constexpr (HALVES<S> > 0) {
     for (; i + HALVES<S> <= n; i += HALVES<S>) round_step(x + i, S{});
+  }
 #pragma omp simd
   for (int64_t k = i; k < n; ++k) x[k] = stored<S>(x[k]);
 }

@@ -7,6 +7,9 @@ namespace {
 
 struct TwoSums { double a, b; };
 
+// How many sums: with packs, four registers of them.
+template <class T> constexpr int SUMS = PACKED<T> ? 4 * PACK : LANES;
+
 template <int N, class A> inline double total(const A* lanes) {
   A t = 0;
 #pragma omp simd reduction(+ : t)
@@ -60,15 +63,16 @@ ALWAYS_INLINE void add_lanes(int64_t n, arithmetic<T>* a, arithmetic<T>* b, cons
 // TwoSums running sums, for when the elements come in several pieces.
 template <class T> struct Lanes {
   using A = arithmetic<T>;
-  A a[LANES] = {}, b[LANES] = {};
+  static constexpr int N = SUMS<T>;
+  A a[N] = {}, b[N] = {};
   int64_t held = 0;
   double ta = 0, tb = 0;
 
   template <class Term> void add(int64_t n, const Term& term) {
-    A la[LANES], lb[LANES];  // local, so that they can live in registers
-    for (int j = 0; j < LANES; ++j) la[j] = a[j], lb[j] = b[j];
-    add_lanes<LANES, T>(n, la, lb, term);
-    for (int j = 0; j < LANES; ++j) a[j] = la[j], b[j] = lb[j];
+    A la[N], lb[N];  // local, so that they can live in registers
+    for (int j = 0; j < N; ++j) la[j] = a[j], lb[j] = b[j];
+    add_lanes<N, T>(n, la, lb, term);
+    for (int j = 0; j < N; ++j) a[j] = la[j], b[j] = lb[j];
     held += n;
   }
   // Called where it does not depend on how a block was cut: that must not show in the bits.
@@ -76,9 +80,9 @@ template <class T> struct Lanes {
     if (held > 2 * BLOCK) flush();
   }
   void flush() {
-    ta += total<LANES>(a);
-    tb += total<LANES>(b);
-    for (int j = 0; j < LANES; ++j) a[j] = b[j] = 0;
+    ta += total<N>(a);
+    tb += total<N>(b);
+    for (int j = 0; j < N; ++j) a[j] = b[j] = 0;
     held = 0;
   }
 };
@@ -89,7 +93,7 @@ template <int N, class T, class Term> inline TwoSums sum_two_in(int64_t n, const
   return {total<N>(a), total<N>(b)};
 }
 template <class T, class Term> inline TwoSums sum_two(int64_t n, const Term& term) {
-  return n < 2 * LANES ? sum_two_in<LANES / 4, T>(n, term) : sum_two_in<LANES, T>(n, term);
+  return n < 2 * SUMS<T> ? sum_two_in<SUMS<T> / 4, T>(n, term) : sum_two_in<SUMS<T>, T>(n, term);
 }
 template <class T> inline double sum_one(const T* x, int64_t n) {
   if constexpr (PACKED<T>) {

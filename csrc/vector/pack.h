@@ -1,5 +1,5 @@
 // How a loop sees its elements: one by one, for the compiler to vectorize, or, where half precision is stored and
-// AVX-512 is there, sixteen at once, converted on the way between memory and register.
+// there are packs, eight or sixteen at once, converted on the way between memory and register.
 #pragma once
 #include "vector/convert.h"
 
@@ -13,7 +13,7 @@ template <class A> struct Element {
   void put(A* q, A v) const { q[i] = v; }
 };
 
-// Elements i to i + 15.
+// Elements i to i + PACK - 1.
 struct Whole {
   int64_t i;
   template <class S> Pack operator()(const S* p, float = 0) const { return load_pack(p + i); }
@@ -30,9 +30,9 @@ struct Part {
 };
 // Whether loops over what is stored as S see packs, and whether arithmetic in A may use them.
 template <class S> constexpr bool PACKED = HAS_PACKS && sizeof(S) == 2 && !std::is_same<S, half>::value;
-template <class A> constexpr bool USES_PACKS = HAS_PACKS && std::is_same<A, float>::value;
+template <class A> constexpr bool USES_PACKS = IS_WIDE && std::is_same<A, float>::value;
 
-// body(at) for the elements from `i` to `end`, sixteen at once.
+// body(at) for the elements from `i` to `end`, in packs.
 template <class Body> inline void in_packs(int64_t i, int64_t end, const Body& body) {
   for (; i + PACK <= end; i += PACK) body(Whole{i});
   if (i < end) body(Part{i, first_lanes(end - i)});

@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr int SIDE = PACK;
+constexpr int SIDE = 16;
 
 // a[k], b[k] = the sums over row k's n elements, seen as T, of what row(k)(at, a, b) gives for each; `rows` of them, at
 // most G.

@@ -24,8 +24,9 @@ struct ColumnMoments {
 };
 
 // Sums down the columns, four rows at a time: fewer trips to the accumulators, and shorter chains of rounding. row(r,
-// k) makes row r ready in slot k; term(that, at, a, b) gives what its column adds; fetch(r, j, n) may prefetch what
+// k) makes row r ready in slot k; term(that, k, at, a, b) gives what its column adds; fetch(r, j, n) may prefetch what
 // comes later than columns [j, j + n) of row r.
+template <int K> using Slot = std::integral_constant<int, K>;
 template <class T, class A, class Row, class Fetch, class Term>
 void sum_columns(int64_t rows, int64_t n, A* sa, A* sb, const Row& row, const Fetch& fetch, const Term& term) {
   for (int64_t j = 0; j < n; ++j) sa[j] = sb[j] = 0;
@@ -36,10 +37,10 @@ void sum_columns(int64_t rows, int64_t n, A* sa, A* sb, const Row& row, const Fe
       for (int64_t k = 0; k < 4; ++k) fetch(r + k, left, right - left);
       each<T>(left, right, [&](auto at) {
         auto a0 = at(sa), b0 = a0, a1 = a0, b1 = a0, a2 = a0, b2 = a0, a3 = a0, b3 = a0;
-        term(r0, at, a0, b0);
-        term(r1, at, a1, b1);
-        term(r2, at, a2, b2);
-        term(r3, at, a3, b3);
+        term(r0, Slot<0>(), at, a0, b0);
+        term(r1, Slot<1>(), at, a1, b1);
+        term(r2, Slot<2>(), at, a2, b2);
+        term(r3, Slot<3>(), at, a3, b3);
         at.put(sa, at(sa) + ((a0 + a1) + (a2 + a3)));
         at.put(sb, at(sb) + ((b0 + b1) + (b2 + b3)));
       });
@@ -54,7 +55,7 @@ void sum_columns(int64_t rows, int64_t n, A* sa, A* sb, const Row& row, const Fe
     const auto one = row(r, 0);
     each<T>(0, n, [&](auto at) {
       auto a = at(sa), b = a;
-      term(one, at, a, b);
+      term(one, Slot<0>(), at, a, b);
       at.put(sa, at(sa) + a);
       at.put(sb, at(sb) + b);
     });
@@ -63,11 +64,12 @@ void sum_columns(int64_t rows, int64_t n, A* sa, A* sb, const Row& row, const Fe
 
 // Moments of a panel: `rows` rows of n columns from offset `at`, `stride` apart.
 //
-// Deviations are taken from a guess, the mean of the rows before the panel. Where there is none yet, or it is more than
-// a standard deviation off, a pass over the panel finds a better one first. Where squares leave the range of fp32, a
-// column is summed again in double.
+// Deviations are taken from a guess, the mean of the rows before the panel. Where there is none yet, or its squared
+// distance from the mean is more than OFF variances, a pass over the panel finds a better one first. Where squares leave
+// the range of fp32, a column is summed again in double.
 template <class S, class T> class Panel {
   using A = arithmetic<S>;
+  static constexpr double OFF = sizeof(S) == 2 ? FAR_OFF : 2;
   const Source<S, T>& source;
   const A* padding;  // the value that replaces it in each column
   int64_t at, stride, rows, n, ahead;
@@ -105,14 +107,14 @@ template <class S, class T> class Panel {
     };
   }
   template <class Row> void find_guess(const Row& row) {
-    sum_columns<T>(rows, n, s, q, row, fetch(), [](const T* p, auto at, auto& a, auto& b) { a = at(p), b = a - a; });
+    sum_columns<T>(rows, n, s, q, row, fetch(), [](const T* p, auto, auto at, auto& a, auto& b) { a = at(p), b = a - a; });
     const double per = 1.0 / double(rows);
     for (int64_t j = 0; j < n; ++j) guess[j] = A(double(s[j]) * per);
   }
   // Moments from the deviations; whether the guess was too far off, or squares left the range, in some column.
   template <class Row> bool deviate(const Row& row) {
     const double per = 1.0 / double(rows);
-    sum_columns<T>(rows, n, s, q, row, fetch(), [g = &guess[0]](const T* p, auto at, auto& a, auto& b) {
+    sum_columns<T>(rows, n, s, q, row, fetch(), [g = &guess[0]](const T* p, auto, auto at, auto& a, auto& b) {
       a = at(p) - at(g);
       b = a * a;
     });
@@ -125,12 +127,12 @@ template <class S, class T> class Panel {
     }
     // In a separate loop, and counted in the arithmetic's width: mixed widths would cost several times as much.
     using Count = typename std::conditional<sizeof(A) == 4, int32_t, int64_t>::type;
-    const A twice = center ? A(2 * per) : A(0), high = A(HUGE_SQUARES);
+        const A too_far = center ? A((1 + 1 / OFF) * per) : A(0), high = A(HUGE_SQUARES);
     const A low = eps < TINY_SQUARES ? A(TINY_SQUARES) : A(0);
     Count far = 0, odd = 0;
 #pragma omp simd reduction(+ : far, odd)
     for (int64_t j = 0; j < n; ++j) {
-      far += twice * s[j] * s[j] > q[j] ? 1 : 0;
+      far += too_far * s[j] * s[j] > q[j] ? 1 : 0;
       odd += !(q[j] < high) || q[j] < low ? 1 : 0;
     }
     outside = odd > 0;

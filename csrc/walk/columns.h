@@ -209,7 +209,8 @@ template <class S, class T> class ColumnsForward {
   }
   void standardize(const Tile& t, int64_t n, const CellMoments& cells, Factors& to) const {
     A mu[TILE], rstd[TILE], shift[TILE];
-    scales_of(n, cells.mean, cells.var, f.eps, mu, rstd, shift);
+    if constexpr (sizeof(S) == 2) scales_of_halves(n, cells.mean, cells.var, f.eps, mu, rstd, shift);
+    else scales_of(n, cells.mean, cells.var, f.eps, mu, rstd, shift);
     const bool apart = tiles.slabs > 1 || (sizeof(S) == 2 && f.cast_first);
     weights.broadcast(
         t, tiles, ToColumns<A>{mu, rstd, shift, to.mu, to.factor, to.shift, to.w, to.b, apart});

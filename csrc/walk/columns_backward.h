@@ -18,6 +18,27 @@ struct ColumnSums {
   }
 };
 
+// The gradients of the weights of four rows, summed in packs while the sums of their columns are taken. Elsewhere they
+// take a pass of their own.
+template <class T> struct RowGradients {
+  Pack g[4] = {}, gx[4] = {};
+  int64_t slots[4] = {-1, -1, -1, -1};
+
+  ALWAYS_INLINE void add(int k, Pack dy, Pack product) { g[k] += dy, gx[k] += product; }
+  // Row k is now that of another slot.
+  void next(int k, int64_t slot, AffineGrads<arithmetic<T>>& grads) {
+    if (slots[k] >= 0 && grads.wanted()) {
+      grads.b[slots[k]] = float(total<PACK>(reinterpret_cast<const float*>(&g[k])));
+      grads.w[slots[k]] = float(total<PACK>(reinterpret_cast<const float*>(&gx[k])));
+    }
+    slots[k] = slot;
+    g[k] = gx[k] = Pack{};
+  }
+  void end(AffineGrads<arithmetic<T>>& grads) {
+    for (int k = 0; k < 4; ++k) next(k, -1, grads);
+  }
+};
+
 template <class S, class T> class ColumnsBackward {
   using A = arithmetic<S>;
   const View& v;
@@ -103,7 +124,8 @@ template <class S, class T> class ColumnsBackward {
       cell_var[i] = square(stds[i]);
     }
     A mu[TILE], rstd[TILE], unused[TILE];
-    scales_of(cells, cell_mean, cell_var, f.eps, mu, rstd, unused);
+    if constexpr (sizeof(S) == 2) scales_of_halves(cells, cell_mean, cell_var, f.eps, mu, rstd, unused);
+    else scales_of(cells, cell_mean, cell_var, f.eps, mu, rstd, unused);
     // c1 and c2 are not known yet.
     weights.broadcast(t, tiles, ToColumns<A>{mu, rstd, rstd, to.mu, to.rstd, to.c1, to.w, to.b, true});
     for (int64_t j = 0; j < t.n && tiles.slabs > 1; ++j) to.w[j] = 1, to.b[j] = 0;
@@ -146,6 +168,7 @@ template <class S, class T> class ColumnsBackward {
     A g[TILE], gx[TILE];
     T buffer[8 * TILE];
     const auto nothing = [](int64_t, int64_t, int64_t) {};  // with two tensors to read, prefetching gains nothing
+    RowGradients<T> of_rows;
     const A *mu = with.mu, *rstd = with.rstd;
     for (int64_t j = 0; j < t.n; ++j) sums.g[j] = sums.gx[j] = 0;
     const int64_t end = tiles.chunk_end(c), n = t.n, stride = tiles.row_width;
@@ -161,13 +184,29 @@ template <class S, class T> class ColumnsBackward {
         else read_fused(t, r0 + r, with, bx, bg, ready);
         if (!by_row) return ready;
         ready.w = weights.row_weight(t, r0 + r);
-        if (grads.wanted()) add_row_gradient(index * v.r0 + r0 + r, n, ready, mu, rstd);
+        const int64_t slot = index * v.r0 + r0 + r;
+        if constexpr (PACKED<T>) of_rows.next(k, slot, grads);
+        else if (grads.wanted()) add_row_gradient(slot, n, ready, mu, rstd);
         return ready;
       };
-      sum_columns<T>(rows, t.n, g, gx, row, nothing, [=](const Row& p, auto at, auto& a, auto& b) {
+      const auto plain_term = [=](const Row& p, auto, auto at, auto& a, auto& b) {
         a = at(p.g) * p.w;
         b = a * ((at(p.x) - at(mu)) * at(rstd));
-      });
+      };
+      if constexpr (PACKED<T>) {
+        if (by_row) {
+          sum_columns<T>(rows, t.n, g, gx, row, nothing, [=, &of_rows](const Row& p, auto k, auto at, auto& a, auto& b) {
+            const auto dy = at(p.g), product = dy * ((at(p.x) - at(mu)) * at(rstd));
+            of_rows.add(k, dy, product);
+            a = dy * p.w, b = product * p.w;
+          });
+          of_rows.end(grads);
+        } else {
+          sum_columns<T>(rows, t.n, g, gx, row, nothing, plain_term);
+        }
+      } else {
+        sum_columns<T>(rows, t.n, g, gx, row, nothing, plain_term);
+      }
 #pragma omp simd
       for (int64_t j = 0; j < t.n; ++j) sums.g[j] += double(g[j]), sums.gx[j] += double(gx[j]);
     }
@@ -200,6 +239,7 @@ template <class S, class T> class ColumnsBackward {
       grads.w[slot] = A(sums.gx[j]);
     }
     const int64_t copies = tiles.joined, step = v.width();
+    if (copies == 1 && v.r1 == 1 && !source.mask()) return finish_columns(t.n, sums, to);
     for (int64_t j = 0; j < t.n / copies; j += v.r1) {
       double g = 0, gx = 0, count = source.mask() ? f.fused->counts[t.cell(v, j)] : f.length ? 1 : double(v.count());
       if (count == 0) count = 1;
@@ -214,6 +254,18 @@ template <class S, class T> class ColumnsBackward {
           to.c2[i] = -to.rstd[i] * A(gx / count);
           to.w[i] *= to.rstd[i];
         }
+    }
+  }
+
+  // Where each column is a cell.
+  void finish_columns(int64_t n, const ColumnSums& sums, Factors& to) const {
+    const double per = f.fixed ? 0 : f.length ? -1 : -1 / double(v.count()), per1 = f.center ? per : 0;
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+      const double w = double(to.w[j]);
+      to.c1[j] = to.rstd[j] * A(sums.g[j] * w * per1);
+      to.c2[j] = to.rstd[j] * A(sums.gx[j] * w * per);
+      to.w[j] *= to.rstd[j];
     }
   }
 

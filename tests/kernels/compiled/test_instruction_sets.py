@@ -52,6 +52,33 @@ for dtype in (torch.float16, torch.bfloat16):
     got = torch.ops.normkit.norm.default(one, w, None, "[b] [c]", 0.0, True, torch.zeros(1), torch.ones(1))[0]
     assert torch.equal(got.view(-1), w.to(dtype))
 """
+# Every width up to a few vectors of any instruction set, with padding, a residual and each activation in turn.
+WIDTHS = """
+import torch
+from normkit.functional import normalize
+from normkit.kernels import formula
+torch.manual_seed(0)
+activations = ("none", "relu", "silu", "gelu", "tanh")
+for dtype in (torch.bfloat16, torch.float16):
+    for width in (*range(2, 36), 70):
+        for i, pattern in enumerate(("[b] c [...]", "b [c] ...", "b c [...]", "b [c] [...]")):
+            activation = activations[(width + i) % 5]
+            x, residual, dy = (torch.randn(4, 6, width).to(dtype) for _ in range(3))
+            mask = torch.rand(4, width) > 0.2
+            mask[:, :2] = True
+            leaves = [t.clone().requires_grad_() for t in (x, torch.randn(6).to(dtype), residual)]
+            y = normalize(leaves[0], pattern, leaves[1], mask=mask, residual=leaves[2],
+                          activation=None if activation == "none" else activation)
+            exact = [t.detach().double().requires_grad_() for t in leaves]
+            # The sum is stored in half precision, and so are the gradients behind the activation.
+            total = exact[0] + exact[2] + ((x + residual).double() - x.double() - residual.double())
+            a = formula.Arguments(total, exact[1], None, pattern, 1e-5, True, mask=mask[:, None], activation=activation)
+            y64 = formula.norm(a)[0]
+            bound = 16 * torch.finfo(dtype).eps
+            assert (y.double() - y64).abs().max() <= bound * max(1, y64.abs().max().item()), (dtype, width, pattern)
+            for g, h in zip(torch.autograd.grad(y, leaves, dy), torch.autograd.grad(y64, exact, dy.double())):
+                assert (g.double() - h).abs().max() <= 4 * bound * max(1, h.abs().max().item()), (dtype, width, pattern)
+"""
 WITHOUT_KERNELS = """
 import warnings
 import torch
@@ -122,7 +149,7 @@ for name, code in others.items():
 def forks():
     """By name: for an instruction set that is asked for, the one that is used, and what went wrong in each of the
     codes; for other code, what it printed, and what went wrong."""
-    codes = {"numbers": NUMBERS, "conversion": CONVERSION}
+    codes = {"numbers": NUMBERS, "conversion": CONVERSION, "widths": WIDTHS}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORKS, "", *ISAS],
         input=json.dumps([codes, {"without kernels": WITHOUT_KERNELS, "turned off": TURNED_OFF}]),
@@ -139,7 +166,7 @@ def forks():
 def by_isa(forks):
     asked = {isa: forks[isa] for isa in ("", *ISAS)}
     of_used = {used: wrong for used, wrong in asked.values() if wrong is not None}
-    assert all(set(wrong) == {"numbers", "conversion"} for wrong in of_used.values())
+    assert all(set(wrong) == {"numbers", "conversion", "widths"} for wrong in of_used.values())
     return {isa: (used, of_used[used]) for isa, (used, _) in asked.items()}
 
 
@@ -156,6 +183,12 @@ def test_every_instruction_set_gives_right_numbers(isa, by_isa):
 def test_half_precision_conversion_is_exact_for_every_number(isa, by_isa):
     _, wrong = by_isa[isa]
     assert not wrong["conversion"], wrong["conversion"]
+
+
+@pytest.mark.parametrize("isa", ["", *ISAS])
+def test_half_precision_of_every_width_with_padding_and_activations(isa, by_isa):
+    _, wrong = by_isa[isa]
+    assert not wrong["widths"], wrong["widths"]
 
 
 def test_without_kernels_everything_runs_on_the_reference_and_one_warning_is_given(forks):
