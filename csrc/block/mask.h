@@ -17,6 +17,9 @@ template <class A> struct Along {
   template <class At> auto operator()(At at) const { return at(values); }
 };
 
+// Runs of at most as many elements are copied without a branch, which would be mispredicted where padding is scattered.
+constexpr int64_t BRANCHLESS = 256;
+
 // One byte for all channels of a place, in the order of memory; 0 where the place is padding.
 struct Mask {
   const uint8_t* valid = nullptr;
@@ -62,10 +65,14 @@ struct Mask {
     }
     return true;
   }
+  // The same, but false where to find out costs as much as to copy.
+  bool is_known_valid(int64_t at, int64_t n) const { return !has_short_runs() && is_all_valid(at, n); }
   // to = from, with `fill` for padding; `from` may be `to`. Valid elements are copied bit by bit.
   template <class T, class Fill> void copy(const T* from, T* to, int64_t at, int64_t n, const Fill& fill) const {
-    const auto same = [&](int64_t start, int64_t length, bool is_valid) {
-      if (!is_valid)
+    const auto same = [&, is_short = has_short_runs()](int64_t start, int64_t length, bool is_valid) {
+      if (is_short)
+        copy_run(from, to, start, start + length, is_valid, fill);
+      else if (!is_valid)
         each<T>(start, start + length, [=](auto i) { i.put(to, fill(i)); });
       else if (to != from)
         std::memcpy(to + start, from + start, size_t(length) * sizeof(T));
@@ -77,26 +84,55 @@ struct Mask {
   }
 
  private:
+  bool has_short_runs() const { return inner == 1 && channels <= BRANCHLESS; }
+
   template <class T, class Fill>
   static void copy_by_bytes(const T* from, T* to, int64_t i, int64_t end, const uint8_t* bytes, const Fill& fill) {
     if constexpr (USES_PACKS<arithmetic<T>>) {
-      for (; i + 64 <= end; i += 64) {
-        const uint64_t keep = nonzero_64(bytes + i);
-        if (keep == ~uint64_t(0)) {
-          if (from != to) std::memcpy(to + i, from + i, 64 * sizeof(T));
-        } else if constexpr (PACKED<T>) {
-          for (int k = 0; k < 64; k += 2 * PACK)
-            blend(keep >> k, from + i + k, to + i + k, fill(Whole{i + k}), fill(Whole{i + k + PACK}));
-        } else {
-          for (int k = 0; k < 64; k += PACK) blend(keep >> k, from + i + k, to + i + k, fill(Whole{i + k}));
-        }
-      }
+      for (; i + 64 <= end; i += 64) blend_64(nonzero_64(bytes + i), from, to, i, fill);
       for (; i < end; i += PACK) {
         const PackMask some = end - i < PACK ? first_lanes(end - i) : PackMask(0xFFFF);
         blend_some(some, nonzero_16(bytes + i, some), from + i, to + i, fill(Part{i, some}));
       }
     } else {
-      for (int64_t j = i; j < end; ++j) to[j] = bytes[j] ? from[j] : T(fill(Element<arithmetic<T>>{j}));
+#pragma omp simd
+      for (int64_t j = i; j < end; ++j) {
+        const T valid = from[j], padding = T(fill(Element<arithmetic<T>>{j}));
+        to[j] = bytes[j] ? valid : padding;
+      }
+    }
+  }
+  // Elements that are all valid or all padding.
+  template <class T, class Fill>
+  static void copy_run(const T* from, T* to, int64_t i, int64_t end, bool is_valid, const Fill& fill) {
+    if constexpr (USES_PACKS<arithmetic<T>>) {
+      const uint64_t keep = uint64_t(0) - uint64_t(is_valid);
+      for (; i + 64 <= end; i += 64) blend_64(keep, from, to, i, fill);
+      for (; i < end; i += PACK) {
+        const PackMask some = end - i < PACK ? first_lanes(end - i) : PackMask(0xFFFF);
+        blend_some(some, some & PackMask(keep), from + i, to + i, fill(Part{i, some}));
+      }
+    } else {
+      using Bits = typename std::conditional<sizeof(T) == 4, uint32_t, uint64_t>::type;
+      const Bits keep = Bits(0) - Bits(is_valid);
+#pragma omp simd
+      for (int64_t j = i; j < end; ++j) {
+        const T padding = T(fill(Element<arithmetic<T>>{j}));
+        Bits a, b;
+        std::memcpy(&a, from + j, sizeof(T));
+        std::memcpy(&b, &padding, sizeof(T));
+        a = (a & keep) | (b & ~keep);
+        std::memcpy(to + j, &a, sizeof(T));
+      }
+    }
+  }
+  template <class T, class Fill>
+  ALWAYS_INLINE static void blend_64(uint64_t keep, const T* from, T* to, int64_t i, const Fill& fill) {
+    if constexpr (PACKED<T>) {
+      for (int k = 0; k < 64; k += 2 * PACK)
+        blend(keep >> k, from + i + k, to + i + k, fill(Whole{i + k}), fill(Whole{i + k + PACK}));
+    } else {
+      for (int k = 0; k < 64; k += PACK) blend(keep >> k, from + i + k, to + i + k, fill(Whole{i + k}));
     }
   }
 };

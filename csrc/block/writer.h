@@ -71,7 +71,7 @@ template <class S, class T> class Writer {
       }
     }
     if (activation_ != Activation::none) activate(activation_, q, n);
-    if (const Mask mask{fused_}; mask && !mask.is_all_valid(at, n)) mask.copy(q, q, at, n, Constant<A>{0});
+    if (const Mask mask{fused_}; mask && !mask.is_known_valid(at, n)) mask.copy(q, q, at, n, Constant<A>{0});
     if (fused_->backward && fused_->residual) add_gradient(q, static_cast<const S*>(fused_->residual) + at, n);
   }
   void apply_gate_and_skip(A* z, int64_t at, int64_t n) const {
