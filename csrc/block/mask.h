@@ -12,10 +12,19 @@ template <class A> struct Constant {
   A value;
   template <class At> auto operator()(At at) const { return at.of(value); }
 };
-template <class A> struct Along {
-  const A* values;
+template <class T> struct Along {
+  const T* values;
   template <class At> auto operator()(At at) const { return at(values); }
 };
+// One for each of n columns as loops see them; in half precision they are rounded once, and not for every row.
+template <class T> Along<T> along(const arithmetic<T>* values, T* buffer, int64_t n) {
+  if constexpr (PACKED<T>) {
+    narrow(values, buffer, n);
+    return {buffer};
+  } else {
+    return {values};
+  }
+}
 
 // Runs of at most as many elements are copied without a branch, which would be mispredicted where padding is scattered.
 constexpr int64_t BRANCHLESS = 256;
@@ -50,6 +59,11 @@ struct Mask {
   }
   // Whether rows of n elements are each all valid or all padding.
   bool has_whole_rows(int64_t n) const { return inner == 1 && channels % n == 0; }
+  // Whether every line of 64 bytes is all valid or all padding, in memory of T that begins with a line.
+  template <class T> bool has_whole_lines(const T* base) const {
+    const auto address = reinterpret_cast<uintptr_t>(base);
+    return has_short_runs() && channels * int64_t(sizeof(T)) % LINE == 0 && address % LINE == 0;
+  }
   // Whether n neighbours are all valid: then nothing has to be done to them.
   bool is_all_valid(int64_t at, int64_t n) const {
     if (inner == 1) {
@@ -128,7 +142,9 @@ struct Mask {
   }
   template <class T, class Fill>
   ALWAYS_INLINE static void blend_64(uint64_t keep, const T* from, T* to, int64_t i, const Fill& fill) {
-    if constexpr (PACKED<T>) {
+    if constexpr (std::is_same<Fill, Along<T>>::value && PACKED<T>) {
+      for (int k = 0; k < 64; k += 2 * PACK) blend(keep >> k, from + i + k, to + i + k, fill.values + i + k);
+    } else if constexpr (PACKED<T>) {
       for (int k = 0; k < 64; k += 2 * PACK)
         blend(keep >> k, from + i + k, to + i + k, fill(Whole{i + k}), fill(Whole{i + k + PACK}));
     } else {

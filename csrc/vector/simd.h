@@ -132,7 +132,12 @@ inline void blend(uint64_t keep, const float* from, float* to, Pack v) {
   if (from == to) _mm512_mask_storeu_ps(to, __mmask16(~keep), __m512(v));
   else _mm512_storeu_ps(to, _mm512_mask_loadu_ps(__m512(v), __mmask16(keep), from));
 }
-// The same for 32 elements of half precision.
+// The same for 32 elements of half precision, which are replaced by others of their kind.
+template <class S> inline void blend(uint64_t keep, const S* from, S* to, const S* other) {
+  const __m512i v = _mm512_loadu_si512(other);
+  if (from == to) _mm512_mask_storeu_epi16(to, ~__mmask32(keep), v);
+  else _mm512_storeu_si512(to, _mm512_mask_loadu_epi16(v, __mmask32(keep), from));
+}
 template <class S> inline void blend(uint64_t keep, const S* from, S* to, Pack low, Pack high) {
   const __m256i narrow_low = narrow_pack(low, S{}), narrow_high = narrow_pack(high, S{});
   const __m512i v = _mm512_inserti64x4(_mm512_castsi256_si512(narrow_low), narrow_high, 1);
@@ -188,7 +193,6 @@ inline void narrow_step(const float* x, f16* out) {
 
 // Whether none of n bytes is 0.
 inline bool are_nonzero(const uint8_t* bytes, int64_t n) {
-  constexpr uint64_t low = 0x7F7F7F7F7F7F7F7Full;
   int64_t i = 0;
 #if defined(__AVX512F__)
   for (; i + 256 <= n; i += 256) {
@@ -196,7 +200,24 @@ inline bool are_nonzero(const uint8_t* bytes, int64_t n) {
     const __m512i b = _mm512_min_epu8(_mm512_min_epu8(part(0), part(1)), _mm512_min_epu8(part(2), part(3)));
     if (_mm512_test_epi8_mask(b, b) != ~__mmask64(0)) return false;
   }
+  for (; i < n; i += 64) {
+    const __mmask64 some = n - i < 64 ? (__mmask64(1) << (n - i)) - 1 : ~__mmask64(0);
+    const __m512i b = _mm512_maskz_loadu_epi8(some, bytes + i);
+    if (_mm512_test_epi8_mask(b, b) != some) return false;
+  }
+  return true;
+#else
+#if defined(__AVX2__)
+  const auto part = [=](int64_t k) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + k)); };
+  const auto has_zero = [](__m256i b) { return _mm256_movemask_epi8(_mm256_cmpeq_epi8(b, _mm256_setzero_si256())) != 0; };
+  for (; i + 128 <= n; i += 128) {
+    const __m256i a = _mm256_min_epu8(part(i), part(i + 32)), b = _mm256_min_epu8(part(i + 64), part(i + 96));
+    if (has_zero(_mm256_min_epu8(a, b))) return false;
+  }
+  for (; i + 32 <= n; i += 32)
+    if (has_zero(part(i))) return false;
 #endif
+  constexpr uint64_t low = 0x7F7F7F7F7F7F7F7Full;
   for (; i + 8 <= n; i += 8) {  // the highest bit of each byte says whether it is 0
     uint64_t w;
     std::memcpy(&w, bytes + i, 8);
@@ -205,6 +226,7 @@ inline bool are_nonzero(const uint8_t* bytes, int64_t n) {
   for (; i < n; ++i)
     if (!bytes[i]) return false;
   return true;
+#endif
 }
 
 // 64 bytes written past the cache, `to` at a multiple of 64; and the fence after which other threads see them.
@@ -222,9 +244,26 @@ inline void stream_line(const char* from, char* to) {
     _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
 #endif
 }
+// The same, or zeros, without a branch.
+inline void stream_line(const char* from, char* to, bool keep) {
+#if defined(__AVX512F__)
+  const __mmask8 lanes = __mmask8(-int(keep));
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_maskz_loadu_epi64(lanes, from));
+#else
+  const __m128i bits = _mm_set1_epi32(-int(keep));
+  for (int i = 0; i < 64; i += 16) {
+    const __m128i part = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_and_si128(part, bits));
+  }
+#endif
+}
 #else
 inline void fence() {}
 inline void stream_line(const char* from, char* to) { std::memcpy(to, from, 64); }
+inline void stream_line(const char* from, char* to, bool keep) {
+  if (keep) std::memcpy(to, from, 64);
+  else std::memset(to, 0, 64);
+}
 #endif
 
 }  // namespace
