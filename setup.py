@@ -12,7 +12,7 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
-from setuptools.errors import CompileError
+from setuptools.errors import BaseError, CCompilerError, CompileError
 
 sys.path.insert(0, str(Path(__file__).parent / "src"))
 from normkit import build as fast
@@ -54,7 +54,32 @@ class BuildKernels(build_ext):
         super().finalize_options()
         self.parallel = self.parallel or 2
 
+    def run(self):
+        self.failed = {}
+        super().run()
+        for name in self.failed:  # with --inplace, this is the file beside the sources
+            Path(self.get_ext_fullpath(name)).unlink(missing_ok=True)
+        if self.failed:
+            print(self.warning(), file=sys.stderr)
+
+    def warning(self):
+        """What is printed last, so that it is seen, if a part could not be built."""
+        lines = [f"{name} was NOT built: {error}" for name, error in self.failed.items()]
+        lines += ["normkit works without it, but slower; normkit.show_backends() says what is in use."]
+        lines += ["A file from an earlier build was removed, so that no code of older sources runs."]
+        bar = "=" * 100
+        return "\n".join([bar, *(f"WARNING: {line}" for line in lines), bar])
+
     def build_extension(self, ext):
+        """Build one of the two parts; where that fails, a file from an earlier build is removed."""
+        try:
+            self.build_part(ext)
+        except (BaseError, CCompilerError) as error:
+            self.failed[ext.name] = error
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+            raise
+
+    def build_part(self, ext):
         from torch.utils.cpp_extension import include_paths, library_paths
 
         compiler, temp = self.compiler, self.build_temp

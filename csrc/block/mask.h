@@ -12,10 +12,22 @@ template <class A> struct Constant {
   A value;
   template <class At> auto operator()(At at) const { return at.of(value); }
 };
-template <class A> struct Along {
-  const A* values;
+template <class T> struct Along {
+  const T* values;
   template <class At> auto operator()(At at) const { return at(values); }
 };
+// One for each of n columns as loops see them; in half precision they are rounded once, and not for every row.
+template <class T> Along<T> along(const arithmetic<T>* values, T* buffer, int64_t n) {
+  if constexpr (PACKED<T>) {
+    narrow(values, buffer, n);
+    return {buffer};
+  } else {
+    return {values};
+  }
+}
+
+// Runs of at most as many elements are copied without a branch, which would be mispredicted where padding is scattered.
+constexpr int64_t BRANCHLESS = 256;
 
 // One byte for all channels of a place, in the order of memory; 0 where the place is padding.
 struct Mask {
@@ -47,6 +59,11 @@ struct Mask {
   }
   // Whether rows of n elements are each all valid or all padding.
   bool has_whole_rows(int64_t n) const { return inner == 1 && channels % n == 0; }
+  // Whether every line of 64 bytes is all valid or all padding, in memory of T that begins with a line.
+  template <class T> bool has_whole_lines(const T* base) const {
+    const auto address = reinterpret_cast<uintptr_t>(base);
+    return has_short_runs() && channels * int64_t(sizeof(T)) % LINE == 0 && address % LINE == 0;
+  }
   // Whether n neighbours are all valid: then nothing has to be done to them.
   bool is_all_valid(int64_t at, int64_t n) const {
     if (inner == 1) {
@@ -62,10 +79,14 @@ struct Mask {
     }
     return true;
   }
+  // The same, but false where to find out costs as much as to copy.
+  bool is_known_valid(int64_t at, int64_t n) const { return !has_short_runs() && is_all_valid(at, n); }
   // to = from, with `fill` for padding; `from` may be `to`. Valid elements are copied bit by bit.
   template <class T, class Fill> void copy(const T* from, T* to, int64_t at, int64_t n, const Fill& fill) const {
-    const auto same = [&](int64_t start, int64_t length, bool is_valid) {
-      if (!is_valid)
+    const auto same = [&, is_short = has_short_runs()](int64_t start, int64_t length, bool is_valid) {
+      if (is_short)
+        copy_run(from, to, start, start + length, is_valid, fill);
+      else if (!is_valid)
         each<T>(start, start + length, [=](auto i) { i.put(to, fill(i)); });
       else if (to != from)
         std::memcpy(to + start, from + start, size_t(length) * sizeof(T));
@@ -77,20 +98,12 @@ struct Mask {
   }
 
  private:
+  bool has_short_runs() const { return inner == 1 && channels <= BRANCHLESS; }
+
   template <class T, class Fill>
   static void copy_by_bytes(const T* from, T* to, int64_t i, int64_t end, const uint8_t* bytes, const Fill& fill) {
     if constexpr (USES_PACKS<arithmetic<T>>) {
-      for (; i + 64 <= end; i += 64) {
-        const uint64_t keep = nonzero_64(bytes + i);
-        if (keep == ~uint64_t(0)) {
-          if (from != to) std::memcpy(to + i, from + i, 64 * sizeof(T));
-        } else if constexpr (PACKED<T>) {
-          for (int k = 0; k < 64; k += 2 * PACK)
-            blend(keep >> k, from + i + k, to + i + k, fill(Whole{i + k}), fill(Whole{i + k + PACK}));
-        } else {
-          for (int k = 0; k < 64; k += PACK) blend(keep >> k, from + i + k, to + i + k, fill(Whole{i + k}));
-        }
-      }
+      for (; i + 64 <= end; i += 64) blend_64(nonzero_64(bytes + i), from, to, i, fill);
       for (; i < end; i += PACK) {
         const PackMask some = end - i < PACK ? first_lanes(end - i) : PackMask(0xFFFF);
         blend_some(some, nonzero_16(bytes + i, some), from + i, to + i, fill(Part{i, some}));
@@ -99,7 +112,46 @@ struct Mask {
       for (; i + PACK <= end; i += PACK) blend(bytes + i, from + i, to + i, fill(Whole{i}));
       for (; i < end; ++i) to[i] = bytes[i] ? from[i] : narrow(float(fill(Element<float>{i})), T{});
     } else {
-      for (int64_t j = i; j < end; ++j) to[j] = bytes[j] ? from[j] : T(fill(Element<arithmetic<T>>{j}));
+#pragma omp simd
+      for (int64_t j = i; j < end; ++j) {
+        const T valid = from[j], padding = T(fill(Element<arithmetic<T>>{j}));
+        to[j] = bytes[j] ? valid : padding;
+      }
+    }
+  }
+  // Elements that are all valid or all padding.
+  template <class T, class Fill>
+  static void copy_run(const T* from, T* to, int64_t i, int64_t end, bool is_valid, const Fill& fill) {
+    if constexpr (USES_PACKS<arithmetic<T>>) {
+      const uint64_t keep = uint64_t(0) - uint64_t(is_valid);
+      for (; i + 64 <= end; i += 64) blend_64(keep, from, to, i, fill);
+      for (; i < end; i += PACK) {
+        const PackMask some = end - i < PACK ? first_lanes(end - i) : PackMask(0xFFFF);
+        blend_some(some, some & PackMask(keep), from + i, to + i, fill(Part{i, some}));
+      }
+    } else {
+      using Bits = typename std::conditional<sizeof(T) == 4, uint32_t, uint64_t>::type;
+      const Bits keep = Bits(0) - Bits(is_valid);
+#pragma omp simd
+      for (int64_t j = i; j < end; ++j) {
+        const T padding = T(fill(Element<arithmetic<T>>{j}));
+        Bits a, b;
+        std::memcpy(&a, from + j, sizeof(T));
+        std::memcpy(&b, &padding, sizeof(T));
+        a = (a & keep) | (b & ~keep);
+        std::memcpy(to + j, &a, sizeof(T));
+      }
+    }
+  }
+  template <class T, class Fill>
+  ALWAYS_INLINE static void blend_64(uint64_t keep, const T* from, T* to, int64_t i, const Fill& fill) {
+    if constexpr (std::is_same<Fill, Along<T>>::value && PACKED<T>) {
+      for (int k = 0; k < 64; k += 2 * PACK) blend(keep >> k, from + i + k, to + i + k, fill.values + i + k);
+    } else if constexpr (PACKED<T>) {
+      for (int k = 0; k < 64; k += 2 * PACK)
+        blend(keep >> k, from + i + k, to + i + k, fill(Whole{i + k}), fill(Whole{i + k + PACK}));
+    } else {
+      for (int k = 0; k < 64; k += PACK) blend(keep >> k, from + i + k, to + i + k, fill(Whole{i + k}));
     }
   }
 };

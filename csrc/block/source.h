@@ -70,7 +70,7 @@ template <class S, class T> struct Source {
     if constexpr (std::is_same<T, A>::value) {
       if (gate) in = gated(in, at, n, buffer);
     }
-    if (!mask || mask.is_all_valid(at, n)) return in;
+    if (!mask || mask.is_known_valid(at, n)) return in;
     mask.copy(in, buffer, at, n, fill);
     return buffer;
   }

@@ -108,7 +108,7 @@ template <class S, class T> class Upstream {
  private:
   template <class Fill>
   OUT_OF_LINE const T* filled(const T* in, int64_t at, int64_t n, T* buffer, const Fill& fill) const {
-    if (mask_.is_all_valid(at, n)) return in;
+    if (mask_.is_known_valid(at, n)) return in;
     mask_.copy(in, buffer, at, n, fill);
     return buffer;
   }
@@ -131,7 +131,7 @@ template <class S, class T> class Upstream {
     dgate_.close(at, d, n);
   }
   void clear_padding(A* g, int64_t at, int64_t n) const {
-    if (padding_ && !padding_.is_all_valid(at, n)) padding_.copy(g, g, at, n, Constant<A>{0});
+    if (padding_ && !padding_.is_known_valid(at, n)) padding_.copy(g, g, at, n, Constant<A>{0});
   }
 
   // The gradient where it is not dy, and those of gate and skip.
@@ -144,7 +144,7 @@ template <class S, class T> class Upstream {
       if (activation_ != Activation::none)
         g = before_activation(inside, gate, g, dskip_ ? dskip_.open(at, buffer) : buffer, at, n);
       if (dskip_) {
-        if (padding_ && !padding_.is_all_valid(at, n)) padding_.copy(g, buffer, at, n, Constant<A>{0}), g = buffer;
+        if (padding_ && !padding_.is_known_valid(at, n)) padding_.copy(g, buffer, at, n, Constant<A>{0}), g = buffer;
         dskip_.close(at, g, n);
       }
       if (gate) multiply_back(g, inside, gate, buffer, at, n), g = buffer;

@@ -11,12 +11,14 @@ namespace {
 template <class S, class T> class Writer {
   using A = arithmetic<S>;
   static constexpr bool SAME = std::is_same<S, T>::value;
+  static constexpr int64_t PER_LINE = LINE / int64_t(sizeof(S));
   const S* base_;
   const Fusion* fused_;
   const bool past_cache_, prefetches_;
   const Activation activation_;
   const Format<S> format_;
   bool after_;  // whether fusion changes the results
+  const bool by_lines_;  // whether all that it does is to set padding to 0, on the way past the cache
   S* y_ = nullptr;
   alignas(LINE) T buffer_[BLOCK];
 
@@ -26,7 +28,8 @@ template <class S, class T> class Writer {
       : base_(base), fused_(fused), past_cache_(v.numel() * int64_t(sizeof(S)) >= PAST_CACHE),
         prefetches_(needs_prefetch<S>(v.numel())),
         activation_(fused && !fused->backward && !activated ? fused->activation : Activation::none),
-        format_(v), after_(changes() || (fused && fused->mask)) {}
+        format_(v), after_(changes() || (fused && fused->mask)),
+        by_lines_(SAME && past_cache_ && after_ && !changes() && Mask(fused).has_whole_lines(base)) {}
   ~Writer() { if (past_cache_) fence(); }
   Writer(const Writer&) = delete;
   Writer& operator=(const Writer&) = delete;
@@ -43,6 +46,9 @@ template <class S, class T> class Writer {
     else return buffer_;
   }
   void close(int64_t n) {
+    if constexpr (SAME) {
+      if (by_lines_ && after_ && (y_ - base_) % PER_LINE == 0 && n % PER_LINE == 0) return stream_valid(n);
+    }
     T* q = SAME && !past_cache_ ? reinterpret_cast<T*>(y_) : buffer_;
     if (after_) finish(q, n);
     if constexpr (SAME) {
@@ -71,8 +77,15 @@ template <class S, class T> class Writer {
       }
     }
     if (activation_ != Activation::none) activate(activation_, q, n);
-    if (const Mask mask{fused_}; mask && !mask.is_all_valid(at, n)) mask.copy(q, q, at, n, Constant<A>{0});
+    if (const Mask mask{fused_}; mask && !mask.is_known_valid(at, n)) mask.copy(q, q, at, n, Constant<A>{0});
     if (fused_->backward && fused_->residual) add_gradient(q, static_cast<const S*>(fused_->residual) + at, n);
+  }
+  OUT_OF_LINE void stream_valid(int64_t n) const {
+    const auto lines = [from = buffer_, to = y_](int64_t start, int64_t length, bool is_valid) {
+      for (int64_t i = start; i < start + length; i += PER_LINE)
+        stream_line(reinterpret_cast<const char*>(from + i), reinterpret_cast<char*>(to + i), is_valid);
+    };
+    Mask(fused_).runs(y_ - base_, n, lines, [](int64_t, int64_t, const uint8_t*) {});
   }
   void apply_gate_and_skip(A* z, int64_t at, int64_t n) const {
     A wide_gate[BURST], wide_skip[BURST];

@@ -46,7 +46,96 @@ using Pack = float __attribute__((vector_size(64)));
 }  // namespace
 #endif
 
+<<<<<<< HEAD
 namespace {
+=======
+template <class S> inline Pack stored(Pack v) { return Pack(widen_halves(narrow_pack(v, S{}), S{})); }
+
+// Sixteen elements at p; with `some`, only those lanes are read and the others are `fill`.
+inline Pack load_pack(const float* p) { return Pack(_mm512_loadu_ps(p)); }
+inline Pack load_pack(const float* p, PackMask some, float fill) {
+  return Pack(_mm512_mask_loadu_ps(_mm512_set1_ps(fill), some, p));
+}
+template <class S> inline Pack load_pack(const S* p) {
+  return Pack(widen_halves(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), S{}));
+}
+template <class S> inline Pack load_pack(const S* p, PackMask some, float fill) {
+  return Pack(_mm512_mask_mov_ps(_mm512_set1_ps(fill), some, widen_halves(_mm256_maskz_loadu_epi16(some, p), S{})));
+}
+// Sixteen elements to q; with `some`, only those lanes are written.
+inline void store_pack(float* q, Pack v) { _mm512_storeu_ps(q, __m512(v)); }
+inline void store_pack(float* q, PackMask some, Pack v) { _mm512_mask_storeu_ps(q, some, __m512(v)); }
+template <class S> inline void store_pack(S* q, Pack v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), narrow_pack(v, S{}));
+}
+template <class S> inline void store_pack(S* q, PackMask some, Pack v) {
+  _mm256_mask_storeu_epi16(q, some, narrow_pack(v, S{}));
+}
+
+// out[k] = the sum of the lanes of in[k], sixteen of them. Each step adds two vectors into one of half the lanes of
+// both.
+inline void lane_sums(const Pack* in, float* out) {
+  __m512 r[PACK];
+  for (int k = 0; k < PACK; ++k) r[k] = __m512(in[k]);
+  for (int k = 0; k < 8; ++k)
+    r[k] = _mm512_add_ps(_mm512_shuffle_f32x4(r[k], r[k + 8], 0x44), _mm512_shuffle_f32x4(r[k], r[k + 8], 0xee));
+  for (int k = 0; k < 4; ++k)
+    r[k] = _mm512_add_ps(_mm512_shuffle_f32x4(r[k], r[k + 4], 0x88), _mm512_shuffle_f32x4(r[k], r[k + 4], 0xdd));
+  for (int k = 0; k < 4; k += 2)
+    r[k] = _mm512_add_ps(_mm512_unpacklo_ps(r[k], r[k + 1]), _mm512_unpackhi_ps(r[k], r[k + 1]));
+  r[0] = _mm512_add_ps(_mm512_shuffle_ps(r[0], r[2], 0x44), _mm512_shuffle_ps(r[0], r[2], 0xee));
+  _mm512_storeu_ps(out, _mm512_shuffle_f32x4(r[0], r[0], 0xd8));
+}
+
+// Sixteen rows of n elements to n packs, and back: lane k is row k. Lanes beyond the last row repeat it.
+inline __m512i lane_numbers() { return _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
+inline void transpose_in(const float* in, int64_t n, int64_t rows, float (*out)[PACK]) {
+  const __m512i last = _mm512_set1_epi32(int(rows - 1));
+  const __m512i row = _mm512_mullo_epi32(_mm512_min_epi32(lane_numbers(), last), _mm512_set1_epi32(int(n)));
+  for (int64_t j = 0; j < n; ++j) _mm512_storeu_ps(out[j], _mm512_i32gather_ps(row, in + j, 4));
+}
+inline void transpose_out(const float (*in)[PACK], int64_t n, int64_t rows, float* out) {
+  const __m512i row = _mm512_mullo_epi32(lane_numbers(), _mm512_set1_epi32(int(n)));
+  const PackMask some = first_lanes(rows);
+  for (int64_t j = 0; j < n; ++j) _mm512_mask_i32scatter_ps(out + j, some, row, _mm512_loadu_ps(in[j]), 4);
+}
+
+// Which of 64 bytes are not 0; the same of `some` bytes out of sixteen.
+inline uint64_t nonzero_64(const uint8_t* bytes) {
+  const __m512i b = _mm512_loadu_si512(bytes);
+  return _mm512_test_epi8_mask(b, b);
+}
+inline PackMask nonzero_16(const uint8_t* bytes, PackMask some) {
+  const __m128i b = _mm_maskz_loadu_epi8(some, bytes);
+  return _mm_test_epi8_mask(b, b);
+}
+// to = from in the lanes of `keep`, v in the others; `from` may be `to`, and kept elements are copied bit by bit.
+inline void blend(uint64_t keep, const float* from, float* to, Pack v) {
+  if (from == to) _mm512_mask_storeu_ps(to, __mmask16(~keep), __m512(v));
+  else _mm512_storeu_ps(to, _mm512_mask_loadu_ps(__m512(v), __mmask16(keep), from));
+}
+// The same for 32 elements of half precision, which are replaced by others of their kind.
+template <class S> inline void blend(uint64_t keep, const S* from, S* to, const S* other) {
+  const __m512i v = _mm512_loadu_si512(other);
+  if (from == to) _mm512_mask_storeu_epi16(to, ~__mmask32(keep), v);
+  else _mm512_storeu_si512(to, _mm512_mask_loadu_epi16(v, __mmask32(keep), from));
+}
+template <class S> inline void blend(uint64_t keep, const S* from, S* to, Pack low, Pack high) {
+  const __m256i narrow_low = narrow_pack(low, S{}), narrow_high = narrow_pack(high, S{});
+  const __m512i v = _mm512_inserti64x4(_mm512_castsi256_si512(narrow_low), narrow_high, 1);
+  if (from == to) _mm512_mask_storeu_epi16(to, ~__mmask32(keep), v);
+  else _mm512_storeu_si512(to, _mm512_mask_loadu_epi16(v, __mmask32(keep), from));
+}
+// The same for `some` elements.
+inline void blend_some(PackMask some, PackMask keep, const float* from, float* to, Pack v) {
+  _mm512_mask_storeu_ps(to, some, _mm512_mask_loadu_ps(__m512(v), keep, from));
+}
+template <class S> inline void blend_some(PackMask some, PackMask keep, const S* from, S* to, Pack v) {
+  _mm256_mask_storeu_epi16(to, some, _mm256_mask_loadu_epi16(narrow_pack(v, S{}), keep, from));
+}
+#else
+constexpr bool HAS_PACKS = false;
+>>>>>>> masks
 
 #if !defined(__AVX512F__)
 inline uint64_t nonzero_64(const uint8_t* bytes) {
@@ -76,7 +165,6 @@ inline void narrow_step(const float* x, f16* out) {
 
 // Whether none of n bytes is 0.
 inline bool are_nonzero(const uint8_t* bytes, int64_t n) {
-  constexpr uint64_t low = 0x7F7F7F7F7F7F7F7Full;
   int64_t i = 0;
 #if defined(__AVX512F__)
   for (; i + 256 <= n; i += 256) {
@@ -84,7 +172,24 @@ inline bool are_nonzero(const uint8_t* bytes, int64_t n) {
     const __m512i b = _mm512_min_epu8(_mm512_min_epu8(part(0), part(1)), _mm512_min_epu8(part(2), part(3)));
     if (_mm512_test_epi8_mask(b, b) != ~__mmask64(0)) return false;
   }
+  for (; i < n; i += 64) {
+    const __mmask64 some = n - i < 64 ? (__mmask64(1) << (n - i)) - 1 : ~__mmask64(0);
+    const __m512i b = _mm512_maskz_loadu_epi8(some, bytes + i);
+    if (_mm512_test_epi8_mask(b, b) != some) return false;
+  }
+  return true;
+#else
+#if defined(__AVX2__)
+  const auto part = [=](int64_t k) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + k)); };
+  const auto has_zero = [](__m256i b) { return _mm256_movemask_epi8(_mm256_cmpeq_epi8(b, _mm256_setzero_si256())) != 0; };
+  for (; i + 128 <= n; i += 128) {
+    const __m256i a = _mm256_min_epu8(part(i), part(i + 32)), b = _mm256_min_epu8(part(i + 64), part(i + 96));
+    if (has_zero(_mm256_min_epu8(a, b))) return false;
+  }
+  for (; i + 32 <= n; i += 32)
+    if (has_zero(part(i))) return false;
 #endif
+  constexpr uint64_t low = 0x7F7F7F7F7F7F7F7Full;
   for (; i + 8 <= n; i += 8) {  // the highest bit of each byte says whether it is 0
     uint64_t w;
     std::memcpy(&w, bytes + i, 8);
@@ -93,6 +198,7 @@ inline bool are_nonzero(const uint8_t* bytes, int64_t n) {
   for (; i < n; ++i)
     if (!bytes[i]) return false;
   return true;
+#endif
 }
 
 // 64 bytes written past the cache, `to` at a multiple of 64; and the fence after which other threads see them.
@@ -110,9 +216,26 @@ inline void stream_line(const char* from, char* to) {
     _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
 #endif
 }
+// The same, or zeros, without a branch.
+inline void stream_line(const char* from, char* to, bool keep) {
+#if defined(__AVX512F__)
+  const __mmask8 lanes = __mmask8(-int(keep));
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_maskz_loadu_epi64(lanes, from));
+#else
+  const __m128i bits = _mm_set1_epi32(-int(keep));
+  for (int i = 0; i < 64; i += 16) {
+    const __m128i part = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_and_si128(part, bits));
+  }
+#endif
+}
 #else
 inline void fence() {}
 inline void stream_line(const char* from, char* to) { std::memcpy(to, from, 64); }
+inline void stream_line(const char* from, char* to, bool keep) {
+  if (keep) std::memcpy(to, from, 64);
+  else std::memset(to, 0, 64);
+}
 #endif
 
 }  // namespace

@@ -123,6 +123,8 @@ template <class S, class T> class ColumnsForward {
   OUT_OF_LINE void moments_of_chunk(const Tile& t, int64_t c, const A* padding, ColumnMoments& m) const {
     m.count = 0;
     const int64_t end = tiles.chunk_end(c);
+    T room[TILE];
+    const Along<T> fill = along(padding, room, source.mask ? t.n : 0);
     // A short panel first: it takes two passes to find the mean that the others are guessed from.
     for (int64_t r = tiles.chunk_start(c), rows; r < end; r += rows) {
       rows = min(m.count == 0 && f.center ? FIRST_PANEL : tiles.panel, end - r);
@@ -136,9 +138,9 @@ template <class S, class T> class ColumnsForward {
           continue;
         }
       }
-      panel.merge_into(m, [&source = source, padding, plain](int64_t offset, int64_t n, T* buffer) {
+      panel.merge_into(m, [&source = source, fill, plain](int64_t offset, int64_t n, T* buffer) {
         if (plain) return load(source.format, source.x + offset, buffer, n);
-        return source(offset, n, buffer, Along<A>{padding});
+        return source(offset, n, buffer, fill);
       });
     }
   }

@@ -166,10 +166,11 @@ template <class S, class T> class ColumnsBackward {
   }
   OUT_OF_LINE void sums_of_rows(int64_t index, const Tile& t, int64_t c, const Factors& with, ColumnSums& sums) {
     A g[TILE], gx[TILE];
-    T buffer[8 * TILE];
+    T buffer[8 * TILE], room[TILE];
     const auto nothing = [](int64_t, int64_t, int64_t) {};  // with two tensors to read, prefetching gains nothing
     RowGradients<T> of_rows;
     const A *mu = with.mu, *rstd = with.rstd;
+    const Along<T> fill = along(mu, room, source.mask() ? t.n : 0);
     for (int64_t j = 0; j < t.n; ++j) sums.g[j] = sums.gx[j] = 0;
     const int64_t end = tiles.chunk_end(c), n = t.n, stride = tiles.row_width;
     for (int64_t r0 = tiles.chunk_start(c); r0 < end; r0 += tiles.panel) {
@@ -181,7 +182,7 @@ template <class S, class T> class ColumnsBackward {
         T *bx = buffer + k * TILE, *bg = buffer + (4 + k) * TILE;
         Row ready{nullptr, nullptr, A(1)};
         if (simple) ready.x = load(format, x + r * stride, bx, n), ready.g = load(format, dy + r * stride, bg, n);
-        else read_fused(t, r0 + r, with, bx, bg, ready);
+        else read_fused(t, r0 + r, with, fill, bx, bg, ready);
         if (!by_row) return ready;
         ready.w = weights.row_weight(t, r0 + r);
         const int64_t slot = index * v.r0 + r0 + r;
@@ -218,9 +219,10 @@ template <class S, class T> class ColumnsBackward {
     return !source.computes() &&
            (!source.mask() || source.mask().is_all_valid(t.at(tiles, r), (rows - 1) * tiles.row_width + t.n));
   }
-  OUT_OF_LINE void read_fused(const Tile& t, int64_t r, const Factors& with, T* bx, T* bg, Row& row) const {
+  OUT_OF_LINE void read_fused(const Tile& t, int64_t r, const Factors& with, const Along<T>& fill, T* bx, T* bg,
+                              Row& row) const {
     const int64_t at = t.at(tiles, r);
-    row.x = source.input(at, t.n, bx, Along<A>{with.mu});
+    row.x = source.input(at, t.n, bx, fill);
     row.g = source.gradient(at, t.n, bg, row.x, z_of(t, r, with, false));
   }
   OUT_OF_LINE void add_row_gradient(int64_t slot, int64_t n, const Row& row, const A* mu, const A* rstd) {

@@ -7,6 +7,9 @@
 
 namespace {
 
+// Valid elements whose mean is near enough to that of all. They are added one after the other, which takes time.
+constexpr int ENOUGH = 8;
+
 template <class S, class T> class RowPadding {
   using A = arithmetic<S>;
   const Source<S, T>& source;
@@ -30,10 +33,10 @@ template <class S, class T> class RowPadding {
           ++count;
         };
         const auto same = [&](int64_t start, int64_t length, bool is_valid) {
-          for (int64_t i = 0; is_valid && i < length && count < LANES; ++i) take(at + start + i);
+          for (int64_t i = 0; is_valid && i < length && count < ENOUGH; ++i) take(at + start + i);
         };
         const auto by_bytes = [&](int64_t start, int64_t length, const uint8_t* bytes) {
-          for (int64_t i = 0; i < length && count < LANES; ++i)
+          for (int64_t i = 0; i < length && count < ENOUGH; ++i)
             if (bytes[i]) take(at + start + i);
         };
         source.mask.runs(at, n, same, by_bytes);

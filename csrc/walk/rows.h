@@ -103,14 +103,17 @@ template <class S, class T> class RowsForward {
     Writer<S, T> writer(y, v, f.fused, relu);
     if (is_transposed(v, affine) && source.is_plain()) {
       with_length(v.r1, [&](auto n) { transposed(n, cell, end, writer); });
-    } else if (v.r0 == 1 && v.r1 <= BLOCK && (!source.mask || source.mask.has_whole_rows(v.r1))) {
-      if (!USES_PACKS<A> || v.r1 > SHORT) in_stages(cell, end - cell, writer);
+    } else if (v.r0 == 1 && v.r1 <= BLOCK) {
+      if (!USES_PACKS<A> || v.r1 > SHORT || has_mixed_rows()) in_stages(cell, end - cell, writer);
       else
         for (; cell < end; cell += SIDE) side_by_side(cell, min(SIDE, end - cell), writer);
     } else {
       for (; cell < end; ++cell) by_spans(cell, writer);
     }
   }
+
+  // Whether a row may have both valid elements and padding.
+  bool has_mixed_rows() const { return source.mask && !source.mask.has_whole_rows(v.r1); }
 
   void by_spans(int64_t cell, Writer<S, T>& writer) {
     const auto moments_of_cell = [&] {
@@ -256,7 +259,7 @@ template <class S, class T> class RowsForward {
 
   // Each row is converted once and normalized from the same buffer. Each step takes three rows on by a stage: reading
   // goes on while results are written, and the sums and roots of one row overlap with the work on the others.
-  void in_stages(int64_t first, int64_t rows, Writer<S, T>& writer) const {
+  void in_stages(int64_t first, int64_t rows, Writer<S, T>& writer) {
     constexpr int64_t STAGES = 3;
     T buffer[STAGES * BLOCK];
     const T* in[STAGES];
@@ -264,6 +267,7 @@ template <class S, class T> class RowsForward {
     TwoSums sums[STAGES];
     Scale<A> scales[STAGES];
     const int64_t n = v.r1;
+    const bool mixed = has_mixed_rows();
     for (int64_t step = 0; step < rows + STAGES - 1; ++step) {
       const auto at_stage = [&](int64_t stage, auto&& body) {
         const int64_t k = step - stage;
@@ -272,12 +276,19 @@ template <class S, class T> class RowsForward {
         body(first + k, k % STAGES);
       };
       at_stage(0, [&](int64_t row, int64_t k) {
-        in[k] = source(row * n, n, buffer + k * BLOCK, Constant<A>{0}, source.gaps.before(row));
+        if (mixed) padding.find(row);
+        in[k] = source(row * n, n, buffer + k * BLOCK, padding.of(row), source.gaps.before(row));
         guess[k] = guess_mean(in[k], n, f.center);
         sums[k] = deviations(in[k], n, guess[k]);
       });
       at_stage(1, [&](int64_t row, int64_t k) {
-        scales[k] = finish(row, conclude(in[k], n, guess[k], sums[k], f.center, f.eps));
+        Moments m = conclude(in[k], n, guess[k], sums[k], f.center, f.eps);
+        if (mixed && padding.remove(row, m)) {
+          in[k] = again(row * n, n, buffer + k * BLOCK, padding.of(row), again.gaps.before(row));
+          m = moments_of(in[k], n, f.center, f.eps);
+          padding.remove(row, m);
+        }
+        scales[k] = finish(row, m);
       });
       at_stage(2, [&](int64_t row, int64_t k) {
         apply_block(in[k], row * n, 0, n, scales[k], writer);

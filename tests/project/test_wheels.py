@@ -130,6 +130,26 @@ def test_the_source_distribution_has_all_that_is_compiled(tmp_path: Path):
     assert not missing
 
 
+def test_a_part_that_cannot_be_built_is_named_last_and_its_old_file_removed(tmp_path: Path):
+    (tmp_path / "csrc" / "fastpath").mkdir(parents=True)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("*.so", "*.egg-info", "__pycache__"))
+    for name in ("isa.cpp", "ops.cpp", "old_glibc.cpp", "fastpath/module.cpp"):
+        (tmp_path / "csrc" / name).write_text("what no compiler takes")
+    old = [tmp_path / "src" / "normkit" / name for name in (f"_fastpath{SUFFIX}", "_native.abi3.so")]
+    for path in old:
+        path.write_text("built from older sources")
+    words = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    last = [line for line in done.stderr.splitlines() if line.startswith("WARNING: ")]
+    for name in ("normkit._native", "normkit._fastpath"):
+        assert any(line.startswith(f"WARNING: {name} was NOT built: ") for line in last), done.stderr
+    assert done.stderr.rstrip().splitlines()[-1].startswith("=====")
+    assert not [path for path in old if path.exists()]
+
+
 # The wheels themselves ----------------------------------------------------------------------------------------
 
 # The second call of each layer is one that the fast path takes, if there is one.
