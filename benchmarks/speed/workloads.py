@@ -28,7 +28,8 @@ WEIGHTS = {"weights": ((64, 3, 7, 7), (256, 256, 3, 3), (512, 2048), (4096, 4096
 OF_IMAGES = ("batch_norm", "batch_norm_eval", "instance_norm", "group_norm", "layer_norm2d", "layer_norm_image")
 VARIANTS = {"batch_norm_eval": "batch_norm", "layer_norm_image": "layer_norm"}
 OF_TOKENS = ("layer_norm", "rms_norm", "batch_norm")
-OF_WEIGHTS = tuple(method.name for method in METHODS if method.of_weights)
+# Without the spectral norm, which has no region: its time is that of products of matrices.
+OF_WEIGHTS = tuple(method.name for method in METHODS if method.of_weights and method.pattern)
 DTYPES = ("float32", "bfloat16", "float16")
 LAYOUTS = ("contiguous", "channels_last")
 # These are compared with the speed of a copy, because nothing of them stays in a cache from one call to the next.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from benchmarks import extras, run, show
 from benchmarks.speed import oracle, report
-from benchmarks.speed.contestants import contestants
+from benchmarks.speed.contestants import METHODS, contestants
 from benchmarks.speed.measure import RESULTS
 from benchmarks.speed.workloads import Cell, cells
 from typer.testing import CliRunner
@@ -114,6 +114,7 @@ def test_wrong_numbers_fail_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_units_of_every_cell():
     every = list(cells())
     assert len({cell.name for cell in every}) == len(every)
+    assert {cell.method for cell in every} == set(METHODS)
     again = {cell for cell in every if cell.units in (3, 8)}
     assert {cell.units for cell in every} == {2, 3, 5, 8}
     assert {(cell.method, cell.layout) for cell in again} == {("batch_norm", "contiguous")}
