@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normkit.catalog import METHODS, Method, find
+from normkit.catalog import Method, find
 
 # By where a tensor of this shape fits; the smallest are timed through layers, because there the call takes the time.
 IMAGES = {
@@ -29,7 +29,7 @@ OF_IMAGES = ("batch_norm", "batch_norm_eval", "instance_norm", "group_norm", "la
 VARIANTS = {"batch_norm_eval": "batch_norm", "layer_norm_image": "layer_norm"}
 OF_TOKENS = ("layer_norm", "rms_norm", "batch_norm")
 # Without the spectral norm, which has no region: its time is that of products of matrices.
-OF_WEIGHTS = tuple(method.name for method in METHODS if method.of_weights and method.pattern)
+OF_WEIGHTS = ("weight_norm", "weight_standardization")
 DTYPES = ("float32", "bfloat16", "float16")
 LAYOUTS = ("contiguous", "channels_last")
 # These are compared with the speed of a copy, because nothing of them stays in a cache from one call to the next.
