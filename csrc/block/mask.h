@@ -26,6 +26,13 @@ template <class T> Along<T> along(const arithmetic<T>* values, T* buffer, int64_
   }
 }
 
+// What replaces element i, as it is stored.
+template <class T, class A> T stored_fill(const Constant<A>& fill, int64_t) {
+  if constexpr (PACKED<T>) return narrow(float(fill.value), T{});
+  else return T(fill.value);
+}
+template <class T> T stored_fill(const Along<T>& fill, int64_t i) { return fill.values[i]; }
+
 // Runs of at most as many elements are copied without a branch, which would be mispredicted where padding is scattered.
 constexpr int64_t BRANCHLESS = 256;
 
@@ -108,13 +115,15 @@ struct Mask {
         const PackMask some = end - i < PACK ? first_lanes(end - i) : PackMask(0xFFFF);
         blend_some(some, nonzero_16(bytes + i, some), from + i, to + i, fill(Part{i, some}));
       }
-    } else if constexpr (PACKED<T>) {
-      for (; i + PACK <= end; i += PACK) blend(bytes + i, from + i, to + i, fill(Whole{i}));
-      for (; i < end; ++i) to[i] = bytes[i] ? from[i] : narrow(float(fill(Element<float>{i})), T{});
     } else {
+      if constexpr (PACKED<T>)
+        for (; i + PACK <= end; i += PACK) {
+          if constexpr (std::is_same<Fill, Along<T>>::value) blend(bytes + i, from + i, to + i, fill.values + i);
+          else blend(bytes + i, from + i, to + i, fill(Whole{i}));
+        }
 #pragma omp simd
       for (int64_t j = i; j < end; ++j) {
-        const T valid = from[j], padding = T(fill(Element<arithmetic<T>>{j}));
+        const T valid = from[j], padding = stored_fill<T>(fill, j);
         to[j] = bytes[j] ? valid : padding;
       }
     }
@@ -130,15 +139,16 @@ struct Mask {
         blend_some(some, some & PackMask(keep), from + i, to + i, fill(Part{i, some}));
       }
     } else {
-      using Bits = typename std::conditional<sizeof(T) == 4, uint32_t, uint64_t>::type;
-      const Bits keep = Bits(0) - Bits(is_valid);
+      using Wide = typename std::conditional<sizeof(T) == 4, uint32_t, uint64_t>::type;
+      using Bits = typename std::conditional<sizeof(T) == 2, uint16_t, Wide>::type;
+      const Bits keep = Bits(Bits(0) - Bits(is_valid));
 #pragma omp simd
       for (int64_t j = i; j < end; ++j) {
-        const T padding = T(fill(Element<arithmetic<T>>{j}));
+        const T padding = stored_fill<T>(fill, j);
         Bits a, b;
         std::memcpy(&a, from + j, sizeof(T));
         std::memcpy(&b, &padding, sizeof(T));
-        a = (a & keep) | (b & ~keep);
+        a = Bits((a & keep) | (b & ~keep));
         std::memcpy(to + j, &a, sizeof(T));
       }
     }

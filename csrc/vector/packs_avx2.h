@@ -103,12 +103,17 @@ template <class S> inline void store_pack(S* q, PackMask some, Pack v) {
   write_halves(q, narrow_pack(v, S{}), count_of(some));
 }
 
-// to = from where bytes are not 0, v elsewhere, for eight elements of half precision, copied bit by bit.
-template <class S> inline void blend(const uint8_t* bytes, const S* from, S* to, Pack v) {
+// to = from where bytes are not 0, other elsewhere, for eight elements of half precision, copied bit by bit.
+template <class S> inline void blend(const uint8_t* bytes, const S* from, S* to, __m128i other) {
   const __m128i none = _mm_cmpeq_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)), _mm_setzero_si128());
   const __m128i old = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-  const __m128i mixed = _mm_blendv_epi8(old, narrow_pack(v, S{}), _mm_unpacklo_epi8(none, none));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), mixed);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_blendv_epi8(old, other, _mm_unpacklo_epi8(none, none)));
+}
+template <class S> inline void blend(const uint8_t* bytes, const S* from, S* to, const S* other) {
+  blend(bytes, from, to, _mm_loadu_si128(reinterpret_cast<const __m128i*>(other)));
+}
+template <class S> inline void blend(const uint8_t* bytes, const S* from, S* to, Pack v) {
+  blend(bytes, from, to, narrow_pack(v, S{}));
 }
 
 }  // namespace

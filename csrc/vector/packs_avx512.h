@@ -131,7 +131,12 @@ inline void blend(uint64_t keep, const float* from, float* to, Pack v) {
   if (from == to) _mm512_mask_storeu_ps(to, __mmask16(~keep), __m512(v));
   else _mm512_storeu_ps(to, _mm512_mask_loadu_ps(__m512(v), __mmask16(keep), from));
 }
-// The same for 32 elements of half precision.
+// The same for 32 elements of half precision, which are replaced by others of their kind.
+template <class S> inline void blend(uint64_t keep, const S* from, S* to, const S* other) {
+  const __m512i v = _mm512_loadu_si512(other);
+  if (from == to) _mm512_mask_storeu_epi16(to, ~__mmask32(keep), v);
+  else _mm512_storeu_si512(to, _mm512_mask_loadu_epi16(v, __mmask32(keep), from));
+}
 template <class S> inline void blend(uint64_t keep, const S* from, S* to, Pack low, Pack high) {
   const __m256i narrow_low = narrow_pack(low, S{}), narrow_high = narrow_pack(high, S{});
   const __m512i v = _mm512_inserti64x4(_mm512_castsi256_si512(narrow_low), narrow_high, 1);
