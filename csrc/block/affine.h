@@ -117,8 +117,8 @@ template <class A> struct AffineGrads {
   Array<A> room;
   A *w = nullptr, *b = nullptr;  // in vectors that start with a line, and half a page apart
 
-  // Half a page apart, because a load waits for a store that is on its way to the same place of another page: with the
-  // distance that two arrays happen to have, adding to both took up to twice as long.
+  // Half a page apart, because a load waits for a store that is on its way to the same place of another page (decision
+  // 6): two arrays of their own may have such a distance.
   AffineGrads(void* dw, void* db, int64_t number) : dweight(static_cast<A*>(dw)), dbias(static_cast<A*>(db)) {
     if (!wanted()) return;
     constexpr int64_t page = 4096 / sizeof(A), line = LINE / sizeof(A);
