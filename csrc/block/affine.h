@@ -113,10 +113,20 @@ template <class A> struct Affine {
 template <class A> struct AffineGrads {
   A* dweight;
   A* dbias;
-  Array<A> w, b;
+  int64_t slots = 0;
+  Array<A> room;
+  A *w = nullptr, *b = nullptr;  // in vectors that start with a line, and half a page apart
 
-  AffineGrads(void* dw, void* db, int64_t slots) : dweight(static_cast<A*>(dw)), dbias(static_cast<A*>(db)) {
-    if (wanted()) w.resize(slots), b.resize(slots);
+  // Half a page apart, because a load waits for a store that is on its way to the same place of another page (decision
+  // 6): two arrays of their own may have such a distance.
+  AffineGrads(void* dw, void* db, int64_t number) : dweight(static_cast<A*>(dw)), dbias(static_cast<A*>(db)) {
+    if (!wanted()) return;
+    constexpr int64_t page = 4096 / sizeof(A), line = LINE / sizeof(A);
+    const int64_t apart = ceil_div(number - page / 2, page) * page + page / 2;
+    slots = number;
+    room.resize(apart + slots + line);
+    w = room.data() + (-reinterpret_cast<uintptr_t>(room.data()) & (LINE - 1)) / sizeof(A);
+    b = w + apart;
   }
   bool wanted() const { return dweight || dbias; }
 
@@ -126,7 +136,7 @@ template <class A> struct AffineGrads {
     Array<int64_t> to(width == period ? 0 : width);  // else there is one slot for each weight, in the same order
     for (int64_t j = 0; j < to.size(); ++j) to[j] = index(j);
     for (int64_t s = 0; s < slabs; ++s)
-      reduce_part(s * w.size() / slabs, (s + 1) * w.size() / slabs, width, period, to, s * period);
+      reduce_part(s * slots / slabs, (s + 1) * slots / slabs, width, period, to, s * period);
   }
 
  private:
@@ -134,7 +144,7 @@ template <class A> struct AffineGrads {
       int64_t first, int64_t end, int64_t width, int64_t period, const Array<int64_t>& index, int64_t to) const {
     Array<double> sw(width), sb(width), tw(period), tb(period);
     for (int64_t from = first; from < end; from += width) {
-      const A *pw = w.data() + from, *pb = b.data() + from;
+      const A *pw = w + from, *pb = b + from;
       double *qw = sw.data(), *qb = sb.data();
 #pragma omp simd
       for (int64_t j = 0; j < width; ++j) qw[j] += double(pw[j]), qb[j] += double(pb[j]);

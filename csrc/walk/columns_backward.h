@@ -142,8 +142,8 @@ template <class S, class T> class ColumnsBackward {
     if (tiles.slabs == 1) return total.add(part, t.n);
     const int64_t slab = c / tiles.per_slab;
     const Factors own = of_slab(t, slab, with);
-    A* const slots = grads.wanted() ? grads.w.data() + slab * tiles.row_width + t.left : nullptr;
-    A* const biases = grads.wanted() ? grads.b.data() + slab * tiles.row_width + t.left : nullptr;
+    A* const slots = grads.wanted() ? grads.w + slab * tiles.row_width + t.left : nullptr;
+    A* const biases = grads.wanted() ? grads.b + slab * tiles.row_width + t.left : nullptr;
     for (int64_t j = 0; j < t.n; ++j) {
       if (slots) slots[j] += A(part.gx[j]), biases[j] += A(part.g[j]);
       total.g[j] += part.g[j] * double(own.w[j]);

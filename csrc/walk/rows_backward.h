@@ -208,8 +208,8 @@ template <class S, class T> class RowsBackward {
           }
         }
         if (affine.vector && grads.wanted()) {
-          A* tw = grads.w.data() + cell / slots.per_vector * affine.period + index;
-          A* tb = grads.b.data() + cell / slots.per_vector * affine.period + index;
+          A* tw = grads.w + cell / slots.per_vector * affine.period + index;
+          A* tb = grads.b + cell / slots.per_vector * affine.period + index;
           each<T>(0, length, [=](auto at) {
             at.put(tw, at(tw) + at(g) * ((at(p) - m) * rstd));
             at.put(tb, at(tb) + at(g));
@@ -280,7 +280,7 @@ template <class S, class T> class RowsBackward {
     }
     if (grads.wanted()) {
       const int64_t vector = first / slots.per_vector * n;
-      r.add_weight_gradients(grads.w.data() + vector, grads.b.data() + vector);
+      r.add_weight_gradients(grads.w + vector, grads.b + vector);
     }
     if (dx) r.write(dx, first, writer, source);
   }

@@ -201,7 +201,9 @@ def test_a_neighbour_out_of_range_changes_no_bits(pattern, shape):
 
 
 @pytest.mark.parametrize("n", [2, 3, 7, 16])
-@pytest.mark.parametrize(("mean", "scale", "eps"), [(0, 1, 1e-5), (1e4, 1, 1e-5), (0, 1e30, 1e-5), (0, 1e-25, 0)], ids=str)
+@pytest.mark.parametrize(
+    ("mean", "scale", "eps"), [(0, 1, 1e-5), (1e4, 1, 1e-5), (0, 1e30, 1e-5), (0, 1e-25, 0)], ids=str
+)
 def test_rows_of_a_few_elements(n, mean, scale, eps):
     """They are computed in float32, sixteen at once. Here are one block, several, and a last group that is not full."""
     x = (torch.randn(1500, n, generator=torch.Generator().manual_seed(0)) * scale + mean).requires_grad_()
