@@ -41,7 +41,8 @@ struct Like {
   static constexpr int64_t SMALL = 1024;
   // Whether nothing else holds or follows the tensor, so that it may be changed.
   bool is_ours(const Tensor& flat) const {
-    return is_plain(flat) && flat.is_cpu() && flat.use_count() == 1 && flat.is_contiguous() && !flat.requires_grad();
+    return is_plain(flat) && flat.is_cpu() && flat.use_count() == 1 && flat.is_contiguous() && !flat.requires_grad() &&
+           flat.unsafeGetTensorImpl()->allow_tensor_metadata_change();
   }
   Tensor rounded(const Tensor& flat) const {
     const Tensor out = at::detail::empty_cpu(sizes, dtype);

@@ -1,9 +1,9 @@
 // All instructions that are called by name, and all tests for an instruction set. The other headers are plain C++:
 // loops that the compiler vectorizes, and calls of the functions here.
 //
-// Where there is AVX2 or AVX-512 (HAS_PACKS), a Pack is eight or sixteen floats in one register, read from and written to
-// memory in any type that is stored. Code for it is inside `if constexpr (HAS_PACKS ...)`, which other instruction sets
-// discard. IS_WIDE: whether a Pack is sixteen floats, and has masks.
+// Where there is AVX2 or AVX-512 (HAS_PACKS), a Pack is eight or sixteen floats in one register, read from and written
+// to memory in any type that is stored. Code for it is inside `if constexpr (HAS_PACKS ...)`, which other instruction
+// sets discard. IS_WIDE: whether a Pack is sixteen floats, and has masks.
 #pragma once
 #include "vector/number.h"
 

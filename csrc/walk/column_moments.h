@@ -65,8 +65,8 @@ void sum_columns(int64_t rows, int64_t n, A* sa, A* sb, const Row& row, const Fe
 // Moments of a panel: `rows` rows of n columns from offset `at`, `stride` apart.
 //
 // Deviations are taken from a guess, the mean of the rows before the panel. Where there is none yet, or its squared
-// distance from the mean is more than OFF variances, a pass over the panel finds a better one first. Where squares leave
-// the range of fp32, a column is summed again in double.
+// distance from the mean is more than OFF variances, a pass over the panel finds a better one first. Where squares
+// leave the range of fp32, a column is summed again in double.
 template <class S, class T> class Panel {
   using A = arithmetic<S>;
   static constexpr double OFF = sizeof(S) == 2 ? FAR_OFF : 2;
@@ -107,7 +107,8 @@ template <class S, class T> class Panel {
     };
   }
   template <class Row> void find_guess(const Row& row) {
-    sum_columns<T>(rows, n, s, q, row, fetch(), [](const T* p, auto, auto at, auto& a, auto& b) { a = at(p), b = a - a; });
+    sum_columns<T>(
+        rows, n, s, q, row, fetch(), [](const T* p, auto, auto at, auto& a, auto& b) { a = at(p), b = a - a; });
     const double per = 1.0 / double(rows);
     for (int64_t j = 0; j < n; ++j) guess[j] = A(double(s[j]) * per);
   }

@@ -196,11 +196,12 @@ template <class S, class T> class ColumnsBackward {
       };
       if constexpr (PACKED<T>) {
         if (by_row) {
-          sum_columns<T>(rows, t.n, g, gx, row, nothing, [=, &of_rows](const Row& p, auto k, auto at, auto& a, auto& b) {
+          const auto term = [=, &of_rows](const Row& p, auto k, auto at, auto& a, auto& b) {
             const auto dy = at(p.g), product = dy * ((at(p.x) - at(mu)) * at(rstd));
             of_rows.add(k, dy, product);
             a = dy * p.w, b = product * p.w;
-          });
+          };
+          sum_columns<T>(rows, t.n, g, gx, row, nothing, term);
           of_rows.end(grads);
         } else {
           sum_columns<T>(rows, t.n, g, gx, row, nothing, plain_term);
