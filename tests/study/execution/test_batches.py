@@ -105,3 +105,22 @@ def test_a_batch_is_what_a_worker_trains() -> None:
     (run,) = train_batch(Payload.of([one]), batch)
     assert run.trial == TRIALS[0]
     assert run.state != "failed"
+
+
+def test_runs_that_others_add_are_found_and_each_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Trial] = []
+    from_dict = Run.from_dict
+
+    def counted(data: dict[str, object]) -> Run:
+        run = from_dict(data)
+        read.append(run.trial)
+        return run
+
+    study = (workload().task, PLAN)
+    with Store(tmp_path / "s.sqlite3") as one, Store(tmp_path / "s.sqlite3") as two:
+        for trial in TRIALS[:5]:
+            two.add(*study, Run(trial, "trained", validation_error=0.5))
+        monkeypatch.setattr(Run, "from_dict", counted)
+        assert one.find(*study, TRIALS[9]) is None
+        assert [run.trial for trial in TRIALS[:5] if (run := one.find(*study, trial))] == TRIALS[:5]
+        assert sorted(read, key=TRIALS.index) == TRIALS[:5]

@@ -65,27 +65,6 @@ class Opened:
 opened = Opened
 
 
-def test_a_store_finds_what_others_add_and_reads_each_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[Trial] = []
-    from_dict = Run.from_dict
-
-    def counted(data: dict[str, object]) -> Run:
-        run = from_dict(data)
-        read.append(run.trial)
-        return run
-
-    others = [replace(TRIAL, seed=seed) for seed in range(100, 105)]
-    path = tmp_path / "study.sqlite3"
-    with opened(path) as one, opened(path) as two:
-        one.add(RUN)
-        for trial in others:
-            two.add(replace(RUN, trial=trial))
-        monkeypatch.setattr(Run, "from_dict", counted)
-        assert one.find(replace(TRIAL, seed=999)) is None
-        assert [found.trial for trial in others if (found := one.find(trial))] == others
-        assert len(read) == len({*read}) <= 1 + len(others)
-
-
 @pytest.mark.parametrize("url", ["sqlite:///:memory:", "sqlite://", "sqlite:///"])
 def test_a_store_that_would_not_last_is_refused(url: str) -> None:
     with pytest.raises(

@@ -60,7 +60,7 @@ def deep(full: bool) -> Workload:
 def rates(full: bool) -> Workload:
     """The deep network at every rate on several seeds; no rate is chosen, so there are no further runs."""
     variants = ("none", "batch_norm", "group_norm")
-    runs = 20 if full else 10
+    runs = 20 if full else 8
     design = Design(
         *(variants, (16,), 0, 7, 100),
         lowest_rate=1e-2,
@@ -68,7 +68,7 @@ def rates(full: bool) -> Workload:
         choose="training",
         tuning_runs=runs,
         # Equal batches of trials, because a step is recorded for each number of copies.
-        stack=35,
+        stack=28,
     )
     return Workload("rates", _digits("deep convolutional net", partial(convnet, channels=DEEP)), design)
 
