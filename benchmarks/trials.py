@@ -1,19 +1,24 @@
-"""Trials per minute of `compare`, many copies at once compared with one by one: ``python -m benchmarks.trials``."""
+"""Trials per minute of `compare`, many copies at once compared with one by one: ``python -m benchmarks.trials``.
+
+The bound is the number of trials per minute if a step consisted of its matrix products and convolutions alone: those of
+all copies at once, forward and backward, each by the fastest call of torch.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
 from benchmarks.speed.measure import RESULTS, machine
 from normkit.study.claims.workloads import DEEP
@@ -27,6 +32,9 @@ from normkit.study.training.trial import Trial
 
 METHODS = ("none", "batch_norm", "group_norm", "weight_norm")
 STEPS = 200
+RATES = (0.003, 0.01)
+"""So low that no run ends early because its loss is infinite."""
+REPEATS = 5
 TRAINER = Trainer()
 
 
@@ -48,53 +56,126 @@ TASKS: Mapping[str, tuple[Task, tuple[str, ...], tuple[int, ...]]] = {
 def seconds(task: Task, method: str, batch: int, copies: int, stack: int) -> float:
     """The time of training and evaluating `copies` runs, `stack` at once."""
     plan = Design((method,), (batch,), 2, 3, STEPS, stack=stack)
-    trials = [Trial("tune", method, batch, rate, seed) for rate in (0.01, 0.1) for seed in range(copies // 2)]
+    trials = [Trial("tune", method, batch, rate, seed) for rate in RATES for seed in range(copies // 2)]
     start = time.perf_counter()
     runs = TRAINER.execute(task, plan, trials)
     taken = time.perf_counter() - start
     failed = [run.message for run in runs if run.state == "failed"]
     if failed:
         raise RuntimeError(failed[0])
+    if any(len(run.losses) < STEPS for run in runs):
+        raise RuntimeError("a run ended early, so that the times are not those of the same work")
     return taken
+
+
+def products(task: Task, method: str, batch: int, copies: int) -> Iterator[list[Callable[[], object]]]:
+    """For each product of a training step of all copies, the calls of torch that compute it.
+
+    Weights of linear layers are stacked; convolutions have the copies as groups, in both formats of memory.
+    """
+    found: list[tuple[nn.Linear | nn.Conv2d, Tensor, Tensor]] = []
+    model = task.build(method, 0)
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.register_forward_hook(lambda layer, given, out: found.append((layer, given[0], out)))
+    inputs, _ = task.train.take(task.train.first(batch))
+    model(inputs)
+    for layer, x, y in found:
+        if isinstance(layer, nn.Linear):
+            values = torch.randn(copies, x.numel() // x.shape[-1], x.shape[-1])
+            upstream = torch.randn(copies, len(values[0]), y.shape[-1])
+            weight = torch.randn(copies, *layer.weight.shape)
+            yield [partial(torch.bmm, values, weight.transpose(1, 2))]
+            yield [partial(torch.bmm, values.transpose(1, 2), upstream)]
+            if x.requires_grad:
+                yield [partial(torch.bmm, upstream, weight)]
+        else:
+            yield from _convolutions(layer, x, y, copies)
+
+
+def _convolutions(layer: nn.Conv2d, x: Tensor, y: Tensor, copies: int) -> Iterator[list[Callable[[], object]]]:
+    forward: list[Callable[[], object]] = []
+    backward: list[Callable[[], object]] = []
+    # `padding_mode` is another operation before the convolution.
+    options: tuple[Any, ...] = (layer.stride, layer.padding, layer.dilation, False, (0, 0), copies)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        values, upstream, weight = (
+            torch.randn(shape).to(memory_format=memory_format)
+            for shape in (
+                (x.shape[0], copies * x.shape[1], *x.shape[2:]),
+                (y.shape[0], copies * y.shape[1], *y.shape[2:]),
+                (copies * len(layer.weight), *layer.weight.shape[1:]),
+            )
+        )
+        forward.append(partial(torch.ops.aten.convolution.default, values, weight, None, *options))
+        mask = [x.requires_grad, True, False]
+        backward.append(
+            partial(torch.ops.aten.convolution_backward.default, upstream, values, weight, None, *options, mask)
+        )
+    yield forward
+    yield backward
+
+
+def bound(task: Task, method: str, batch: int, copies: int) -> float:
+    """The time of the products of all steps of a run, which is a share of those of `copies` runs."""
+    total = 0.0
+    for calls in products(task, method, batch, copies):
+        times: list[list[float]] = [[] for _ in calls]
+        for _ in range(REPEATS):
+            for call, taken in zip(calls, times, strict=True):
+                start = time.perf_counter()
+                call()
+                taken.append(time.perf_counter() - start)
+        total += min(median(taken) for taken in times)
+    return total * STEPS / copies
+
+
+def measured(task: Task, method: str, batch: int, copies: int, rounds: int) -> dict[str, float]:
+    """The trials per minute of a cell."""
+    # The first call tests whether the model can be stacked.
+    seconds(task, method, batch, 2, copies)
+    taken = [
+        (
+            seconds(task, method, batch, copies, copies) / copies,
+            # Four of them are enough to measure their speed.
+            seconds(task, method, batch, 4, 1) / 4,
+            bound(task, method, batch, copies),
+        )
+        for _ in range(rounds)
+    ]
+    together, apart, least = (60 / median(each) for each in zip(*taken, strict=True))
+    return {
+        "at_once_per_minute": round(together, 1),
+        "one_by_one_per_minute": round(apart, 1),
+        "ratio": round(median(b / a for a, b, _ in taken), 2),
+        "bound_per_minute": round(least, 1),
+        "of_bound": round(median(c / a for a, _, c in taken), 3),
+    }
 
 
 def main(
     rounds: Annotated[int, typer.Option(help="Measurements of each, in turns.")] = 2,
     copies: Annotated[int, typer.Option(help="Runs at once.")] = 32,
+    match: Annotated[str, typer.Option(help="Only cells whose name contains this, as in 'MLP 8 batch_norm'.")] = "",
+    resume: Annotated[bool, typer.Option(help="Keep the cells of the last results that are not measured now.")] = False,
 ) -> None:
     """Measure, print, and write benchmarks/results/trials.json; one thread, as each worker has."""
     torch.set_num_threads(1)
-    table = Table("net", "batch", "method", "at once, a minute", "one by one", "ratio")
+    path = RESULTS / "trials.json"
+    kept = json.loads(path.read_text())["cells"] if resume else []
+    known = {(cell["net"], cell["batch"], cell["method"]): cell for cell in kept}
+    table = Table("net", "batch", "method", "at once, a minute", "one by one", "ratio", "bound", "of the bound")
     cells = []
     for name, (task, methods, sizes) in TASKS.items():
         for batch in sizes:
             for method in methods:
-                # The first call tests whether the model can be stacked.
-                seconds(task, method, batch, 2, copies)
-                taken = [
-                    (
-                        seconds(task, method, batch, copies, copies) / copies,
-                        # Four of them are enough to measure their speed.
-                        seconds(task, method, batch, 4, 1) / 4,
-                    )
-                    for _ in range(rounds)
-                ]
-                together, apart = (60 / median(each) for each in zip(*taken, strict=True))
-                ratio = median(b / a for a, b in taken)
-                cells.append(
-                    {
-                        "net": name,
-                        "batch": batch,
-                        "method": method,
-                        "steps": STEPS,
-                        "at_once_per_minute": round(together, 1),
-                        "one_by_one_per_minute": round(apart, 1),
-                        "ratio": round(ratio, 2),
-                    }
-                )
-                table.add_row(name, str(batch), method, f"{together:.0f}", f"{apart:.0f}", f"{ratio:.2f}")
+                if match in f"{name} {batch} {method}":
+                    numbers = measured(task, method, batch, copies, rounds)
+                    cells.append({"net": name, "batch": batch, "method": method, "steps": STEPS, **numbers})
+                    table.add_row(name, str(batch), method, *map(str, numbers.values()))
+                elif (name, batch, method) in known:
+                    cells.append(known[name, batch, method])
     Console().print(table)
-    path = RESULTS / "trials.json"
     path.write_text(json.dumps({"machine": machine(), "copies": copies, "cells": cells}, indent=1) + "\n")
 
 

@@ -29,7 +29,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "normkit.kernels.sharded": ["sharding", "rules", "others", "register"],
     "normkit.functional.call": [
-        *("checks", "fusions", "epilogue", "nested", "precision", "recompute", "running", "spec", "moments"),
+        *("checks", "fusions", "epilogue", "nested", "precision", "recompute", "mapped", "running", "spec", "moments"),
     ],
     "normkit.functional.batch": ["norm", "update", "renorm", "ghost", "sync", "power_norm"],
     "normkit.layers.base": ["checks", "layer", "tracked", "versions"],

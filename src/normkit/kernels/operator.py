@@ -258,6 +258,10 @@ def _backward_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | Non
     return grads[0], *[by_name.get(name) for name in Arguments._fields], *(None,) * (1 + len(Want._fields))
 
 
+BODIES: dict[Any, Callable[..., Any]] = {}
+"""The body of each operator that has a gradient, for callers that know that nothing watches the call."""
+
+
 def implement(
     name: str, body: Callable[..., Any], setup_context: Callable[..., None], backward: Callable[..., Any]
 ) -> Callable[..., Any]:
@@ -268,6 +272,7 @@ def implement(
     """
     library.impl(name, body, "CompositeExplicitAutograd")
     op = getattr(torch.ops.normkit, name).default
+    BODIES[op] = body
 
     def below(args: tuple[Any, ...]) -> Any:
         if context.is_watched(args[0]) or not context.is_plain(args[1]):

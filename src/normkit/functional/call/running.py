@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from normkit.errors import StateError
+from normkit.functional.call.mapped import is_mapped
 from normkit.functional.call.recompute import must_ask
 from normkit.kernels import fastpath
 from normkit.kernels.context import is_exported, is_transformed, is_watched
@@ -42,16 +43,14 @@ def skipped_channels() -> int:
 def update(running: Running, mean: Tensor, std: Tensor) -> None:
     """Update running statistics towards the moments of a batch."""
     values = running.values
-    plain = not isinstance(values, Tensor) and not is_exported()
-    plain = plain and not is_watched(running.mean) and not is_watched(mean)
     global _skipped
-    kernels = kernels_for(mean) if plain else None
-    if (
-        kernels is not None
-        and _has_kernel(running.mean)
-        and _has_kernel(running.var)
-        and not isinstance(values, Tensor)
-    ):
+    simple = not isinstance(values, Tensor) and not is_exported()
+    kernels = kernels_for(mean) if simple and _has_kernel(running.mean) and _has_kernel(running.var) else None
+    if kernels is not None and is_mapped(running.mean, running.var):
+        torch.ops.normkit.move_running.default(running.mean, running.var, mean, std, values, running.momentum)
+        return
+    if kernels is not None and not is_watched(running.mean) and not is_watched(mean):
+        assert not isinstance(values, Tensor)
         _skipped += kernels.move_running(running.mean, running.var, mean, std, values, running.momentum)
         # A compiled operator does not count in-place changes; its caller has to.
         torch.autograd.graph.increment_version([running.mean, running.var])

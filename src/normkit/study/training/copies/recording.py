@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,15 +10,16 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from normkit.study.training.copies.replay import Gradients, Replay
+
 Tensors = dict[str, Tensor]
-Gradients = Sequence[Tensor | None]
 Given = tuple[Tensors, Tensors, Any, Any]
 """Parameters, buffers, inputs and targets of all copies."""
 Step = Callable[..., tuple[Tensor, Gradients]]
 
 
-def record(mapped: Step, given: Given) -> Step | None:
-    """The operations of a call as a graph; None if they cannot be recorded.
+def record(mapped: Step, given: Given) -> Replay | None:
+    """The operations of a call, to be replayed; None if they cannot be recorded.
 
     The graph avoids the overhead of functorch, which is larger than the arithmetic of small models. It is tested on
     another batch, because a branch that depends on values is recorded as it was taken for the first batch.
@@ -31,9 +32,9 @@ def record(mapped: Step, given: Given) -> Step | None:
 
     try:
         with torch.no_grad():
-            recorded = make_fx(mapped)(*copied(given))
+            recorded = Replay(make_fx(mapped)(*copied(given)), copied(given))
             once, again = another(), another()
-            losses, gradients = recorded(*once)
+            losses, gradients = recorded.bind(*once[:2])(*once[2:])
             others, slopes = mapped(*again)
     except Exception:
         return None

@@ -9,18 +9,22 @@ results of one copy do not depend on the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from normkit.errors import StateError
 from normkit.evaluation import arguments
 from normkit.study.training.copies.optimizers import made, needs_closure, parameters_of
-from normkit.study.training.copies.recording import Given, Gradients, Step, Tensors, agree, copied, record
+from normkit.study.training.copies.recording import Given, Step, Tensors, agree, copied, record
+from normkit.study.training.copies.replay import Bound, Gradients, Replay
 from normkit.study.training.copies.replicas import (
     ALL,
     Batch,
@@ -35,7 +39,7 @@ from normkit.study.training.copies.replicas import (
 from normkit.study.training.trial import Setting
 
 Layouts = dict[str, tuple[int, ...]]
-RecordedSteps = dict[int, tuple[Layouts, Step | None]]
+RecordedSteps = dict[int, tuple[Layouts, Replay | None]]
 """For each number of copies, the memory layout of the parameters, and the recorded step if it can be recorded."""
 
 _ELEMENTWISE = (
@@ -59,10 +63,10 @@ class Stacked(Replicas):
         super().__init__(models)
         self._recorded = recorded
         self.parts: list[tuple[Tensor, str, slice | int]] = []
-        self._step: Step | None = None
+        self._step: Bound | None = None
         parameters, self.buffers = stack_module_state(self.models)
         self.parameters = {
-            name: stacked.detach().requires_grad_(models[0].get_parameter(name).requires_grad)
+            name: _channels_last(stacked.detach()).requires_grad_(models[0].get_parameter(name).requires_grad)
             for name, stacked in parameters.items()
         }
 
@@ -71,7 +75,8 @@ class Stacked(Replicas):
 
     def _call(self, parameters: Any, buffers: Any, inputs: Any) -> Any:
         args, kwargs = arguments(inputs)
-        return functional_call(self.models[0], (parameters, buffers), args, dict(kwargs))
+        with _MeanOfPositions():
+            return functional_call(self.models[0], (parameters, buffers), args, dict(kwargs))
 
     def descend_all(self, loss: Loss, batches: Sequence[Batch]) -> Tensor:
         losses, gradients = self._descend(loss, *batches[0])
@@ -92,26 +97,24 @@ class Stacked(Replicas):
 
     def _descend(self, loss: Loss, inputs: Any, targets: Any) -> tuple[Tensor, Gradients]:
         """The losses and gradients of all copies."""
-        given = (self.parameters, self.buffers, inputs, targets)
         if self._step is None:
-            given = self._begin(self._mapped(loss), given)
-        assert self._step is not None
+            self._step = self._chosen_step(self._mapped(loss), inputs, targets)
         with torch.no_grad():
-            return self._step(*given)
+            return self._step(inputs, targets)
 
-    def _begin(self, mapped: Step, given: Given) -> Given:
-        """Choose between the recorded and the mapped step."""
-        self._step = mapped
+    def _chosen_step(self, mapped: Step, inputs: Any, targets: Any) -> Bound:
+        """The recorded step if there is one, else the mapped one."""
         if self._recorded is None:
-            return given
+            return partial(mapped, self.parameters, self.buffers)
         if len(self) not in self._recorded:
-            layouts = self._layouts(mapped, given)
+            layouts = self._layouts(mapped, (self.parameters, self.buffers, inputs, targets))
             self._lay_out(layouts)
-            self._recorded[len(self)] = layouts, record(mapped, (self.parameters, *given[1:]))
+            self._recorded[len(self)] = layouts, record(mapped, (self.parameters, self.buffers, inputs, targets))
         layouts, recorded = self._recorded[len(self)]
         self._lay_out(layouts)
-        self._step = recorded or mapped
-        return self.parameters, *given[1:]
+        if recorded is None:
+            return partial(mapped, self.parameters, self.buffers)
+        return recorded.bind(self.parameters, self.buffers)
 
     def _layouts(self, mapped: Step, given: Given) -> Layouts:
         """The strides of the gradients; parameters with the same strides avoid a copy at every step."""
@@ -135,10 +138,14 @@ class Stacked(Replicas):
     def _mapped(self, loss: Loss) -> Step:
         """Losses and gradients of all copies as a pure function."""
 
+        convolves = any(isinstance(module, nn.Conv2d) for module in self.models[0].modules())
+
         def one(parameters: Tensors, buffers: Tensors, inputs: Any, targets: Any) -> Tensor:
             return loss(self._call(parameters, buffers, inputs), targets)
 
         def step(parameters: Tensors, buffers: Tensors, inputs: Any, targets: Any) -> tuple[Tensor, Gradients]:
+            if convolves:
+                inputs = pytree.tree_map(_side_by_side, inputs)
             with torch.enable_grad():
                 leaves = {k: v.detach().requires_grad_(self.parameters[k].requires_grad) for k, v in parameters.items()}
                 losses = vmap(one)(leaves, buffers, inputs, targets)
@@ -248,3 +255,29 @@ def _laid_out(gradient: Tensor | None, like: Tensor) -> Tensor | None:
     if gradient is None or gradient.stride() == like.stride():
         return gradient
     return torch.empty_like(like).copy_(gradient)
+
+
+class _MeanOfPositions(TorchFunctionMode):
+    """Computes the mean over positions of images in channels_last for all copies in one call.
+
+    `adaptive_avg_pool2d` computes it, too, but then calls an operation that vmap cannot map in one call.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.adaptive_avg_pool2d and len(args) == 2 and args[1] in (1, (1, 1), [1, 1]):
+            return args[0].mean((-2, -1), keepdim=True)
+        return func(*args, **(kwargs or {}))
+
+
+def _channels_last(stacked: Tensor) -> Tensor:
+    """The weights of convolutions of all copies with their channels next to each other, which torch computes faster."""
+    if stacked.ndim != 5 or not stacked.is_cpu or stacked[0, 0, 0].numel() == 1:
+        return stacked
+    return stacked.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+
+
+def _side_by_side(inputs: Any) -> Any:
+    """Images of all copies as channels of one batch of images in channels_last."""
+    if not isinstance(inputs, Tensor) or inputs.ndim != 5 or not inputs.is_cpu:
+        return inputs
+    return inputs.permute(1, 3, 4, 0, 2).contiguous().permute(3, 0, 4, 1, 2)
