@@ -28,7 +28,13 @@ def settings_of(a: Arguments) -> Settings:
 
 
 def forward(
-    settings: Settings, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, varying: Any, fixed: bool, want: int
+    settings: Settings,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: str,
+    varying: Any,
+    fixed: bool,
+    want: int,
 ) -> Bound:
     """A function of (x, weight, bias, mean, var, residual, gate, skip) that returns what ``normkit::norm`` does.
 
@@ -45,7 +51,13 @@ def forward(
 
 
 def backward(
-    settings: Settings, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, varying: Any, fixed: bool, want: int
+    settings: Settings,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: str,
+    varying: Any,
+    fixed: bool,
+    want: int,
 ) -> Bound:
     """A function of (dy, x, weight, bias, mean, std or var, dsum, gate, skip), as ``normkit::norm_backward``.
 
@@ -66,9 +78,7 @@ def _arguments(
     settings: Settings, x: Any, weight: Any, bias: Any, mean: Any, var: Any, residual: Any, gate: Any, skip: Any
 ) -> Arguments:
     pattern, eps, center, activation, *rest = settings
-    return Arguments(
-        x, weight, bias, pattern, eps, center, mean, var, residual, None, activation, gate, skip, *rest
-    )
+    return Arguments(x, weight, bias, pattern, eps, center, mean, var, residual, None, activation, gate, skip, *rest)
 
 
 def _bound(

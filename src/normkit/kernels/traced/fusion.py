@@ -149,7 +149,7 @@ class _Call:
         if both is None or both.in_place or self.a.residual is not None or self.a.gate is not None:
             return None
         operands = (both.left, both.right)
-        if not all(_is_like(t, x) for t in operands) or sum(node is x for node in self.norm.all_input_nodes) != 1:
+        if not all(_is_like(t, x) for t in operands):
             return None
         if sum(t is x for t in self.norm.args) != 1 or not self.is_movable(x, self.norm, operands):
             return None
@@ -178,10 +178,11 @@ class _Call:
         both, product = self.before(_PRODUCTS), self.a.x
         if both is None or len(product.users) != 1 or self.a.skip is not None:
             return False
-        gate, function = self.gate_of(both.right, self.norm)
-        self.replace(x=both.left, gate=gate, gate_activation=function, gate_first=True)
+        x, factor = (both.right, both.left) if _activation(both.left) else (both.left, both.right)
+        gate, function = self.gate_of(factor, product)
+        self.replace(x=x, gate=gate, gate_activation=function, gate_first=True)
         self.graph.erase_node(product)
-        self.drop(both.right)
+        self.drop(factor)
         return True
 
     # After the call ------------------------------------------------------------------------------------------
@@ -314,7 +315,9 @@ class _Call:
                 return state == (grad, modes)
             if node is first:
                 state = (grad, list(modes))
-            elif state is not None and _may_write(node) and not storages.isdisjoint(map(_storage, node.all_input_nodes)):
+            elif (
+                state is not None and _may_write(node) and not storages.isdisjoint(map(_storage, node.all_input_nodes))
+            ):
                 return False
             if name == "_set_grad_enabled":
                 grad = bool(node.args[0])
@@ -398,4 +401,3 @@ def _may_write(node: Node) -> bool:
     if module == "_operator":
         return name == "setitem" or (name.startswith("i") and name not in ("index", "inv", "invert", "is_", "is_not"))
     return name.endswith("_") or any(value is True for value in (*node.args, *node.kwargs.values()))
-

@@ -84,14 +84,15 @@ class _Direct(ir.FallbackKernel):  # type: ignore[misc]
 
 def _facts(a: Arguments, fixed: bool, want: int) -> tuple[Any, ...] | None:
     """The arguments of `entry.forward` and `entry.backward`; None if the call stays with the operator."""
-    x = a.x
     fakes = {name: _fake(t) for name, t in a._asdict().items() if isinstance(t, ir.IRNode)}
-    if a.mask is not None or native().kernels is None or None in fakes.values():
+    if a.mask is not None or a.x.get_device().type != "cpu" or native().kernels is None:
+        return None
+    if any(t is None for t in fakes.values()):
         return None
     fake = Arguments(**{**a._asdict(), **fakes})
     x = fake.x
     wide = arithmetic_dtype(x.dtype)
-    if x.device.type != "cpu" or x.numel() == 0:
+    if x.numel() == 0:
         return None
     for t in (fake.weight, fake.bias):
         if t is not None and (not t.is_contiguous() or t.element_size() > wide.itemsize):
@@ -127,7 +128,7 @@ class _Forward(_Direct):
     @staticmethod
     def constrained(node: torch.fx.Node, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         laid_out = _laid_out(Arguments(*args, **kwargs), _values(node), node.meta["val"][0].stride())
-        return tuple(laid_out), {}
+        return laid_out[: len(args)], {name: getattr(laid_out, name) for name in kwargs}
 
 
 class _Backward(_Direct):
