@@ -5,7 +5,7 @@
 namespace {
 
 // False where Python has to take the call.
-bool run_backward(const NormNode& node, Saved t, const Wanted& want, Gradients& out) {
+bool run_backward(const Facts& node, Saved t, const Wanted& want, Gradients& out) {
   const View& view = node.view;
   for (Tensor* o : {&t.dy, &t.dsum, &t.gate, &t.skip})
     if (o->defined() && !lies_like(*o, t.x, view)) *o = like(t.x, view).copy_(*o);

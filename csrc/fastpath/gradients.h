@@ -65,8 +65,8 @@ struct Saved {
   Tensor dy, x, weight, bias, mean, std, dsum, mask, gate, skip;
 };
 
-// The facts of a call that every gradient keeps.
-struct NormNode : torch::autograd::Node {
+// What a backward pass has to know of its call, besides the tensors.
+struct Facts {
   View view;
   int64_t number = -1;  // of the plan on a GPU
   at::DimVector strides;
@@ -110,7 +110,10 @@ struct NormNode : torch::autograd::Node {
                                   t.mask.numel() * extras.channels == t.x.numel())) &&
            (length || moment(t.mean, center ? view.cells() : 0)) && moment(t.std, view.cells());
   }
+};
 
+// The node of the autograd graph that every call is recorded with.
+struct NormNode : torch::autograd::Node, Facts {
   // For second derivatives, batches of gradients and tracing: Python calls the operator.
   Gradients by_python(const Saved& t, const Wanted& want) const {
     const pybind11::gil_scoped_acquire lock;

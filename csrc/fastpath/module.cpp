@@ -6,6 +6,7 @@
 
 #include <dlfcn.h>
 
+#include "fastpath/compiled.h"
 #include "fastpath/fused.h"
 #include "fastpath/plain.h"
 
@@ -160,6 +161,8 @@ PyCFunction fast(F* f) {
 PyMethodDef methods[] = {
     {"norm", fast(norm), METH_FASTCALL, nullptr},
     {"weight_norm", fast(weight_norm), METH_FASTCALL, nullptr},
+    {"bind_forward", fast(bind_forward), METH_FASTCALL, nullptr},
+    {"bind_backward", fast(bind_backward), METH_FASTCALL, nullptr},
     {"cache_plan", fast(cache_plan), METH_FASTCALL, nullptr},
     {"cache_gpu_plan", fast(cache_gpu_plan), METH_FASTCALL, nullptr},
     {"connect_gpu", fast(connect_gpu), METH_FASTCALL, nullptr},

@@ -9,7 +9,7 @@ namespace {
 
 // The gradient of one call; dy and dsum in x's strides.
 struct GpuBackward {
-  const NormNode& node;
+  const Facts& node;
   const Saved& t;
   const Wanted& want;
 

@@ -49,6 +49,14 @@ function.
 weight_norm: Callable[..., Tensor | None] = _function("weight_norm", lambda *_: None)
 """weight_norm(v, g, pattern)"""
 
+bind_forward: Callable[..., Callable[..., Any] | None] = _function("bind_forward", lambda *_: None)
+"""bind_forward(plan, sizes, strides, dtype, eps, flags, activation, gate_activation, gate_first, fixed, want, by_operator)
+
+A call in a graph of torch.compile without its tensors: kernels/traced/entry.py. None if the plan is not known.
+"""
+bind_backward: Callable[..., Callable[..., Any] | None] = _function("bind_backward", lambda *_: None)
+"""bind_backward(arguments of `bind_forward`): the same for a backward pass"""
+
 skipped: Callable[[], int] = _function("skipped", lambda: 0)
 """Channels that have kept their running statistics so far, because a batch's moments were not finite."""
 

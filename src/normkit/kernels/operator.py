@@ -20,7 +20,7 @@ from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import GATES, Arguments, Gradients, Result, vjp
 from normkit.kernels.layout import Layout, dense_like, ready_plan
 from normkit.kernels.sharded import is_distributed, know_distributed
-from normkit.kernels.traced import decomposed, export
+from normkit.kernels.traced import decomposed, export, inductor
 from normkit.pattern import parse
 
 library = torch.library.Library("normkit", "DEF")
@@ -121,6 +121,7 @@ def _norm_backward_of_all(dy: Tensor, *args: Any) -> tuple[Tensor | None, ...]:
 @torch.library.register_fake("normkit::norm", lib=library)
 def _(*args: Any) -> tuple[Tensor | None, ...]:
     a = Arguments(*args)
+    inductor.connect(a.x)
     total = None if a.residual is None else torch.empty_like(a.x)
     if a.var is not None:
         return torch.empty_like(a.x), total, None, None
