@@ -1,0 +1,156 @@
+"""Measures one cell: checks that the contestants compute the same, then times them in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import normkit
+from benchmarks.models.subjects import LAYOUTS, SUBJECTS, Cell, loss, output
+from benchmarks.speed.measure import Call, quiet
+
+NO_NORMS = "without norms"
+"""Torch's model with `torch.nn.Identity` for each norm, which shows the share of the norms in the time."""
+BOUND = 2.0
+"""How many times as far from float64 as torch's model a contestant may be: both only round, at other places."""
+FLOOR = {"float32": 1e-5, "bfloat16": 1e-2}
+"""Relative errors below which nothing is compared; some ten roundings."""
+
+CONTESTANTS: Mapping[str, Callable[[nn.Module, Tensor], nn.Module]] = {
+    "torch": lambda model, x: model,
+    "normkit": lambda model, x: normkit.convert(model)[0],
+    "folded": lambda model, x: normkit.fold(model, (x,))[0],
+    NO_NORMS: lambda model, x: normkit.convert(model, to="identity")[0],
+}
+"""What is timed, made of the model and its input."""
+
+
+class WrongError(Exception):
+    """A contestant computes something else than torch's model."""
+
+
+def names(cell: Cell) -> list[str]:
+    """The contestants of a cell: folding is for inference; compiled, other operations would be fused without norms."""
+    left_out = {"folded"} if cell.training else set()
+    left_out |= {NO_NORMS} if cell.compiled else set()
+    return [name for name in CONTESTANTS if name not in left_out]
+
+
+def prepared(cell: Cell) -> tuple[nn.Module, Tensor, Tensor]:
+    """The model in float32 with random scales, shifts and statistics, its input and its target."""
+    torch.manual_seed(0)
+    subject = SUBJECTS[cell.model]
+    model, (x, target) = subject.make(), subject.batch()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        for name, statistic in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                statistic.add_(torch.rand_like(statistic))
+    if x.dim() == 4:
+        layout = LAYOUTS[cell.layout]
+        model, x = model.to(memory_format=layout), x.contiguous(memory_format=layout)  # type: ignore[call-overload]
+    return model.train(cell.training), x, target
+
+
+def _autocast(cell: Cell) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=cell.precision == "bfloat16")
+
+
+def call(cell: Cell, model: nn.Module, x: Tensor, target: Tensor) -> Call:
+    """A training step (forward, loss, backward, optimizer) or a forward pass; bfloat16 is autocast's."""
+    # The rate changes no time, and with this one the model without norms stays finite.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with _autocast(cell):
+            y = output(model, x)
+        loss(y, target).backward()
+        optimizer.step()
+
+    def infer() -> None:
+        with torch.no_grad(), _autocast(cell):
+            output(model, x)
+
+    return step if cell.training else infer
+
+
+def numbers(cell: Cell, model: nn.Module, x: Tensor, target: Tensor) -> list[Tensor]:
+    """What a contestant computes, in float64: the output; in training also all gradients, and all statistics."""
+    if not cell.training:
+        with torch.no_grad(), _autocast(cell):
+            return [output(model, x).double()]
+    with _autocast(cell):
+        y = output(model, x)
+    loss(y, target).backward()
+    gradients = [p.grad.double().flatten() for p in model.parameters() if p.grad is not None]
+    statistics = [b.double().flatten() for name, b in model.named_buffers() if "running" in name]
+    return [y.detach().double(), torch.cat(gradients), *([torch.cat(statistics)] if statistics else [])]
+
+
+def oracle(cell: Cell) -> list[Tensor]:
+    """What torch's model computes in float64."""
+    model, x, target = prepared(cell)
+    exact = Cell(cell.model, cell.layout, "float64", compiled=False, training=cell.training)
+    return numbers(exact, model.double(), x.double() if x.is_floating_point() else x, target)
+
+
+def error(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest distance between two such lists, relative to the size of what is compared."""
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True))
+
+
+def check(cell: Cell, name: str, errors: Mapping[str, float]) -> None:
+    """A contestant is about as near to float64 as torch's model.
+
+    Raises:
+        WrongError: it is not, and must not be timed.
+    """
+    allowed = max(BOUND * errors.get("torch", 0.0), FLOOR[cell.precision])
+    if not errors[name] <= allowed:  # nan is wrong, too
+        raise WrongError(f"relative error {errors[name]:.2g}, and {allowed:.2g} is allowed")
+
+
+def measure(cell: Cell, seconds: float, warm: bool = False) -> dict[str, Any]:
+    """A row: number of norms, errors, milliseconds of each contestant (None if it failed, with the reason).
+
+    With `warm` each contestant is called, and nothing is timed.
+    """
+    torch.compiler.reset()
+    model, x, target = prepared(cell)
+    models: dict[str, nn.Module] = {}
+    calls: dict[str, Call] = {}
+    errors: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    expected = oracle(cell)
+    count = len(normkit.convert(model)[1].changes)
+    # All are made before the first is called, which changes the statistics of torch's model.
+    for name in names(cell):
+        try:
+            models[name] = CONTESTANTS[name](model, x)
+        except Exception as reason:  # a contestant that fails is an entry, not the end
+            failed[name] = _text(reason)
+    for name, contestant in models.items():
+        run = torch.compile(contestant, dynamic=False) if cell.compiled else contestant
+        try:
+            if name != NO_NORMS:
+                errors[name] = error(numbers(cell, run, x, target), expected)
+                check(cell, name, errors)
+            calls[name] = call(cell, run, x, target)
+            calls[name]()
+        except Exception as reason:
+            calls.pop(name, None)
+            failed[name] = _text(reason)
+    times, was_quiet = ({}, True) if warm else quiet(calls, seconds)
+    facts = {**asdict(cell), "name": cell.name, "norms": count, "quiet": was_quiet}
+    return {**facts, "milliseconds": {**times, **dict.fromkeys(failed)}, "failed": failed, "error": errors}
+
+
+def _text(reason: Exception) -> str:
+    return f"{type(reason).__name__}: {reason}".splitlines()[0]
