@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.report import TARGET, markdown, met
-from benchmarks.models.measure import NO_NORMS
 from benchmarks.speed import pages
 from benchmarks.speed.measure import RESULTS
 from normkit.catalog import LANGUAGES, Text
@@ -21,11 +20,11 @@ LEAST = 0.97
 MACHINE = Text(
     "{cpu}, {isa}, {threads} threads, torch {torch}, {date}; {quiet} of {every} cells were measured while nothing else "
     "ran; only those count. Times are milliseconds; a ratio is torch's time over that of the other, so that above 1 "
-    "the other is faster. The share of the norms is what torch's model takes less without them.",
+    "the other is faster. The share of the norms is that in the time of torch's eager model, by torch's profiler.",
     "{cpu}，{isa}，{threads} 个线程，torch {torch}，{date}；"
     "{every} 项中有 {quiet} 项在没有其他程序运行时测得，只计入这些项。"
     "时间以毫秒为单位；比值为 torch 的时间除以另一方的时间，大于 1 表示另一方更快。"
-    "归一化占比指 torch 的模型去掉归一化后所减少的时间。",
+    "归一化占比指 torch 的 profiler 在 eager 模型中测得的归一化时间所占的比例。",
 )
 PASSES = {True: Text("a training step", "一个训练步"), False: Text("inference", "推理")}
 HEADING = {
@@ -44,12 +43,6 @@ def ratio(row: Row, name: str) -> float | None:
     """How many times as fast a contestant is as torch."""
     mine, torch = (row["milliseconds"].get(who) for who in (name, "torch"))
     return torch / mine if mine and torch else None
-
-
-def share(row: Row) -> float | None:
-    """The part of torch's time that its norms take."""
-    without = ratio(row, NO_NORMS)
-    return None if without is None else 1 - 1 / without
 
 
 def line(row: Row) -> str:
@@ -112,7 +105,7 @@ def _table(rows: Sequence[Row], training: bool, lang: str) -> str:
     lines = []
     for subject, modes in found.items():
         any_row = next(iter(modes.values()))
-        part = share(modes[False]) if False in modes else None
+        part = modes[False]["share"] if False in modes else None
         cells = [subject, str(any_row["norms"]), _text(part, ".0%")]
         for compiled in MODES:
             row = modes.get(compiled, {"milliseconds": {}})

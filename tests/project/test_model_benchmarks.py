@@ -9,7 +9,7 @@ import pytest
 import torch
 from benchmarks.models import __main__ as models
 from benchmarks.models import report, subjects
-from benchmarks.models.measure import NO_NORMS, error
+from benchmarks.models.measure import error
 from benchmarks.models.unet import UNet
 from benchmarks.speed.measure import RESULTS
 from torch import nn
@@ -31,9 +31,16 @@ def small(monkeypatch: pytest.MonkeyPatch):
         yield
 
 
-def row(training: bool, compiled: bool, *times: float | None, quiet: bool = True) -> dict:
-    who = ("torch", "normkit", "folded", NO_NORMS)
-    facts = {"model": "UNet", "layout": "contiguous", "precision": "float32", "norms": 11, "quiet": quiet}
+def row(training: bool, compiled: bool, *times: float, quiet: bool = True) -> dict:
+    who = ("torch", "normkit", "folded")
+    facts = {
+        "model": "UNet",
+        "layout": "contiguous",
+        "precision": "float32",
+        "norms": 11,
+        "share": 0.25,
+        "quiet": quiet,
+    }
     return {**facts, "training": training, "compiled": compiled, "milliseconds": dict(zip(who, times, strict=False))}
 
 
@@ -43,10 +50,11 @@ def test_a_model_from_the_command_line_to_the_table(tmp_path: Path):
     assert result.exit_code == 0, result.output
     content = json.loads(path.read_text())
     training, inference = content["cells"]
-    assert set(training["milliseconds"]) == {"torch", "normkit", NO_NORMS}
-    assert set(inference["milliseconds"]) == {"torch", "normkit", "folded", NO_NORMS}
+    assert set(training["milliseconds"]) == {"torch", "normkit"}
+    assert set(inference["milliseconds"]) == {"torch", "normkit", "folded"}
     for each in (training, inference):
         assert each["norms"] == 1
+        assert 0 < each["share"] < 1
         assert min(each["milliseconds"].values()) > 0
         assert max(each["error"].values()) < 1e-5
     content["cells"] = [{**each, "quiet": True} for each in content["cells"]]
@@ -57,7 +65,10 @@ def test_a_model_from_the_command_line_to_the_table(tmp_path: Path):
 
 
 def test_a_wrong_model_is_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("normkit.layers.batch.norm.functional.batch_norm", lambda x, *_, **__: x * 1.001)
+    def wrong(*arguments, **_) -> torch.Tensor:
+        return 1.1 * nn.functional.batch_norm(*arguments)
+
+    monkeypatch.setattr("normkit.layers.batch.norm.functional.batch_norm", wrong)
     path = tmp_path / "part.json"
     result = CliRunner().invoke(models.app, [*OPTIONS, str(path)])
     assert result.exit_code == 1
@@ -76,7 +87,7 @@ def test_a_wrong_gradient_or_nan_is_an_error():
 
 def test_ratios_and_the_share_of_the_norms():
     machine = {"cpu": "a processor", "isa": "AVX2", "threads": 2, "torch": "2.13.0", "date": "2026-01-01"}
-    cells = [row(True, False, 10.0, 8.0, None, 7.5), row(True, True, 8.0, 8.0), row(False, False, 4.0, 2.0, 1.0, 3.0)]
+    cells = [row(True, False, 10.0, 8.0), row(True, True, 8.0, 8.0), row(False, False, 4.0, 2.0, 1.0)]
     text = report.summary({"machine": machine, "cells": [*cells, row(False, True, 1.0, 9.0, quiet=False)]})
     assert "3 of 4 cells" in text
     assert "| UNet contiguous float32 | 11 | 25% | 10 | 8 | 1.25 | 8 | 8 | 1.00 |" in text
