@@ -51,9 +51,9 @@ def folded(model: nn.Module, x: Tensor) -> nn.Module:
     return model
 
 
-def names(cell: Cell) -> list[str]:
+def names(training: bool, compiled: bool) -> list[str]:
     """The contestants of a cell: folding is for inference, and compiling takes most of the time of the benchmark."""
-    return [name for name in CONTESTANTS if name != "folded" or not (cell.training or cell.compiled)]
+    return [name for name in CONTESTANTS if name != "folded" or not (training or compiled)]
 
 
 def prepared(cell: Cell) -> tuple[nn.Module, Tensor, Tensor]:
@@ -157,7 +157,7 @@ def measure(cell: Cell, seconds: float, warm: bool = False) -> dict[str, Any]:
     expected = oracle(cell)
     count = len(normkit.convert(model)[1].changes)
     # All are made before the first is called, which changes the statistics of torch's model.
-    for name in names(cell):
+    for name in names(cell.training, cell.compiled):
         try:
             models[name] = CONTESTANTS[name](model, x)
         except UnchangedError:

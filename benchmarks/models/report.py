@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.report import TARGET, markdown, met
+from benchmarks.models.measure import names
 from benchmarks.speed import pages
 from benchmarks.speed.measure import RESULTS
 from normkit.catalog import LANGUAGES, Text
@@ -33,7 +34,9 @@ HEADING = {
 }
 MODES = {False: Text("eager", "eager"), True: Text("compiled", "compile")}
 MODEL, NORMS, SHARE = Text("model", "模型"), Text("norms", "归一化层数"), Text("share of the norms", "归一化占比")
-RATIO, FOLDED = Text("ratio", "比值"), Text("folded", "折叠后")
+RATIO, COLUMN = Text("ratio", "比值"), Text("{how}: {who}", "{how}：{who}")
+NAMES = {"torch": Text("torch", "torch"), "normkit": Text("normkit", "normkit"), "folded": Text("folded", "折叠后")}
+MEAN = Text("Geometric means of the ratios: {all}.", "比值的几何平均：{all}。")
 SLOWEST = Text("{what}, {how}: lowest ratio of normkit", "{what}，{how}：normkit 的最低比值")
 
 Row = Mapping[str, Any]
@@ -90,44 +93,35 @@ def _targets(rows: Sequence[Row], lang: str) -> str:
 
 
 def _table(rows: Sequence[Row], training: bool, lang: str) -> str:
-    """Lines by model, layout and precision; columns for eager, then for compiled models."""
-    others = ("normkit",) if training else ("normkit", "folded")
-    named = {"torch": "torch", "normkit": "normkit", "folded": FOLDED.to(lang)}
+    """Lines by model, layout and precision; columns for eager, then for compiled models; and the means of the ratios."""
+    columns = [(compiled, who) for compiled in MODES for who in names(training, compiled)]
     head = [MODEL.to(lang), NORMS.to(lang), SHARE.to(lang)]
-    for how in MODES.values():
-        first = f"{how.to(lang)}：torch" if lang == "zh" else f"{how}: torch"
-        head += [first, *(text for who in others for text in (named[who], RATIO.to(lang)))]
+    for compiled, who in columns:
+        mode = COLUMN.to(lang).format(how=MODES[compiled].to(lang), who=NAMES[who].to(lang))
+        head += [mode] if who == "torch" else [NAMES[who].to(lang), RATIO.to(lang)]
     found: dict[str, dict[bool, Row]] = {}
     for row in rows:
         if row["training"] == training:
             subject = " ".join((row["model"], row["layout"], row["precision"]))
             found.setdefault(subject, {})[row["compiled"]] = row
     lines = []
+    ratios: dict[tuple[bool, str], list[float | None]] = {column: [] for column in columns}
     for subject, modes in found.items():
-        any_row = next(iter(modes.values()))
         part = modes[False]["share"] if False in modes else None
-        cells = [subject, str(any_row["norms"]), _text(part, ".0%")]
-        for compiled in MODES:
+        cells = [subject, str(next(iter(modes.values()))["norms"]), _text(part, ".0%")]
+        for compiled, who in columns:
             row = modes.get(compiled, {"milliseconds": {}})
-            cells.append(_text(row["milliseconds"].get("torch"), ".3g"))
-            for who in others:
-                cells += [_text(row["milliseconds"].get(who), ".3g"), _text(ratio(row, who))]
+            cells += [_text(row["milliseconds"].get(who), ".3g")]
+            cells += [] if who == "torch" else [_text(ratio(row, who))]
+            ratios[compiled, who].append(ratio(row, who))
         lines.append(cells)
-    return "\n\n".join((markdown(head, lines), _means(rows, training, lang)))
-
-
-MEAN = Text("Geometric means of the ratios: {all}.", "比值的几何平均：{all}。")
-
-
-def _means(rows: Sequence[Row], training: bool, lang: str) -> str:
-    parts = []
-    for compiled, how in MODES.items():
-        for who in ("normkit",) if training else ("normkit", "folded"):
-            chosen = [row for row in rows if (row["training"], row["compiled"]) == (training, compiled)]
-            values = _known(ratio(row, who) for row in chosen)
-            name = FOLDED.to(lang) if who == "folded" else who
-            parts += [f"{how.to(lang)} {name} {statistics.geometric_mean(values):.2f}"] if values else []
-    return MEAN.to(lang).format(all=("，" if lang == "zh" else ", ").join(parts) or "–")
+    means = [
+        f"{MODES[compiled].to(lang)} {NAMES[who].to(lang)} {statistics.geometric_mean(_known(values)):.2f}"
+        for (compiled, who), values in ratios.items()
+        if who != "torch" and _known(values)
+    ]
+    joined = ("，" if lang == "zh" else ", ").join(means) or "–"
+    return f"{markdown(head, lines)}\n\n{MEAN.to(lang).format(all=joined)}"
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

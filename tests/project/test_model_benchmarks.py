@@ -91,7 +91,7 @@ def test_ratios_and_the_share_of_the_norms():
     text = report.summary({"machine": machine, "cells": [*cells, row(False, True, 1.0, 9.0, quiet=False)]})
     assert "3 of 4 cells" in text
     assert "| UNet contiguous float32 | 11 | 25% | 10 | 8 | 1.25 | 8 | 8 | 1.00 |" in text
-    assert "| UNet contiguous float32 | 11 | 25% | 4 | 2 | 2.00 | 1 | 4.00 | – | – | – | – | – |" in text
+    assert "| UNet contiguous float32 | 11 | 25% | 4 | 2 | 2.00 | 1 | 4.00 | – | – | – |" in text
     assert "| inference, compiled: lowest ratio of normkit | ≥ 0.97 | – | – |" in text
 
 
