@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from benchmarks.show import summary
 from benchmarks.speed import oracle, saved
 from benchmarks.speed.contestants import calls, contestants
 from benchmarks.speed.measure import RESULTS, keep_memory, machine, quiet
+from benchmarks.speed.report import summary
 from benchmarks.speed.workloads import Cell, cells
 from normkit import show_backends
 
@@ -28,7 +28,12 @@ def main(
     least: Annotated[int, typer.Option(help="only cells with at least this number of elements")] = 0,
     most: Annotated[int, typer.Option(help="only cells with at most this number of elements")] = 1 << 62,
     seconds: Annotated[float, typer.Option(help="seconds for each cell")] = 0.4,
-    save: Annotated[Path, typer.Option(help="result file, written after every cell")] = RESULTS / "cpu.json",
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="result file, written after every cell; by default by the instruction set", show_default=False
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="keep what the file has, unless the machine was not quiet")
     ] = False,
@@ -39,6 +44,7 @@ def main(
     every = list(cells())
     chosen = [cell for cell in saved.matching(every, match) if least <= cell.elements <= most]
     console = Console(width=160, highlight=False)
+    save = save or RESULTS / f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}.json"
     results: dict[str, Any] = {"machine": machine(), **show_backends().to_dict(), "cells": []}
     results["cells"] = saved.kept(save, results["machine"], chosen, resume=resume)
     if not (resume or warm) and len(chosen) < len(every):
@@ -53,7 +59,7 @@ def main(
         console.print(escape(_line(row)), soft_wrap=True)
     if warm:
         return
-    console.print(summary(results), markup=False, soft_wrap=True)
+    console.print(summary([results]), markup=False, soft_wrap=True)
     errors = {row["name"]: row["error"]["normkit"] for row in results["cells"]}
     wrong = [name for name, error in errors.items() if error is None or error > oracle.BOUND]
     if wrong:

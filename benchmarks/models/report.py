@@ -93,7 +93,7 @@ def _targets(rows: Sequence[Row], lang: str) -> str:
 
 
 def _table(rows: Sequence[Row], training: bool, lang: str) -> str:
-    """Lines by model, layout and precision; columns for eager, then for compiled models; and the means of the ratios."""
+    """Lines by model, layout and precision; columns for eager, then for compiled models; then the means of ratios."""
     columns = [(compiled, who) for compiled in MODES for who in names(training, compiled)]
     head = [MODEL.to(lang), NORMS.to(lang), SHARE.to(lang)]
     for compiled, who in columns:

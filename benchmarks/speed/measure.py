@@ -77,6 +77,7 @@ def machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "isa": torch.backends.cpu.get_cpu_capability(),
+        "lowered": any(isa in os.environ for isa in ("NORMKIT_ISA", "ATEN_CPU_CAPABILITY")),
         "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}".rstrip(", "),
         "torch": torch.__version__,
         "python": platform.python_version(),
