@@ -73,9 +73,10 @@ format: $(VENV)/test.stamp ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/test.stamp ## time the kernels against torch and torch.compile, half an hour; ISA=avx2 for a lesser instruction set
+bench: $(VENV)/test.stamp ## time kernels and whole models against torch and torch.compile, half an hour; ISA=avx2: kernels with a lesser instruction set
 	$(if $(ISA),NORMKIT_ISA=$(ISA) ATEN_CPU_CAPABILITY=$(ISA)) $(BIN)/python -m benchmarks.run; status=$$?; \
-	$(BIN)/python -m benchmarks.show benchmarks/results/cpu-*.json --docs docs/en/engine/performance.md; exit $$status
+	$(BIN)/python -m benchmarks.show benchmarks/results/cpu-*.json --docs docs/en/engine/performance.md; \
+	$(if $(ISA),,PYTHONPATH=tests $(BIN)/python -m benchmarks.models &&) exit $$status
 
 bench-gpu: $(VENV)/test.stamp ## time the kernels on this machine's GPU, for which its torch must be built, an hour
 	$(BIN)/python -m benchmarks.gpu.run --float32 --small; status=$$?; $(BIN)/python -m benchmarks.show benchmarks/results/gpu.json --docs docs/en/engine/gpu.md; exit $$status

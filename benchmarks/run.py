@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from benchmarks.speed import oracle
+from benchmarks.speed import oracle, saved
 from benchmarks.speed.contestants import calls, contestants
 from benchmarks.speed.measure import RESULTS, keep_memory, machine, quiet
 from benchmarks.speed.report import summary
@@ -42,27 +41,21 @@ def main(
     warm: Annotated[bool, typer.Option("--warm", help="only compile, which fills the cache on disk")] = False,
 ) -> None:
     """Time every cell and measure the error of its y; exit with 1 if normkit's error is above its bound."""
-    every, parts = list(cells()), match.split()
-    chosen = [c for c in every if least <= c.elements <= most and all(f" {word}" in f" {c.name}" for word in parts)]
+    every = list(cells())
+    chosen = [cell for cell in saved.matching(every, match) if least <= cell.elements <= most]
     console = Console(width=160, highlight=False)
     save = save or RESULTS / f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}.json"
     results: dict[str, Any] = {"machine": machine(), **show_backends().to_dict(), "cells": []}
-    if resume and save.exists():
-        before = json.loads(save.read_text())
-        if any(before["machine"][fact] != results["machine"][fact] for fact in ("cpu", "threads", "isa", "torch")):
-            raise typer.BadParameter(f"{save.name} was measured on {before['machine']}: name another --save")
-        again = {cell.name for cell in chosen}
-        results["cells"] = [row for row in before["cells"] if row["quiet"] or row["name"] not in again]
-    elif not warm and save.exists() and len(chosen) < len(every) and save.resolve().parent == RESULTS.resolve():
-        raise typer.BadParameter(f"a part would replace all of {save.name}: name another --save, or --resume")
+    results["cells"] = saved.kept(save, results["machine"], chosen, resume=resume)
+    if not (resume or warm) and len(chosen) < len(every):
+        saved.refuse_part(save, RESULTS)
     done = {row["name"] for row in results["cells"]}
     for cell in track([c for c in chosen if c.name not in done], "compiling" if warm else "timing", console=console):
         row = measure(cell, seconds, compile, warm)
         if warm:
             continue
         results["cells"].append(row)
-        save.parent.mkdir(parents=True, exist_ok=True)
-        save.write_text(json.dumps(results, indent=1) + "\n")
+        saved.store(save, results)
         console.print(escape(_line(row)), soft_wrap=True)
     if warm:
         return

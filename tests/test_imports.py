@@ -74,12 +74,13 @@ ORDER: dict[str, list[str]] = {
         *("chinese", "rule", "axes", "structure", "placement", "size", "state", "constants", "training", "usage"),
     ],
     "benchmarks": [
-        *("speed", "gpu", "harm", "show", "run", "accuracy", "compiled", "converted", "folded", "composed", "extras"),
+        *("speed", "gpu", "harm", "show", "run", "accuracy", "compiled", "models", "folded", "composed", "extras"),
         *("recalibration", "training", "trials", "watch", "audit_harm", "audit_pages"),
     ],
     "benchmarks.gpu": ["cells", "clock", "layers", "models", "report", "run", "check"],
+    "benchmarks.models": ["unet", "subjects", "measure", "report", "__main__"],
     "benchmarks.watch": ["cost", "picture", "gallery"],
-    "benchmarks.speed": ["measure", "pages", "workloads", "peers", "contestants", "oracle", "pictures"],
+    "benchmarks.speed": ["measure", "pages", "saved", "workloads", "peers", "contestants", "oracle", "pictures"],
     "benchmarks.harm": ["experiments", "later_rules", "chinese"],
     "release": ["symbols", "wheels"],
 }
