@@ -79,12 +79,9 @@ def mlp_at(batch_size: int, full: bool) -> Workload:
     build = partial(mlp, inputs=64, width=96, depth=4)
     task = _digits("perceptron", build, noise=0.3)
     asked = variants.get(batch_size, ("batch_norm", "group_norm"))
-    lowest = 1e-2 if batch_size == MLP_BATCHES[-1] else 1e-3
-    design = Design(
-        *(asked, (batch_size,), 16 if full else 8, 4, SAMPLES // batch_size),
-        lowest_rate=lowest,
-        highest_rate=lowest * 10**1.5,
-    )
+    lowest, highest = (1e-2, 0.3162) if batch_size == MLP_BATCHES[-1] else (1e-3, 10**-1.5)
+    seeds, steps = 16 if full else 8, SAMPLES // batch_size
+    design = Design(asked, (batch_size,), seeds, 4, steps, lowest_rate=lowest, highest_rate=highest)
     return Workload(f"mlp-{batch_size}", task, design)
 
 
