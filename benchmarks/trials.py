@@ -21,6 +21,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.speed.measure import RESULTS, machine
+from benchmarks.speed.pages import filled
+from normkit.catalog import LANGUAGES, Text
 from normkit.study.claims.workloads import DEEP
 from normkit.study.suite import data
 from normkit.study.suite.networks import Builder, convnet, mlp
@@ -36,6 +38,24 @@ RATES = (0.003, 0.01)
 """So low that no run ends early because its loss is infinite."""
 REPEATS = 5
 TRAINER = Trainer()
+MARKS = ("<!-- trials -->", "<!-- /trials -->")
+ROOT = RESULTS.parent.parent
+HEADER = (
+    Text("network", "网络"),
+    Text("batch", "批大小"),
+    Text("times one by one", "与逐个训练之比"),
+    Text("of the bound", "达到上限的比例"),
+)
+NAMES = (
+    Text("CNN of the comparison", "比较所用的 CNN"),
+    Text("CNN of eight layers", "八层 CNN"),
+    Text("MLP", "MLP"),
+    Text("recurrent net", "循环网络"),
+)
+WHERE = Text(
+    "{cpu}, {isa}, torch {torch}, {date}; {copies} copies, one thread; least and most over the methods.",
+    "{cpu}，{isa}，torch {torch}，{date}；{copies} 个副本，一个线程；各方法中的最小值与最大值。",
+)
 
 
 def on_digits(build: Builder, rows: bool = False) -> Task:
@@ -153,6 +173,30 @@ def measured(task: Task, method: str, batch: int, copies: int, rounds: int) -> d
     }
 
 
+def markdown(results: Mapping[str, Any], lang: str) -> str:
+    """The results as a table of a page."""
+    rows = [[header.to(lang) for header in HEADER], ["---", *["--:"] * (len(HEADER) - 1)]]
+    groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for cell in results["cells"]:
+        groups.setdefault((cell["net"], cell["batch"]), []).append(cell)
+    names = {str(name): name for name in NAMES}
+    for (net, batch), cells in groups.items():
+        ratios = [cell["ratio"] for cell in cells]
+        shares = [100 * cell["of_bound"] for cell in cells]
+        spans = f"{min(ratios):.1f}–{max(ratios):.1f}", f"{min(shares):.0f}–{max(shares):.0f} %"
+        rows.append([names[net].to(lang), str(batch), *spans])
+    where = WHERE.to(lang).format(**results["machine"], copies=results["copies"])
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return f"\n{table}\n\n{where}\n"
+
+
+def write_pages(results: Mapping[str, Any]) -> None:
+    """Write the table into the page on `compare` in each language."""
+    for lang in LANGUAGES:
+        page = ROOT / "docs" / lang / "compare/compare.md"
+        page.write_text(filled(page.read_text(), markdown(results, lang), MARKS))
+
+
 def main(
     rounds: Annotated[int, typer.Option(help="Measurements of each, in turns.")] = 2,
     copies: Annotated[int, typer.Option(help="Runs at once.")] = 32,
@@ -176,7 +220,9 @@ def main(
                 elif (name, batch, method) in known:
                     cells.append(known[name, batch, method])
     Console().print(table)
-    path.write_text(json.dumps({"machine": machine(), "copies": copies, "cells": cells}, indent=1) + "\n")
+    results = {"machine": machine(), "copies": copies, "cells": cells}
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    write_pages(results)
 
 
 if __name__ == "__main__":

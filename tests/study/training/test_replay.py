@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
@@ -112,6 +112,20 @@ def test_images_of_all_copies_are_convolved_in_channels_last() -> None:
     alone = [F.cross_entropy(build("batch_norm", seed)(inputs[seed]), targets[seed]) for seed in range(2)]
     # The same sums in another order, through two convolutions.
     torch.testing.assert_close(losses, torch.stack(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_that_flattens_images_by_a_view_is_stacked() -> None:
+    class Flat(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            torch.manual_seed(seed)
+            self.conv, self.head = nn.Conv2d(2, 4, 3), nn.Linear(64, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x).relu().view(len(x), -1))
+
+    inputs, targets = torch.randn(BATCH, 2, 6, 6), torch.zeros(BATCH, dtype=torch.long)
+    assert stacked.can_be_stacked(Flat, F.cross_entropy, inputs, targets)
 
 
 def test_mapped_layers_update_their_statistics_as_they_do_alone_to_the_bit() -> None:

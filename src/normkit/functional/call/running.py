@@ -44,7 +44,7 @@ def update(running: Running, mean: Tensor, std: Tensor) -> None:
     """Update running statistics towards the moments of a batch."""
     values = running.values
     global _skipped
-    simple = not isinstance(values, Tensor) and not is_exported()
+    simple = not torch.compiler.is_compiling() and not isinstance(values, Tensor) and not is_exported()
     kernels = kernels_for(mean) if simple and _has_kernel(running.mean) and _has_kernel(running.var) else None
     if kernels is not None and is_mapped(running.mean, running.var):
         torch.ops.normkit.move_running.default(running.mean, running.var, mean, std, values, running.momentum)

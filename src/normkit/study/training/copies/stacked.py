@@ -9,6 +9,7 @@ results of one copy do not depend on the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -65,17 +66,21 @@ class Stacked(Replicas):
         self.parts: list[tuple[Tensor, str, slice | int]] = []
         self._step: Bound | None = None
         parameters, self.buffers = stack_module_state(self.models)
-        self.parameters = {
-            name: _channels_last(stacked.detach()).requires_grad_(models[0].get_parameter(name).requires_grad)
-            for name, stacked in parameters.items()
-        }
+        modules = models[0].named_modules()
+        convolutions = tuple(f"{name}." if name else "" for name, each in modules if isinstance(each, nn.Conv2d))
+        self._convolves = bool(convolutions) and all(stacked.is_cpu for stacked in parameters.values())
+        self.parameters = {}
+        for name, stacked in parameters.items():
+            inside = self._convolves and name.startswith(convolutions)
+            own = _channels_last(stacked.detach()) if inside else stacked.detach()
+            self.parameters[name] = own.requires_grad_(models[0].get_parameter(name).requires_grad)
 
     def _trained(self) -> dict[str, Tensor]:
         return {name: stacked for name, stacked in self.parameters.items() if stacked.requires_grad}
 
     def _call(self, parameters: Any, buffers: Any, inputs: Any) -> Any:
         args, kwargs = arguments(inputs)
-        with _MeanOfPositions():
+        with _InChannelsLast() if self._convolves else nullcontext():
             return functional_call(self.models[0], (parameters, buffers), args, dict(kwargs))
 
     def descend_all(self, loss: Loss, batches: Sequence[Batch]) -> Tensor:
@@ -138,13 +143,11 @@ class Stacked(Replicas):
     def _mapped(self, loss: Loss) -> Step:
         """Losses and gradients of all copies as a pure function."""
 
-        convolves = any(isinstance(module, nn.Conv2d) for module in self.models[0].modules())
-
         def one(parameters: Tensors, buffers: Tensors, inputs: Any, targets: Any) -> Tensor:
             return loss(self._call(parameters, buffers, inputs), targets)
 
         def step(parameters: Tensors, buffers: Tensors, inputs: Any, targets: Any) -> tuple[Tensor, Gradients]:
-            if convolves:
+            if self._convolves:
                 inputs = pytree.tree_map(_side_by_side, inputs)
             with torch.enable_grad():
                 leaves = {k: v.detach().requires_grad_(self.parameters[k].requires_grad) for k, v in parameters.items()}
@@ -257,13 +260,16 @@ def _laid_out(gradient: Tensor | None, like: Tensor) -> Tensor | None:
     return torch.empty_like(like).copy_(gradient)
 
 
-class _MeanOfPositions(TorchFunctionMode):
-    """Computes the mean over positions of images in channels_last for all copies in one call.
+class _InChannelsLast(TorchFunctionMode):
+    """Runs models on images in channels_last for all copies, also where they need images in torch's usual format.
 
-    `adaptive_avg_pool2d` computes it, too, but then calls an operation that vmap cannot map in one call.
+    A view that this format does not have is a copy. The mean over positions is computed as a mean, because
+    `adaptive_avg_pool2d` calls an operation after it that vmap does for one copy at a time.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.view and not kwargs and not isinstance(args[1], torch.dtype):
+            return args[0].reshape(*args[1:])
         if func is F.adaptive_avg_pool2d and len(args) == 2 and args[1] in (1, (1, 1), [1, 1]):
             return args[0].mean((-2, -1), keepdim=True)
         return func(*args, **(kwargs or {}))
@@ -271,13 +277,13 @@ class _MeanOfPositions(TorchFunctionMode):
 
 def _channels_last(stacked: Tensor) -> Tensor:
     """The weights of convolutions of all copies with their channels next to each other, which torch computes faster."""
-    if stacked.ndim != 5 or not stacked.is_cpu or stacked[0, 0, 0].numel() == 1:
+    if stacked.ndim != 5 or stacked[0, 0, 0].numel() == 1:
         return stacked
     return stacked.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
 
 
 def _side_by_side(inputs: Any) -> Any:
     """Images of all copies as channels of one batch of images in channels_last."""
-    if not isinstance(inputs, Tensor) or inputs.ndim != 5 or not inputs.is_cpu:
+    if not isinstance(inputs, Tensor) or inputs.ndim != 5:
         return inputs
     return inputs.permute(1, 3, 4, 0, 2).contiguous().permute(3, 0, 4, 1, 2)
