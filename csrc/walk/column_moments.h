@@ -98,6 +98,12 @@ template <class S, class T> class Panel {
     into.merge(double(rows), mean, m2, n);
   }
 
+  // The same where all is padding.
+  void merge_padding_into(ColumnMoments& into) {
+    for (int64_t j = 0; j < n; ++j) mean[j] = double(padding[j]), m2[j] = 0;
+    into.merge(double(rows), mean, m2, n);
+  }
+
  private:
   auto fetch() const {
     return [x = source.x + at, stride = stride, ahead = ahead](int64_t r, int64_t j, int64_t some) {
@@ -125,12 +131,13 @@ template <class S, class T> class Panel {
     }
     // In a separate loop, and counted in the arithmetic's width: mixed widths would cost several times as much.
     using Count = typename std::conditional<sizeof(A) == 4, int32_t, int64_t>::type;
-    const A twice = center ? A(2 * per) : A(0), high = A(HUGE_SQUARES);
+    // Half precision allows a guess that is farther off, as panels with much padding have.
+    const A most = center ? A((sizeof(S) == 2 ? 1 + 1 / FAR_OFF : 2) * per) : A(0), high = A(HUGE_SQUARES);
     const A low = eps < TINY_SQUARES ? A(TINY_SQUARES) : A(0);
     Count far = 0, odd = 0;
 #pragma omp simd reduction(+ : far, odd)
     for (int64_t j = 0; j < n; ++j) {
-      far += twice * s[j] * s[j] > q[j] ? 1 : 0;
+      far += most * s[j] * s[j] > q[j] ? 1 : 0;
       odd += !(q[j] < high) || q[j] < low ? 1 : 0;
     }
     outside = odd > 0;
