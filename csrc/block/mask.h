@@ -33,7 +33,8 @@ template <class T, class A> T stored_fill(const Constant<A>& fill, int64_t) {
 }
 template <class T> T stored_fill(const Along<T>& fill, int64_t i) { return fill.values[i]; }
 
-// Runs of at most as many elements are copied without a branch, which would be mispredicted where padding is scattered.
+// With packs, runs of at most as many elements are copied without a branch, which scattered padding would make
+// unpredictable. Other instruction sets gain nothing by that.
 constexpr int64_t BRANCHLESS = 256;
 
 // One byte for all channels of a place, in the order of memory; 0 where the place is padding.
@@ -69,7 +70,7 @@ struct Mask {
   // Whether every line of 64 bytes is all valid or all padding, in memory of T that begins with a line.
   template <class T> bool has_whole_lines(const T* base) const {
     const auto address = reinterpret_cast<uintptr_t>(base);
-    return has_short_runs() && channels * int64_t(sizeof(T)) % LINE == 0 && address % LINE == 0;
+    return inner == 1 && channels <= BRANCHLESS && channels * int64_t(sizeof(T)) % LINE == 0 && address % LINE == 0;
   }
   // Whether n neighbours are all valid: then nothing has to be done to them.
   bool is_all_valid(int64_t at, int64_t n) const {
@@ -86,14 +87,25 @@ struct Mask {
     }
     return true;
   }
-  // The same, but false where to find out costs as much as to copy.
+  // Whether n neighbours are all padding; false also where that would take longer to find out.
+  bool is_all_padding(int64_t at, int64_t n) const {
+    if (inner != 1) return false;
+    const int64_t first = divide(at, channels), last = divide(at + n - 1, channels);
+    if (valid[first] || valid[last]) return false;
+    uint8_t any = 0;
+#pragma omp simd reduction(| : any)
+    for (int64_t i = first; i <= last; ++i) any |= valid[i];
+    return !any;
+  }
+  // Whether n neighbours are all valid, but false where to find out costs as much as to copy.
   bool is_known_valid(int64_t at, int64_t n) const { return !has_short_runs() && is_all_valid(at, n); }
   // to = from, with `fill` for padding; `from` may be `to`. Valid elements are copied bit by bit.
   template <class T, class Fill> void copy(const T* from, T* to, int64_t at, int64_t n, const Fill& fill) const {
     const auto same = [&, is_short = has_short_runs()](int64_t start, int64_t length, bool is_valid) {
-      if (is_short)
-        copy_run(from, to, start, start + length, is_valid, fill);
-      else if (!is_valid)
+      if constexpr (USES_PACKS<arithmetic<T>>) {
+        if (is_short) return copy_run(from, to, start, start + length, is_valid, fill);
+      }
+      if (!is_valid)
         each<T>(start, start + length, [=](auto i) { i.put(to, fill(i)); });
       else if (to != from)
         std::memcpy(to + start, from + start, size_t(length) * sizeof(T));
@@ -105,7 +117,7 @@ struct Mask {
   }
 
  private:
-  bool has_short_runs() const { return inner == 1 && channels <= BRANCHLESS; }
+  bool has_short_runs() const { return IS_WIDE && inner == 1 && channels <= BRANCHLESS; }
 
   template <class T, class Fill>
   static void copy_by_bytes(const T* from, T* to, int64_t i, int64_t end, const uint8_t* bytes, const Fill& fill) {
@@ -131,26 +143,11 @@ struct Mask {
   // Elements that are all valid or all padding.
   template <class T, class Fill>
   static void copy_run(const T* from, T* to, int64_t i, int64_t end, bool is_valid, const Fill& fill) {
-    if constexpr (USES_PACKS<arithmetic<T>>) {
-      const uint64_t keep = uint64_t(0) - uint64_t(is_valid);
-      for (; i + 64 <= end; i += 64) blend_64(keep, from, to, i, fill);
-      for (; i < end; i += PACK) {
-        const PackMask some = end - i < PACK ? first_lanes(end - i) : PackMask(0xFFFF);
-        blend_some(some, some & PackMask(keep), from + i, to + i, fill(Part{i, some}));
-      }
-    } else {
-      using Wide = typename std::conditional<sizeof(T) == 4, uint32_t, uint64_t>::type;
-      using Bits = typename std::conditional<sizeof(T) == 2, uint16_t, Wide>::type;
-      const Bits keep = Bits(Bits(0) - Bits(is_valid));
-#pragma omp simd
-      for (int64_t j = i; j < end; ++j) {
-        const T padding = stored_fill<T>(fill, j);
-        Bits a, b;
-        std::memcpy(&a, from + j, sizeof(T));
-        std::memcpy(&b, &padding, sizeof(T));
-        a = Bits((a & keep) | (b & ~keep));
-        std::memcpy(to + j, &a, sizeof(T));
-      }
+    const uint64_t keep = uint64_t(0) - uint64_t(is_valid);
+    for (; i + 64 <= end; i += 64) blend_64(keep, from, to, i, fill);
+    for (; i < end; i += PACK) {
+      const PackMask some = end - i < PACK ? first_lanes(end - i) : PackMask(0xFFFF);
+      blend_some(some, some & PackMask(keep), from + i, to + i, fill(Part{i, some}));
     }
   }
   template <class T, class Fill>

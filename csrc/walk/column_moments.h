@@ -100,6 +100,12 @@ template <class S, class T> class Panel {
     into.merge(double(rows), mean, m2, n);
   }
 
+  // The same where all is padding.
+  void merge_padding_into(ColumnMoments& into) {
+    for (int64_t j = 0; j < n; ++j) mean[j] = double(padding[j]), m2[j] = 0;
+    into.merge(double(rows), mean, m2, n);
+  }
+
  private:
   auto fetch() const {
     return [x = source.x + at, stride = stride, ahead = ahead](int64_t r, int64_t j, int64_t some) {
@@ -128,7 +134,7 @@ template <class S, class T> class Panel {
     }
     // In a separate loop, and counted in the arithmetic's width: mixed widths would cost several times as much.
     using Count = typename std::conditional<sizeof(A) == 4, int32_t, int64_t>::type;
-        const A too_far = center ? A((1 + 1 / OFF) * per) : A(0), high = A(HUGE_SQUARES);
+    const A too_far = center ? A((1 + 1 / OFF) * per) : A(0), high = A(HUGE_SQUARES);
     const A low = eps < TINY_SQUARES ? A(TINY_SQUARES) : A(0);
     Count far = 0, odd = 0;
 #pragma omp simd reduction(+ : far, odd)

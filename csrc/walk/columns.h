@@ -129,8 +129,13 @@ template <class S, class T> class ColumnsForward {
     for (int64_t r = tiles.chunk_start(c), rows; r < end; r += rows) {
       rows = min(m.count == 0 && f.center ? FIRST_PANEL : tiles.panel, end - r);
       const int64_t at = t.at(tiles, r), stride = tiles.row_width, ahead = prefetches ? tiles.ahead : 0;
-      const bool valid = source.mask && !source.computes() && source.mask.is_all_valid(at, (rows - 1) * stride + t.n);
+      const int64_t all = (rows - 1) * stride + t.n;
+      const bool masks_only = source.mask && !source.computes(), valid = masks_only && source.mask.is_all_valid(at, all);
       Panel<S, T> panel(source, padding, at, stride, rows, t.n, ahead, f);
+      if (masks_only && !valid && source.mask.is_all_padding(at, all)) {
+        panel.merge_padding_into(m);
+        continue;
+      }
       const bool plain = source.is_plain() || valid;
       if constexpr (std::is_same<S, T>::value) {  // then a row is only a pointer, and a branch for each would show
         if (plain) {
