@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.compiled``: a norm alone and with its usual neighbours, each compiled as one graph.
 
-``--match TEXT`` takes the cells whose name has all words of the text. ``--warm`` only compiles, which torch keeps on disk.
+``--match TEXT`` takes the cells whose name has all words of the text. ``--warm`` only compiles; torch keeps it on disk.
 ``--resume`` leaves out the cells that the file of results has from this version of torch, and keeps them.
 """
 

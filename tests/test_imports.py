@@ -27,6 +27,7 @@ ORDER: dict[str, list[str]] = {
         *("dtypes", "context", "regions", "formula", "backend", "native", "fastpath", "triton", "devices", "layout"),
         *("batched", "sharded", "traced", "operator", "quantized", "weight"),
     ],
+    "normkit.kernels.traced": ["decomposed", "export", "fusion", "entry", "lowering", "inductor"],
     "normkit.kernels.sharded": ["sharding", "rules", "others", "register"],
     "normkit.functional.call": [
         *("checks", "fusions", "epilogue", "nested", "precision", "recompute", "mapped", "running", "spec", "moments"),

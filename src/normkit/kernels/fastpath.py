@@ -50,7 +50,7 @@ weight_norm: Callable[..., Tensor | None] = _function("weight_norm", lambda *_: 
 """weight_norm(v, g, pattern)"""
 
 bind_forward: Callable[..., Callable[..., Any] | None] = _function("bind_forward", lambda *_: None)
-"""bind_forward(plan, sizes, strides, dtype, eps, flags, activation, gate_activation, gate_first, fixed, want, by_operator)
+"""bind_forward(plan, sizes, strides, dtype, eps, flags, activation, gate_activation, gate_first, fixed, want, fallback)
 
 A call in a graph of torch.compile without its tensors: kernels/traced/entry.py. None if the plan is not known.
 """

@@ -45,7 +45,8 @@ def forward(
         x: Any, weight: Any, bias: Any, mean: Any, var: Any, residual: Any, gate: Any, skip: Any
     ) -> tuple[Any, ...]:
         a = _arguments(settings, x, weight, bias, mean, var, residual, gate, skip)
-        return torch.ops.normkit.norm.default(*a)
+        out: tuple[Any, ...] = torch.ops.normkit.norm.default(*a)
+        return out
 
     return _bound("bind_forward", settings, shape, strides, dtype, varying, fixed, want, by_operator)
 
@@ -69,7 +70,8 @@ def backward(
         dy: Any, x: Any, weight: Any, bias: Any, mean: Any, var: Any, dsum: Any, gate: Any, skip: Any
     ) -> tuple[Any, ...]:
         a = _arguments(settings, x, weight, bias, mean, var, dsum, gate, skip)
-        return torch.ops.normkit.norm_backward.default(dy, *a, fixed, *wanted)
+        out: tuple[Any, ...] = torch.ops.normkit.norm_backward.default(dy, *a, fixed, *wanted)
+        return out
 
     return _bound("bind_backward", settings, shape, strides, dtype, varying, fixed, want, by_operator)
 
@@ -77,8 +79,10 @@ def backward(
 def _arguments(
     settings: Settings, x: Any, weight: Any, bias: Any, mean: Any, var: Any, residual: Any, gate: Any, skip: Any
 ) -> Arguments:
-    pattern, eps, center, activation, *rest = settings
-    return Arguments(x, weight, bias, pattern, eps, center, mean, var, residual, None, activation, gate, skip, *rest)
+    pattern, eps, center, activation, gate_activation, *rest = settings
+    return Arguments(
+        x, weight, bias, pattern, eps, center, mean, var, residual, None, activation, gate, skip, gate_activation, *rest
+    )
 
 
 def _bound(

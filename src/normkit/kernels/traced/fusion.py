@@ -96,18 +96,18 @@ class _Binary(NamedTuple):
 def _binary(node: Node, kinds: tuple[Any, ...]) -> _Binary | None:
     if node.target not in kinds or len(node.args) + len(node.kwargs) < 2:
         return None
-    options = dict(node.kwargs)
-    values = [*node.args, *(options.pop(name) for name in ("input", "other") if name in options)]
+    options: dict[str, Any] = dict(node.kwargs)
+    values: list[Any] = [*node.args, *(options.pop(name) for name in ("input", "other") if name in options)]
     if options.pop("alpha", 1) != 1 or options or len(values) != 2:
         return None
-    return _Binary(node, *values, node.target in _IN_PLACE)
+    return _Binary(node, values[0], values[1], node.target in _IN_PLACE)
 
 
 def _activation(node: Node) -> tuple[str, Node] | None:
     """The name of the function that a node applies, and what it is applied to."""
     name = _ACTIVATIONS.get(node.target)
-    options = dict(node.kwargs)
-    values = [*node.args]
+    options: dict[str, Any] = dict(node.kwargs)
+    values: list[Any] = [*node.args]
     source = values.pop(0) if values else options.pop("input", None)
     if name is None or not isinstance(source, Node):
         return None
@@ -340,8 +340,7 @@ class _Call:
 
     def _describe(self) -> None:
         """Other passes read what a node returns from here."""
-        value = self.norm.meta.get("example_value")
-        total = _tensor(self.a.x) if self.a.residual is not None else None
+        value, total = self.norm.meta.get("example_value"), None if self.a.residual is None else _tensor(self.a.x)
         if isinstance(value, tuple):
             self.norm.meta["example_value"] = (value[0], total, *value[2:])
 
@@ -363,7 +362,7 @@ def _is_like(node: Any, other: Node) -> bool:
     if t is None or like is None or t.dtype is not like.dtype or t.device != like.device or t.dim() != like.dim():
         return False
     pairs = zip((*t.shape, *t.stride()), (*like.shape, *like.stride()), strict=True)
-    return all(statically_known_true(one == two) for one, two in pairs)
+    return all(bool(statically_known_true(one == two)) for one, two in pairs)
 
 
 def _is_stored(node: Any) -> bool:
@@ -376,13 +375,13 @@ def _is_stored(node: Any) -> bool:
 def _is_idle_dropout(node: Node) -> bool:
     if node.target is not F.dropout:
         return False
-    given = {**dict(zip(("p", "training", "inplace"), node.args[1:], strict=False)), **node.kwargs}
+    given = {**dict(zip(("p", "training"), node.args[1:], strict=False)), **node.kwargs}
     return given.get("training") is False or given.get("p") == 0.0
 
 
 def _storage(node: Node) -> Any:
     value = node.meta.get("example_value")
-    return value.untyped_storage()._cdata if type(value) is FakeTensor else node
+    return value.untyped_storage()._cdata if isinstance(value, FakeTensor) else node
 
 
 def _may_write(node: Node) -> bool:
@@ -397,7 +396,6 @@ def _may_write(node: Node) -> bool:
     if isinstance(target, torch._ops.HigherOrderOperator):
         return True
     name = getattr(target, "__name__", "")
-    module = getattr(target, "__module__", "")
-    if module == "_operator":
+    if getattr(target, "__module__", "") == "_operator":
         return name == "setitem" or (name.startswith("i") and name not in ("index", "inv", "invert", "is_", "is_not"))
     return name.endswith("_") or any(value is True for value in (*node.args, *node.kwargs.values()))

@@ -37,13 +37,13 @@ def register() -> None:
 
 def _lowering(op: Any, kernel: type[ir.FallbackKernel]) -> Callable[..., Any]:
     def lower(*args: Any, **kwargs: Any) -> Any:
-        outputs = kernel.create(op, *args, **kwargs)
+        outputs: Any = kernel.create(op, *args, **kwargs)
         return tuple([t.wrap_for_lowering() if isinstance(t, ir.IRNode) else t for t in outputs])
 
     return lower
 
 
-class _Direct(ir.FallbackKernel):  # type: ignore[misc]
+class _Direct(ir.FallbackKernel):
     """A call of an operator; in generated code, where that is possible, a call of what `entry` has bound."""
 
     entry: str
@@ -67,7 +67,7 @@ class _Direct(ir.FallbackKernel):  # type: ignore[misc]
         super().codegen(wrapper)
 
     def codegen_args(self) -> list[str]:
-        args: list[str] = super().codegen_args()
+        args: list[Any] = super().codegen_args()
         if not self.is_bound:
             return args
         a = Arguments(*args[self.first : self.first + _SIZE])
@@ -85,7 +85,8 @@ class _Direct(ir.FallbackKernel):  # type: ignore[misc]
 def _facts(a: Arguments, fixed: bool, want: int) -> tuple[Any, ...] | None:
     """The arguments of `entry.forward` and `entry.backward`; None if the call stays with the operator."""
     fakes = {name: _fake(t) for name, t in a._asdict().items() if isinstance(t, ir.IRNode)}
-    if a.mask is not None or a.x.get_device().type != "cpu" or native().kernels is None:
+    x: Any = a.x
+    if a.mask is not None or x.get_device().type != "cpu" or native().kernels is None:
         return None
     if any(t is None for t in fakes.values()):
         return None
@@ -122,7 +123,7 @@ class _Forward(_Direct):
 
     def binding(self, *args: Any, **kwargs: Any) -> tuple[Any, ...] | None:
         a = Arguments(*args, **kwargs)
-        moments = any(user.target is not getitem or user.args[1] > 1 for user in self.node.users)
+        moments = any(user.target is not getitem or user.args[1] in (2, 3) for user in self.node.users)
         return _facts(a, a.var is not None, int(moments))
 
     @staticmethod
