@@ -81,7 +81,9 @@ ORDER: dict[str, list[str]] = {
     "benchmarks.gpu": ["cells", "clock", "layers", "models", "report", "run", "check"],
     "benchmarks.models": ["unet", "subjects", "measure", "report", "__main__"],
     "benchmarks.watch": ["cost", "picture", "gallery"],
-    "benchmarks.speed": ["measure", "pages", "saved", "workloads", "peers", "contestants", "oracle", "pictures"],
+    "benchmarks.speed": [
+        *("measure", "pages", "saved", "workloads", "peers", "contestants", "oracle", "pictures", "tables", "report"),
+    ],
     "benchmarks.harm": ["experiments", "later_rules", "chinese"],
     "release": ["symbols", "wheels"],
 }

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from benchmarks.speed.tables import COUNT, ERROR, TARGET, markdown, met
 from normkit.catalog import Text
 
 WITHIN = 1.05
@@ -22,17 +23,12 @@ GROUPS = {
 }
 Cells = Sequence[dict[str, Any]]
 
-TARGET = (Text("target", "目标"), Text("required", "要求"), Text("measured", "实测"), Text("met", "是否达到"))
-COUNT = Text("{} of {}", "{} / {}")
 OVER_EAGER, OVER_COMPILE = Text("over eager", "对 eager"), Text("over compile", "对 compile")
 TRAINING, INFERENCE = (
     Text("training: torch's norms", "训练：torch 的归一化"),
     Text("inference: torch's norms", "推理：torch 的归一化"),
 )
 OURS = Text("normkit's", "normkit 的")
-ERROR = Text(
-    "error of y in eps (1 + abs(mean) / std): worst cell", "y 的误差，单位 eps (1 + abs(mean) / std)：最差的一项"
-)
 COPY = Text("copy of {size} MiB at {speed:.2f} TB/s", "复制 {size} MiB 的速度为 {speed:.2f} TB/s")
 MACHINE = Text(
     "{gpu}, torch {torch}, Triton {triton}, driver {driver}, {date}; {copy}; torch's own replacements: {native}.",
@@ -43,16 +39,6 @@ OTHERWISE = Text("{who} computes something else", "{who} 计算的不是同一�
 WAITED = Text("the GPU waited for {who} in some calls", "某些调用中，GPU 等待 {who}")
 WHERE = Text("{what} (in {count} cells, such as {first})", "{what}（共 {count} 项，例如 {first}）")
 NO_TIME = Text("no time for {what}", "来不及测量 {what}")
-
-
-def met(reached: bool, lang: str) -> str:
-    """Whether a target is reached, for a table."""
-    return (Text("yes", "是") if reached else Text("no", "否")).to(lang)
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _text(value: float | None, form: str = ".2f") -> str:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.report import TARGET, markdown, met
 from benchmarks.models.measure import names
 from benchmarks.speed import pages
 from benchmarks.speed.measure import RESULTS
+from benchmarks.speed.tables import TARGET, markdown, met
 from normkit.catalog import LANGUAGES, Text
 
 MARKS = "<!-- models -->\n", "<!-- /models -->\n"
