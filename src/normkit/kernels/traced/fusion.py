@@ -310,7 +310,6 @@ class _Call:
         modes: list[Node] = []
         state: tuple[bool, list[Node]] | None = None
         for node in self.graph.nodes:
-            name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
             if node is last:
                 return state == (grad, modes)
             if node is first:
@@ -319,6 +318,7 @@ class _Call:
                 state is not None and _may_write(node) and not storages.isdisjoint(map(_storage, node.all_input_nodes))
             ):
                 return False
+            name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
             if name == "_set_grad_enabled":
                 grad = bool(node.args[0])
             elif name.startswith(("_enter_", "enter_")):
@@ -359,7 +359,7 @@ def _tensor(node: Any) -> Tensor | None:
 def _is_like(node: Any, other: Node) -> bool:
     """Whether both have one shape, dtype, layout and device."""
     t, like = _tensor(node), _tensor(other)
-    if t is None or like is None or t.dtype is not like.dtype or t.device != like.device or t.dim() != like.dim():
+    if t is None or like is None or t.dtype is not like.dtype or bool(t.device != like.device) or t.dim() != like.dim():
         return False
     pairs = zip((*t.shape, *t.stride()), (*like.shape, *like.stride()), strict=True)
     return all(bool(statically_known_true(one == two)) for one, two in pairs)
@@ -376,7 +376,7 @@ def _is_idle_dropout(node: Node) -> bool:
     if node.target is not F.dropout:
         return False
     given = {**dict(zip(("p", "training"), node.args[1:], strict=False)), **node.kwargs}
-    return given.get("training") is False or given.get("p") == 0.0
+    return given.get("training") is False or bool(given.get("p") == 0.0)
 
 
 def _storage(node: Node) -> Any:
@@ -389,12 +389,10 @@ def _may_write(node: Node) -> bool:
     target = node.target
     if node.op == "call_method":
         return str(target).endswith("_") and not str(target).endswith("__")
-    if node.op != "call_function":
-        return node.op == "call_module"
     if isinstance(target, torch._ops.OpOverload):
         return bool(target._schema.is_mutable)
-    if isinstance(target, torch._ops.HigherOrderOperator):
-        return True
+    if node.op != "call_function" or isinstance(target, torch._ops.HigherOrderOperator):
+        return node.op in ("call_function", "call_module")
     name = getattr(target, "__name__", "")
     if getattr(target, "__module__", "") == "_operator":
         return name == "setitem" or (name.startswith("i") and name not in ("index", "inv", "invert", "is_", "is_not"))
