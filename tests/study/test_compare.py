@@ -56,7 +56,7 @@ def test_the_file_holds_every_run(results: dict, found: comparison.Comparison) -
     for cell in results["cells"]:
         assert [run["job"]["seed"] for run in cell["runs"]] == [100, 101]
         assert all(len(run["losses"]) == 60 for run in cell["runs"] if run["state"] == "trained")
-    assert results["design"]["rates"] == [0.001, 0.03162, 1.0]
+    assert results["design"]["rates"] == [0.003162, 0.05623, 1.0]
 
 
 def test_the_terminal_says_the_same(found: comparison.Comparison) -> None:

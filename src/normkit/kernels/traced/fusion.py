@@ -20,6 +20,7 @@ from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
+from normkit.kernels import devices
 from normkit.kernels.formula import Arguments
 
 _ACTIVATIONS: dict[Any, str] = {
@@ -115,8 +116,7 @@ def _activation(node: Node) -> tuple[str, Node] | None:
         return None
     if name == "gelu":
         name = {"none": "gelu", "tanh": "gelu_tanh"}.get(options.pop("approximate", "none"), "")
-    if values:
-        values.pop(0)  # whether it is in place
+    del values[:1]  # whether it is in place
     options.pop("inplace", None)
     return None if values or options or not name else (name, source)
 
@@ -135,7 +135,8 @@ class _Call:
 
     def is_on_cpu(self) -> bool:
         x = _tensor(self.a.x)
-        return x is not None and x.device.type == "cpu" and all(_item(user) is not None for user in self.norm.users)
+        on_cpu = x is not None and x.device.type == "cpu" and not devices.is_on_gpu(x)
+        return on_cpu and all(_item(user) is not None for user in self.norm.users)
 
     def replace(self, **changed: Any) -> None:
         self.norm.args = tuple(self.a._replace(**changed))
