@@ -112,7 +112,16 @@ template <class A> struct Scale {
 template <class A, int G> struct Scales {
   alignas(LINE) A mean[G], rstd[G], shift[G];
 
-  Scales(const double* mu, const double* var, double eps) { scales_of(int64_t(G), mu, var, eps, mean, rstd, shift); }
+  // `halves`: of what is stored in half precision.
+  Scales(const double* mu, const double* var, double eps, bool halves = false) {
+    if constexpr (std::is_same<A, float>::value) {
+      if (halves) {
+        scales_of_halves(int64_t(G), mu, var, eps, mean, rstd, shift);
+        return;
+      }
+    }
+    scales_of(int64_t(G), mu, var, eps, mean, rstd, shift);
+  }
   Scale<A> of(int64_t k) const {
     Scale<A> s;
     s.mean = mean[k], s.rstd = rstd[k], s.shift = shift[k];

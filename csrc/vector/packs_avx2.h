@@ -103,6 +103,17 @@ template <class S> inline void store_pack(S* q, PackMask some, Pack v) {
   write_halves(q, narrow_pack(v, S{}), count_of(some));
 }
 
+// out[k] = the sum of the lanes of in[k], sixteen of them, eight at a time.
+inline void lane_sums(const Pack* in, float* out) {
+  const auto four = [](const Pack* p) {
+    return _mm256_hadd_ps(_mm256_hadd_ps(__m256(p[0]), __m256(p[1])), _mm256_hadd_ps(__m256(p[2]), __m256(p[3])));
+  };
+  for (int k = 0; k < 16; k += 8) {
+    const __m256 a = four(in + k), b = four(in + k + 4);  // the sums of the lower and of the upper four lanes
+    _mm256_storeu_ps(out + k, _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31)));
+  }
+}
+
 // to = from where bytes are not 0, other elsewhere, for eight elements of half precision, copied bit by bit.
 template <class S> inline void blend(const uint8_t* bytes, const S* from, S* to, __m128i other) {
   const __m128i none = _mm_cmpeq_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)), _mm_setzero_si128());

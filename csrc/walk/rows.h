@@ -104,7 +104,7 @@ template <class S, class T> class RowsForward {
     if (is_transposed(v, affine) && source.is_plain()) {
       with_length(v.r1, [&](auto n) { transposed(n, cell, end, writer); });
     } else if (v.r0 == 1 && v.r1 <= BLOCK) {
-      if (!USES_PACKS<A> || v.r1 > SHORT || has_mixed_rows()) in_stages(cell, end - cell, writer);
+      if (!SUMS_IN_PACKS<T> || v.r1 > SHORT || has_mixed_rows()) in_stages(cell, end - cell, writer);
       else
         for (; cell < end; cell += SIDE) side_by_side(cell, min(SIDE, end - cell), writer);
     } else {
@@ -314,17 +314,41 @@ template <class S, class T> class RowsForward {
       }
       return;
     }
-    const Scales<A, SIDE> scales(mu, var, f.eps);
-    for (int64_t k = 0; k < rows && mean; ++k) mean[first + k] = A(mu[k]);
-    for (int64_t k = 0; k < rows && std; ++k) {
-      const bool empty = source.mask && f.fused->counts[first + k] == 0;
-      std[first + k] = empty ? A(1) : A(std::sqrt(var[k]));
-    }
+    const Scales<A, SIDE> scales(mu, var, f.eps, sizeof(S) == 2);
+    if (mean) store_some(rows, mean + first, [&](int64_t k) { return A(mu[k]); });
+    if (std) store_some(rows, std + first, [&](int64_t k) { return A(std::sqrt(var[k])); });
+    for (int64_t k = 0; k < rows && std && source.mask; ++k)
+      if (f.fused->counts[first + k] == 0) std[first + k] = 1;
     for (int64_t done = 0, step = BURST / n; done < rows; done += step) {
       const int64_t some = min(step, rows - done), start = (first + done) * n;
-      T* out = writer.open(y + start);
-      for (int64_t k = 0; k < some; ++k) apply_to(out + k * n, in[done + k], start + k * n, 0, n, scales.of(done + k));
+      apply_rows(writer.open(y + start), in, done, some, start, scales);
       writer.close(some * n);
+    }
+  }
+  // `rows` numbers, at most SIDE; value(k) also exists for the others.
+  template <class Value> static void store_some(int64_t rows, A* to, const Value& value) {
+    alignas(LINE) A all[SIDE];
+#pragma omp simd
+    for (int k = 0; k < SIDE; ++k) all[k] = value(k);
+    copy_lanes(all, to, rows);
+  }
+  // The rows from `first` of `in` on, next to each other; their offset is `at`.
+  void apply_rows(T* out, const T* const* in, int64_t first, int64_t rows, int64_t at, const Scales<A, SIDE>& s) const {
+    const bool usual = affine.whole_row && affine.weight && affine.bias && !f.cast_first;
+    if (usual && relu) return apply_usual(out, in, first, rows, s, Function<Activation::relu>());
+    if (usual) return apply_usual(out, in, first, rows, s, Function<Activation::none>());
+    const int64_t n = v.r1;
+    for (int64_t k = 0; k < rows; ++k) apply_to(out + k * n, in[first + k], at + k * n, 0, n, s.of(first + k));
+  }
+  // With weight and bias for each element of a row, as most norms have: what is asked for each row elsewhere is known.
+  template <class Finally>
+  void apply_usual(T* out, const T* const* in, int64_t first, int64_t rows, const Scales<A, SIDE>& s,
+                   const Finally& finally) const {
+    const A *w = affine.weight, *b = affine.bias;
+    for (int64_t k = first; k < first + rows; ++k, out += v.r1) {
+      each<T>(0, v.r1, [=, p = in[k], m = s.mean[k], rstd = s.rstd[k], shift = s.shift[k]](auto at) {
+        at.put(out, finally.value(((at(p) - m) * rstd + shift) * at(w) + at(b)));
+      });
     }
   }
   void moments_side_by_side(const T* const* in, int64_t rows, double* mu, double* var) const {
@@ -336,21 +360,29 @@ template <class S, class T> class RowsForward {
       sums_of_rows<SIDE, T>(some, rows, a, b, [&](int64_t k) {
         return [p = in[k]](auto at, auto& u, auto& v) { u = at(p), v = u - u; };
       });
-      for (int64_t k = 0; k < rows; ++k) guess[k] = A(double(a[k]) / double(some));
+#pragma omp simd
+      for (int k = 0; k < SIDE; ++k) guess[k] = A(double(a[k]) / double(some));
     }
     sums_of_rows<SIDE, T>(n, rows, a, b, [&](int64_t k) {
       return [p = in[k], m = guess[k]](auto at, auto& u, auto& v) { u = at(p, m) - m, v = u * u; };
     });
-#pragma omp simd
+    const bool center = f.center;
+    const double eps = f.eps;
+    const auto is_exact = [&](int64_t k) {
+      const bool far_off = PACKED<T> && square(mu[k] - double(guess[k])) > FAR_OFF * var[k];
+      return !far_off && !out_of_range(double(b[k]), eps);
+    };
+    int64_t exact = 0;
+#pragma omp simd reduction(+ : exact)
     for (int k = 0; k < SIDE; ++k) {
-      const double shift = f.center ? double(a[k]) * per : 0, rest = double(b[k]) - shift * double(a[k]);
+      const double shift = center ? double(a[k]) * per : 0, rest = double(b[k]) - shift * double(a[k]);
       mu[k] = double(guess[k]) + shift;
       var[k] = (rest < 0 ? 0 : rest) * per;
+      exact += is_exact(k) ? 1 : 0;
     }
-    for (int64_t k = 0; k < rows; ++k) {
-      const bool far_off = PACKED<T> && square(mu[k] - double(guess[k])) > FAR_OFF * var[k];
-      if (!far_off && !out_of_range(double(b[k]), f.eps)) continue;
-      const Moments m = moments_of(in[k], n, f.center, f.eps);
+    for (int64_t k = 0; k < rows && exact < SIDE; ++k) {
+      if (is_exact(k)) continue;
+      const Moments m = moments_of(in[k], n, center, eps);
       mu[k] = m.mean, var[k] = m.m2 * per;
     }
   }

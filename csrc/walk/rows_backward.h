@@ -161,7 +161,7 @@ template <class S, class T> class RowsBackward {
       const int64_t vector = grads.wanted() ? first / slots.per_vector * v.r1 : 0;
       with_length(v.r1, [&](auto n) { transposed(n, first, end, vector, writer); });
     } else if (v.r0 == 1 && affine.whole_row && v.r1 <= BLOCK) {
-      const bool side = USES_PACKS<A> && v.r1 <= SIDE_BACKWARD;
+      const bool side = SUMS_IN_PACKS<T> && v.r1 <= SIDE_BACKWARD;
       const int64_t step = side ? SIDE : 4;
       for (int64_t cell = first; cell < end; cell += step) {
         const int64_t rows = min(step, end - cell);
@@ -251,13 +251,15 @@ template <class S, class T> class RowsBackward {
 
   // The scales of `rows` rows from `first` on; the rest of G are those of the first.
   template <int G> Scales<A, G> scales_from(int64_t first, int64_t rows) const {
-    double mu[G], var[G];
+    A m[G], s[G];
     for (int64_t k = 0; k < G; ++k) {
       const int64_t cell = first + (k < rows ? k : 0);
-      mu[k] = f.center || f.fixed ? double(mean[cell]) : 0;
-      var[k] = square(std[cell]);
+      m[k] = f.center || f.fixed ? mean[cell] : A(0), s[k] = std[cell];
     }
-    return Scales<A, G>(mu, var, f.eps);
+    double mu[G], var[G];
+#pragma omp simd
+    for (int k = 0; k < G; ++k) mu[k] = double(m[k]), var[k] = square(double(s[k]));
+    return Scales<A, G>(mu, var, f.eps, sizeof(S) == 2);
   }
 
   template <int G> void short_rows(int64_t first, int64_t rows, Writer<S, T>& writer) {
@@ -273,7 +275,8 @@ template <class S, class T> class RowsBackward {
     if (PACKED<T> || needs_factors) r.sum();
     if (needs_factors) {
       A per[G];
-      for (int k = 0; k < G; ++k) per[k] = A(1.0 / (source.mask() && k < rows ? count_of(first + k) : double(n)));
+      const A all = A(1.0 / double(n));
+      for (int k = 0; k < G; ++k) per[k] = source.mask() && k < rows ? A(1.0 / count_of(first + k)) : all;
       r.finish(per, f.center);
     } else {
       r.finish_constant();

@@ -93,15 +93,18 @@ template <class S, class T, int G> struct ShortRows {
   }
   // dx of the rows from `first` on.
   void write(S* dx, int64_t first, Writer<S, T>& writer, const Upstream<S, T>& source) const {
-    const int64_t at = first * n;
-    for (int64_t k = 0; k < rows; ++k) {
-      const A rstd = scales.rstd[k], b1 = c1[k], b2 = c2[k];
-      T* q = writer.open(dx + at + k * n);
-      each<T>(0, n, [q, rstd, b1, b2, h = hat_of(k), u = weighted_of(k)](auto i) {
-        i.put(q, u(i) * rstd + h(i) * b2 + b1);
-      });
-      source.through_gate(q, at + k * n, n, source.gaps().before(first + k));
-      writer.close(n);
+    const int64_t step = G == SIDE ? BURST / n : 1;
+    for (int64_t done = 0; done < rows; done += step) {
+      const int64_t some = min(step, rows - done), at = (first + done) * n;
+      T* out = writer.open(dx + at);
+      for (int64_t k = done; k < done + some; ++k) {
+        T* q = out + (k - done) * n;
+        each<T>(0, n, [q, rstd = scales.rstd[k], b1 = c1[k], b2 = c2[k], h = hat_of(k), u = weighted_of(k)](auto i) {
+          i.put(q, u(i) * rstd + h(i) * b2 + b1);
+        });
+        source.through_gate(q, at + (k - done) * n, n, source.gaps().before(first + k));
+      }
+      writer.close(some * n);
     }
   }
 };
