@@ -9,6 +9,7 @@
 #pragma once
 #include "block/cast_first.h"
 #include "walk/row_padding.h"
+#include "walk/short_rows.h"
 #include "walk/transposed.h"
 
 namespace {
@@ -306,7 +307,7 @@ template <class S, class T> class RowsForward {
       fetch(first + k, 0);
       in[k] = source((first + k) * n, n, buffer + k * n, Constant<A>{0}, source.gaps.before(first + k));
     }
-    moments_side_by_side(in, rows, mu, var);
+    moments_side_by_side<T>(in, n, rows, f.center, f.eps, mu, var);
     if (f.length) {
       for (int64_t k = 0; k < rows; ++k) {
         const Scale<A> scale = finish(first + k, {double(n), 0, var[k] * double(n)});
@@ -324,13 +325,6 @@ template <class S, class T> class RowsForward {
       apply_rows(writer.open(y + start), in, done, some, start, scales);
       writer.close(some * n);
     }
-  }
-  // `rows` numbers, at most SIDE; value(k) also exists for the others.
-  template <class Value> static void store_some(int64_t rows, A* to, const Value& value) {
-    alignas(LINE) A all[SIDE];
-#pragma omp simd
-    for (int k = 0; k < SIDE; ++k) all[k] = value(k);
-    copy_lanes(all, to, rows);
   }
   // The rows from `first` of `in` on, next to each other; their offset is `at`.
   void apply_rows(T* out, const T* const* in, int64_t first, int64_t rows, int64_t at, const Scales<A, SIDE>& s) const {
@@ -351,42 +345,6 @@ template <class S, class T> class RowsForward {
       });
     }
   }
-  void moments_side_by_side(const T* const* in, int64_t rows, double* mu, double* var) const {
-    A a[SIDE] = {}, b[SIDE] = {}, guess[SIDE] = {};
-    const int64_t n = v.r1;
-    const double per = 1.0 / double(n);
-    if (f.center) {
-      const int64_t some = PACKED<T> ? min(n, SIDE) : n;  // as in `guess_mean`
-      sums_of_rows<SIDE, T>(some, rows, a, b, [&](int64_t k) {
-        return [p = in[k]](auto at, auto& u, auto& v) { u = at(p), v = u - u; };
-      });
-#pragma omp simd
-      for (int k = 0; k < SIDE; ++k) guess[k] = A(double(a[k]) / double(some));
-    }
-    sums_of_rows<SIDE, T>(n, rows, a, b, [&](int64_t k) {
-      return [p = in[k], m = guess[k]](auto at, auto& u, auto& v) { u = at(p, m) - m, v = u * u; };
-    });
-    const bool center = f.center;
-    const double eps = f.eps;
-    const auto is_exact = [&](int64_t k) {
-      const bool far_off = PACKED<T> && square(mu[k] - double(guess[k])) > FAR_OFF * var[k];
-      return !far_off && !out_of_range(double(b[k]), eps);
-    };
-    int64_t exact = 0;
-#pragma omp simd reduction(+ : exact)
-    for (int k = 0; k < SIDE; ++k) {
-      const double shift = center ? double(a[k]) * per : 0, rest = double(b[k]) - shift * double(a[k]);
-      mu[k] = double(guess[k]) + shift;
-      var[k] = (rest < 0 ? 0 : rest) * per;
-      exact += is_exact(k) ? 1 : 0;
-    }
-    for (int64_t k = 0; k < rows && exact < SIDE; ++k) {
-      if (is_exact(k)) continue;
-      const Moments m = moments_of(in[k], n, center, eps);
-      mu[k] = m.mean, var[k] = m.m2 * per;
-    }
-  }
-
   template <class Length>
   OUT_OF_LINE void transposed(Length n, int64_t first, int64_t end, Writer<S, T>& writer) const {
     constexpr bool DIRECT = std::is_same<T, A>::value;
