@@ -38,7 +38,7 @@ def register() -> None:
 def _lowering(op: Any, kernel: type[ir.FallbackKernel]) -> Callable[..., Any]:
     def lower(*args: Any, **kwargs: Any) -> Any:
         outputs: Any = kernel.create(op, *args, **kwargs)
-        return tuple([t.wrap_for_lowering() if isinstance(t, ir.IRNode) else t for t in outputs])
+        return tuple([ir.TensorBox.create(t) if isinstance(t, ir.IRNode) else t for t in outputs])
 
     return lower
 
