@@ -88,6 +88,7 @@ def modules() -> list[str]:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*")  # torch's compiler warns of torch, when imported
 @pytest.mark.parametrize("module", modules())
 def test_examples_in_docstrings(module: str):
     assert doctest.testmod(importlib.import_module(module)).failed == 0
