@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -31,8 +32,6 @@ def connect(x: Tensor) -> None:
 
 
 def _register(name: str) -> None:
-    from importlib import import_module
-
     try:
         import_module(f"normkit.kernels.traced.{name}").register()
     except (ImportError, AttributeError, TypeError):

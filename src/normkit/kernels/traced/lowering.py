@@ -21,7 +21,7 @@ from normkit.kernels.dtypes import arithmetic_dtype
 from normkit.kernels.formula import Arguments
 from normkit.kernels.layout import direct_plan
 from normkit.kernels.native import native
-from normkit.kernels.traced.entry import settings_of
+from normkit.kernels.traced.entry import Facts, settings_of
 
 _SIZE = len(Arguments._fields)
 _IMPORT = "from normkit.kernels.traced import entry as normkit_entry"
@@ -77,12 +77,12 @@ class _Direct(ir.FallbackKernel):
     def codegen_kwargs(self, skip_out: bool = False) -> list[str]:
         return [] if self.is_bound else super().codegen_kwargs(skip_out)
 
-    def binding(self, *args: Any, **kwargs: Any) -> tuple[Any, ...] | None:
+    def binding(self, *args: Any, **kwargs: Any) -> Facts | None:
         """The arguments of `entry` for this call."""
         raise NotImplementedError
 
 
-def _facts(a: Arguments, fixed: bool, want: int) -> tuple[Any, ...] | None:
+def _facts(a: Arguments, fixed: bool, want: int) -> Facts | None:
     """The arguments of `entry.forward` and `entry.backward`; None if the call stays with the operator."""
     fakes = {name: _fake(t) for name, t in a._asdict().items() if isinstance(t, ir.IRNode)}
     x: Any = a.x
@@ -106,7 +106,7 @@ def _facts(a: Arguments, fixed: bool, want: int) -> tuple[Any, ...] | None:
     alike = (fake.residual, fake.gate, fake.skip)
     if plan < 0 or any(t is not None and t.stride() != strides for t in alike):
         return None
-    return settings_of(a), tuple(x.shape), x.stride(), str(x.dtype).removeprefix("torch."), varying, fixed, want
+    return Facts(settings_of(a), tuple(x.shape), x.stride(), str(x.dtype).removeprefix("torch."), varying, fixed, want)
 
 
 def _fake(t: ir.IRNode) -> torch.Tensor | None:
@@ -121,7 +121,7 @@ def _fake(t: ir.IRNode) -> torch.Tensor | None:
 class _Forward(_Direct):
     entry = "forward"
 
-    def binding(self, *args: Any, **kwargs: Any) -> tuple[Any, ...] | None:
+    def binding(self, *args: Any, **kwargs: Any) -> Facts | None:
         a = Arguments(*args, **kwargs)
         moments = any(user.target is not getitem or user.args[1] in (2, 3) for user in self.node.users)
         return _facts(a, a.var is not None, int(moments))
@@ -136,7 +136,7 @@ class _Backward(_Direct):
     entry = "backward"
     first = 1
 
-    def binding(self, *args: Any, **kwargs: Any) -> tuple[Any, ...] | None:
+    def binding(self, *args: Any, **kwargs: Any) -> Facts | None:
         fixed, *wants = args[1 + _SIZE :]
         want = sum(bool(one) << i for i, one in enumerate(wants))
         return _facts(Arguments(*args[1 : 1 + _SIZE]), fixed, want)
