@@ -1,29 +1,26 @@
 """Compares, in a compiled graph, normkit's operator with a formula that Inductor fuses with neighbouring operations.
 
 ``python -m benchmarks.compiled``: a norm alone and with its usual neighbours, each compiled as one graph.
-
-``--match TEXT`` takes the cells whose name has all words of the text. ``--warm`` only compiles; torch keeps it on disk.
-``--resume`` leaves out the cells that the file of results has from this version of torch, and keeps them.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+import typer
 from torch import Tensor
 
+from benchmarks.speed import saved
 from benchmarks.speed.contestants import groups
 from benchmarks.speed.measure import RESULTS, keep_memory, machine, quiet
 from normkit import functional as N
 
 IMAGES, TOKENS = ((8, 32, 32, 32), (32, 64, 56, 56)), ((256, 256), (8192, 768))
-FILE = RESULTS / "compiled.json"
 Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
 NORMS: dict[str, tuple[Norm, Norm]] = {
     "batch_norm": (
@@ -104,33 +101,35 @@ def cells() -> Iterator[Cell]:
                     yield Cell(method, shape, neighbours, backward)
 
 
-def main() -> None:
+def main(
+    match: Annotated[str, typer.Option(help="only cells whose name has a word that begins with each of these")] = "",
+    seconds: Annotated[float, typer.Option(help="seconds for each cell")] = 0.3,
+    save: Annotated[Path, typer.Option(help="result file, written after every cell")] = RESULTS / "compiled.json",
+    warm: Annotated[bool, typer.Option("--warm", help="only compile, which fills the cache on disk")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="keep what the file has, unless the machine was not quiet")
+    ] = False,
+) -> None:
     """Time both and print the time of normkit's operator divided by Inductor's time."""
-    parser = argparse.ArgumentParser(description="A compiled norm and its neighbours: normkit against torch's formula.")
-    parser.add_argument("--match", default="", help="only cells whose name has all of these words")
-    parser.add_argument("--seconds", type=float, default=0.3, help="time for each cell")
-    parser.add_argument("--warm", action="store_true", help="only compile")
-    parser.add_argument("--resume", action="store_true", help="keep the cells that have been measured")
-    options = parser.parse_args()
-    keep_memory()
-    before: list[dict[str, Any]] = []
-    if options.resume and FILE.exists():
-        kept = json.loads(FILE.read_text())
-        before = kept["cells"] if kept["machine"]["torch"] == torch.__version__ else []
-    known = {row["name"] for row in before}
-    rows = before
-    for cell in cells():
-        if cell.name in known or not all(word in cell.name for word in options.match.split()):
+    every = list(cells())
+    chosen = saved.matching(every, match)
+    results: dict[str, Any] = {"machine": machine(), "cells": []}
+    rows = results["cells"] = saved.kept(save, results["machine"], chosen, resume=resume)
+    if not (resume or warm) and len(chosen) < len(every):
+        saved.refuse_part(save, RESULTS)
+    known = {row["name"] for row in rows}
+    for cell in chosen:
+        if cell.name in known:
             continue
         calls = cell.calls()
-        if options.warm:
+        if warm:
             for call in calls.values():
                 call()
             continue
-        times, was_quiet = quiet(calls, options.seconds)
+        times, was_quiet = quiet(calls, seconds)
         rows.append({"name": cell.name, "neighbours": cell.neighbours, "milliseconds": times, "quiet": was_quiet})
         print(f"{times['operator'] / times['formula']:.2f}  {cell.name}", flush=True)
-        FILE.write_text(json.dumps({"machine": machine(), "cells": rows}, indent=1) + "\n")
+        saved.store(save, results)
     summarize(rows)
 
 
@@ -148,4 +147,5 @@ def summarize(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    keep_memory()
+    typer.run(main)

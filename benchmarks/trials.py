@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.speed import saved, tables
 from benchmarks.speed.measure import RESULTS, machine
 from benchmarks.speed.pages import filled
 from normkit.catalog import LANGUAGES, Text
@@ -32,6 +34,7 @@ from normkit.study.training.design import Design
 from normkit.study.training.trainer import Trainer
 from normkit.study.training.trial import Trial
 
+FILE = RESULTS / "trials.json"
 METHODS = ("none", "batch_norm", "group_norm", "weight_norm")
 STEPS = 200
 RATES = (0.003, 0.01)
@@ -175,7 +178,7 @@ def measured(task: Task, method: str, batch: int, copies: int, rounds: int) -> d
 
 def markdown(results: Mapping[str, Any], lang: str) -> str:
     """The results as a table of a page."""
-    rows = [[header.to(lang) for header in HEADER], ["---", *["--:"] * (len(HEADER) - 1)]]
+    rows = []
     groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for cell in results["cells"]:
         groups.setdefault((cell["net"], cell["batch"]), []).append(cell)
@@ -186,8 +189,7 @@ def markdown(results: Mapping[str, Any], lang: str) -> str:
         spans = f"{min(ratios):.1f}–{max(ratios):.1f}", f"{min(shares):.0f}–{max(shares):.0f} %"
         rows.append([names[net].to(lang), str(batch), *spans])
     where = WHERE.to(lang).format(**results["machine"], copies=results["copies"])
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return f"\n{table}\n\n{where}\n"
+    return f"\n{tables.markdown([header.to(lang) for header in HEADER], rows)}\n\n{where}\n"
 
 
 def write_pages(results: Mapping[str, Any]) -> None:
@@ -201,12 +203,14 @@ def main(
     rounds: Annotated[int, typer.Option(help="Measurements of each, in turns.")] = 2,
     copies: Annotated[int, typer.Option(help="Runs at once.")] = 32,
     match: Annotated[str, typer.Option(help="Only cells whose name contains this, as in 'MLP 8 batch_norm'.")] = "",
+    save: Annotated[Path, typer.Option(help="Result file; that of the project is shown on pages.")] = FILE,
     resume: Annotated[bool, typer.Option(help="Keep the cells of the last results that are not measured now.")] = False,
 ) -> None:
-    """Measure, print, and write benchmarks/results/trials.json; one thread, as each worker has."""
+    """Measure, print, and write the results and the pages that show them; one thread, as each worker has."""
     torch.set_num_threads(1)
-    path = RESULTS / "trials.json"
-    kept = json.loads(path.read_text())["cells"] if resume else []
+    if match and not resume:
+        saved.refuse_part(save, RESULTS)
+    kept = json.loads(save.read_text())["cells"] if resume else []
     known = {(cell["net"], cell["batch"], cell["method"]): cell for cell in kept}
     table = Table("net", "batch", "method", "at once, a minute", "one by one", "ratio", "bound", "of the bound")
     cells = []
@@ -221,8 +225,9 @@ def main(
                     cells.append(known[name, batch, method])
     Console().print(table)
     results = {"machine": machine(), "copies": copies, "cells": cells}
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    write_pages(results)
+    saved.store(save, results)
+    if save.resolve() == FILE.resolve():
+        write_pages(results)
 
 
 if __name__ == "__main__":
